@@ -1,0 +1,1 @@
+"""Bytes, shards and integers: corpora to shards, verification, and the stream. Knows no process group."""

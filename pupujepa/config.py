@@ -1,0 +1,108 @@
+"""Configuration: a frozen dataclass beside each owner, composed from presets, a file and dotted overrides.
+
+Precedence: dataclass defaults < presets, in order < file < command line. A key that no dataclass declares is refused, with
+the nearest name, because a misspelt `train.step=10` that is ignored trains for a week with the wrong length.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pupujepa.errors import UserError
+
+Schema = TypeVar("Schema")
+
+
+class ConfigError(UserError):
+    """A configuration key or value that cannot be used."""
+
+
+def compose(
+    schema: type[Schema],
+    *,
+    presets: Iterable[Mapping[str, Any] | Path] = (),
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+) -> Schema:
+    """Builds an instance of the dataclass `schema`.
+
+    Args:
+        presets: mappings or YAML files that hold only what differs from the defaults.
+        file: a YAML file of the user's.
+        overrides: `dotted.key=value` strings; values are read as YAML (`a=[1,2]`, `b=null`).
+
+    Raises:
+        ConfigError: unknown key (with the nearest name), wrong type, unreadable YAML or a missing `=`.
+    """
+    config = OmegaConf.structured(schema)
+    layers = [(_read_yaml(p) if isinstance(p, Path) else OmegaConf.create(dict(p)), "preset") for p in presets]
+    if file is not None:
+        layers.append((_read_yaml(file), str(file)))
+    layers.append((_parse_overrides(overrides), "command line"))
+    for layer, origin in layers:
+        refuse_unknown_keys(schema, layer, origin=origin)
+        try:
+            config = OmegaConf.merge(config, layer)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{origin}: {str(error).splitlines()[0]} (key {error.full_key!r})") from error
+    return _to_object(config)
+
+
+def to_yaml(config: Any) -> str:
+    """Returns the YAML text of a dataclass instance; `from_yaml` is its exact opposite."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(schema: type[Schema], text: str) -> Schema:
+    """Returns the instance that `to_yaml` wrote."""
+    return compose(schema, presets=[OmegaConf.to_container(_as_mapping(OmegaConf.create(text), "YAML text"))])  # type: ignore[list-item]
+
+
+def refuse_unknown_keys(schema: type, layer: DictConfig, *, origin: str, prefix: str = "") -> None:
+    """Raises ConfigError at the first key of `layer` that the dataclass `schema` does not declare."""
+    declared = {f.name: f for f in fields(schema)}
+    for key in layer:
+        if key not in declared:
+            near = get_close_matches(str(key), declared, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys here: {', '.join(sorted(declared))}"
+            raise ConfigError(f"{origin}: unknown key {prefix}{key}; {hint}")
+        inner = declared[str(key)].type
+        value = layer._get_node(key)
+        if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, DictConfig):
+            refuse_unknown_keys(inner, value, origin=origin, prefix=f"{prefix}{key}.")
+
+
+def _parse_overrides(overrides: Iterable[str]) -> DictConfig:
+    overrides = list(overrides)
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r} has no '='; write it as dotted.key=value, e.g. train.steps=1000")
+    return OmegaConf.from_dotlist(overrides)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        near = get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
+        raise ConfigError(f"no configuration file {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    try:
+        return _as_mapping(OmegaConf.load(path), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+
+
+def _as_mapping(node: Any, origin: str) -> DictConfig:
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{origin} must hold a mapping of keys to values, not a {type(node).__name__}")
+    return node
+
+
+def _to_object(config: Any) -> Any:
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error

@@ -1,0 +1,1 @@
+"""Ray Tune: ablation axes, trials and their report. Nobody imports this room."""
