@@ -1,7 +1,7 @@
 """Configuration: a frozen dataclass beside each owner, composed from presets, a file and dotted overrides.
 
-Precedence: dataclass defaults < presets, in order < file < command line. A key that no dataclass declares is refused, with
-the nearest name, because a misspelt `train.step=10` that is ignored trains for a week with the wrong length.
+Precedence: dataclass defaults < presets, in order < file < command line. A key that no dataclass declares is refused,
+with the nearest name, because a misspelt `train.step=10` that is ignored trains for a week with the wrong length.
 """
 
 from collections.abc import Iterable, Mapping
@@ -74,7 +74,7 @@ def refuse_unknown_keys(schema: type, layer: DictConfig, *, origin: str, prefix:
         inner = declared[str(key)].type
         value = layer._get_node(key)
         if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, DictConfig):
-            refuse_unknown_keys(inner, value, origin=origin, prefix=f"{prefix}{key}.")
+            refuse_unknown_keys(inner, value, origin=origin, prefix=f"{prefix}{key!s}.")
 
 
 def _parse_overrides(overrides: Iterable[str]) -> DictConfig:

@@ -1,0 +1,27 @@
+"""Front door of the training and evaluation room.
+
+  python -m distributed train --preset demo stream.url=shards/train            one process
+  torchrun --nproc-per-node 8 -m distributed train --preset tiny stream.url=s3://bucket/shards/train
+  srun python -m distributed train --preset tiny stream.url=s3://bucket/shards/train       one task per GPU
+  python -m distributed evaluate --encoders runs/demo random_init --data corpora/scores --out runs/demo
+  python -m distributed report runs/demo                                        the page of a run
+  python -m distributed plan --preset large --gpus 64                           memory, FLOPs, hours: before you queue
+
+The same train command, run again, continues from the newest whole checkpoint.
+"""
+
+import sys
+
+from pupujepa.front_door import Command, enter
+
+COMMANDS = {
+    "train": Command("distributed.train", "pre-train, or continue a run"),
+    "evaluate": Command("distributed.marble.evaluate", "probe frozen encoders on labelled tasks"),
+    "report": Command("distributed.report.page", "build the self-contained HTML page of a run"),
+    "export": Command("distributed.export", "write a checkpoint in the released weight format"),
+    "plan": Command("distributed.plan", "memory, FLOPs and hours of an experiment before it is queued"),
+    "warm": Command("distributed.warm", "compile DeepSpeed's communication op once, so that first runs start fast"),
+}
+
+if __name__ == "__main__":
+    sys.exit(enter("distributed", COMMANDS, manual=__doc__))

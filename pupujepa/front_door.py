@@ -1,0 +1,75 @@
+"""The one way into a room from the command line: `python -m <room> <command> ...`.
+
+Every room's `__main__` names its commands and the modules behind them; only the module of the chosen command is
+imported, so that `--help` answers at once. A `UserError` becomes one sentence and exit code 2. Nothing else is caught:
+a crash keeps its traceback and never exits 0.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from pupujepa.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: the module that holds `add_arguments(parser)` and `run(args) -> int`, and one line of help."""
+
+    module: str
+    help: str
+
+
+def enter(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequence[str] | None = None) -> int:
+    """Runs the sub-command that `argv` names and returns its exit code.
+
+    Args:
+        room: the package whose front door this is.
+        commands: by name.
+        manual: what the room is for, with examples; shown by `--help` as it is written.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {room}", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    try:
+        if room != "pupujepa":
+            require_own_rooms(Path(__file__).parents[1])
+        for name, command in commands.items():
+            module = import_module(command.module) if name == chosen else None
+            subparser = subparsers.add_parser(
+                name,
+                help=command.help,
+                description=module.__doc__ if module else command.help,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            if module:
+                module.add_arguments(subparser)
+                subparser.set_defaults(run=module.run)
+        args = parser.parse_args(argv)
+        return args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the sentence is the product
+        return 2
+
+
+def require_own_rooms(root: Path) -> None:
+    """Raises UserError when `data`, `distributed` or `sweeps` would be imported from somewhere else than `root`.
+
+    These are also names of other people's packages; importing theirs fails later, far from the cause.
+    """
+    for room in ("data", "distributed", "sweeps"):
+        spec = find_spec(room)
+        found = Path(spec.origin).parent if spec and spec.origin else None
+        if found != root / room:
+            where = found or "nowhere"
+            raise UserError(
+                f"the package {room!r} is found at {where}, not in this checkout ({root / room}), so the wrong code "
+                f"would run; start from the checkout's root, or put it first: PYTHONPATH={root}"
+            )

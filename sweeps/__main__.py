@@ -1,0 +1,18 @@
+"""Front door of the sweeps room: ablations as data, trials as ordinary runs, deltas with intervals.
+
+python -m sweeps run sweeps/ablations/demo.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
+python -m sweeps run sweeps/ablations/demo.yaml ... --resume        after anything that stopped it
+python -m sweeps report runs/sweep                                  the table and the page
+"""
+
+import sys
+
+from pupujepa.front_door import Command, enter
+
+COMMANDS = {
+    "run": Command("sweeps.run", "train and probe every trial of an ablation on Ray Tune"),
+    "report": Command("sweeps.report", "the table and the page of a sweep"),
+}
+
+if __name__ == "__main__":
+    sys.exit(enter("sweeps", COMMANDS, manual=__doc__))

@@ -1,0 +1,64 @@
+"""The house: arrows between rooms go one way, and the rooms that we import are ours."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("pupujepa", "data", "distributed", "sweeps")
+
+
+def lint_imports(root):
+    lint = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"]
+    return subprocess.run(lint, check=False, cwd=root, capture_output=True, text=True)
+
+
+def test_arrows_between_rooms_go_one_way():
+    """sweeps -> distributed -> data -> pupujepa, checked on every import of the four packages."""
+    checked = lint_imports(ROOT)
+    assert checked.returncode == 0, checked.stdout
+    assert "1 kept, 0 broken" in checked.stdout
+
+
+def test_an_arrow_against_the_grain_is_caught(tmp_path):
+    """The check can fail: a library module that imports the data room breaks the contract."""
+    for room in ROOMS:
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text("")
+    (tmp_path / "pupujepa" / "wrong.py").write_text("import data\n")
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = "\n    ".join(linter["contracts"][0]["layers"])
+    (tmp_path / ".importlinter").write_text(
+        "[importlinter]\nroot_packages =\n    " + "\n    ".join(ROOMS) + "\n"
+        f"[importlinter:contract:rooms]\nname = rooms\ntype = layers\nlayers =\n    {layers}\n"
+    )
+    checked = lint_imports(tmp_path)
+    assert checked.returncode == 1
+    assert "pupujepa.wrong -> data" in checked.stdout
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_imported_room_is_ours(room):
+    """`data`, `distributed` and `sweeps` are also names of other people's packages."""
+    assert Path(import_module(room).__file__).parent == ROOT / room
+
+
+def test_the_wheel_holds_only_the_library():
+    """What people install to get embeddings must not claim the names of the other rooms."""
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert packages == {"include": ["pupujepa*"]}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_importing_a_room_does_nothing(room):
+    """Importing starts no process group, draws no random number and loads no training framework."""
+    code = (
+        "import sys, random; state = random.getstate(); import " + room + "; "
+        "assert random.getstate() == state; "
+        "assert not {'deepspeed', 'ray', 'wandb', 'music21'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
