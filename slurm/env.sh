@@ -1,0 +1,25 @@
+# The only site file: everything here that a cluster decides is set in this file and nowhere else.
+# Each line may be overridden from the environment of `sbatch`.
+
+# The checkout and its virtual environment, visible from every node.
+export PUPUJEPA_ROOT="${PUPUJEPA_ROOT:-$SLURM_SUBMIT_DIR}"
+export PUPUJEPA_VENV="${PUPUJEPA_VENV:-$PUPUJEPA_ROOT/.venv}"
+
+# Modules, if your site has them:
+# module load cuda/13.0
+
+# Where shards are cached on each node: fast and local, as large as you can spare.
+export PUPUJEPA_CACHE_DIR="${PUPUJEPA_CACHE_DIR:-${TMPDIR:-/tmp}/pupujepa-cache-$USER}"
+
+# Object store: the standard variables or ~/.aws profile. Never write keys into this file.
+# export AWS_ENDPOINT_URL=https://objects.example.org
+# export AWS_PROFILE=pupujepa
+
+# The interface between nodes, where the default route is not it:
+# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
+
+export PATH="$PUPUJEPA_VENV/bin:$PATH"
+export PYTHONPATH="$PUPUJEPA_ROOT${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+cd "$PUPUJEPA_ROOT"
