@@ -1,6 +1,6 @@
-"""A real SLURM of two virtual nodes on this machine, for the tests: slurmctld, two slurmd, munge; no systemd, no cgroups.
+"""A real SLURM of two virtual nodes on this machine, for the tests: slurmctld, two slurmd and munge, without systemd.
 
-Needs root (munge keys, device nodes) and Debian's slurmctld, slurmd, slurm-client and munge, which `make test` installs.
+Needs root and Debian's slurmctld, slurmd, slurm-client and munge, which `make test` installs.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 BASE_PORT = 16817
 NODES = ("n1", "n2")
 
-# cred_expire: a requeued job waits for its old credential to expire, 120 s by default. RequeueExit: the trainer's code for
-# "saved, continue me". `low` is preempted by `high`. InactiveLimit and KillWait are short so that faults show quickly.
+# cred_expire: a requeued job waits for its old credential to expire, 120 s by default. RequeueExit: the trainer's code
+# for "saved, continue me". `low` is preempted by `high`. KillWait is short so that faults show quickly.
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -95,7 +95,7 @@ def _start_munge(root: Path, environment: dict, started: list) -> None:
     options = [f"--key-file={munge}/key", f"--socket={munge}/socket", f"--pid-file={munge}/pid"]
     options += [f"--log-file={munge}/log", f"--seed-file={munge}/seed", "--num-threads=2"]
     started.append(_daemon(["munged", "-F", "-f", *options], root, environment))
-    _wait_for(lambda: (munge / "socket").exists(), "munged's socket", root)
+    _wait_for((munge / "socket").exists, "munged's socket", root)
 
 
 def _daemon(command: list[str], root: Path, environment: dict) -> subprocess.Popen:

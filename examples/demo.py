@@ -1,0 +1,231 @@
+"""The whole system on real music, in one command: `make demo` (or `python examples/demo.py --help`).
+
+Renders real scores with sampled instruments, turns them into log-mel shards in a local S3 store, pre-trains a small
+PupuJEPA from that store on two ranks with DeepSpeed ZeRO-2, kills it with SIGKILL on the way and runs the same command
+again, probes the frozen encoder against three baselines, runs a two-trial ablation on Ray Tune, and writes
+runs/demo/report.html and runs/demo/summary.json.
+
+Every step is a command of a front door that you could type yourself; each is printed before it runs. A step that is
+done is not done again, so after an interruption the same command continues.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from data.local_s3 import LocalS3  # noqa: E402 - run as a script, the root is not on the path before
+from pupujepa.errors import UserError  # noqa: E402
+
+BUCKET = "pupujepa-demo"
+TASKS = ("key", "beats", "instruments", "tempo", "collection")
+
+
+@dataclass
+class Demo:
+    """Paths, the environment of the child processes, and the seconds that each phase took."""
+
+    out: Path
+    environment: dict[str, str]
+    ranks: int = 2
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def corpus(self) -> Path:
+        """Rendered audio, note lists and labels."""
+        return self.out / "corpus"
+
+    @property
+    def shards(self) -> str:
+        """Where the log-mel shards live: in the S3 store, not on a local path."""
+        return f"s3://{BUCKET}/shards"
+
+    def phase(self, name: str, work: Callable[[], None]) -> None:
+        """Runs `work` once, remembers how long it took, and skips it when an earlier call finished it."""
+        self.seconds = _read_json(self.out / "phases.json", {})
+        if name in self.seconds:
+            say(f"{name}: done before, in {self.seconds[name]:.0f} s")
+            return
+        say(f"{name} ...")
+        started = time.monotonic()
+        work()
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        _write_json(self.out / "phases.json", self.seconds)
+        say(f"{name}: {self.seconds[name]:.0f} s")
+
+    def run(self, *command: str | Path) -> None:
+        """Runs one front-door command to its end; raises when it fails."""
+        subprocess.run(self.announce(command), check=True, env=self.environment, cwd=ROOT)
+
+    def announce(self, command: Sequence[str | Path]) -> list[str]:
+        """Prints the command as a user would type it and returns its argv."""
+        words = [str(word) for word in command]
+        print("  $ " + shlex.join(words).replace(str(ROOT) + "/", ""), flush=True)  # noqa: T201
+        return [sys.executable if word == "python" else word for word in words]
+
+    def torchrun(self, *arguments: str | Path) -> tuple[str | Path, ...]:
+        """A command of the distributed room on all ranks of this machine."""
+        launcher = ("python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}")
+        return (*launcher, "-m", "distributed", *arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs all phases; returns the exit code."""
+    args = parse(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with LocalS3(args.out / "store") as store:
+        store.make_bucket(BUCKET)
+        demo = Demo(args.out.resolve(), {**os.environ, **store.environment(), "PYTHONPATH": str(ROOT)}, args.ranks)
+        demo.phase("render", lambda: render(demo, args))
+        demo.phase("shard", lambda: shard(demo))
+        demo.phase("train", lambda: train(demo, args.overrides))
+        demo.phase("evaluate", lambda: evaluate(demo))
+        if not args.no_sweep:
+            demo.phase("sweep", lambda: sweep(demo))
+        demo.phase("report", lambda: report(demo))
+    write_summary(demo)
+    say(f"{time.monotonic() - started:.0f} s in all; open {args.out / 'report.html'}")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "demo", help="run directory (default: runs/demo)")
+    parser.add_argument("--pieces", type=int, default=800, help="scores to render (default: %(default)s)")
+    parser.add_argument("--takes", type=int, default=2, help="renderings of each score (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.48, help="longest rendering (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, default=2, help="training processes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus (default: %(default)s)")
+    parser.add_argument("--no-sweep", action="store_true", help="leave out the ablation on Ray Tune")
+    parser.add_argument("overrides", nargs="*", help="overrides of the training preset, e.g. train.steps=600")
+    return parser.parse_args(argv)
+
+
+def render(demo: Demo, args: argparse.Namespace) -> None:
+    """Real scores -> audio with exact labels."""
+    size = ["--pieces", str(args.pieces), "--takes", str(args.takes), "--seconds", str(args.seconds)]
+    demo.run("python", "-m", "data", "scores", demo.corpus, *size, "--seed", str(args.seed), "--workers", "2")
+
+
+def shard(demo: Demo) -> None:
+    """Audio -> log-mel shards in the S3 store, then every byte checked against the manifest."""
+    options = ("--dtype", "uint8", "--shard-mib", "8", "--workers", "2")
+    demo.run("python", "-m", "data", "build", demo.corpus / "tracks.jsonl", demo.shards, *options)
+    demo.run("python", "-m", "data", "verify", f"{demo.shards}/train")
+
+
+def train(demo: Demo, overrides: Sequence[str]) -> None:
+    """Pre-trains; on the first time, all processes are killed with SIGKILL on the way and the command is run again."""
+    data = (f"stream.url={demo.shards}/train", f"stream.cache_dir={demo.out / 'cache'}")
+    command = demo.torchrun("train", "--preset", "demo", "--run-dir", demo.out, *data, *overrides)
+    checkpoints = demo.out / "checkpoints"
+    if not checkpoints.exists():
+        kill_after_checkpoint(demo, command)
+    demo.run(*command)
+
+
+def kill_after_checkpoint(demo: Demo, command: Sequence[str | Path]) -> None:
+    """Starts training in a process group of its own and kills the group a few seconds after its first checkpoint."""
+    process = subprocess.Popen(demo.announce(command), env=demo.environment, cwd=ROOT, start_new_session=True)
+    try:
+        while not (demo.out / "checkpoints" / "LATEST").exists():
+            if process.poll() is not None:
+                raise UserError(f"training ended with exit code {process.returncode} before its first checkpoint")
+            time.sleep(0.2)
+        time.sleep(3.0)  # into steps that no checkpoint holds yet: they must be trained again, with the same losses
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    lost = last_step(demo.out / "metrics.jsonl")
+    saved = (demo.out / "checkpoints" / "LATEST").read_text().strip()
+    say(f"killed all {demo.ranks} ranks with SIGKILL, on purpose, at step {lost}; the newest checkpoint is {saved}")
+    say("running the same command again: it continues from there")
+
+
+def evaluate(demo: Demo) -> None:
+    """Linear probes on the frozen teacher and on the baselines, spread over the same ranks."""
+    encoders = ("--encoders", demo.out, "random_init", "log_mel", "chroma")
+    demo.run(*demo.torchrun("evaluate", *encoders, "--tasks", "all", "--data", demo.corpus, "--out", demo.out))
+
+
+def sweep(demo: Demo) -> None:
+    """A small ablation: two trials beside each other, one core each."""
+    inputs = ("--shards", f"{demo.shards}/train", "--corpus", demo.corpus, "--out", demo.out / "sweep")
+    demo.run("python", "-m", "sweeps", "run", ROOT / "sweeps" / "ablations" / "demo.yaml", *inputs)
+    demo.run("python", "-m", "sweeps", "report", demo.out / "sweep")
+
+
+def report(demo: Demo) -> None:
+    """The page."""
+    demo.run("python", "-m", "distributed", "report", demo.out, "--shards", f"{demo.shards}/test")
+
+
+def write_summary(demo: Demo) -> None:
+    """Gathers what the phases wrote into summary.json; nothing is computed anew."""
+    facts = _read_json(demo.out / "facts.json")
+    names = "audio_hours shards ranks zero_stage steps crops_per_s data_wait_fraction loss_first loss_last"
+    summary = {name: facts[name] for name in f"{names} explained_variance effective_rank".split()}
+    tracks = [json.loads(line) for line in (demo.corpus / "tracks.jsonl").read_text().splitlines()]
+    summary["pieces"] = len({track["track"].rsplit("-take", 1)[0] for track in tracks})
+    summary["probes"] = probe_summary(demo.out / "results.jsonl")
+    summary["seconds"] = demo.seconds
+    _write_json(demo.out / "summary.json", summary)
+
+
+def probe_summary(results: Path) -> dict[str, dict]:
+    """Per task: the metric, the value of each encoder, and the interval of trained minus random init."""
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    summary: dict[str, dict] = {}
+    for row in rows:
+        encoder = row["encoder"] if row["encoder"] in ("random_init", "log_mel", "chroma") else "trained"
+        task = summary.setdefault(row["task"], {"metric": row["metric"]})
+        task[encoder] = row["value"]
+        if encoder == "trained":
+            difference = row["difference_to"]["random_init"]
+            task |= {"interval": row["interval"], "gain": difference["value"], "gain_interval": difference["interval"]}
+    return summary
+
+
+def last_step(metrics: Path) -> int:
+    """The last step that the log knows of; a row cut by the kill does not count."""
+    rows = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+    return json.loads(rows[-1])["step"]
+
+
+def say(sentence: str) -> None:
+    """One line of the demo's own voice."""
+    print(f"\n== {sentence}", flush=True)  # noqa: T201
+
+
+def _read_json(path: Path, default: dict | None = None) -> dict:
+    if default is not None and not path.exists():
+        return default
+    return json.loads(path.read_text())
+
+
+def _write_json(path: Path, value: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"error: {shlex.join(map(str, error.cmd[:6]))} ... ended with exit code {error.returncode}; see above")
