@@ -1,0 +1,85 @@
+"""Audio in: files of any rate and channel count -> float32 mono; resampling; and every way a file can be unusable.
+
+Files are decoded by libsndfile (wav, flac, ogg, mp3, aiff, ...). A file that decodes to nonsense (NaN, no samples) is an
+error here, once, rather than a silent row of zeros in a corpus or an embedding.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torchaudio.functional import resample as torchaudio_resample
+
+from pupujepa.errors import UserError
+
+
+class AudioError(UserError):
+    """An audio file or array that cannot be used."""
+
+
+def read_audio(
+    path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None
+) -> tuple[NDArray[np.float32], int]:
+    """Decodes a stretch of an audio file.
+
+    Args:
+        start_s: where the stretch begins.
+        duration_s: its length; None reads to the end. A file that ends sooner gives what there is.
+
+    Returns:
+        Mono audio [S] (mean over the channels) and its sample rate in Hz.
+
+    Raises:
+        AudioError: missing, unreadable or empty file, a stretch beyond its end, or samples that are not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path}: no such audio file; check the path")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            frames = -1 if duration_s is None else round(duration_s * rate)
+            file.seek(min(round(start_s * rate), file.frames))
+            audio_SC = file.read(frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(
+            f"{path}: cannot be decoded as audio ({error}); convert it to wav, flac, ogg or mp3"
+        ) from error
+    if not len(audio_SC):
+        raise AudioError(f"{path}: holds no audio from {start_s:g} s on; remove it or choose an earlier start")
+    return mono(audio_SC.T, origin=str(path)), rate
+
+
+def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:
+    """Averages channels [C, S] (or [S]) to float32 [S] and refuses what no encoder can use.
+
+    Integer samples are scaled to full scale 1.
+
+    Raises:
+        AudioError: no samples, more than two dimensions, more channels than samples, or values that are not finite.
+    """
+    audio_CS = np.asarray(audio_CS)
+    if audio_CS.ndim not in (1, 2) or not audio_CS.size:
+        raise AudioError(f"{origin}: expected samples [S] or [channels, S], not an array of shape {audio_CS.shape}")
+    if audio_CS.ndim == 2 and audio_CS.shape[0] > audio_CS.shape[1]:
+        raise AudioError(f"{origin}: shape {audio_CS.shape} has more channels than samples; transpose to [channels, S]")
+    if audio_CS.dtype.kind == "i":
+        audio_CS = audio_CS / -float(np.iinfo(audio_CS.dtype).min)
+    elif audio_CS.dtype.kind != "f":
+        raise AudioError(f"{origin}: samples of type {audio_CS.dtype} are not audio; use floats or signed integers")
+    audio_S = np.ascontiguousarray(audio_CS.mean(0) if audio_CS.ndim == 2 else audio_CS, dtype=np.float32)
+    if not np.isfinite(audio_S).all():
+        bad = int(np.flatnonzero(~np.isfinite(audio_S))[0])
+        raise AudioError(f"{origin}: sample {bad} is not finite, so every feature would be NaN; repair or remove it")
+    return audio_S
+
+
+def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
+    """Resamples along the last axis with torchaudio's windowed sinc filter (its default, 6 zero crossings)."""
+    if from_hz <= 0 or to_hz <= 0:
+        raise AudioError(f"sample rates must be positive, not {from_hz} Hz and {to_hz} Hz")
+    if from_hz == to_hz:
+        return audio_S
+    return torchaudio_resample(torch.from_numpy(audio_S), int(from_hz), int(to_hz)).numpy()

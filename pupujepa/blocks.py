@@ -1,0 +1,135 @@
+"""Transformer blocks with the released key names: pre-norm, fused qkv, 2-D rotary positions, SwiGLU.
+
+`Linear` and `PatchConv` leave their memory as it is: `PupuJEPA.init_weights` fills it from its own generator, so building
+a model neither touches the global random state nor initialises a large model twice.
+
+Shapes: B batch, N tokens, D width, H heads.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from pupujepa.rope import Rotation, rotate
+
+NORM_EPSILON = 1e-5
+
+
+class Linear(nn.Linear):
+    """A linear map whose memory is not initialised on construction."""
+
+    def reset_parameters(self) -> None:
+        """Does nothing; see the module's docstring."""
+
+
+class PatchConv(nn.Conv2d):
+    """A patch convolution whose memory is not initialised on construction."""
+
+    def reset_parameters(self) -> None:
+        """Does nothing; see the module's docstring."""
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm that computes and returns float32 under any autocast, on every device."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPSILON)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Normalises the last axis."""
+        return functional.layer_norm(x_BND.float(), self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+
+    def project(self, x_BND: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries and keys, both rotated, and values, each [B, H, N, D / H]."""
+        query, key, value = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return rotate(query, rotation), rotate(key, rotation), value
+
+    def forward(self, x_BND: Tensor, rotation: Rotation) -> Tensor:
+        """Attends over all N tokens."""
+        mixed_BHND = functional.scaled_dot_product_attention(*self.project(x_BND, rotation))
+        return self.proj(mixed_BHND.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP: fc1 holds gate and value packed, silu(first half) * second half."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, 2 * hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Maps each token on its own."""
+        gate, value = self.fc1(x_BND).chunk(2, dim=-1)
+        return self.fc2(functional.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: 16 D^2 + 17 D parameters at mlp_ratio 4."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = LayerNorm(width)
+        self.mlp = SwiGLU(width, round(mlp_ratio * width))
+
+    def forward(self, x_BND: Tensor, rotation: Rotation) -> Tensor:
+        """Returns the tokens after attention and MLP, each with its residual."""
+        x_BND = x_BND + self.attn(self.norm1(x_BND), rotation)
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks and its final norm: the student, and the teacher."""
+
+    def __init__(self, width: int, *, depth: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = LayerNorm(width)
+        self.activation_checkpointing = False
+
+    def forward(self, x_BND: Tensor, rotation: Rotation) -> Tensor:
+        """Returns the normed output of the last block."""
+        return self.norm(run_blocks(self.blocks, x_BND, rotation, recompute=self.activation_checkpointing)[-1])
+
+    def hidden_states(self, x_BND: Tensor, rotation: Rotation) -> list[Tensor]:
+        """Returns depth + 1 states [B, N, D]: the input, then each block's output, the last of them normed."""
+        states = [x_BND]
+        for block in self.blocks:
+            states.append(block(states[-1], rotation))
+        return [*states[:-1], self.norm(states[-1])]
+
+    def top_outputs(self, x_BND: Tensor, rotation: Rotation, *, top: int) -> list[Tensor]:
+        """Returns the outputs of the last `top` blocks, before the final norm."""
+        return run_blocks(self.blocks, x_BND, rotation, keep=top)
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x_BND: Tensor, rotation: Rotation, *, keep: int = 1, recompute: bool = False
+) -> list[Tensor]:
+    """Runs the blocks in turn and returns the last `keep` outputs, holding no more of them than that.
+
+    Args:
+        recompute: drop each block's activations and compute them again in the backward pass, which trades about a third
+            more time for memory that no longer grows with depth.
+    """
+    kept: list[Tensor] = []
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x_BND = checkpoint(block, x_BND, rotation, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_BND = block(x_BND, rotation)
+        kept = [*kept[max(0, len(kept) - keep + 1) :], x_BND]
+    return kept

@@ -1,0 +1,152 @@
+"""The front end: audio at 24 kHz -> natural-log mel spectrogram, 100 frames a second, exactly as the released weights saw it.
+
+The log-mel is kept *before* mean/std normalisation everywhere (shards, caches): the statistics belong to a corpus or to a
+model, the front end to neither.
+
+Shapes: B batch, S samples of audio, T frames, F mel bands.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torchaudio.functional import melscale_fbanks
+
+from pupujepa.errors import UserError
+
+# Corpus statistics that the released checkpoints were trained with (`preprocess` of the model card's code).
+RELEASED_MEAN = -4.089994845986366
+RELEASED_STD = 2.0242277159094813
+LOG_FLOOR = math.log(1e-5)
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """Parameters of the log-mel spectrogram; the defaults are the released ones."""
+
+    sample_rate_hz: int = 24_000
+    n_fft: int = 1024
+    hop_samples: int = 240
+    window_samples: int = 1024
+    mel_bands: int = 128
+    fmin_hz: float = 0.0
+    fmax_hz: float = 12_000.0
+    floor: float = 1e-5
+    magnitude_epsilon: float = 1e-9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hop_samples <= self.n_fft or (self.n_fft - self.hop_samples) % 2:
+            raise UserError(
+                f"hop_samples={self.hop_samples} must lie in 1..n_fft={self.n_fft} and differ from it by an even number, "
+                "or the frames cannot be padded alike on both sides"
+            )
+        if not 0 < self.window_samples <= self.n_fft:
+            raise UserError(f"window_samples={self.window_samples} must lie in 1..n_fft={self.n_fft}")
+        if not 0 <= self.fmin_hz < self.fmax_hz <= self.sample_rate_hz / 2:
+            raise UserError(
+                f"mel range {self.fmin_hz}-{self.fmax_hz} Hz does not fit below {self.sample_rate_hz / 2} Hz, half the "
+                f"sample rate; lower fmax_hz"
+            )
+
+    @property
+    def padding_samples(self) -> int:
+        """Samples that are reflected on each side, so that S samples give floor(S / hop) frames."""
+        return (self.n_fft - self.hop_samples) // 2
+
+    @property
+    def frames_per_s(self) -> float:
+        """Frames per second of audio."""
+        return self.sample_rate_hz / self.hop_samples
+
+
+def log_mel(audio_BS: Tensor, config: FrontendConfig = FrontendConfig()) -> Tensor:
+    """Computes the log-mel spectrogram [B, floor(S / hop), mel_bands], float32, natural log, not normalised.
+
+    Args:
+        audio_BS: mono audio at `config.sample_rate_hz`, full scale 1.
+
+    Raises:
+        UserError: the audio is shorter than the reflected padding.
+    """
+    return log_mel_slice(audio_BS, 0, num_frames=audio_BS.shape[-1] // config.hop_samples, config=config)
+
+
+def log_mel_slice(
+    audio_BS: Tensor,
+    first_frame: int,
+    *,
+    num_frames: int,
+    config: FrontendConfig = FrontendConfig(),
+) -> Tensor:
+    """Computes frames [first_frame, first_frame + num_frames) of `log_mel(audio_BS)` in memory of that many frames only.
+
+    Returns:
+        [B, num_frames, mel_bands], equal to the same slice of the whole spectrogram.
+    """
+    samples = audio_BS.shape[-1]
+    if samples <= config.padding_samples:
+        raise UserError(
+            f"audio of {samples} samples is too short for the front end, which reflects {config.padding_samples} samples "
+            f"at each end; give at least {config.padding_samples + 1} samples "
+            f"({1000 * (config.padding_samples + 1) / config.sample_rate_hz:.1f} ms)"
+        )
+    if not 0 <= first_frame <= first_frame + num_frames <= samples // config.hop_samples:
+        raise UserError(
+            f"frames {first_frame}..{first_frame + num_frames} do not lie in the audio's {samples // config.hop_samples}"
+        )
+    start = first_frame * config.hop_samples - config.padding_samples
+    stop = start + (num_frames - 1) * config.hop_samples + config.n_fft
+    return _log_mel_of_padded(_reflected(audio_BS.float(), start, stop), config)
+
+
+def normalise(log_mel_BTF: Tensor, mean: float, std: float) -> Tensor:
+    """Maps a log-mel spectrogram to the model's input; the 1e-8 is the released code's."""
+    return (log_mel_BTF - mean) / (std + 1e-8)
+
+
+def frontend_digest(config: FrontendConfig) -> str:
+    """Returns the SHA-256 hex digest that tells two front ends apart in manifests and feature caches."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def mel_filter_bank(config: FrontendConfig) -> Tensor:
+    """Returns the Slaney-normalised filter bank [n_fft / 2 + 1, mel_bands] on the CPU; treat it as read-only."""
+    with torch.inference_mode(False):  # a memoised inference tensor would break a later training step
+        return melscale_fbanks(
+            n_freqs=config.n_fft // 2 + 1,
+            f_min=config.fmin_hz,
+            f_max=config.fmax_hz,
+            n_mels=config.mel_bands,
+            sample_rate=config.sample_rate_hz,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+
+
+def _reflected(audio_BS: Tensor, start: int, stop: int) -> Tensor:
+    """Returns audio[start:stop] where indices outside the audio are mirrored at its first and last sample."""
+    samples = audio_BS.shape[-1]
+    if start >= 0 and stop <= samples:
+        return audio_BS[..., start:stop]
+    index = torch.arange(start, stop, device=audio_BS.device).abs()
+    return audio_BS[..., torch.where(index >= samples, 2 * (samples - 1) - index, index)]
+
+
+def _log_mel_of_padded(padded_BS: Tensor, config: FrontendConfig) -> Tensor:
+    spectrum = torch.stft(
+        padded_BS,
+        n_fft=config.n_fft,
+        hop_length=config.hop_samples,
+        win_length=config.window_samples,
+        window=torch.hann_window(config.window_samples, device=padded_BS.device),
+        center=False,
+        return_complex=True,
+    )  # [B, n_fft / 2 + 1, T]
+    magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + config.magnitude_epsilon)
+    mel = magnitude.transpose(-1, -2) @ mel_filter_bank(config).to(padded_BS.device)
+    return mel.clamp_min(config.floor).log()

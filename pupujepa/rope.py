@@ -1,0 +1,75 @@
+"""Two-dimensional rotary positions (no parameters).
+
+Angles are position * pi * 2^linspace(0, log2(224) - 1, head_dim / 4): 1 to 112 times pi. The first half of a head's
+dimensions turns with time, the second half with frequency; even and odd neighbours form the rotated pairs.
+
+Two formulas for the time axis:
+
+- ``clip_relative``, the released one: linspace(-1, 1, n). Positions are relative to the clip, so a clip that does not have
+  the training length is silently stretched.
+- ``length_exact``: (i - (n - 1) / 2) * 2 / (n_ref - 1), with n_ref the steps of a training crop. Identical at n = n_ref, and
+  neighbours stay as far apart at any other length. Attention sees differences only, so the origin does not matter.
+
+The frequency axis always has all its bands and keeps linspace(-1, 1, bands).
+
+Shapes: B batch, N patches, H heads, R rotated pairs of a head (head_dim / 2).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LENGTH_EXACT = "length_exact"
+CLIP_RELATIVE = "clip_relative"
+ROPE_MODES = (LENGTH_EXACT, CLIP_RELATIVE)
+_MAX_FREQUENCY = 224  # the released code's constant, a ViT's image size
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the angles: [N, R] for a whole grid, [B, 1, K, R] for a chosen subset of it."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def grid_rotation(
+    steps: int, bands: int, *, head_dim: int, reference_steps: int, mode: str, device: torch.device
+) -> Rotation:
+    """Returns the rotation of every patch of a grid, in token order (time-major): two tensors [steps * bands, R].
+
+    Built from scratch by each caller: it costs microseconds, and a buffer would be cast to bf16 with the parameters by
+    engines that do so, which moves angles of up to 350 rad by a whole radian.
+    """
+    # angles reach 350 rad, where float32 resolves 3e-5: go through float64, which MPS lacks
+    where = torch.device("cpu") if device.type == "mps" else device
+    exponents = torch.linspace(0, math.log2(_MAX_FREQUENCY) - 1, head_dim // 4, dtype=torch.float64, device=where)
+    frequencies = math.pi * 2.0**exponents
+    time = time_positions(steps, reference_steps=reference_steps, mode=mode, device=where)
+    band = torch.linspace(-1, 1, bands, dtype=torch.float64, device=where)
+    angle_of_time = (time[:, None] * frequencies)[:, None].expand(-1, bands, -1)
+    angle_of_band = (band[:, None] * frequencies)[None].expand(steps, -1, -1)
+    angle_NR = torch.cat([angle_of_time, angle_of_band], dim=-1).reshape(steps * bands, -1)
+    return Rotation(angle_NR.cos().float().to(device), angle_NR.sin().float().to(device))
+
+
+def time_positions(steps: int, *, reference_steps: int, mode: str, device: torch.device) -> Tensor:
+    """Returns the positions [steps] of the time axis, float64."""
+    if mode == CLIP_RELATIVE:
+        return torch.linspace(-1, 1, steps, dtype=torch.float64, device=device)
+    index = torch.arange(steps, dtype=torch.float64, device=device)
+    return (index - (steps - 1) / 2) * 2 / max(reference_steps - 1, 1)
+
+
+def select(rotation: Rotation, index_BK: Tensor) -> Rotation:
+    """Returns the rotation of chosen patches at their original positions: two tensors [B, 1, K, R]."""
+    return Rotation(rotation.cos[index_BK].unsqueeze(1), rotation.sin[index_BK].unsqueeze(1))
+
+
+def rotate(x_BHND: Tensor, rotation: Rotation) -> Tensor:
+    """Turns each (even, odd) pair of the last axis by its angle, in float32, and returns the input's dtype."""
+    even, odd = x_BHND.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotation
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).to(x_BHND.dtype)

@@ -1,0 +1,51 @@
+"""The learning rate as a pure function of the step, so that resuming replays nothing."""
+
+import math
+from dataclasses import dataclass
+
+from pupujepa.errors import UserError
+
+COSINE = "cosine"
+WSD = "wsd"
+SCHEDULES = (COSINE, WSD)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up to `peak_lr`, then `cosine` down to `final_lr`, or `wsd`.
+
+    wsd (warm-up, stable, decay): constant until the last `cooldown_fraction` of the run, then linear to `final_lr`.
+    """
+
+    kind: str = COSINE
+    peak_lr: float = 1e-3
+    final_lr: float = 1e-6
+    warmup_fraction: float = 0.067
+    cooldown_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise UserError(f"schedule kind={self.kind!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        if not 0 <= self.final_lr <= self.peak_lr:
+            raise UserError(f"final_lr={self.final_lr} must lie between 0 and peak_lr={self.peak_lr}")
+        if min(self.warmup_fraction, self.cooldown_fraction) < 0 or self.warmup_fraction > 1:
+            raise UserError("warmup_fraction and cooldown_fraction must be fractions of the run in [0, 1]")
+        if self.kind == WSD and self.warmup_fraction + self.cooldown_fraction > 1:
+            raise UserError(
+                f"warm-up ({self.warmup_fraction}) and cooldown ({self.cooldown_fraction}) overlap; together they may "
+                "take at most the whole run"
+            )
+
+
+def learning_rate(step: int, total_steps: int, config: ScheduleConfig) -> float:
+    """Returns the learning rate of optimiser step `step` in [0, total_steps); the last step has `final_lr`."""
+    warmup_steps = round(config.warmup_fraction * total_steps)
+    if step < warmup_steps:
+        return config.peak_lr * (step + 1) / warmup_steps
+    if config.kind == COSINE:
+        fall = (step - warmup_steps) / max(total_steps - 1 - warmup_steps, 1)
+        weight = 0.5 * (1 + math.cos(math.pi * min(fall, 1.0)))
+    else:
+        cooldown_steps = round(config.cooldown_fraction * total_steps)
+        weight = min(1.0, (total_steps - 1 - step) / cooldown_steps) if cooldown_steps else 1.0
+    return config.final_lr + (config.peak_lr - config.final_lr) * max(weight, 0.0)
