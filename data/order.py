@@ -1,0 +1,293 @@
+"""Who reads what: the order of samples, in integers only, apart from files, processes and tensors.
+
+The order of an epoch is a pure function of (manifest digest, seed, epoch) and of the layout of the run (lanes, global
+batch, window, crops per sample). It knows no rank, so global batch t holds the same samples for any world size, number
+of workers and micro-batch, and 1,024 ranks are tested on one core.
+
+How: the shards are permuted. Laid end to end they are a sequence of N items, an item being one draw of one sample
+(`crops_per_sample` items a sample, next to each other). The sequence is cut into `lanes` equal runs, lane j being
+[j*N//L, (j+1)*N//L). Inside a lane the items are shuffled within windows of `window_shards` shards. Global batch t
+takes `global_batch / lanes` items from every lane, and rank r of W serves lanes r, r+W, r+2W, ... So a shard is read by
+one rank per epoch, but for at most L-1 that a boundary cuts. An epoch is never materialised: any step is found in the
+time that one window takes.
+
+Vocabulary: `num_x` counts, `x_per_y` is a ratio, `x_of_y` is an index or value of x for each y. A *slot* is a place in
+the permuted sequence of shards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pupujepa.errors import UserError
+from pupujepa.randomness import generator
+
+IntArray = NDArray[np.int64]
+
+
+class OrderError(UserError):
+    """Numbers that cannot be divided among lanes, ranks or micro-batches."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All that the order depends on besides the epoch. Two runs with equal layouts see equal global batches.
+
+    Raises:
+        OrderError: a count below 1, a global batch that is no multiple of the lanes, or fewer items than one batch.
+    """
+
+    manifest_digest: str
+    samples_per_shard: tuple[int, ...]
+    seed: int
+    lanes: int
+    global_batch: int
+    window_shards: int
+    crops_per_sample: int = 1
+
+    def __post_init__(self):
+        for name in ("lanes", "global_batch", "window_shards", "crops_per_sample"):
+            if getattr(self, name) < 1:
+                raise OrderError(f"{name} is {getattr(self, name)}, so no batch can be made; use 1 or more")
+        if self.global_batch % self.lanes:
+            raise OrderError(
+                f"global_batch {self.global_batch} is not a multiple of lanes {self.lanes}, so lanes cannot give "
+                f"equally many samples to a batch; use global_batch {_next_multiple(self.global_batch, self.lanes)}"
+                f" or lanes {_largest_divisor(self.global_batch, self.lanes)}"
+            )
+        if self.num_items < self.global_batch:
+            raise OrderError(
+                f"the set holds {self.num_samples} samples x {self.crops_per_sample} crops, fewer than one global "
+                f"batch of {self.global_batch}, so an epoch would have no step; use a smaller global_batch or more data"
+            )
+
+    @cached_property
+    def num_samples(self) -> int:
+        """Samples of the whole set."""
+        return sum(self.samples_per_shard)
+
+    @property
+    def num_items(self) -> int:
+        """Draws of one epoch, the left-out rest included."""
+        return self.num_samples * self.crops_per_sample
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of one epoch; the same number on every rank."""
+        return self.num_items // self.global_batch
+
+    @property
+    def items_per_lane_step(self) -> int:
+        """Items that each lane gives to each global batch."""
+        return self.global_batch // self.lanes
+
+    @property
+    def num_left_out(self) -> int:
+        """Items that no batch of an epoch holds: fewer than one global batch, and others in the next epoch."""
+        return self.num_items - self.steps_per_epoch * self.global_batch
+
+    def describe(self) -> str:
+        """Returns the numbers that must stay the same when a run is resumed, as short text."""
+        return (
+            f"lanes={self.lanes} global_batch={self.global_batch} window_shards={self.window_shards} "
+            f"crops_per_sample={self.crops_per_sample}"
+        )
+
+
+@dataclass(frozen=True)
+class Items:
+    """Columns of equal length: which draw of which sample of which shard, and the lane that serves it."""
+
+    lane: IntArray
+    shard: IntArray
+    sample_of_shard: IntArray
+    draw: IntArray
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getitem__(self, rows: slice) -> "Items":
+        return Items(self.lane[rows], self.shard[rows], self.sample_of_shard[rows], self.draw[rows])
+
+
+def concatenate(parts: Sequence[Items]) -> Items:
+    """Returns the rows of all parts in the order given."""
+    return Items(
+        np.concatenate([p.lane for p in parts]),
+        np.concatenate([p.shard for p in parts]),
+        np.concatenate([p.sample_of_shard for p in parts]),
+        np.concatenate([p.draw for p in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """One shuffle window of a lane: `index` within the lane, slots [first_slot, last_slot), items [first, last)."""
+
+    lane: int
+    index: int
+    first_slot: int
+    last_slot: int
+    first_item: int
+    last_item: int
+
+
+class EpochOrder:
+    """The order of one epoch. Holds two numbers per shard, and the shuffle of each lane's last window asked for."""
+
+    def __init__(self, layout: Layout, epoch: int):
+        self.layout = layout
+        self.epoch = epoch
+        self._key = (layout.manifest_digest, layout.seed, epoch)
+        items_per_shard = np.asarray(layout.samples_per_shard, dtype=np.int64) * layout.crops_per_sample
+        self._shard_of_slot = permutation(len(items_per_shard), *self._key, "shards")
+        self._first_item_of_slot = np.concatenate([[0], np.cumsum(items_per_shard[self._shard_of_slot])])
+        self._shuffle_of_lane: dict[int, tuple[int, IntArray]] = {}
+
+    def step_items(self, step: int, lane: int) -> Items:
+        """Returns the items [global_batch / lanes] that `lane` gives to global batch `step` of this epoch.
+
+        Raises:
+            IndexError: `step` is not in [0, steps_per_epoch) or `lane` not in [0, lanes).
+        """
+        if not 0 <= step < self.layout.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.layout.steps_per_epoch} steps")
+        size = self.layout.items_per_lane_step
+        return self.lane_items(lane, step * size, (step + 1) * size)
+
+    def lane_items(self, lane: int, first: int, last: int) -> Items:
+        """Returns items [first, last) of the shuffled lane, counted from the lane's start."""
+        lane_first, lane_last = self.lane_range(lane)
+        parts, position = [], lane_first + first
+        end = min(lane_first + last, lane_last)
+        while position < end:
+            window = self._window_at(lane, position)
+            stop = min(end, window.last_item)
+            shuffle = self._shuffle(window)
+            parts.append(window.first_item + shuffle[position - window.first_item : stop - window.first_item])
+            position = stop
+        items = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return self._locate(lane, items)
+
+    def lane_range(self, lane: int) -> tuple[int, int]:
+        """Returns [first, last) of the lane's run in the permuted sequence of items."""
+        if not 0 <= lane < self.layout.lanes:
+            raise IndexError(f"lane {lane} of {self.layout.lanes} lanes")
+        num_items, lanes = self.layout.num_items, self.layout.lanes
+        return lane * num_items // lanes, (lane + 1) * num_items // lanes
+
+    def window(self, step: int, lane: int) -> Window:
+        """Returns the window that holds the first item that `lane` gives to `step`."""
+        lane_first, _ = self.lane_range(lane)
+        return self._window_at(lane, lane_first + step * self.layout.items_per_lane_step)
+
+    def next_window(self, window: Window) -> Window | None:
+        """Returns the lane's next window, or None after the last one of the epoch."""
+        _, lane_last = self.lane_range(window.lane)
+        return self._window_at(window.lane, window.last_item) if window.last_item < lane_last else None
+
+    def window_shards(self, window: Window) -> list[int]:
+        """Returns the shards of a window."""
+        return [int(shard) for shard in self._shard_of_slot[window.first_slot : window.last_slot]]
+
+    def window_items(self, window: Window) -> Items:
+        """Returns all items of a window, in reading order."""
+        return self._locate(window.lane, window.first_item + self._shuffle(window))
+
+    def left_out(self) -> Items:
+        """Returns the items of this epoch that no batch holds."""
+        used = self.layout.steps_per_epoch * self.layout.items_per_lane_step
+        return concatenate([self.lane_items(lane, used, self._lane_length(lane)) for lane in range(self.layout.lanes)])
+
+    def _lane_length(self, lane: int) -> int:
+        first, last = self.lane_range(lane)
+        return last - first
+
+    def _window_at(self, lane: int, item: int) -> Window:
+        first_item_of_slot = self._first_item_of_slot
+        lane_first, lane_last = self.lane_range(lane)
+        lane_first_slot = int(np.searchsorted(first_item_of_slot, lane_first, side="right")) - 1
+        lane_last_slot = int(np.searchsorted(first_item_of_slot, lane_last, side="left"))
+        slot = int(np.searchsorted(first_item_of_slot, item, side="right")) - 1
+        index = (slot - lane_first_slot) // self.layout.window_shards
+        first_slot = lane_first_slot + index * self.layout.window_shards
+        last_slot = min(first_slot + self.layout.window_shards, lane_last_slot)
+        first_item = max(lane_first, int(first_item_of_slot[first_slot]))
+        last_item = min(lane_last, int(first_item_of_slot[last_slot]))
+        return Window(lane, index, first_slot, last_slot, first_item, last_item)
+
+    def _shuffle(self, window: Window) -> IntArray:
+        held = self._shuffle_of_lane.get(window.lane)
+        if held is None or held[0] != window.index:
+            size = window.last_item - window.first_item
+            held = (window.index, permutation(size, *self._key, "window", window.lane, window.index))
+            self._shuffle_of_lane[window.lane] = held
+        return held[1]
+
+    def _locate(self, lane: int, items: IntArray) -> Items:
+        slot_of_item = np.searchsorted(self._first_item_of_slot, items, side="right") - 1
+        item_of_slot = items - self._first_item_of_slot[slot_of_item]
+        sample_of_shard, draw = np.divmod(item_of_slot, self.layout.crops_per_sample)
+        lane_of_item = np.full(len(items), lane, dtype=np.int64)
+        return Items(lane_of_item, self._shard_of_slot[slot_of_item], sample_of_shard, draw)
+
+
+def permutation(size: int, *key: int | str) -> IntArray:
+    """Returns a permutation of range(size) that belongs to `key`.
+
+    By sorting raw 64-bit words: numpy promises that a bit generator's raw stream never changes between releases, but
+    makes no such promise for `Generator.permutation`, and a run must be resumable after an upgrade.
+    """
+    words = generator(*key).bit_generator.random_raw(size)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
+    """Returns the lanes r, r + W, r + 2W, ... that rank r of W serves.
+
+    Raises:
+        OrderError: `rank` is not one of the world's, or the lanes cannot be shared equally.
+    """
+    if not 0 <= rank < world_size:
+        raise OrderError(
+            f"rank {rank} is not in a world of {world_size}, so it would read another rank's data; fix the launch"
+        )
+    if lanes % world_size:
+        raise OrderError(
+            f"lanes {lanes} is not a multiple of the world size {world_size}, so some ranks would make smaller batches "
+            f"than others; use {_largest_divisor(lanes, world_size)} ranks, or in a new run lanes "
+            f"{_next_multiple(lanes, world_size)}"
+        )
+    return range(rank, lanes, world_size)
+
+
+def micro_batches_per_step(global_batch: int, world_size: int, micro_batch: int) -> int:
+    """Returns how many micro-batches of a rank make one step.
+
+    Raises:
+        OrderError: the rank's part of a global batch is no multiple of the micro-batch.
+    """
+    per_rank = global_batch // world_size
+    if micro_batch < 1 or global_batch % world_size or per_rank % micro_batch:
+        raise OrderError(
+            f"global_batch {global_batch} over {world_size} ranks is {global_batch / world_size:g} samples a rank, "
+            f"which micro_batch {micro_batch} does not divide; use micro_batch "
+            f"{_largest_divisor(max(per_rank, 1), micro_batch)}"
+        )
+    return per_rank // micro_batch
+
+
+def rank_items(order: EpochOrder, step: int, lanes: Sequence[int]) -> Items:
+    """Returns the part of global batch `step` that comes from `lanes`, lane after lane."""
+    return concatenate([order.step_items(step, lane) for lane in lanes])
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return -(-value // of) * of
+
+
+def _largest_divisor(value: int, at_most: int) -> int:
+    return next(d for d in range(max(1, min(value, at_most)), 0, -1) if value % d == 0)
