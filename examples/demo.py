@@ -70,7 +70,7 @@ class Demo:
     def announce(self, command: Sequence[str | Path]) -> list[str]:
         """Prints the command as a user would type it and returns its argv."""
         words = [str(word) for word in command]
-        print("  $ " + shlex.join(words).replace(str(ROOT) + "/", ""), flush=True)  # noqa: T201
+        print("  $ " + shlex.join(words).replace(str(ROOT) + "/", ""), flush=True)
         return [sys.executable if word == "python" else word for word in words]
 
     def torchrun(self, *arguments: str | Path) -> tuple[str | Path, ...]:
@@ -207,7 +207,7 @@ def last_step(metrics: Path) -> int:
 
 def say(sentence: str) -> None:
     """One line of the demo's own voice."""
-    print(f"\n== {sentence}", flush=True)  # noqa: T201
+    print(f"\n== {sentence}", flush=True)
 
 
 def _read_json(path: Path, default: dict | None = None) -> dict:
