@@ -1,0 +1,176 @@
+"""A folder of objects behind a url, and its simplest form: a folder of this machine.
+
+Whatever is written here appears under its name only when it is complete and on disk, because every reader takes the
+existence of a file for the file.
+"""
+
+import os
+import secrets
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pupujepa.errors import UserError
+
+Location = str
+PART_SUFFIX = ".part"
+
+
+class StoreError(UserError):
+    """A location that cannot be read or written: names the url, the cause and the remedy."""
+
+
+class MissingObjectError(StoreError):
+    """The store answers, and has nothing under this name."""
+
+
+class Store(ABC):
+    """A folder of objects. Paths are relative to `url`; the empty path is `url` itself."""
+
+    def __init__(self, url: Location):
+        self.url = url.rstrip("/") or "/"
+        self.retries = 0
+
+    def locate(self, path: str = "") -> Location:
+        """Returns the full location of `path`."""
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
+
+    def local_path(self, path: str = "") -> Path | None:
+        """Returns the file behind `path` when it lies on this machine, else None."""
+        return None
+
+    @abstractmethod
+    def read(self, path: str = "") -> bytes:
+        """Returns the whole object. Raises MissingObjectError, StoreError."""
+
+    @abstractmethod
+    def read_range(self, path: str, offset: int, *, length: int) -> bytes:
+        """Returns `length` bytes from `offset`; stores do not check such reads, so check them by a digest."""
+
+    @abstractmethod
+    def download(self, path: str, local_path: Path | str) -> int:
+        """Copies the object to a local file, which appears only when complete, and returns its length in bytes."""
+
+    @abstractmethod
+    def write(self, path: str, content: bytes) -> None:
+        """Stores the object; a reader sees the old one or the new one, never a part."""
+
+    @abstractmethod
+    def upload(self, local_path: Path | str, path: str) -> None:
+        """Stores a local file, as `write` does."""
+
+    @abstractmethod
+    def exists(self, path: str = "") -> bool:
+        """Whether there is such an object. A missing bucket is an error, not False."""
+
+    @abstractmethod
+    def size(self, path: str = "") -> int:
+        """Returns the length in bytes. Raises MissingObjectError."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[str]:
+        """Returns all objects whose path begins with `prefix`, sorted; paths are relative to `url`."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Removes the object; one that is not there is no error."""
+
+
+class LocalStore(Store):
+    """A folder of this machine, or of a shared file system."""
+
+    def __init__(self, url: Location, *, root: Path):
+        super().__init__(url)
+        self.root = root
+
+    def local_path(self, path: str = "") -> Path:
+        """Returns the file behind `path`, whether it exists or not."""
+        return self.root / path if path else self.root
+
+    def read(self, path: str = "") -> bytes:
+        """Returns the whole file."""
+        with _named(self.locate(path)):
+            return self.local_path(path).read_bytes()
+
+    def read_range(self, path: str, offset: int, *, length: int) -> bytes:
+        """Returns `length` bytes from `offset`; a file that is too short raises StoreError."""
+        with _named(self.locate(path)), self.local_path(path).open("rb") as file:
+            file.seek(offset)
+            content = file.read(length)
+        if len(content) != length:
+            raise StoreError(
+                f"{self.locate(path)} ends before byte {offset + length}: it was cut; restore or rebuild it"
+            )
+        return content
+
+    def download(self, path: str, local_path: Path | str) -> int:
+        """Copies the file."""
+        with _named(self.locate(path)), atomic_file(Path(local_path)) as temporary:
+            shutil.copyfile(self.local_path(path), temporary)
+            return temporary.stat().st_size
+
+    def write(self, path: str, content: bytes) -> None:
+        """Writes the file: temporary file, fsync, rename."""
+        with _named(self.locate(path)), atomic_file(self.local_path(path)) as temporary:
+            temporary.write_bytes(content)
+
+    def upload(self, local_path: Path | str, path: str) -> None:
+        """Copies a file into the store."""
+        with _named(self.locate(path)), atomic_file(self.local_path(path)) as temporary:
+            shutil.copyfile(local_path, temporary)
+
+    def exists(self, path: str = "") -> bool:
+        """Whether there is such a file."""
+        return self.local_path(path).is_file()
+
+    def size(self, path: str = "") -> int:
+        """Returns the length of the file."""
+        with _named(self.locate(path)):
+            return self.local_path(path).stat().st_size
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Returns the files below the folder whose path begins with `prefix`."""
+        files = (file for file in self.root.rglob("*") if file.is_file() and file.suffix != PART_SUFFIX)
+        names = (file.relative_to(self.root).as_posix() for file in files)
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def remove(self, path: str) -> None:
+        """Removes the file."""
+        with _named(self.locate(path)):
+            self.local_path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what is written there replaces `path`, durably, when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART_SUFFIX}")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _named(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingObjectError(f"{location} does not exist; correct the path or restore the file") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise StoreError(
+            f"{location} cannot be used: {error.strerror}; choose another path or mend its rights"
+        ) from error

@@ -1,0 +1,233 @@
+"""Shards: WebDataset tars of log-mel spectrograms, written so that equal samples give equal bytes.
+
+A shard is a plain tar that `webdataset.WebDataset(path).decode()` reads: `<key>.mel.npy` [T, F] and `<key>.json`.
+Beside it lies `<shard>.idx`, a table of where each member's data begins and what its crc32 is: with it a sample is
+fetched, checked and, when damaged, named on its own. Shape legend: T frames, F mel bands.
+"""
+
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from webdataset import TarWriter
+
+from pupujepa.errors import UserError
+
+DTYPES = ("uint8", "float16")
+INDEX_SUFFIX = ".idx"
+_BLOCK_BYTES = 512
+# ustar keeps names of up to 100 bytes; the longest suffix is ".mel.npy"
+_MAX_KEY_CHARACTERS = 80
+
+
+class ShardError(UserError):
+    """A shard or a sample that is not what its index says."""
+
+
+def encode_mel(mel_TF: np.ndarray, dtype: str, *, lo: float, hi: float) -> np.ndarray:
+    """Returns the stored form of a log-mel spectrogram.
+
+    uint8 codes q stand for lo + q * (hi - lo) / 255: the error is at most (hi - lo) / 510 inside the range, and values
+    outside are cut to it. float16 keeps the values (lo and hi are not used).
+
+    Raises:
+        ValueError: unknown dtype.
+    """
+    if dtype == "float16":
+        return mel_TF.astype(np.float16)
+    if dtype == "uint8":
+        scaled_TF = (mel_TF.astype(np.float32) - np.float32(lo)) * np.float32(255 / (hi - lo))
+        return np.rint(scaled_TF).clip(0, 255).astype(np.uint8)
+    raise ValueError(f"dtype {dtype!r} is not one of {DTYPES}")
+
+
+def decode_mel(stored_TF: np.ndarray, *, lo: float, hi: float) -> np.ndarray:
+    """Returns float32 log-mel values; the opposite of `encode_mel` up to its rounding. Other dtypes: ValueError."""
+    if stored_TF.dtype == np.uint8:
+        return stored_TF.astype(np.float32) * np.float32((hi - lo) / 255) + np.float32(lo)
+    if stored_TF.dtype == np.float16:
+        return stored_TF.astype(np.float32)
+    raise ValueError(f"a shard holds {DTYPES}, not {stored_TF.dtype}")
+
+
+def sample_uid(track: str, part: int) -> str:
+    """Returns the name of part `part` (from 0) of a track, unique in a corpus."""
+    return f"{track}-{part:04d}"
+
+
+def sample_key(uid: str) -> str:
+    """Returns the tar name of a sample: letters, digits, `_` and `-` only, since a dot would end a WebDataset key.
+
+    A uid that had to be changed gets a digest of itself appended, so that two uids never share a key.
+    """
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", uid)
+    if safe == uid and len(uid) <= _MAX_KEY_CHARACTERS:
+        return uid
+    return f"{safe[: _MAX_KEY_CHARACTERS - 17]}-{blake2b(uid.encode(), digest_size=8).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as it is stored.
+
+    Args:
+        info: {uid, track, source, start_s, duration_s, frames, labels?}, JSON-serialisable.
+        mel_npy: bytes of the .npy file.
+    """
+
+    info: Mapping[str, Any]
+    mel_npy: bytes
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the samples of a shard lie; columns of equal length, in the order of the tar.
+
+    Args:
+        key, uid: names in the tar, and unique names in the corpus.
+        frames: T of each sample.
+        mel_offset, mel_bytes, mel_crc32: of the member `<key>.mel.npy`: its data, without the tar header.
+        json_offset, json_bytes, json_crc32: of the member `<key>.json`.
+    """
+
+    key: tuple[str, ...]
+    uid: tuple[str, ...]
+    frames: tuple[int, ...]
+    mel_offset: tuple[int, ...]
+    mel_bytes: tuple[int, ...]
+    mel_crc32: tuple[int, ...]
+    json_offset: tuple[int, ...]
+    json_bytes: tuple[int, ...]
+    json_crc32: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """Facts about a shard that was written: its length, digest and index."""
+
+    bytes: int
+    sha256: str
+    index: ShardIndex
+
+
+def write_shard(stream: BinaryIO, samples: Iterable[Mapping[str, Any] | Sample]) -> WrittenShard:
+    """Writes samples as one tar and returns its facts; the same samples give the same bytes.
+
+    Args:
+        stream: receives the tar, never sought.
+        samples: `Sample`s, or mappings {"info": ..., "mel": stored array [T, F]}.
+    """
+    digest = _DigestStream(stream)
+    rows: list[tuple[Any, ...]] = []
+    # fixed time, owner and mode: two builds of one corpus must be equal byte by byte
+    with TarWriter(digest, encoder=False, mtime=0, user="pupujepa", group="pupujepa", mode=0o644) as tar:
+        for sample in samples:
+            sample = sample if isinstance(sample, Sample) else Sample(sample["info"], npy_bytes(sample["mel"]))
+            uid, key = sample.info["uid"], sample_key(sample.info["uid"])
+            info = json_bytes(sample.info)
+            # TarWriter writes the members of a sample in the order of their names: json, then mel.npy
+            json_offset = tar.tarstream.offset + _BLOCK_BYTES
+            mel_offset = json_offset + _padded(len(info)) + _BLOCK_BYTES
+            tar.write({"__key__": key, "json": info, "mel.npy": sample.mel_npy})
+            assert tar.tarstream.offset == mel_offset + _padded(len(sample.mel_npy)), "the layout of tar changed"
+            mel = (mel_offset, len(sample.mel_npy), zlib.crc32(sample.mel_npy))
+            rows.append((key, uid, sample.info["frames"], *mel, json_offset, len(info), zlib.crc32(info)))
+    columns = list(zip(*rows)) if rows else [()] * len(fields(ShardIndex))
+    return WrittenShard(digest.bytes, digest.sha256.hexdigest(), ShardIndex(*columns))
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Returns the bytes of a .npy file that holds `array`; `read_npy` is its opposite."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_npy(content: bytes) -> np.ndarray:
+    """Returns the array of a .npy file; raises ValueError when it is none (pickles are refused)."""
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+
+
+def json_bytes(info: Mapping[str, Any]) -> bytes:
+    """Returns the canonical bytes of a sample's JSON member."""
+    return json.dumps(info, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def index_name(shard_name: str) -> str:
+    """Returns the name of the sidecar of a shard."""
+    return shard_name + INDEX_SUFFIX
+
+
+def write_index(index: ShardIndex) -> bytes:
+    """Returns the bytes of a sidecar."""
+    return (json.dumps(asdict(index), separators=(",", ":")) + "\n").encode()
+
+
+def read_index(content: bytes | Path, *, origin: str = "index", expected_sha256: str | None = None) -> ShardIndex:
+    """Returns the index in the bytes of a sidecar, or in a local file.
+
+    Raises:
+        ShardError: the digest is another than the manifest's, or it is not an index; the message names `origin`.
+    """
+    if isinstance(content, Path):
+        content, origin = content.read_bytes(), str(content)
+    if expected_sha256 is not None and sha256(content).hexdigest() != expected_sha256:
+        raise ShardError(f"{origin} is not the index that the manifest names (sha256 differs); restore it or rebuild")
+    try:
+        raw = json.loads(content)
+        index = ShardIndex(**{name: tuple(column) for name, column in raw.items()})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ShardError(f"{origin} is not the index of a shard ({error}); restore it or rebuild") from error
+    if len({len(column) for column in asdict(index).values()}) != 1:
+        raise ShardError(f"{origin} has columns of different lengths; restore it or rebuild")
+    return index
+
+
+def read_sample(shard: memoryview | bytes, index: ShardIndex, position: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns (stored array [T, F], info) of one sample out of the bytes of its shard, checked by crc32.
+
+    Raises:
+        ShardError: the bytes are not those that were written; the message names the sample.
+    """
+    uid = index.uid[position]
+    mel = _member(shard, index.mel_offset[position], index.mel_bytes[position])
+    info = _member(shard, index.json_offset[position], index.json_bytes[position])
+    check_member(mel, index.mel_crc32[position], uid=uid, member="mel.npy")
+    check_member(info, index.json_crc32[position], uid=uid, member="json")
+    return read_npy(mel), json.loads(info)
+
+
+def check_member(content: bytes, crc32: int, *, uid: str, member: str) -> None:
+    """Raises ShardError, naming the sample, when the crc32 of its bytes is not the given one."""
+    if zlib.crc32(content) != crc32:
+        raise ShardError(f"sample {uid}: {member} is damaged (crc32 differs); fetch the shard again or rebuild")
+
+
+def _member(shard: memoryview | bytes, offset: int, length: int) -> bytes:
+    return bytes(shard[offset : offset + length])
+
+
+def _padded(length: int) -> int:
+    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES
+
+
+class _DigestStream:
+    """Passes bytes on and keeps their number and sha256."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream, self.bytes, self.sha256 = stream, 0, sha256()
+
+    def write(self, content: bytes) -> int:
+        self.bytes += len(content)
+        self.sha256.update(content)
+        return self.stream.write(content)
