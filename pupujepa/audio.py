@@ -1,7 +1,7 @@
 """Audio in: files of any rate and channel count -> float32 mono; resampling; and every way a file can be unusable.
 
-Files are decoded by libsndfile (wav, flac, ogg, mp3, aiff, ...). A file that decodes to nonsense (NaN, no samples) is an
-error here, once, rather than a silent row of zeros in a corpus or an embedding.
+Files are decoded by libsndfile (wav, flac, ogg, mp3, aiff, ...). A file that decodes to nonsense (NaN, no samples) is
+an error here, once, rather than a silent row of zeros in a corpus or an embedding.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Transformer blocks with the released key names: pre-norm, fused qkv, 2-D rotary positions, SwiGLU.
 
-`Linear` and `PatchConv` leave their memory as it is: `PupuJEPA.init_weights` fills it from its own generator, so building
-a model neither touches the global random state nor initialises a large model twice.
+`Linear` and `PatchConv` leave their memory as it is: `PupuJEPA.init_weights` fills it from its own generator, so
+building a model neither touches the global random state nor initialises a large model twice.
 
 Shapes: B batch, N tokens, D width, H heads.
 """

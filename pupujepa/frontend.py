@@ -1,7 +1,7 @@
-"""The front end: audio at 24 kHz -> natural-log mel spectrogram, 100 frames a second, exactly as the released weights saw it.
+"""The front end: audio at 24 kHz -> natural-log mel spectrogram, exactly as the released weights saw it.
 
-The log-mel is kept *before* mean/std normalisation everywhere (shards, caches): the statistics belong to a corpus or to a
-model, the front end to neither.
+The log-mel is kept *before* mean/std normalisation everywhere (shards, caches): the statistics belong to a corpus or
+to a model, the front end to neither.
 
 Shapes: B batch, S samples of audio, T frames, F mel bands.
 """
@@ -41,8 +41,8 @@ class FrontendConfig:
     def __post_init__(self) -> None:
         if not 0 < self.hop_samples <= self.n_fft or (self.n_fft - self.hop_samples) % 2:
             raise UserError(
-                f"hop_samples={self.hop_samples} must lie in 1..n_fft={self.n_fft} and differ from it by an even number, "
-                "or the frames cannot be padded alike on both sides"
+                f"hop_samples={self.hop_samples} must lie in 1..n_fft={self.n_fft} and differ from it by an even "
+                "number, or the frames cannot be padded alike on both sides"
             )
         if not 0 < self.window_samples <= self.n_fft:
             raise UserError(f"window_samples={self.window_samples} must lie in 1..n_fft={self.n_fft}")
@@ -82,7 +82,7 @@ def log_mel_slice(
     num_frames: int,
     config: FrontendConfig = FrontendConfig(),
 ) -> Tensor:
-    """Computes frames [first_frame, first_frame + num_frames) of `log_mel(audio_BS)` in memory of that many frames only.
+    """Computes frames [first_frame, first_frame + num_frames) of `log_mel(audio_BS)`, in memory of that many frames.
 
     Returns:
         [B, num_frames, mel_bands], equal to the same slice of the whole spectrogram.
@@ -90,13 +90,14 @@ def log_mel_slice(
     samples = audio_BS.shape[-1]
     if samples <= config.padding_samples:
         raise UserError(
-            f"audio of {samples} samples is too short for the front end, which reflects {config.padding_samples} samples "
-            f"at each end; give at least {config.padding_samples + 1} samples "
+            f"audio of {samples} samples is too short for the front end, which reflects {config.padding_samples} "
+            f"samples at each end; give at least {config.padding_samples + 1} samples "
             f"({1000 * (config.padding_samples + 1) / config.sample_rate_hz:.1f} ms)"
         )
     if not 0 <= first_frame <= first_frame + num_frames <= samples // config.hop_samples:
         raise UserError(
-            f"frames {first_frame}..{first_frame + num_frames} do not lie in the audio's {samples // config.hop_samples}"
+            f"frames {first_frame}..{first_frame + num_frames} do not lie in the audio's "
+            f"{samples // config.hop_samples} frames"
         )
     start = first_frame * config.hop_samples - config.padding_samples
     stop = start + (num_frames - 1) * config.hop_samples + config.n_fft

@@ -1,19 +1,21 @@
 """Masks: which patches the student sees and which the predictor must fill in.
 
-Every mask is a pure function of a generator and the run's progress, and has the same number of context and target patches,
-so tensor shapes never change. Upstream's vocabulary: H is the time axis, W the frequency axis.
+Every mask is a pure function of a generator and the run's progress, and has the same number of context and target
+patches, so tensor shapes never change. Upstream's vocabulary: H is the time axis, W the frequency axis.
 
 - random: uniform patches.
 - block: rectangles of 1-5 % of the grid, half of them long in time (aspect 2-5), half long in frequency (0.2-0.5).
-- time_frequency: with P = H / (H + W) a span of 1-40 time steps over all bands, else one band over all time. On a grid of
-  256 x 8 that is time masking in practice: only half the masks hold any band. `balanced` draws both alike (ours).
+- time_frequency: with P = H / (H + W) a span of 1-40 time steps over all bands, else one band over all time. On a
+  grid of 256 x 8 that is time masking in practice: only half the masks hold any band. `balanced` draws both alike
+  (ours).
 
-Ours, where the released method is silent: spans are scaled with the grid when it is not 256 steps long; a shape that would
-overshoot the count is passed over and the rest is filled at random; along time, shapes may hang over the edge of the crop
-(which is an arbitrary cut through the music), so that the first and last steps are targets as often as the others. Along
-frequency shapes stay inside, bounds inclusive.
+Ours, where the released method is silent: spans are scaled with the grid when it is not 256 steps long; a shape that
+would overshoot the count is passed over and the rest is filled at random; along time, shapes may hang over the edge
+of the crop (which is an arbitrary cut through the music), so that the first and last steps are targets as often as
+the others. Along frequency shapes stay inside, bounds inclusive.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,7 +65,8 @@ class MaskConfig:
             )
         if not 0 <= self.warmup_start <= self.warmup_end:
             raise UserError(
-                f"mask warm-up from {self.warmup_start} to {self.warmup_end} runs backwards; both are fractions of the run"
+                f"mask warm-up from {self.warmup_start} to {self.warmup_end} runs backwards; "
+                "both are fractions of the run"
             )
         if not 0 < self.target_fraction <= 1:
             raise UserError(f"target_fraction={self.target_fraction} must lie in (0, 1]")
@@ -149,7 +152,7 @@ def draw_mask(
 
 
 def _cover(masked: NDArray[np.bool_], rectangles: NDArray[np.int64], limit: int) -> None:
-    """Sets rectangles (top, bottom, left, right; ends exclusive) in turn, passing over those that would exceed `limit`."""
+    """Sets rectangles (top, bottom, left, right; ends exclusive) in turn, but not those that would exceed `limit`."""
     count = 0
     for top, bottom, left, right in rectangles.tolist():
         cells = masked[top:bottom, left:right]
@@ -164,7 +167,7 @@ def _cover(masked: NDArray[np.bool_], rectangles: NDArray[np.int64], limit: int)
 def _blocks(rng: np.random.Generator, steps: int, bands: int) -> NDArray[np.int64]:
     area = rng.uniform(*_BLOCK_AREA, _MAX_SHAPES) * steps * bands
     # log-uniform, so that the ranges 2-5 and 0.2-0.5 are each other's mirror image; drawn apart from the area
-    aspect = np.exp(rng.uniform(*np.log(_BLOCK_ASPECT), _MAX_SHAPES))
+    aspect = np.exp(rng.uniform(math.log(_BLOCK_ASPECT[0]), math.log(_BLOCK_ASPECT[1]), _MAX_SHAPES))
     aspect = np.where(rng.random(_MAX_SHAPES) < 0.5, aspect, 1 / aspect)
     height = np.clip(np.rint(np.sqrt(area * aspect)), 1, steps).astype(np.int64)
     width = np.clip(np.rint(np.sqrt(area / aspect)), 1, bands).astype(np.int64)

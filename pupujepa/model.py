@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pupujepa.blocks import Block, LayerNorm, Linear, PatchConv, Transformer, run_blocks
 from pupujepa.errors import UserError
-from pupujepa.frontend import RELEASED_MEAN, RELEASED_STD
+from pupujepa.frontend import RELEASED_MEAN, RELEASED_STD, FrontendConfig
 from pupujepa.randomness import torch_seed
 from pupujepa.rope import LENGTH_EXACT, ROPE_MODES, Rotation, grid_rotation, select
 
@@ -139,25 +139,34 @@ class PupuJEPA(nn.Module):
 
     Args:
         seed: of the initial weights. On the meta device nothing is initialised.
+        frontend: what turns audio into the spectrograms that this model takes; it travels with the weights.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seed: int = 0,
+        frontend: FrontendConfig = FrontendConfig(),  # noqa: B008  (frozen)
+    ) -> None:
         super().__init__()
         self.config = config
-        shape = {"depth": config.depth, "heads": config.heads, "mlp_ratio": config.mlp_ratio}
+        if frontend.mel_bands != config.mel_bands:
+            raise UserError(f"the front end makes {frontend.mel_bands} mel bands, the model takes {config.mel_bands}")
+        self.frontend = frontend
         self.patch_embed = PatchEmbed(config)
-        self.student = Transformer(config.width, **shape)
-        self.teacher = Transformer(config.width, **shape).requires_grad_(False)
+        self.student = _transformer(config)
+        self.teacher = _transformer(config).requires_grad_(False)
         self.predictor = Predictor(config)
         if not self.predictor.mask_token.is_meta:
             self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fills all parameters from `seed`: the same on every device, whatever the global random state, which stays as it is.
+        """Fills all parameters from `seed`, alike on every device; the global random state is neither read nor moved.
 
-        Xavier-uniform matrices (the patch convolution as the matrix [D, patch]), zero biases, unit norms, a mask token of
-        std 0.02, and a teacher equal to the student. Every tensor has its own stream, keyed by its name.
+        Xavier-uniform matrices (the patch convolution as the matrix [D, patch]), zero biases, unit norms, a mask
+        token of std 0.02, and a teacher equal to the student. Every tensor has its own stream, keyed by its name.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.LayerNorm):
@@ -188,8 +197,8 @@ class PupuJEPA(nn.Module):
 
         Args:
             which: "teacher" (what the released models are probed with) or "student".
-            layers: states to return, in this order; None returns all depth + 1. 0 is the patch embedding, i the output of
-                block i, and the last, also -1, is normed.
+            layers: states to return, in this order; None returns all depth + 1. 0 is the patch embedding, i the
+                output of block i, and the last, also -1, is normed.
 
         Returns:
             One tensor [B, N, D] per layer, float32.
@@ -250,6 +259,10 @@ def resolve_layers(layers: Sequence[int] | None, depth: int) -> list[int]:
         if not -depth - 1 <= layer <= depth:
             raise UserError(f"layer {layer} does not exist; this model has layers 0 (patch embedding) to {depth}")
     return [layer % (depth + 1) for layer in layers]
+
+
+def _transformer(config: ModelConfig) -> Transformer:
+    return Transformer(config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio)
 
 
 def _rotation(config: ModelConfig, steps: int, head_dim: int, device: torch.device) -> Rotation:

@@ -1,8 +1,9 @@
 """The training step: predict the teacher's view of masked patches from the student's view of the visible ones.
 
-The target follows M2D: the teacher runs on the masked patches only, with the rotary angles of their original positions, on
-the shared patch embedding without gradient. Shapes are fixed by the batch, nothing waits for the device, and bf16 runs by
-autocast *inside* forward over float32 parameters, so the module behaves alike in a notebook and under an engine.
+The target follows M2D: the teacher runs on the masked patches only, with the rotary angles of their original
+positions, on the shared patch embedding without gradient. Shapes are fixed by the batch, nothing waits for the
+device, and bf16 runs by autocast *inside* forward over float32 parameters, so the module behaves alike in a notebook
+and under an engine.
 
 Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width.
 """
@@ -27,8 +28,8 @@ class ObjectiveConfig:
     """What is predicted and how a miss is measured. None of it is published; smooth-L1 at beta 1 is our `paper` recipe.
 
     loss: smooth_l1, mse, l1; cosine = 1 - cos; norm_mse = 2 - 2 cos, the loss of M2D.
-    target_layers: 1 takes the teacher's normed output; k > 1 the mean of its last k blocks' outputs, each normed without
-        affine parameters (data2vec).
+    target_layers: 1 takes the teacher's normed output; k > 1 the mean of its last k blocks' outputs, each normed
+        without affine parameters (data2vec).
     standardise: normalise each target token to zero mean and unit variance over its width.
     """
 

@@ -5,10 +5,11 @@ dimensions turns with time, the second half with frequency; even and odd neighbo
 
 Two formulas for the time axis:
 
-- ``clip_relative``, the released one: linspace(-1, 1, n). Positions are relative to the clip, so a clip that does not have
-  the training length is silently stretched.
-- ``length_exact``: (i - (n - 1) / 2) * 2 / (n_ref - 1), with n_ref the steps of a training crop. Identical at n = n_ref, and
-  neighbours stay as far apart at any other length. Attention sees differences only, so the origin does not matter.
+- ``clip_relative``, the released one: linspace(-1, 1, n). Positions are relative to the clip, so a clip that does not
+  have the training length is silently stretched.
+- ``length_exact``: (i - (n - 1) / 2) * 2 / (n_ref - 1), with n_ref the steps of a training crop. Identical at n =
+  n_ref, and neighbours stay as far apart at any other length. Attention sees differences only, so the origin does not
+  matter.
 
 The frequency axis always has all its bands and keeps linspace(-1, 1, bands).
 

@@ -1,0 +1,184 @@
+"""Knowing collapse from learning: what the loss does not say.
+
+A falling loss is a proxy that a collapsing encoder satisfies as well as a learning one. These functions look at
+features and predictions directly. All are pure, compute in float32 on the input's device and return 0-d tensors
+unless stated.
+
+Shapes: B batch, N rows or patches, M target patches, D width, C clips, Q crops (or tokens) of a clip.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pupujepa.errors import UserError
+
+CONSTANT = "constant"
+POSITION = "position"
+_TINY = 1e-12
+_LIDAR_RIDGE = 1e-4
+
+
+def normalised_std(x_ND: Tensor) -> Tensor:
+    """Returns the mean per-dimension std of L2-normalised rows times sqrt(D): 1 = isotropic, 0 = all rows alike.
+
+    Below 0.3 is our alarm.
+    """
+    unit_ND = functional.normalize(_rows(x_ND), dim=-1)
+    return unit_ND.std(0, correction=0).mean() * x_ND.shape[-1] ** 0.5
+
+
+def mean_cosine(x_ND: Tensor) -> Tensor:
+    """Returns the mean cosine over all pairs of different rows: 0 = spread out, 1 = one direction (alarm above 0.9)."""
+    unit_ND = functional.normalize(_rows(x_ND), dim=-1)
+    rows = len(unit_ND)
+    # |sum of unit rows|^2 counts every pair twice and every row with itself once
+    return (unit_ND.sum(0).square().sum() - unit_ND.square().sum()) / (rows * (rows - 1))
+
+
+def effective_rank(x_ND: Tensor) -> Tensor:
+    """Returns RankMe (arXiv 2210.02885): exp of the entropy of the rows' normalised singular values, not centred."""
+    return _exp_entropy(torch.linalg.svdvals(_rows(x_ND)))
+
+
+def effective_rank_per_band(states_BND: Tensor, bands: int) -> Tensor:
+    """Returns the effective rank [bands] of the tokens of each frequency band.
+
+    Args:
+        states_BND: tokens of full grids in time-major order.
+    """
+    per_band = by_band(states_BND, bands)
+    return torch.stack([effective_rank(per_band[:, :, band].flatten(0, 1)) for band in range(bands)])
+
+
+def by_band(states_BND: Tensor, bands: int) -> Tensor:
+    """Returns the tokens of full grids as [B, steps, bands, D].
+
+    Raises:
+        UserError: the tokens do not fill whole time steps.
+    """
+    if states_BND.shape[1] % bands:
+        raise UserError(f"{states_BND.shape[1]} tokens do not make whole time steps of {bands} bands; pass full grids")
+    return states_BND.unflatten(1, (-1, bands))
+
+
+def explained_variance(
+    prediction_BMD: Tensor, target_BMD: Tensor, target_index_BM: Tensor | None = None, *, baseline: str = CONSTANT
+) -> Tensor:
+    """Returns 1 - (squared error of the prediction) / (that of a baseline): 1 perfect, 0 no better, can be negative.
+
+    Args:
+        target_index_BM: token positions; needed for baseline "position".
+        baseline: "constant", the best constant vector; "position", the mean target of each position, which a
+            predictor that has only learnt *where* can reach. Its error is scaled by n / (n - 1) for being fitted to
+            the same n targets, and positions with a single target are left out of both sums.
+
+    Returns:
+        NaN if no position has two targets, or all targets are equal.
+    """
+    error_BM = (prediction_BMD.float() - target_BMD.float()).square().sum(-1)
+    if baseline == CONSTANT:
+        return _ratio(error_BM.sum(), _squares_around_mean(target_BMD.float().flatten(0, 1)))
+    if baseline != POSITION or target_index_BM is None:
+        raise UserError(f'baseline={baseline!r}: choose "constant", or "position" together with target_index_BM')
+    groups, counts = _group(target_index_BM)
+    spread_n = _squares_around_group_means(target_BMD.float().flatten(0, 1), groups, counts)
+    counted = counts >= 2
+    unbiased = spread_n * counts / (counts - 1).clamp_min(1)
+    return _ratio(error_BM.flatten()[counted[groups]].sum(), unbiased[counted].sum())
+
+
+def explained_variance_per_band(
+    prediction_BMD: Tensor, target_BMD: Tensor, target_index_BM: Tensor, *, bands: int
+) -> Tensor:
+    """Returns the explained variance [bands] against the best constant of each band; NaN for a band without targets."""
+    band_n = (target_index_BM % bands).flatten()
+    error_n = (prediction_BMD.float() - target_BMD.float()).square().sum(-1).flatten()
+    target_nD = target_BMD.float().flatten(0, 1)
+    return torch.stack(
+        [
+            _ratio(error_n[band_n == band].sum(), _squares_around_mean(target_nD[band_n == band]))
+            for band in range(bands)
+        ]
+    )
+
+
+def between_within_variance(features_CQD: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the variance between clips and within clips, each summed over the width.
+
+    Both are unbiased components: crops that do not depend on their clip have an expected between-clip variance of 0.
+
+    Args:
+        features_CQD: Q >= 2 crops or tokens of each of C >= 2 clips.
+    """
+    clips, crops, _ = features_CQD.shape
+    if clips < 2 or crops < 2:
+        raise UserError(f"{clips} clips of {crops} crops have no variance between or within; give at least two of each")
+    within = features_CQD.float().var(1, correction=1).mean(0).sum()
+    of_means = features_CQD.float().mean(1).var(0, correction=1).sum()
+    return of_means - within / crops, within
+
+
+def lidar(features_CQD: Tensor, *, ridge: float = _LIDAR_RIDGE) -> Tensor:
+    """Returns LiDAR: the effective rank of between-clip variation in units of within-clip variation (arXiv 2312.04000).
+
+    Args:
+        features_CQD: Q crops (10 is usual) of each of C clips; the result cannot exceed C - 1.
+        ridge: added to the diagonal of the within-clip covariance.
+    """
+    clips, crops, width = features_CQD.shape
+    if clips < 2 or crops < 2:
+        raise UserError(f"LiDAR needs at least two clips of two crops, not {clips} of {crops}")
+    features_CQD = features_CQD.double()
+    mean_CD = features_CQD.mean(1)
+    centred_CD = mean_CD - mean_CD.mean(0)
+    residual_nD = (features_CQD - mean_CD[:, None]).flatten(0, 1)
+    within_DD = residual_nD.T @ residual_nD / (clips * crops)
+    within_DD += ridge * torch.eye(width, dtype=within_DD.dtype, device=within_DD.device)
+    # eigenvalues of W^-1/2 B W^-1/2 are squared singular values of the whitened clip means
+    values, vectors = torch.linalg.eigh(within_DD)
+    whitened_CD = centred_CD @ vectors / values.clamp_min(ridge).sqrt()
+    return _exp_entropy(torch.linalg.svdvals(whitened_CD).square()).float()
+
+
+def relative_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Returns |a - b| / |a| over all pairs (a, b) of tensors together, e.g. of teacher and student parameters."""
+    pairs = [(a.detach().float(), b.detach().float()) for a, b in pairs]
+    if not pairs:
+        raise UserError("relative_distance was given no tensors to compare")
+    apart = torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
+    size = torch.stack([a.square().sum() for a, _ in pairs]).sum()
+    return (apart / size.clamp_min(_TINY)).sqrt()
+
+
+def _rows(x_ND: Tensor) -> Tensor:
+    if x_ND.ndim != 2 or len(x_ND) < 2:
+        raise UserError(f"expected at least two rows of features [N, D], not shape {tuple(x_ND.shape)}; flatten first")
+    return x_ND.float()
+
+
+def _exp_entropy(values: Tensor) -> Tensor:
+    share = values / values.sum().clamp_min(_TINY)
+    return torch.special.entr(share).sum().exp()
+
+
+def _ratio(error: Tensor, baseline_error: Tensor) -> Tensor:
+    return torch.where(baseline_error > 0, 1 - error / baseline_error, torch.nan)
+
+
+def _squares_around_mean(x_nD: Tensor) -> Tensor:
+    return (x_nD - x_nD.mean(0)).square().sum() if len(x_nD) else x_nD.new_zeros(())
+
+
+def _group(index_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the group number of each flattened entry, and the size of each group."""
+    _, groups, counts = index_BM.flatten().unique(return_inverse=True, return_counts=True)
+    return groups, counts
+
+
+def _squares_around_group_means(x_nD: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
+    sums = x_nD.new_zeros(len(counts), x_nD.shape[-1]).index_add_(0, groups, x_nD)
+    squares_n = (x_nD - (sums / counts[:, None])[groups]).square().sum(-1)
+    return x_nD.new_zeros(len(counts)).index_add_(0, groups, squares_n)

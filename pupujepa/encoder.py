@@ -1,0 +1,221 @@
+"""Embeddings from audio: any rate, mono or stereo, 40 ms to hours, in memory that does not grow with the length.
+
+Long audio is encoded in windows of the training crop's length with 50 % overlap; the token features of overlapping
+windows are cross-faded with triangular weights. The last window is moved back to end with the audio, so that every
+window has full context. Only audio shorter than one window gives a shorter grid, which length-exact rotary positions
+handle exactly. Audio is filled up with silence to a whole patch (40 ms).
+
+Shapes: B batch of windows, S samples, T frames, N patches, D width, L layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pupujepa.audio import AudioError, mono, read_audio, resample
+from pupujepa.errors import UserError
+from pupujepa.frontend import FrontendConfig, log_mel_slice, normalise
+from pupujepa.model import PupuJEPA, resolve_layers
+from pupujepa.readout import Readout, RunningReadout, layout, parse_readout
+
+# A clip of exactly one patch may lose a sample to the rounding of its rate.
+_SHORTEST_TOLERANCE = 0.995
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Features of one clip, float32 on the CPU.
+
+    values: for readout frames [steps, bands * D] at 25 Hz, else [width]; with a leading axis when several layers were
+        asked for.
+    times_s: centres of the time steps, or of the region's blocks in time.
+    layers: layer indices that values holds, 0 = patch embedding.
+    """
+
+    values: NDArray[np.float32]
+    times_s: NDArray[np.float64]
+    layers: tuple[int, ...]
+    readout: str
+
+
+class Encoder:
+    """Turns audio into frozen features of a PupuJEPA.
+
+    Args:
+        model: is moved to `device` and set to evaluation mode.
+        autocast_dtype: torch.bfloat16 halves the time on hardware that has it; None computes in float32.
+        batch_size: windows encoded together. The result does not depend on it.
+    """
+
+    def __init__(
+        self,
+        model: PupuJEPA,
+        *,
+        device: str | torch.device = "cpu",
+        autocast_dtype: torch.dtype | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1")
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.autocast_dtype = autocast_dtype
+        self.batch_size = batch_size
+
+    @property
+    def frontend(self) -> FrontendConfig:
+        """The front end that belongs to the weights."""
+        return self.model.frontend
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of audio per time step of the grid: 0.04 for the released models."""
+        return self.model.config.patch_frames / self.frontend.frames_per_s
+
+    def encode(
+        self,
+        audio: str | Path | NDArray | Tensor,
+        sample_rate_hz: int | None = None,
+        *,
+        readout: Readout = "frames",
+        layers: Sequence[int] | None = None,
+        which: str = "teacher",
+    ) -> Embedding:
+        """Encodes one clip.
+
+        Args:
+            audio: a file, or samples [S] or [channels, S], full scale 1.
+            sample_rate_hz: of the samples; None for a file, which knows its own.
+            readout: "frames", "mean" or ("region", f, t); see readout.py.
+            layers: which layers; None gives the last one without a leading axis.
+            which: "teacher" or "student".
+
+        Raises:
+            UserError: audio that is unreadable, not finite or shorter than 40 ms, an unknown readout or layer.
+        """
+        audio_S = self._prepare(audio, sample_rate_hz)
+        config = self.model.config
+        bands = config.grid_bands
+        spec = parse_readout(readout, bands=bands)
+        chosen = resolve_layers([-1] if layers is None else layers, config.depth)
+        steps = len(audio_S) // self._samples_per_step
+        if spec.time_blocks > steps:
+            raise UserError(f"readout {spec} asks for more blocks in time than the clip's {steps} steps")
+        running = RunningReadout(spec, steps=steps, bands=bands, layers=len(chosen), width=config.width)
+        for piece_LTND in self._pieces(audio_S, steps, layers=chosen, which=which):
+            running.add(piece_LTND)
+        values = running.finish().numpy()
+        blocks = steps if spec.name == "frames" else spec.time_blocks
+        times_s = (np.arange(blocks, dtype=np.float64) + 0.5) * (steps / blocks * self.step_s)
+        return Embedding(values[0] if layers is None else values, times_s, tuple(chosen), str(spec))
+
+    @torch.no_grad()
+    def encode_mel(
+        self, mel_BTF: Tensor, *, which: str = "teacher", layers: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Encodes normalised spectrograms of one length, `batch_size` at a time.
+
+        Returns:
+            For each layer (None: all L + 1) a float32 tensor [B, steps, bands * D] on the encoder's device.
+        """
+        bands = self.model.config.grid_bands
+        parts = [
+            [layout(state, bands=bands) for state in self._states(mel, which=which, layers=layers)]
+            for mel in mel_BTF.split(self.batch_size)
+        ]
+        if not parts:
+            raise UserError("encode_mel was given no spectrograms")
+        return [torch.cat(states) for states in zip(*parts, strict=True)]
+
+    @property
+    def _samples_per_step(self) -> int:
+        return self.model.config.patch_frames * self.frontend.hop_samples
+
+    def _states(self, mel_BTF: Tensor, *, which: str, layers: Sequence[int] | None) -> list[Tensor]:
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            states = self.model.encode(mel_BTF.to(self.device), which=which, layers=layers)
+        return [state.float() for state in states]
+
+    def _prepare(self, audio: str | Path | NDArray | Tensor, sample_rate_hz: int | None) -> Tensor:
+        """Returns mono audio at the front end's rate, filled up to whole patches, on the CPU."""
+        origin = str(audio) if isinstance(audio, (str, Path)) else "audio"
+        if isinstance(audio, (str, Path)):
+            samples, rate = read_audio(audio)
+        elif sample_rate_hz is None:
+            raise UserError("sample_rate_hz is missing; it is needed for audio given as samples")
+        else:
+            samples = mono(audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio)
+            rate = sample_rate_hz
+        audio_S = torch.from_numpy(resample(samples, rate, self.frontend.sample_rate_hz))
+        if len(audio_S) < self._samples_per_step * _SHORTEST_TOLERANCE:
+            raise AudioError(
+                f"{origin}: {1000 * len(samples) / rate:.1f} ms of audio is shorter than one patch "
+                f"({1000 * self.step_s:g} ms), so there is nothing to encode; give a longer clip"
+            )
+        return functional.pad(audio_S, (0, -len(audio_S) % self._samples_per_step))
+
+    @torch.no_grad()
+    def _pieces(self, audio_S: Tensor, steps: int, *, layers: list[int], which: str) -> Iterator[Tensor]:
+        """Yields finished stretches [L, steps, bands, D] of the cross-faded grid in order."""
+        window_steps = min(self.model.config.grid_steps, steps)
+        starts = window_starts(steps, window_steps)
+        fade = CrossFade(starts, window_steps)
+        remaining = iter(starts)
+        while batch := list(islice(remaining, self.batch_size)):
+            mel_BTF = torch.cat([self._mel(audio_S, start, window_steps) for start in batch])
+            states = torch.stack(self._states(mel_BTF, which=which, layers=layers)).cpu()  # [L, B, N, D]
+            grid = states.unflatten(2, (window_steps, self.model.config.grid_bands))
+            for i in range(len(batch)):
+                yield fade.add(grid[:, i])
+
+    def _mel(self, audio_S: Tensor, start_step: int, steps: int) -> Tensor:
+        config = self.model.config
+        mel_BTF = log_mel_slice(
+            audio_S[None],
+            start_step * config.patch_frames,
+            num_frames=steps * config.patch_frames,
+            config=self.frontend,
+        )
+        return normalise(mel_BTF, config.mel_mean, config.mel_std)
+
+
+def window_starts(steps: int, window_steps: int) -> list[int]:
+    """Returns the first steps of windows that overlap by half and end with the clip; the last may overlap by more."""
+    hop = max(window_steps // 2, 1)
+    starts = list(range(0, steps - window_steps, hop))
+    return [*starts, steps - window_steps]
+
+
+class CrossFade:
+    """Blends overlapping windows, given in order, and lets go of every step that no later window touches."""
+
+    def __init__(self, starts: Sequence[int], window_steps: int) -> None:
+        self._starts = list(starts)
+        self._taken = 0
+        ramp = torch.arange(1, window_steps + 1, dtype=torch.float32)
+        self._weights = torch.minimum(ramp, ramp.flip(0))
+        self._sum: Tensor | None = None
+        self._weight_sum = torch.zeros(0)
+
+    def add(self, window_LTND: Tensor) -> Tensor:
+        """Takes the next window [L, window_steps, bands, D] and returns the steps that are now final."""
+        weighted = window_LTND * self._weights[:, None, None]
+        if self._sum is None:
+            total, weight = weighted, self._weights
+        else:
+            held = self._sum.shape[1]
+            total = torch.cat([self._sum + weighted[:, :held], weighted[:, held:]], dim=1)
+            weight = torch.cat([self._weight_sum + self._weights[:held], self._weights[held:]])
+        start = self._starts[self._taken]
+        self._taken += 1
+        last = self._taken == len(self._starts)
+        final = len(self._weights) if last else self._starts[self._taken] - start
+        self._sum, self._weight_sum = total[:, final:], weight[final:]
+        return total[:, :final] / weight[:final, None, None]

@@ -1,0 +1,118 @@
+"""Readouts: how the grid of token features becomes one embedding per frame, per clip or per region.
+
+- frames: the bands of a time step concatenated, [steps, bands * D] at 25 Hz (8D wide for the released models).
+- mean: the mean over all patches, [D].
+- region(f, t): the grid average-pooled to f x t blocks, concatenated frequency-major, [f * t * D].
+
+Shapes: B batch, N patches, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pupujepa.errors import UserError
+
+Readout = str | tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class ReadoutSpec:
+    """A readout by name; `region` has a number of blocks along frequency and along time."""
+
+    name: str
+    frequency_blocks: int = 1
+    time_blocks: int = 1
+
+    def __str__(self) -> str:
+        return f"region:{self.frequency_blocks}x{self.time_blocks}" if self.name == "region" else self.name
+
+
+def parse_readout(readout: Readout, *, bands: int) -> ReadoutSpec:
+    """Reads "frames", "mean", ("region", f, t) or "region:FxT".
+
+    Raises:
+        UserError: another name, or more blocks than the grid has bands.
+    """
+    if isinstance(readout, str) and readout.startswith("region:"):
+        frequency, _, time = readout.removeprefix("region:").partition("x")
+        if not (frequency.isdigit() and time.isdigit()):
+            raise UserError(f"readout {readout!r} is not of the form region:FxT, e.g. region:4x2")
+        readout = ("region", int(frequency), int(time))
+    if readout in ("frames", "mean"):
+        return ReadoutSpec(str(readout))
+    if isinstance(readout, tuple) and len(readout) == 3 and readout[0] == "region":
+        _, frequency_blocks, time_blocks = readout
+        if not 1 <= frequency_blocks <= bands or time_blocks < 1:
+            raise UserError(f"readout {readout} needs 1 to {bands} blocks along frequency and at least one along time")
+        return ReadoutSpec("region", frequency_blocks, time_blocks)
+    raise UserError(f'readout {readout!r} is unknown; choose "frames", "mean" or ("region", f, t)')
+
+
+def layout(states_BND: Tensor, *, bands: int) -> Tensor:
+    """Returns the tokens with the bands of each time step side by side: [B, steps, bands * D]."""
+    return states_BND.unflatten(1, (-1, bands)).flatten(2)
+
+
+def pool_mean(states_BND: Tensor) -> Tensor:
+    """Returns the mean over all patches [B, D]."""
+    return states_BND.mean(1)
+
+
+def pool_region(states_BND: Tensor, *, bands: int, frequency_blocks: int, time_blocks: int) -> Tensor:
+    """Returns the grid pooled to frequency_blocks x time_blocks, concatenated frequency-major: [B, f * t * D]."""
+    grid_BDFT = states_BND.unflatten(1, (-1, bands)).permute(0, 3, 2, 1)
+    pooled_BDft = functional.adaptive_avg_pool2d(grid_BDFT, (frequency_blocks, time_blocks))
+    return pooled_BDft.permute(0, 2, 3, 1).flatten(1)
+
+
+class RunningReadout:
+    """Reads out a clip of any length from consecutive pieces of its grid, holding no more than the result.
+
+    Args:
+        steps: time steps of the whole clip.
+        layers: number of layers that each piece holds.
+    """
+
+    def __init__(self, spec: ReadoutSpec, *, steps: int, bands: int, layers: int, width: int) -> None:
+        self.spec = spec
+        self.steps = steps
+        self.bands = bands
+        self._seen = 0
+        if spec.name == "frames":
+            self._values = torch.empty(layers, steps, bands * width)
+        else:
+            self._values = torch.zeros(layers, spec.frequency_blocks, spec.time_blocks, width)
+
+    def add(self, piece_LTND: Tensor) -> None:
+        """Takes the next steps of the clip, [layers, steps of the piece, bands, D]."""
+        start, stop = self._seen, self._seen + piece_LTND.shape[1]
+        if self.spec.name == "frames":
+            self._values[:, start:stop] = piece_LTND.flatten(2)
+        else:
+            self._add_to_blocks(piece_LTND, start)
+        self._seen = stop
+
+    def finish(self) -> Tensor:
+        """Returns [layers, steps, bands * D] for frames, else [layers, blocks * D]."""
+        assert self._seen == self.steps, f"{self._seen} of {self.steps} steps were read"
+        if self.spec.name == "frames":
+            return self._values
+        edges = self._edges(self.spec.frequency_blocks, self.bands)
+        bands_per_block = torch.tensor([stop - start for start, stop in edges])
+        steps_per_block = torch.tensor([stop - start for start, stop in self._edges(self.spec.time_blocks, self.steps)])
+        cells = bands_per_block[:, None] * steps_per_block  # [f, t]
+        return (self._values / cells[None, :, :, None]).flatten(1)
+
+    def _add_to_blocks(self, piece_LTND: Tensor, start: int) -> None:
+        for t, (first, last) in enumerate(self._edges(self.spec.time_blocks, self.steps)):
+            steps = piece_LTND[:, max(first - start, 0) : max(last - start, 0)]
+            for f, (low, high) in enumerate(self._edges(self.spec.frequency_blocks, self.bands)):
+                self._values[:, f, t] += steps[:, :, low:high].sum((1, 2))
+
+    @staticmethod
+    def _edges(blocks: int, length: int) -> list[tuple[int, int]]:
+        """Returns the bounds of adaptive average pooling."""
+        return [(i * length // blocks, -(-(i + 1) * length // blocks)) for i in range(blocks)]
