@@ -1,0 +1,135 @@
+"""Beats from beat activations: the bar-pointer model of Krebs, Böck and Widmer (ISMIR 2015), decoded offline.
+
+The hidden state is (beat interval, position within it). Inside a beat the position only moves on; at its end the
+interval may change, the less likely the larger the relative change (lambda 100). A beat is observed in the first 1/16
+of an interval. The most likely path is found with Viterbi for many clips at once, because a probe's validation scores
+every (layer, learning rate) on every clip.
+
+Constants are those of the DBN that MARBLE ships: 55-215 bpm, transition lambda 100, observation lambda 16.
+
+Legend: B clips, T frames, S states, I beat intervals.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+MIN_BPM = 55.0
+MAX_BPM = 215.0
+TRANSITION_LAMBDA = 100.0
+OBSERVATION_LAMBDA = 16
+CLIPS_PER_PASS = 512
+_SMALLEST_PROBABILITY = 1e-7
+
+
+@dataclass(frozen=True)
+class BeatSpace:
+    """The states, interval after interval, position after position.
+
+    Attributes:
+        intervals_I: frames in a beat.
+        first_I: the state at which a beat of each interval begins.
+        last_I: the state at which it ends.
+        is_beat_S: True in the part of the interval in which a beat is observed.
+        log_transition_II: from the last state of interval i to the first of interval j.
+    """
+
+    intervals_I: np.ndarray
+    first_I: np.ndarray
+    last_I: np.ndarray
+    is_beat_S: np.ndarray
+    log_transition_II: np.ndarray
+
+
+@lru_cache(maxsize=16)
+def beat_space(frame_rate_hz: float, min_bpm: float = MIN_BPM, max_bpm: float = MAX_BPM) -> BeatSpace:
+    """Returns the state space for all whole-frame intervals between `max_bpm` and `min_bpm`.
+
+    Raises:
+        ValueError: the tempo range holds no whole interval of at least 2 frames.
+    """
+    shortest, longest = round(60 * frame_rate_hz / max_bpm), round(60 * frame_rate_hz / min_bpm)
+    if shortest < 2 or longest < shortest:
+        raise ValueError(
+            f"{min_bpm}-{max_bpm} bpm at {frame_rate_hz} frames/s needs intervals of {shortest} to {longest} frames; "
+            "beats closer than 2 frames cannot be told apart: lower max_bpm or use a finer frame rate"
+        )
+    intervals_I = np.arange(shortest, longest + 1)
+    first_I = np.concatenate([[0], np.cumsum(intervals_I)[:-1]])
+    last_I = first_I + intervals_I - 1
+    position_S = np.concatenate([np.arange(n) / n for n in intervals_I])
+    return BeatSpace(
+        intervals_I=intervals_I,
+        first_I=first_I,
+        last_I=last_I,
+        is_beat_S=position_S < 1 / OBSERVATION_LAMBDA,
+        log_transition_II=_log_transition(intervals_I),
+    )
+
+
+def decode_beats(activation_BT: np.ndarray, frame_rate_hz: float, **tempo_range: float) -> list[np.ndarray]:
+    """Returns the beat times in seconds of every clip.
+
+    Args:
+        activation_BT: beat probabilities in [0, 1].
+        tempo_range: `min_bpm` and `max_bpm`.
+    """
+    space = beat_space(frame_rate_hz, **tempo_range)
+    beats: list[np.ndarray] = []
+    for start in range(0, len(activation_BT), CLIPS_PER_PASS):
+        chunk_BT = np.asarray(activation_BT[start : start + CLIPS_PER_PASS], dtype=np.float64)
+        path_BT = viterbi(chunk_BT, space)
+        beats += [_pick_peaks(a, s) / frame_rate_hz for a, s in zip(chunk_BT, space.is_beat_S[path_BT], strict=True)]
+    return beats
+
+
+def viterbi(activation_BT: np.ndarray, space: BeatSpace) -> np.ndarray:
+    """Returns the most likely state of every frame, [B, T]; all states are equally likely at the start."""
+    clips, frames = activation_BT.shape
+    beat_BT, other_BT = _log_observation(activation_BT)
+    score_BS = np.where(space.is_beat_S, beat_BT[:, :1], other_BT[:, :1])
+    came_from_TBI = np.zeros((frames, clips, len(space.intervals_I)), dtype=np.int16)
+    for t in range(1, frames):
+        # [B, I from, I to]
+        jump_BII = score_BS[:, space.last_I, None] + space.log_transition_II
+        came_from_TBI[t] = jump_BII.argmax(axis=1)
+        moved_BS = np.empty_like(score_BS)
+        moved_BS[:, 1:] = score_BS[:, :-1]
+        moved_BS[:, space.first_I] = jump_BII.max(axis=1)
+        score_BS = moved_BS + np.where(space.is_beat_S, beat_BT[:, t : t + 1], other_BT[:, t : t + 1])
+    return _trace_back(score_BS.argmax(axis=1), came_from_TBI, space)
+
+
+def _trace_back(state_B: np.ndarray, came_from_TBI: np.ndarray, space: BeatSpace) -> np.ndarray:
+    frames, clips, _ = came_from_TBI.shape
+    interval_of_S = np.repeat(np.arange(len(space.intervals_I)), space.intervals_I)
+    is_first_S = np.zeros(len(interval_of_S), dtype=bool)
+    is_first_S[space.first_I] = True
+    path_BT = np.empty((clips, frames), dtype=np.int64)
+    for t in range(frames - 1, -1, -1):
+        path_BT[:, t] = state_B
+        previous_B = came_from_TBI[t, np.arange(clips), interval_of_S[state_B]]
+        state_B = np.where(is_first_S[state_B], space.last_I[previous_B], state_B - 1)
+    return path_BT
+
+
+def _log_transition(intervals_I: np.ndarray) -> np.ndarray:
+    ratio_II = intervals_I[None, :] / intervals_I[:, None]
+    probability_II = np.exp(-TRANSITION_LAMBDA * np.abs(ratio_II - 1))
+    probability_II[probability_II <= np.spacing(1)] = 0
+    probability_II /= probability_II.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return np.log(probability_II)
+
+
+def _log_observation(activation_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    safe_BT = np.clip(activation_BT, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+    return np.log(safe_BT), np.log((1 - safe_BT) / (OBSERVATION_LAMBDA - 1))
+
+
+def _pick_peaks(activation_T: np.ndarray, in_beat_T: np.ndarray) -> np.ndarray:
+    """Returns the frame of the largest activation in each run of beat states."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], in_beat_T.astype(np.int8), [0]])))
+    runs = edges.reshape(-1, 2)
+    return np.array([start + activation_T[start:end].argmax() for start, end in runs], dtype=np.float64)

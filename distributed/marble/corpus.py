@@ -1,0 +1,124 @@
+"""A labelled corpus on disk: the track list, what identifies its content, and how tracks are cut into slices."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
+
+from distributed.marble.tasks import Clips
+from pupujepa.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+_FINGERPRINT_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Track:
+    """One line of the list.
+
+    Attributes:
+        group: the piece it is a take of; pieces, not takes, are independent.
+    """
+
+    uid: str
+    path: Path
+    split: str
+    group: str
+    duration_s: float
+    labels: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All tracks of a list, and the digest of the list and of the audio behind it."""
+
+    tracks: tuple[Track, ...]
+    digest: str
+
+    def of_split(self, split: str) -> tuple[Track, ...]:
+        """Returns the tracks of one split, in list order."""
+        return tuple(t for t in self.tracks if t.split == split)
+
+
+@dataclass(frozen=True, order=True)
+class Slice:
+    """The `index`-th window of a track; (uid, index) is its name everywhere."""
+
+    uid: str
+    index: int
+
+
+def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
+    """Reads a track list.
+
+    Raises:
+        UserError: no list, a line that cannot be used, an id that appears twice, or an audio file that is missing.
+    """
+    path = folder / manifest
+    if not path.is_file():
+        raise UserError(
+            f"no {manifest} in {folder}: there is nothing to evaluate on; "
+            f"make a labelled corpus with `python -m data scores {folder}`"
+        )
+    text = path.read_bytes()
+    tracks = tuple(_parse(line, folder, f"{path}:{n}") for n, line in enumerate(text.splitlines(), 1) if line.strip())
+    seen: set[str] = set()
+    for track in tracks:
+        if track.uid in seen:
+            raise UserError(f"{path}: the track id {track.uid!r} appears twice; its features would overwrite another's")
+        seen.add(track.uid)
+    digest = sha256(text)
+    for track in tracks:
+        digest.update(_fingerprint(track.path))
+    return Corpus(tracks, digest.hexdigest())
+
+
+def cut(track: Track, clips: Clips) -> list[Slice]:
+    """Returns the slices of a track; none when it is too short for a single one."""
+    whole, rest = divmod(track.duration_s + 1e-6, clips.seconds)
+    count = int(whole) + (rest / clips.seconds >= clips.min_ratio)
+    return [Slice(track.uid, i) for i in range(min(count, clips.max_slices or count))]
+
+
+def thin(tracks: Iterable[Track], most: int) -> list[Track]:
+    """Returns at most `most` tracks, in list order, the same ones on every machine and for every encoder."""
+    tracks = list(tracks)
+    kept = sorted(tracks, key=lambda t: blake2b(t.uid.encode(), digest_size=8).digest())[:most]
+    names = {t.uid for t in kept}
+    return [t for t in tracks if t.uid in names]
+
+
+def _parse(line: bytes, folder: Path, where: str) -> Track:
+    try:
+        row = json.loads(line)
+        track = Track(
+            uid=row["track"],
+            path=folder / row["path"],
+            split=row["split"],
+            group=str(row.get("group", row["track"])),
+            duration_s=float(row["duration_s"]),
+            labels=row.get("labels") or {},
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: not a track ({error!r}); each line is an object with track, path, split, duration_s and labels"
+        ) from error
+    if track.split not in SPLITS:
+        raise UserError(f"{where}: split {track.split!r} is none of {', '.join(SPLITS)}")
+    if not track.path.is_file():
+        raise UserError(f"{where}: the audio file {track.path} does not exist; render or copy it, or drop the line")
+    return track
+
+
+def _fingerprint(path: Path) -> bytes:
+    """Returns a digest of a file's size and both ends: enough to notice a corpus that was rendered anew."""
+    size = path.stat().st_size
+    digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
+    with path.open("rb") as file:
+        digest.update(file.read(_FINGERPRINT_BYTES))
+        if size > 2 * _FINGERPRINT_BYTES:
+            file.seek(-_FINGERPRINT_BYTES, 2)
+        digest.update(file.read(_FINGERPRINT_BYTES))
+    return digest.digest()

@@ -1,0 +1,232 @@
+"""From labels to arrays: which tracks a task can use, what its classes are, and the targets of slices and of items.
+
+Everything that is fitted (class lists, mean and scale of regression targets) comes from the training split alone.
+
+Legend: N items or slices, C classes or outputs, T frames.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed.marble.corpus import SPLITS, Corpus, Slice, Track, cut, thin
+from distributed.marble.tasks import Frames, Protocol, Task
+from pupujepa.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Events:
+    """Reference times of frame tasks.
+
+    Attributes:
+        times_s: for each item and channel, seconds from the slice's start.
+        on_grid: whether references are rounded to the frame grid before matching, as upstream does.
+    """
+
+    times_s: tuple[tuple[np.ndarray, ...], ...]
+    frame_rate_hz: float
+    bpm_ranges: tuple[tuple[float, float], ...]
+    on_grid: bool
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of slices or of items.
+
+    Attributes:
+        values: class numbers [N], 0/1 [N, C], standardised outputs [N, C], or activations in [0, 1] [N, T, C].
+    """
+
+    values: np.ndarray
+    classes: tuple[str, ...] = ()
+    events: Events | None = None
+
+    def take(self, rows: np.ndarray) -> "Targets":
+        """Returns the targets of some rows."""
+        events = self.events
+        if events is not None:
+            times = tuple(events.times_s[int(r)] for r in rows)
+            events = Events(times, events.frame_rate_hz, events.bpm_ranges, events.on_grid)
+        return Targets(self.values[rows], self.classes, events)
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """What the training split fixes: classes, and mean and standard deviation of each regression output."""
+
+    classes: tuple[str, ...] = ()
+    mean_C: tuple[float, ...] = ()
+    std_C: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The slices of one split that a task uses, and the items they add up to.
+
+    Attributes:
+        item_of_slice: for each slice the number of its item; items are numbered in order of appearance.
+        units: for each item the unit that the bootstrap resamples.
+        left_out: tracks without a usable label.
+        too_short: tracks too short for a single slice.
+    """
+
+    tracks: tuple[Track, ...]
+    slices: tuple[Slice, ...]
+    item_of_slice: np.ndarray
+    units: tuple[str, ...]
+    left_out: int
+    too_short: int
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task on one corpus: its three splits and its label space."""
+
+    task: Task
+    space: LabelSpace
+    splits: dict[str, Split]
+
+
+def prepare(task: Task, corpus: Corpus) -> TaskData:
+    """Selects tracks and slices and fits the label space on the training split.
+
+    Raises:
+        UserError: a split has no labelled track long enough, or the training split has fewer than two classes.
+    """
+    space = _fit_space(task, [t for t in corpus.of_split("train") if _is_labelled(task, t)])
+    splits = {name: _select(task, space, corpus.of_split(name), name) for name in SPLITS}
+    for name, split in splits.items():
+        if not split.slices:
+            raise UserError(
+                f"task {task.name!r} has no labelled item in the {name} split "
+                f"({split.left_out} tracks without a usable {' and '.join(task.labels)}, {split.too_short} shorter "
+                f"than {task.clips.min_ratio * task.clips.seconds:g} s), so it cannot be measured; "
+                "use a corpus with more pieces, or leave the task out with --tasks"
+            )
+    if task.target == "multiclass" and len(space.classes) < 2:
+        raise UserError(f"task {task.name!r} has the single class {space.classes}: nothing can be told apart")
+    return TaskData(task, space, splits)
+
+
+def slice_targets(data: TaskData, split: Split, *, protocol: Protocol, frames: tuple[int, float] | None) -> Targets:
+    """Returns the targets of every slice of a split.
+
+    Args:
+        frames: (frames per slice, frames per second) of the encoder; frame tasks only.
+    """
+    tracks = {t.uid: t for t in split.tracks}
+    rows = [(tracks[s.uid], s) for s in split.slices]
+    task = data.task
+    if task.target == "frames":
+        if frames is None or task.frames is None:
+            raise ValueError(f"task {task.name!r} needs an encoder with frames")
+        return _frame_targets(task, task.frames, rows, protocol=protocol, frames=frames)
+    return Targets(np.stack([_encode(task, data.space, track) for track, _ in rows]), data.space.classes)
+
+
+def item_targets(of_slices: Targets, split: Split) -> Targets:
+    """Returns the targets of items: those of each item's first slice."""
+    _, first_slice_of_item = np.unique(split.item_of_slice, return_index=True)
+    return of_slices.take(first_slice_of_item)
+
+
+def widened(times_s: np.ndarray, *, frames: int, frame_rate_hz: float, neighbours: int) -> np.ndarray:
+    """Returns activations [T]: 1 at an event's frame, halved with every frame away from it up to `neighbours`."""
+    activation_T = np.zeros(frames, dtype=np.float32)
+    centres = np.round(np.asarray(times_s) * frame_rate_hz).astype(np.int64)
+    for offset in range(-neighbours, neighbours + 1):
+        at = centres + offset
+        at = at[(at >= 0) & (at < frames)]
+        np.maximum.at(activation_T, at, np.float32(0.5 ** abs(offset)))
+    return activation_T
+
+
+def _is_labelled(task: Task, track: Track) -> bool:
+    return all(track.labels.get(name) is not None for name in task.labels)
+
+
+def _fit_space(task: Task, tracks: Sequence[Track]) -> LabelSpace:
+    if task.target == "multiclass":
+        return LabelSpace(classes=task.classes or tuple(sorted({t.labels[task.labels[0]] for t in tracks})))
+    if task.target == "multilabel":
+        return LabelSpace(classes=task.classes or tuple(sorted({c for t in tracks for c in t.labels[task.labels[0]]})))
+    if task.target == "regression" and tracks:
+        values_NC = np.array([_outputs(task, t) for t in tracks])
+        spread_C = np.maximum(values_NC.std(axis=0), 1e-6)
+        return LabelSpace(
+            classes=task.labels, mean_C=tuple(values_NC.mean(axis=0).tolist()), std_C=tuple(spread_C.tolist())
+        )
+    return LabelSpace(classes=task.labels)
+
+
+def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -> Split:
+    usable = [t for t in tracks if _is_labelled(task, t) and _is_in_space(task, space, t)]
+    long_enough = [t for t in usable if cut(t, task.clips)]
+    kept = long_enough
+    if task.frames is not None and name != "test":
+        kept = thin(long_enough, task.frames.train_tracks if name == "train" else task.frames.valid_tracks)
+    slices = [s for t in kept for s in cut(t, task.clips)]
+    group_of = {t.uid: t.group for t in kept}
+    names = [s.uid if task.aggregate == "track" else f"{s.uid}#{s.index}" for s in slices]
+    numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}
+    unit_of_item = {numbers[n]: group_of[s.uid] for n, s in zip(names, slices, strict=True)}
+    return Split(
+        tracks=tuple(kept),
+        slices=tuple(slices),
+        item_of_slice=np.array([numbers[n] for n in names], dtype=np.int64),
+        units=tuple(unit_of_item[i] for i in range(len(numbers))),
+        left_out=len(tracks) - len(usable),
+        too_short=len(usable) - len(long_enough),
+    )
+
+
+def _is_in_space(task: Task, space: LabelSpace, track: Track) -> bool:
+    return task.target != "multiclass" or track.labels[task.labels[0]] in space.classes
+
+
+def _encode(task: Task, space: LabelSpace, track: Track) -> np.ndarray:
+    if task.target == "multiclass":
+        return np.array(space.classes.index(track.labels[task.labels[0]]), dtype=np.int64)
+    if task.target == "multilabel":
+        present = set(track.labels[task.labels[0]])
+        return np.array([c in present for c in space.classes], dtype=np.float32)
+    return ((_outputs(task, track) - space.mean_C) / space.std_C).astype(np.float32)
+
+
+def _outputs(task: Task, track: Track) -> np.ndarray:
+    values = [float(track.labels[name]) for name in task.labels]
+    return np.array([np.log(v) if kind == "log" else v for v, kind in zip(values, task.transforms, strict=True)])
+
+
+def _frame_targets(
+    task: Task, rule: Frames, rows: list[tuple[Track, Slice]], *, protocol: Protocol, frames: tuple[int, float]
+) -> Targets:
+    num_frames, frame_rate_hz = frames
+    times = tuple(
+        tuple(_within(track.labels[name], s.index * task.clips.seconds, task.clips.seconds) for name in task.labels)
+        for track, s in rows
+    )
+    values_NTC = np.stack(
+        [
+            np.stack(
+                [
+                    widened(t, frames=num_frames, frame_rate_hz=frame_rate_hz, neighbours=rule.neighbours)
+                    for t in channels
+                ],
+                axis=1,
+            )
+            for channels in times
+        ]
+    )
+    bpm_ranges = rule.marble_bpm_ranges if protocol == "marble" else rule.bpm_ranges
+    events = Events(times, frame_rate_hz, bpm_ranges, on_grid=protocol == "marble")
+    return Targets(values_NTC, task.labels, events)
+
+
+def _within(times_s: Sequence[float], start_s: float, duration_s: float) -> np.ndarray:
+    relative = np.asarray(times_s, dtype=np.float64) - start_s
+    return relative[(relative >= 0) & (relative < duration_s)]

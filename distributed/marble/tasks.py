@@ -1,0 +1,199 @@
+"""The tasks, as rows of data: a new task is a new row here, never a new program.
+
+The five rows below run offline, on the corpus that `python -m data scores` renders. Each follows the MARBLE task named
+beside it in what is measured and how items are aggregated. They differ from MARBLE in the head: theirs is linear, so
+that a score says what the representation holds and not what 512 hidden units can dig out of it.
+"""
+
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Literal
+
+from pupujepa.errors import UserError
+
+TargetKind = Literal["multiclass", "multilabel", "regression", "frames"]
+Transform = Literal["identity", "log"]
+Protocol = Literal["clean", "marble"]
+
+_TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
+KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in _TONICS)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """How a track is cut into slices, and nothing about what is done with them.
+
+    Attributes:
+        seconds: length of a slice; slices do not overlap.
+        max_slices: slices kept per track, from its start; None keeps all.
+        min_ratio: a last, partial slice is kept and zero-padded when it holds this share of a whole one.
+    """
+
+    seconds: float = 10.24
+    max_slices: int | None = 1
+    min_ratio: float = 0.8
+
+
+@dataclass(frozen=True)
+class Frames:
+    """How times become frame targets, and frame outputs times again.
+
+    Attributes:
+        neighbours: targets are 1, 1/2, 1/4, ... at this many frames on each side of an event.
+        bpm_ranges: tempo range of the decoder, one for each channel.
+        train_tracks: tracks used for training, drawn by a hash of their id; all layers of all frames would not fit.
+        valid_tracks: the same for validation. The test split is never thinned.
+        layers: layers probed, evenly spread from the first to the last, for the same reason.
+    """
+
+    neighbours: int = 2
+    bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (18.0, 72.0))
+    marble_bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (55.0, 215.0))
+    train_tracks: int = 300
+    valid_tracks: int = 100
+    layers: int = 3
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the probes of a task are trained.
+
+    Attributes:
+        hidden: 0 for a linear head; 512 for MARBLE's Linear-ReLU-Dropout-Linear.
+        learning_rates: one probe each, for every layer and seed.
+        batch_size: slices.
+        patience: epochs without a better monitor after which a probe stops.
+        plateau_factor: protocol marble: what the rate is multiplied with on a plateau.
+        plateau_patience: protocol marble: epochs without a better monitor that are borne before that.
+        batch_mean_monitor: protocol marble: the monitor is the mean of the metric over batches of slices, as upstream
+            logs it, not the metric of all items.
+        standardise: protocol clean: features are centred and scaled per dimension with statistics of the training
+            split, so that one set of learning rates suits encoders of any scale. Protocol marble never does.
+    """
+
+    hidden: int = 0
+    dropout: float = 0.0
+    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    seeds: tuple[int, ...] = (0, 1)
+    max_epochs: int = 60
+    batch_size: int = 64
+    patience: int = 8
+    plateau_factor: float = 0.5
+    plateau_patience: int = 5
+    batch_mean_monitor: bool = True
+    standardise: bool = True
+
+    @property
+    def head(self) -> str:
+        """The head's name in results."""
+        return f"mlp{self.hidden}" if self.hidden else "linear"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the benchmark.
+
+    Attributes:
+        title: what a table calls it.
+        follows: the MARBLE task whose measure it takes.
+        manifest: file name of the track list in the corpus folder.
+        labels: keys of a track's labels; a track without all of them is left out.
+        transforms: of each label, regression only.
+        classes: fixed order of the classes; empty means those of the training split, sorted.
+        metric: the reported one. All metrics are larger-is-better and live in `metrics.py`.
+        selection: metric on validation that chooses layer and learning rate.
+        aggregate: slices whose logits are averaged into one item; frame tasks score slices as they are.
+        unit: what the bootstrap resamples.
+    """
+
+    name: str
+    title: str
+    follows: str
+    target: TargetKind
+    labels: tuple[str, ...]
+    metric: str
+    selection: str
+    extra_metrics: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    transforms: tuple[Transform, ...] = ()
+    manifest: str = "tracks.jsonl"
+    clips: Clips = field(default_factory=Clips)
+    frames: Frames | None = None
+    aggregate: Literal["track", "slice"] = "track"
+    unit: Literal["group"] = "group"
+    fit: Fit = field(default_factory=Fit)
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        name="key",
+        title="Key",
+        follows="GS",
+        target="multiclass",
+        labels=("key",),
+        classes=KEYS,
+        metric="key_weighted",
+        selection="key_weighted",
+        extra_metrics=("accuracy",),
+    ),
+    Task(
+        name="beats",
+        title="Beats",
+        follows="GTZANBeatTracking",
+        target="frames",
+        labels=("beats", "downbeats"),
+        metric="beat_f1",
+        selection="beat_f1",
+        extra_metrics=("downbeat_f1",),
+        frames=Frames(),
+        aggregate="slice",
+        fit=Fit(learning_rates=(1e-4, 1e-3), seeds=(0,), max_epochs=15, batch_size=8, patience=3),
+    ),
+    Task(
+        name="instruments",
+        title="Instruments",
+        follows="MTGInstrument",
+        target="multilabel",
+        labels=("instruments",),
+        metric="roc_auc",
+        selection="roc_auc",
+        extra_metrics=("average_precision",),
+        fit=Fit(plateau_patience=3, batch_mean_monitor=False),
+    ),
+    Task(
+        name="tempo",
+        title="Tempo and density",
+        follows="EMO",
+        target="regression",
+        labels=("tempo_bpm", "note_density_hz"),
+        transforms=("log", "identity"),
+        metric="r2",
+        selection="r2",
+        extra_metrics=("r2_first", "r2_second"),
+    ),
+    Task(
+        name="collection",
+        title="Collection",
+        follows="GTZANGenre",
+        target="multiclass",
+        labels=("collection",),
+        metric="accuracy",
+        selection="accuracy",
+        extra_metrics=("balanced_accuracy",),
+    ),
+)
+
+
+def select_tasks(names: list[str]) -> tuple[Task, ...]:
+    """Returns the rows that `names` asks for, in table order; "all" means every row.
+
+    Raises:
+        UserError: a name that no row has, with the nearest one.
+    """
+    known = {task.name: task for task in TASKS}
+    for name in names:
+        if name != "all" and name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else "no task is near to it."
+            raise UserError(f"no task is called {name!r}; {hint} Tasks: all, {', '.join(known)}")
+    return tuple(task for task in TASKS if "all" in names or task.name in names)
