@@ -77,7 +77,7 @@ def save_release(
 
     Args:
         config: of the model, as a check against writing the description of another one.
-        step: None writes the flat layout; a number writes the released one, `checkpoint/step-<step>_loss-<loss>/`.
+        step: None writes the flat layout; a number writes the released one, `checkpoint/step-<step>[_loss-<loss>]/`.
         loss: shown in the folder name of the released layout.
         train: what the run wants to record about itself under "train".
 
@@ -87,7 +87,9 @@ def save_release(
     if config != model.config:
         raise WeightsError(f"the model was built with {model.config}, not with {config}; pass the model's own config")
     directory = Path(directory)
-    folder = directory if step is None else directory / "checkpoint" / f"step-{step:07d}_loss-{loss or 0.0:.6f}"
+    folder = directory
+    if step is not None:
+        folder = directory / "checkpoint" / (f"step-{step:07d}" + ("" if loss is None else f"_loss-{loss:.6f}"))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights_path = folder / WEIGHTS_NAME
