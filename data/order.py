@@ -184,6 +184,12 @@ class EpochOrder:
         lane_first, _ = self.lane_range(lane)
         return self._window_at(lane, lane_first + step * self.layout.items_per_lane_step)
 
+    def window_of_item(self, item: Items) -> Window:
+        """Returns the window that holds the one item given."""
+        slot = int(np.flatnonzero(self._shard_of_slot == item.shard[0])[0])
+        item_of_slot = int(item.sample_of_shard[0]) * self.layout.crops_per_sample + int(item.draw[0])
+        return self._window_at(int(item.lane[0]), int(self._first_item_of_slot[slot]) + item_of_slot)
+
     def next_window(self, window: Window) -> Window | None:
         """Returns the lane's next window, or None after the last one of the epoch."""
         _, lane_last = self.lane_range(window.lane)
@@ -233,6 +239,21 @@ class EpochOrder:
         sample_of_shard, draw = np.divmod(item_of_slot, self.layout.crops_per_sample)
         lane_of_item = np.full(len(items), lane, dtype=np.int64)
         return Items(lane_of_item, self._shard_of_slot[slot_of_item], sample_of_shard, draw)
+
+
+class EpochOrders:
+    """The orders of successive epochs; keeps the last one asked for."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self._last: EpochOrder | None = None
+
+    def at(self, step: int) -> tuple[EpochOrder, int]:
+        """Returns the order of the epoch that holds global step `step`, and the step's index in it."""
+        epoch, step_of_epoch = divmod(step, self.layout.steps_per_epoch)
+        if self._last is None or self._last.epoch != epoch:
+            self._last = EpochOrder(self.layout, epoch)
+        return self._last, step_of_epoch
 
 
 def permutation(size: int, *key: int | str) -> IntArray:

@@ -1,0 +1,203 @@
+"""From raw samples to batches: decode, crop, normalise, mask, stack. Each is a stage of a `webdataset` pipeline.
+
+Crop and mask of a draw are pure functions of (seed, epoch, uid, draw) and, for masks, of the global step, so they do
+not depend on the rank, the worker or the micro-batch that makes them.
+
+A sample in flight is a dict. The source gives `__key__`, `__url__`, `mel.npy` and `json` (bytes), `uid` and `place`.
+`crop` adds `mel` (float32 [crop_frames, F], normalised) and `crop_start`; `mask` adds `context`, `target`, `strategy`.
+Shape legend: B batch, T frames, F mel bands, K context patches, M target patches.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.shards import decode_mel, read_npy
+from data.tally import Tally
+from pupujepa.errors import UserError
+from pupujepa.frontend import LOG_FLOOR, normalise
+from pupujepa.masks import MaskConfig, draw_mask, draw_strategy
+from pupujepa.randomness import generator
+
+SampleDict = dict[str, Any]
+
+
+class StageError(UserError):
+    """A stage put into the pipeline by the user changed the number of samples."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample belongs: row `row` of micro-batch `micro` of global batch `step`, and which draw it is.
+
+    step counts from the start of training, over all epochs. A stand-in has the place of the sample that it replaces,
+    but a draw of its own.
+    """
+
+    epoch: int
+    step: int
+    micro: int
+    row: int
+    draw: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Args:
+        step: global step, counted from the start of training over all epochs.
+        micro: index of the micro-batch in this rank's part of the step.
+        mel: [B, T, F] float32, normalised.
+        context, target: [B, K] and [B, M] int64 token indices; [B, 0] when the stream draws no masks.
+        strategy: [B] int64, index into `pupujepa.masks.STRATEGIES`; -1 when the stream draws no masks.
+        draws: [B] int64, which draw of its sample each row is.
+        crop_starts: [B] int64, first frame of each crop within its sample.
+    """
+
+    step: int
+    epoch: int
+    micro: int
+    uids: list[str]
+    mel: Tensor
+    context: Tensor
+    target: Tensor
+    strategy: Tensor
+    draws: Tensor
+    crop_starts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def pin_memory(self) -> "Batch":
+        """Returns the batch in page-locked memory; the data loader calls it when `pin_memory` is set."""
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Returns the batch on a device; does not wait for copies from page-locked memory."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _mapped(self, function: Any) -> "Batch":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class CropStage:
+    """Decodes a sample, takes its crop and normalises it.
+
+    A sample that is shorter than the crop is padded at its end with the log floor (silence), and counted.
+
+    Args:
+        lo, hi: range of uint8 codes, of the manifest.
+        mean, std: of the log-mel values.
+    """
+
+    seed: int
+    crop_frames: int
+    lo: float
+    hi: float
+    mean: float
+    std: float
+
+    def __call__(self, sample: SampleDict, *, tally: Tally) -> SampleDict:
+        """Adds `mel` and `crop_start`."""
+        place, uid = sample["place"], sample["uid"]
+        stored_TF = read_npy(sample["mel.npy"])
+        start = crop_start(len(stored_TF), self.crop_frames, key=(self.seed, place.epoch, uid, place.draw))
+        if len(stored_TF) < self.crop_frames:
+            tally.add("padded")
+        crop_TF = decode_mel(stored_TF[start : start + self.crop_frames], lo=self.lo, hi=self.hi)
+        padded_TF = torch.from_numpy(pad_to(crop_TF, self.crop_frames))
+        mel_TF = normalise(padded_TF, self.mean, self.std).numpy()
+        return {**sample, "mel": mel_TF, "crop_start": start}
+
+
+def crop_start(num_frames: int, crop_frames: int, *, key: tuple[int | str, ...]) -> int:
+    """Returns the first frame of the crop that belongs to `key`, uniform over all that fit; 0 in a short sample."""
+    return int(generator(*key, "crop").integers(0, max(num_frames - crop_frames, 0), endpoint=True))
+
+
+def pad_to(mel_TF: NDArray[np.float32], num_frames: int) -> NDArray[np.float32]:
+    """Returns the log-mel spectrogram with silence appended, at least `num_frames` long."""
+    lacking = max(num_frames - len(mel_TF), 0)
+    return np.pad(mel_TF, ((0, lacking), (0, 0)), constant_values=LOG_FLOOR) if lacking else mel_TF
+
+
+@dataclass(frozen=True)
+class MaskStage:
+    """Draws context and target patches over a grid of steps x bands.
+
+    Args:
+        total_steps: of the run; step / total_steps is the progress of the strategies' warm-up.
+    """
+
+    seed: int
+    masks: MaskConfig
+    steps: int
+    bands: int
+    total_steps: int
+
+    def __call__(self, sample: SampleDict) -> SampleDict:
+        """Adds `context`, `target` and `strategy`."""
+        place = sample["place"]
+        progress = min(place.step / self.total_steps, 1.0)
+        strategy = None
+        if not self.masks.per_sample:
+            strategy = draw_strategy(generator(self.seed, place.step, "strategy"), self.masks, progress=progress)
+        rng = generator(self.seed, place.epoch, sample["uid"], place.draw, "mask")
+        mask = draw_mask(rng, self.masks, steps=self.steps, bands=self.bands, progress=progress, strategy=strategy)
+        return {**sample, "context": mask.context, "target": mask.target, "strategy": mask.strategy}
+
+
+def stack_batches(samples: Iterable[SampleDict], micro_batch: int) -> Iterator[Batch]:
+    """Stacks runs of `micro_batch` samples.
+
+    Raises:
+        StageError: the samples are not those that the source gave, in order: a stage dropped, added or moved some.
+    """
+    rows: list[SampleDict] = []
+    for sample in samples:
+        place = sample.get("place")
+        in_order = isinstance(place, Place) and place.row == len(rows)
+        if not in_order or (rows and _batch_of(rows[0]) != _batch_of(sample)):
+            raise StageError(
+                f"row {len(rows)} of a batch came as {place}: a stage of the pipeline dropped, added or moved samples, "
+                "so ranks would disagree about the batch; use stages that return one sample for each they get"
+            )
+        rows.append(sample)
+        if len(rows) == micro_batch:
+            yield stack(rows)
+            rows = []
+    if rows:
+        raise StageError(
+            f"the last batch has {len(rows)} of {micro_batch} rows: a stage of the pipeline dropped samples; use "
+            "stages that return one sample for each they get"
+        )
+
+
+def stack(rows: list[SampleDict]) -> Batch:
+    """Returns the batch that holds `rows`, all of one micro-batch."""
+    place = rows[0]["place"]
+    nothing = np.empty(0, dtype=np.int64)
+    return Batch(
+        step=place.step,
+        epoch=place.epoch,
+        micro=place.micro,
+        uids=[row["uid"] for row in rows],
+        mel=torch.from_numpy(np.stack([row["mel"] for row in rows])),
+        context=torch.from_numpy(np.stack([row.get("context", nothing) for row in rows])),
+        target=torch.from_numpy(np.stack([row.get("target", nothing) for row in rows])),
+        strategy=torch.tensor([row.get("strategy", -1) for row in rows]),
+        draws=torch.tensor([row["place"].draw for row in rows]),
+        crop_starts=torch.tensor([row["crop_start"] for row in rows]),
+    )
+
+
+def _batch_of(sample: Mapping[str, Any]) -> tuple[int, int]:
+    return sample["place"].step, sample["place"].micro

@@ -1,0 +1,232 @@
+"""The stream: shards in, micro-batches out, the same global batches for any world, worker count and micro-batch.
+
+    manifest = read_manifest(url)
+    stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=16, masks=masks, total_steps=1000)
+    stream.seek(state)                # of a checkpoint; costs nothing and replays nothing
+    for batch in stream:              # epoch after epoch, until total_steps
+        ...
+    state = stream.state()            # a few bytes, the same on all ranks
+
+The batches are made by worker processes (`data.workers`), each a `webdataset` pipeline of its own. Steps are the same
+on every rank; the checkpoint of one world is resumed by any other that divides the lanes.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from data.batches import Batch, CropStage, MaskStage
+from data.manifest import Manifest
+from data.order import Layout, lanes_of_rank, micro_batches_per_step
+from data.source import ReadPlan
+from data.store import open_store
+from data.tally import COUNTED
+from data.workers import Delivery, Failure, Recipe, Stage, StreamConfig, data_loader
+from pupujepa.errors import UserError
+from pupujepa.masks import MaskConfig
+
+_LOG = logging.getLogger(__name__)
+
+
+class StreamError(UserError):
+    """A stream that cannot start, be sought or go on."""
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands: all that a checkpoint keeps of it, the same on all ranks.
+
+    step is the next global step, counted from the start of training over all epochs; epoch is the one it lies in.
+    layout holds the numbers that the order depends on, as text; "" is not compared.
+    """
+
+    manifest_digest: str
+    seed: int
+    epoch: int
+    step: int
+    layout: str = ""
+
+
+class Stream:
+    """An endless sequence of micro-batches of one rank; see the module.
+
+    Args:
+        total_steps: length of the run, for the masks' warm-up; the stream ends there.
+        normalisation: (mean, std) of the log-mel values; by default those of the manifest.
+        patch_frames, patch_bands: of the model, for the masks' grid.
+        stages: `webdataset` stages (`webdataset.map(f)`) over samples that are cropped, normalised and masked; they
+            must return as many samples as they get, in order.
+        pin_memory: hands out batches in page-locked memory.
+
+    Raises:
+        OrderError: lanes, world size, global batch and micro-batch do not divide.
+        StreamError: other numbers do not fit together.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        *,
+        manifest: Manifest,
+        rank: int,
+        world_size: int,
+        micro_batch: int,
+        masks: MaskConfig | None = None,
+        total_steps: int | None = None,
+        normalisation: tuple[float, float] | None = None,
+        patch_frames: int = 4,
+        patch_bands: int = 16,
+        stages: Sequence[Stage] = (),
+        pin_memory: bool = False,
+    ):
+        self.config, self.manifest, self.pin_memory = config, manifest, pin_memory
+        self._digest = manifest.digest
+        self.layout = _layout(config, manifest, self._digest)
+        lanes = tuple(lanes_of_rank(config.lanes, rank, world_size))
+        self.micro_batches_per_step = micro_batches_per_step(config.global_batch, world_size, micro_batch)
+        _check_cache(config, manifest, len(lanes))
+        mean, std = normalisation or (manifest.mean, manifest.std)
+        crop = CropStage(config.seed, config.crop_frames, manifest.lo, manifest.hi, mean, std)
+        mask = None
+        if masks is not None:
+            grid = _grid(config.crop_frames, manifest.frontend["mel_bands"], patch_frames, patch_bands)
+            mask = _mask_stage(config.seed, masks, grid, total_steps)
+        plan = ReadPlan(self.layout, lanes, micro_batch, last_step=total_steps)
+        self._recipe = Recipe(config, manifest, plan, crop, mask, tuple(stages))
+        self._rank = rank
+        self._next_step, self._taken_of_step = 0, 0
+        self._iteration = 0
+        self._counters: Counter[str] = Counter()
+        self._wait_s = 0.0
+        self._damaged_of_epoch: tuple[int, list[str]] = (0, [])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch; the same on every rank."""
+        return self.layout.steps_per_epoch
+
+    def state(self) -> StreamState:
+        """Returns where the stream stands. A step counts once all its micro-batches were handed out."""
+        epoch = self._next_step // self.steps_per_epoch
+        return StreamState(self._digest, self.config.seed, epoch, self._next_step, self.layout.describe())
+
+    def seek(self, state: StreamState) -> None:
+        """Goes to where another stream of the same data stood, whatever its world size, workers and micro-batch.
+
+        Raises:
+            StreamError: the state is of another shard set, seed or layout; going on would repeat and lose samples.
+        """
+        expected = replace(self.state(), step=state.step, epoch=state.step // self.steps_per_epoch)
+        for name, of_state, of_stream in (
+            ("shard set (manifest digest)", state.manifest_digest, expected.manifest_digest),
+            ("seed", state.seed, expected.seed),
+            ("layout", state.layout or expected.layout, expected.layout),
+            (f"epoch at step {state.step}", state.epoch, expected.epoch),
+        ):
+            if of_state != of_stream:
+                raise StreamError(
+                    f"the checkpoint was made with {name} {of_state}, this stream has {of_stream}: going on would "
+                    "repeat some samples and lose others; use the same data and settings, or begin a new run"
+                )
+        self._next_step, self._taken_of_step = state.step, 0
+        self._iteration += 1
+
+    def counters(self) -> dict[str, float]:
+        """Returns sums since the stream was made: `data.tally.COUNTED`, `wait_s` and `left_out`.
+
+        wait_s: seconds that the training process waited for batches. left_out: samples (draws) of finished epochs that
+        no batch held, on all ranks together.
+        """
+        left_out = self._next_step // self.steps_per_epoch * self.layout.num_left_out
+        return {name: self._counters[name] for name in COUNTED} | {"wait_s": self._wait_s, "left_out": left_out}
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields batches from where the stream stands; a step that was handed out in part is begun again.
+
+        Raises:
+            StreamError: too many damaged samples. ShardError, StoreError, CacheError: a shard cannot be read.
+        """
+        self._iteration += 1
+        iteration, self._taken_of_step = self._iteration, 0
+        plan = replace(self._recipe.plan, first_step=self._next_step)
+        deliveries = iter(data_loader(replace(self._recipe, plan=plan), pin_memory=self.pin_memory))
+        while True:
+            started = time.perf_counter()
+            try:
+                delivery = next(deliveries)
+            except StopIteration:
+                return
+            self._wait_s += time.perf_counter() - started
+            if isinstance(delivery, Failure):
+                raise delivery.error
+            self._take(delivery)
+            yield delivery.batch
+            if iteration != self._iteration:
+                raise StreamError("the stream was sought, or iterated anew, during this iteration; begin a new one")
+
+    def _take(self, delivery: Delivery) -> None:
+        self._counters.update(delivery.counts)
+        self._taken_of_step += 1
+        if self._taken_of_step == self.micro_batches_per_step:
+            self._next_step, self._taken_of_step = delivery.batch.step + 1, 0
+        epoch, damaged = self._damaged_of_epoch
+        damaged = delivery.damaged if delivery.batch.epoch != epoch else damaged + delivery.damaged
+        self._damaged_of_epoch = (delivery.batch.epoch, damaged)
+        draws = self.steps_per_epoch * self.micro_batches_per_step * self._recipe.plan.micro_batch
+        if len(damaged) > self.config.max_bad_fraction * draws:
+            names = sorted(set(damaged))
+            _LOG.error("damaged samples of %s: %s", self.config.url, " ".join(names))
+            raise StreamError(
+                f"{len(damaged)} of the {draws} samples of rank {self._rank} in epoch {delivery.batch.epoch} are "
+                f"damaged, more than max_bad_fraction {self.config.max_bad_fraction:g}: {' '.join(names[:20])}"
+                f"{' ...' if len(names) > 20 else ''}; run `python -m data verify {self.config.url}`, then restore the "
+                "shards or build them again"
+            )
+
+
+def _layout(config: StreamConfig, manifest: Manifest, digest: str) -> Layout:
+    if config.workers < 0 or config.prefetch_batches < 1 or config.crop_frames < 1:
+        raise StreamError(
+            f"workers {config.workers}, prefetch_batches {config.prefetch_batches} and crop_frames "
+            f"{config.crop_frames} must be at least 0, 1 and 1"
+        )
+    return Layout(
+        manifest_digest=digest,
+        samples_per_shard=tuple(shard.samples for shard in manifest.shards),
+        seed=config.seed,
+        lanes=config.lanes,
+        global_batch=config.global_batch,
+        window_shards=config.window_shards,
+        crops_per_sample=config.crops_per_sample,
+    )
+
+
+def _check_cache(config: StreamConfig, manifest: Manifest, num_lanes: int) -> None:
+    """Refuses a cache that cannot hold what one rank reads at a time: it would fetch shards over and over, or stop."""
+    if open_store(config.url).local_path() is not None:
+        return
+    sizes = sorted((shard.bytes for shard in manifest.shards), reverse=True)
+    needed = sum(sizes[: num_lanes * config.window_shards])
+    if needed > config.cache_bytes:
+        raise StreamError(
+            f"cache_bytes {config.cache_bytes} cannot hold the {num_lanes} lanes x {config.window_shards} shards that "
+            f"a rank reads at a time, up to {needed} bytes; raise cache_bytes, or in a new run lower window_shards or "
+            "lanes"
+        )
+
+
+def _grid(crop_frames: int, mel_bands: int, patch_frames: int, patch_bands: int) -> tuple[int, int]:
+    if crop_frames % patch_frames or mel_bands % patch_bands:
+        raise StreamError(
+            f"a crop of {crop_frames} frames x {mel_bands} bands is no whole number of patches of {patch_frames} x "
+            f"{patch_bands}, so masks cannot cover it; use crop_frames {crop_frames // patch_frames * patch_frames}"
+        )
+    return crop_frames // patch_frames, mel_bands // patch_bands
+
+
+def _mask_stage(seed: int, masks: MaskConfig, grid: tuple[int, int], total_steps: int | None) -> MaskStage:
+    if total_steps is None:
+        raise StreamError("masks are drawn by the progress of the run, so the stream needs total_steps")
+    return MaskStage(seed, masks, steps=grid[0], bands=grid[1], total_steps=total_steps)

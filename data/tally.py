@@ -1,0 +1,28 @@
+"""Counters of one reader: what was read, fetched, retried or replaced since they were last taken."""
+
+import threading
+from collections import Counter
+
+COUNTED = ("bytes_read", "retries", "cache_hits", "cache_misses", "stand_ins", "padded")
+"""bytes_read: from the store, or from local shards in place. cache_hits, cache_misses: shards opened without and with a
+download. stand_ins: draws of damaged samples given to another. padded: samples shorter than the crop."""
+
+
+class Tally:
+    """Named counts that a reading and a prefetching thread both add to."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Adds to one of COUNTED."""
+        assert name in COUNTED, name
+        with self._lock:
+            self._counts[name] += amount
+
+    def take(self) -> Counter[str]:
+        """Returns the counts since the last `take`."""
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return taken
