@@ -1,0 +1,252 @@
+"""Line charts as inline SVG: pure functions from numbers to text.
+
+All charts have one size, 380 x 220 units, and are laid out in a grid whose columns are about that wide, so their text
+keeps its size from a phone to a wide screen. Colours are classes (`tone-1` .. `tone-8`), which the page's style sheet
+fills for light, dark and print. The points travel with the drawing as JSON, for the crosshair that runs through all
+charts at the same step.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from distributed.report.wording import significant
+
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
+MAX_POINTS = 320
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: `x` ascending, `y` of the same length; non-finite values break the line."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    tone: str = "tone-1"
+    dashed: bool = False
+
+    def __post_init__(self):
+        if len(self.x) != len(self.y):
+            raise ValueError(f"series {self.label!r} has {len(self.x)} x but {len(self.y)} y values; they come in pairs")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A horizontal alarm line; the side of the alarm is shaded."""
+
+    y: float
+    label: str
+    alarm_above: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """A vertical mark at a step, such as a resume."""
+
+    x: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the template lays out: title and sentence around a drawing with its legend."""
+
+    title: str
+    sentence: str
+    svg: str
+    legend: tuple[tuple[str, str, str], ...]  # (tone, label, last value)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear or logarithmic map from values to drawing units."""
+
+    lo: float
+    hi: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        lo, hi, at = (math.log(v) for v in (self.lo, self.hi, value)) if self.log else (self.lo, self.hi, value)
+        return self.start + (at - lo) / (hi - lo) * (self.stop - self.start)
+
+
+def line_chart(
+    title: str,
+    sentence: str,
+    *,
+    series: Sequence[Series],
+    thresholds: Sequence[Threshold] = (),
+    events: Sequence[Event] = (),
+    log: bool = False,
+    include: Sequence[float] = (),
+    x_label: str = "step",
+) -> Chart:
+    """Draws lines over steps.
+
+    Args:
+        sentence: what one sees and why it matters; also the drawing's description for screen readers.
+        include: values that the vertical axis must show (a zero, a threshold).
+        log: logarithmic vertical axis; values that are not positive break the line.
+
+    Raises:
+        ValueError: no finite value in any series.
+    """
+    values = [v for s in series for v in s.y if math.isfinite(v) and (v > 0 or not log)]
+    if not values:
+        raise ValueError(f"chart {title!r} has no finite value to draw")
+    x_values = [v for s in series for v in s.x]
+    x = _padded(Axis(min(x_values), max(x_values), LEFT, WIDTH - RIGHT))
+    y = _vertical(values + list(include), log=log)
+    thinned = [thin(s) for s in series]
+    parts = [
+        *_grid(x, y, x_label),
+        *(_threshold(t, x, y) for t in thresholds),
+        *(_event(e, x) for e in events if x.lo <= e.x <= x.hi),
+        *(_line(s, x, y) for s in thinned),
+        f'<line class="crosshair" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
+    ]
+    points = {"x0": x.lo, "x1": x.hi, "left": LEFT, "right": WIDTH - RIGHT, "series": [_points(s) for s in thinned]}
+    legend = tuple((s.tone, s.label, significant(last_finite(s.y))) for s in series)
+    summary = "; ".join(f"{label} ends at {value}" for _, label, value in legend)
+    return Chart(title, sentence, _svg(title, f"{sentence} {summary}.", "".join(parts), points), legend)
+
+
+def thin(series: Series, limit: int = MAX_POINTS) -> Series:
+    """Returns the series as the means of at most `limit` runs of neighbours; a short one unchanged."""
+    count = len(series.x)
+    if count <= limit:
+        return series
+    edges = [round(i * count / limit) for i in range(limit + 1)]
+    runs = list(zip(edges[:-1], edges[1:], strict=True))
+    return Series(
+        series.label,
+        tuple(sum(series.x[a:b]) / (b - a) for a, b in runs),
+        tuple(sum(series.y[a:b]) / (b - a) for a, b in runs),
+        series.tone,
+        series.dashed,
+    )
+
+
+def ticks(lo: float, hi: float, count: int = 4) -> list[float]:
+    """Returns round values (1, 2 or 5 times a power of ten apart) inside [lo, hi], about `count` of them."""
+    raw = (hi - lo) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(lo / step - 1e-9)
+    # multiples of an integer index, so that 0.1 + 0.2 is not a label
+    return [round(i * step, 12) for i in range(first, math.floor(hi / step + 1e-9) + 1)]
+
+
+def log_ticks(lo: float, hi: float) -> list[float]:
+    """Returns powers of ten inside [lo, hi], or 1-2-5 values when fewer than two powers lie inside."""
+    low, high = math.floor(math.log10(lo)), math.ceil(math.log10(hi))
+    inside = [v for v in (10.0**p for p in range(low, high + 1)) if lo <= v <= hi]
+    if len(inside) >= 2:
+        return inside
+    finer = [v for v in (m * 10.0**p for p in range(low, high + 1) for m in (1, 2, 5)) if lo <= v <= hi]
+    return finer or ticks(lo, hi)
+
+
+def last_finite(values: Sequence[float]) -> float:
+    """Returns the last finite value, or NaN."""
+    return next((v for v in reversed(values) if math.isfinite(v)), math.nan)
+
+
+def _vertical(values: list[float], *, log: bool) -> Axis:
+    lo, hi = min(values), max(values)
+    if log:
+        return Axis(lo / 1.15, hi * 1.15, HEIGHT - BOTTOM, TOP, log=True)
+    margin = 0.08 * (hi - lo) or 0.1 * abs(hi) or 1.0
+    floor = 0.0 if lo >= 0 and lo - margin < 0 else lo - margin
+    return Axis(floor, hi + margin, HEIGHT - BOTTOM, TOP)
+
+
+def _padded(axis: Axis) -> Axis:
+    return axis if axis.hi > axis.lo else Axis(axis.lo - 0.5, axis.hi + 0.5, axis.start, axis.stop)
+
+
+def _grid(x: Axis, y: Axis, x_label: str) -> list[str]:
+    rows = log_ticks(y.lo, y.hi) if y.log else ticks(y.lo, y.hi)
+    parts = [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text class="tick end" x="{LEFT - 6}" y="{y(v) + 3.5:.1f}">{escape(tick_label(v))}</text>'
+        for v in rows
+    ]
+    parts += [
+        f'<text class="tick middle" x="{x(v):.1f}" y="{HEIGHT - BOTTOM + 15}">{escape(tick_label(v))}</text>'
+        for v in ticks(x.lo, x.hi, 5)
+        if x(v) < WIDTH - 40
+    ]
+    return [*parts, f'<text class="tick end" x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 15}">{escape(x_label)}</text>']
+
+
+def tick_label(value: float) -> str:
+    """Returns a short label: 0, 0.25, 1500, 12k, 2e−5."""
+    if value and abs(value) < 1e-3:
+        return significant(value, 2).replace(".0e", "e")
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _threshold(threshold: Threshold, x: Axis, y: Axis) -> str:
+    if not y.lo <= threshold.y <= y.hi:
+        return ""
+    at, edge = y(threshold.y), TOP if threshold.alarm_above else HEIGHT - BOTTOM
+    # the label sits on the quiet side of the line
+    label_y = at + 12 if threshold.alarm_above else at - 5
+    return (
+        f'<rect class="alarm" x="{LEFT}" y="{min(at, edge):.1f}" width="{x.stop - LEFT:.1f}"'
+        f' height="{abs(at - edge):.1f}"/>'
+        f'<line class="alarm-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        f'<text class="alarm-label end" x="{WIDTH - RIGHT - 2}" y="{label_y:.1f}">{escape(threshold.label)}</text>'
+    )
+
+
+def _event(event: Event, x: Axis) -> str:
+    at = x(event.x)
+    side, offset = ("end", -4) if at > WIDTH * 0.7 else ("start", 4)
+    return (
+        f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="event-label {side}" x="{at + offset:.1f}" y="{TOP + 8}">{escape(event.label)}</text>'
+    )
+
+
+def _line(series: Series, x: Axis, y: Axis) -> str:
+    drawn = [
+        (x(a), y(b)) if math.isfinite(b) and (b > 0 or not y.log) else None
+        for a, b in zip(series.x, series.y, strict=True)
+    ]
+    path, pen_down = [], False
+    for point in drawn:
+        if point is not None:
+            path.append(f"{'L' if pen_down else 'M'}{point[0]:.1f} {point[1]:.1f}")
+        pen_down = point is not None
+    classes = f"line {series.tone}" + (" dashed" if series.dashed else "")
+    # a series of one value is a dot: a path of one point draws nothing
+    dots = [p for p in drawn if p is not None]
+    if len(dots) == 1:
+        return f'<circle class="dot {series.tone}" cx="{dots[0][0]:.1f}" cy="{dots[0][1]:.1f}" r="3"/>'
+    return f'<path class="{classes}" d="{"".join(path)}"/>'
+
+
+def _points(series: Series) -> dict:
+    return {
+        "x": [round(v, 2) for v in series.x],
+        "y": [significant(v, 4) if math.isfinite(v) else "\N{EN DASH}" for v in series.y],
+    }
+
+
+def _svg(title: str, description: str, body: str, points: dict) -> str:
+    data = escape(json.dumps(points, separators=(",", ":"), ensure_ascii=False), quote=True)
+    label = escape(f"{title}. {description}", quote=True)
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{label}"'
+        f' data-points="{data}">{body}</svg>'
+    )

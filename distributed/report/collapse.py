@@ -1,0 +1,149 @@
+"""Learning or collapsing: the diagnostics of a run read against alarm thresholds, with a verdict in plain words.
+
+The loss of a joint-embedding model is no proof of learning: it is zero when every patch has the same feature. So the
+verdict rests on quantities that a collapse cannot fake: spread, angle and rank of the features, and the variance that
+the prediction explains beyond a constant.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distributed.report.inputs import Row, column
+from distributed.report.wording import fixed, percent, significant
+
+STD_ALARM = 0.3
+COSINE_ALARM = 0.9
+FALL_ALARM = 0.3
+LOSS_RISE_ALARM = 0.3
+LOSS_FALL_ALARM = 0.15
+LOSS_FALL_STEPS = 2000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test of the run: `state` is "good", "alarm" or "open" (not decided)."""
+
+    state: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`state` is "learning", "alarm" or "open"; the findings carry the reasons."""
+
+    state: str
+    headline: str
+    findings: tuple[Finding, ...]
+
+
+def judge(rows: Sequence[Row]) -> Verdict:
+    """Returns the verdict on a run from its metric rows; rows without diagnostics give an open one."""
+    tests = (_spread, _angle, _rank, _explained, _joint_fall, _loss_rise, _teacher)
+    findings = tuple(f for test in tests if (f := test(rows)) is not None)
+    states = [f.state for f in findings]
+    if "alarm" in states:
+        return Verdict("alarm", "Watch out: signs of collapse", findings)
+    if any(r.get("diag/explained_variance") is not None for r in rows) and states.count("good") >= 2:
+        return Verdict("learning", "Learning, not collapsing", findings)
+    return Verdict("open", "Not enough diagnostics to tell", findings)
+
+
+def _spread(rows: Sequence[Row]) -> Finding | None:
+    _, values = column(rows, "diag/std_teacher")
+    if not values:
+        return None
+    if values[-1] < STD_ALARM:
+        return Finding(
+            "alarm",
+            f"The teacher's features have shrunk: normalised spread {fixed(values[-1], 2)}, below {STD_ALARM}.",
+        )
+    return Finding(
+        "good", f"Features stay spread out: normalised standard deviation {fixed(values[-1], 2)} (alarm below {STD_ALARM})."
+    )
+
+
+def _angle(rows: Sequence[Row]) -> Finding | None:
+    _, values = column(rows, "diag/cosine_teacher")
+    if not values:
+        return None
+    if values[-1] > COSINE_ALARM:
+        return Finding(
+            "alarm",
+            f"Features point the same way: mean cosine {fixed(values[-1], 2)}, above {COSINE_ALARM}. A common vector "
+            "carries most of each feature.",
+        )
+    return Finding(
+        "good", f"Features point in different directions: mean cosine {fixed(values[-1], 2)} (alarm above {COSINE_ALARM})."
+    )
+
+
+def _rank(rows: Sequence[Row]) -> Finding | None:
+    _, values = column(rows, "diag/effective_rank_teacher")
+    if not values:
+        return None
+    peak, last = max(values), values[-1]
+    if last < (1 - FALL_ALARM) * peak:
+        return Finding(
+            "alarm",
+            f"Effective rank has fallen to {significant(last)} from a maximum of {significant(peak)}: dimensions are "
+            "being given up.",
+        )
+    word = "grew to" if last > 1.1 * values[0] else "holds at" if last > 0.9 * values[0] else "is"
+    return Finding("good", f"Effective rank {word} {significant(last)} (start {significant(values[0])}).")
+
+
+def _explained(rows: Sequence[Row]) -> Finding | None:
+    _, values = column(rows, "diag/explained_variance")
+    if not values:
+        return None
+    last = values[-1]
+    if last <= 0:
+        return Finding("alarm", f"The prediction explains nothing beyond a constant: {percent(last)} of the variance.")
+    _, position = column(rows, "diag/explained_variance_position")
+    beyond = f", {percent(position[-1])} beyond what the position alone tells" if position else ""
+    return Finding(
+        "good", f"The prediction explains {percent(last)} of the variance of the hidden patches' features{beyond}."
+    )
+
+
+def _joint_fall(rows: Sequence[Row]) -> Finding | None:
+    """Loss down by 15 % within 2,000 steps while rank or explained variance lies 30 % below its running maximum."""
+    steps, losses = column(rows, "loss")
+    for key, name in (("diag/effective_rank_teacher", "effective rank"), ("diag/explained_variance", "explained variance")):
+        at, values = column(rows, key)
+        peak = 0.0
+        for step, value in zip(at, values, strict=True):
+            peak = max(peak, value)
+            window = [v for s, v in zip(steps, losses, strict=True) if step - LOSS_FALL_STEPS <= s <= step]
+            fell = len(window) > 1 and window[-1] < (1 - LOSS_FALL_ALARM) * window[0]
+            if fell and value < (1 - FALL_ALARM) * peak:
+                return Finding(
+                    "alarm",
+                    f"At step {step:.0f} the loss fell while the {name} lay more than {percent(FALL_ALARM, 0)} below its "
+                    "maximum: the pattern of a partial collapse.",
+                )
+    return None
+
+
+def _loss_rise(rows: Sequence[Row]) -> Finding | None:
+    _, losses = column(rows, "loss")
+    if len(losses) < 8:
+        return None
+    tail = sum(losses[-4:]) / 4
+    runs = [sum(losses[i : i + 4]) / 4 for i in range(len(losses) - 3)]
+    if tail > (1 + LOSS_RISE_ALARM) * min(runs):
+        return Finding(
+            "open",
+            f"The loss ends {percent(tail / min(runs) - 1, 0)} above its minimum. Alone that is normal, since the target "
+            "moves; with falling probes it would be an alarm.",
+        )
+    return None
+
+
+def _teacher(rows: Sequence[Row]) -> Finding | None:
+    _, moved = column(rows, "diag/teacher_moved")
+    if not moved:
+        return None
+    if moved[-1] <= 0:
+        return Finding("alarm", "The teacher has not moved from its first weights: its average is not being updated.")
+    return Finding("good", f"The teacher follows the student: it has moved by {significant(moved[-1])} from its start.")

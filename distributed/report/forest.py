@@ -1,0 +1,119 @@
+"""Intervals and shares as inline SVG: forest plots of differences, and the bar of seconds per phase."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from distributed.report.charts import Axis, tick_label, ticks
+from distributed.report.wording import duration, fixed, interval, percent
+
+CELL_WIDTH, CELL_HEIGHT = 190, 26
+WIDTH, ROW_HEIGHT = 380, 26
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference with its 95 % interval."""
+
+    label: str
+    value: float
+    lo: float
+    hi: float
+    tone: str = "tone-1"
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width, in the metric's units."""
+        return (self.hi - self.lo) / 2
+
+    @property
+    def exceeds(self) -> bool:
+        """True when the gain is larger than the interval's half-width."""
+        return self.value > self.half_width
+
+
+def shared_axis(differences: Sequence[Difference], start: float, stop: float) -> Axis:
+    """Returns one axis for all rows, zero included, so that lengths can be compared down the column."""
+    ends = [0.0, *(v for d in differences for v in (d.lo, d.hi, d.value) if math.isfinite(v))]
+    lo, hi = min(ends), max(ends)
+    margin = 0.08 * (hi - lo) or 1.0
+    return Axis(lo - margin, hi + margin, start, stop)
+
+
+def forest_cell(difference: Difference, axis: Axis) -> str:
+    """Draws one row of a forest plot for a table cell: zero line, interval, point (filled when it exceeds)."""
+    label = f"{difference.label}: {fixed(difference.value, sign=True)} {interval(difference.lo, difference.hi)}"
+    body = (
+        f'<line class="zero" x1="{axis(0):.1f}" x2="{axis(0):.1f}" y1="0" y2="{CELL_HEIGHT}"/>'
+        + whisker(difference, axis, CELL_HEIGHT / 2)
+    )
+    return (
+        f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} {CELL_HEIGHT}" role="img"'
+        f' aria-label="{escape(label, quote=True)}">{body}</svg>'
+    )
+
+
+def forest_axis(axis: Axis) -> str:
+    """Draws the scale that belongs to a column of `forest_cell`."""
+    marks = "".join(
+        f'<line class="grid" x1="{axis(v):.1f}" x2="{axis(v):.1f}" y1="14" y2="18"/>'
+        f'<text class="tick middle" x="{axis(v):.1f}" y="11">{escape(_signed_tick(v))}</text>'
+        for v in ticks(axis.lo, axis.hi, 3)
+    )
+    return f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} 18" aria-hidden="true">{marks}</svg>'
+
+
+def forest_plot(differences: Sequence[Difference], *, title: str) -> str:
+    """Draws labelled differences under one another over a common scale."""
+    height = ROW_HEIGHT * len(differences) + 26
+    axis = shared_axis(differences, 156, WIDTH - 8)
+    scale = "".join(
+        f'<line class="grid" x1="{axis(v):.1f}" x2="{axis(v):.1f}" y1="0" y2="{height - 22}"/>'
+        f'<text class="tick middle" x="{axis(v):.1f}" y="{height - 6}">{escape(_signed_tick(v))}</text>'
+        for v in ticks(axis.lo, axis.hi, 4)
+    )
+    rows = "".join(
+        f'<text class="row-label" x="0" y="{ROW_HEIGHT * (i + 0.5) + 4:.1f}">{escape(d.label)}</text>'
+        + whisker(d, axis, ROW_HEIGHT * (i + 0.5))
+        for i, d in enumerate(differences)
+    )
+    zero = f'<line class="zero" x1="{axis(0):.1f}" x2="{axis(0):.1f}" y1="0" y2="{height - 22}"/>'
+    spoken = "; ".join(f"{d.label} {fixed(d.value, sign=True)} {interval(d.lo, d.hi)}" for d in differences)
+    return (
+        f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" role="img"'
+        f' aria-label="{escape(f"{title}: {spoken}", quote=True)}">{scale}{zero}{rows}</svg>'
+    )
+
+
+def whisker(difference: Difference, axis: Axis, y: float) -> str:
+    """Draws the interval as a line and the value as a dot, hollow when the interval's half-width swallows it."""
+    title = f"{difference.label}: {fixed(difference.value, sign=True)} {interval(difference.lo, difference.hi)}"
+    hollow = "" if difference.exceeds else " hollow"
+    return (
+        f'<g class="whisker {difference.tone}"><title>{escape(title)}</title>'
+        f'<line x1="{axis(difference.lo):.1f}" x2="{axis(difference.hi):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<circle class="{("point" + hollow)}" cx="{axis(difference.value):.1f}" cy="{y:.1f}" r="4.5"/></g>'
+    )
+
+
+def share_bar(seconds: Sequence[tuple[str, float]]) -> str:
+    """Draws seconds per phase as one stacked bar; the legend beside it carries the numbers."""
+    total = sum(value for _, value in seconds)
+    parts, at = [], 0.0
+    for index, (phase, value) in enumerate(seconds):
+        width = 1000 * value / total
+        parts.append(
+            f'<rect class="fill tone-{index % 8 + 1}" x="{at:.1f}" y="0" width="{max(width - 2, 0.5):.1f}" height="18">'
+            f"<title>{escape(phase)}: {duration(value)}, {percent(value / total)}</title></rect>"
+        )
+        at += width
+    spoken = ", ".join(f"{phase} {duration(value)}" for phase, value in seconds)
+    return (
+        '<svg class="share-bar" viewBox="0 0 1000 18" preserveAspectRatio="none" role="img"'
+        f' aria-label="{escape(f"Seconds per phase: {spoken}", quote=True)}">{"".join(parts)}</svg>'
+    )
+
+
+def _signed_tick(value: float) -> str:
+    return f"+{tick_label(value)}" if value > 0 else tick_label(value)

@@ -1,0 +1,150 @@
+"""The section on the music: crops as the model reads them, and what the three mask strategies hide of one crop.
+
+Shapes: T frames, F mel bands; a grid is [steps, bands] of patches, time first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from distributed.report.pictures import Canvas, beat_marks, colour, image_uri, picture, symbol, veil
+from distributed.report.samples import Crop, Gallery
+from distributed.report.wording import fixed, listed, percent, significant
+from pupujepa.masks import STRATEGIES, MaskConfig, draw_mask
+from pupujepa.model import ModelConfig
+from pupujepa.randomness import generator
+
+COVERAGE_DRAWS = 400
+LOUDEST_PERCENTILE = 99.7
+QUIETEST_PERCENTILE = 4.0
+
+STRATEGY_SENTENCES = {
+    "random": "Scattered patches. Neighbours give most of the answer away; training starts with these alone.",
+    "block": "Rectangles, long in time or in frequency. The middle of a block needs knowledge of how music goes on.",
+    "time_frequency": "Whole spans of time, or one band throughout. Only the music before and after can help.",
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A picture with its words."""
+
+    title: str
+    sentence: str
+    svg: str
+    chips: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Music:
+    """Pictures of the section; `symbols` are embedded once at the top of the page."""
+
+    symbols: tuple[str, ...]
+    canvases: tuple[Canvas, ...]
+    crops: tuple[Plate, ...]
+    masks: tuple[Plate, ...]
+    coverage: tuple[Plate, ...]
+    origin: str
+
+
+def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig, seed: int = 0) -> Music:
+    """Draws the crops of a gallery, and masks over the first of them."""
+    canvases = tuple(_canvas(i, c, gallery) for i, c in enumerate(gallery.crops))
+    grid = (model.grid_steps, model.grid_bands)
+    return Music(
+        symbols=tuple(symbol(v.symbol, spectrogram_uri(c.mel_TF)) for v, c in zip(canvases, gallery.crops)),
+        canvases=canvases,
+        crops=tuple(_crop_plate(v, c) for v, c in zip(canvases, gallery.crops)),
+        masks=tuple(_mask_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
+        coverage=tuple(_coverage_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
+        origin=gallery.url,
+    )
+
+
+def spectrogram_uri(mel_TF: np.ndarray) -> str:
+    """Returns the crop as an image; the colour range is the crop's own, so that quiet music is visible too."""
+    lo, hi = np.percentile(mel_TF, [QUIETEST_PERCENTILE, LOUDEST_PERCENTILE])
+    return image_uri(colour(mel_TF, float(lo), float(hi)))
+
+
+def coverage(config: MaskConfig, strategy: int, *, grid: tuple[int, int], draws: int, seed: int) -> np.ndarray:
+    """Returns the share of `draws` masks in which each patch [steps, bands] is hidden from the student."""
+    steps, bands = grid
+    visible = np.zeros(steps * bands)
+    for draw in range(draws):
+        rng = generator(seed, "report", "coverage", strategy, draw)
+        visible[draw_mask(rng, config, steps=steps, bands=bands, progress=1.0, strategy=strategy).context] += 1
+    return (1 - visible / draws).reshape(steps, bands)
+
+
+def _canvas(number: int, crop: Crop, gallery: Gallery) -> Canvas:
+    frontend = gallery.manifest.frontend
+    frames, bands = crop.mel_TF.shape
+    return Canvas(f"crop-{number}", frames * gallery.frame_s, bands, frontend["fmin_hz"], frontend["fmax_hz"])
+
+
+def _crop_plate(canvas: Canvas, crop: Crop) -> Plate:
+    beats, downbeats = ([t - crop.offset_s for t in crop.labels.get(key) or ()] for key in ("beats", "downbeats"))
+    chips = label_chips(crop)
+    described = f"Log-mel spectrogram of {fixed(canvas.duration_s, 1)} s from {crop.uid}; {listed(list(chips))}"
+    svg = picture(canvas, described, layers=[beat_marks(canvas, beats, downbeats)])
+    return Plate(crop.uid, f"{crop.source}, from {fixed(crop.offset_s, 1)} s", svg, chips)
+
+
+def label_chips(crop: Crop) -> tuple[str, ...]:
+    """Returns the labels that a reader can check by looking, as short texts."""
+    labels = crop.labels
+    chips = [str(labels["key"])] if labels.get("key") else []
+    if labels.get("tempo_bpm"):
+        chips.append(f"{labels['tempo_bpm']:.0f} bpm")
+    chips += [str(i) for i in labels.get("instruments") or ()]
+    if labels.get("note_density_hz"):
+        chips.append(f"{significant(labels['note_density_hz'], 2)} notes/s")
+    if labels.get("collection") and labels["collection"] != crop.source:
+        chips.append(str(labels["collection"]))
+    return tuple(chips)
+
+
+def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> Plate:
+    steps, bands = grid
+    rng = generator(seed, "report", "mask", strategy)
+    mask = draw_mask(rng, config, steps=steps, bands=bands, progress=1.0, strategy=strategy)
+    hidden = np.ones(steps * bands, bool)
+    hidden[mask.context] = False
+    name = _strategy_name(strategy)
+    described = f"The same crop under a {name} mask: {percent(hidden.mean(), 0)} of {steps * bands} patches are veiled"
+    svg = picture(canvas, described, layers=[veil(hidden.reshape(steps, bands))])
+    return Plate(name, STRATEGY_SENTENCES[STRATEGIES[strategy]], svg, (f"used in {_weight(config, strategy)} of crops",))
+
+
+def _coverage_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> Plate:
+    shares = coverage(config, strategy, grid=grid, draws=COVERAGE_DRAWS, seed=seed)
+    name = _strategy_name(strategy)
+    extent = f"between {percent(shares.min(), 0)} and {percent(shares.max(), 0)}"
+    svg = coverage_strip(canvas, shares, f"How often each patch is hidden by {name} masks: {extent}")
+    return Plate(name, f"Each patch is hidden in {extent} of {COVERAGE_DRAWS} masks.", svg)
+
+
+def coverage_strip(canvas: Canvas, shares: np.ndarray, description: str) -> str:
+    """Draws hiding rates as a map on the scale 0.5 to 1: a hole in the design would show as a dark cell."""
+    pixels = colour(shares, 0.5, 1.0, name="cividis")
+    return _strip(image_uri(pixels, lossless=True), description)
+
+
+def _strip(uri: str, description: str) -> str:
+    return (
+        f'<svg class="strip" viewBox="0 0 340 48" role="img" aria-label="{escape(description, quote=True)}">'
+        f'<image class="cells" href="{uri}" width="340" height="48" preserveAspectRatio="none"/></svg>'
+    )
+
+
+def _strategy_name(strategy: int) -> str:
+    return STRATEGIES[strategy].replace("_", "-")
+
+
+def _weight(config: MaskConfig, strategy: int) -> str:
+    weights: Sequence[float] = (config.random, config.block, config.time_frequency)
+    return percent(weights[strategy] / sum(weights), 0)
+

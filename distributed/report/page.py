@@ -1,0 +1,170 @@
+"""Build the page of a run: one HTML file that holds everything it shows.
+
+  python -m distributed report runs/demo                                   writes runs/demo/report.html
+  python -m distributed report runs/demo --shards s3://bucket/shards/test  pictures from held-out music
+  python -m distributed report runs/demo --out page.html
+
+It reads config.yaml, metrics.jsonl, facts.json, phases.json and export/ of the run, results.jsonl of the evaluator, and
+a few samples of the shards. What is missing is named on the page, with the command that makes it. The file needs no
+network, works from a disk or an e-mail, in light and dark, on a phone and on paper.
+"""
+
+import argparse
+import base64
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from data.store import StoreError, open_store
+from distributed.report.attention import Attention, attention_section
+from distributed.report.inputs import Missing, ReportError, RunInputs, read_run
+from distributed.report.music import Music, music_section
+from distributed.report.overview import overview
+from distributed.report.probes import probe_section
+from distributed.report.reproduce import reproduce_section
+from distributed.report.samples import Gallery, read_gallery
+from distributed.report.training import collapse_section, training_section
+from distributed.report.wording import fixed, interval
+from pupujepa.config import compose
+from pupujepa.masks import MaskConfig
+from pupujepa.model import ModelConfig
+from pupujepa.weights import WeightsError
+
+_LOG = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+CROPS = 3
+CONTENTS = (
+    ("music", "The music"),
+    ("training", "The training"),
+    ("collapse", "Learning or collapsing?"),
+    ("attention", "Where the predictor looks"),
+    ("probes", "What the features know"),
+    ("reproduce", "Do it again"),
+)
+MARKS = {"good": "✓", "alarm": "!", "open": "?"}
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The parts of the page that need the shards or the weights."""
+
+    music: Music | Missing
+    attention: Attention | Missing
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory, a path or URL, e.g. runs/demo")
+    parser.add_argument("--results", metavar="FILE", help="results.jsonl of the evaluator (default: the run's own)")
+    parser.add_argument(
+        "--shards", metavar="URL", help="shard set for the pictures (default: beside the training shards, test first)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="where to write (default: RUN_DIR/report.html)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the page and says where it is."""
+    out = build_report(args.run_dir, args.results, args.out, shards=args.shards)
+    print(out)  # noqa: T201 - the path is the product
+    return 0
+
+
+def build_report(
+    run_dir: str | Path, results_path: str | Path | None = None, out: str | Path | None = None, *, shards: str | None = None
+) -> str:
+    """Writes the page of a run and returns where.
+
+    Args:
+        run_dir: path or URL.
+        results_path: results.jsonl; by default the one in the run directory.
+        out: path or URL of the page; by default report.html in the run directory.
+        shards: shard set or corpus root for the pictures; by default what the run was trained on, held-out split first.
+
+    Raises:
+        ReportError: no run there, or a file of it that cannot be read.
+    """
+    inputs = read_run(str(run_dir), str(results_path) if results_path else None)
+    html = render(inputs, visible_sections(inputs, shards), shards=shards)
+    out = str(out) if out else f"{inputs.location.rstrip('/')}/report.html"
+    folder, _, name = out.rpartition("/")
+    open_store(folder or ("/" if out.startswith("/") else ".")).write(name, html.encode())
+    return out
+
+
+def visible_sections(inputs: RunInputs, shards: str | None) -> Sections:
+    """Reads shards and weights and draws what needs them; a part that cannot be had becomes a `Missing`."""
+    url = shards or inputs.fact("stream", "url")
+    configs = _configs(inputs)
+    if url is None or configs is None:
+        what = "config.yaml of the run" if configs is None else "the shards that the run was trained on"
+        gap = Missing(what, f"python -m distributed report {inputs.location} --shards SHARDS")
+        return Sections(gap, gap)
+    model, masks = configs
+    try:
+        gallery = read_gallery(url, crop_frames=model.crop_frames, count=CROPS)
+    except (StoreError, ReportError) as error:
+        _LOG.warning("no pictures of the music: %s", error)
+        gap = Missing(
+            f"the shards, and they could not be read: {error}",
+            f"python -m distributed report {inputs.location} --shards SHARDS",
+        )
+        return Sections(gap, gap)
+    music = music_section(gallery, model, masks=masks)
+    return Sections(music, _attention(inputs, gallery, music, masks))
+
+
+def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) -> str:
+    """Returns the page's HTML."""
+    script = (HERE / "page.js").read_text()
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["gap"] = lambda section: isinstance(section, Missing)
+    return environment.get_template("page.html.j2").render(
+        run=inputs,
+        head=overview(inputs),
+        contents=CONTENTS,
+        marks=MARKS,
+        music=sections.music,
+        attention=sections.attention,
+        symbols=sections.music.symbols if isinstance(sections.music, Music) else (),
+        training=training_section(inputs),
+        collapse=collapse_section(inputs),
+        probes=probe_section(inputs),
+        reproduce=reproduce_section(inputs, shards),
+        no_config=Missing("config.yaml, the resolved configuration", "python -m distributed train --preset demo ..."),
+        style=(HERE / "page.css").read_text(),
+        script=script,
+        policy=policy(script),
+        fixed=fixed,
+        interval=interval,
+    )
+
+
+def policy(script: str) -> str:
+    """Returns the content security policy: nothing is loaded, and only our own script runs, known by its digest."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def _attention(inputs: RunInputs, gallery: Gallery, music: Music, masks: MaskConfig) -> Attention | Missing:
+    remedy = f"python -m distributed export {inputs.location}"
+    if not inputs.has_export:
+        return Missing("the weights in export/", remedy)
+    try:
+        return attention_section(inputs.location, gallery.crops[0], music.canvases[0], masks=masks)
+    except WeightsError as error:
+        return Missing(f"the weights in export/, and they could not be read: {error}", remedy)
+
+
+def _configs(inputs: RunInputs) -> tuple[ModelConfig, MaskConfig] | None:
+    """Returns the model's and the masks' configuration of the run, or None without config.yaml."""
+    if "model" not in inputs.config:
+        return None
+    return (
+        compose(ModelConfig, presets=[inputs.config["model"]]),
+        compose(MaskConfig, presets=[inputs.config.get("masks") or {}]),
+    )

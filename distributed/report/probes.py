@@ -1,0 +1,226 @@
+"""The probe table: what the frozen features know, beside baselines that a reader should ask for.
+
+A number alone says little: the table holds the untrained network of the same shape and plain audio statistics next to
+the trained encoder, and the paired difference over the same test items with its interval.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distributed.report.charts import Chart, Series, line_chart
+from distributed.report.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, forest_plot, shared_axis
+from distributed.report.inputs import Missing, Row, RunInputs
+from distributed.report.wording import count_of, fixed, interval, listed, scientific
+
+BASELINES = {"random_init": "random init", "log_mel": "log-mel", "chroma": "chroma"}
+TONES = {"random_init": "tone-5", "log_mel": "tone-2", "chroma": "tone-3"}
+EXPLAINED = {
+    "random_init": "the same network before training",
+    "log_mel": "mean and deviation of each mel band",
+    "chroma": "energy per pitch class",
+}
+REFERENCE = "random_init"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of the table; `value` is exactly the number of results.jsonl."""
+
+    value: float
+    lo: float
+    hi: float
+    best: bool
+    detail: str
+
+    @property
+    def text(self) -> str:
+        """The value as printed."""
+        return fixed(self.value)
+
+    @property
+    def interval(self) -> str:
+        """The interval as printed."""
+        return interval(self.lo, self.hi)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One task of the table."""
+
+    task: str
+    metric: str
+    test_items: str
+    cells: tuple[Cell | None, ...]
+    difference: Difference | None
+    forest: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One protocol's table with its forest of differences to all baselines, and the sentences that read it."""
+
+    protocol: str
+    encoders: tuple[tuple[str, str, str], ...]  # (label, tone, explanation)
+    lines: tuple[Line, ...]
+    axis: str
+    sentences: tuple[str, ...]
+    forests: tuple[tuple[str, str], ...]  # (baseline, drawing)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """All tables of a run and the layer profiles."""
+
+    tables: tuple[Table, ...]
+    profiles: tuple[Chart, ...]
+    digests: tuple[tuple[str, str], ...]
+
+
+def probe_section(run: RunInputs) -> Probes | Missing:
+    """Returns the tables, one for each protocol found in results.jsonl."""
+    if not run.results:
+        return Missing(
+            "results.jsonl, the scores of the probes",
+            f"python -m distributed evaluate --encoders {run.location} random_init log_mel chroma "
+            f"--data corpora/scores --out {run.location}",
+        )
+    protocols = sorted({str(r.get("protocol", "")) for r in run.results})
+    tables = tuple(probe_table([r for r in run.results if str(r.get("protocol", "")) == p], p) for p in protocols)
+    return Probes(tables, layer_profiles(run.results), _digests(run.results))
+
+
+def probe_table(rows: Sequence[Row], protocol: str) -> Table:
+    """Arranges rows of one protocol: tasks down, encoders across, the difference and its drawing at the end."""
+    encoders = ordered_encoders(rows)
+    by_place = {(r["task"], r["encoder"]): r for r in rows}
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    trained = next((e for e in encoders if e not in BASELINES), None)
+    gains = {t: difference_to(by_place.get((t, trained)), REFERENCE) for t in tasks}
+    axis = shared_axis([d for d in gains.values() if d], 6, CELL_WIDTH - 6)
+    lines = tuple(_line(t, [by_place.get((t, e)) for e in encoders], gains[t], axis) for t in tasks)
+    return Table(
+        protocol,
+        tuple((encoder_label(e), TONES.get(e, "tone-1"), _explanation(e)) for e in encoders),
+        lines,
+        forest_axis(axis),
+        tuple(reading(gains)),
+        tuple(_forests([by_place[t, trained] for t in tasks if (t, trained) in by_place])),
+    )
+
+
+def ordered_encoders(rows: Sequence[Row]) -> list[str]:
+    """Returns trained encoders first, then the baselines in their fixed order."""
+    names = list(dict.fromkeys(r["encoder"] for r in rows))
+    return [n for n in names if n not in BASELINES] + [n for n in BASELINES if n in names]
+
+
+def encoder_label(encoder: str) -> str:
+    """Returns the column's head: baselines by name, a run directory by its last folder."""
+    return BASELINES.get(encoder) or encoder.rstrip("/").rsplit("/", 1)[-1]
+
+
+def difference_to(row: Row | None, baseline: str) -> Difference | None:
+    """Returns the paired difference of a row to a baseline, when the evaluator computed one."""
+    entry = ((row or {}).get("difference_to") or {}).get(baseline)
+    if row is None or not entry:
+        return None
+    lo, hi = entry["interval"]
+    return Difference(task_label(row["task"]), entry["value"], lo, hi)
+
+
+def task_label(task: str) -> str:
+    """Returns a task's name with spaces."""
+    return task.replace("_", " ")
+
+
+def reading(gains: dict[str, Difference | None]) -> list[str]:
+    """Says in words which tasks gained, which did not, and which lost."""
+    known = [d for d in gains.values() if d is not None]
+    if not known:
+        return ["The results hold no paired difference to the untrained network, so no gain can be claimed."]
+    gained = sorted((d for d in known if d.exceeds), key=lambda d: -d.value)
+    lost = [d for d in known if d.value < -d.half_width]
+    level = [d for d in known if not d.exceeds and d not in lost]
+    sentences = []
+    if gained:
+        parts = [f"{d.label} {fixed(d.value, sign=True)} {interval(d.lo, d.hi)}" for d in gained]
+        sentences.append(
+            f"Training helped on {len(gained)} of {count_of(len(known), 'task')} by more than the interval's half-width: "
+            f"{listed(parts)}."
+        )
+    else:
+        sentences.append("On no task does training help by more than the interval's half-width.")
+    if level:
+        parts = [f"{d.label} ({fixed(d.value, sign=True)} {interval(d.lo, d.hi)})" for d in level]
+        sentences.append(f"No difference that these test items could show: {listed(parts)}.")
+    if lost:
+        parts = [f"{d.label} ({fixed(d.value, sign=True)} {interval(d.lo, d.hi)})" for d in lost]
+        sentences.append(f"Worse than the untrained network: {listed(parts)}.")
+    return sentences
+
+
+def layer_profiles(rows: Sequence[Row]) -> tuple[Chart, ...]:
+    """Draws the validation score of every layer, for each task and encoder that recorded them."""
+    charts = []
+    for task in dict.fromkeys(r["task"] for r in rows):
+        series = []
+        for row in (r for r in rows if r["task"] == task):
+            profile = (row.get("extra") or {}).get("layer_profile")
+            if profile and len(profile) > 1:
+                x = tuple(float(i) for i in range(len(profile)))
+                tone = TONES.get(row["encoder"], "tone-1")
+                series.append(Series(encoder_label(row["encoder"]), x, tuple(map(float, profile)), tone))
+        if series:
+            sentence = "Validation score of a probe on each layer; the table uses the best one."
+            charts.append(line_chart(task_label(task), sentence, series=series, x_label="layer"))
+    return tuple(charts)
+
+
+def _line(task: str, rows: Sequence[Row | None], gain: Difference | None, axis) -> Line:
+    known = [r for r in rows if r is not None]
+    best = max(r["value"] for r in known)
+    return Line(
+        task_label(task),
+        str(known[0].get("metric", "")),
+        _test_items(known[0]),
+        tuple(_cell(r, best) if r else None for r in rows),
+        gain,
+        forest_cell(gain, axis) if gain else "",
+    )
+
+
+def _cell(row: Row, best: float) -> Cell:
+    lo, hi = row["interval"]
+    layer, rate = row.get("layer"), row.get("learning_rate")
+    detail = [f"layer {layer}"] if layer is not None else []
+    detail += [f"lr {scientific(rate, 0)}"] if isinstance(rate, float) else []
+    return Cell(row["value"], lo, hi, row["value"] == best, ", ".join(detail))
+
+
+def _test_items(row: Row) -> str:
+    items = row.get("test_items")
+    if isinstance(items, int):
+        return count_of(items, "test item")
+    return f"{len(items)} test items" if isinstance(items, list) else ""
+
+
+def _explanation(encoder: str) -> str:
+    return EXPLAINED.get(encoder, "frozen teacher of this run")
+
+
+def _forests(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    forests = []
+    for baseline, label in BASELINES.items():
+        differences = [d for r in rows if (d := difference_to(r, baseline))]
+        if differences:
+            drawing = forest_plot(differences, title=f"Trained minus {label}, with 95 % intervals")
+            forests.append((label, drawing))
+    return forests
+
+
+def _digests(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+    found: dict[str, str] = {}
+    for row in rows:
+        for name, digest in (row.get("digests") or {}).items():
+            found.setdefault(f"{row['encoder']} {name}" if name == "checkpoint" else name, str(digest))
+    return tuple(found.items())

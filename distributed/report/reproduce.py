@@ -1,0 +1,86 @@
+"""How to get the same numbers again: commands, the resolved configuration, digests and versions."""
+
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from distributed.report.inputs import RunInputs
+from distributed.report.probes import BASELINES
+
+PACKAGES = ("torch", "torchaudio", "deepspeed", "webdataset", "numpy", "scikit-learn", "librosa", "mir_eval")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """The last section."""
+
+    commands: tuple[tuple[str, str], ...]  # (what it does, command)
+    config_text: str
+    digests: tuple[tuple[str, str], ...]
+    versions: tuple[tuple[str, str], ...]
+    versions_note: str
+
+
+def reproduce_section(run: RunInputs, shards: str | None) -> Reproduce:
+    """Returns the section; commands that the run recorded itself come before those put together here."""
+    facts = run.facts
+    digests = [
+        (label, str(facts[key]))
+        for key, label in (
+            ("manifest_digest", "training shards"),
+            ("frontend_digest", "front end"),
+            ("checkpoint_digest", "checkpoint"),
+            ("git_commit", "source"),
+        )
+        if facts.get(key)
+    ]
+    recorded = facts.get("versions")
+    return Reproduce(
+        tuple(commands(run, shards)),
+        without_secrets(run.config_text or ""),
+        tuple(digests),
+        tuple((str(k), str(v)) for k, v in recorded.items()) if recorded else tuple(versions_here()),
+        "recorded by the run" if recorded else "of the machine that made this page",
+    )
+
+
+def commands(run: RunInputs, shards: str | None) -> list[tuple[str, str]]:
+    """Returns the commands that lead from audio to this page."""
+    url = run.fact("stream", "url", default="SHARDS/train")
+    ranks, home = run.fact("ranks", default=1), run.location
+    launcher = "python -m" if ranks == 1 else f"torchrun --standalone --nproc-per-node={ranks} -m"
+    recorded = run.facts.get("command")
+    train = recorded if isinstance(recorded, str) else f"{launcher} distributed train --config {home}/config.yaml"
+    encoders = " ".join(ordered(run.results, home))
+    page = f"python -m distributed report {home}" + (f" --shards {shards}" if shards else "")
+    return [
+        ("check every byte of the shards", f"python -m data verify {url}"),
+        ("train, or continue", f"{train} --run-dir {home}" if "--run-dir" not in train else train),
+        ("probe", f"{launcher} distributed evaluate --encoders {encoders} --data CORPUS --out {home}"),
+        ("this page", page),
+    ]
+
+
+def ordered(rows: Sequence[dict], home: str) -> list[str]:
+    """Returns the encoders as the evaluator's command line takes them: the run, then its baselines."""
+    names = {r["encoder"] for r in rows}
+    return [home, *(b for b in BASELINES if b in names or not rows)]
+
+
+def without_secrets(text: str) -> str:
+    """Blanks user:password in URLs and values of keys that look secret; contract: none should be there at all."""
+    text = re.sub(r"(\w+://)[^/\s:@]+:[^/\s@]+@", r"\1", text)
+    return re.sub(r"(?im)^(\s*[\w.]*(?:secret|password|token|access_key)[\w.]*\s*:).+$", r"\1 (hidden)", text)
+
+
+def versions_here() -> list[tuple[str, str]]:
+    """Returns Python's version and those of the installed packages that matter."""
+    found = [("python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,169 @@
+"""The sections on training: curves of loss, schedules and speed, and the curves that tell learning from collapse."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distributed.report.charts import Chart, Event, Series, Threshold, line_chart
+from distributed.report.collapse import COSINE_ALARM, STD_ALARM, Verdict, judge
+from distributed.report.inputs import Missing, Row, RunInputs, column
+from distributed.report.wording import listed
+
+BANDS = tuple(f"band-{i}" for i in range(8))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Charts of one section; for the diagnostics with their verdict."""
+
+    charts: tuple[Chart, ...]
+    verdict: Verdict | None = None
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One chart: which columns it draws and how. A chart without any logged column is left out and named."""
+
+    title: str
+    sentence: str
+    lines: tuple[tuple[str, str, str], ...]  # (key of the row, label, tone)
+    thresholds: tuple[Threshold, ...] = ()
+    log: bool = False
+    include: tuple[float, ...] = ()
+
+
+TRAINING = (
+    _Plan(
+        "Loss",
+        "Distance between predicted and true features of hidden patches. It should fall, but may rise when the teacher "
+        "grows richer.",
+        (("loss", "all masks", "tone-1"),),
+    ),
+    _Plan(
+        "Loss by mask",
+        "Random holes are easiest; whole blocks and time spans ask for musical context.",
+        (
+            ("loss_random", "random", "tone-1"),
+            ("loss_block", "block", "tone-2"),
+            ("loss_time_frequency", "time-frequency", "tone-3"),
+        ),
+    ),
+    _Plan("Learning rate", "Warm-up, then decay; each step's size is scaled by this.", (("lr", "rate", "tone-1"),)),
+    _Plan(
+        "Teacher's inertia",
+        "One minus the EMA momentum: how much of the student flows into the teacher per step (logarithmic).",
+        (("ema_inflow", "1 − momentum", "tone-1"),),
+        log=True,
+    ),
+    _Plan("Gradient norm", "Before clipping. Spikes are steps that clipping saved.", (("grad_norm", "norm", "tone-1"),)),
+    _Plan(
+        "Waiting for data",
+        "Share of each step spent waiting for the stream. Near zero: the shards keep up with the model.",
+        (("wait_share", "share of step", "tone-1"),),
+        include=(0.0,),
+    ),
+    _Plan("Speed", "Crops trained per second over all ranks.", (("crops_per_s", "crops/s", "tone-1"),), include=(0.0,)),
+)
+
+DIAGNOSTICS = (
+    _Plan(
+        "Explained variance",
+        "Share of the hidden features' variance that the prediction explains beyond a constant, and beyond the mean of "
+        "each position. Zero is guessing.",
+        (
+            ("diag/explained_variance", "beyond a constant", "tone-1"),
+            ("diag/explained_variance_position", "beyond position", "tone-2"),
+        ),
+        (Threshold(0.0, "0 = guessing", alarm_above=False),),
+        include=(0.0,),
+    ),
+    _Plan(
+        "Effective rank",
+        "How many directions the features really use (RankMe). A collapse pulls it down.",
+        (("diag/effective_rank_teacher", "teacher", "tone-1"), ("diag/effective_rank_student", "student", "tone-2")),
+        include=(0.0,),
+    ),
+    _Plan(
+        "Rank per frequency band",
+        "The same, for patches of one band each, from bass (dark) to treble (light). No band should die.",
+        tuple((f"diag/effective_rank_band_{i}", f"band {i + 1}", tone) for i, tone in enumerate(BANDS)),
+        include=(0.0,),
+    ),
+    _Plan(
+        "Spread of features",
+        "Normalised standard deviation; 1 means that every dimension varies equally.",
+        (("diag/std_teacher", "teacher", "tone-1"), ("diag/std_student", "student", "tone-2")),
+        (Threshold(STD_ALARM, f"alarm below {STD_ALARM}", alarm_above=False),),
+        include=(0.0, 1.0),
+    ),
+    _Plan(
+        "Mean cosine",
+        "How alike the features of different patches are; 1 means all the same.",
+        (("diag/cosine_teacher", "teacher", "tone-1"), ("diag/cosine_student", "student", "tone-2")),
+        (Threshold(COSINE_ALARM, f"alarm above {COSINE_ALARM}", alarm_above=True),),
+        include=(0.0, 1.0),
+    ),
+    _Plan(
+        "Teacher to student",
+        "Relative distance between the weights of teacher and student. Zero or endless growth would both be wrong.",
+        (("diag/teacher_student_distance", "distance", "tone-1"), ("diag/teacher_moved", "moved from start", "tone-2")),
+        include=(0.0,),
+    ),
+)
+
+
+def training_section(run: RunInputs) -> Curves | Missing:
+    """Returns the curves of the training itself."""
+    if not run.metrics:
+        return Missing("metrics.jsonl, the log of the training", "python -m distributed train --preset demo ...")
+    charts, absent = _draw(TRAINING, _with_shares(run.metrics), _resumes(run))
+    return Curves(charts, absent=absent)
+
+
+def collapse_section(run: RunInputs) -> Curves | Missing:
+    """Returns the diagnostic curves, their thresholds and the verdict."""
+    charts, absent = _draw(DIAGNOSTICS, run.metrics, _resumes(run))
+    if not charts:
+        return Missing(
+            "the diagnostics (rows of metrics.jsonl with diag/ keys)", "python -m distributed train --preset demo ..."
+        )
+    return Curves(charts, judge(run.metrics), absent)
+
+
+def _draw(plans: Sequence[_Plan], rows: Sequence[Row], events: Sequence[Event]) -> tuple[tuple[Chart, ...], str]:
+    charts, absent = [], []
+    for plan in plans:
+        series = [Series(label, *column(rows, key), tone=tone) for key, label, tone in plan.lines]
+        series = [s for s in series if s.x]
+        if not series:
+            absent.append(plan.title.lower())
+            continue
+        charts.append(
+            line_chart(
+                plan.title,
+                plan.sentence,
+                series=series,
+                thresholds=plan.thresholds,
+                events=events,
+                log=plan.log,
+                include=plan.include,
+            )
+        )
+    return tuple(charts), f"Not logged by this run: {listed(absent)}." if absent else ""
+
+
+def _with_shares(rows: Sequence[Row]) -> list[Row]:
+    """Adds what is drawn but not logged: the waiting share of a step, and one minus the momentum."""
+    extended = []
+    for row in rows:
+        row = dict(row)
+        if row.get("step_s") and row.get("data_wait_s") is not None:
+            row["wait_share"] = min(row["data_wait_s"] / row["step_s"], 1.0)
+        if row.get("ema_momentum") is not None:
+            row["ema_inflow"] = 1 - row["ema_momentum"]
+        extended.append(row)
+    return extended
+
+
+def _resumes(run: RunInputs) -> list[Event]:
+    return [Event(float(r["step"]), "killed, resumed") for r in run.facts.get("resumed") or () if "step" in r]
