@@ -55,7 +55,7 @@ def bucket(s3_environment: LocalS3) -> str:
 
 @pytest.fixture
 def faulty_s3(s3_environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A fault proxy in front of the server; the environment points at the proxy. `.inject(Fault(...))` breaks things."""
+    """A fault proxy in front of the server; the environment points at it. `.inject(Fault(...))` breaks things."""
     with FaultProxy(upstream_port=s3_environment.port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint_url)

@@ -143,11 +143,9 @@ class FaultProxy:
         if length is None:
             await _copy_chunked(server_in, client_out)
             return True
-        if fault is None or fault.kind not in ("truncate", "stall", "bitflip", "throttle"):
-            await _copy(server_in, client_out, length)
-            return True
-        if fault.kind == "throttle":
-            await _copy(server_in, client_out, length, bytes_per_s=fault.value)
+        if fault is None or fault.kind not in ("truncate", "stall", "bitflip"):
+            speed = fault.value if fault is not None and fault.kind == "throttle" else 0.0
+            await _copy(server_in, client_out, length, bytes_per_s=speed)
             return True
         await _copy(server_in, client_out, length // 2)
         if fault.kind == "truncate":

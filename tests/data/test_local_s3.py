@@ -20,6 +20,7 @@ def test_objects_outlive_a_killed_server(tmp_path: Path, bare_aws_environment: p
     server.start()
     _use(server, bare_aws_environment)
     open_store("s3://kept").write("a/b", b"content")
+    assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
     server.stop()
     with LocalS3(tmp_path / "store", buckets=["kept"]) as again:
@@ -29,7 +30,9 @@ def test_objects_outlive_a_killed_server(tmp_path: Path, bare_aws_environment: p
 
 def test_the_listening_sockets_are_loopback_only(s3: LocalS3):
     """No port of the server is open to other machines."""
-    sockets = {link.readlink().name for link in Path(f"/proc/{s3.pid}/fd").iterdir() if "socket" in str(link.readlink())}
+    sockets = {
+        link.readlink().name for link in Path(f"/proc/{s3.pid}/fd").iterdir() if "socket" in str(link.readlink())
+    }
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     rows += [row.split() for row in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
     listening = {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
