@@ -27,7 +27,8 @@ def probe_crops(
     """
     manifest = manifest or read_manifest(url)
     reader = ShardReader(url, manifest)
-    crops, uids = [], []
+    crops: list[NDArray[np.float32]] = []
+    uids: list[str] = []
     try:
         for shard, index in _candidates(manifest, count, seed):
             if len(crops) == count:
