@@ -52,12 +52,12 @@ def describe(model: PupuJEPA) -> str:
         *(f"  {name:<18}{count:>15,}" for name, count in parameter_counts(model).items()),
         "",
         "operations per crop",
-        f"  {'training':<18}{cost.total / 1e12:>15.3f} TFLOP",
+        f"  {'training':<18}{cost.total / 1e9:>15,.1f} GFLOP",
         *(
-            f"    {name:<16}{flops / 1e12:>15.3f} TFLOP  {100 * flops / cost.total:3.0f} %"
+            f"    {name:<16}{flops / 1e9:>15,.1f} GFLOP  {100 * flops / cost.total:3.0f} %"
             for name, flops in asdict(cost).items()
         ),
-        f"  {'encoding':<18}{inference_flops(config) / 1e12:>15.3f} TFLOP",
+        f"  {'encoding':<18}{inference_flops(config) / 1e9:>15,.1f} GFLOP",
     ]
     return "\n".join(lines) + "\n"
 

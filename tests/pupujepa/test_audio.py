@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import soundfile
+
+from pupujepa.audio import AudioError, mono, read_audio, resample
+
+
+def sine(hz: float, rate: int, seconds: float) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_reads_stereo_as_mean(tmp_path, suffix):
+    """Channels are averaged, whatever the container."""
+    left, right = sine(440, 22_050, 1), sine(880, 22_050, 1)
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.stack([left, right], 1), 22_050)
+    audio, rate = read_audio(path)
+    assert rate == 22_050
+    assert audio.dtype == np.float32
+    np.testing.assert_allclose(audio, (left + right) / 2, atol=0.05 if suffix == "ogg" else 1e-4)
+
+
+def test_reads_a_stretch(tmp_path):
+    """start_s and duration_s cut on samples; a stretch past the end gives what there is."""
+    ramp = np.linspace(-1, 1, 8000, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", ramp, 8000, subtype="FLOAT")
+    audio, _ = read_audio(tmp_path / "a.wav", start_s=0.25, duration_s=0.5)
+    np.testing.assert_array_equal(audio, ramp[2000:6000])
+    audio, _ = read_audio(tmp_path / "a.wav", start_s=0.75, duration_s=5)
+    np.testing.assert_array_equal(audio, ramp[6000:])
+
+
+@pytest.mark.parametrize(("from_hz", "to_hz"), [(44_100, 24_000), (16_000, 24_000), (22_050, 24_000)])
+def test_resampling_keeps_a_tone(from_hz, to_hz):
+    """Away from the ends, the resampled tone is the tone sampled at the new rate."""
+    ours = resample(sine(1000, from_hz, 1), from_hz, to_hz)
+    assert len(ours) == to_hz
+    middle = slice(to_hz // 4, 3 * to_hz // 4)
+    np.testing.assert_allclose(ours[middle], sine(1000, to_hz, 1)[middle], atol=3e-3)
+
+
+def test_same_rate_is_untouched():
+    """No resampling means the same samples."""
+    audio = sine(440, 24_000, 0.1)
+    assert resample(audio, 24_000, 24_000) is audio
+
+
+def test_integers_are_scaled():
+    """16-bit samples are read at full scale 1."""
+    np.testing.assert_allclose(mono(np.array([-32768, 0, 16384], dtype=np.int16)), [-1, 0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not audio at all", "cannot be decoded as audio"),
+        (b"", "cannot be decoded as audio"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, content, message):
+    """A file that is not audio is an error with its path."""
+    path = tmp_path / "bad.wav"
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=f"bad.wav: {message}"):
+        read_audio(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    """A wrong path says so."""
+    with pytest.raises(AudioError, match=r"nowhere\.wav: no such audio file"):
+        read_audio(tmp_path / "nowhere.wav")
+
+
+def test_empty_and_not_finite_files_are_refused(tmp_path):
+    """No samples, or NaN, are errors here and not features later."""
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 24_000)
+    with pytest.raises(AudioError, match="holds no audio from 0 s on"):
+        read_audio(tmp_path / "empty.wav")
+    broken = sine(440, 24_000, 0.1)
+    broken[7] = np.nan
+    soundfile.write(tmp_path / "nan.wav", broken, 24_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="sample 7 is not finite"):
+        read_audio(tmp_path / "nan.wav")
+    with pytest.raises(AudioError, match="holds no audio from 9 s on"):
+        read_audio(tmp_path / "nan.wav", start_s=9)
+
+
+def test_arrays_that_are_not_audio_are_refused():
+    """Transposed, empty or boolean arrays are named for what they are."""
+    with pytest.raises(AudioError, match="more channels than samples"):
+        mono(np.zeros((1000, 2), np.float32))
+    with pytest.raises(AudioError, match="not an array of shape"):
+        mono(np.zeros((0,), np.float32))
+    with pytest.raises(AudioError, match="bool"):
+        mono(np.zeros(10, bool))
