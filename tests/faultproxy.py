@@ -125,7 +125,7 @@ class FaultProxy:
         if kind == "reset":
             client_out.transport.abort()
             return False
-        if kind == "latency":
+        if fault is not None and fault.kind == "latency":
             await asyncio.sleep(fault.value)
         server_out.write(head)
         if b"100-continue" in head.lower():

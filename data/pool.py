@@ -1,0 +1,65 @@
+"""Work spread over processes, without order: each item a pure function, so any number of workers gives one result.
+
+Processes are forked from a clean server that has imported what they need, never from this process, whose threads and
+connections would not survive. One thread of arithmetic each: the sum of a thread pool's parts depends on its size.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.connection import wait as wait_for
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_unordered(
+    function: Callable[[Item], Result], items: Sequence[tuple[int, Item]], *, workers: int, preload: str
+) -> Iterator[tuple[int, Result]]:
+    """Yields (position, function(item)) for every (position, item), in the order of completion.
+
+    Args:
+        function: of a module's top level; its error ends the iteration.
+        preload: module that workers find imported.
+    """
+    if not items:
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    executor = ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=_prepare_worker)
+    try:
+        pending: dict[Future[Result], int] = {}
+        rest = iter(items)
+        while True:
+            # a few items ahead of every worker: a million futures at once would not fit
+            while len(pending) < 3 * workers and (item := next(rest, None)) is not None:
+                pending[executor.submit(function, item[1])] = item[0]
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # a killed build must not leave workers that write on
+    threading.Thread(target=_leave_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _leave_with(sentinel: int) -> None:
+    wait_for([sentinel])
+    os._exit(1)

@@ -1,0 +1,70 @@
+"""Progress of long work: a bar on a terminal, a plain line every few seconds in a log file."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts done things, as a context manager.
+
+    Args:
+        total: how many there are.
+        title: what is going on, e.g. "features".
+        unit: of the things, e.g. "tracks".
+        stream: where it is shown.
+        every_s: between the lines when `stream` is no terminal.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        title: str,
+        unit: str,
+        stream: TextIO | None = None,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.total, self.title, self.unit, self.done = total, title, unit, 0
+        self._stream = stream or sys.stderr
+        self._every_s, self._clock = every_s, clock
+        self._started_at = self._shown_at = clock()
+        self._bar = tqdm(
+            total=total, desc=title, unit=f" {unit}", file=self._stream, disable=not self._stream.isatty(), leave=True
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar.disable and self.done:
+            self._line("")
+        self._bar.close()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return max(self._clock() - self._started_at, 1e-9)
+
+    def advance(self, note: str = "", *, count: int = 1) -> None:
+        """Counts `count` things and shows `note`, e.g. a rate in the user's own unit."""
+        self.done += count
+        if self._bar.disable:
+            if self._clock() - self._shown_at >= self._every_s:
+                self._line(note)
+            return
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(count)
+
+    def _line(self, note: str) -> None:
+        self._shown_at = self._clock()
+        left_s = self.elapsed_s / self.done * (self.total - self.done)
+        rest = f", about {left_s:.0f} s left" if self.done < self.total else f" in {self.elapsed_s:.0f} s"
+        note = f", {note}" if note else ""
+        self._stream.write(f"{self.title}: {self.done}/{self.total} {self.unit}{rest}{note}\n")
+        self._stream.flush()
