@@ -1,0 +1,178 @@
+"""Ties everything that a command starts to the life of its owner: `python leash.py [--grace S] -- COMMAND ...`.
+
+Killing a process group is not enough to end a training run: torchrun puts each rank in a session of its own, and a
+supervisor that is itself killed cannot kill anything. So the leash is a process between owner and command. Its
+standard input is a pipe whose other end only the owner holds; when the owner dies, whatever the way, the pipe ends and
+so does the command. The leash is also the subreaper of all it started (Linux), so no descendant gets away by changing
+its session or by losing its parent. It imports the standard library only, to start in a few hundredths of a second.
+
+Ending means SIGTERM to the command alone (a trainer that is asked to save still needs its data workers) and up to
+`--grace` seconds to leave; then the same for all that it left behind; then SIGKILL for whoever is still there. The exit
+code is the command's (128 + signal when it was killed).
+"""
+
+import argparse
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+POLL_S = 0.1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+class Leash:
+    """The owner's end: starts `argv` under a leash, and ends it with all its descendants.
+
+    Args:
+        env: the whole environment of the command.
+        log: takes the command's output, appended; None leaves it on the owner's.
+        remove: a directory that the leash removes in the end, whatever the end was.
+        grace_s: between SIGTERM and SIGKILL.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        log: Path | None = None,
+        remove: Path | None = None,
+        grace_s: float = 10.0,
+    ):
+        options = ["--grace", str(grace_s), *(["--remove", str(remove)] if remove else [])]
+        self._grace_s = grace_s
+        read_end, write_end = os.pipe()  # both are close-on-exec, so no other child holds the owner's end
+        self._write_end: int | None = write_end
+        output = log.open("ab") if log else None
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).resolve()), *options, "--", *argv],
+                stdin=read_end,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                env=env,
+                cwd=cwd,
+                start_new_session=True,  # Ctrl-C is the owner's to handle
+            )
+        finally:
+            os.close(read_end)
+            if output:
+                output.close()
+
+    @property
+    def pid(self) -> int:
+        """The leash's own process id, under which all others live."""
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Returns the exit code of the command, None while it runs."""
+        return self._process.poll()
+
+    def end(self) -> int:
+        """Ends the command if it still runs and returns its exit code, when no descendant is left."""
+        if self._write_end is not None:
+            os.close(self._write_end)
+            self._write_end = None
+        return self._process.wait(timeout=2 * self._grace_s + 30)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command of `argv` until it ends or the owner does; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grace", type=float, default=10.0, help="seconds between SIGTERM and SIGKILL")
+    parser.add_argument("--remove", help="a directory to remove in the end, whatever the end was")
+    parser.add_argument("command", nargs="+")
+    args = parser.parse_args(argv)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, frame: asked.append(received))
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    child = subprocess.Popen(
+        args.command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
+    )
+    while child.poll() is None and not asked and not _owner_is_gone(POLL_S):
+        pass
+    if child.poll() is None:
+        _terminate(child, args.grace)
+    _end_descendants(args.grace)
+    if args.remove:
+        shutil.rmtree(args.remove, ignore_errors=True)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Returns the living processes under `ancestor`, zombies left out; empty where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # the command's name is in parentheses and may hold spaces; state and parent follow the last one
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended between the listing and the reading
+        if state not in "ZX":
+            children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found, todo = [], [ancestor]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def _owner_is_gone(wait_s: float) -> bool:
+    """Waits up to `wait_s` for the pipe to end; nobody ever writes to it."""
+    return bool(select.select([0], [], [], wait_s)[0])
+
+
+def _terminate(child: subprocess.Popen, grace_s: float) -> None:
+    """Asks the command to leave and waits, then kills its group; who left the group is for `_end_descendants`."""
+    child.terminate()
+    deadline = time.monotonic() + grace_s
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _end_descendants(grace_s: float) -> None:
+    """Asks whom the command left behind to leave, then kills until nobody is left: a process may start others."""
+    _signal_each(descendants(os.getpid()), signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while alive := descendants(os.getpid()):
+        if time.monotonic() > deadline:
+            _signal_each(alive, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _signal_each(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue  # it ended by itself
+
+
+def _die_with_parent() -> None:
+    """In the child: should the leash itself be killed, the command is asked to leave."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

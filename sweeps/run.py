@@ -1,0 +1,181 @@
+"""Run the trials of an ablation on Ray Tune: each is trained and probed with the ordinary commands.
+
+  python -m sweeps run sweeps/ablations/demo.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
+  python -m sweeps run sweeps/ablations/demo.yaml --shards ... --corpus ... --dry-run       what would run
+  python -m sweeps run ABLATION.yaml --shards s3://music/shards/train --corpus D --ranks 2 --gpus-per-trial 2
+
+A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/axes.py describes it.
+Trials run beside each other as far as cores and GPUs hold, on a Ray that is started for this sweep alone and stopped
+with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process.
+
+The same command, run again, goes on: what is finished is kept, what was interrupted continues from its checkpoint, what
+crashed is tried again. When the sweep file has changed since, --resume says that you mean it: equal trials are kept.
+
+Exit code: 0 when every trial has its results, 1 when one diverged or crashed, 2 for a wrong input, 130 when stopped.
+Then: python -m sweeps report runs/sweep
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from distributed.marble.tasks import select_tasks
+from distributed.run_directory import RunDirectory, only_writer
+from distributed.telemetry import configure_logging
+from pupujepa.errors import UserError
+from sweeps.axes import SweepConfig, read_sweep
+from sweeps.driver import ray_environment
+from sweeps.leash import Leash
+from sweeps.plan import Commands, Launch, Plan, commands_for, read_plan, write_plan
+from sweeps.planning import make_plan
+from sweeps.record import is_finished, read_record
+from sweeps.trial import ROOT
+
+# Ray's sockets lie below its directory, and Linux cuts socket paths at 107 characters; Ray needs about 70 of them
+LONGEST_RAY_DIR = 36
+POLL_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="what is varied, e.g. one of sweeps/ablations")
+    parser.add_argument("--shards", required=True, metavar="URL", help="training split of a shard set, path or s3://")
+    parser.add_argument("--corpus", required=True, metavar="DIR", help="labelled corpus for the probes")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="sweep directory (default: runs/<name of the file>)",
+    )
+    parser.add_argument("--ranks", type=int, default=1, help="processes of one trial (default: %(default)s)")
+    parser.add_argument("--cpus-per-trial", type=float, default=1, help="cores of one trial (default: %(default)s)")
+    parser.add_argument("--gpus-per-trial", type=float, default=0, help="GPUs of one trial (default: %(default)s)")
+    parser.add_argument("--cpus", type=int, help="cores that the sweep may use (default: all of this process)")
+    parser.add_argument("--grace", type=float, default=20, help="seconds a stopped trial has to save (default: 20)")
+    parser.add_argument("--resume", action="store_true", help="go on although the sweep file has changed since")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the trials, start nothing")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all trials, before the axes' own")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans and runs the sweep; returns the exit code."""
+    configure_logging(rank=0)
+    out = (args.out or Path("runs") / args.sweep.stem).resolve()
+    cpus = args.cpus or len(os.sched_getaffinity(0))
+    if args.cpus_per_trial > cpus:
+        raise UserError(
+            f"--cpus-per-trial {args.cpus_per_trial:g} is more than the {cpus} cores of this sweep, so no trial would "
+            f"ever start; lower it, or raise --cpus"
+        )
+    sweep = read_sweep(args.sweep)
+    plan = make_plan(
+        sweep,
+        launch_of(args, sweep),
+        name=args.sweep.stem,
+        session=f"{time.time():.0f}-{os.getpid()}",
+        extra=args.overrides,
+    )
+    if args.dry_run:
+        print(describe(plan, out))  # noqa: T201 - the list is the product
+        return 0
+    require_same_sweep(plan, out, resume=args.resume)
+    with only_writer(RunDirectory(out)):
+        write_plan(plan, out)
+        logger.info("%s", describe(plan, out))
+        code = drive(out, cpus=cpus, grace_s=args.grace)
+    logger.info("%s; the table: python -m sweeps report %s", summary(plan, out), out)
+    return code
+
+
+def launch_of(args: argparse.Namespace, sweep: SweepConfig) -> Launch:
+    """Returns what all trials share."""
+    if args.ranks < 1:
+        raise UserError(f"--ranks {args.ranks} starts nothing; a trial has at least one process")
+    shards = args.shards if "://" in args.shards else str(Path(args.shards).resolve())
+    ordinary, own = commands_for(args.ranks), sweep.commands
+    return Launch(
+        preset=sweep.base.preset,
+        shards=shards,
+        corpus=str(Path(args.corpus).resolve()),
+        tasks=tuple(task.name for task in select_tasks(sweep.tasks)),
+        commands=Commands(tuple(own.train) or ordinary.train, tuple(own.evaluate) or ordinary.evaluate),
+        ranks=args.ranks,
+        cpus=args.cpus_per_trial,
+        gpus=args.gpus_per_trial,
+        grace_s=args.grace,
+    )
+
+
+def require_same_sweep(plan: Plan, out: Path, *, resume: bool) -> None:
+    """Raises UserError when `out` holds a sweep of other trials and nobody said that it may change."""
+    if not (out / "plan.json").is_file() or resume:
+        return
+    before = read_plan(out)
+    if before.digest != plan.digest:
+        old, new = ({p.directory for p in each.trials} for each in (before, plan))
+        raise UserError(
+            f"{out} holds a sweep of other trials ({len(old - new)} of its {len(old)} are not in this one, and "
+            f"{len(new - old)} are new); to keep what is equal and run the rest add --resume, or give another --out"
+        )
+
+
+def describe(plan: Plan, out: Path) -> str:
+    """Returns the trials as text: what differs, how long, and whether it is finished."""
+    lines = [f"{plan.name}: {plan.question}" if plan.question else plan.name]
+    lines.append(f"{len(plan.trials)} trials, probed on {', '.join(plan.launch.tasks)}; directory {out}")
+    for planned in plan.trials:
+        done = ", finished" if is_finished(planned, out) else ""
+        lines.append(f"  {planned.trial.name}: {planned.steps} steps, {planned.samples} crops{done}")
+    lines += [f"  {name}: the same as {other}, not run twice" for name, other in plan.same_as.items()]
+    return "\n".join(lines)
+
+
+def summary(plan: Plan, out: Path) -> str:
+    """Returns how many trials ended in which way."""
+    statuses = [read_record(planned, out).status for planned in plan.trials]
+    return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+
+
+def drive(out: Path, *, cpus: int, grace_s: float) -> int:
+    """Runs the driver under a leash until it ends, or ends it on SIGINT and SIGTERM; returns its exit code."""
+    asked: list[int] = []
+    previous = {number: signal.signal(number, _remember(asked)) for number in (signal.SIGINT, signal.SIGTERM)}
+    ray_dir = private_directory()
+    leash = Leash(
+        [sys.executable, "-m", "sweeps.driver", str(out), "--ray-dir", str(ray_dir), "--cpus", str(cpus)],
+        env=ray_environment(os.environ, root=ROOT),
+        cwd=ROOT,
+        remove=ray_dir,
+        grace_s=grace_s + 10,  # the driver waits for its trials
+    )
+    try:
+        while leash.poll() is None and not asked:
+            time.sleep(POLL_S)
+        if asked:
+            logger.warning("stopping: trials get %.0f s to save", grace_s)
+    finally:
+        code = leash.end()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 128 + asked[0] if asked else code
+
+
+def private_directory() -> Path:
+    """Returns a new directory for Ray's sockets, in the system's place for such, or in /tmp when that path is long."""
+    preferred = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="sweep-", dir=preferred if len(preferred) < LONGEST_RAY_DIR - 16 else "/tmp"))
+
+
+def _remember(asked: list[int]):
+    def handler(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    return handler

@@ -1,0 +1,200 @@
+"""A trial is an ordinary run: the trainer's command, then the evaluator's, in its own run directory.
+
+Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/leash.py), so that all ranks end with the
+process that runs the trial, follows metrics.jsonl, hands its rows to `report`, and leaves a record. What the commands
+do is theirs: the trainer continues from its newest checkpoint when a trial is started again.
+"""
+
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.leash import Leash
+from sweeps.plan import Plan, PlannedTrial, fill
+from sweeps.record import (
+    MetricsTail,
+    Record,
+    is_finished,
+    lost_its_loss,
+    read_record,
+    read_results,
+    tail,
+    write_record,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+POLL_S = 0.25
+# what a launcher around the sweep says about the sweep's process must not be read by a trial's ranks
+LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a trial runs: the sweep's directory and the environment of its commands."""
+
+    out: Path
+    environ: Mapping[str, str]
+
+
+def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
+    """Trains and probes one trial, unless it is finished already.
+
+    A trial that diverged, or failed in this session, is not tried again; one that crashed in an earlier session is.
+
+    Args:
+        report: is given {"step", "samples", "loss"} while the trial trains, and {"status", "task/..."} in the end.
+
+    Returns:
+        the record, also written to trial.json, whether the commands succeeded or not.
+    """
+    record = read_record(planned, site.out)
+    settled = record.status == "diverged" or (record.failed and record.session == plan.session)
+    if not settled and not is_finished(planned, site.out):
+        record = write_record(_attempt(plan, planned, site, report), planned, site.out)
+    metrics = final_metrics(read_results(planned, site.out))
+    report({"step": planned.steps, "samples": planned.samples, "status": record.status, **metrics})
+    return record
+
+
+def final_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the value of each task, as a scheduler or a progress line wants them."""
+    return {f"task/{row['task']}": row["value"] for row in results}
+
+
+def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of a trial's commands.
+
+    The root is importable, threads share the trial's cores, wandb groups the runs by sweep, and no variable of an outer
+    launcher remains: two trials on one node are two worlds.
+    """
+    inherited = {
+        name: value
+        for name, value in environ.items()
+        if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
+    }
+    threads = max(1, int(plan.launch.cpus / plan.launch.ranks))
+    return inherited | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(threads),
+        "WANDB_RUN_GROUP": plan.name,
+        "WANDB_NAME": planned.trial.name,
+    }
+
+
+def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int]) -> dict[str, list[str]]:
+    """Returns the argv of the trainer and of the evaluator; `ports` are where their ranks meet."""
+    launch, trial = plan.launch, planned.trial
+    lists = {"overrides": trial.overrides, "tasks": launch.tasks}
+    values = {
+        "python": sys.executable,
+        "preset": launch.preset,
+        "run_dir": str(out / planned.directory),
+        "shards": launch.shards,
+        "corpus": launch.corpus,
+        "ranks": str(launch.ranks),
+        "seed": str(trial.seed),
+    }
+    templates = {"train": launch.commands.train, "evaluate": launch.commands.evaluate}
+    return {
+        phase: fill(template, values | {"port": str(port)}, lists)
+        for (phase, template), port in zip(templates.items(), ports, strict=True)
+    }
+
+
+def _attempt(plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
+    """Runs both commands and returns how it went."""
+    commands = command_lines(plan, planned, out=site.out, ports=[free_port(), free_port()])
+    previous = read_record(planned, site.out)
+    record = Record(
+        planned.digest,
+        plan.session,
+        "running",
+        train_s=previous.train_s,
+        evaluate_s=previous.evaluate_s,
+        commands=commands,
+    )
+    write_record(record, planned, site.out)
+    started = time.monotonic()
+    failure = _train(commands["train"], plan, planned, site, report)
+    record = record.but(train_s=record.train_s + time.monotonic() - started)
+    if failure is None:
+        started = time.monotonic()
+        failure = _evaluate(commands["evaluate"], plan, planned, site)
+        record = record.but(evaluate_s=record.evaluate_s + time.monotonic() - started)
+    return record.but(**(failure or {"status": "finished"}))
+
+
+def _train(
+    argv: list[str], plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any] | None:
+    """Runs the trainer; returns None, or what the record says about its failure."""
+    metrics = MetricsTail(site.out / planned.directory / "metrics.jsonl")
+    samples_per_step = planned.samples / planned.steps
+
+    def follow() -> str:
+        for row in metrics.new_rows():
+            if lost_its_loss(row):
+                return f"the loss is {row['loss']} at step {row['step']}"
+            if "loss" in row:
+                step = row["step"] + 1  # rows count from 0
+                report({"step": step, "samples": step * samples_per_step, "loss": row["loss"], "status": "running"})
+        return ""
+
+    code, diverged = _run(argv, plan, planned, site, "train.log", follow)
+    log = site.out / planned.directory / "train.log"
+    if diverged:
+        return {"status": "diverged", "reason": diverged, "log_tail": tail(log)}
+    return _crash("trainer", code, log)
+
+
+def _evaluate(argv: list[str], plan: Plan, planned: PlannedTrial, site: Site) -> dict[str, Any] | None:
+    """Runs the evaluator; returns None, or what the record says about its failure."""
+    directory = site.out / planned.directory
+    code, _ = _run(argv, plan, planned, site, "evaluate.log", lambda: "")
+    if code == 0 and not (directory / "results.jsonl").is_file():
+        return {"status": "crashed", "reason": "the evaluator exited 0 but left no results.jsonl"}
+    return _crash("evaluator", code, directory / "evaluate.log")
+
+
+def _crash(who: str, code: int, log: Path) -> dict[str, Any] | None:
+    if code == 0:
+        return None
+    how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
+    return {"status": "crashed", "reason": f"the {who} {how}; see {log}", "log_tail": tail(log)}
+
+
+def _run(
+    argv: list[str], plan: Plan, planned: PlannedTrial, site: Site, log: str, follow: Callable[[], str]
+) -> tuple[int, str]:
+    """Runs a command under a leash until it ends, or until `follow` gives a reason to end it.
+
+    Returns:
+        the exit code and the reason, empty when it ended by itself.
+    """
+    leash = Leash(
+        argv,
+        env=trial_environment(plan, planned, site.environ),
+        cwd=ROOT,
+        log=site.out / planned.directory / log,
+        grace_s=plan.launch.grace_s,
+    )
+    try:
+        while leash.poll() is None:
+            if reason := follow():
+                return leash.end(), reason
+            time.sleep(POLL_S)
+        return leash.end(), follow()
+    finally:
+        leash.end()
+
+
+def free_port() -> int:
+    """Returns a TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
