@@ -7,6 +7,7 @@ existence of a file for the file.
 import os
 import secrets
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,6 +141,19 @@ class LocalStore(Store):
         """Removes the file."""
         with _named(self.locate(path)):
             self.local_path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def local_copy(store: Store, path: str) -> Iterator[Path]:
+    """Gives a local file with the object's content: the file itself, or a copy that is removed afterwards."""
+    own = store.local_path(path)
+    if own is not None:
+        yield own
+        return
+    with tempfile.TemporaryDirectory(prefix="pupujepa-") as folder:
+        copy = Path(folder) / Path(path).name
+        store.download(path, copy)
+        yield copy
 
 
 @contextmanager
