@@ -1,0 +1,200 @@
+"""An experiment: every part's configuration in one frozen record, composed from presets, a file and overrides.
+
+    defaults < model=NAME < size of that model < --preset, in order < --config < dotted overrides
+
+`model=large` names a file of pupujepa/presets/model; what depends on the size of a model (the peak learning rate) lies
+in distributed/presets/size and comes with it. The crop length is written once, in the model.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import pupujepa
+from data.manifest import Manifest
+from data.order import lanes_of_rank
+from data.stream import StreamConfig
+from distributed.checkpoint import CheckpointConfig
+from distributed.diagnose import DiagnosticsConfig
+from distributed.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes
+from distributed.telemetry import TelemetryConfig
+from pupujepa.config import ConfigError, compose
+from pupujepa.ema import EmaConfig
+from pupujepa.errors import UserError
+from pupujepa.masks import MaskConfig
+from pupujepa.model import ModelConfig
+from pupujepa.objective import ObjectiveConfig
+from pupujepa.schedules import ScheduleConfig
+
+PRESETS = Path(__file__).parent / "presets"
+SIZES = PRESETS / "size"
+MODELS = Path(pupujepa.__file__).parent / "presets" / "model"
+# sections and keys that change neither the losses nor what a checkpoint holds; all others must stay as they were
+FREE_TO_CHANGE = (
+    "checkpoint.",
+    "diagnostics.",
+    "telemetry.",
+    "engine.micro_batch",
+    "engine.zero_stage",
+    "engine.activation_checkpointing",
+    "engine.timeout_s",
+    # the stream compares the manifest's digest, so a copy of the same shards elsewhere is welcome
+    "stream.url",
+    "stream.workers",
+    "stream.cache_dir",
+    "stream.cache_bytes",
+    "stream.max_bad_fraction",
+    "stream.prefetch_batches",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """steps: optimiser updates of the whole run. seed: of the initial weights."""
+
+    steps: int = 500_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"train.steps={self.steps} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides what a run computes and how."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+
+
+def load_experiment(
+    presets: Sequence[str] = (), *, file: Path | None = None, overrides: Iterable[str] = ()
+) -> Experiment:
+    """Composes an experiment.
+
+    Args:
+        presets: names of distributed/presets, or paths of YAML files; later ones win.
+        file: a whole or partial experiment, such as the config.yaml of a run.
+        overrides: dotted, plus `model=NAME`.
+
+    Raises:
+        ConfigError: an unknown preset, model, key or value.
+    """
+    overrides = list(overrides)
+    named_on_line = [o.partition("=")[2] for o in overrides if o.startswith("model=")]
+    overrides = [o for o in overrides if not o.startswith("model=")]
+    recipes = [_read(_preset_path(name)) for name in presets]
+    if named_on_line and file is not None and "model" in _read(file):
+        raise ConfigError(
+            f"model={named_on_line[-1]} and --config {file}, which holds a model, contradict each other; drop one"
+        )
+    named = named_on_line or [r["model"] for r in recipes if isinstance(r.get("model"), str)]
+    layers: list[Mapping[str, Any] | Path] = [{"stream": {"crop_frames": "${model.crop_frames}"}}]
+    if named:
+        layers += _model_layers(named[-1])
+    # a recipe names its model or changes it in part; a name has been taken above
+    layers += [{k: v for k, v in r.items() if not (k == "model" and isinstance(v, str))} for r in recipes]
+    return compose(Experiment, presets=layers, file=file, overrides=overrides)
+
+
+def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
+    """Checks what one section cannot know about another, before anything is started.
+
+    Returns:
+        The batch sizes on this world.
+
+    Raises:
+        UserError: the fields contradict each other or the number of ranks.
+    """
+    model, stream = experiment.model, experiment.stream
+    if not stream.url:
+        raise ConfigError(
+            "stream.url is not set, so there is nothing to train on; give the training split of a shard set, e.g. "
+            "stream.url=shards/train or stream.url=s3://bucket/shards/train"
+        )
+    if "@" in stream.url.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            "stream.url carries credentials, which would end up in config.yaml and logs; take them out and export "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if stream.crop_frames != model.crop_frames:
+        raise ConfigError(
+            f"stream.crop_frames={stream.crop_frames} differs from model.crop_frames={model.crop_frames}, so crops "
+            f"would not fit the patch grid; set model.crop_frames alone, the stream follows it"
+        )
+    if experiment.objective.target_layers > model.depth:
+        raise ConfigError(
+            f"objective.target_layers={experiment.objective.target_layers} exceeds the teacher's {model.depth} blocks "
+            f"(model.depth); lower it"
+        )
+    lanes_of_rank(stream.lanes, 0, world_size)
+    return batch_sizes(stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=world_size)
+
+
+def with_corpus(experiment: Experiment, manifest: Manifest) -> Experiment:
+    """The experiment with the corpus's own mean and deviation, which the weights belong to from then on."""
+    model = replace(experiment.model, mel_mean=manifest.mean, mel_std=manifest.std)
+    return replace(experiment, model=model)
+
+
+def differences(before: Experiment, now: Experiment) -> list[str]:
+    """What makes `now` another run than `before`: `key: old -> new`, without what is free to change."""
+    old, new = _flat(asdict(before)), _flat(asdict(now))
+    keys = [k for k in new if not k.startswith(FREE_TO_CHANGE)]
+    return [f"{k}: {old.get(k)} -> {new[k]}" for k in keys if old.get(k) != new[k]]
+
+
+def preset_names() -> list[str]:
+    """The recipes that come with the checkout."""
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def _model_layers(name: str) -> list[Mapping[str, Any]]:
+    layers: list[Mapping[str, Any]] = [{"model": _read(_named(MODELS, name, "model"))}]
+    size = SIZES / f"{name}.yaml"
+    return [*layers, _read(size)] if size.is_file() else layers
+
+
+def _preset_path(name: str) -> Path:
+    return Path(name) if name.endswith((".yaml", ".yml")) else _named(PRESETS, name, "preset")
+
+
+def _named(folder: Path, name: str, kind: str) -> Path:
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no {kind} {name!r}; choose one of {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}"
+        )
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, OmegaConfBaseException) as error:
+        raise ConfigError(f"preset {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"preset {path} must hold a mapping of keys to values")
+    return {str(k): v for k, v in content.items()}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

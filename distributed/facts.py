@@ -1,0 +1,87 @@
+"""facts.json: what a finished run was and did, in numbers, for the report and the summary."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from distributed.engine import sum_over_ranks
+from distributed.run_directory import write_json
+from distributed.run_history import read_sessions
+from distributed.session import Session
+from distributed.telemetry import read_metrics
+from distributed.trainer import Parts, Trainer
+
+PACKAGES = ("torch", "torchaudio", "deepspeed", "webdataset", "numpy", "omegaconf")
+
+
+def write_facts(session: Session, parts: Parts, trainer: Trainer) -> None:
+    """Writes facts.json, last of all and at once; all ranks call it together."""
+    counters = parts.stream.counters()
+    names = sorted(counters)
+    *sums, waited_s, seconds = sum_over_ranks(
+        [*(counters[name] for name in names), trainer.pace.waited_s, trainer.pace.seconds], device=session.device
+    )
+    if not session.topology.is_first:
+        return
+    stream = dict(zip(names, sums)) | {"left_out": counters["left_out"]}
+    pace = {
+        "crops_per_s": _per(trainer.pace.steps * session.sizes.global_batch, trainer.pace.seconds),
+        "data_wait_fraction": _per(waited_s, seconds),
+    }
+    write_json(
+        session.directory.facts, _setting(session, parts) | _outcome(session, trainer) | pace | {"stream": stream}
+    )
+
+
+def _setting(session: Session, parts: Parts) -> dict[str, Any]:
+    experiment, manifest = session.experiment, session.manifest
+    return {
+        "ranks": session.topology.world_size,
+        "zero_stage": experiment.engine.zero_stage,
+        "precision": experiment.engine.precision,
+        "device": str(session.device.type),
+        "steps": experiment.train.steps,
+        "global_batch": session.sizes.global_batch,
+        "micro_batch": session.sizes.micro_batch,
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in parts.step.parameters()),
+        "audio_hours": manifest.audio_hours,
+        "tracks": manifest.tracks,
+        "shards": len(manifest.shards),
+        "samples": manifest.samples,
+        "steps_per_epoch": parts.stream.steps_per_epoch,
+        "store": experiment.stream.url,
+        "manifest_digest": manifest.digest,
+        "frontend_digest": manifest.frontend_digest,
+        "git_commit": _git_commit(),
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def _outcome(session: Session, trainer: Trainer) -> dict[str, Any]:
+    losses = [row["loss"] for row in read_metrics(session.directory.metrics) if row.get("loss") is not None]
+    sessions = read_sessions(session.directory)
+    last = trainer.parts.store.steps()[0]
+    return {
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "explained_variance": trainer.last_diagnostics.get("diag/explained_variance"),
+        "effective_rank": trainer.last_diagnostics.get("diag/effective_rank_teacher"),
+        "checkpoint": f"step-{last:07d}",
+        "resumed": [{"step": s["step"], "time": s["time"]} for s in sessions[1:]],
+        "sessions": sessions,
+    }
+
+
+def _per(amount: float, seconds: float) -> float | None:
+    return amount / seconds if seconds else None
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).parents[1]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # a source tree without git is fine, the field is a convenience

@@ -1,0 +1,90 @@
+"""The probe set: a fixed, seeded handful of crops on which the diagnostics look at the model, the same on all ranks.
+
+Always the same crops and masks, so that a curve moves because the model did. Masks go through the strategies in turn.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from data.manifest import Manifest
+from data.probes import probe_crops
+from data.stream import StreamConfig
+from pupujepa.errors import UserError
+from pupujepa.frontend import normalise
+from pupujepa.masks import STRATEGIES, MaskConfig, draw_mask
+from pupujepa.model import ModelConfig
+from pupujepa.randomness import generator
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Crops of some samples, the consecutive crops of each beside each other.
+
+    Attributes:
+        mel_BTF: normalised, float32, B = clips * crops_per_clip.
+        context_BK, target_BM: token indices.
+        strategy_B: indices into STRATEGIES.
+    """
+
+    mel_BTF: Tensor
+    context_BK: Tensor
+    target_BM: Tensor
+    strategy_B: Tensor
+    crops_per_clip: int
+
+    def to(self, device: torch.device) -> "ProbeSet":
+        """Returns the probe set on a device."""
+        return replace(
+            self,
+            mel_BTF=self.mel_BTF.to(device),
+            context_BK=self.context_BK.to(device),
+            target_BM=self.target_BM.to(device),
+            strategy_B=self.strategy_B.to(device),
+        )
+
+
+def read_probe_set(
+    stream: StreamConfig, manifest: Manifest, *, model: ModelConfig, masks: MaskConfig, shape: tuple[int, int]
+) -> ProbeSet:
+    """Reads the probe set of a shard set; a pure function of its arguments and the shards.
+
+    Args:
+        shape: clips, and crops of each; fewer of both where the samples are fewer or shorter.
+
+    Raises:
+        UserError: no two samples can be read.
+    """
+    clips, crops_per_clip = shape
+    fitting = manifest.frames // manifest.samples // model.crop_frames
+    crops_per_clip = max(1, min(crops_per_clip, fitting))
+    mel_CTF, uids = probe_crops(
+        stream.url, clips, crop_frames=crops_per_clip * model.crop_frames, seed=stream.seed, manifest=manifest
+    )
+    if len(uids) < 2:
+        raise UserError(
+            f"{stream.url} has {len(uids)} readable samples, too few to look at a model with; run "
+            f"`python -m data verify {stream.url}`"
+        )
+    mel_BTF = torch.from_numpy(mel_CTF).unflatten(1, (crops_per_clip, model.crop_frames)).flatten(0, 1)
+    used = [s for s, weight in enumerate((masks.random, masks.block, masks.time_frequency)) if weight > 0]
+    assert used and max(used) < len(STRATEGIES)
+    drawn = [
+        draw_mask(
+            generator("probe mask", stream.seed, row),
+            masks,
+            steps=model.grid_steps,
+            bands=model.grid_bands,
+            progress=1.0,
+            strategy=used[row % len(used)],
+        )
+        for row in range(len(mel_BTF))
+    ]
+    return ProbeSet(
+        normalise(mel_BTF, model.mel_mean, model.mel_std).float(),
+        torch.stack([torch.from_numpy(mask.context) for mask in drawn]),
+        torch.stack([torch.from_numpy(mask.target) for mask in drawn]),
+        torch.tensor([mask.strategy for mask in drawn]),
+        crops_per_clip,
+    )

@@ -1,0 +1,102 @@
+"""Whether a run directory holds this run, and when it was started and continued."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from distributed.checkpoint import POINTER_NAME, Checkpoint
+from distributed.experiment import Experiment, differences
+from distributed.run_directory import RunDirectory, RunDirectoryError, write_atomically, write_json
+from distributed.session import Session
+from distributed.telemetry import read_metrics
+from pupujepa.config import from_yaml, to_yaml
+
+_SHOWN_DIFFERENCES = 6
+
+logger = logging.getLogger(__name__)
+
+
+def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: bool) -> None:
+    """Refuses to train another experiment in the directory of a run, or to begin again what has lost its checkpoints.
+
+    Every rank comes to the same verdict from the same files; call it before any of them is written.
+
+    Raises:
+        RunDirectoryError: with the first differences, or what is missing.
+    """
+    holds_checkpoints = directory.checkpoints.is_dir() and any(directory.checkpoints.glob("step-*"))
+    if fresh and (directory.config.exists() or holds_checkpoints):
+        raise RunDirectoryError(
+            f"--fresh was asked for, but {directory.root} holds a run, which would be lost; choose another --run-dir, "
+            f"or leave out --fresh to continue it"
+        )
+    if not directory.config.exists():
+        if holds_checkpoints:
+            raise RunDirectoryError(
+                f"{directory.root} holds checkpoints but no config.yaml, so it is not known what they were trained "
+                f"with; restore it from {directory.checkpoints}/step-*/config.yaml"
+            )
+        return
+    changed = differences(from_yaml(Experiment, directory.config.read_text()), experiment)
+    if changed:
+        more = f" and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
+        raise RunDirectoryError(
+            f"{directory.root} holds another run: {'; '.join(changed[:_SHOWN_DIFFERENCES])}{more}; going on would mix "
+            f"the two: choose another --run-dir, or give the settings that the run was started with"
+        )
+    _require_checkpoints_still_there(directory, experiment, holds_checkpoints=holds_checkpoints)
+
+
+def _require_checkpoints_still_there(
+    directory: RunDirectory, experiment: Experiment, *, holds_checkpoints: bool
+) -> None:
+    if holds_checkpoints:
+        return
+    rows = read_metrics(directory.metrics)
+    trained = rows[-1]["step"] if rows else 0
+    if (directory.checkpoints / POINTER_NAME).exists() or trained > experiment.checkpoint.every:
+        raise RunDirectoryError(
+            f"{directory.root} was trained to step {trained}, but its checkpoints are gone, and training does not "
+            f"begin again over the log of a run; restore them, or choose another --run-dir"
+        )
+
+
+def begin_session(session: Session, found: Checkpoint | None) -> None:
+    """Notes the start of a session, and says what it starts from. Rank 0 alone."""
+    directory, experiment = session.directory, session.experiment
+    sessions = read_sessions(directory)
+    write_atomically(directory.config, to_yaml(experiment))
+    started = {
+        "step": found.step if found else 0,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "ranks": session.topology.world_size,
+        "zero_stage": experiment.engine.zero_stage,
+        "command": " ".join(sys.argv[1:]),
+    }
+    write_json(directory.history, [*sessions, started])
+    if found:
+        logger.info("continuing %s from %s, of %d steps", directory.root, found.name, experiment.train.steps)
+    elif sessions:
+        logger.info("%s was stopped before its first checkpoint: beginning again at step 0", directory.root)
+    else:
+        logger.info("new run in %s: %d steps", directory.root, experiment.train.steps)
+    logger.info(
+        "%d rank(s) on %s, ZeRO stage %d, %s; global batch %d = %d x %d accumulation x %d ranks",
+        session.topology.world_size,
+        session.device,
+        experiment.engine.zero_stage,
+        experiment.engine.precision,
+        session.sizes.global_batch,
+        session.sizes.micro_batch,
+        session.sizes.accumulation,
+        session.topology.world_size,
+    )
+
+
+def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The sessions of a run so far, oldest first."""
+    path: Path = directory.history
+    return json.loads(path.read_text()) if path.exists() else []

@@ -1,0 +1,23 @@
+"""The facts that everything in one session of a run shares, decided before anything is built."""
+
+from dataclasses import dataclass
+
+import torch
+
+from data.manifest import Manifest
+from distributed.engine import BatchSizes
+from distributed.experiment import Experiment
+from distributed.run_directory import RunDirectory
+from distributed.topology import Topology
+
+
+@dataclass(frozen=True)
+class Session:
+    """One start of the trainer: a run has as many as it was continued, plus one."""
+
+    experiment: Experiment
+    sizes: BatchSizes
+    topology: Topology
+    device: torch.device
+    manifest: Manifest
+    directory: RunDirectory

@@ -1,0 +1,209 @@
+"""What a run says while it trains: metrics.jsonl (the source of all plots), wandb, and a progress bar or plain lines.
+
+Rank 0 alone speaks. On resume the log is cut back to the checkpoint, so that it equals the log of a run that was never
+interrupted.
+"""
+
+import json
+import logging
+import math
+import netrc
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from distributed.run_directory import RunDirectory, write_atomically
+from pupujepa.errors import UserError
+
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+_WANDB_HOST = "api.wandb.ai"
+
+logger = logging.getLogger(__name__)
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    """log_every: steps between rows of metrics.jsonl.
+
+    wandb: "auto" goes online when there is a key and offline otherwise; "online", "offline" or "disabled" say so.
+    name: of the run in wandb; null takes the run directory's.
+    """
+
+    log_every: int = 10
+    wandb: str = "auto"
+    wandb_project: str = "pupujepa"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise UserError(f"telemetry.log_every={self.log_every} must be at least 1")
+        if self.wandb not in WANDB_MODES:
+            raise UserError(f"telemetry.wandb={self.wandb!r} is unknown; choose one of {', '.join(WANDB_MODES)}")
+
+
+class Sink(Protocol):
+    """Something that takes rows of metrics."""
+
+    def write(self, row: Row) -> None:
+        """Takes one row; it has a "step"."""
+
+    def close(self) -> None:
+        """Everything taken is on its way to where it belongs."""
+
+
+class MetricsLog:
+    """metrics.jsonl, one JSON object per line, flushed line by line.
+
+    Args:
+        resume_step: rows of this step and later are dropped: they will be trained again.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int):
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] < resume_step]
+        write_atomically(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+
+    def write(self, row: Row) -> None:
+        """Appends the row as a line."""
+        self._file.write(json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a kill has cut is left out."""
+    return [json.loads(line) for line in _complete_lines(path)]
+
+
+class WandbSink:
+    """A wandb run that goes on under its id after every restart, with our step as its axis."""
+
+    def __init__(self, run: RunDirectory, config: TelemetryConfig, *, mode: str, settings: Mapping[str, Any]):
+        import wandb
+
+        self._run = wandb.init(
+            project=config.wandb_project,
+            name=config.name or run.root.resolve().name,
+            id=_wandb_id(run.root / "wandb-id.txt"),
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]
+            dir=run.root,
+            config=dict(settings),
+            settings=wandb.Settings(silent=True),
+        )
+        # wandb's own counter must only grow, but a resumed run logs some steps again
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, row: Row) -> None:
+        """Logs the row under its step."""
+        self._run.log(dict(row))
+
+    def close(self) -> None:
+        """Ends the session; its id stays in the run directory."""
+        self._run.finish()
+
+
+class ProgressSink:
+    """A bar on a terminal, plain lines of the log elsewhere."""
+
+    def __init__(self, *, total_steps: int, first_step: int):
+        self._total = total_steps
+        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=None)
+
+    def write(self, row: Row) -> None:
+        """Moves the bar, or writes a line; rows without a loss are for the others."""
+        if "loss" not in row:
+            return
+        self._bar.update(row["step"] + 1 - self._bar.n)
+        shown = {"loss": f"{row['loss']:.4f}", "crops/s": f"{row['crops_per_s']:.0f}", "lr": f"{row['lr']:.2e}"}
+        if self._bar.disable:
+            wait = row["data_wait_s"] / row["step_s"] if row["step_s"] else 0.0
+            parts = "  ".join(f"{name} {value}" for name, value in shown.items())
+            logger.info("step %d/%d  %s  waiting for data %.0f%%", row["step"] + 1, self._total, parts, 100 * wait)
+        else:
+            self._bar.set_postfix(shown)
+
+    def close(self) -> None:
+        """Leaves the bar where it is."""
+        self._bar.close()
+
+
+def open_sinks(
+    run: RunDirectory, config: TelemetryConfig, *, steps: tuple[int, int], settings: Mapping[str, Any]
+) -> list[Sink]:
+    """The sinks of rank 0.
+
+    Args:
+        steps: first step of this session, and of the whole run.
+        settings: the resolved configuration, for wandb; it holds no secrets.
+    """
+    first_step, total_steps = steps
+    sinks: list[Sink] = [MetricsLog(run.metrics, resume_step=first_step)]
+    mode = wandb_mode(config.wandb, os.environ)
+    if mode != "disabled":
+        sinks.append(WandbSink(run, config, mode=mode, settings=settings))
+    return [*sinks, ProgressSink(total_steps=total_steps, first_step=first_step)]
+
+
+def wandb_mode(mode: str, environ: Mapping[str, str]) -> str:
+    """Resolves "auto": online with a key (WANDB_API_KEY or ~/.netrc), else offline; WANDB_MODE wins over "auto"."""
+    if mode != "auto":
+        return mode
+    if environ.get("WANDB_MODE"):
+        return environ["WANDB_MODE"]
+    return "online" if environ.get("WANDB_API_KEY") or _netrc_has_key(environ) else "offline"
+
+
+def configure_logging(*, rank: int) -> None:
+    """Sends the log to stderr through tqdm's bar; other ranks than the first only say what is wrong."""
+    handler = _BarHandler()
+    handler.setFormatter(
+        logging.Formatter(
+            "%(asctime)s %(message)s" if rank == 0 else f"%(asctime)s rank {rank}: %(message)s", "%H:%M:%S"
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class _BarHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    # what follows the last newline was cut by a kill
+    return path.read_text().split("\n")[:-1]
+
+
+def _json_number(value: Any) -> Any:
+    # NaN is no JSON; a reader must be able to trust the file
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _wandb_id(path: Path) -> str:
+    if not path.is_file():
+        write_atomically(path, secrets.token_hex(4) + "\n")
+    return path.read_text().strip()
+
+
+def _netrc_has_key(environ: Mapping[str, str]) -> bool:
+    path = Path(environ.get("NETRC") or Path(environ.get("HOME", "~")).expanduser() / ".netrc")
+    try:
+        return path.is_file() and netrc.netrc(path).authenticators(_WANDB_HOST) is not None
+    except (netrc.NetrcParseError, OSError):
+        return False

@@ -1,0 +1,234 @@
+"""Who this process is among the others: read once from the launcher's environment, frozen, and passed around.
+
+A launcher that is half there (a RANK without a WORLD_SIZE, a SLURM allocation without srun) is an error, never
+"rank 0 of 1": that default turns 64 GPUs into 64 runs that overwrite each other's checkpoints.
+"""
+
+import logging
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pupujepa.errors import UserError
+
+TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# below Linux's ephemeral range (32768 and up), so that no outgoing connection already holds the port
+FIRST_SLURM_PORT, SLURM_PORTS = 20_000, 12_000
+
+logger = logging.getLogger(__name__)
+
+
+class TopologyError(UserError):
+    """The launcher's environment is incomplete or contradicts itself, or the ranks could not meet."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Place of this process in the world.
+
+    Attributes:
+        rank: 0 .. world_size - 1.
+        world_size: number of processes that train together.
+        local_rank: index of this process on its node; the GPU that it takes.
+        master: host and port where the ranks meet; None for a process that is alone.
+        launcher: "torch" (torchrun, deepspeed), "slurm" or "alone".
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    master: tuple[str, int] | None = None
+    launcher: str = "alone"
+
+    def __post_init__(self):
+        if not 0 <= self.rank < self.world_size:
+            raise TopologyError(
+                f"rank {self.rank} of a world of {self.world_size}: the launcher's variables contradict each other and "
+                f"the ranks would wait for each other forever; check {' '.join(TORCH_NAMES[:2])} or srun's --ntasks"
+            )
+        if not 0 <= self.local_rank <= self.rank:
+            raise TopologyError(
+                f"local rank {self.local_rank} cannot belong to rank {self.rank}: two processes would share a GPU or "
+                f"take one that is not there; check LOCAL_RANK (it counts from 0 on each node)"
+            )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that writes what is written once."""
+        return self.rank == 0
+
+    def environment(self) -> dict[str, str]:
+        """The variables that DeepSpeed reads from the environment, whoever launched us."""
+        address, port = self.master or ("127.0.0.1", 0)
+        named = dict(zip(TORCH_NAMES, (self.rank, self.world_size, self.local_rank, address, port)))
+        return {name: str(value) for name, value in named.items()}
+
+
+def discover(environ: Mapping[str, str], *, first_host: Callable[[str], str] | None = None) -> Topology:
+    """Reads the topology that torchrun, deepspeed or srun left in `environ`.
+
+    Args:
+        environ: usually os.environ.
+        first_host: the first name of a SLURM node list; by default asks `scontrol show hostnames`.
+
+    Raises:
+        TopologyError: some variables of a launcher are set and others are not, or they are no numbers.
+    """
+    if any(name in environ for name in TORCH_NAMES[:3]):
+        return _from_torch(environ)
+    if "SLURM_STEP_ID" in environ:
+        return _from_slurm(environ, first_host or _first_host_by_scontrol)
+    if _number(environ, "SLURM_NTASKS", default=1) > 1:
+        raise TopologyError(
+            f"this SLURM allocation has {environ['SLURM_NTASKS']} tasks, but this process was not started by srun, so "
+            f"it would train alone; put srun before the command: srun python -m distributed train ..."
+        )
+    return Topology()
+
+
+@contextmanager
+def process_group(topology: Topology, *, timeout_s: float, device: torch.device) -> Iterator[None]:
+    """Joins the ranks (NCCL on GPUs, gloo on CPUs) and always leaves the group again.
+
+    Args:
+        timeout_s: how long the ranks wait for each other, at the start and in every collective operation. Keep it below
+            the cluster's grace period.
+
+    Raises:
+        TopologyError: the ranks did not meet in time.
+    """
+    kwargs: dict = {"store": dist.HashStore()} if topology.master is None else {"init_method": "env://"}
+    if device.type == "cuda" and topology.world_size > 1:
+        kwargs["device_id"] = device
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=topology.rank,
+            world_size=topology.world_size,
+            timeout=timedelta(seconds=timeout_s),
+            **kwargs,
+        )
+    except dist.DistError as error:
+        address, port = topology.master or ("", 0)
+        raise TopologyError(
+            f"rank {topology.rank} of {topology.world_size} could not meet the others at {address}:{port} within "
+            f"{timeout_s:.0f} s, so nothing was trained: check that all ranks were started, that rank 0 runs on "
+            f"{address}, and that the port is open and free ({str(error).splitlines()[0]})"
+        ) from error
+    try:
+        yield
+    finally:
+        # without this about one launch in three aborts at exit, after the right result
+        dist.destroy_process_group()
+
+
+def loopback_interface(topology: Topology) -> dict[str, str]:
+    """Gloo's interface when all ranks meet on this host: its own guess needs a resolvable host name."""
+    local = topology.master is not None and topology.master[0] in LOOPBACK
+    return {"GLOO_SOCKET_IFNAME": "lo"} if local and "lo" in {name for _, name in socket.if_nameindex()} else {}
+
+
+def choose_device(topology: Topology, *, cuda_devices: int) -> torch.device:
+    """The GPU of this rank, or the CPU on a machine that has none.
+
+    Raises:
+        TopologyError: there are GPUs, but fewer than ranks on this node.
+    """
+    if cuda_devices == 0:
+        return torch.device("cpu")
+    if cuda_devices == 1:
+        # srun --gpus-per-task=1 shows each task its own GPU as number 0
+        return torch.device("cuda", 0)
+    if topology.local_rank >= cuda_devices:
+        raise TopologyError(
+            f"local rank {topology.local_rank} has no GPU: this node shows {cuda_devices}; start at most one rank per "
+            f"GPU (torchrun --nproc-per-node {cuda_devices}, or srun --ntasks-per-node={cuda_devices})"
+        )
+    return torch.device("cuda", topology.local_rank)
+
+
+def _from_torch(environ: Mapping[str, str]) -> Topology:
+    missing = [name for name in TORCH_NAMES if not environ.get(name)]
+    if missing:
+        there = [name for name in TORCH_NAMES if environ.get(name)]
+        raise TopologyError(
+            f"{', '.join(there)} set but not {', '.join(missing)}: this process cannot know its place among the others "
+            f"and would train alone; start it with torchrun, deepspeed or srun, or unset them all for one process"
+        )
+    return Topology(
+        rank=_number(environ, "RANK"),
+        world_size=_number(environ, "WORLD_SIZE"),
+        local_rank=_number(environ, "LOCAL_RANK"),
+        master=(environ["MASTER_ADDR"], _port(environ, "MASTER_PORT")),
+        launcher="torch",
+    )
+
+
+def _from_slurm(environ: Mapping[str, str], first_host: Callable[[str], str]) -> Topology:
+    size_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    missing = [n for n in (size_name, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID") if not environ.get(n)]
+    if missing:
+        raise TopologyError(
+            f"this is a SLURM step without {', '.join(missing)}: this process cannot know its place among the others; "
+            f"start it with srun, and do not clean its environment (no --export=NONE)"
+        )
+    world_size = _number(environ, size_name)
+    return Topology(
+        rank=_number(environ, "SLURM_PROCID"),
+        world_size=world_size,
+        local_rank=_number(environ, "SLURM_LOCALID"),
+        master=(_slurm_address(environ, first_host), _slurm_port(environ)) if world_size > 1 else None,
+        launcher="slurm",
+    )
+
+
+def _slurm_address(environ: Mapping[str, str], first_host: Callable[[str], str]) -> str:
+    if environ.get("MASTER_ADDR"):
+        return environ["MASTER_ADDR"]
+    if environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES")) == "1":
+        return "127.0.0.1"
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        raise TopologyError("SLURM names no nodes, so the ranks cannot meet; export MASTER_ADDR with rank 0's host")
+    return first_host(nodes)
+
+
+def _slurm_port(environ: Mapping[str, str]) -> int:
+    if environ.get("MASTER_PORT"):
+        return _port(environ, "MASTER_PORT")
+    # two steps of one job, or two jobs on one node, must not meet each other
+    job, step = _number(environ, "SLURM_JOB_ID"), _number(environ, "SLURM_STEP_ID")
+    return FIRST_SLURM_PORT + (job + 101 * step) % SLURM_PORTS
+
+
+def _first_host_by_scontrol(nodes: str) -> str:
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise TopologyError(
+            f"the first host of {nodes} is unknown because `{' '.join(command)}` failed ({error}), so the ranks cannot "
+            f"meet; export MASTER_ADDR with the address of rank 0's node"
+        ) from error
+
+
+def _port(environ: Mapping[str, str], name: str) -> int:
+    port = _number(environ, name)
+    if not 0 < port < 65_536:
+        raise TopologyError(f"{name}={port} is no port, so the ranks cannot meet; use 1 to 65535")
+    return port
+
+
+def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    value = environ.get(name, default)
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TopologyError(f"{name}={value!r} is no integer; the launcher's environment is damaged") from error

@@ -1,0 +1,116 @@
+"""Pre-train a PupuJEPA, or continue a run: the same command does both.
+
+  python -m distributed train --preset demo stream.url=shards/train               one process, on CPU or one GPU
+  torchrun --nproc-per-node 8 -m distributed train --preset large stream.url=s3://music/shards/train
+  deepspeed --module distributed train --preset large stream.url=...               DeepSpeed's launcher
+  srun python -m distributed train --preset large stream.url=...                   SLURM, one task per GPU
+
+What is trained is composed from a preset (distributed/presets) and dotted overrides, later ones win:
+
+  --preset robust model=large train.steps=100000 engine.zero_stage=2 telemetry.wandb=disabled
+
+Everything is written below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export/ (weights in the released
+format), facts.json. When the run directory holds a run, training continues from its newest whole checkpoint, on the
+same samples and with the same losses as if it had never stopped. A run asked to stop (SIGTERM, SIGUSR2) saves on all
+ranks at the same step and exits with code 85.
+"""
+
+import argparse
+import logging
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data.manifest import read_manifest
+from distributed.build import build_parts
+from distributed.checkpoint import CheckpointStore
+from distributed.engine import prepare_deepspeed
+from distributed.experiment import check, load_experiment, preset_names, with_corpus
+from distributed.facts import write_facts
+from distributed.finish import export_weights
+from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest
+from distributed.run_directory import RunDirectory, only_writer
+from distributed.run_history import begin_session, require_same_run
+from distributed.session import Session
+from distributed.telemetry import configure_logging
+from distributed.topology import choose_device, discover, loopback_interface, process_group
+from distributed.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line of `train`."""
+    parser.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"recipe: {', '.join(preset_names())}, or a YAML file; may be given several times",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a whole experiment, such as another run's config.yaml"
+    )
+    parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<last preset>)")
+    parser.add_argument("--fresh", action="store_true", help="insist on a new run: refuse a directory that holds one")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, and model=NAME")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; returns 0 when the run is finished and 85 when it was asked to stop and saved."""
+    topology = discover(os.environ)
+    configure_logging(rank=topology.rank)
+    experiment = load_experiment(args.preset, file=args.config, overrides=args.overrides)
+    sizes = check(experiment, world_size=topology.world_size)
+    directory = RunDirectory(args.run_dir or Path("runs") / (Path(args.preset[-1]).stem if args.preset else "run"))
+    device = choose_device(topology, cuda_devices=torch.cuda.device_count())
+    # DeepSpeed and gloo read the environment, whoever launched us
+    os.environ.update(loopback_interface(topology) | dict(os.environ) | topology.environment())
+    manifest = read_manifest(experiment.stream.url)
+    experiment = with_corpus(experiment, manifest)
+    prepare_deepspeed(os.environ, device=device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(process_group(topology, timeout_s=experiment.engine.timeout_s, device=device))
+        if topology.is_first:
+            stack.enter_context(only_writer(directory))
+        dist.barrier()
+        session = Session(experiment, sizes, topology, device, manifest, directory)
+        return train(session, stop, fresh=args.fresh)
+
+
+def train(session: Session, stop: StopRequest, *, fresh: bool = False) -> int:
+    """Runs one session of a run, with the process group up and the run directory locked."""
+    experiment, directory, topology = session.experiment, session.directory, session.topology
+    require_same_run(directory, experiment, fresh=fresh)
+    store = CheckpointStore(directory.checkpoints, topology, keep=experiment.checkpoint.keep)
+    found = store.newest_whole()
+    first_step = found.step if found else 0
+    if found and first_step == experiment.train.steps and directory.facts.exists():
+        logger.info("%s is finished: all %d steps are trained; nothing to do", directory.root, first_step)
+        return 0
+    dist.barrier()
+    if topology.is_first:
+        begin_session(session, found)
+    parts = build_parts(session, store, found)
+    trainer = Trainer(experiment, parts, first_step=first_step, run_root=directory.root)
+    try:
+        finished = trainer.run(stop)
+        if finished:
+            export_weights(session, parts)
+            write_facts(session, parts, trainer)
+    finally:
+        for sink in parts.sinks:
+            sink.close()
+    if not finished:
+        logger.warning(
+            "saved at step %d; the same command continues from there (exit code %d)", trainer.step, EXIT_CODE_REQUEUE
+        )
+        return EXIT_CODE_REQUEUE
+    logger.info("finished %d steps; weights are in %s", trainer.step, directory.export)
+    return 0
