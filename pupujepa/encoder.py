@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pupujepa.audio import AudioError, mono, read_audio, resample
+from pupujepa.audio import AudioError, mono
+from pupujepa.clip import Clip, clip_of_file, clip_of_samples
 from pupujepa.errors import UserError
-from pupujepa.frontend import FrontendConfig, log_mel_slice, normalise
+from pupujepa.frontend import FrontendConfig, frame_span, log_mel_of_span, normalise
 from pupujepa.model import PupuJEPA, resolve_layers
 from pupujepa.readout import Readout, RunningReadout, layout, parse_readout
 
@@ -100,16 +101,16 @@ class Encoder:
         Raises:
             UserError: audio that is unreadable, not finite or shorter than 40 ms, an unknown readout or layer.
         """
-        audio_S = self._prepare(audio, sample_rate_hz)
+        clip = self._open(audio, sample_rate_hz)
         config = self.model.config
         bands = config.grid_bands
         spec = parse_readout(readout, bands=bands)
         chosen = resolve_layers([-1] if layers is None else layers, config.depth)
-        steps = len(audio_S) // self._samples_per_step
+        steps = -(-clip.samples // self._samples_per_step)
         if spec.time_blocks > steps:
             raise UserError(f"readout {spec} asks for more blocks in time than the clip's {steps} steps")
         running = RunningReadout(spec, steps=steps, bands=bands, layers=len(chosen), width=config.width)
-        for piece_LTND in self._pieces(audio_S, steps, layers=chosen, which=which):
+        for piece_LTND in self._pieces(clip, steps, layers=chosen, which=which):
             running.add(piece_LTND)
         values = running.finish().numpy()
         blocks = steps if spec.name == "frames" else spec.time_blocks
@@ -130,8 +131,6 @@ class Encoder:
             [layout(state, bands=bands) for state in self._states(mel, which=which, layers=layers)]
             for mel in mel_BTF.split(self.batch_size)
         ]
-        if not parts:
-            raise UserError("encode_mel was given no spectrograms")
         return [torch.cat(states) for states in zip(*parts, strict=True)]
 
     @property
@@ -143,47 +142,45 @@ class Encoder:
             states = self.model.encode(mel_BTF.to(self.device), which=which, layers=layers)
         return [state.float() for state in states]
 
-    def _prepare(self, audio: str | Path | NDArray | Tensor, sample_rate_hz: int | None) -> Tensor:
-        """Returns mono audio at the front end's rate, filled up to whole patches, on the CPU."""
-        origin = str(audio) if isinstance(audio, (str, Path)) else "audio"
+    def _open(self, audio: str | Path | NDArray | Tensor, sample_rate_hz: int | None) -> Clip:
+        """Returns mono audio at the front end's rate."""
         if isinstance(audio, (str, Path)):
-            samples, rate = read_audio(audio)
+            clip = clip_of_file(Path(audio), self.frontend.sample_rate_hz)
         elif sample_rate_hz is None:
             raise UserError("sample_rate_hz is missing; it is needed for audio given as samples")
         else:
             samples = mono(audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio)
-            rate = sample_rate_hz
-        audio_S = torch.from_numpy(resample(samples, rate, self.frontend.sample_rate_hz))
-        if len(audio_S) < self._samples_per_step * _SHORTEST_TOLERANCE:
+            clip = clip_of_samples(samples, sample_rate_hz, self.frontend.sample_rate_hz)
+        if clip.samples < self._samples_per_step * _SHORTEST_TOLERANCE:
             raise AudioError(
-                f"{origin}: {1000 * len(samples) / rate:.1f} ms of audio is shorter than one patch "
-                f"({1000 * self.step_s:g} ms), so there is nothing to encode; give a longer clip"
+                f"{clip.origin}: {1000 * clip.samples / self.frontend.sample_rate_hz:.1f} ms of audio is shorter than "
+                f"one patch ({1000 * self.step_s:g} ms), so there is nothing to encode; give a longer clip"
             )
-        return functional.pad(audio_S, (0, -len(audio_S) % self._samples_per_step))
+        return clip
 
     @torch.no_grad()
-    def _pieces(self, audio_S: Tensor, steps: int, *, layers: list[int], which: str) -> Iterator[Tensor]:
+    def _pieces(self, clip: Clip, steps: int, *, layers: list[int], which: str) -> Iterator[Tensor]:
         """Yields finished stretches [L, steps, bands, D] of the cross-faded grid in order."""
         window_steps = min(self.model.config.grid_steps, steps)
         starts = window_starts(steps, window_steps)
         fade = CrossFade(starts, window_steps)
         remaining = iter(starts)
         while batch := list(islice(remaining, self.batch_size)):
-            mel_BTF = torch.cat([self._mel(audio_S, start, window_steps) for start in batch])
+            mel_BTF = torch.cat([self._mel(clip, start, window_steps, steps) for start in batch])
             states = torch.stack(self._states(mel_BTF, which=which, layers=layers)).cpu()  # [L, B, N, D]
             grid = states.unflatten(2, (window_steps, self.model.config.grid_bands))
             for i in range(len(batch)):
                 yield fade.add(grid[:, i])
 
-    def _mel(self, audio_S: Tensor, start_step: int, steps: int) -> Tensor:
-        config = self.model.config
-        mel_BTF = log_mel_slice(
-            audio_S[None],
-            start_step * config.patch_frames,
-            num_frames=steps * config.patch_frames,
-            config=self.frontend,
-        )
-        return normalise(mel_BTF, config.mel_mean, config.mel_std)
+    def _mel(self, clip: Clip, start_step: int, window_steps: int, steps: int) -> Tensor:
+        """Returns the normalised spectrogram [1, T, F] of one window of a clip that is filled up to `steps`."""
+        config, frames = self.model.config, self.model.config.patch_frames
+        start, stop = frame_span(start_step * frames, window_steps * frames, self.frontend)
+        samples = steps * self._samples_per_step
+        first = max(start, 0)
+        audio_BS = clip.read(first, min(stop, samples))[None]
+        span_BS = functional.pad(audio_BS, (first - start, max(stop - samples, 0)), mode="reflect")
+        return normalise(log_mel_of_span(span_BS, self.frontend), config.mel_mean, config.mel_std)
 
 
 def window_starts(steps: int, window_steps: int) -> list[int]:

@@ -99,9 +99,30 @@ def log_mel_slice(
             f"frames {first_frame}..{first_frame + num_frames} do not lie in the audio's "
             f"{samples // config.hop_samples} frames"
         )
+    start, stop = frame_span(first_frame, num_frames, config)
+    return log_mel_of_span(_reflected(audio_BS.float(), start, stop), config)
+
+
+def frame_span(first_frame: int, num_frames: int, config: FrontendConfig) -> tuple[int, int]:
+    """Returns the samples [start, stop) that frames look at; they reach beyond the ends of the audio."""
     start = first_frame * config.hop_samples - config.padding_samples
-    stop = start + (num_frames - 1) * config.hop_samples + config.n_fft
-    return _log_mel_of_padded(_reflected(audio_BS.float(), start, stop), config)
+    return start, start + (num_frames - 1) * config.hop_samples + config.n_fft
+
+
+def log_mel_of_span(padded_BS: Tensor, config: FrontendConfig) -> Tensor:
+    """Computes the frames of exactly the samples of their `frame_span`, where the caller has reflected the ends."""
+    spectrum = torch.stft(
+        padded_BS,
+        n_fft=config.n_fft,
+        hop_length=config.hop_samples,
+        win_length=config.window_samples,
+        window=torch.hann_window(config.window_samples, device=padded_BS.device),
+        center=False,
+        return_complex=True,
+    )  # [B, n_fft / 2 + 1, T]
+    magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + config.magnitude_epsilon)
+    mel = magnitude.transpose(-1, -2) @ mel_filter_bank(config).to(padded_BS.device)
+    return mel.clamp_min(config.floor).log()
 
 
 def normalise(log_mel_BTF: Tensor, mean: float, std: float) -> Tensor:
@@ -136,18 +157,3 @@ def _reflected(audio_BS: Tensor, start: int, stop: int) -> Tensor:
         return audio_BS[..., start:stop]
     index = torch.arange(start, stop, device=audio_BS.device).abs()
     return audio_BS[..., torch.where(index >= samples, 2 * (samples - 1) - index, index)]
-
-
-def _log_mel_of_padded(padded_BS: Tensor, config: FrontendConfig) -> Tensor:
-    spectrum = torch.stft(
-        padded_BS,
-        n_fft=config.n_fft,
-        hop_length=config.hop_samples,
-        win_length=config.window_samples,
-        window=torch.hann_window(config.window_samples, device=padded_BS.device),
-        center=False,
-        return_complex=True,
-    )  # [B, n_fft / 2 + 1, T]
-    magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + config.magnitude_epsilon)
-    mel = magnitude.transpose(-1, -2) @ mel_filter_bank(config).to(padded_BS.device)
-    return mel.clamp_min(config.floor).log()
