@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from pupujepa.attention import attention_map, attention_weights, mask_around_region, predictor_attention
+from pupujepa.errors import UserError
+from pupujepa.masks import MaskConfig, draw_mask
+from pupujepa.randomness import generator
+from tests.pupujepa.models import SMALL, random_mel, random_model
+
+
+@pytest.fixture
+def region() -> np.ndarray:
+    """Three steps of the two lowest bands of a 16 x 8 grid."""
+    region = np.zeros((16, 8), dtype=bool)
+    region[5:8, :2] = True
+    return region
+
+
+def test_rows_sum_to_one_and_land_on_their_patches(small_model, region):
+    """Every row is a distribution over the predictor's tokens, and the grid holds the same numbers at their patches."""
+    mask = mask_around_region(generator(0), region)
+    attention = predictor_attention(small_model, random_mel(64, 128), mask, region=region)
+    assert attention.rows.shape == (2, 2, 128)
+    assert attention.grid.shape == (2, 2, 16, 8)
+    torch.testing.assert_close(attention.rows.sum(-1), torch.ones(2, 2))
+    assert (attention.rows > 0).all()
+    sequence = np.concatenate([mask.context, mask.target])
+    torch.testing.assert_close(attention.grid.flatten(2)[..., sequence], attention.rows)
+    torch.testing.assert_close(attention_map(attention).sum(), torch.tensor(1.0))
+
+
+def test_weights_applied_to_values_are_scaled_dot_product_attention():
+    """softmax(q k^T / sqrt(d)) v equals torch's attention."""
+    query, key, value = (random_mel(2, 3, 10, 16, seed=i) for i in range(3))
+    torch.testing.assert_close(
+        attention_weights(query, key) @ value,
+        functional.scaled_dot_product_attention(query, key, value),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+def test_maps_are_those_of_the_forward_pass(small_model, region, monkeypatch):
+    """Queries and keys are the ones that the predictor's own forward pass feeds to attention, block by block."""
+    seen = []
+    original = functional.scaled_dot_product_attention
+
+    def spy(query, key, value):
+        seen.append((query, key))
+        return original(query, key, value)
+
+    mask = mask_around_region(generator(0), region)
+    mel = random_mel(64, 128)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    attention = predictor_attention(small_model, mel, mask, region=region)
+    predictor_calls = seen[SMALL.depth :]
+    assert len(predictor_calls) == SMALL.predictor_depth
+    sequence = np.concatenate([mask.context, mask.target])
+    rows = np.flatnonzero(np.isin(sequence, np.flatnonzero(region)))
+    for layer, (query, key) in enumerate(predictor_calls):
+        scores = torch.einsum("hnd,hmd->hnm", query[0].double(), key[0].double()) / query.shape[-1] ** 0.5
+        expected = scores.softmax(-1)[:, rows].mean(1)
+        torch.testing.assert_close(attention.rows[layer].double(), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_patches_that_take_no_part_are_nan(small_model):
+    """With half of the masked patches drawn as targets, the others are NaN and only they."""
+    mask = draw_mask(generator(1), MaskConfig(target_fraction=0.5), steps=16, bands=8, progress=0.0)
+    attention = predictor_attention(small_model, random_mel(64, 128), mask, region=mask.target[:4])
+    taking_part = np.isin(np.arange(128), np.concatenate([mask.context, mask.target]))
+    assert torch.equal(~attention.grid[0, 0].flatten().isnan(), torch.from_numpy(taking_part))
+    torch.testing.assert_close(attention.grid.nansum((2, 3)), torch.ones(2, 2))
+
+
+def test_indices_and_booleans_name_the_same_region(small_model, region):
+    """A region by token indices gives the same map as the boolean grid."""
+    mask = mask_around_region(generator(0), region)
+    mel = random_mel(64, 128)
+    one = predictor_attention(small_model, mel, mask, region=region)
+    other = predictor_attention(small_model, mel, mask, region=np.flatnonzero(region))
+    torch.testing.assert_close(one.rows, other.rows)
+
+
+def test_position_alone_decides_where_keys_are_equal(region):
+    """With queries and keys that know only position, each token attends most to itself."""
+    model = random_model()
+    for block in model.predictor.blocks:
+        with torch.no_grad():
+            block.attn.qkv.weight.zero_()
+            block.attn.qkv.bias.fill_(3.0)
+    mask = mask_around_region(generator(0), region)
+    for token in np.flatnonzero(region):
+        attention = predictor_attention(model, random_mel(64, 128), mask, region=np.array([token]))
+        assert (attention.grid.flatten(2).argmax(-1) == token).all()
+
+
+def test_mask_around_region_hides_it_all(region):
+    """The region is masked entirely, the count is the training count, and the rest is random."""
+    mask = mask_around_region(generator(0), region)
+    assert len(mask.context) == 26
+    assert len(mask.context) + len(mask.target) == 128
+    assert np.isin(np.flatnonzero(region), mask.target).all()
+    other = mask_around_region(generator(1), region)
+    assert not np.array_equal(mask.context, other.context)
+
+
+def test_impossible_regions_are_refused(small_model, region):
+    """A region that is empty, visible, misshapen or too large is refused with the reason."""
+    mask = mask_around_region(generator(0), region)
+    mel = random_mel(64, 128)
+    with pytest.raises(UserError, match="the region is empty"):
+        predictor_attention(small_model, mel, mask, region=np.zeros((16, 8), bool))
+    with pytest.raises(UserError, match=r"1 of the region's 1 patches are not targets of the mask"):
+        predictor_attention(small_model, mel, mask, region=mask.context[:1])
+    with pytest.raises(UserError, match=r"the region has shape \(8, 16\), the spectrogram's grid is \(16, 8\)"):
+        predictor_attention(small_model, mel, mask, region=region.T)
+    with pytest.raises(UserError, match="choose a smaller region"):
+        mask_around_region(generator(0), np.ones((16, 8), bool))
