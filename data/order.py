@@ -15,7 +15,7 @@ Vocabulary: `num_x` counts, `x_per_y` is a ratio, `x_of_y` is an index or value 
 the permuted sequence of shards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -194,6 +194,17 @@ class EpochOrder:
         """Returns the lane's next window, or None after the last one of the epoch."""
         _, lane_last = self.lane_range(window.lane)
         return self._window_at(window.lane, window.last_item) if window.last_item < lane_last else None
+
+    def windows_from(self, window: Window) -> Iterator[Window]:
+        """Yields all windows of the lane once, from `window` on and around its end."""
+        following: Window | None = window
+        while following is not None:
+            yield following
+            following = self.next_window(following)
+        following = self.window(0, window.lane)
+        while following is not None and following.index < window.index:
+            yield following
+            following = self.next_window(following)
 
     def window_shards(self, window: Window) -> list[int]:
         """Returns the shards of a window."""

@@ -1,8 +1,8 @@
 """The source of the stream's `webdataset` pipeline: raw samples in the order of `data.order`, and their stand-ins.
 
 A damaged sample must not end a run of weeks, nor may it go missing in silence: it is named in the log, and its place is
-taken by another sample of the same window of the same lane, chosen by its key, so that every world and every worker
-count chooses the same one. What ends the run is a missing or cut shard, and (in `data.stream`) too many stand-ins.
+taken by another sample of the same lane, chosen by its key, so that every world and every worker count chooses the same
+one. What ends the run is a missing or cut shard, and (in `data.stream`) too many stand-ins.
 """
 
 import logging
@@ -105,22 +105,24 @@ class SampleSource(IterableDataset):
         return _as_dict(stand_in, Place(place.epoch, place.step, place.micro, place.row, draw))
 
     def _stand_in(self, item: Items, place: Place) -> tuple[RawSample, int]:
-        """Returns a sample of the same window and a draw that is not among its own, so that its crop is another."""
+        """Returns another sample of the lane, and a draw that is not among its own, so that its crop is another.
+
+        It is of the same window, whose shards are at hand, unless none of the window's samples is whole.
+        """
         layout, lane = self.plan.layout, int(item.lane[0])
         order, _ = self._orders.at(place.step)
-        window = order.window_of_item(item)
-        others = order.window_items(window)
-        key = (int(item.shard[0]), int(item.sample_of_shard[0]), place.draw)
-        for row in permutation(len(others), layout.manifest_digest, layout.seed, place.epoch, "stand-in", *key):
-            try:
-                sample = self.reader.read_raw(int(others.shard[row]), int(others.sample_of_shard[row]))
-            except BadSampleError:
-                continue
-            return sample, int(others.draw[row]) + layout.crops_per_sample
-        names = ", ".join(self.reader.manifest.shards[shard].name for shard in order.window_shards(window))
+        key = ("stand-in", int(item.shard[0]), int(item.sample_of_shard[0]), place.draw)
+        for window in order.windows_from(order.window_of_item(item)):
+            others = order.window_items(window)
+            for row in permutation(len(others), layout.manifest_digest, layout.seed, place.epoch, *key):
+                try:
+                    sample = self.reader.read_raw(int(others.shard[row]), int(others.sample_of_shard[row]))
+                except BadSampleError:
+                    continue
+                return sample, int(others.draw[row]) + layout.crops_per_sample
         raise ShardError(
-            f"all samples of lane {lane} in the shards {names} are damaged, so nothing can stand in for them; restore "
-            "these shards or run `python -m data build` again"
+            f"all samples of lane {lane} are damaged, {self.reader.manifest.shards[int(item.shard[0])].name} the last, "
+            "so nothing can stand in for them; restore the shards or run `python -m data build` again"
         )
 
 

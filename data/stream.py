@@ -23,7 +23,7 @@ from data.order import Layout, lanes_of_rank, micro_batches_per_step
 from data.source import ReadPlan
 from data.store import open_store
 from data.tally import COUNTED
-from data.workers import Delivery, Failure, Recipe, Stage, StreamConfig, data_loader
+from data.workers import Failure, Recipe, Stage, StreamConfig, deliveries_of
 from pupujepa.errors import UserError
 from pupujepa.masks import MaskConfig
 
@@ -151,35 +151,36 @@ class Stream:
         self._iteration += 1
         iteration, self._taken_of_step = self._iteration, 0
         plan = replace(self._recipe.plan, first_step=self._next_step)
-        deliveries = iter(data_loader(replace(self._recipe, plan=plan), pin_memory=self.pin_memory))
-        while True:
-            started = time.perf_counter()
-            try:
-                delivery = next(deliveries)
-            except StopIteration:
-                return
-            self._wait_s += time.perf_counter() - started
-            if isinstance(delivery, Failure):
-                raise delivery.error
-            self._take(delivery)
-            yield delivery.batch
-            if iteration != self._iteration:
-                raise StreamError("the stream was sought, or iterated anew, during this iteration; begin a new one")
+        with deliveries_of(replace(self._recipe, plan=plan), pin_memory=self.pin_memory) as deliveries:
+            while True:
+                started = time.perf_counter()
+                delivery = next(deliveries, None)
+                self._wait_s += time.perf_counter() - started
+                if delivery is None:
+                    return
+                if isinstance(delivery, Failure):
+                    raise delivery.error
+                self._counters.update(delivery.counts)
+                if delivery.batch is None:
+                    continue
+                self._take(delivery.batch, delivery.damaged)
+                yield delivery.batch
+                if iteration != self._iteration:
+                    raise StreamError("the stream was sought, or iterated anew, meanwhile; begin a new iteration")
 
-    def _take(self, delivery: Delivery) -> None:
-        self._counters.update(delivery.counts)
+    def _take(self, batch: Batch, damaged_of_batch: list[str]) -> None:
         self._taken_of_step += 1
         if self._taken_of_step == self.micro_batches_per_step:
-            self._next_step, self._taken_of_step = delivery.batch.step + 1, 0
+            self._next_step, self._taken_of_step = batch.step + 1, 0
         epoch, damaged = self._damaged_of_epoch
-        damaged = delivery.damaged if delivery.batch.epoch != epoch else damaged + delivery.damaged
-        self._damaged_of_epoch = (delivery.batch.epoch, damaged)
+        damaged = damaged_of_batch if batch.epoch != epoch else damaged + damaged_of_batch
+        self._damaged_of_epoch = (batch.epoch, damaged)
         draws = self.steps_per_epoch * self.micro_batches_per_step * self._recipe.plan.micro_batch
         if len(damaged) > self.config.max_bad_fraction * draws:
             names = sorted(set(damaged))
             _LOG.error("damaged samples of %s: %s", self.config.url, " ".join(names))
             raise StreamError(
-                f"{len(damaged)} of the {draws} samples of rank {self._rank} in epoch {delivery.batch.epoch} are "
+                f"{len(damaged)} of the {draws} samples of rank {self._rank} in epoch {batch.epoch} are "
                 f"damaged, more than max_bad_fraction {self.config.max_bad_fraction:g}: {' '.join(names[:20])}"
                 f"{' ...' if len(names) > 20 else ''}; run `python -m data verify {self.config.url}`, then restore the "
                 "shards or build them again"

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.batches import Batch, CropStage, MaskStage, stack_batches
 from data.cache import CacheConfig, ShardCache
@@ -67,15 +68,15 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a worker hands over: a batch, what it counted since the last one, and the damaged samples it met."""
+    """What a worker hands over: a batch (None at its end), and what it counted and found damaged since the last."""
 
-    batch: Batch
+    batch: Batch | None
     counts: Counter[str]
     damaged: list[str]
 
     def pin_memory(self) -> "Delivery":
         """Returns it with the batch in page-locked memory; called by the data loader."""
-        return replace(self, batch=self.batch.pin_memory())
+        return replace(self, batch=self.batch and self.batch.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ class Recipe:
             follow = None
             if cache is not None:
                 own_lanes = plan.lanes[worker::num_workers]
-                prefetcher = Prefetcher(cache, self.manifest, layout=plan.layout, lanes=own_lanes)
+                prefetcher = Prefetcher(
+                    cache, self.manifest, layout=plan.layout, lanes=own_lanes, last_step=plan.last_step
+                )
                 resources.callback(prefetcher.close)
                 follow = prefetcher.follow
             source = SampleSource(reader, plan, follow=follow)
@@ -120,10 +123,23 @@ class Recipe:
             )
             for batch in pipeline:
                 yield Delivery(batch, tally.take(), source.take_damaged())
+        yield Delivery(None, tally.take(), [])
 
 
-def data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
-    """Returns the deliveries of all workers, in the order of the micro-batches, as a data loader."""
+@contextmanager
+def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Delivery | Failure]]:
+    """Gives the deliveries of all workers, in the order of the micro-batches; the workers end with the block."""
+    deliveries = iter(_data_loader(recipe, pin_memory=pin_memory))
+    try:
+        yield deliveries
+    finally:
+        # torch ends workers when the iterator is collected, which the traceback of an error can put off, and which
+        # takes 5 s a worker when it is the cycle collector that finds it; there is no public way
+        if isinstance(deliveries, _MultiProcessingDataLoaderIter):
+            deliveries._shutdown_workers()
+
+
+def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
     workers = recipe.config.workers
     in_processes = {
         "multiprocessing_context": _worker_context(),

@@ -17,7 +17,7 @@ import pytest
 from data.cache import CacheConfig, CachedShard, CacheError, ShardCache
 from data.files import LocalStore, MissingObjectError
 from data.manifest import Manifest, ShardEntry
-from data.order import EpochOrder, Layout
+from data.order import EpochOrder, EpochOrders, Layout
 from data.prefetch import Prefetcher, upcoming_shards
 from data.shards import ShardError
 from data.tally import Tally
@@ -391,13 +391,16 @@ def test_upcoming_shards_come_in_the_order_of_need():
     layout = Layout("digest", (4,) * 6, seed=0, lanes=1, global_batch=1, window_shards=3)
     order = EpochOrder(layout, 0)
     sequence = order.lane_items(0, 0, 24).shard.tolist()
+    orders = EpochOrders(layout)
     for step in (0, 5, 11):
-        assert list(upcoming_shards(order, step, [0])) == list(dict.fromkeys(sequence[step:12])) + list(
+        assert list(upcoming_shards(orders, step, [0])) == list(dict.fromkeys(sequence[step:12])) + list(
             dict.fromkeys(sequence[12:])
         )
     of_next_epoch = EpochOrder(layout, 1).lane_items(0, 0, 12).shard.tolist()
     expected = list(dict.fromkeys(sequence[23:])) + list(dict.fromkeys(of_next_epoch))
-    assert list(upcoming_shards(order, 23, [0])) == expected
+    assert list(upcoming_shards(orders, 23, [0])) == expected
+    assert list(upcoming_shards(orders, 23, [0], last_step=24)) == [sequence[23]], "the run ends there"
+    assert list(upcoming_shards(orders, 0, [0], last_step=13))[-1] == sequence[12]
 
 
 def test_replaced_shards_of_another_manifest_are_not_mixed_up(make_cache, manifest, store):

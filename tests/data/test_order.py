@@ -249,3 +249,19 @@ def test_steps_outside_an_epoch_are_refused():
     order = EpochOrder(layout_of(), 0)
     with pytest.raises(IndexError, match="step 2 of an epoch of 2 steps"):
         order.step_items(2, 0)
+
+
+@EXAMPLES
+@given(layouts(), st.data())
+def test_windows_from_any_one_go_once_around_the_lane(layout, data):
+    """Stand-ins are looked for in all windows of a lane, the own one first."""
+    order = EpochOrder(layout, epoch=0)
+    lane = data.draw(st.integers(0, layout.lanes - 1))
+    start = order.window(data.draw(st.integers(0, layout.steps_per_epoch - 1)), lane)
+    around = list(order.windows_from(start))
+    assert around[0] == start
+    first, last = order.lane_range(lane)
+    assert sum(window.last_item - window.first_item for window in around) == last - first
+    assert len(set(around)) == len(around)
+    item = order.lane_items(lane, 0, 1)
+    assert order.window_of_item(item) == order.window(0, lane)

@@ -274,7 +274,7 @@ def test_a_stream_can_be_left_and_sought_again(shard_set):
     iterator = iter(stream)
     first = next(iterator)
     stream.seek(start)
-    with pytest.raises(StreamError, match="begin a new one"):
+    with pytest.raises(StreamError, match="begin a new iteration"):
         next(iterator)
     assert rows_of(next(iter(stream))) == rows_of(first)
 
