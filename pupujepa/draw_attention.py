@@ -27,6 +27,8 @@ from pupujepa.model import PupuJEPA
 from pupujepa.randomness import generator
 from pupujepa.weights import load
 
+_OUTLINE = "deepskyblue"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -159,14 +161,12 @@ class AttentionPicture:
             cmap=cmap,
             extent=(0, steps * step_s, 0, bands),
         )
-        axes.contour(
-            (np.arange(steps) + 0.5) * step_s,
-            np.arange(bands) + 0.5,
-            self.region.T.astype(float),
-            levels=[0.5],
-            colors="white",
-            linewidths=1,
-        )
+        axes.set_facecolor("0.8")
+        edged = np.pad(self.region.astype(np.int8), 1)
+        step, band = np.nonzero(np.diff(edged, axis=0)[:, 1:-1])
+        axes.vlines(step * step_s, band, band + 1, colors=_OUTLINE)
+        step, band = np.nonzero(np.diff(edged, axis=1)[1:-1])
+        axes.hlines(band, step * step_s, (step + 1) * step_s, colors=_OUTLINE)
         centres = band_centres_hz(self.model).reshape(bands, -1).mean(1)
         axes.set_yticks(np.arange(bands) + 0.5, [f"{hz:.0f} Hz" for hz in centres])
         axes.set_title(title, loc="left", fontsize=10)
