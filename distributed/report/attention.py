@@ -1,4 +1,4 @@
-"""The section on attention: where the predictor's mask tokens of a hidden region look, and which patches are alike.
+"""The section on attention: where the predictor's mask tokens of a hidden region look.
 
 The encoder sees a fifth of the patches, as in training, so one pass shows attention to that fifth only. The patches
 outside the region are therefore dealt into disjoint contexts, and the maps of all of them put together: every patch
@@ -8,40 +8,44 @@ left out, and the rest is scaled to sum to one.
 Shapes: N patches, L predictor blocks, H heads; a grid is [steps, bands].
 """
 
-import base64
 import json
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from data.store import open_store
 from distributed.report.music import Plate
-from distributed.report.pictures import LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, Canvas, heat, outline, picture
-from distributed.report.samples import Crop
+from distributed.report.pictures import (
+    LEFT,
+    PLOT_HEIGHT,
+    PLOT_WIDTH,
+    TOP,
+    Canvas,
+    band_name,
+    explorer,
+    heat,
+    hertz,
+    packed,
+)
+from distributed.report.similarity import Similarity, similarity
 from distributed.report.wording import fixed, percent
 from pupujepa.attention import predictor_attention
-from pupujepa.frontend import normalise
 from pupujepa.masks import RANDOM, Mask, MaskConfig, num_context
 from pupujepa.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator
 from pupujepa.weights import load
 
-_LOG = logging.getLogger(__name__)
 TILES_ALONG_TIME = 8
 TILES_ALONG_BANDS = 4
-# above this many patches a pass of the predictor takes seconds on a CPU
-MANY_PATCHES = 1024
+# an untrained predictor has no preference to resolve finely; a stride coprime to the rows visits all of these
+UNTRAINED_STRIDE = 3
 NEIGHBOURHOOD_S = 0.25
 MAX_HEADS = 8
-FEATURE_DIMENSIONS = 32
 PLACES = (
     "same moment, other bands",
     f"same bands, up to {NEIGHBOURHOOD_S} s away",
@@ -75,15 +79,6 @@ class ShareRow:
 
 
 @dataclass(frozen=True)
-class Similarity:
-    """The map of feature similarity: drawing for the first patch, and the features for all others."""
-
-    svg: str
-    payload: str
-    readout: str
-
-
-@dataclass(frozen=True)
 class Attention:
     """Everything the section shows."""
 
@@ -98,29 +93,28 @@ class Attention:
     similarity: Similarity
 
 
-def attention_section(run_dir: str, crop: Crop, canvas: Canvas, *, masks: MaskConfig, seed: int = 0) -> Attention:
-    """Computes and draws the section for one crop.
-
-    Raises:
-        WeightsError: the exported weights cannot be read.
-    """
-    model = load_export(run_dir)
+def attention_section(
+    model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, masks: MaskConfig, seed: int = 0
+) -> Attention:
+    """Computes and draws the section for one normalised crop, beside an untrained model of the same shape."""
     untrained = PupuJEPA(model.config, seed=seed).eval()
-    mel_TF = normalise(torch.from_numpy(crop.mel_TF), model.config.mel_mean, model.config.mel_std)
     tiles = tile_grid(model.config)
-    rounds = 1 if model.config.num_patches > MANY_PATCHES else 2
     maps = {
         name: [
-            region_attention(net, mel_TF, tile, masks=masks, rounds=rounds, seed=seed)
-            for tile in tqdm(tiles, desc=f"attention, {name}", disable=None)
+            region_attention(net, mel_TF, tile, masks=masks, seed=seed)
+            for tile in tqdm(chosen, desc=f"attention, {name}", disable=None)
         ]
-        for name, net in (("trained", model), ("untrained", untrained))
+        for name, net, chosen in (("trained", model, tiles), ("untrained", untrained, tiles[::UNTRAINED_STRIDE]))
     }
     return _arrange(model, canvas, mel_TF, tiles=tiles, maps=maps)
 
 
 def load_export(run_dir: str) -> PupuJEPA:
-    """Loads export/ of a run, through a temporary copy when the run is not on this machine."""
+    """Loads export/ of a run, through a temporary copy when the run is not on this machine.
+
+    Raises:
+        WeightsError: the files cannot be read as weights.
+    """
     store = open_store(f"{run_dir.rstrip('/')}/export")
     local = store.local_path()
     if local is not None:
@@ -139,38 +133,31 @@ def tile_grid(config: ModelConfig) -> list[Tile]:
     return [Tile(t * steps, steps, b * bands, bands) for t in range(along_time) for b in range(along_bands)]
 
 
-def region_attention(
-    model: PupuJEPA, mel_TF: Tensor, tile: Tile, *, masks: MaskConfig, rounds: int, seed: int
-) -> np.ndarray:
-    """Returns where each head looks from a hidden tile: [L, H, steps, bands], zero inside the tile, else summing to 1.
-
-    Args:
-        rounds: how often every patch outside the tile is seen.
-    """
+def region_attention(model: PupuJEPA, mel_TF: Tensor, tile: Tile, *, masks: MaskConfig, seed: int = 0) -> np.ndarray:
+    """Returns where each head looks from a hidden tile: [L, H, steps, bands], summing to 1, zero inside the tile."""
     inside = tile.mask((len(mel_TF) // model.config.patch_frames, model.config.grid_bands))
-    total, seen = 0.0, np.zeros(inside.size)
-    for mask in contexts_around(inside, masks, rounds=rounds, seed=seed):
+    total_LHTF, seen = np.zeros(1), np.zeros(inside.size)
+    for mask in contexts_around(inside, masks, seed=seed):
         grid = predictor_attention(model, mel_TF, mask, region=inside).grid.numpy()
         visible = np.zeros(inside.size, bool)
         visible[mask.context] = True
-        total = total + np.where(visible.reshape(inside.shape), grid, 0.0)
+        total_LHTF = total_LHTF + np.where(visible.reshape(inside.shape), grid, 0.0)
         seen += visible
-    mean = total / np.maximum(seen, 1).reshape(inside.shape)
-    return mean / mean.sum((-2, -1), keepdims=True)
+    mean_LHTF = total_LHTF / np.maximum(seen, 1).reshape(inside.shape)
+    return mean_LHTF / mean_LHTF.sum((-2, -1), keepdims=True)
 
 
-def contexts_around(inside: np.ndarray, masks: MaskConfig, *, rounds: int, seed: int) -> Iterator[Mask]:
-    """Deals the patches outside a region into contexts of the size used in training, `rounds` times over.
+def contexts_around(inside: np.ndarray, masks: MaskConfig, *, seed: int) -> Iterator[Mask]:
+    """Deals the patches outside a region into contexts of the size used in training.
 
-    The last context of a round is filled up with patches that were dealt before.
+    The last one is filled up with patches that were dealt before.
     """
     free = np.flatnonzero(~inside.ravel())
     size = min(num_context(masks, inside.size), len(free))
-    for number in range(rounds):
-        order = generator(seed, "report", "contexts", number).permutation(free)
-        for start in range(0, len(order), size):
-            context = np.sort(order[start : start + size] if start + size <= len(order) else order[-size:])
-            yield Mask(context, np.setdiff1d(np.arange(inside.size), context), RANDOM)
+    order = generator(seed, "report", "contexts").permutation(free)
+    for start in range(0, len(order), size):
+        context = np.sort(order[start : start + size] if start + size <= len(order) else order[-size:])
+        yield Mask(context, np.setdiff1d(np.arange(inside.size), context), RANDOM)
 
 
 def place_of(tile: Tile, grid: tuple[int, int], *, step_s: float) -> np.ndarray:
@@ -201,22 +188,33 @@ def _arrange(
 ) -> Attention:
     grid = (len(mel_TF) // model.config.patch_frames, model.config.grid_bands)
     step_s = canvas.duration_s / grid[0]
-    start = _start(maps["trained"], tiles)
+    start = _start(tiles)
     even = [np.where(t.mask(grid), 0.0, 1.0 / (grid[0] * grid[1] - t.steps * t.bands))[None, None] for t in tiles]
     shares = {
-        name: place_shares(m, tiles, step_s=step_s) for name, m in (*maps.items(), ("even", even))
+        "even": place_shares(even, tiles, step_s=step_s),
+        "trained": place_shares(maps["trained"], tiles, step_s=step_s),
+        "untrained": place_shares(maps["untrained"], tiles[::UNTRAINED_STRIDE], step_s=step_s),
     }
     readouts = [_readout(t, m, canvas, grid, step_s) for t, m in zip(tiles, maps["trained"], strict=True)]
     shown = [_brightness(m.mean((0, 1))) for m in maps["trained"]]
     across = (tiles[-1].step // tiles[0].steps + 1, tiles[-1].band // tiles[0].bands + 1)
     multiples, note = _multiples(canvas, maps["trained"][start])
+    payload = {
+        "grid": grid,
+        "tiles": across,
+        "size": (tiles[0].steps, tiles[0].bands),
+        "start": (start // across[1], start % across[1]),
+        "readouts": readouts,
+        "maps": packed(np.stack(shown), 255, np.uint8),
+    }
     return Attention(
-        svg=_explorer(canvas, shown[start], tiles[start], grid, "Attention of the predictor from a hidden region"),
-        payload=json.dumps({
-            "grid": grid, "tiles": across, "size": (tiles[0].steps, tiles[0].bands),
-            "start": (start // across[1], start % across[1]), "readouts": readouts,
-            "maps": _packed(np.stack(shown), 255, np.uint8),
-        }, ensure_ascii=False),  # fmt: skip
+        svg=explorer(
+            canvas,
+            shown[start],
+            (tiles[start].step, tiles[start].steps, tiles[start].band, tiles[start].bands),
+            label="Attention of the predictor from a hidden region",
+        ),
+        payload=json.dumps(payload, ensure_ascii=False),
         readout=readouts[start],
         sentence=_sentence(shares, len(tiles)),
         columns=("even spread", "trained", "untrained"),
@@ -226,31 +224,21 @@ def _arrange(
         ),
         multiples=multiples,
         multiples_note=note,
-        similarity=_similarity(model, canvas, mel_TF, grid, tiles[start]),
+        similarity=similarity(model, canvas, mel_TF, patch=(tiles[start].step, tiles[start].band)),
     )
 
 
-def _start(maps: Sequence[np.ndarray], tiles: Sequence[Tile]) -> int:
+def _start(tiles: Sequence[Tile]) -> int:
     """Returns the tile in the middle of the crop, in the second-lowest row, where melodies and chords lie."""
     rows = tiles[-1].band // tiles[0].bands + 1
     return (len(tiles) // rows // 2) * rows + min(1, rows - 1)
 
 
 def _brightness(grid: np.ndarray) -> np.ndarray:
-    """Returns a map in [0, 1]: the square root, since attention spans decades, on its own scale."""
+    """Returns a map in [0, 1]: clear up to the attention of an even spread, full at the strongest patches."""
+    even = 1 / np.count_nonzero(grid)
     top = np.quantile(grid, 0.995)
-    return np.sqrt(np.clip(grid / max(top, 1e-12), 0, 1))
-
-
-def _packed(values: np.ndarray, scale: int, dtype) -> str:
-    return base64.b64encode(np.rint(values * scale).astype(dtype).tobytes()).decode()
-
-
-def _explorer(canvas: Canvas, shown: np.ndarray, tile: Tile, grid: tuple[int, int], label: str) -> str:
-    plot = escape(json.dumps({"left": LEFT, "top": TOP, "width": PLOT_WIDTH, "height": PLOT_HEIGHT}), quote=True)
-    region = outline((tile.step, tile.steps, tile.band, tile.bands), grid)
-    svg = picture(canvas, f"{label}; arrow keys move it", layers=[heat(shown), region], grey=True)
-    return svg.replace("<svg ", f'<svg tabindex="0" data-plot="{plot}" ', 1)
+    return np.clip((grid - even) / max(top - even, 1e-12), 0, 1)
 
 
 def _readout(tile: Tile, maps: np.ndarray, canvas: Canvas, grid: tuple[int, int], step_s: float) -> str:
@@ -260,22 +248,11 @@ def _readout(tile: Tile, maps: np.ndarray, canvas: Canvas, grid: tuple[int, int]
     near = mean[(places == 0) | (places == 1)].sum()
     lowest, highest = canvas.band_edges(tile.band, tile.bands, grid[1])
     return (
-        f"Hidden: {fixed(tile.step * step_s, 2)}–{fixed((tile.step + tile.steps) * step_s, 2)} s, "
-        f"{hertz(lowest)} to {hertz(highest)}. {percent(near, 0)} of the attention goes to the same moment or the same "
-        f"bands close by; the strongest single patch is at {fixed(peak_step * step_s, 2)} s, "
+        f"Hidden: {fixed(tile.step * step_s, 2)} to {fixed((tile.step + tile.steps) * step_s, 2)} s, "
+        f"{hertz(lowest)} to {hertz(highest)}. {percent(near, 0)} of the attention goes to the same moment or to the "
+        f"same bands close by; the strongest single patch is at {fixed(peak_step * step_s, 2)} s, "
         f"{band_name(canvas, int(peak_band), grid[1])}."
     )
-
-
-def hertz(frequency_hz: float) -> str:
-    """Returns 440 Hz or 2.1 kHz."""
-    return f"{frequency_hz:.0f} Hz" if frequency_hz < 1000 else f"{fixed(frequency_hz / 1000, 1)} kHz"
-
-
-def band_name(canvas: Canvas, band: int, bands: int) -> str:
-    """Returns the frequency range of one row of patches."""
-    lowest, highest = canvas.band_edges(band, 1, bands)
-    return f"{hertz(lowest)}–{hertz(highest)}"
 
 
 def _sentence(shares: dict[str, np.ndarray], tiles: int) -> str:
@@ -283,10 +260,10 @@ def _sentence(shares: dict[str, np.ndarray], tiles: int) -> str:
     untrained = shares["untrained"] / shares["even"]
     first = int(np.argmax(lift))
     return (
-        f"Share of attention by place, averaged over {tiles} hidden regions of this crop, all layers and heads. An even "
-        "spread is what no preference at all would give. The trained predictor looks "
-        f"{fixed(lift[first], 1)} times as much as that at “{PLACES[first]}”; untrained it is {fixed(untrained[first], 1)} "
-        "times."
+        f"Share of attention by place, averaged over {tiles} hidden regions of this crop, all layers and heads. An "
+        f"even spread is what no preference would give. Of all places, “{PLACES[first]}” stands out most: the trained "
+        f"predictor gives it {fixed(lift[first], 1)} times its even share, the untrained one "
+        f"{fixed(untrained[first], 1)} times."
     )
 
 
@@ -298,8 +275,8 @@ def _multiples(canvas: Canvas, maps_LHTF: np.ndarray) -> tuple[tuple[tuple[Plate
         departure = np.abs(maps_LHTF[layer] - maps_LHTF[layer].mean(0)).sum((-2, -1))
         chosen = sorted(np.argsort(-departure, kind="stable")[:MAX_HEADS])
         rows.append(tuple(_head(canvas, maps_LHTF[layer, h], layer, int(h)) for h in chosen))
-    note = "" if heads <= MAX_HEADS else f" (of {heads} heads, the {MAX_HEADS} that differ most from their layer's mean)"
-    return tuple(rows), note
+    note = f" (of {heads} heads, the {MAX_HEADS} that differ most from their layer's mean)"
+    return tuple(rows), note if heads > MAX_HEADS else ""
 
 
 def _head(canvas: Canvas, grid: np.ndarray, layer: int, head: int) -> Plate:
@@ -310,35 +287,3 @@ def _head(canvas: Canvas, grid: np.ndarray, layer: int, head: int) -> Plate:
         f' height="{PLOT_HEIGHT}"/></g>{heat(_brightness(grid))}</svg>'
     )
     return Plate(f"head {head + 1}", "", svg)
-
-
-def _similarity(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, grid: tuple[int, int], tile: Tile) -> Similarity:
-    with torch.no_grad():
-        features_ND = model.encode(mel_TF[None], layers=[-1])[0][0].double().numpy()
-    vectors_ND, kept = compressed(features_ND)
-    step, band = tile.step, tile.band
-    values = (vectors_ND @ vectors_ND[step * grid[1] + band]).reshape(grid)
-    names = [band_name(canvas, i, grid[1]) for i in range(grid[1])]
-    step_s = canvas.duration_s / grid[0]
-    payload = {
-        "grid": grid, "start": (step, band), "width": vectors_ND.shape[1], "seconds": step_s, "bandNames": names,
-        "vectors": _packed(vectors_ND, 127, np.int8),
-    }  # fmt: skip
-    shown = np.clip(values, 0, 1)
-    label = "Cosine of teacher features to one chosen patch"
-    return Similarity(
-        svg=_explorer(canvas, shown, Tile(step, 1, band, 1), grid, label),
-        payload=json.dumps(payload, ensure_ascii=False),
-        readout=f"Patch at {fixed(step * step_s, 2)} s, {names[band]}. The page carries {vectors_ND.shape[1]} principal "
-        f"components, {percent(kept, 0)} of the features' energy.",
-    )
-
-
-def compressed(features_ND: np.ndarray, dimensions: int = FEATURE_DIMENSIONS) -> tuple[np.ndarray, float]:
-    """Returns unit features without their mean, in their leading principal components, and the energy these keep."""
-    centred = features_ND - features_ND.mean(0)
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    left, scale, _ = np.linalg.svd(unit, full_matrices=False)
-    width = min(dimensions, len(scale))
-    kept = float((scale[:width] ** 2).sum() / (scale**2).sum())
-    return left[:, :width] * scale[:width], kept

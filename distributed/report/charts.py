@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from distributed.report.wording import significant
 
@@ -31,7 +32,7 @@ class Series:
 
     def __post_init__(self):
         if len(self.x) != len(self.y):
-            raise ValueError(f"series {self.label!r} has {len(self.x)} x but {len(self.y)} y values; they come in pairs")
+            raise ValueError(f"series {self.label!r} has {len(self.x)} x but {len(self.y)} y values; give pairs")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Returns the position of `value`."""
         lo, hi, at = (math.log(v) for v in (self.lo, self.hi, value)) if self.log else (self.lo, self.hi, value)
         return self.start + (at - lo) / (hi - lo) * (self.stop - self.start)
 
@@ -123,7 +125,7 @@ def thin(series: Series, limit: int = MAX_POINTS) -> Series:
     if count <= limit:
         return series
     edges = [round(i * count / limit) for i in range(limit + 1)]
-    runs = list(zip(edges[:-1], edges[1:], strict=True))
+    runs = list(pairwise(edges))
     return Series(
         series.label,
         tuple(sum(series.x[a:b]) / (b - a) for a, b in runs),

@@ -58,7 +58,8 @@ def _spread(rows: Sequence[Row]) -> Finding | None:
             f"The teacher's features have shrunk: normalised spread {fixed(values[-1], 2)}, below {STD_ALARM}.",
         )
     return Finding(
-        "good", f"Features stay spread out: normalised standard deviation {fixed(values[-1], 2)} (alarm below {STD_ALARM})."
+        "good",
+        f"Features stay spread out: normalised standard deviation {fixed(values[-1], 2)} (alarm below {STD_ALARM}).",
     )
 
 
@@ -73,7 +74,8 @@ def _angle(rows: Sequence[Row]) -> Finding | None:
             "carries most of each feature.",
         )
     return Finding(
-        "good", f"Features point in different directions: mean cosine {fixed(values[-1], 2)} (alarm above {COSINE_ALARM})."
+        "good",
+        f"Features point in different directions: mean cosine {fixed(values[-1], 2)} (alarm above {COSINE_ALARM}).",
     )
 
 
@@ -109,7 +111,8 @@ def _explained(rows: Sequence[Row]) -> Finding | None:
 def _joint_fall(rows: Sequence[Row]) -> Finding | None:
     """Loss down by 15 % within 2,000 steps while rank or explained variance lies 30 % below its running maximum."""
     steps, losses = column(rows, "loss")
-    for key, name in (("diag/effective_rank_teacher", "effective rank"), ("diag/explained_variance", "explained variance")):
+    watched = {"diag/effective_rank_teacher": "effective rank", "diag/explained_variance": "explained variance"}
+    for key, name in watched.items():
         at, values = column(rows, key)
         peak = 0.0
         for step, value in zip(at, values, strict=True):
@@ -119,8 +122,8 @@ def _joint_fall(rows: Sequence[Row]) -> Finding | None:
             if fell and value < (1 - FALL_ALARM) * peak:
                 return Finding(
                     "alarm",
-                    f"At step {step:.0f} the loss fell while the {name} lay more than {percent(FALL_ALARM, 0)} below its "
-                    "maximum: the pattern of a partial collapse.",
+                    f"At step {step:.0f} the loss fell while the {name} lay more than {percent(FALL_ALARM, 0)} below "
+                    "its maximum: the pattern of a partial collapse.",
                 )
     return None
 
@@ -134,8 +137,8 @@ def _loss_rise(rows: Sequence[Row]) -> Finding | None:
     if tail > (1 + LOSS_RISE_ALARM) * min(runs):
         return Finding(
             "open",
-            f"The loss ends {percent(tail / min(runs) - 1, 0)} above its minimum. Alone that is normal, since the target "
-            "moves; with falling probes it would be an alarm.",
+            f"The loss ends {percent(tail / min(runs) - 1, 0)} above its minimum. Alone that is normal, since the "
+            "target moves; with falling probes it would be an alarm.",
         )
     return None
 

@@ -42,12 +42,9 @@ def shared_axis(differences: Sequence[Difference], start: float, stop: float) ->
 
 
 def forest_cell(difference: Difference, axis: Axis) -> str:
-    """Draws one row of a forest plot for a table cell: zero line, interval, point (filled when it exceeds)."""
+    """Draws one row of a forest plot for a table cell; the zero line is the cell's background, down the column."""
     label = f"{difference.label}: {fixed(difference.value, sign=True)} {interval(difference.lo, difference.hi)}"
-    body = (
-        f'<line class="zero" x1="{axis(0):.1f}" x2="{axis(0):.1f}" y1="0" y2="{CELL_HEIGHT}"/>'
-        + whisker(difference, axis, CELL_HEIGHT / 2)
-    )
+    body = whisker(difference, axis, CELL_HEIGHT / 2)
     return (
         f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} {CELL_HEIGHT}" role="img"'
         f' aria-label="{escape(label, quote=True)}">{body}</svg>'
@@ -64,10 +61,10 @@ def forest_axis(axis: Axis) -> str:
     return f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} 18" aria-hidden="true">{marks}</svg>'
 
 
-def forest_plot(differences: Sequence[Difference], *, title: str) -> str:
-    """Draws labelled differences under one another over a common scale."""
+def forest_plot(differences: Sequence[Difference], *, title: str, scale_of: Sequence[Difference] = ()) -> str:
+    """Draws labelled differences under one another; `scale_of` widens the axis to what other plots show."""
     height = ROW_HEIGHT * len(differences) + 26
-    axis = shared_axis(differences, 156, WIDTH - 8)
+    axis = shared_axis([*differences, *scale_of], 156, WIDTH - 8)
     scale = "".join(
         f'<line class="grid" x1="{axis(v):.1f}" x2="{axis(v):.1f}" y1="0" y2="{height - 22}"/>'
         f'<text class="tick middle" x="{axis(v):.1f}" y="{height - 6}">{escape(_signed_tick(v))}</text>'

@@ -125,7 +125,7 @@ def _parse(name: str, text: str | None, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except (json.JSONDecodeError, YAMLError, OmegaConfBaseException, KeyError) as error:
-        raise ReportError(f"{name} of the run cannot be read ({error}); it may have been cut off while written") from error
+        raise ReportError(f"{name} of the run cannot be read ({error}); was it cut off while written?") from error
 
 
 def _plain_yaml(text: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from html import escape
 
 import numpy as np
 
-from distributed.report.pictures import Canvas, beat_marks, colour, image_uri, picture, symbol, veil
+from distributed.report.pictures import Canvas, band_name, beat_marks, colour, emblem, image_uri, picture, symbol, veil
 from distributed.report.samples import Crop, Gallery
 from distributed.report.wording import fixed, listed, percent, significant
-from pupujepa.masks import STRATEGIES, MaskConfig, draw_mask
+from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
 from pupujepa.model import ModelConfig
 from pupujepa.randomness import generator
 
@@ -47,6 +47,7 @@ class Music:
     masks: tuple[Plate, ...]
     coverage: tuple[Plate, ...]
     origin: str
+    emblem: str
 
 
 def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig, seed: int = 0) -> Music:
@@ -60,6 +61,7 @@ def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig, se
         masks=tuple(_mask_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
         coverage=tuple(_coverage_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
         origin=gallery.url,
+        emblem=emblem(canvases[0], [veil(~_visible(masks, RANDOM, grid=grid, seed=seed))]),
     )
 
 
@@ -108,43 +110,50 @@ def label_chips(crop: Crop) -> tuple[str, ...]:
 
 
 def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> Plate:
-    steps, bands = grid
-    rng = generator(seed, "report", "mask", strategy)
-    mask = draw_mask(rng, config, steps=steps, bands=bands, progress=1.0, strategy=strategy)
-    hidden = np.ones(steps * bands, bool)
-    hidden[mask.context] = False
-    name = _strategy_name(strategy)
-    described = f"The same crop under a {name} mask: {percent(hidden.mean(), 0)} of {steps * bands} patches are veiled"
-    svg = picture(canvas, described, layers=[veil(hidden.reshape(steps, bands))])
-    return Plate(name, STRATEGY_SENTENCES[STRATEGIES[strategy]], svg, (f"used in {_weight(config, strategy)} of crops",))
+    hidden = ~_visible(config, strategy, grid=grid, seed=seed)
+    name = strategy_name(strategy)
+    described = f"The same crop under a {name} mask: {percent(hidden.mean(), 0)} of {hidden.size} patches are veiled"
+    svg = picture(canvas, described, layers=[veil(hidden)])
+    chip = f"used in {_weight(config, strategy)} of crops"
+    return Plate(name, STRATEGY_SENTENCES[STRATEGIES[strategy]], svg, (chip,))
+
+
+def _visible(config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> np.ndarray:
+    """Returns the boolean grid of one mask's context; the mask is the one that `prediction.py` fills in first."""
+    rng = generator(seed, "report", "mask", strategy, 0, 0)
+    mask = draw_mask(rng, config, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
+    visible = np.zeros(grid[0] * grid[1], bool)
+    visible[mask.context] = True
+    return visible.reshape(grid)
 
 
 def _coverage_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> Plate:
+    bands = grid[1]
     shares = coverage(config, strategy, grid=grid, draws=COVERAGE_DRAWS, seed=seed)
-    name = _strategy_name(strategy)
-    extent = f"between {percent(shares.min(), 0)} and {percent(shares.max(), 0)}"
-    svg = coverage_strip(canvas, shares, f"How often each patch is hidden by {name} masks: {extent}")
-    return Plate(name, f"Each patch is hidden in {extent} of {COVERAGE_DRAWS} masks.", svg)
+    name = strategy_name(strategy)
+    of_band = shares.mean(0)
+    least, most = int(of_band.argmin()), int(of_band.argmax())
+    sentence = (
+        f"By band, from {percent(of_band[least], 0)} ({band_name(canvas, least, bands)}) to "
+        f"{percent(of_band[most], 0)} ({band_name(canvas, most, bands)}), over {COVERAGE_DRAWS} masks."
+    )
+    return Plate(name, sentence, coverage_strip(shares, f"How often each patch is hidden by {name} masks. {sentence}"))
 
 
-def coverage_strip(canvas: Canvas, shares: np.ndarray, description: str) -> str:
+def coverage_strip(shares: np.ndarray, description: str) -> str:
     """Draws hiding rates as a map on the scale 0.5 to 1: a hole in the design would show as a dark cell."""
-    pixels = colour(shares, 0.5, 1.0, name="cividis")
-    return _strip(image_uri(pixels, lossless=True), description)
-
-
-def _strip(uri: str, description: str) -> str:
+    uri = image_uri(colour(shares, 0.5, 1.0, name="cividis"), lossless=True)
     return (
         f'<svg class="strip" viewBox="0 0 340 48" role="img" aria-label="{escape(description, quote=True)}">'
         f'<image class="cells" href="{uri}" width="340" height="48" preserveAspectRatio="none"/></svg>'
     )
 
 
-def _strategy_name(strategy: int) -> str:
+def strategy_name(strategy: int) -> str:
+    """Returns the name of a strategy by its number."""
     return STRATEGIES[strategy].replace("_", "-")
 
 
 def _weight(config: MaskConfig, strategy: int) -> str:
     weights: Sequence[float] = (config.random, config.block, config.time_frequency)
     return percent(weights[strategy] / sum(weights), 0)
-

@@ -1,11 +1,12 @@
 """The head of the page: the verdict in one line, the facts of the run, where it was killed and where the time went."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from distributed.report.charts import last_finite
 from distributed.report.collapse import Verdict, judge
-from distributed.report.forest import Difference, share_bar
+from distributed.report.forest import Difference, forest_plot, share_bar
 from distributed.report.inputs import RunInputs, column
 from distributed.report.probes import BASELINES, REFERENCE, difference_to
 from distributed.report.wording import (
@@ -54,6 +55,7 @@ class Overview:
     phases: tuple[Phase, ...]
     phase_bar: str
     phase_total: str
+    gains: str
 
 
 def overview(run: RunInputs) -> Overview:
@@ -75,6 +77,7 @@ def overview(run: RunInputs) -> Overview:
         ),
         phase_bar=share_bar(run.phases) if run.phases else "",
         phase_total=duration(total),
+        gains=forest_plot(gains, title="Trained minus untrained, per task, with 95 % intervals") if gains else "",
     )
 
 
@@ -112,10 +115,10 @@ def lead(run: RunInputs, gains: Sequence[Difference]) -> str:
     gained = sorted((d for d in gains if d.exceeds), key=lambda d: -d.value)
     if not gained:
         return first
-    named = [f"{d.label} {fixed(d.value, sign=True)} {interval(d.lo, d.hi)}" for d in gained]
-    rest = [d.label for d in gains if not d.exceeds]
+    named = [f"{d.label.lower()} {fixed(d.value, sign=True)} {interval(d.lo, d.hi)}" for d in gained]
+    rest = [d.label.lower() for d in gains if not d.exceeds]
     level = f" {listed(rest).capitalize()} did not." if rest else ""
-    return f"{first} Linear probes on its frozen features gained over the same network untrained: {listed(named)}.{level}"
+    return f"{first} Probes on its frozen features gained over the same network untrained: {listed(named)}.{level}"
 
 
 def interruptions(resumed: Sequence[dict] | None) -> str:
@@ -125,8 +128,9 @@ def interruptions(resumed: Sequence[dict] | None) -> str:
     if not resumed:
         return "The run went through without an interruption."
     steps = [grouped(int(r["step"])) for r in resumed]
+    times = "once" if len(steps) == 1 else count_of(len(steps), "time")
     return (
-        f"The run was interrupted {count_of(len(steps), 'time')} and continued from the checkpoint of step "
+        f"The run was interrupted {times} and continued from the checkpoint of step "
         f"{listed(steps)}; the dashed lines in the curves mark it."
     )
 
@@ -136,7 +140,8 @@ def _facts(run: RunInputs) -> tuple[tuple[Fact, ...], str]:
     _, losses = column(run.metrics, "loss")
     _, crops = column(run.metrics, "crops_per_s")
     first, last = run.fact("loss_first"), run.fact("loss_last")
-    candidates = [
+    speed = run.fact("crops_per_s", default=last_finite(crops) if crops else None)
+    candidates: list[tuple[str, Any, Callable[[Any], str], str]] = [
         ("Audio", run.fact("audio_hours"), audio_length, "of the training split"),
         ("Tracks", run.fact("tracks"), grouped, "in the training split"),
         ("Shards", run.fact("shards"), grouped, "read as a stream"),
@@ -146,7 +151,7 @@ def _facts(run: RunInputs) -> tuple[tuple[Fact, ...], str]:
         ("Precision", run.fact("engine", "precision"), str, "of the computation"),
         ("Steps", run.fact("train", "steps"), grouped, "optimiser updates"),
         ("Global batch", run.fact("stream", "global_batch"), grouped, "crops per step"),
-        ("Speed", run.fact("crops_per_s", default=last_finite(crops) if crops else None), significant, "crops per second"),
+        ("Speed", speed, significant, "crops per second"),
         ("Waiting for data", run.fact("data_wait_fraction"), percent, "of the training time"),
         ("Loss", first if first is not None else (losses[0] if losses else None), significant, ""),
         ("Explained variance", run.fact("explained_variance"), percent, "beyond a constant"),

@@ -16,21 +16,25 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.store import StoreError, open_store
-from distributed.report.attention import Attention, attention_section
+from distributed.report.attention import Attention, attention_section, load_export
 from distributed.report.inputs import Missing, ReportError, RunInputs, read_run
 from distributed.report.music import Music, music_section
 from distributed.report.overview import overview
+from distributed.report.prediction import Predictions, prediction_plates
 from distributed.report.probes import probe_section
 from distributed.report.reproduce import reproduce_section
 from distributed.report.samples import Gallery, read_gallery
 from distributed.report.training import collapse_section, training_section
 from distributed.report.wording import fixed, interval
 from pupujepa.config import compose
+from pupujepa.frontend import normalise
 from pupujepa.masks import MaskConfig
 from pupujepa.model import ModelConfig
+from pupujepa.objective import ObjectiveConfig
 from pupujepa.weights import WeightsError
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ class Sections:
 
     music: Music | Missing
     attention: Attention | Missing
+    filled: Predictions | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build_report(
-    run_dir: str | Path, results_path: str | Path | None = None, out: str | Path | None = None, *, shards: str | None = None
+    run_dir: str | Path,
+    results_path: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    shards: str | None = None,
 ) -> str:
     """Writes the page of a run and returns where.
 
@@ -113,7 +122,7 @@ def visible_sections(inputs: RunInputs, shards: str | None) -> Sections:
         )
         return Sections(gap, gap)
     music = music_section(gallery, model, masks=masks)
-    return Sections(music, _attention(inputs, gallery, music, masks))
+    return _with_weights(inputs, gallery, music, masks)
 
 
 def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) -> str:
@@ -130,6 +139,7 @@ def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) 
         marks=MARKS,
         music=sections.music,
         attention=sections.attention,
+        filled=sections.filled,
         symbols=sections.music.symbols if isinstance(sections.music, Music) else (),
         training=training_section(inputs),
         collapse=collapse_section(inputs),
@@ -147,17 +157,24 @@ def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) 
 def policy(script: str) -> str:
     """Returns the content security policy: nothing is loaded, and only our own script runs, known by its digest."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
-def _attention(inputs: RunInputs, gallery: Gallery, music: Music, masks: MaskConfig) -> Attention | Missing:
+def _with_weights(inputs: RunInputs, gallery: Gallery, music: Music, masks: MaskConfig) -> Sections:
     remedy = f"python -m distributed export {inputs.location}"
     if not inputs.has_export:
-        return Missing("the weights in export/", remedy)
+        return Sections(music, Missing("the weights in export/", remedy))
     try:
-        return attention_section(inputs.location, gallery.crops[0], music.canvases[0], masks=masks)
+        model = load_export(inputs.location)
     except WeightsError as error:
-        return Missing(f"the weights in export/, and they could not be read: {error}", remedy)
+        return Sections(music, Missing(f"the weights in export/, and they could not be read: {error}", remedy))
+    mels = [normalise(torch.from_numpy(c.mel_TF), model.config.mel_mean, model.config.mel_std) for c in gallery.crops]
+    objective = compose(ObjectiveConfig, presets=[inputs.config.get("objective") or {}])
+    return Sections(
+        music,
+        attention_section(model, music.canvases[0], mels[0], masks=masks),
+        prediction_plates(model, music.canvases[0], mels, masks=masks, objective=objective),
+    )
 
 
 def _configs(inputs: RunInputs) -> tuple[ModelConfig, MaskConfig] | None:

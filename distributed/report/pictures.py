@@ -8,6 +8,7 @@ Shapes: T frames, F mel bands; a grid is [steps, bands] of patches, time first.
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,8 @@ import librosa
 import matplotlib
 import numpy as np
 from PIL import Image
+
+from distributed.report.wording import EN_DASH, fixed
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 380, 34, 6, 8, 20
 PLOT_HEIGHT = 128
@@ -90,22 +93,37 @@ def picture(canvas: Canvas, description: str, *, layers: Sequence[str] = (), gre
         f' width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}"/>'
     )
     return (
-        f'<svg class="picture" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description, quote=True)}">'
+        f'<svg class="picture" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(description, quote=True)}">'
         f"{ground}{''.join(layers)}{axes(canvas)}</svg>"
+    )
+
+
+def emblem(canvas: Canvas, layers: Sequence[str], *, grey: bool = False) -> str:
+    """Draws a crop and its layers without axes, small; for decoration beside words that say the same."""
+    return (
+        f'<svg class="picture" viewBox="{LEFT} {TOP} {PLOT_WIDTH} {PLOT_HEIGHT}" preserveAspectRatio="none"'
+        f' aria-hidden="true">'
+        f'<use class="{"ground grey" if grey else "ground"}" href="#{canvas.symbol}" x="{LEFT}" y="{TOP}"'
+        f' width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}"/>{"".join(layers)}</svg>'
     )
 
 
 def axes(canvas: Canvas) -> str:
     """Draws seconds below and kilohertz at the left."""
     seconds = [t for t in _round_seconds(canvas.duration_s) if canvas.x(t) < WIDTH - 26]
-    below = "".join(
-        f'<text class="tick middle" x="{canvas.x(t):.1f}" y="{HEIGHT - 5}">{t:g}</text>' for t in seconds
-    ) + f'<text class="tick end" x="{WIDTH - RIGHT}" y="{HEIGHT - 5}">s</text>'
-    left = "".join(
-        f'<text class="tick end" x="{LEFT - 5}" y="{canvas.y(f) + 4:.1f}">{f / 1000:g}</text>'
-        for f in (500.0, 1000.0, 2000.0, 4000.0, 8000.0)
-        if canvas.fmin_hz < f < canvas.fmax_hz
-    ) + f'<text class="tick end" x="{LEFT - 5}" y="{TOP + 6}">kHz</text>'
+    below = (
+        "".join(f'<text class="tick middle" x="{canvas.x(t):.1f}" y="{HEIGHT - 5}">{t:g}</text>' for t in seconds)
+        + f'<text class="tick end" x="{WIDTH - RIGHT}" y="{HEIGHT - 5}">s</text>'
+    )
+    left = (
+        "".join(
+            f'<text class="tick end" x="{LEFT - 5}" y="{canvas.y(f) + 4:.1f}">{f / 1000:g}</text>'
+            for f in (500.0, 1000.0, 2000.0, 4000.0, 8000.0)
+            if canvas.fmin_hz < f < canvas.fmax_hz
+        )
+        + f'<text class="tick end" x="{LEFT - 5}" y="{TOP + 6}">kHz</text>'
+    )
     return below + left
 
 
@@ -124,7 +142,7 @@ def veil(targets: np.ndarray) -> str:
     return f'<path class="veil" d="{"".join(path)}"/>'
 
 
-def outline(region: tuple[int, int, int, int], grid: tuple[int, int]) -> str:
+def outline(region: tuple[int, int, int, int], grid: tuple[int, ...]) -> str:
     """Draws a frame around the region (first step, steps, first band, bands) of a grid (steps, bands)."""
     step, steps, band, bands = region
     width, height = PLOT_WIDTH / grid[0], PLOT_HEIGHT / grid[1]
@@ -153,6 +171,19 @@ def glow(grid: np.ndarray) -> np.ndarray:
     return pixels.transpose(1, 0, 2)[::-1]
 
 
+def packed(values: np.ndarray, scale: int, dtype: type) -> str:
+    """Returns `values * scale`, rounded to whole numbers of `dtype`, as base64."""
+    return base64.b64encode(np.rint(values * scale).astype(dtype).tobytes()).decode()
+
+
+def explorer(canvas: Canvas, shown: np.ndarray, region: tuple[int, int, int, int], *, label: str) -> str:
+    """Draws a map in [0, 1] over a grey crop, with a region (see `outline`) that the script of the page can move."""
+    plot = escape(json.dumps({"left": LEFT, "top": TOP, "width": PLOT_WIDTH, "height": PLOT_HEIGHT}), quote=True)
+    layers = [heat(shown), outline(region, shown.shape)]
+    svg = picture(canvas, f"{label}; arrow keys move it", layers=layers, grey=True)
+    return svg.replace("<svg ", f'<svg tabindex="0" data-plot="{plot}" ', 1)
+
+
 def beat_marks(canvas: Canvas, beats_s: Sequence[float], downbeats_s: Sequence[float]) -> str:
     """Draws small ticks at beats and longer ones at downbeats, above the picture."""
     marks = [(t, 4) for t in beats_s if 0 <= t < canvas.duration_s]
@@ -161,6 +192,18 @@ def beat_marks(canvas: Canvas, beats_s: Sequence[float], downbeats_s: Sequence[f
         f'<line class="beat" x1="{canvas.x(t):.1f}" x2="{canvas.x(t):.1f}" y1="{TOP - length}" y2="{TOP}"/>'
         for t, length in marks
     )
+
+
+def hertz(frequency_hz: float) -> str:
+    """Returns 440 Hz or 2.1 kHz."""
+    return f"{frequency_hz:.0f} Hz" if frequency_hz < 1000 else f"{fixed(frequency_hz / 1000, 1)} kHz"
+
+
+def band_name(canvas: Canvas, band: int, bands: int) -> str:
+    """Returns the frequency range of one row of patches."""
+    lowest, highest = (hertz(f) for f in canvas.band_edges(band, 1, bands))
+    number, unit = lowest.split(" ")
+    return f"{number if highest.endswith(f' {unit}') else lowest}{EN_DASH}{highest}"
 
 
 def _round_seconds(duration_s: float) -> list[float]:

@@ -7,6 +7,8 @@ the trained encoder, and the paired difference over the same test items with its
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distributed.marble.metrics import METRICS
+from distributed.marble.tasks import TASKS
 from distributed.report.charts import Chart, Series, line_chart
 from distributed.report.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, forest_plot, shared_axis
 from distributed.report.inputs import Missing, Row, RunInputs
@@ -63,6 +65,7 @@ class Table:
     encoders: tuple[tuple[str, str, str], ...]  # (label, tone, explanation)
     lines: tuple[Line, ...]
     axis: str
+    zero: str
     sentences: tuple[str, ...]
     forests: tuple[tuple[str, str], ...]  # (baseline, drawing)
 
@@ -103,6 +106,7 @@ def probe_table(rows: Sequence[Row], protocol: str) -> Table:
         tuple((encoder_label(e), TONES.get(e, "tone-1"), _explanation(e)) for e in encoders),
         lines,
         forest_axis(axis),
+        f"{100 * axis(0) / CELL_WIDTH:.1f}%",
         tuple(reading(gains)),
         tuple(_forests([by_place[t, trained] for t in tasks if (t, trained) in by_place])),
     )
@@ -129,8 +133,13 @@ def difference_to(row: Row | None, baseline: str) -> Difference | None:
 
 
 def task_label(task: str) -> str:
-    """Returns a task's name with spaces."""
-    return task.replace("_", " ")
+    """Returns a task's title."""
+    return next((t.title for t in TASKS if t.name == task), task.replace("_", " "))
+
+
+def metric_label(metric: str) -> str:
+    """Returns a metric's title."""
+    return METRICS[metric].title if metric in METRICS else metric
 
 
 def reading(gains: dict[str, Difference | None]) -> list[str]:
@@ -143,18 +152,18 @@ def reading(gains: dict[str, Difference | None]) -> list[str]:
     level = [d for d in known if not d.exceeds and d not in lost]
     sentences = []
     if gained:
-        parts = [f"{d.label} {fixed(d.value, sign=True)} {interval(d.lo, d.hi)}" for d in gained]
+        parts = [f"{d.label.lower()} {fixed(d.value, sign=True)} {interval(d.lo, d.hi)}" for d in gained]
         sentences.append(
-            f"Training helped on {len(gained)} of {count_of(len(known), 'task')} by more than the interval's half-width: "
-            f"{listed(parts)}."
+            f"Training helped on {len(gained)} of {count_of(len(known), 'task')} by more than the interval's "
+            f"half-width: {listed(parts)}."
         )
     else:
         sentences.append("On no task does training help by more than the interval's half-width.")
     if level:
-        parts = [f"{d.label} ({fixed(d.value, sign=True)} {interval(d.lo, d.hi)})" for d in level]
+        parts = [f"{d.label.lower()} ({fixed(d.value, sign=True)} {interval(d.lo, d.hi)})" for d in level]
         sentences.append(f"No difference that these test items could show: {listed(parts)}.")
     if lost:
-        parts = [f"{d.label} ({fixed(d.value, sign=True)} {interval(d.lo, d.hi)})" for d in lost]
+        parts = [f"{d.label.lower()} ({fixed(d.value, sign=True)} {interval(d.lo, d.hi)})" for d in lost]
         sentences.append(f"Worse than the untrained network: {listed(parts)}.")
     return sentences
 
@@ -165,9 +174,10 @@ def layer_profiles(rows: Sequence[Row]) -> tuple[Chart, ...]:
     for task in dict.fromkeys(r["task"] for r in rows):
         series = []
         for row in (r for r in rows if r["task"] == task):
-            profile = (row.get("extra") or {}).get("layer_profile")
+            extra = row.get("extra") or {}
+            profile = extra.get("layer_profile")
             if profile and len(profile) > 1:
-                x = tuple(float(i) for i in range(len(profile)))
+                x = tuple(map(float, extra.get("layers") or range(len(profile))))
                 tone = TONES.get(row["encoder"], "tone-1")
                 series.append(Series(encoder_label(row["encoder"]), x, tuple(map(float, profile)), tone))
         if series:
@@ -181,7 +191,7 @@ def _line(task: str, rows: Sequence[Row | None], gain: Difference | None, axis) 
     best = max(r["value"] for r in known)
     return Line(
         task_label(task),
-        str(known[0].get("metric", "")),
+        metric_label(str(known[0].get("metric", ""))),
         _test_items(known[0]),
         tuple(_cell(r, best) if r else None for r in rows),
         gain,
@@ -198,10 +208,10 @@ def _cell(row: Row, best: float) -> Cell:
 
 
 def _test_items(row: Row) -> str:
-    items = row.get("test_items")
-    if isinstance(items, int):
-        return count_of(items, "test item")
-    return f"{len(items)} test items" if isinstance(items, list) else ""
+    items, pieces = row.get("test_items"), (row.get("extra") or {}).get("test_units")
+    if items is None:
+        return ""
+    return count_of(items, "test item") + (f" of {count_of(pieces, 'piece')}" if pieces else "")
 
 
 def _explanation(encoder: str) -> str:
@@ -209,13 +219,13 @@ def _explanation(encoder: str) -> str:
 
 
 def _forests(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    forests = []
-    for baseline, label in BASELINES.items():
-        differences = [d for r in rows if (d := difference_to(r, baseline))]
-        if differences:
-            drawing = forest_plot(differences, title=f"Trained minus {label}, with 95 % intervals")
-            forests.append((label, drawing))
-    return forests
+    found = {label: [d for r in rows if (d := difference_to(r, baseline))] for baseline, label in BASELINES.items()}
+    everything = [d for differences in found.values() for d in differences]
+    return [
+        (label, forest_plot(found[label], title=f"Trained minus {label}, 95 % intervals", scale_of=everything))
+        for label in found
+        if found[label]
+    ]
 
 
 def _digests(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:

@@ -51,13 +51,13 @@ def commands(run: RunInputs, shards: str | None) -> list[tuple[str, str]]:
     url = run.fact("stream", "url", default="SHARDS/train")
     ranks, home = run.fact("ranks", default=1), run.location
     launcher = "python -m" if ranks == 1 else f"torchrun --standalone --nproc-per-node={ranks} -m"
-    recorded = run.facts.get("command")
-    train = recorded if isinstance(recorded, str) else f"{launcher} distributed train --config {home}/config.yaml"
+    sessions = run.facts.get("sessions") or [{}]
+    recorded = sessions[0].get("command") or f"train --config {home}/config.yaml --run-dir {home}"
     encoders = " ".join(ordered(run.results, home))
     page = f"python -m distributed report {home}" + (f" --shards {shards}" if shards else "")
     return [
         ("check every byte of the shards", f"python -m data verify {url}"),
-        ("train, or continue", f"{train} --run-dir {home}" if "--run-dir" not in train else train),
+        ("train, or continue after an interruption", f"{launcher} distributed {recorded}"),
         ("probe", f"{launcher} distributed evaluate --encoders {encoders} --data CORPUS --out {home}"),
         ("this page", page),
     ]

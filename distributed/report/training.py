@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from distributed.report.charts import Chart, Event, Series, Threshold, line_chart
 from distributed.report.collapse import COSINE_ALARM, STD_ALARM, Verdict, judge
 from distributed.report.inputs import Missing, Row, RunInputs, column
-from distributed.report.wording import listed
+from distributed.report.wording import MINUS, listed
 
 BANDS = tuple(f"band-{i}" for i in range(8))
 
@@ -36,14 +36,10 @@ TRAINING = (
     _Plan(
         "Loss",
         "Distance between predicted and true features of hidden patches. It should fall, but may rise when the teacher "
-        "grows richer.",
-        (("loss", "all masks", "tone-1"),),
-    ),
-    _Plan(
-        "Loss by mask",
-        "Random holes are easiest; whole blocks and time spans ask for musical context.",
+        "grows richer. Whole blocks and time spans are harder than scattered holes.",
         (
-            ("loss_random", "random", "tone-1"),
+            ("loss", "all", "tone-1"),
+            ("loss_random", "random", "tone-5"),
             ("loss_block", "block", "tone-2"),
             ("loss_time_frequency", "time-frequency", "tone-3"),
         ),
@@ -52,10 +48,14 @@ TRAINING = (
     _Plan(
         "Teacher's inertia",
         "One minus the EMA momentum: how much of the student flows into the teacher per step (logarithmic).",
-        (("ema_inflow", "1 − momentum", "tone-1"),),
+        (("ema_inflow", f"1 {MINUS} momentum", "tone-1"),),
         log=True,
     ),
-    _Plan("Gradient norm", "Before clipping. Spikes are steps that clipping saved.", (("grad_norm", "norm", "tone-1"),)),
+    _Plan(
+        "Gradient norm",
+        "Before clipping. Spikes are steps that clipping saved.",
+        (("grad_norm", "norm", "tone-1"),),
+    ),
     _Plan(
         "Waiting for data",
         "Share of each step spent waiting for the stream. Near zero: the shards keep up with the model.",
@@ -78,6 +78,24 @@ DIAGNOSTICS = (
         include=(0.0,),
     ),
     _Plan(
+        "Explained variance by mask",
+        "The same for each mask strategy. Whole spans of time are the hardest to foresee.",
+        (
+            ("diag/explained_variance_random", "random", "tone-5"),
+            ("diag/explained_variance_block", "block", "tone-2"),
+            ("diag/explained_variance_time_frequency", "time-frequency", "tone-3"),
+        ),
+        (Threshold(0.0, "0 = guessing", alarm_above=False),),
+        include=(0.0,),
+    ),
+    _Plan(
+        "Explained variance by band",
+        "The same for each row of patches, from bass (dark) to treble (light). Each band should be learned.",
+        tuple((f"diag/explained_variance_band_{i}", f"band {i + 1}", tone) for i, tone in enumerate(BANDS)),
+        (Threshold(0.0, "0 = guessing", alarm_above=False),),
+        include=(0.0,),
+    ),
+    _Plan(
         "Effective rank",
         "How many directions the features really use (RankMe). A collapse pulls it down.",
         (("diag/effective_rank_teacher", "teacher", "tone-1"), ("diag/effective_rank_student", "student", "tone-2")),
@@ -85,8 +103,15 @@ DIAGNOSTICS = (
     ),
     _Plan(
         "Rank per frequency band",
-        "The same, for patches of one band each, from bass (dark) to treble (light). No band should die.",
+        "The same, for patches of one row each, from bass (dark) to treble (light). No band should die.",
         tuple((f"diag/effective_rank_band_{i}", f"band {i + 1}", tone) for i, tone in enumerate(BANDS)),
+        include=(0.0,),
+    ),
+    _Plan(
+        "Rank across clips",
+        "Directions that separate whole clips: RankMe of their mean features, and LiDAR, which discounts what varies "
+        "within a track.",
+        (("diag/effective_rank_pooled_teacher", "RankMe", "tone-1"), ("diag/lidar", "LiDAR", "tone-3")),
         include=(0.0,),
     ),
     _Plan(

@@ -5,6 +5,7 @@ Every number on the page passes through here, so that equal quantities look equa
 
 import math
 
+EN_DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"
 

@@ -2,10 +2,9 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ import torch
 
 from data.manifest import Manifest, ShardEntry, write_manifest
 from data.shards import encode_mel, index_name, write_index, write_shard
-from pupujepa.config import to_yaml
+from distributed.report.browser import Browser
+from distributed.report.page import build_report
 from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel
 from pupujepa.model import ModelConfig, PupuJEPA
 from pupujepa.weights import save_release
@@ -48,35 +48,31 @@ def own_run(made_run, tmp_path):
     return Path(shutil.copytree(made_run, tmp_path / "demo"))
 
 
+@pytest.fixture
+def bare_run(own_run):
+    """The copy without weights: its page is made in a moment."""
+    (own_run / "export" / "model.safetensors").unlink()
+    return own_run
+
+
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """Returns a function that runs headless Chromium on a URL and returns (standard output, standard error)."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if binary is None:
-        pytest.fail("these tests look at the page in a real browser and found none: apt-get install chromium")
+def browser():
+    """Headless Chromium; without one the tests fail and say how to install it, since nobody would have looked."""
+    with Browser() as running:
+        yield running
 
-    def launch(url: str, *arguments: str) -> tuple[str, str]:
-        profile = tmp_path_factory.mktemp("profile")
-        quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-        command = [binary, "--headless", "--no-sandbox", *quiet.split(), "--disable-sync", f"--user-data-dir={profile}"]
-        done = subprocess.run(
-            [*command, "--enable-logging=stderr", "--virtual-time-budget=3000", *arguments, url],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=os.environ | {"TMPDIR": str(profile)},
-        )
-        return done.stdout, done.stderr
 
-    return launch
+@pytest.fixture(scope="session")
+def made_page(made_run, tmp_path_factory):
+    """The page of the made run."""
+    return Path(build_report(made_run, out=tmp_path_factory.mktemp("page") / "report.html"))
 
 
 def write_run(home: Path, shards: str, *, steps: int) -> None:
     """Writes every file that a report reads."""
     home.mkdir(parents=True)
     config = {"model": asdict(TINY), "masks": {"ratio": 0.8}, "stream": {"url": shards, "global_batch": 16}}
-    (home / "config.yaml").write_text("\n".join(to_yaml_text(config)))
+    (home / "config.yaml").write_text("\n".join(yaml_lines(config)) + "\n")
     (home / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in metric_rows(steps)))
     (home / "facts.json").write_text(json.dumps(facts(steps, shards)))
     (home / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in result_rows()))
@@ -85,7 +81,7 @@ def write_run(home: Path, shards: str, *, steps: int) -> None:
     save_release(PupuJEPA(TINY, seed=1), TINY, home / "export")
 
 
-def to_yaml_text(config: dict) -> list[str]:
+def yaml_lines(config: dict) -> list[str]:
     """Nested mappings as YAML lines; the values are JSON, which is YAML too."""
     lines = []
     for section, values in config.items():
@@ -96,10 +92,12 @@ def to_yaml_text(config: dict) -> list[str]:
 def facts(steps: int, shards: str) -> dict:
     """Facts as the trainer writes them."""
     return {
-        "ranks": 2, "zero_stage": 2, "steps": steps, "global_batch": 16, "crops_per_s": 96.4, "data_wait_fraction": 0.012,
-        "loss_first": 0.471, "loss_last": 0.212, "explained_variance": 0.341, "effective_rank": 63.2,
-        "audio_hours": 7.12, "tracks": 1284, "shards": 23, "parameters": 1_284_096, "precision": "bf16", "device": "cpu",
-        "resumed": [{"step": 600, "time": "2026-11-22T16:40:00Z"}], "manifest_digest": "9f" * 32, "store": shards,
+        "ranks": 2, "zero_stage": 2, "steps": steps, "global_batch": 16, "crops_per_s": 96.4,
+        "data_wait_fraction": 0.012, "loss_first": 0.471, "loss_last": 0.212, "explained_variance": 0.341,
+        "effective_rank": 63.2, "audio_hours": 7.12, "tracks": 1284, "shards": 23, "parameters": 1_284_096, "precision": "bf16",
+        "device": "cpu", "resumed": [{"step": 600, "time": "2026-01-02T03:04:05Z"}], "manifest_digest": "9f" * 32,
+        "store": shards, "versions": {"torch": "2.12.0"},
+        "sessions": [{"step": 0, "command": "train --preset demo --run-dir runs/demo"}],
     }  # fmt: skip
 
 
@@ -135,6 +133,13 @@ def diagnostics(done: float, rng: np.random.Generator) -> dict:
         "cosine_teacher": 0.31 + 0.1 * done + wobble, "cosine_student": 0.3 + 0.13 * done + wobble,
         "teacher_student_distance": 0.22 * math.exp(-2 * done) + 0.02, "teacher_moved": 0.9 * done**0.6,
     }  # fmt: skip
+    values |= {
+        "explained_variance_random": values["explained_variance"] + 0.04,
+        "explained_variance_block": values["explained_variance"] - 0.03,
+        "explained_variance_time_frequency": values["explained_variance"] - 0.07,
+        "effective_rank_pooled_teacher": 12 + 6 * done, "lidar": 9 + 8 * done,
+    }  # fmt: skip
+    values |= {f"explained_variance_band_{i}": values["explained_variance"] - 0.02 * i for i in range(8)}
     values |= {f"effective_rank_band_{i}": 36 - 2.4 * i + (8 + i) * done + 20 * wobble for i in range(8)}
     return {f"diag/{key}": value for key, value in values.items()}
 
@@ -148,17 +153,27 @@ def result_rows() -> list[dict]:
             value = values[encoder]
             row = {
                 "task": task, "encoder": encoder, "protocol": "clean", "metric": metric, "value": value,
-                "interval": [value - half, value + 0.9 * half], "layer": 3 if encoder == "demo" else 1,
-                "learning_rate": 0.001, "seeds": [0, 1], "test_items": 212, "selection": {"metric": metric, "value": value},
-                "digests": {"checkpoint": "ab" * 32, "manifest": "cd" * 32}, "extra": {}, "difference_to": {},
+                "interval": [value - half, value + 0.9 * half], "layer": 2,
+                "learning_rate": 0.001, "seeds": [0, 1], "test_items": 212,
+                "selection": {"split": "valid", "metric": metric, "value": value},
+                "digests": {"checkpoint": "ab" * 32, "corpus": "cd" * 32}, "difference_to": {},
+                "extra": {
+                    "test_units": 106, "layers": [0, 1, 2, 3],
+                    "layer_profile": [value - 0.02 * abs(i - 2) for i in range(4)],
+                },
             }  # fmt: skip
             if encoder == "demo":
                 row["difference_to"] = {
-                    other: {"value": value - values[other], "interval": [value - values[other] - half, value - values[other] + half]}
+                    other: difference(value - values[other], half)
                     for other in (ENCODERS[1:] if task == "key" else ENCODERS[1:3])
                 }
             rows.append(row)
     return rows
+
+
+def difference(value: float, half: float) -> dict:
+    """A paired difference as the evaluator writes it."""
+    return {"value": value, "interval": [value - half, value + half]}
 
 
 def write_shards(root: Path, *, seconds: float) -> str:
@@ -176,10 +191,14 @@ def write_split(home: Path, split: str, *, pieces: int, seconds: float) -> None:
     for piece in range(pieces):
         audio, beats = plucked(piece, seconds)
         mel_TF = log_mel(torch.from_numpy(audio)[None], frontend)[0].numpy()
-        labels = {"key": ("C major", "A minor")[piece % 2], "beats": beats, "downbeats": beats[::4], "tempo_bpm": 120.0,
-                  "instruments": ["guitar", "organ"][: 1 + piece % 2], "note_density_hz": 6.0, "collection": f"folk-{piece % 3}"}  # fmt: skip
-        info = {"uid": f"{split}{piece}-0000", "track": f"{split}{piece}", "source": f"folk-{piece % 3}", "start_s": 0.0,
-                "duration_s": seconds, "frames": len(mel_TF), "labels": labels}  # fmt: skip
+        labels = {
+            "key": ("C major", "A minor")[piece % 2], "beats": beats, "downbeats": beats[::4], "tempo_bpm": 120.0,
+            "instruments": ["guitar", "organ"][: 1 + piece % 2], "note_density_hz": 4.0, "collection": "plucked",
+        }  # fmt: skip
+        info = {
+            "uid": f"{split}{piece}-0000", "track": f"{split}{piece}", "source": f"folk-{piece % 3}", "start_s": 0.0,
+            "duration_s": seconds, "frames": len(mel_TF), "labels": labels,
+        }  # fmt: skip
         samples.append({"info": info, "mel": encode_mel(mel_TF, "uint8", lo=LOG_FLOOR, hi=5.0)})
     name = "shard-000000.tar"
     with (home / name).open("wb") as file:
@@ -187,9 +206,8 @@ def write_split(home: Path, split: str, *, pieces: int, seconds: float) -> None:
     index = write_index(written.index)
     (home / index_name(name)).write_bytes(index)
     frames = sum(written.index.frames)
-    import hashlib
 
-    entry = ShardEntry(name, pieces, frames, written.bytes, written.sha256, hashlib.sha256(index).hexdigest())
+    entry = ShardEntry(name, pieces, frames, written.bytes, written.sha256, sha256(index).hexdigest())
     manifest = Manifest(
         split=split, frontend=asdict(frontend), frontend_digest=frontend_digest(frontend), dtype="uint8", lo=LOG_FLOOR,
         hi=5.0, mean=-4.0, std=2.0, audio_hours=frames / 360_000, tracks=pieces, shards=(entry,),

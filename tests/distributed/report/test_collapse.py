@@ -1,0 +1,63 @@
+"""The verdict: each kind of collapse is called by its name, and a healthy run is not."""
+
+import pytest
+
+from distributed.report.collapse import judge
+
+
+def rows(**last):
+    """Twenty rows of a healthy run; `last` moves a diagnostic linearly from its healthy start to the given end."""
+    start = {"explained_variance": 0.05, "effective_rank_teacher": 50, "std_teacher": 0.8, "cosine_teacher": 0.3}
+    end = start | {"explained_variance": 0.3, "effective_rank_teacher": 60} | last
+    made = []
+    for i in range(21):
+        done = i / 20
+        values = {f"diag/{key}": start.get(key, 1.0) * (1 - done) + end[key] * done for key in end}
+        made.append({"step": 100 * i, "loss": 0.5 - 0.2 * done} | values)
+    return made
+
+
+def test_a_healthy_run_is_learning():
+    """All quantities on the right side of their alarms."""
+    verdict = judge(rows())
+    assert verdict.state == "learning"
+    assert {f.state for f in verdict.findings} == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("symptom", "sentence"),
+    [
+        ({"std_teacher": 0.1}, "features have shrunk"),
+        ({"cosine_teacher": 0.97}, "Features point the same way"),
+        ({"effective_rank_teacher": 30}, "Effective rank has fallen"),
+        ({"explained_variance": -0.02}, "explains nothing beyond a constant"),
+        ({"teacher_moved": 0.0}, "has not moved"),
+    ],
+)
+def test_each_symptom_raises_its_alarm(symptom, sentence):
+    """One bad quantity is enough, and the reason is given."""
+    verdict = judge(rows(**symptom))
+    assert verdict.state == "alarm"
+    assert any(sentence in f.sentence for f in verdict.findings if f.state == "alarm")
+
+
+def test_falling_loss_with_falling_rank_is_a_partial_collapse():
+    """The loss alone would look like success; a later recovery does not hide it."""
+    made = rows()
+    for row in made[8:12]:
+        row["diag/effective_rank_teacher"] = 20
+    assert any("partial collapse" in f.sentence for f in judge(made).findings)
+
+
+def test_without_diagnostics_nothing_is_claimed():
+    """A loss that falls is no verdict."""
+    verdict = judge([{"step": i, "loss": 1.0 - i / 100} for i in range(20)])
+    assert verdict.state == "open"
+
+
+def test_a_rising_loss_is_mentioned_but_no_alarm():
+    """The target moves, so the loss may rise."""
+    made = [row | {"loss": 0.2 + 0.02 * i} for i, row in enumerate(rows())]
+    verdict = judge(made)
+    assert verdict.state == "learning"
+    assert any("above its minimum" in f.sentence for f in verdict.findings)
