@@ -50,11 +50,11 @@ class Prefetcher:
             self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread after the download that it is at."""
+        """Ends the thread after the download that it is at, which may be long in coming: nobody waits for that."""
         self._closed = True
         self._wake.set()
         if self._started:
-            self._thread.join()
+            self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
         while not self._closed:

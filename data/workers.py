@@ -6,13 +6,14 @@ wrong reads every shard, or another rank's, without an error.
 """
 
 import os
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from data.tally import Tally
 from pupujepa.errors import UserError
 
 Stage = Callable[..., Any]
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ class Recipe:
 @contextmanager
 def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Delivery | Failure]]:
     """Gives the deliveries of all workers, in the order of the micro-batches; the workers end with the block."""
-    deliveries = iter(_data_loader(recipe, pin_memory=pin_memory))
+    with _stop_signals_held_back():
+        deliveries = iter(_data_loader(recipe, pin_memory=pin_memory))
     try:
         yield deliveries
     finally:
@@ -137,6 +140,26 @@ def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Deli
         # takes 5 s a worker when it is the cycle collector that finds it; there is no public way
         if isinstance(deliveries, _MultiProcessingDataLoaderIter):
             deliveries._shutdown_workers()
+            for worker in deliveries._workers:
+                worker.kill()  # those that are stuck in a download; they hold back SIGTERM
+
+
+@contextmanager
+def _stop_signals_held_back() -> Iterator[None]:
+    """Holds back, for good in every process that is started within, what asks the training process to stop.
+
+    A scheduler signals all processes of a job step, a terminal its whole group. The step in progress can only be
+    finished and saved if the workers, and the server that forks them, outlive that. They end with the stream, by kill,
+    or within seconds of the training process.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        # started first, because it leaves SIGINT and SIGTERM let through
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:

@@ -4,6 +4,8 @@ import io
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -243,6 +245,38 @@ def test_a_killed_worker_is_an_error_not_a_hang(local_set):
     stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8, stages=[webdataset.map(_die)])
     with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed by signal|exited unexpectedly)"):
         list(islice(stream, 20))
+
+
+_SIGNALLED = """
+import os, signal, sys
+from data.manifest import read_manifest
+from data.stream import Stream, StreamConfig
+
+if __name__ == "__main__":
+    received = []
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    config = StreamConfig(url=sys.argv[1], crop_frames=32, global_batch=8, lanes=4, workers=2)
+    stream = Stream(config, manifest=read_manifest(sys.argv[1]), rank=0, world_size=1, micro_batch=8, total_steps=30)
+    for batch in stream:
+        if batch.step in (2, 15):
+            os.killpg(0, signal.SIGUSR2 if batch.step == 2 else signal.SIGTERM)
+    print(batch.step, *map(int, received))
+"""
+
+
+def test_signals_to_the_whole_job_step_reach_the_training_process_alone(local_set, tmp_path):
+    """SLURM signals every process of a step; workers that died of it would end the run before it could be saved."""
+    url, _ = local_set
+    script = tmp_path / "signalled.py"
+    script.write_text(_SIGNALLED)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(script), url]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    run = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=root, env=environment, start_new_session=True
+    )
+    assert run.stdout.split() == ["29", str(int(signal.SIGUSR2)), str(int(signal.SIGTERM))], run.stderr
 
 
 @pytest.mark.parametrize("workers", [0, 1])
