@@ -4,15 +4,13 @@ Legend: B slices, S samples, L layers, T frames, D width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from distributed.marble.baselines import Chroma, LogMel
-from distributed.marble.pupujepa_encoder import FrozenPupuJEPA, load_frozen, random_twin
+from distributed.marble.pupujepa_encoder import FrozenPupuJEPA, HowToEncode, load_frozen, random_twin
 from distributed.marble.readout import SliceFeatures
 from distributed.marble.tasks import Task
 from pupujepa.errors import UserError
@@ -52,19 +50,6 @@ class FrozenEncoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class EncoderChoice:
-    """How the encoders of an evaluation are made.
-
-    Attributes:
-        which: teacher or student.
-        random_seed: of the untrained network.
-    """
-
-    which: str = "teacher"
-    random_seed: int = 0
-
-
 def supports(encoder: FrozenEncoder, task: Task) -> bool:
     """Tells whether a task can be measured with an encoder."""
     if encoder.only_tasks is not None and task.name not in encoder.only_tasks:
@@ -72,21 +57,22 @@ def supports(encoder: FrozenEncoder, task: Task) -> bool:
     return task.frames is None or encoder.frame_rate_hz is not None
 
 
-def resolve_encoders(specs: Sequence[str], choice: EncoderChoice, *, device: torch.device) -> tuple[FrozenEncoder, ...]:
+def resolve_encoders(specs: Sequence[str], how: HowToEncode, *, random_seed: int = 0) -> tuple[FrozenEncoder, ...]:
     """Loads the encoders named on the command line, in that order.
 
     Args:
         specs: run directories, release folders, or random_init, log_mel, chroma. `random_init` copies the shape and
             the input normalisation of the first run or release in the list.
+        random_seed: of the untrained network.
 
     Raises:
         UserError: a folder without weights, `random_init` without an encoder to copy, or two encoders of one name.
     """
-    trained = {s: load_frozen(Path(s), which=choice.which, device=device) for s in specs if s not in BASELINES}
+    trained = {s: load_frozen(Path(s), how) for s in specs if s not in BASELINES}
     encoders: list[FrozenEncoder] = []
     for spec in specs:
         if spec == "random_init":
-            encoders.append(_random_init(list(trained.values()), choice.random_seed, device))
+            encoders.append(_random_init(list(trained.values()), how, random_seed))
         elif spec == "log_mel":
             encoders.append(LogMel(FrontendConfig()))
         elif spec == "chroma":
@@ -102,10 +88,10 @@ def resolve_encoders(specs: Sequence[str], choice: EncoderChoice, *, device: tor
     return tuple(encoders)
 
 
-def _random_init(trained: Sequence[FrozenPupuJEPA], seed: int, device: torch.device) -> FrozenPupuJEPA:
+def _random_init(trained: Sequence[FrozenPupuJEPA], how: HowToEncode, seed: int) -> FrozenPupuJEPA:
     if not trained:
         raise UserError(
             "random_init is an untrained network of the same shape as a trained one, and none is given; "
             "name a run directory too: --encoders runs/demo random_init"
         )
-    return random_twin(trained[0], seed=seed, device=device)
+    return random_twin(trained[0], how, seed=seed)

@@ -26,10 +26,11 @@ import torch
 import torch.distributed as dist
 
 from distributed.marble.corpus import Corpus, read_corpus
-from distributed.marble.encoders import BASELINES, EncoderChoice, FrozenEncoder, resolve_encoders, supports
+from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports
 from distributed.marble.features import Plan, compute_features, gather_features, make_plan
 from distributed.marble.probing import Outcome, Subject, probe
 from distributed.marble.progress import Progress
+from distributed.marble.pupujepa_encoder import HowToEncode
 from distributed.marble.readout import spread_layers
 from distributed.marble.results import Provenance, Row, Sampling, make_rows, markdown_table, write_results
 from distributed.marble.targets import TaskData, prepare
@@ -58,6 +59,7 @@ class Evaluation:
     cache: Path
     protocol: Protocol = "clean"
     which: str = "teacher"
+    precision: str = "bf16"
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -82,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clean: best epoch on validation (default); marble: last epoch and monitors as MARBLE v2 has them",
     )
     parser.add_argument("--which", choices=("teacher", "student"), default="teacher", help="blocks of a run to probe")
+    parser.add_argument(
+        "--precision",
+        choices=("bf16", "fp32"),
+        default="bf16",
+        help="of the frozen encoder: bf16 autocast (default, as MARBLE) or fp32, for processors without bf16",
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="shared folder for features (default: OUT/features)")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
@@ -98,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         cache=args.cache or args.out / "features",
         protocol=args.protocol,
         which=args.which,
+        precision=args.precision,
         sampling=Sampling(args.resamples, args.seed),
     )
     if args.resamples < 1:
@@ -117,8 +126,8 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
     corpus = _agreed(read_corpus(evaluation.data), topology)
     prepared = [prepare(task, corpus) for task in evaluation.tasks]
     _report_left_out(prepared)
-    choice = EncoderChoice(which=evaluation.which)
-    encoders = resolve_encoders(evaluation.encoders, choice, device=device)
+    how = HowToEncode(evaluation.which, evaluation.precision, device)
+    encoders = resolve_encoders(evaluation.encoders, how)
     jobs: list[Job] = []
     for encoder in encoders:
         jobs += _featurise(encoder, corpus, [d for d in prepared if supports(encoder, d.task)], evaluation, topology)

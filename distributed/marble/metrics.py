@@ -171,9 +171,13 @@ def _event_statistics(logits_NTC: np.ndarray, targets: Targets, channel: int) ->
     events = targets.events
     if events is None:
         raise ValueError("event metrics need targets with event times")
-    low_bpm, high_bpm = events.bpm_ranges[channel]
     activation_NT = 1 / (1 + np.exp(-logits_NTC[:, :, channel].astype(np.float64)))
-    estimates = decode_beats(activation_NT, events.frame_rate_hz, min_bpm=low_bpm, max_bpm=high_bpm)
+    estimates = decode_beats(
+        activation_NT,
+        events.frame_rate_hz,
+        bpm_range=events.bpm_ranges[channel],
+        decode_rate_hz=events.decode_rates_hz[channel] if events.decode_rates_hz else None,
+    )
     return match_counts(_references(events, channel), estimates)
 
 

@@ -7,7 +7,7 @@ Legend: B slices, S samples, W crops of a slice, T frames, F mel bands.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
@@ -22,27 +22,46 @@ from pupujepa.frontend import frontend_digest, log_mel, normalise
 from pupujepa.model import PupuJEPA
 from pupujepa.weights import load
 
+CROPS_PER_PASS = 8
 _READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class HowToEncode:
+    """How a network is run.
+
+    Attributes:
+        which: teacher or student.
+        precision: "bf16" runs the blocks under autocast, as MARBLE does, with weights and features in float32;
+            "fp32" does not.
+    """
+
+    which: str = "teacher"
+    precision: str = "bf16"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class FrozenPupuJEPA:
     """A trained or untrained PupuJEPA.
 
     Args:
-        digest: of the weights; the readout and the front end are added to it.
+        digest: of the weights; everything else that shapes the features is added to it.
     """
 
     only_tasks: frozenset[str] | None = None
 
-    def __init__(self, model: PupuJEPA, *, name: str, digest: str, which: str, device: torch.device):
-        self._encoder = Encoder(model, device=device)
-        self._which = which
-        self._device = device
+    def __init__(self, model: PupuJEPA, how: "HowToEncode", *, name: str, digest: str):
+        autocast_dtype = torch.bfloat16 if how.precision == "bf16" else None
+        self._encoder = Encoder(model, device=how.device, autocast_dtype=autocast_dtype, batch_size=CROPS_PER_PASS)
+        self._which = how.which
+        self._device = how.device
         self.model = model
         self.name = name
         frontend = self._encoder.frontend
         self.front_end = frontend_digest(frontend)
-        self.digest = sha256(f"{digest}/{which}/{self.front_end}/{model.config}".encode()).hexdigest()
+        self.digest = sha256(
+            f"{digest}/{how.which}/{how.precision}/{self.front_end}/{model.config}".encode()
+        ).hexdigest()
         self.sample_rate_hz = frontend.sample_rate_hz
         self.frame_rate_hz = frontend.sample_rate_hz / frontend.hop_samples / model.config.patch_frames
         blocks = [f"block {i}" for i in range(1, model.config.depth)]
@@ -66,7 +85,7 @@ class FrozenPupuJEPA:
         return pool_states([torch.cat(pieces, dim=1).cpu() for pieces in zip(*parts, strict=True)], frame_layers)
 
 
-def load_frozen(folder: Path, *, which: str, device: torch.device) -> FrozenPupuJEPA:
+def load_frozen(folder: Path, how: HowToEncode) -> FrozenPupuJEPA:
     """Loads a run directory (its export) or a release folder.
 
     Raises:
@@ -80,16 +99,14 @@ def load_frozen(folder: Path, *, which: str, device: torch.device) -> FrozenPupu
             f"train first, or write them from a checkpoint with `python -m distributed export {folder}`"
         )
     model = load(release)
-    return FrozenPupuJEPA(
-        model, name=_name(folder, which), digest=_digest_of_files(weights), which=which, device=device
-    )
+    return FrozenPupuJEPA(model, how, name=_name(folder, how.which), digest=_digest_of_files(weights))
 
 
-def random_twin(trained: FrozenPupuJEPA, *, seed: int, device: torch.device) -> FrozenPupuJEPA:
+def random_twin(trained: FrozenPupuJEPA, how: HowToEncode, *, seed: int) -> FrozenPupuJEPA:
     """Returns an untrained network of the same shape, with the same input normalisation."""
     model = PupuJEPA(trained.model.config, seed=seed, frontend=trained.model.frontend)
     config = dumps(asdict(trained.model.config), sort_keys=True)
-    return FrozenPupuJEPA(model, name="random_init", digest=f"random/{seed}/{config}", which="teacher", device=device)
+    return FrozenPupuJEPA(model, how, name="random_init", digest=f"random/{seed}/{config}")
 
 
 def _name(folder: Path, which: str) -> str:

@@ -7,7 +7,7 @@ Legend: N items or slices, C classes or outputs, T frames.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,12 +24,16 @@ class Events:
 
     Attributes:
         times_s: for each item and channel, seconds from the slice's start.
+        bpm_ranges: of the decoder, one for each channel.
+        decode_rates_hz: activations of each channel are interpolated to about this rate first; None decodes them as
+            they are.
         on_grid: whether references are rounded to the frame grid before matching, as upstream does.
     """
 
     times_s: tuple[tuple[np.ndarray, ...], ...]
     frame_rate_hz: float
     bpm_ranges: tuple[tuple[float, float], ...]
+    decode_rates_hz: tuple[float, ...] | None
     on_grid: bool
 
 
@@ -49,8 +53,7 @@ class Targets:
         """Returns the targets of some rows."""
         events = self.events
         if events is not None:
-            times = tuple(events.times_s[int(r)] for r in rows)
-            events = Events(times, events.frame_rate_hz, events.bpm_ranges, events.on_grid)
+            events = replace(events, times_s=tuple(events.times_s[int(r)] for r in rows))
         return Targets(self.values[rows], self.classes, events)
 
 
@@ -95,7 +98,7 @@ def prepare(task: Task, corpus: Corpus) -> TaskData:
     """Selects tracks and slices and fits the label space on the training split.
 
     Raises:
-        UserError: a split has no labelled track long enough, or the training split has fewer than two classes.
+        UserError: a split has no labelled track long enough, or its labels are all the same.
     """
     space = _fit_space(task, [t for t in corpus.of_split("train") if _is_labelled(task, t)])
     splits = {name: _select(task, space, corpus.of_split(name), name) for name in SPLITS}
@@ -107,8 +110,7 @@ def prepare(task: Task, corpus: Corpus) -> TaskData:
                 f"than {task.clips.min_ratio * task.clips.seconds:g} s), so it cannot be measured; "
                 "use a corpus with more pieces, or leave the task out with --tasks"
             )
-    if task.target == "multiclass" and len(space.classes) < 2:
-        raise UserError(f"task {task.name!r} has the single class {space.classes}: nothing can be told apart")
+        _refuse_constant_labels(task, space, split, name)
     return TaskData(task, space, splits)
 
 
@@ -161,6 +163,20 @@ def _fit_space(task: Task, tracks: Sequence[Track]) -> LabelSpace:
             classes=task.labels, mean_C=tuple(values_NC.mean(axis=0).tolist()), std_C=tuple(spread_C.tolist())
         )
     return LabelSpace(classes=task.labels)
+
+
+def _refuse_constant_labels(task: Task, space: LabelSpace, split: Split, name: str) -> None:
+    """Raises when nothing can be told apart: checked before any feature is computed, not hours later."""
+    if task.target == "frames":
+        return
+    values = np.stack([_encode(task, space, t) for t in split.tracks])
+    columns = values.reshape(len(values), -1)
+    if np.all(columns == columns[0]):
+        raise UserError(
+            f"task {task.name!r}: all {len(values)} labelled tracks of the {name} split have the same "
+            f"{' and '.join(task.labels)}, so nothing can be told apart; use a corpus with more pieces, "
+            "or leave the task out with --tasks"
+        )
 
 
 def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -> Split:
@@ -222,8 +238,14 @@ def _frame_targets(
             for channels in times
         ]
     )
-    bpm_ranges = rule.marble_bpm_ranges if protocol == "marble" else rule.bpm_ranges
-    events = Events(times, frame_rate_hz, bpm_ranges, on_grid=protocol == "marble")
+    upstream = protocol == "marble"
+    events = Events(
+        times,
+        frame_rate_hz,
+        bpm_ranges=rule.marble_bpm_ranges if upstream else rule.bpm_ranges,
+        decode_rates_hz=None if upstream else rule.decode_rates_hz,
+        on_grid=upstream,
+    )
     return Targets(values_NTC, task.labels, events)
 
 

@@ -29,7 +29,7 @@ class Clips:
         min_ratio: a last, partial slice is kept and zero-padded when it holds this share of a whole one.
     """
 
-    seconds: float = 10.24
+    seconds: float = 5.12
     max_slices: int | None = 1
     min_ratio: float = 0.8
 
@@ -40,7 +40,10 @@ class Frames:
 
     Attributes:
         neighbours: targets are 1, 1/2, 1/4, ... at this many frames on each side of an event.
-        bpm_ranges: tempo range of the decoder, one for each channel.
+        bpm_ranges: protocol clean: tempo range of the decoder, one for each channel; the second fits bars.
+        decode_rates_hz: protocol clean: activations of each channel are interpolated to about this rate before
+            decoding, so that no tempo falls between two intervals. Bars are long enough at 25 frames/s.
+        marble_bpm_ranges: protocol marble, which decodes downbeats as if they were beats, at the encoder's rate.
         train_tracks: tracks used for training, drawn by a hash of their id; all layers of all frames would not fit.
         valid_tracks: the same for validation. The test split is never thinned.
         layers: layers probed, evenly spread from the first to the last, for the same reason.
@@ -48,9 +51,10 @@ class Frames:
 
     neighbours: int = 2
     bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (18.0, 72.0))
+    decode_rates_hz: tuple[float, ...] = (50.0, 25.0)
     marble_bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (55.0, 215.0))
-    train_tracks: int = 300
-    valid_tracks: int = 100
+    train_tracks: int = 150
+    valid_tracks: int = 50
     layers: int = 3
 
 
@@ -145,6 +149,7 @@ TASKS: tuple[Task, ...] = (
         metric="beat_f1",
         selection="beat_f1",
         extra_metrics=("downbeat_f1",),
+        clips=Clips(seconds=10.24),
         frames=Frames(),
         aggregate="slice",
         fit=Fit(learning_rates=(1e-4, 1e-3), seeds=(0,), max_epochs=15, batch_size=8, patience=3),
