@@ -1,0 +1,155 @@
+"""Which scores there are, and a balanced, seeded choice of them.
+
+The scores are those that ship with music21. A file of tunes in ABC notation holds hundreds of pieces and is cut by its
+text, so that choosing one tune costs the parsing of one tune.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pupujepa.randomness import generator
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A row of the catalogue.
+
+    Attributes:
+        patterns: files, relative to the corpus, but for those that match `leave_out` or are longer than `max_bytes`.
+        is_class: big and distinct enough to be a class of the collection task.
+        key_witness: "declared" when the score's key is worth comparing with its notes; "tonic" when it declares a
+            tonic and leaves the mode open; "none" for music that is modal, pentatonic, or whose signatures are not
+            those of keys (they agree with the notes for fewer than half of the pieces).
+        work_pattern: group 1, searched in the path and the head of the file, names the work that a piece belongs to.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    key_witness: str = "declared"
+    is_class: bool = True
+    leave_out: str = r"(?!)"
+    max_bytes: int = 1 << 30
+    work_pattern: str = r"(?!)"
+
+
+_VARIOUS = (
+    *("chopin", "corelli", "cpebach", "handel", "johnson_j_r", "joplin", "liliuokalani"),
+    *("lusitano", "schubert", "schumann_clara", "schumann_robert", "verdi", "weber"),
+)
+
+COLLECTIONS = (
+    Collection("ryans", ("ryansMammoth/*.abc",)),
+    Collection("oneills", ("oneills1850/*.abc",)),
+    Collection("airds", ("airdsAirs/*.abc",)),
+    # fragments that exercise a reader lie among the songs
+    Collection("essen", ("essenFolksong/*.abc",), key_witness="tonic", leave_out=r"/(han\d|test)"),
+    Collection("essen_china", ("essenFolksong/han*.abc",), key_witness="none"),
+    Collection("bach", ("bach/*.mxl",), work_pattern=r"(bwv\d+)"),
+    Collection("palestrina", ("palestrina/*.krn",), key_witness="none", work_pattern=r"!!!OPR: *([^(\n]*[^(\s])"),
+    Collection(
+        "trecento",
+        ("trecento/*.xml",),
+        key_witness="none",
+        leave_out="_bak",
+        max_bytes=500_000,
+        work_pattern=r"(PMFC_\d+_\d+)",
+    ),
+    Collection("monteverdi", ("monteverdi/*.mxl",), key_witness="none", leave_out="_old"),
+    Collection(
+        "classical",
+        ("haydn/*/*.mxl", "mozart/*/*.mxl", "beethoven/*.mxl", "beethoven/*/*.mxl"),
+        # a long movement costs a second to parse, and a take plays half a minute of it
+        max_bytes=60_000,
+        work_pattern=r"((?:haydn|mozart|beethoven)/\w+)",
+    ),
+    Collection(
+        "various",
+        tuple(f"{composer}/**/*.{suffix}" for composer in _VARIOUS for suffix in ("mxl", "xml", "krn")),
+        is_class=False,
+        max_bytes=60_000,
+        work_pattern=r"(\w+/\w+)/",
+    ),
+)
+
+_HEAD_CHARACTERS = 2000
+_TUNE = re.compile(r"^(?=X:)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A score that may be chosen.
+
+    Attributes:
+        path: relative to the corpus.
+        tune: 0-based position in a file of tunes, None when the file is one score.
+        work: name of the work that it is a section of, or "".
+    """
+
+    uid: str
+    collection: Collection
+    path: str
+    tune: int | None
+    work: str
+
+
+def list_candidates(corpus: Path, collection: Collection) -> list[Candidate]:
+    """Returns all pieces of a collection, in the order of their files."""
+    found = {path for pattern in collection.patterns for path in corpus.glob(pattern)}
+    names = sorted(path.relative_to(corpus).as_posix() for path in found)
+    candidates: list[Candidate] = []
+    for name in names:
+        if re.search(collection.leave_out, f"/{name}") or (corpus / name).stat().st_size > collection.max_bytes:
+            continue
+        tunes: Sequence[int | None] = [None]
+        if name.endswith(".abc"):
+            tunes = range(len(split_tunes(read_text(corpus / name))))
+        work = _work_name(corpus, name, collection)
+        candidates += [Candidate(_uid(collection, name, tune), collection, name, tune, work) for tune in tunes]
+    assert len({c.uid for c in candidates}) == len(candidates), collection.name
+    return candidates
+
+
+def order_candidates(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """Returns a seeded order in which to take pieces of one collection; it does not depend on how many are taken."""
+    return sorted(candidates, key=lambda c: (generator(seed, "choice", c.uid).random(), c.uid))
+
+
+def share_out(available: Sequence[int], total: int) -> list[int]:
+    """Returns how many pieces each collection gives: equal shares, and what a small one cannot give is shared again."""
+    shares = [0] * len(available)
+    while (rest := total - sum(shares)) > 0:
+        giving = [i for i, most in enumerate(available) if shares[i] < most]
+        if not giving:
+            break
+        for place, i in enumerate(giving):
+            equal = rest // len(giving) + (place < rest % len(giving))
+            shares[i] = min(available[i], shares[i] + equal)
+    return shares
+
+
+def split_tunes(text: str) -> list[str]:
+    """Returns the tunes of a file in ABC notation, each from its "X:" line on."""
+    return [tune for tune in _TUNE.split(text) if tune.startswith("X:")]
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a score; bytes that are not UTF-8 occur in its titles and do not matter."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _uid(collection: Collection, name: str, tune: int | None) -> str:
+    folders = {pattern.split("/")[0] for pattern in collection.patterns}
+    path = name.rpartition(".")[0]
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", path if len(folders) > 1 else path.partition("/")[2]).strip("_")
+    return f"{collection.name}-{stem}" + (f"-{tune:03d}" if tune is not None else "")
+
+
+def _work_name(corpus: Path, name: str, collection: Collection) -> str:
+    text = name
+    if name.endswith(".krn"):
+        with (corpus / name).open(encoding="utf-8", errors="replace") as file:
+            text += "\n" + file.read(_HEAD_CHARACTERS)
+    found = re.search(collection.work_pattern, text)
+    return found.group(1).strip() if found else ""

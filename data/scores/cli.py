@@ -1,0 +1,216 @@
+"""Renders real scores with sampled instruments into audio with exact labels. Nothing is downloaded.
+
+  python -m data scores corpora/scores
+  python -m data scores corpora/scores --pieces 200 --takes 1 --seconds 20 --workers 4
+
+The scores (Bach, Palestrina, Haydn, Mozart, Beethoven, fiddle tunes, folk songs ...) ship with music21, the instruments
+with pretty_midi. Each take of a piece has its own instruments, key, tempo and window. OUT then holds
+
+  tracks.jsonl     one track a line: path, split, group, and labels (key, beats, downbeats, instruments, tempo_bpm,
+                   note_density_hz, collection); null where the score does not settle a label. Written last.
+  audio/*.wav      mono, 24 kHz, 16 bit
+  rejected.jsonl   scores that were chosen and could not be used, and why
+  notes/           parsed scores; --cache puts them elsewhere, to share them among corpora
+  settings.json    what it was made with
+
+Same settings, same bytes, for any number of workers. When it is killed, the same command continues.
+"""
+
+import argparse
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from data.files import PART_SUFFIX, atomic_file
+from data.scores.catalogue import COLLECTIONS
+from data.scores.corpus import Source, choose_pieces
+from data.scores.grouping import group_pieces
+from data.scores.labels import key_of, label_take
+from data.scores.pieces import Piece
+from data.scores.progress import progress
+from data.scores.rendering import Job, render_job, wav_size
+from data.scores.splits import assign_splits
+from data.scores.takes import Take, draw_take, notes_of, transpose_takes
+from data.scores.workers import map_in_order
+from pupujepa.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+# raise it when the same settings would give other bytes
+RENDERER_VERSION = 1
+MIN_SECONDS = 4.0
+_SOUNDFONT = "TimGM6mb.sf2"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `scores`."""
+    parser.add_argument("out", type=Path, help="folder of the corpus; made when missing")
+    parser.add_argument("--pieces", type=int, default=800, help="scores to render (default %(default)s)")
+    parser.add_argument("--takes", type=int, default=2, help="performances of each score (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of every choice that is made (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    parser.add_argument("--seconds", type=float, default=30.72, help="length of a take (default %(default)s)")
+    parser.add_argument("--cache", type=Path, help="folder of parsed scores (default OUT/notes)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the corpus, or completes it."""
+    _require(args)
+    corpus, soundfont = find_resources()
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, _settings(args, soundfont))
+    _remove_leftovers(out)
+    source = Source(corpus, cache=args.cache or out / "notes", reader=version("music21"))
+    pieces, rejected = choose_pieces(source, args.pieces, seed=args.seed, workers=args.workers, progress=progress)
+    if not pieces:
+        raise UserError(f"none of the {len(rejected)} scores in {corpus} could be used: reinstall music21")
+    tracks, takes = plan_tracks(pieces, takes=args.takes, seed=args.seed, seconds=args.seconds)
+    _render(takes, pieces, out=out, soundfont=soundfont, workers=args.workers)
+    _write_lines(out / "rejected.jsonl", [asdict(r) for r in rejected])
+    _write_lines(out / "tracks.jsonl", tracks)
+    _report(tracks, pieces=len(pieces), rejected=len(rejected), wanted=args.pieces)
+    return 0
+
+
+def plan_tracks(
+    pieces: Sequence[Piece], *, takes: int, seed: int, seconds: float
+) -> tuple[list[dict[str, Any]], list[Take]]:
+    """Returns the lines of tracks.jsonl and the takes behind them, in the same order."""
+    groups = group_pieces(pieces)
+    split_of_piece = assign_splits(pieces, groups, seed=seed)
+    by_uid = {piece.uid: piece for piece in pieces}
+    drawn = [draw_take(piece, index, seed=seed, seconds=seconds) for piece in pieces for index in range(takes)]
+    keys = {take.uid: key_of(by_uid[take.piece], take) for take in drawn}
+    splits = {take.uid: split_of_piece[take.piece] for take in drawn}
+    final = list(transpose_takes(drawn, keys=keys, splits=splits, seed=seed))
+    tracks = [
+        {
+            "track": take.uid,
+            "path": _audio_path(take),
+            "source": by_uid[take.piece].collection,
+            "split": splits[take.uid],
+            "group": groups[take.piece],
+            "duration_s": take.seconds,
+            "piece": take.piece,
+            "title": by_uid[take.piece].title,
+            "labels": label_take(by_uid[take.piece], take),
+        }
+        for take in final
+    ]
+    return tracks, final
+
+
+def find_resources() -> tuple[Path, Path]:
+    """Returns music21's folder of scores and pretty_midi's soundfont.
+
+    Raises:
+        UserError: a package that the corpus is made with is missing.
+    """
+    missing = [name for name in ("music21", "pretty_midi", "tinysoundfont") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} cannot be imported, so no score can be rendered; run "
+            "`pip install -e .[demo]` and `pip install --no-deps tinysoundfont`"
+        )
+    corpus, soundfont = _folder_of("music21") / "corpus", _folder_of("pretty_midi") / _SOUNDFONT
+    for path, package in ((corpus, "music21"), (soundfont, "pretty_midi")):
+        if not path.exists():
+            raise UserError(f"{path} is missing from {package}: `pip install --force-reinstall {package}`")
+    return corpus, soundfont
+
+
+def _folder_of(package: str) -> Path:
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None, package
+    return Path(spec.origin).parent
+
+
+def _require(args: argparse.Namespace) -> None:
+    for name in ("pieces", "takes", "workers"):
+        if (value := getattr(args, name)) < 1:
+            raise UserError(f"--{name} is {value}, so there is nothing to do; give at least 1")
+    if not args.seconds >= MIN_SECONDS:
+        raise UserError(
+            f"--seconds is {args.seconds:g}: no tempo or key is heard in that; give at least {MIN_SECONDS:g}"
+        )
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file, and the corpus is a folder; name another one")
+
+
+def _settings(args: argparse.Namespace, soundfont: Path) -> dict[str, Any]:
+    return {
+        "pieces": args.pieces,
+        "takes": args.takes,
+        "seed": args.seed,
+        "seconds": args.seconds,
+        "renderer": RENDERER_VERSION,
+        "music21": version("music21"),
+        "tinysoundfont": version("tinysoundfont"),
+        "soundfont_sha256": sha256(soundfont.read_bytes()).hexdigest(),
+    }
+
+
+def _claim(out: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings, or raises UserError when the folder was made with others: the two would mix."""
+    path = out / "settings.json"
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text())
+    different = [
+        f"{name} {before.get(name)!r} -> {value!r}" for name, value in settings.items() if before.get(name) != value
+    ]
+    if different:
+        raise UserError(
+            f"{out} holds a corpus made with other settings ({', '.join(different)}), and the two would mix; "
+            "name another folder, or remove this one"
+        )
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Removes what a killed run had begun to write."""
+    for folder in (out, out / "audio", out / "notes"):
+        for part in folder.glob(f".*{PART_SUFFIX}"):
+            part.unlink()
+
+
+def _render(takes: Sequence[Take], pieces: Sequence[Piece], *, out: Path, soundfont: Path, workers: int) -> None:
+    by_uid = {piece.uid: piece for piece in pieces}
+    jobs = []
+    for take in takes:
+        path = out / _audio_path(take)
+        if not path.is_file() or path.stat().st_size != wav_size(take.seconds):
+            jobs.append(Job(take, notes_of(by_uid[take.piece], take), path, soundfont))
+    for _ in progress(map_in_order(render_job, jobs, workers=workers), total=len(jobs), what="rendering"):
+        pass
+
+
+def _audio_path(take: Take) -> str:
+    return f"audio/{take.uid}.wav"
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _report(tracks: Sequence[Mapping[str, Any]], *, pieces: int, rejected: int, wanted: int) -> None:
+    hours = sum(track["duration_s"] for track in tracks) / 3600
+    splits = Counter(track["split"] for track in tracks)
+    labelled = {name: sum(track["labels"][name] is not None for track in tracks) for name in tracks[0]["labels"]}
+    _LOG.info("%d tracks of %d pieces, %.2f hours; %s", len(tracks), pieces, hours, dict(splits))
+    _LOG.info("tracks with a label: %s", labelled)
+    if rejected:
+        _LOG.warning("%d scores could not be used and were replaced; see rejected.jsonl for the reasons", rejected)
+    if pieces < wanted:
+        _LOG.warning("%d pieces, not %d: there are no more scores in %d collections", pieces, wanted, len(COLLECTIONS))

@@ -1,0 +1,88 @@
+"""What is true of a take, by its score: nothing here listens to audio, and nothing is guessed."""
+
+from typing import Any
+
+import numpy as np
+
+from data.scores.catalogue import COLLECTIONS
+from data.scores.keys import estimate_key, key_name, mode_of, tonic_of, transpose_key
+from data.scores.pieces import DOWNBEAT, PERIOD, TICK, Piece
+from data.scores.programs import FAMILIES, family
+from data.scores.takes import Take, notes_of, passes, seconds_per_tick
+
+# a shorter part of a note at the edge of a window is not an instrument that anyone could name
+_HEARD_S = 0.1
+_CLASSES = frozenset(c.name for c in COLLECTIONS if c.is_class)
+
+
+def label_take(piece: Piece, take: Take) -> dict[str, Any]:
+    """Returns the labels of a take; what the score does not settle is None."""
+    beats_s, downbeats_s, tempo_bpm = _beats(piece, take)
+    return {
+        "key": key_of(piece, take),
+        "beats": beats_s,
+        "downbeats": downbeats_s,
+        "instruments": _instruments(piece, take),
+        "tempo_bpm": tempo_bpm,
+        "note_density_hz": _note_density(piece, take),
+        "collection": piece.collection if piece.collection in _CLASSES else None,
+    }
+
+
+def key_of(piece: Piece, take: Take) -> str | None:
+    """Returns the key on which two witnesses agree, or None: what the score declares for all of the window, and the
+    profile of the notes in it. A window that modulates, and a signature that is not a key, fall to the second witness.
+    """
+    declared = _declared_keys(piece, take)
+    if len(declared) != 1 or None in declared:
+        return None
+    notes = notes_of(piece, take)
+    weights = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0)
+    heard = weights > 0
+    estimate = estimate_key(notes.pitch[heard] - take.transposition, weights=weights[heard])
+    tonic, mode = str(declared.pop()).split(" ")
+    if estimate is None or tonic_of(estimate) != tonic_of(tonic) or mode not in ("?", mode_of(estimate)):
+        return None
+    return transpose_key(key_name(tonic_of(tonic), mode_of(estimate)), take.transposition)
+
+
+def _declared_keys(piece: Piece, take: Take) -> set[str | None]:
+    ends = [tick for tick, _ in piece.keys[1:]] + [piece.length]
+    return {
+        key
+        for _, begin, end in passes(piece, take)
+        for (tick, key), stop in zip(piece.keys, ends, strict=True)
+        if max(begin, tick) < min(end, stop)
+    }
+
+
+def _beats(piece: Piece, take: Take) -> tuple[list[float] | None, list[float] | None, float | None]:
+    """Returns beats, downbeats and tempo; no tempo where the beat itself changes, nothing where it is unsettled."""
+    tick_s = seconds_per_tick(piece, take)
+    found = []
+    for shift, begin, end in passes(piece, take):
+        if any(max(begin, start) < min(end, stop) for start, stop in piece.unmetred):
+            return None, None, None
+        inside = piece.beats[(piece.beats[:, TICK] >= begin) & (piece.beats[:, TICK] < end)]
+        found.append(inside + np.array([shift - take.start, 0, 0]))
+    beats = np.concatenate(found)
+    beats = beats[beats[:, TICK] * tick_s < take.seconds]
+    if len(beats) < 2:
+        return None, None, None
+    times_s = np.round(beats[:, TICK] * tick_s, 6)
+    periods = np.unique(beats[:, PERIOD])
+    tempo_bpm = round(60 / (periods[0] * tick_s), 4) if len(periods) == 1 else None
+    return times_s.tolist(), times_s[beats[:, DOWNBEAT] == 1].tolist(), tempo_bpm
+
+
+def _instruments(piece: Piece, take: Take) -> list[str]:
+    """Returns the General MIDI families that sound in the window, in their usual order."""
+    notes = notes_of(piece, take)
+    heard = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0) >= _HEARD_S
+    families = {family(take.programs[part]) for part in np.unique(notes.part[heard])}
+    return [name for name in FAMILIES if name in families]
+
+
+def _note_density(piece: Piece, take: Take) -> float:
+    """Returns the notes that begin in the window, each of a chord counted, per second."""
+    return round(float(np.count_nonzero(notes_of(piece, take).onset_s >= 0)) / take.seconds, 4)
