@@ -2,6 +2,8 @@
 
     defaults < model=NAME < size of that model < --preset, in order < --config < dotted overrides
 
+A preset holds what differs from the defaults, or from the preset that it says to `inherit`.
+
 `model=large` names a file of pupujepa/presets/model; what depends on the size of a model (the peak learning rate) lies
 in distributed/presets/size and comes with it. The crop length is written once, in the model.
 """
@@ -98,7 +100,7 @@ def load_experiment(
     overrides = list(overrides)
     named_on_line = [o.partition("=")[2] for o in overrides if o.startswith("model=")]
     overrides = [o for o in overrides if not o.startswith("model=")]
-    recipes = [_read(_preset_path(name)) for name in presets]
+    recipes = [recipe for name in presets for recipe in _with_parents(_preset_path(name))]
     if named_on_line and file is not None and "model" in _read(file):
         raise ConfigError(
             f"model={named_on_line[-1]} and --config {file}, which holds a model, contradict each other; drop one"
@@ -172,6 +174,15 @@ def _model_layers(name: str) -> list[Mapping[str, Any]]:
 
 def _preset_path(name: str) -> Path:
     return Path(name) if name.endswith((".yaml", ".yml")) else _named(PRESETS, name, "preset")
+
+
+def _with_parents(path: Path, heirs: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """A recipe and those that it inherits from, the eldest first."""
+    if path in heirs:
+        raise ConfigError(f"preset {path} inherits from itself, by way of {', '.join(p.name for p in heirs)}")
+    recipe = _read(path)
+    parent = recipe.pop("inherit", None)
+    return [*(_with_parents(_preset_path(parent), (*heirs, path)) if parent else []), recipe]
 
 
 def _named(folder: Path, name: str, kind: str) -> Path:

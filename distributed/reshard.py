@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from distributed.checkpoint import Checkpoint, CheckpointError
@@ -21,6 +22,8 @@ from distributed.session_state import ENGINE_FOLDER
 
 _CONVERSION = "resharded.tmp"
 _TIMEOUT_S = 3600
+# stages whose files DeepSpeed converts into each other
+_CONVERTIBLE = ((0,), (1, 2), (3,))
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +42,19 @@ def loadable(found: Checkpoint, session: Session) -> Source:
     """Returns what the engine of this session can load for `found`; all ranks together.
 
     Raises:
-        CheckpointError: it was saved at ZeRO stage 0, or is to be loaded there, by another number of ranks or stage.
+        CheckpointError: it was saved at a ZeRO stage that cannot be converted to this session's.
     """
     world_size, stage = found.facts["world_size"], found.facts["zero_stage"]
     now = (session.topology.world_size, session.experiment.engine.zero_stage)
     if (world_size, stage) == now or stage == now[1] == 0:
         # at stage 0 every rank holds everything, so the number of ranks does not matter
         return Source(found.path)
-    if 0 in (stage, now[1]):
+    family = next(family for family in _CONVERTIBLE if stage in family)
+    if now[1] not in family:
         raise CheckpointError(
-            f"{found.name} was saved by {world_size} ranks at ZeRO stage {stage} and cannot be loaded by {now[0]} ranks "
-            f"at stage {now[1]}: DeepSpeed converts between stages 1, 2 and 3 only; use engine.zero_stage={stage}"
+            f"{found.name} was saved at ZeRO stage {stage} and cannot be continued at stage {now[1]}, because "
+            f"DeepSpeed does not convert between them; use engine.zero_stage={' or '.join(map(str, family))}, with any "
+            f"number of ranks"
         )
     target = found.path.parent / _CONVERSION
     if session.topology.is_first:
@@ -65,12 +70,28 @@ def load_engine(engine: Any, source: Source, session: Session) -> None:
     Raises:
         CheckpointError: DeepSpeed did not find what the manifest says is there.
     """
+    decay_of_groups = [group["weight_decay"] for group in engine.optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(source.directory), tag=source.tag)
+    if source.temporary:
+        _repair_optimizer(engine, decay_of_groups)
     if path is None:
         raise CheckpointError(f"DeepSpeed could not load {source.tag} from {source.directory}")
     dist.barrier()
     if source.temporary and session.topology.is_first:
         shutil.rmtree(source.directory)
+
+
+def _repair_optimizer(engine: Any, decay_of_groups: list[float]) -> None:
+    """Puts right what DeepSpeed 0.19's universal loading under stage 3 does to torch's AdamW.
+
+    It gives all parameters one and the same `step` tensor, which then counts once per parameter, and all groups the
+    settings of the first, so that biases and norms would decay.
+    """
+    for group, decay in zip(engine.optimizer.param_groups, decay_of_groups, strict=True):
+        group["weight_decay"] = decay
+    for state in engine.optimizer.optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
 
 
 def _convert(source: Path, target: Path, *, stage: int) -> None:
