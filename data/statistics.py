@@ -97,7 +97,7 @@ def to_text(statistics: Statistics) -> str:
     lines = [
         f"split {manifest.split}, {manifest.dtype}: {manifest.audio_hours:.2f} h of {len(seconds)} tracks, "
         f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.clipped_values} values clipped",
-        f"mean {moments.mean:.4f}, std {moments.std:.4f} (the training split's: {manifest.mean:.4f}, {manifest.std:.4f})",
+        f"mean {moments.mean:.4f}, std {moments.std:.4f} (in training: {manifest.mean:.4f}, {manifest.std:.4f})",
         f"silent frames {statistics.silence_share:.2%}, values at the floor {statistics.floor_share:.2%}",
         "",
         f"track length: median {np.median(seconds):.1f} s, {seconds.min():.1f} to {seconds.max():.1f} s",

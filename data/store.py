@@ -47,6 +47,8 @@ class RetryPolicy:
         first_wait_s, max_wait_s: the wait doubles from the first to the greatest; each is shortened by up to half at
             random, so that a thousand clients of one failed server do not come back together.
         connect_timeout_s, read_timeout_s: of the connection, and between two pieces of a body.
+        min_upload_bytes_per_s: a write that is slower counts as stalled, `read_timeout_s` later: while a body is being
+            sent, or the leave to send it awaited, the client has no time limit of its own.
     """
 
     deadline_s: float = 120.0
@@ -54,6 +56,7 @@ class RetryPolicy:
     max_wait_s: float = 10.0
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0
+    min_upload_bytes_per_s: float = 1e5
 
     def wait_s(self, failures: int, rng: random.Random) -> float:
         """Returns the wait after the `failures`-th failure (from 1)."""
@@ -150,11 +153,13 @@ class S3Store(Store):
 
     def write(self, path: str, content: bytes) -> None:
         """Puts the object."""
-        self._insist("write", path, lambda: self._client().pipe_file(self._full(path), content))
+        limit_s = self._upload_limit_s(len(content))
+        self._insist("write", path, lambda: self._client().pipe_file(self._full(path), content, timeout=limit_s))
 
     def upload(self, local_path: Path | str, path: str) -> None:
         """Puts a file, in parts when it is large."""
-        self._insist("write", path, lambda: self._client().put_file(str(local_path), self._full(path)))
+        source, limit_s = str(local_path), self._upload_limit_s(Path(local_path).stat().st_size)
+        self._insist("write", path, lambda: self._client().put_file(source, self._full(path), timeout=limit_s))
 
     def exists(self, path: str = "") -> bool:
         """Whether there is such an object."""
@@ -184,6 +189,9 @@ class S3Store(Store):
         """Deletes the object."""
         request = {"Bucket": self.bucket, "Key": self._key(path)}
         self._insist("remove", path, lambda: self._client().call_s3("delete_object", **request))
+
+    def _upload_limit_s(self, size_bytes: int) -> float:
+        return self.policy.read_timeout_s + size_bytes / self.policy.min_upload_bytes_per_s
 
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)

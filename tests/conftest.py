@@ -9,6 +9,7 @@ import pytest
 from data.local_s3 import LocalS3
 from tests.faultproxy import FaultProxy
 
+TEST_BUCKET = "test-bucket"
 _AWS_VARIABLES = (
     "AWS_PROFILE",
     "AWS_SESSION_TOKEN",
@@ -22,7 +23,7 @@ _AWS_VARIABLES = (
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """A running SeaweedFS on free loopback ports: `.endpoint_url`, `.environment()`, `.make_bucket(name)`."""
-    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+    with LocalS3(tmp_path_factory.mktemp("s3"), buckets=[TEST_BUCKET]) as server:
         yield server
 
 
@@ -47,10 +48,9 @@ def s3_environment(s3: LocalS3, bare_aws_environment: pytest.MonkeyPatch) -> Loc
 
 @pytest.fixture
 def bucket(s3_environment: LocalS3) -> str:
-    """The url of a new, empty bucket, reachable through the environment: `s3://test-...`."""
-    name = f"test-{random.SystemRandom().randrange(16**10):010x}"
-    s3_environment.make_bucket(name)
-    return f"s3://{name}"
+    """The url of a new, empty place in a bucket, reachable through the environment: `s3://test-bucket/...`."""
+    # one bucket for all: the server sets space aside for each
+    return f"s3://{TEST_BUCKET}/{random.SystemRandom().randrange(16**10):010x}"
 
 
 @pytest.fixture

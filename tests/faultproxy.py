@@ -22,7 +22,8 @@ class Fault:
     """What to do to the next requests that match.
 
     Args:
-        kind: one of KINDS. truncate, stall and bitflip strike in the middle of the body.
+        kind: one of KINDS. truncate, stall and bitflip strike in the middle of the answer's body; a stalled PUT gets no
+            answer at all.
         times: how many requests are struck.
         match: substring of the request's path.
         method: of the request.
@@ -100,8 +101,8 @@ class FaultProxy:
         try:
             while await self._exchange(client_in, client_out, server_in, server_out):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # one side has left, or the proxy closes
         finally:
             for stream in (client_out, server_out):
                 stream.close()
@@ -113,22 +114,26 @@ class FaultProxy:
         length = _content_length(head) or 0
         fault = self._take(method, path)
         kind = fault.kind if fault else ""
+        waits_for_leave = b"100-continue" in head.lower()
         if kind in STATUS:
-            await client_in.readexactly(length)
+            # a client that asks first sends no body after a refusal
+            await client_in.readexactly(0 if waits_for_leave else length)
             code, reason = STATUS[kind]
             body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
             if method == "HEAD":
                 body = b""
             client_out.write(f"HTTP/1.1 {kind} {reason}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             await client_out.drain()
-            return True
+            return not waits_for_leave
         if kind == "reset":
             client_out.transport.abort()
             return False
         if fault is not None and fault.kind == "latency":
             await asyncio.sleep(fault.value)
         server_out.write(head)
-        if b"100-continue" in head.lower():
+        if kind == "stall" and method == "PUT":
+            await asyncio.sleep(3600)
+        if waits_for_leave:
             client_out.write(await server_in.readuntil(b"\r\n\r\n"))
         await _copy(client_in, server_out, length)
         return await self._answer(method, fault, client_out, server_in)
