@@ -18,6 +18,7 @@ from distributed.report.wording import significant
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
 MAX_POINTS = 320
+FRAME = "chart-frame"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def line_chart(
     events: Sequence[Event] = (),
     log: bool = False,
     include: Sequence[float] = (),
+    lowest: float = -math.inf,
     x_label: str = "step",
 ) -> Chart:
     """Draws lines over steps.
@@ -94,6 +96,7 @@ def line_chart(
     Args:
         sentence: what one sees and why it matters; also the drawing's description for screen readers.
         include: values that the vertical axis must show (a zero, a threshold).
+        lowest: the axis ends here at the latest; what lies below is cut off, not squeezed in.
         log: logarithmic vertical axis; values that are not positive break the line.
 
     Raises:
@@ -104,7 +107,7 @@ def line_chart(
         raise ValueError(f"chart {title!r} has no finite value to draw")
     x_values = [v for s in series for v in s.x]
     x = _padded(Axis(min(x_values), max(x_values), LEFT, WIDTH - RIGHT))
-    y = _vertical(values + list(include), log=log)
+    y = _vertical([max(v, lowest) for v in [*values, *include]], log=log)
     thinned = [thin(s) for s in series]
     parts = [
         *_grid(x, y, x_label),
@@ -117,6 +120,14 @@ def line_chart(
     legend = tuple((s.tone, s.label, significant(last_finite(s.y))) for s in series)
     summary = "; ".join(f"{label} ends at {value}" for _, label, value in legend)
     return Chart(title, sentence, _svg(title, f"{sentence} {summary}.", "".join(parts), points), legend)
+
+
+def frame_clip() -> str:
+    """Returns the definition of the frame that lines are cut to; a page with charts holds it once."""
+    return (
+        f'<clipPath id="{FRAME}"><rect x="{LEFT - 1}" y="{TOP - 1}" width="{WIDTH - LEFT - RIGHT + 2}"'
+        f' height="{HEIGHT - TOP - BOTTOM + 2}"/></clipPath>'
+    )
 
 
 def thin(series: Series, limit: int = MAX_POINTS) -> Series:
@@ -235,7 +246,7 @@ def _line(series: Series, x: Axis, y: Axis) -> str:
     dots = [p for p in drawn if p is not None]
     if len(dots) == 1:
         return f'<circle class="dot {series.tone}" cx="{dots[0][0]:.1f}" cy="{dots[0][1]:.1f}" r="3"/>'
-    return f'<path class="{classes}" d="{"".join(path)}"/>'
+    return f'<path class="{classes}" clip-path="url(#{FRAME})" d="{"".join(path)}"/>'
 
 
 def _points(series: Series) -> dict:

@@ -17,6 +17,7 @@ FALL_ALARM = 0.3
 LOSS_RISE_ALARM = 0.3
 LOSS_FALL_ALARM = 0.15
 LOSS_FALL_STEPS = 2000
+HARDLY_MOVED = 0.1
 
 
 @dataclass(frozen=True)
@@ -149,4 +150,11 @@ def _teacher(rows: Sequence[Row]) -> Finding | None:
         return None
     if moved[-1] <= 0:
         return Finding("alarm", "The teacher has not moved from its first weights: its average is not being updated.")
+    _, distance = column(rows, "diag/teacher_student_distance")
+    if distance and moved[-1] < HARDLY_MOVED * distance[-1]:
+        return Finding(
+            "open",
+            f"The teacher has hardly moved from its first weights ({significant(moved[-1])}, the student is "
+            f"{significant(distance[-1])} away): so far the targets are those of an untrained network.",
+        )
     return Finding("good", f"The teacher follows the student: it has moved by {significant(moved[-1])} from its start.")

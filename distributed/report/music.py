@@ -9,13 +9,27 @@ from html import escape
 
 import numpy as np
 
-from distributed.report.pictures import Canvas, band_name, beat_marks, colour, emblem, image_uri, picture, symbol, veil
+from distributed.report.pictures import (
+    Canvas,
+    band_name,
+    beat_marks,
+    colour,
+    emblem,
+    image_uri,
+    picture,
+    playhead,
+    symbol,
+    veil,
+)
 from distributed.report.samples import Crop, Gallery
+from distributed.report.sound import audio_of, audio_uri
 from distributed.report.wording import fixed, listed, percent, significant
+from pupujepa.frontend import FrontendConfig
 from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
 from pupujepa.model import ModelConfig
 from pupujepa.randomness import generator
 
+SHOWN_CROPS = 3
 COVERAGE_DRAWS = 400
 LOUDEST_PERCENTILE = 99.7
 QUIETEST_PERCENTILE = 4.0
@@ -29,12 +43,13 @@ STRATEGY_SENTENCES = {
 
 @dataclass(frozen=True)
 class Plate:
-    """A picture with its words."""
+    """A picture with its words, and sound as a data URI where there is any."""
 
     title: str
     sentence: str
     svg: str
     chips: tuple[str, ...] = ()
+    audio: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,17 +66,19 @@ class Music:
 
 
 def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig, seed: int = 0) -> Music:
-    """Draws the crops of a gallery, and masks over the first of them."""
-    canvases = tuple(_canvas(i, c, gallery) for i, c in enumerate(gallery.crops))
+    """Draws the first crops of a gallery, and masks over the first of all."""
+    shown = gallery.crops[:SHOWN_CROPS]
+    canvases = tuple(_canvas(i, c, gallery) for i, c in enumerate(shown))
     grid = (model.grid_steps, model.grid_bands)
+    frontend = FrontendConfig(**gallery.manifest.frontend)
     return Music(
-        symbols=tuple(symbol(v.symbol, spectrogram_uri(c.mel_TF)) for v, c in zip(canvases, gallery.crops)),
+        symbols=tuple(symbol(v.symbol, spectrogram_uri(c.mel_TF)) for v, c in zip(canvases, shown, strict=True)),
         canvases=canvases,
-        crops=tuple(_crop_plate(v, c) for v, c in zip(canvases, gallery.crops)),
+        crops=tuple(_crop_plate(v, c, frontend) for v, c in zip(canvases, shown, strict=True)),
         masks=tuple(_mask_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
         coverage=tuple(_coverage_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
         origin=gallery.url,
-        emblem=emblem(canvases[0], [veil(~_visible(masks, RANDOM, grid=grid, seed=seed))]),
+        emblem=emblem(canvases[0], [veil(~visible_patches(masks, RANDOM, grid=grid, seed=seed))]),
     )
 
 
@@ -87,12 +104,13 @@ def _canvas(number: int, crop: Crop, gallery: Gallery) -> Canvas:
     return Canvas(f"crop-{number}", frames * gallery.frame_s, bands, frontend["fmin_hz"], frontend["fmax_hz"])
 
 
-def _crop_plate(canvas: Canvas, crop: Crop) -> Plate:
+def _crop_plate(canvas: Canvas, crop: Crop, frontend: FrontendConfig) -> Plate:
     beats, downbeats = ([t - crop.offset_s for t in crop.labels.get(key) or ()] for key in ("beats", "downbeats"))
     chips = label_chips(crop)
-    described = f"Log-mel spectrogram of {fixed(canvas.duration_s, 1)} s from {crop.uid}; {listed(list(chips))}"
-    svg = picture(canvas, described, layers=[beat_marks(canvas, beats, downbeats)])
-    return Plate(crop.uid, f"{crop.source}, from {fixed(crop.offset_s, 1)} s", svg, chips)
+    described = f"Log-mel spectrogram of {fixed(canvas.duration_s, 1)} s from {crop.track}; {listed(list(chips))}"
+    svg = picture(canvas, described, layers=[beat_marks(canvas, beats, downbeats), playhead()])
+    sound = audio_uri(audio_of(crop.mel_TF, frontend), frontend.sample_rate_hz)
+    return Plate(crop.track.replace("_", " "), f"{crop.source}, from {fixed(crop.offset_s, 1)} s", svg, chips, sound)
 
 
 def label_chips(crop: Crop) -> tuple[str, ...]:
@@ -110,7 +128,7 @@ def label_chips(crop: Crop) -> tuple[str, ...]:
 
 
 def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> Plate:
-    hidden = ~_visible(config, strategy, grid=grid, seed=seed)
+    hidden = ~visible_patches(config, strategy, grid=grid, seed=seed)
     name = strategy_name(strategy)
     described = f"The same crop under a {name} mask: {percent(hidden.mean(), 0)} of {hidden.size} patches are veiled"
     svg = picture(canvas, described, layers=[veil(hidden)])
@@ -118,9 +136,9 @@ def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tupl
     return Plate(name, STRATEGY_SENTENCES[STRATEGIES[strategy]], svg, (chip,))
 
 
-def _visible(config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> np.ndarray:
+def visible_patches(config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> np.ndarray:
     """Returns the boolean grid of one mask's context; the mask is the one that `prediction.py` fills in first."""
-    rng = generator(seed, "report", "mask", strategy, 0, 0)
+    rng = generator(seed, "report", "mask", strategy, 0)
     mask = draw_mask(rng, config, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
     visible = np.zeros(grid[0] * grid[1], bool)
     visible[mask.context] = True

@@ -160,6 +160,32 @@
       .join("; ");
   }
 
+  // one crop is heard at a time; a line runs over its picture
+  for (const button of document.querySelectorAll(".play")) {
+    const figure = button.closest("figure");
+    const audio = figure.querySelector("audio");
+    const line = figure.querySelector(".playhead");
+    const from = +line.getAttribute("x1");
+    const run = () => {
+      const at = from + (audio.duration ? audio.currentTime / audio.duration : 0) * line.dataset.width;
+      line.setAttribute("x1", at);
+      line.setAttribute("x2", at);
+      if (!audio.paused) requestAnimationFrame(run);
+    };
+    const show = (on) => {
+      button.setAttribute("aria-pressed", on);
+      line.classList.toggle("on", on);
+    };
+    button.addEventListener("click", () => {
+      if (!audio.paused) { audio.pause(); return; }
+      document.querySelectorAll("audio").forEach((other) => other.pause());
+      audio.currentTime = 0;
+      audio.play();
+    });
+    audio.addEventListener("play", () => { show(true); run(); });
+    audio.addEventListener("pause", () => show(false));
+  }
+
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
 
   const links = new Map([...document.querySelectorAll(".contents a")].map((a) => [a.hash.slice(1), a]));

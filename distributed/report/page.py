@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.store import StoreError, open_store
 from distributed.report.attention import Attention, attention_section, load_export
+from distributed.report.charts import frame_clip
 from distributed.report.inputs import Missing, ReportError, RunInputs, read_run
 from distributed.report.music import Music, music_section
 from distributed.report.overview import overview
@@ -39,7 +40,7 @@ from pupujepa.weights import WeightsError
 
 _LOG = logging.getLogger(__name__)
 HERE = Path(__file__).parent
-CROPS = 3
+CROPS = 12
 CONTENTS = (
     ("music", "The music"),
     ("training", "The training"),
@@ -149,6 +150,7 @@ def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) 
         style=(HERE / "page.css").read_text(),
         script=script,
         policy=policy(script),
+        frame_clip=frame_clip(),
         fixed=fixed,
         interval=interval,
     )
@@ -157,7 +159,9 @@ def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) 
 def policy(script: str) -> str:
     """Returns the content security policy: nothing is loaded, and only our own script runs, known by its digest."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return (
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
 
 
 def _with_weights(inputs: RunInputs, gallery: Gallery, music: Music, masks: MaskConfig) -> Sections:

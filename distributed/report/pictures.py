@@ -184,6 +184,12 @@ def explorer(canvas: Canvas, shown: np.ndarray, region: tuple[int, int, int, int
     return svg.replace("<svg ", f'<svg tabindex="0" data-plot="{plot}" ', 1)
 
 
+def playhead() -> str:
+    """Draws the line that the page's script moves while the crop is heard."""
+    span = f'x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{TOP + PLOT_HEIGHT}"'
+    return f'<line class="playhead" {span} data-width="{PLOT_WIDTH}"/>'
+
+
 def beat_marks(canvas: Canvas, beats_s: Sequence[float], downbeats_s: Sequence[float]) -> str:
     """Draws small ticks at beats and longer ones at downbeats, above the picture."""
     marks = [(t, 4) for t in beats_s if 0 <= t < canvas.duration_s]

@@ -1,5 +1,6 @@
 """How well the gaps are filled: the share of each hidden patch's feature that the predictor gets right.
 
+The measure is strict: a prediction that knows only which band a patch is in, and not what happens there, gets zero.
 The same step as in training is run on held-out crops, without gradient: student on the visible patches, predictor on
 the hidden ones, teacher as the truth. Shapes: D width, M target patches; a grid is [steps, bands].
 """
@@ -14,22 +15,25 @@ from torch import Tensor
 from distributed.report.music import Plate, strategy_name
 from distributed.report.pictures import Canvas, emblem, heat, picture
 from distributed.report.wording import percent
-from pupujepa.diagnostics import explained_variance
 from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import ObjectiveConfig, TrainingStep
 from pupujepa.randomness import generator
 
-DRAWS_PER_CROP = 4
-
 
 @dataclass(frozen=True)
 class Filled:
-    """One mask, filled in: the share of each hidden patch's variance that is explained, NaN where it is visible."""
+    """One mask filled in: predicted and true features [M, D] of the hidden patches, which are `target` on the grid."""
 
-    explained: np.ndarray
     prediction_MD: Tensor
     target_MD: Tensor
+    target: np.ndarray
+    grid: tuple[int, int]
+
+    @property
+    def band(self) -> np.ndarray:
+        """The band of each hidden patch, [M]."""
+        return self.target % self.grid[1]
 
 
 @dataclass(frozen=True)
@@ -59,37 +63,59 @@ def prediction_plates(
     masks = replace(masks, target_fraction=1.0)
     plates, emblems = [], []
     for strategy in range(len(STRATEGIES)):
-        filled = [
-            fill(step, mel_TF, masks, strategy=strategy, key=(seed, number, draw))
-            for number, mel_TF in enumerate(mels_BTF)
-            for draw in range(DRAWS_PER_CROP)
-        ]
-        prediction_BMD = torch.stack([f.prediction_MD for f in filled])
-        total = float(explained_variance(prediction_BMD, torch.stack([f.target_MD for f in filled])))
-        plates.append(_plate(canvas, filled[0].explained, strategy, total=total, count=len(filled)))
-        emblems.append(emblem(canvas, [heat(filled[0].explained)], grey=True))
+        filled = [fill(step, mel_TF, masks, strategy=strategy, key=(seed, i)) for i, mel_TF in enumerate(mels_BTF)]
+        maps, total = explained(filled)
+        plates.append(_plate(canvas, maps[0], strategy, total=total, count=len(filled)))
+        emblems.append(emblem(canvas, [heat(maps[0])], grey=True))
     return Predictions(tuple(plates), emblems[RANDOM])
 
 
 @torch.no_grad()
-def fill(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int, key: tuple[int, int, int]) -> Filled:
-    """Draws a mask, predicts its hidden patches and compares them with the teacher's features."""
+def fill(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int, key: tuple[int, int]) -> Filled:
+    """Draws the mask that belongs to `key` (seed, number of the crop) and predicts its hidden patches."""
     config = step.config
     grid = (len(mel_TF) // config.patch_frames, config.grid_bands)
-    rng = generator(key[0], "report", "mask", strategy, *key[1:])
+    rng = generator(key[0], "report", "mask", strategy, key[1])
     mask = draw_mask(rng, masks, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
     _, aux = step(mel_TF[None], torch.from_numpy(mask.context)[None], torch.from_numpy(mask.target)[None])
-    prediction_MD, target_MD = aux["prediction_BMD"][0], aux["target_BMD"][0]
-    error_M = (prediction_MD - target_MD).square().sum(-1)
-    spread_M = (target_MD - target_MD.mean(0)).square().sum(-1)
-    explained = np.full(grid[0] * grid[1], np.nan)
-    explained[mask.target] = (1 - error_M / spread_M.clamp_min(1e-12)).numpy()
-    return Filled(explained.reshape(grid), prediction_MD, target_MD)
+    return Filled(aux["prediction_BMD"][0], aux["target_BMD"][0], mask.target, grid)
 
 
-def _plate(canvas: Canvas, explained: np.ndarray, strategy: int, *, total: float, count: int) -> Plate:
+def explained(filled: Sequence[Filled]) -> tuple[list[np.ndarray], float]:
+    """Returns for each mask the explained share of its hidden patches [steps, bands], and the share over all masks.
+
+    The share of a patch is 1 - (its squared error) / (mean squared distance of its band's features, over all masks, to
+    their mean): 1 perfect, 0 what knowing the band would give. Visible patches are NaN.
+    """
+    target_nD = torch.cat([f.target_MD for f in filled])
+    spread = band_spread(target_nD, np.concatenate([f.band for f in filled]), bands=filled[0].grid[1])
+    maps, errors, spreads = [], 0.0, 0.0
+    for f in filled:
+        error_M = (f.prediction_MD - f.target_MD).square().sum(-1).numpy()
+        shares = np.full(f.grid[0] * f.grid[1], np.nan)
+        shares[f.target] = 1 - error_M / np.maximum(spread[f.band], 1e-12)
+        maps.append(shares.reshape(f.grid))
+        errors, spreads = errors + float(error_M.sum()), spreads + float(spread[f.band].sum())
+    return maps, 1 - errors / spreads
+
+
+def band_spread(target_nD: Tensor, band_n: np.ndarray, *, bands: int) -> np.ndarray:
+    """Returns the mean squared distance of each band's features to their mean, [bands]; 0 for a band without any."""
+    spread = np.zeros(bands)
+    for band in np.unique(band_n):
+        own_nD = target_nD[torch.from_numpy(band_n == band)]
+        spread[band] = float((own_nD - own_nD.mean(0)).square().sum(-1).mean())
+    return spread
+
+
+def _plate(canvas: Canvas, shares: np.ndarray, strategy: int, *, total: float, count: int) -> Plate:
     name = strategy_name(strategy)
-    described = f"How much of each hidden patch is predicted under a {name} mask; {percent(total)} in all"
-    svg = picture(canvas, described, layers=[heat(explained)], grey=True)
-    sentence = f"{percent(total)} of the variance explained, over {count} masks of these crops."
+    sentence = (
+        f"{percent(total)} of the variance within bands explained, over {count} crops."
+        if total > 0
+        else f"No better yet than the mean feature of each band ({percent(total)}, over {count} crops)."
+    )
+    svg = picture(
+        canvas, f"How much of each hidden patch is predicted under a {name} mask", layers=[heat(shares)], grey=True
+    )
     return Plate(name, sentence, svg)

@@ -30,6 +30,7 @@ class Crop:
     """
 
     uid: str
+    track: str
     source: str
     mel_TF: np.ndarray
     offset_s: float
@@ -99,6 +100,7 @@ def _read_crop(store: Store, manifest: Manifest, name: str, index, i: int, crop_
     frame_s = manifest.frontend["hop_samples"] / manifest.frontend["sample_rate_hz"]
     return Crop(
         uid=described["uid"],
+        track=described["track"],
         source=described["source"],
         mel_TF=mel_TF[start : start + crop_frames],
         offset_s=described["start_s"] + start * frame_s,

@@ -1,5 +1,6 @@
 """The sections on training: curves of loss, schedules and speed, and the curves that tell learning from collapse."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ from distributed.report.collapse import COSINE_ALARM, STD_ALARM, Verdict, judge
 from distributed.report.inputs import Missing, Row, RunInputs, column
 from distributed.report.wording import MINUS, listed
 
+# an untrained predictor is far below zero, which would flatten all that follows
+LOWEST_EXPLAINED = -0.1
 BANDS = tuple(f"band-{i}" for i in range(8))
 
 
@@ -30,6 +33,7 @@ class _Plan:
     thresholds: tuple[Threshold, ...] = ()
     log: bool = False
     include: tuple[float, ...] = ()
+    lowest: float = -math.inf
 
 
 TRAINING = (
@@ -76,6 +80,7 @@ DIAGNOSTICS = (
         ),
         (Threshold(0.0, "0 = guessing", alarm_above=False),),
         include=(0.0,),
+        lowest=LOWEST_EXPLAINED,
     ),
     _Plan(
         "Explained variance by mask",
@@ -87,6 +92,7 @@ DIAGNOSTICS = (
         ),
         (Threshold(0.0, "0 = guessing", alarm_above=False),),
         include=(0.0,),
+        lowest=LOWEST_EXPLAINED,
     ),
     _Plan(
         "Explained variance by band",
@@ -94,6 +100,7 @@ DIAGNOSTICS = (
         tuple((f"diag/explained_variance_band_{i}", f"band {i + 1}", tone) for i, tone in enumerate(BANDS)),
         (Threshold(0.0, "0 = guessing", alarm_above=False),),
         include=(0.0,),
+        lowest=LOWEST_EXPLAINED,
     ),
     _Plan(
         "Effective rank",
@@ -172,6 +179,7 @@ def _draw(plans: Sequence[_Plan], rows: Sequence[Row], events: Sequence[Event]) 
                 events=events,
                 log=plan.log,
                 include=plan.include,
+                lowest=plan.lowest,
             )
         )
     return tuple(charts), f"Not logged by this run: {listed(absent)}." if absent else ""

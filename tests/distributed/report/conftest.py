@@ -94,7 +94,8 @@ def facts(steps: int, shards: str) -> dict:
     return {
         "ranks": 2, "zero_stage": 2, "steps": steps, "global_batch": 16, "crops_per_s": 96.4,
         "data_wait_fraction": 0.012, "loss_first": 0.471, "loss_last": 0.212, "explained_variance": 0.341,
-        "effective_rank": 63.2, "audio_hours": 7.12, "tracks": 1284, "shards": 23, "parameters": 1_284_096, "precision": "bf16",
+        "effective_rank": 63.2, "audio_hours": 7.12, "tracks": 1284, "shards": 23, "parameters": 1_284_096,
+        "precision": "bf16",
         "device": "cpu", "resumed": [{"step": 600, "time": "2026-01-02T03:04:05Z"}], "manifest_digest": "9f" * 32,
         "store": shards, "versions": {"torch": "2.12.0"},
         "sessions": [{"step": 0, "command": "train --preset demo --run-dir runs/demo"}],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distributed.report.charts import (
     BOTTOM,
+    FRAME,
     HEIGHT,
     LEFT,
     MAX_POINTS,
@@ -21,6 +22,7 @@ from distributed.report.charts import (
     Event,
     Series,
     Threshold,
+    frame_clip,
     line_chart,
     log_ticks,
     thin,
@@ -37,7 +39,7 @@ def series(y, label="loss"):
 
 
 def vertices(svg):
-    path = re.search(r'class="line[^"]*" d="([^"]+)"', svg).group(1)
+    path = re.search(r'class="line[^>]* d="([^"]+)"', svg).group(1)
     return [tuple(map(float, p.split())) for p in re.findall(r"[ML]([\d. -]+)", path)]
 
 
@@ -125,6 +127,16 @@ def test_resume_mark_stands_at_its_step():
     svg = line_chart("Loss", "It falls.", series=[series(range(11))], events=[Event(5.0, "resumed")]).svg
     x = float(re.search(r'class="event" x1="([\d.]+)"', svg).group(1))
     assert x == pytest.approx(vertices(svg)[5][0], abs=0.1)
+
+
+def test_what_lies_below_the_lowest_value_is_cut_off():
+    """A wild start does not flatten the rest: the axis ends, and the line leaves the frame that it is clipped to."""
+    svg = line_chart("Explained", "It grows.", series=[series([-5, 0, 0.5])], lowest=-0.1).svg
+    points = vertices(svg)
+    assert points[0][1] > HEIGHT - BOTTOM
+    assert points[1][1] - points[2][1] > 0.6 * (HEIGHT - BOTTOM - TOP)
+    assert f'clip-path="url(#{FRAME})"' in svg
+    assert f'<clipPath id="{FRAME}"><rect x="{LEFT - 1}" y="{TOP - 1}"' in frame_clip()
 
 
 def test_labels_are_escaped():

@@ -61,3 +61,9 @@ def test_a_rising_loss_is_mentioned_but_no_alarm():
     verdict = judge(made)
     assert verdict.state == "learning"
     assert any("above its minimum" in f.sentence for f in verdict.findings)
+
+
+def test_a_teacher_that_hardly_moved_is_mentioned():
+    """The student then still learns the features of an untrained network, however good the curves look."""
+    verdict = judge(rows(teacher_moved=0.001, teacher_student_distance=0.2))
+    assert any("hardly moved" in f.sentence for f in verdict.findings if f.state == "open")

@@ -173,6 +173,29 @@ def test_the_script_draws_what_python_drew(browser, made_page):
     assert max(abs(a - b) for a, b in zip(before, after, strict=True)) <= 2
 
 
+def test_a_crop_can_be_heard(browser, made_page):
+    """The button plays its crop, a line runs over the picture, and a second press stops it."""
+    script = """(async () => {
+      const button = document.querySelector(".play"), figure = button.closest("figure");
+      const audio = figure.querySelector("audio"), line = figure.querySelector(".playhead");
+      const read = () => [button.getAttribute("aria-pressed"), line.classList.contains("on")];
+      const started = new Promise((resolve) => audio.addEventListener("timeupdate", () => {
+        if (audio.currentTime > 0.1) resolve(); }));
+      button.click();
+      await started;
+      await new Promise(requestAnimationFrame);
+      const during = [...read(), +line.getAttribute("x1") > 35, audio.duration];
+      const stopped = new Promise((resolve) => audio.addEventListener("pause", resolve, { once: true }));
+      button.click();
+      await stopped;
+      return [during, read()];
+    })()"""
+    (pressed, lit, moved, duration_s), after = browser.visit(made_page.as_uri(), script).result
+    assert (pressed, lit, moved) == ("true", True, True)
+    assert duration_s == pytest.approx(1.28, abs=0.15)
+    assert after == ["false", False]
+
+
 def test_it_prints(browser, made_page):
     """On paper the contents bar goes and folded parts open."""
     script = """(() => { dispatchEvent(new Event("beforeprint"));
