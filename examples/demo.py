@@ -13,13 +13,15 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -137,8 +139,8 @@ def train(demo: Demo, overrides: Sequence[str]) -> None:
 
 
 def kill_after_checkpoint(demo: Demo, command: Sequence[str | Path]) -> None:
-    """Starts training in a process group of its own and kills the group a few seconds after its first checkpoint."""
-    process = subprocess.Popen(demo.announce(command), env=demo.environment, cwd=ROOT, start_new_session=True)
+    """Starts training and kills the launcher and every rank a few seconds after the first checkpoint."""
+    process = subprocess.Popen(demo.announce(command), env=demo.environment, cwd=ROOT)
     try:
         while not (demo.out / "checkpoints" / "LATEST").exists():
             if process.poll() is not None:
@@ -146,13 +148,22 @@ def kill_after_checkpoint(demo: Demo, command: Sequence[str | Path]) -> None:
             time.sleep(0.2)
         time.sleep(3.0)  # into steps that no checkpoint holds yet: they must be trained again, with the same losses
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_tree(process)
     lost = last_step(demo.out / "metrics.jsonl")
     saved = (demo.out / "checkpoints" / "LATEST").read_text().strip()
     say(f"killed all {demo.ranks} ranks with SIGKILL, on purpose, at step {lost}; the newest checkpoint is {saved}")
     say("running the same command again: it continues from there")
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL to a process and all below it, as a node that loses power; torchrun's ranks are groups of their own."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.kill()
+    for child in family:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=10)
 
 
 def evaluate(demo: Demo) -> None:
