@@ -35,7 +35,7 @@ LOUDEST_PERCENTILE = 99.7
 QUIETEST_PERCENTILE = 4.0
 
 STRATEGY_SENTENCES = {
-    "random": "Scattered patches. Neighbours give most of the answer away; training starts with these alone.",
+    "random": "Scattered patches. Their neighbours give most of the answer away, so this is the easiest task.",
     "block": "Rectangles, long in time or in frequency. The middle of a block needs knowledge of how music goes on.",
     "time_frequency": "Whole spans of time, or one band throughout. Only the music before and after can help.",
 }
@@ -132,7 +132,7 @@ def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tupl
     name = strategy_name(strategy)
     described = f"The same crop under a {name} mask: {percent(hidden.mean(), 0)} of {hidden.size} patches are veiled"
     svg = picture(canvas, described, layers=[veil(hidden)])
-    chip = f"used in {_weight(config, strategy)} of crops"
+    chip = f"{_weight(config, strategy)} of crops" + (" after the warm-up" if config.warmup_end > 0 else "")
     return Plate(name, STRATEGY_SENTENCES[STRATEGIES[strategy]], svg, (chip,))
 
 

@@ -181,7 +181,9 @@ def explorer(canvas: Canvas, shown: np.ndarray, region: tuple[int, int, int, int
     plot = escape(json.dumps({"left": LEFT, "top": TOP, "width": PLOT_WIDTH, "height": PLOT_HEIGHT}), quote=True)
     layers = [heat(shown), outline(region, shown.shape)]
     svg = picture(canvas, f"{label}; arrow keys move it", layers=layers, grey=True)
-    return svg.replace("<svg ", f'<svg tabindex="0" data-plot="{plot}" ', 1)
+    # an application gets the arrow keys, which screen readers keep from a plain image
+    interactive = svg.replace('role="img"', 'role="application"', 1)
+    return interactive.replace("<svg ", f'<svg tabindex="0" data-plot="{plot}" ', 1)
 
 
 def playhead() -> str:

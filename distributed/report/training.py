@@ -40,7 +40,7 @@ TRAINING = (
     _Plan(
         "Loss",
         "Distance between predicted and true features of hidden patches. It should fall, but may rise when the teacher "
-        "grows richer. Whole blocks and time spans are harder than scattered holes.",
+        "grows richer. Blocks and time spans are usually harder than scattered holes.",
         (
             ("loss", "all", "tone-1"),
             ("loss_random", "random", "tone-5"),
