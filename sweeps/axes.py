@@ -12,6 +12,7 @@
     plan: one_at_a_time                                  or grid
     seeds: [0]
     tasks: [collection, tempo]                           of the evaluator
+    probe_tracks: 400                                    so many of the corpus' tracks; all when left out
     budget: {samples: 4800}                              or {steps: 300}
     commands: {train: [...], evaluate: [...]}            only for a launcher of one's own
 
@@ -83,6 +84,7 @@ class SweepConfig:
     plan: str = "one_at_a_time"
     seeds: list[int] = field(default_factory=lambda: [0])
     tasks: list[str] = field(default_factory=list)
+    probe_tracks: int | None = None
     budget: Budget = field(default_factory=Budget)
     commands: CommandsConfig = field(default_factory=CommandsConfig)
 
@@ -173,6 +175,8 @@ def _complaints(sweep: SweepConfig) -> Iterable[str]:
         yield "budget needs exactly one of steps and samples, e.g. budget: {samples: 4800}"
     if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
         yield "seeds must be a list of different integers, e.g. seeds: [0, 1, 2]"
+    if sweep.probe_tracks is not None and sweep.probe_tracks < 1:
+        yield f"probe_tracks: {sweep.probe_tracks} leaves nothing to probe; leave it out to use all tracks"
     if not sweep.tasks:
         yield "tasks names what the evaluator measures after training, e.g. tasks: [collection, tempo]"
 

@@ -6,6 +6,7 @@ found finished, changed ones get a new directory, and nothing is ever mixed.
 
     OUT/plan.json                the plan
         trials/<name>-<digest>/  an ordinary run directory, with trial.json, train.log, evaluate.log and results.jsonl
+        corpus/                  the part of the labelled corpus that is probed, where the sweep asks for a part
         tune/                    Ray Tune's own state, from which an interrupted sweep goes on
         sweep.jsonl, sweep.md, sweep.html    the report
 """

@@ -18,10 +18,13 @@ IRRELEVANT = ("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoin
 STEPS_KEY = "train.steps"
 
 
-def make_plan(sweep: SweepConfig, launch: Launch, *, name: str, session: str, extra: Sequence[str] = ()) -> Plan:
+def make_plan(
+    sweep: SweepConfig, launch: Launch, *, corpus: Path, name: str, session: str, extra: Sequence[str] = ()
+) -> Plan:
     """Composes every trial and returns the plan.
 
     Args:
+        corpus: the whole labelled corpus; `launch` names the part of it that is probed, which may not exist yet.
         extra: overrides for all trials, such as a cache directory.
 
     Raises:
@@ -30,7 +33,8 @@ def make_plan(sweep: SweepConfig, launch: Launch, *, name: str, session: str, ex
     """
     inputs = {
         "shards": read_manifest(launch.shards).digest,
-        "corpus": read_corpus(Path(launch.corpus)).digest,
+        "corpus": read_corpus(corpus).digest,
+        "probe_tracks": sweep.probe_tracks,
         "tasks": launch.tasks,
         "commands": asdict(launch.commands),
         "ranks": launch.ranks,

@@ -35,6 +35,7 @@ from sweeps.leash import Leash
 from sweeps.plan import Commands, Launch, Plan, commands_for, read_plan, write_plan
 from sweeps.planning import make_plan
 from sweeps.record import is_finished, read_record
+from sweeps.subset import write_subset
 from sweeps.trial import ROOT
 
 # Ray's sockets lie below its directory, and Linux cuts socket paths at 107 characters; Ray needs about 70 of them
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="what is varied, e.g. one of sweeps/ablations")
     parser.add_argument("--shards", required=True, metavar="URL", help="training split of a shard set, path or s3://")
-    parser.add_argument("--corpus", required=True, metavar="DIR", help="labelled corpus for the probes")
+    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="labelled corpus for the probes")
     parser.add_argument(
         "--out",
         type=Path,
@@ -62,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grace", type=float, default=20, help="seconds a stopped trial has to save (default: 20)")
     parser.add_argument("--resume", action="store_true", help="go on although the sweep file has changed since")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the trials, start nothing")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all trials, before the axes' own")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for all trials; an axis goes before"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,16 +81,19 @@ def run(args: argparse.Namespace) -> int:
     sweep = read_sweep(args.sweep)
     plan = make_plan(
         sweep,
-        launch_of(args, sweep),
+        launch_of(args, sweep, out),
+        corpus=args.corpus,
         name=args.sweep.stem,
         session=f"{time.time():.0f}-{os.getpid()}",
-        extra=args.overrides,
+        extra=args.set,
     )
     if args.dry_run:
         print(describe(plan, out))  # noqa: T201 - the list is the product
         return 0
     require_same_sweep(plan, out, resume=args.resume)
     with only_writer(RunDirectory(out)):
+        if sweep.probe_tracks is not None:
+            write_subset(args.corpus, out / "corpus", tracks=sweep.probe_tracks)
         write_plan(plan, out)
         logger.info("%s", describe(plan, out))
         code = drive(out, cpus=cpus, grace_s=args.grace)
@@ -95,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def launch_of(args: argparse.Namespace, sweep: SweepConfig) -> Launch:
+def launch_of(args: argparse.Namespace, sweep: SweepConfig, out: Path) -> Launch:
     """Returns what all trials share."""
     if args.ranks < 1:
         raise UserError(f"--ranks {args.ranks} starts nothing; a trial has at least one process")
@@ -104,7 +110,7 @@ def launch_of(args: argparse.Namespace, sweep: SweepConfig) -> Launch:
     return Launch(
         preset=sweep.base.preset,
         shards=shards,
-        corpus=str(Path(args.corpus).resolve()),
+        corpus=str(args.corpus.resolve() if sweep.probe_tracks is None else out / "corpus"),
         tasks=tuple(task.name for task in select_tasks(sweep.tasks)),
         commands=Commands(tuple(own.train) or ordinary.train, tuple(own.evaluate) or ordinary.evaluate),
         ranks=args.ranks,

@@ -50,7 +50,9 @@ def _tuner(plan: Plan, out: Path, trainable: Any) -> tune.Tuner:
     # to Tune a trial whose command failed is over, so a sweep that tries such trials again starts with a new state;
     # what is finished ends at once in it
     failed = any(read_record(planned, out).failed for planned in plan.trials)
-    if tune.Tuner.can_restore(path) and not failed:
+    # can_restore is content with the tuner alone, but a restored one without the trials' state has no trials
+    has_state = any(path.glob("experiment_state-*.json"))
+    if tune.Tuner.can_restore(path) and has_state and not failed:
         return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
     return tune.Tuner(
         trainable,

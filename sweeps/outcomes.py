@@ -1,0 +1,151 @@
+"""What a sweep found: a row per trial, and per axis value the difference to the base with its interval. Pure functions.
+
+Two kinds of interval exist, and each says which it is. With two seeds or more: Student's t over the differences, paired
+by seed, so the spread between runs is in it. With one seed there is no interval over seeds; what can be given covers
+the choice of test items only (both runs' bootstrap intervals, combined as if the runs were independent, which is on the
+safe side because they share their test items) and says nothing about what another seed would do.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scipy.stats import t as student_t
+
+from sweeps.axes import BASE
+from sweeps.plan import Plan, PlannedTrial
+from sweeps.planning import IRRELEVANT
+from sweeps.record import read_record, read_results
+
+LEVEL = 0.95
+SEEDS = ("train.seed", "stream.seed")
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A difference to the base. `over` is what its 95 % interval covers."""
+
+    value: float
+    lo: float
+    hi: float
+    over: Literal["seeds", "test items"]
+
+    @property
+    def is_clear(self) -> bool:
+        """True when the interval leaves out zero."""
+        return self.lo > 0 or self.hi < 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one axis, over all seeds.
+
+    Attributes:
+        rows: its trials' rows, as `trial_row` makes them.
+        differs: what sets it apart from the base, `{key: (base, here)}`.
+        values: mean over seeds, by task.
+        deltas: by task; none for the base, and for a value without results.
+        same_as: "base" for a value that is the base's own, and so on; empty for one that was trained itself.
+    """
+
+    axis: str
+    value: str
+    rows: tuple[dict[str, Any], ...]
+    differs: dict[str, tuple[Any, Any]]
+    values: dict[str, float]
+    deltas: dict[str, Delta]
+    same_as: str = ""
+
+    @property
+    def label(self) -> str:
+        """How a table calls it."""
+        return BASE if self.axis == BASE else f"{self.axis} = {self.value}"
+
+
+def trial_rows(plan: Plan, out: Path) -> list[dict[str, Any]]:
+    """Returns the rows of sweep.jsonl, one per trial, failed and interrupted ones included."""
+    bases = {planned.trial.seed: planned for planned in plan.trials if planned.trial.is_base}
+    rows = [_row(planned, bases[planned.trial.seed], plan, out) for planned in plan.trials]
+    of_base = {row["seed"]: row["results"] for row in rows if row["axis"] == BASE}
+    for row in rows:
+        row["delta"] = {} if row["axis"] == BASE else _item_deltas(row["results"], of_base[row["seed"]])
+    return rows
+
+
+def points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """Returns the base and every axis value, with differences to the base, in the order of the plan."""
+    of_base = {row["seed"]: row for row in rows if row["axis"] == BASE}
+    places = dict.fromkeys((row["axis"], row["value"]) for row in rows)
+    return [_point([dict(r) for r in rows if (r["axis"], r["value"]) == place], of_base) for place in places]
+
+
+def seed_delta(differences: Sequence[float]) -> Delta:
+    """Returns the mean of differences paired by seed, with Student's t interval; at least two of them."""
+    count = len(differences)
+    mean = sum(differences) / count
+    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (count - 1))
+    half = float(student_t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
+    return Delta(mean, mean - half, mean + half, "seeds")
+
+
+def item_delta(here: Mapping[str, Any], base: Mapping[str, Any]) -> Delta:
+    """Returns here - base with an interval recovered from both results' own (Zou and Donner 2008, MOVER)."""
+    value = here["value"] - base["value"]
+    below = math.hypot(here["value"] - here["interval"][0], base["interval"][1] - base["value"])
+    above = math.hypot(here["interval"][1] - here["value"], base["value"] - base["interval"][0])
+    return Delta(value, value - below, value + above, "test items")
+
+
+def _row(planned: PlannedTrial, base: PlannedTrial, plan: Plan, out: Path) -> dict[str, Any]:
+    record = read_record(planned, out)
+    results = {
+        row["task"]: {key: row[key] for key in ("metric", "value", "interval", "test_items")}
+        for row in read_results(planned, out)
+    }
+    stands_for = [name for name, other in plan.same_as.items() if other == planned.trial.name]
+    return {
+        "name": planned.trial.name,
+        "axis": planned.trial.axis,
+        "value": planned.trial.value,
+        "seed": planned.trial.seed,
+        "status": record.status,
+        "reason": record.reason,
+        "log_tail": list(record.log_tail),
+        "directory": planned.directory,
+        "also": stands_for,
+        "differs": differing(base.settings, planned.settings),
+        "steps": planned.steps,
+        "crops": planned.samples,
+        "train_s": round(record.train_s, 1),
+        "evaluate_s": round(record.evaluate_s, 1),
+        "results": results,
+    }
+
+
+def differing(base: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Returns `{key: [base, here]}` for all settings that can matter; seeds and places are left out."""
+    keys = [key for key in here if not key.startswith(IRRELEVANT) and key not in SEEDS]
+    return {key: [base.get(key), here[key]] for key in keys if base.get(key) != here[key]}
+
+
+def _item_deltas(here: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    deltas = {task: item_delta(here[task], base[task]) for task in here if task in base}
+    return {t: {"value": d.value, "interval": [d.lo, d.hi], "over": d.over} for t, d in deltas.items()}
+
+
+def _point(rows: Sequence[dict[str, Any]], of_base: Mapping[int, Mapping[str, Any]]) -> Point:
+    tasks = list(dict.fromkeys(task for row in rows for task in row["results"]))
+    is_base = rows[0]["axis"] == BASE
+    values, deltas = {}, {}
+    for task in tasks:
+        measured = [row for row in rows if task in row["results"]]
+        values[task] = sum(row["results"][task]["value"] for row in measured) / len(measured)
+        pairs = [(r["results"][task], of_base[r["seed"]]["results"].get(task)) for r in measured]
+        whole = [(here, base) for here, base in pairs if base is not None]
+        if whole and not is_base:
+            differences = [here["value"] - base["value"] for here, base in whole]
+            deltas[task] = seed_delta(differences) if len(whole) > 1 else item_delta(*whole[0])
+    differs = {key: (pair[0], pair[1]) for key, pair in rows[0]["differs"].items()}
+    return Point(rows[0]["axis"], rows[0]["value"], tuple(rows), differs, values, deltas)

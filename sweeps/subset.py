@@ -1,0 +1,61 @@
+"""A smaller labelled corpus for a sweep: whole pieces, the same share of every split, the same ones for every trial.
+
+A full evaluation after every short trial would cost more than the training. The subset is another track list over the
+same audio, so the evaluator's ordinary command reads it.
+"""
+
+import json
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from distributed.marble.corpus import SPLITS
+from distributed.run_directory import write_atomically
+from pupujepa.errors import UserError
+
+TRACKS = "tracks.jsonl"
+
+
+def subset(rows: list[dict[str, Any]], tracks: int) -> list[dict[str, Any]]:
+    """Returns about `tracks` of the rows, in their order.
+
+    Each split keeps its share; within a split whole groups are taken in the order of a hash of their name, which no seed
+    and no trial can influence.
+    """
+    share = min(1.0, tracks / len(rows))
+    kept: set[str] = set()
+    for split in SPLITS:
+        of_split = [row for row in rows if row["split"] == split]
+        groups = sorted({_group(row) for row in of_split}, key=lambda g: blake2b(g.encode(), digest_size=8).digest())
+        wanted = round(share * len(of_split))
+        taken = 0
+        for group in groups:
+            if taken >= wanted:
+                break
+            kept.add(f"{split}/{group}")
+            taken += sum(_group(row) == group for row in of_split)
+    return [row for row in rows if f"{row['split']}/{_group(row)}" in kept]
+
+
+def write_subset(corpus: Path, out: Path, *, tracks: int) -> Path:
+    """Writes OUT/tracks.jsonl with a subset of a corpus, whose audio stays where it is, and returns OUT.
+
+    Raises:
+        UserError: `tracks` is too small for anything to be trained and tested on.
+    """
+    rows = [json.loads(line) for line in (corpus / TRACKS).read_text().splitlines() if line.strip()]
+    kept = subset(rows, tracks)
+    empty = [split for split in SPLITS if not any(row["split"] == split for row in kept)]
+    if empty:
+        raise UserError(
+            f"probe_tracks: {tracks} leaves no track in {', '.join(empty)} of {corpus}, so the probes could not be "
+            f"trained and tested; raise it, or drop it to use all {len(rows)} tracks"
+        )
+    placed = [row | {"path": str((corpus / row["path"]).resolve())} for row in kept]
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / TRACKS, "".join(json.dumps(row) + "\n" for row in placed))
+    return out
+
+
+def _group(row: dict[str, Any]) -> str:
+    return str(row.get("group", row["track"]))
