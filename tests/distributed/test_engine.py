@@ -1,0 +1,103 @@
+"""The engine's plain parts: batch sizes, the generated JSON, parameter groups, gathering in buckets."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+
+from distributed.engine import (
+    BatchSizes,
+    EngineConfig,
+    OptimizerConfig,
+    batch_sizes,
+    deepspeed_json,
+    full_state,
+    in_buckets,
+    parameter_groups,
+)
+from pupujepa.errors import UserError
+from pupujepa.model import ModelConfig, PupuJEPA
+from pupujepa.objective import ObjectiveConfig, TrainingStep
+
+SMALL = ModelConfig(
+    crop_frames=64, width=32, depth=2, heads=2, predictor_width=16, predictor_depth=1, predictor_heads=1
+)
+
+
+def training_step():
+    return TrainingStep(PupuJEPA(SMALL), ObjectiveConfig())
+
+
+@given(st.integers(1, 4096), st.integers(0, 64), st.integers(1, 64))
+def test_the_global_batch_never_changes(global_batch, micro_batch, world_size):
+    """Whatever the ranks and the micro-batch, the product of the three numbers is the global batch, or it is refused."""
+    try:
+        sizes = batch_sizes(global_batch, micro_batch=micro_batch, world_size=world_size)
+    except UserError:
+        assume(False)
+    assert sizes.micro_batch * sizes.accumulation * world_size == sizes.global_batch == global_batch
+
+
+def test_batches_that_do_not_divide_are_refused_with_a_number_that_does():
+    """The message names what to use instead."""
+    assert batch_sizes(16, micro_batch=0, world_size=2) == BatchSizes(16, 8, 1)
+    with pytest.raises(UserError, match="use 4"):
+        batch_sizes(16, micro_batch=5, world_size=2)
+    with pytest.raises(UserError, match="cannot be shared by 3 ranks"):
+        batch_sizes(16, micro_batch=0, world_size=3)
+
+
+def test_the_json_is_generated():
+    """Batch sizes are those of the configuration, communication does not overlap, and no CPU optimiser is compiled."""
+    config = deepspeed_json(EngineConfig(zero_stage=3), OptimizerConfig(clip_norm=1.5), BatchSizes(64, 8, 4))
+    assert config["train_batch_size"] == 64
+    assert config["train_micro_batch_size_per_gpu"] == 8
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["gradient_clipping"] == 1.5
+    assert config["zero_optimization"] == {"stage": 3, "overlap_comm": False}
+    assert config["zero_force_ds_cpu_optimizer"] is False
+    # bf16 is autocast inside the step: parameters, gradients and the teacher's source stay float32
+    assert not {"bf16", "fp16", "torch_autocast"} & set(config)
+
+
+@pytest.mark.parametrize("field", [{"zero_stage": 4}, {"precision": "fp16"}, {"micro_batch": -1}, {"timeout_s": 0}])
+def test_impossible_engines_are_refused(field):
+    """Each message names the key."""
+    with pytest.raises(UserError, match=f"engine.{next(iter(field))}"):
+        EngineConfig(**field)
+
+
+def test_only_matrices_decay():
+    """Biases, norms and the mask token are not decayed; every trainable parameter is in one group, the teacher in none."""
+    step = training_step()
+    names = {id(p): name for name, p in step.named_parameters()}
+    decayed, plain = parameter_groups(step, 0.05)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    assert sorted(names[id(p)] for group in (decayed, plain) for p in group["params"]) == sorted(names.values())
+    plain_names = {names[id(p)] for p in plain["params"]}
+    expected = {n for n in names.values() if n.endswith("bias") or "norm" in n or n == "predictor.mask_token"}
+    assert plain_names == expected
+    assert not any("teacher" in name for name in names.values())
+
+
+@given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 200))
+def test_buckets_cover_all_parameters_in_order(sizes, elements):
+    """No parameter is left out or taken twice, and no bucket grows far beyond its size."""
+    parameters = [torch.empty(size, device="meta") for size in sizes]
+    buckets = list(in_buckets(parameters, elements))
+    assert [i for bucket in buckets for i in range(len(sizes))[bucket]] == list(range(len(sizes)))
+    for bucket in buckets:
+        assert sum(sizes[bucket][:-1]) < elements
+
+
+def test_the_full_state_is_a_copy():
+    """What is read does not change when training goes on."""
+    module = nn.Linear(3, 2)
+    state = full_state(module)
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with torch.no_grad():
+        module.weight.zero_()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=0)

@@ -1,0 +1,154 @@
+"""Experiments: presets, precedence, cross-field checks, and what makes one run another."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from data.manifest import Manifest
+from data.order import OrderError
+from distributed.experiment import (
+    PRESETS,
+    SIZES,
+    Experiment,
+    check,
+    differences,
+    load_experiment,
+    preset_names,
+    with_corpus,
+)
+from pupujepa.config import ConfigError, from_yaml, to_yaml
+from pupujepa.errors import UserError
+
+URL = "stream.url=shards/train"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_makes_a_valid_experiment(name):
+    """Each recipe that we ship composes, fits one rank, and survives a round trip through YAML."""
+    experiment = load_experiment([name], overrides=[URL])
+    sizes = check(experiment, world_size=1)
+    assert sizes.global_batch == experiment.stream.global_batch
+    assert from_yaml(Experiment, to_yaml(experiment)) == experiment
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_says_how_to_run_it(name):
+    """The header of a preset holds the command."""
+    text = (PRESETS / f"{name}.yaml").read_text()
+    assert "distributed train --preset" in text.split("\n\n")[0]
+
+
+def test_the_size_brings_its_learning_rate():
+    """`model=large` takes the architecture and the peak learning rate of that size; the recipe's own rate wins."""
+    paper = load_experiment(["paper"], overrides=["model=large"])
+    assert (paper.model.width, paper.model.depth, paper.schedule.peak_lr) == (1024, 24, 4e-4)
+    assert load_experiment(["demo"], overrides=["model=large"]).schedule.peak_lr == 2e-3
+    assert load_experiment(["large"]) == paper
+    for path in SIZES.glob("*.yaml"):
+        rate = yaml.safe_load(path.read_text())["schedule"]["peak_lr"]
+        assert load_experiment(["robust"], overrides=[f"model={path.stem}"]).schedule.peak_lr == rate
+
+
+def test_later_words_win(tmp_path):
+    """defaults < model < first preset < second preset < file < overrides."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {steps: 7}\nema: {end: 0.5}\n")
+    layered = load_experiment(["paper", "short"], file=file, overrides=["ema.end=0.6", "model=tiny"])
+    assert layered.train.steps == 7
+    assert layered.ema.end == 0.6
+    assert layered.optimizer.clip_norm == 1.0, "short inherits from robust"
+    assert layered.model.width == 192
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    """A YAML file is a preset too, may name a model and change it in part."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text("inherit: demo\nmodel: {crop_frames: 128}\n")
+    experiment = load_experiment([str(file)])
+    assert (experiment.model.crop_frames, experiment.model.width) == (128, 128)
+    assert experiment.stream.crop_frames == 128, "the crop length is written once"
+
+
+def test_a_preset_cannot_inherit_from_itself(tmp_path):
+    """A circle is an error, not an endless loop."""
+    file = tmp_path / "a.yaml"
+    file.write_text(f"inherit: {file}\n")
+    with pytest.raises(ConfigError, match="inherits from itself"):
+        load_experiment([str(file)])
+
+
+@pytest.mark.parametrize(
+    ("presets", "overrides", "match"),
+    [
+        (["dmo"], [], "no preset 'dmo'; choose one of base, demo"),
+        ([], ["model=huuge"], "no model 'huuge'; choose one of base"),
+        ([], ["train.step=10"], "unknown key train.step; did you mean train.steps?"),
+        ([], ["train.steps"], "has no '='"),
+        ([], ["train.steps=many"], "train.steps"),
+        ([], ["train.steps=0"], "train.steps=0 must be at least 1"),
+        ([], ["engine.zero_stage=7"], "zero_stage=7"),
+    ],
+)
+def test_wrong_words_are_refused_in_a_sentence(presets, overrides, match):
+    """The message names the word, and what was probably meant."""
+    with pytest.raises(UserError, match=match):
+        load_experiment(presets, overrides=overrides)
+
+
+def test_a_whole_model_and_a_name_contradict(tmp_path):
+    """--config with a model and model=NAME: neither silently wins."""
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(load_experiment(["demo"])))
+    assert load_experiment(file=file) == load_experiment(["demo"])
+    with pytest.raises(ConfigError, match="contradict each other"):
+        load_experiment(file=file, overrides=["model=tiny"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "match"),
+    [
+        ([], 1, "stream.url is not set"),
+        (["stream.url=s3://key:secret@bucket/x"], 1, "carries credentials"),
+        ([URL, "stream.crop_frames=128"], 1, "set model.crop_frames alone"),
+        ([URL, "objective.target_layers=9"], 1, "exceeds the teacher's 4 blocks"),
+        ([URL, "stream.global_batch=15"], 2, "cannot be shared by 2 ranks"),
+        ([URL, "engine.micro_batch=3"], 1, "does not divide the 16 crops"),
+    ],
+)
+def test_contradictions_are_found_before_anything_starts(overrides, world_size, match):
+    """Fields that do not fit each other or the number of ranks are refused with the remedy."""
+    with pytest.raises(UserError, match=match):
+        check(load_experiment(["demo"], overrides=overrides), world_size=world_size)
+
+
+def test_lanes_must_be_shared_by_the_ranks():
+    """A world size that does not divide the lanes is refused before the start."""
+    experiment = load_experiment(["demo"], overrides=[URL, "stream.global_batch=24"])
+    with pytest.raises(OrderError, match="lanes 4 is not a multiple of the world size 3"):
+        check(experiment, world_size=3)
+
+
+def test_what_makes_another_run():
+    """Speed, logging and the number of ranks may change between sessions; what decides the losses may not."""
+    before = load_experiment(["demo"], overrides=[URL])
+    free = ["engine.zero_stage=3", "engine.micro_batch=2", "stream.workers=7", "checkpoint.every=5", URL + "-copy"]
+    assert differences(before, load_experiment(["demo"], overrides=[*free, "telemetry.log_every=1"])) == []
+    for override, difference in (
+        ("train.steps=9", "train.steps: 1800 -> 9"),
+        ("train.seed=1", "train.seed: 0 -> 1"),
+        ("stream.seed=1", "stream.seed: 0 -> 1"),
+        ("stream.lanes=2", "stream.lanes: 4 -> 2"),
+        ("stream.global_batch=32", "stream.global_batch: 16 -> 32"),
+        ("engine.precision=fp32", "engine.precision: bf16 -> fp32"),
+        ("masks.ratio=0.7", "masks.ratio: 0.8 -> 0.7"),
+    ):
+        assert differences(before, load_experiment(["demo"], overrides=[URL, override])) == [difference]
+
+
+def test_the_corpus_gives_its_statistics():
+    """The weights belong to the mean and deviation of the corpus they were trained on."""
+    manifest = Manifest("train", {}, "", "uint8", -11.5, 5.0, -3.25, 1.5, 1.0, 1, ())
+    experiment = with_corpus(load_experiment(["demo"]), manifest)
+    assert (experiment.model.mel_mean, experiment.model.mel_std) == (-3.25, 1.5)
+    assert replace(experiment, model=load_experiment(["demo"]).model) == load_experiment(["demo"])
