@@ -197,11 +197,13 @@ def test_a_crop_can_be_heard(browser, made_page):
 
 
 def test_it_prints(browser, made_page):
-    """On paper the contents bar goes and folded parts open."""
+    """On paper the contents bar goes, folded parts open, nothing is cut off, and dark readers get white paper too."""
     script = """(() => { dispatchEvent(new Event("beforeprint"));
       return [getComputedStyle(document.querySelector(".contents")).display,
-        [...document.querySelectorAll("details")].every((d) => d.open)]; })()"""
-    assert browser.visit(made_page.as_uri(), script, view=View(media="print")).result == ["none", True]
+        [...document.querySelectorAll("details")].every((d) => d.open),
+        getComputedStyle(document.body).backgroundColor, document.documentElement.scrollWidth <= innerWidth]; })()"""
+    paper = View(width=794, height=1123, dark=True, media="print")  # A4 at 96 dots per inch
+    assert browser.visit(made_page.as_uri(), script, view=paper).result == ["none", True, "rgb(255, 255, 255)", True]
 
 
 def test_missing_inputs_are_named_with_the_commands_that_make_them(browser, own_run):
