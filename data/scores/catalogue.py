@@ -75,6 +75,9 @@ COLLECTIONS = (
 
 _HEAD_CHARACTERS = 2000
 _TUNE = re.compile(r"^(?=X:)", re.MULTILINE)
+_MINOR = re.compile(r"^K:\s*[A-G][#b]?\s*(m|min|minor)\s*$", re.MULTILINE | re.IGNORECASE)
+# of the tunes chosen first; a tenth of the books is in minor, too few for twelve keys in three splits
+_EVERY_THIRD = 3
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Candidate:
         path: relative to the corpus.
         tune: 0-based position in a file of tunes, None when the file is one score.
         work: name of the work that it is a section of, or "".
+        minor: whether a tune says that it is in minor; other scores are not asked.
     """
 
     uid: str
@@ -92,6 +96,7 @@ class Candidate:
     path: str
     tune: int | None
     work: str
+    minor: bool = False
 
 
 def list_candidates(corpus: Path, collection: Collection) -> list[Candidate]:
@@ -102,30 +107,37 @@ def list_candidates(corpus: Path, collection: Collection) -> list[Candidate]:
     for name in names:
         if re.search(collection.leave_out, f"/{name}") or (corpus / name).stat().st_size > collection.max_bytes:
             continue
-        tunes: Sequence[int | None] = [None]
         if name.endswith(".abc"):
-            tunes = range(len(split_tunes(read_text(corpus / name))))
-        work = _work_name(corpus, name, collection)
-        candidates += [Candidate(_uid(collection, name, tune), collection, name, tune, work) for tune in tunes]
+            candidates += [
+                Candidate(_uid(collection, name, n), collection, name, n, work="", minor=bool(_MINOR.search(tune)))
+                for n, tune in enumerate(split_tunes(read_text(corpus / name)))
+            ]
+        else:
+            work = _work_name(corpus, name, collection)
+            candidates.append(Candidate(_uid(collection, name, None), collection, name, None, work))
     assert len({c.uid for c in candidates}) == len(candidates), collection.name
     return candidates
 
 
 def order_candidates(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
-    """Returns a seeded order in which to take pieces of one collection; it does not depend on how many are taken."""
-    return sorted(candidates, key=lambda c: (generator(seed, "choice", c.uid).random(), c.uid))
+    """Returns a seeded order in which to take pieces of one collection; it does not depend on how many are taken.
+
+    Every third piece is a tune in minor as long as there are any.
+    """
+    order = sorted(candidates, key=lambda c: (generator(seed, "choice", c.uid).random(), c.uid))
+    minor, other = [c for c in order if c.minor], [c for c in order if not c.minor]
+    taken: list[Candidate] = []
+    while minor and other:
+        taken.append(minor.pop(0) if len(taken) % _EVERY_THIRD == 0 else other.pop(0))
+    return taken + minor + other
 
 
 def share_out(available: Sequence[int], total: int) -> list[int]:
     """Returns how many pieces each collection gives: equal shares, and what a small one cannot give is shared again."""
     shares = [0] * len(available)
-    while (rest := total - sum(shares)) > 0:
-        giving = [i for i, most in enumerate(available) if shares[i] < most]
-        if not giving:
-            break
-        for place, i in enumerate(giving):
-            equal = rest // len(giving) + (place < rest % len(giving))
-            shares[i] = min(available[i], shares[i] + equal)
+    by_size = sorted(range(len(available)), key=lambda i: (available[i], i))
+    for place, i in enumerate(by_size):
+        shares[i] = min(available[i], (total - sum(shares)) // (len(by_size) - place))
     return shares
 
 

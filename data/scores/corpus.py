@@ -78,8 +78,9 @@ def _next_round(
     chosen: list[Candidate] = []
     for (collection, order), share in zip(orders.items(), shares, strict=True):
         missing = share - sum(piece.collection == collection.name for piece in pieces)
-        chosen += order[: max(0, missing)]
-        del order[: max(0, missing)]
+        taken = max(0, min(missing, count - len(pieces) - len(chosen)))
+        chosen += order[:taken]
+        del order[:taken]
     return chosen
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import ParseError
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -86,7 +88,16 @@ def _read_score(candidate: Candidate, corpus: Path) -> Any:
 
     path = corpus / candidate.path
     # what the parsers raise on malformed input, beside their own exception
-    malformed = (Music21Exception, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+    malformed = (
+        Music21Exception,
+        ParseError,
+        BadZipFile,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
