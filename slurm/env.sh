@@ -9,7 +9,7 @@ export PUPUJEPA_VENV="${PUPUJEPA_VENV:-$PUPUJEPA_ROOT/.venv}"
 # module load cuda/13.0
 
 # Where shards are cached on each node: fast and local, as large as you can spare.
-export PUPUJEPA_CACHE_DIR="${PUPUJEPA_CACHE_DIR:-${TMPDIR:-/tmp}/pupujepa-cache-$USER}"
+export PUPUJEPA_CACHE_DIR="${PUPUJEPA_CACHE_DIR:-${TMPDIR:-/tmp}/pupujepa-cache-$(id -un)}"
 
 # Object store: the standard variables or ~/.aws profile. Never write keys into this file.
 # export AWS_ENDPOINT_URL=https://objects.example.org
