@@ -79,7 +79,8 @@ def cut(track: Track, clips: Clips) -> list[Slice]:
     """Returns the slices of a track; none when it is too short for a single one."""
     whole, rest = divmod(track.duration_s + 1e-6, clips.seconds)
     count = int(whole) + (rest / clips.seconds >= clips.min_ratio)
-    return [Slice(track.uid, i) for i in range(min(count, clips.max_slices or count))]
+    kept = min(count, clips.max_slices or count)
+    return [Slice(track.uid, (2 * i + 1) * count // (2 * kept)) for i in range(kept)]
 
 
 def thin(tracks: Iterable[Track], most: int) -> list[Track]:

@@ -35,6 +35,7 @@ from distributed.marble.readout import spread_layers
 from distributed.marble.results import Provenance, Row, Sampling, make_rows, markdown_table, write_results
 from distributed.marble.targets import TaskData, prepare
 from distributed.marble.tasks import Clips, Protocol, Task, select_tasks
+from distributed.telemetry import configure_logging
 from distributed.topology import Topology, choose_device, discover, loopback_interface, process_group
 from pupujepa.errors import UserError
 
@@ -111,8 +112,10 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.resamples < 1:
         raise UserError(f"--resamples {args.resamples} leaves no interval; use 1000")
-    logging.basicConfig(level=logging.INFO if topology.is_first else logging.WARNING, format="%(message)s")
-    os.environ.update(topology.environment() | loopback_interface(topology))
+    configure_logging(rank=topology.rank)
+    if topology.world_size > 1:
+        # gloo reads the environment, whoever launched us
+        os.environ.update(loopback_interface(topology) | dict(os.environ) | topology.environment())
     # plain numbers and small arrays are exchanged, so gloo serves on GPUs too
     with process_group(topology, timeout_s=TIMEOUT_S, device=torch.device("cpu")):
         rows = evaluate(evaluation, topology, device=choose_device(topology, cuda_devices=torch.cuda.device_count()))

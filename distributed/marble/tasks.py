@@ -25,7 +25,7 @@ class Clips:
 
     Attributes:
         seconds: length of a slice; slices do not overlap.
-        max_slices: slices kept per track, from its start; None keeps all.
+        max_slices: slices kept per track, spread evenly over it (one: the middle); None keeps all.
         min_ratio: a last, partial slice is kept and zero-padded when it holds this share of a whole one.
     """
 

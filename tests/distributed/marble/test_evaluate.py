@@ -1,0 +1,128 @@
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed.marble.evaluate import Evaluation, add_arguments, deal, evaluate, run
+from distributed.marble.tasks import select_tasks
+from distributed.topology import Topology
+from pupujepa.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+ENCODERS = ("random_init", "log_mel", "chroma")
+
+
+def arguments(*words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(w) for w in words])
+
+
+def read(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def results(corpus_folder: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole evaluation in this process: five tasks, four encoders."""
+    out = tmp_path_factory.mktemp("results")
+    evaluation = Evaluation(
+        encoders=(str(run_folder), *ENCODERS),
+        tasks=select_tasks(["all"]),
+        data=corpus_folder,
+        out=out,
+        cache=out / "features",
+    )
+    evaluate(evaluation, Topology(), device=torch.device("cpu"))
+    return out
+
+
+def test_every_task_is_measured_on_every_encoder_that_supports_it(results: Path):
+    """Four encoders on key, three on the rest; each row has an interval around its value and says its protocol."""
+    rows = read(results)
+    assert len(rows) == 4 + 4 * 3
+    assert {r["encoder"] for r in rows if r["task"] == "key"} == {"tiny", *ENCODERS}
+    for row in rows:
+        assert row["protocol"] == "clean"
+        assert row["interval"][0] <= row["value"] + 1e-9
+        assert row["value"] <= row["interval"][1] + 1e-9
+        assert set(row["digests"]) == {"checkpoint", "corpus", "features"}
+        assert ("random_init" in row["difference_to"]) == (row["encoder"] != "random_init")
+    assert (results / "results.md").read_text().count("\n| ") == 6
+    assert "<table" in (results / "results.html").read_text()
+
+
+def test_beats_are_heard_in_clicks(results: Path):
+    """The whole chain of frames, widened targets, decoder and matching finds clicks that a spectrogram shows."""
+    [row] = [r for r in read(results) if (r["task"], r["encoder"]) == ("beats", "log_mel")]
+    assert row["value"] > 0.8
+    assert row["extra"]["downbeat_f1"]["value"] >= 0
+
+
+def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
+    results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Everything is seeded and cached: the same rows again, without one pass of an encoder."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("features were computed again")
+
+    monkeypatch.setattr("distributed.marble.pupujepa_encoder.FrozenPupuJEPA.embed", refuse)
+    evaluation = Evaluation(
+        encoders=(str(run_folder), *ENCODERS),
+        tasks=select_tasks(["all"]),
+        data=corpus_folder,
+        out=tmp_path,
+        cache=results / "features",
+    )
+    evaluate(evaluation, Topology(), device=torch.device("cpu"))
+    assert (tmp_path / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_give_the_rows_of_one_process(
+    results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path, ranks: int
+):
+    """torchrun with 2 and 3 ranks writes the results of one process, byte for byte."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["-m", "distributed", "evaluate", "--encoders", str(run_folder), *ENCODERS]
+    command += ["--data", str(corpus_folder), "--out", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
+    assert done.stdout.count("| task |") == 1
+
+
+def test_the_upstream_protocol_is_marked_and_keeps_the_last_epoch(corpus_folder: Path, tmp_path: Path):
+    """--protocol marble runs through every kind of task; its rows say so and the kept epoch is the last one."""
+    args = arguments("--encoders", "log_mel", "--data", corpus_folder, "--out", tmp_path, "--protocol", "marble")
+    assert run(args) == 0
+    rows = read(tmp_path)
+    assert {r["task"] for r in rows} == {"key", "beats", "instruments", "tempo", "collection"}
+    for row in rows:
+        assert row["protocol"] == "marble"
+        assert max(row["extra"]["kept_epochs"]) <= row["extra"]["epochs"]
+    assert any(row["extra"]["kept_epochs"] == [row["extra"]["epochs"]] * len(row["seeds"]) for row in rows)
+
+
+def test_jobs_are_dealt_evenly():
+    """The longest banks go first, each to the rank with least to do; every bank is dealt once."""
+    jobs = [argparse.Namespace(cost=c) for c in (1.0, 9.0, 3.0, 5.0, 2.0)]
+    assert deal(jobs, 2) == [[1, 0], [3, 2, 4]]
+    assert sorted(number for hand in deal(jobs, 7) for number in hand) == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_without_a_corpus_is_one_clear_sentence(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no tracks.jsonl in .*python -m data scores"):
+        run(arguments("--encoders", "log_mel", "--data", tmp_path / "nowhere", "--out", tmp_path))
+
+
+def test_nothing_to_measure_is_refused(corpus_folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="none of these encoders supports any of these tasks"):
+        run(arguments("--encoders", "chroma", "--tasks", "beats", "--data", corpus_folder, "--out", tmp_path))

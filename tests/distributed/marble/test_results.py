@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed.marble.probing import Choice, Outcome
+from distributed.marble.results import Provenance, Row, Sampling, html_table, make_rows, markdown_table, write_results
+from distributed.marble.tasks import TASKS
+
+COLLECTION = next(t for t in TASKS if t.name == "collection")
+UNITS = tuple(f"piece{i // 2}" for i in range(80))
+
+
+def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
+    """A classifier that is right on a share of 80 items, two seeds."""
+    rng = np.random.default_rng(seed)
+    target = rng.integers(0, 3, 80)
+    statistics = []
+    for _ in range(2):
+        predicted = np.where(rng.permutation(80) < round(80 * accuracy), target, (target + 1) % 3)
+        statistics.append({"predicted": predicted, "target": target})
+    both = tuple(statistics)
+    return Outcome(
+        task="collection",
+        encoder=encoder,
+        choice=Choice(1, 2, 0.7, (0.5, 0.7), (3, 5), 9),
+        statistics={"accuracy": both, "balanced_accuracy": both},
+        units=UNITS,
+        classes=("a", "b", "c"),
+        width=8,
+        train_items=100,
+    )
+
+
+def rows_of(*outcomes: Outcome, corpus: str = "c1", protocol: str = "clean") -> list[Row]:
+    provenance = {
+        o.encoder: Provenance(("first", "last"), (0, 4), {"checkpoint": o.encoder, "corpus": corpus, "features": "f"})
+        for o in outcomes
+    }
+    return make_rows(
+        COLLECTION,
+        outcomes,
+        provenance,
+        protocol=protocol,
+        baselines=("random_init", "log_mel"),
+        sampling=Sampling(resamples=400, seed=0),
+    )
+
+
+def test_a_row_says_what_was_measured_and_how():
+    """Value, interval, layer by its number in the encoder, rate, seeds, selection and extra metrics are there."""
+    [row] = rows_of(outcome("mine", 0.8, seed=0))
+    assert row["value"] == pytest.approx(0.8)
+    assert row["interval"][0] < 0.8 < row["interval"][1]
+    assert (row["task"], row["encoder"], row["protocol"], row["metric"]) == ("collection", "mine", "clean", "accuracy")
+    assert (row["layer"], row["learning_rate"], row["seeds"], row["test_items"]) == (4, 1e-3, [0, 1], 80)
+    assert row["selection"] == {"split": "valid", "metric": "accuracy", "value": 0.7}
+    assert row["extra"]["head"] == "linear"
+    assert row["extra"]["test_units"] == 40
+    assert 0.7 < row["extra"]["balanced_accuracy"]["value"] < 0.9
+    assert row["difference_to"] == {}
+
+
+def test_differences_are_paired_over_the_same_pieces():
+    """The difference of an encoder to one that errs on the same items has a narrower interval than either value."""
+    base = outcome("random_init", 0.6, seed=0)
+    better = []
+    for statistics in base.statistics["accuracy"]:
+        wrong = np.flatnonzero(statistics["predicted"] != statistics["target"])[:8]
+        predicted = statistics["predicted"].copy()
+        predicted[wrong] = statistics["target"][wrong]
+        better.append({"predicted": predicted, "target": statistics["target"]})
+    mine = Outcome(**{**vars(base), "encoder": "mine", "statistics": dict.fromkeys(base.statistics, tuple(better))})
+    row = rows_of(base, mine)[1]
+    difference = row["difference_to"]["random_init"]
+    assert difference["value"] == pytest.approx(0.1)
+    low, high = difference["interval"]
+    assert 0 < low < 0.1 < high
+    assert high - low < row["interval"][1] - row["interval"][0]
+
+
+def test_results_of_other_protocols_stay_and_old_ones_are_replaced(tmp_path: Path):
+    """Evaluating again replaces equal rows; another protocol is added; another corpus starts afresh."""
+    write_results(tmp_path, rows_of(outcome("mine", 0.5, seed=0)))
+    write_results(tmp_path, rows_of(outcome("mine", 0.8, seed=0)))
+    rows = write_results(tmp_path, rows_of(outcome("mine", 0.6, seed=0), protocol="marble"))
+    assert [r["protocol"] for r in rows] == ["clean", "marble"]
+    assert [r["value"] for r in rows] == pytest.approx([0.8, 0.6])
+    rows = write_results(tmp_path, rows_of(outcome("mine", 0.7, seed=0), corpus="c2"))
+    assert [r["value"] for r in rows] == [pytest.approx(0.7)]
+
+
+def test_tables_show_value_interval_and_protocol():
+    """Markdown and HTML hold the same numbers; the best is bold; what was not measured is a dash; names are escaped."""
+    rows = rows_of(outcome("mine<b>", 0.8, seed=0), outcome("random_init", 0.6, seed=1))
+    rows.append(rows[1] | {"task": "key", "metric": "key_weighted"})
+    markdown, page = markdown_table(rows), html_table(rows)
+    low, high = rows[0]["interval"]
+    assert f"**0.800** [{low:.3f}, {high:.3f}]" in markdown
+    assert f"<strong>0.800</strong> <small>[{low:.3f}, {high:.3f}]</small>" in page
+    assert "Protocol clean: best epoch on validation" in markdown
+    assert "| Key (weighted key score) | - |" in markdown
+    assert "<b>" not in page
