@@ -66,15 +66,15 @@ def from_yaml(schema: type[Schema], text: str) -> Schema:
 def refuse_unknown_keys(schema: type, layer: DictConfig, *, origin: str, prefix: str = "") -> None:
     """Raises ConfigError at the first key of `layer` that the dataclass `schema` does not declare."""
     declared = {f.name: f for f in fields(schema)}
-    for key in layer:
+    for key in map(str, layer):
         if key not in declared:
-            near = get_close_matches(str(key), declared, n=1, cutoff=0.5)
+            near = get_close_matches(key, declared, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys here: {', '.join(sorted(declared))}"
             raise ConfigError(f"{origin}: unknown key {prefix}{key}; {hint}")
-        inner = declared[str(key)].type
+        inner = declared[key].type
         value = layer._get_node(key)
         if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, DictConfig):
-            refuse_unknown_keys(inner, value, origin=origin, prefix=f"{prefix}{key!s}.")
+            refuse_unknown_keys(inner, value, origin=origin, prefix=f"{prefix}{key}.")
 
 
 def _parse_overrides(overrides: Iterable[str]) -> DictConfig:
