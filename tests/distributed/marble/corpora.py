@@ -32,7 +32,8 @@ def make_corpus(folder: Path, recipe: Recipe) -> Path:
             uid = f"piece{piece:03d}-take{take}"
             labels = _labels(piece, rng, recipe.duration_s)
             audio = _sound(labels, rng, recipe.duration_s)
-            soundfile.write(folder / "audio" / f"{uid}.wav", audio, RATE_HZ, subtype="FLOAT")
+            # 16 bits: libsndfile writes the time of day into the header of float files
+            soundfile.write(folder / "audio" / f"{uid}.wav", audio, RATE_HZ, subtype="PCM_16")
             rows.append(
                 {
                     "track": uid,

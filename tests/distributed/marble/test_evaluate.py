@@ -84,12 +84,9 @@ def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
     assert (tmp_path / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_give_the_rows_of_one_process(
-    results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path, ranks: int
-):
-    """torchrun with 2 and 3 ranks writes the results of one process, byte for byte."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+def test_three_ranks_give_the_rows_of_one_process(results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path):
+    """torchrun with 3 ranks, which divide neither slices nor banks, writes the results of one process, byte for byte."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     command += ["-m", "distributed", "evaluate", "--encoders", str(run_folder), *ENCODERS]
     command += ["--data", str(corpus_folder), "--out", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
