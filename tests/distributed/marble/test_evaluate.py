@@ -85,7 +85,7 @@ def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
 
 
 def test_three_ranks_give_the_rows_of_one_process(results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path):
-    """torchrun with 3 ranks, which divide neither slices nor banks, writes the results of one process, byte for byte."""
+    """torchrun with 3 ranks, which divide neither slices nor banks, writes the same results, byte for byte."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     command += ["-m", "distributed", "evaluate", "--encoders", str(run_folder), *ENCODERS]
     command += ["--data", str(corpus_folder), "--out", str(tmp_path)]
