@@ -44,7 +44,7 @@ from pupujepa.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
-# raise it when the same settings would give other bytes
+# raise it when the same settings would give other bytes (parsing, choice, labels, sound): audio is kept by its name
 RENDERER_VERSION = 1
 MIN_SECONDS = 4.0
 _SOUNDFONT = "TimGM6mb.sf2"
