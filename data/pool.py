@@ -34,7 +34,10 @@ def map_unordered(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    executor = ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=_prepare_worker)
+    # the server keeps the environment it was started with, perhaps long ago and without the store's credentials
+    executor = ProcessPoolExecutor(
+        min(workers, len(items)), mp_context=context, initializer=_prepare_worker, initargs=(dict(os.environ),)
+    )
     try:
         pending: dict[Future[Result], int] = {}
         rest = iter(items)
@@ -50,9 +53,11 @@ def map_unordered(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare_worker() -> None:
+def _prepare_worker(environment: dict[str, str]) -> None:
     import torch
 
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
