@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from distributed.run_directory import RunDirectory, write_atomically
 from pupujepa.errors import UserError
+from pupujepa.front_door import ROOMS
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 _WANDB_HOST = "api.wandb.ai"
@@ -175,7 +176,8 @@ def configure_logging(*, rank: int) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
 class _BarHandler(logging.Handler):

@@ -6,6 +6,7 @@ a crash keeps its traceback and never exits 0.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pupujepa.errors import UserError
+
+ROOMS = ("pupujepa", "data", "distributed", "sweeps")
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,18 @@ def enter(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequ
                 module.add_arguments(subparser)
                 subparser.set_defaults(run=module.run)
         args = parser.parse_args(argv)
+        listen_to_own_rooms()
         return args.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the sentence is the product
         return 2
+
+
+def listen_to_own_rooms() -> None:
+    """Shows what our rooms log from INFO on, others' from WARNING on; a process that has handlers keeps them."""
+    logging.basicConfig(format="%(message)s")
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.INFO)
 
 
 def require_own_rooms(root: Path) -> None:
@@ -64,7 +75,7 @@ def require_own_rooms(root: Path) -> None:
 
     These are also names of other people's packages; importing theirs fails later, far from the cause.
     """
-    for room in ("data", "distributed", "sweeps"):
+    for room in ROOMS[1:]:
         spec = find_spec(room)
         found = Path(spec.origin).parent if spec and spec.origin else None
         if found != root / room:
