@@ -14,6 +14,7 @@ import json
 import mmap
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _check_bytes(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardInde
     if not content:
         yield Damage(entry.name, "", f"empty, {entry.bytes} bytes and {entry.samples} samples are lost")
         return
-    if not _is_member(content[:_BLOCK_BYTES], None) and (index is None or len(content) < index.mel_offset[0]):
+    if not _is_member(content[:_BLOCK_BYTES], None) and not _holds_first_sample(content, index):
         yield Damage(entry.name, "", f"no tar file: it begins with {bytes(content[:24])!r}")
         return
     named = list(_check_members(content, entry, index)) if index is not None else []
@@ -197,6 +198,14 @@ def _check_statistics(moments: Moments, manifest: Manifest) -> Iterator[Damage]:
     for name, found, expected in (("mean", moments.mean, manifest.mean), ("std", moments.std, manifest.std)):
         if abs(found - expected) > _STATISTICS_TOLERANCE * max(1.0, abs(expected)):
             yield Damage(MANIFEST_NAME, "", f"{name} is {expected}, that of the samples {found}")
+
+
+def _holds_first_sample(content: bytes | mmap.mmap, index: ShardIndex | None) -> bool:
+    """Whether only the first header is damaged, and not the file another one altogether."""
+    if index is None:
+        return False
+    start, length = index.json_offset[0], index.json_bytes[0]
+    return zlib.crc32(content[start : start + length]) == index.json_crc32[0]
 
 
 def _is_member(header: bytes, name: str | None) -> bool:

@@ -39,7 +39,7 @@ def test_the_digest_is_an_identity():
     """The digest does not depend on how the file is laid out, and changes with every field."""
     shuffled = json.dumps(dict(reversed(json.loads(to_json(MANIFEST)).items())))
     assert from_json(shuffled.encode()).digest == MANIFEST.digest
-    others = [replace(MANIFEST, **{name: value}) for name, value in (("mean", -4.0), ("split", "test"), ("tracks", 5))]
+    others = [replace(MANIFEST, mean=-4.0), replace(MANIFEST, split="test"), replace(MANIFEST, tracks=5)]
     others.append(replace(MANIFEST, shards=SHARDS[::-1]))
     others.append(replace(MANIFEST, shards=(replace(SHARDS[0], index_sha256="x"), SHARDS[1])))
     assert len({manifest.digest for manifest in [MANIFEST, *others]}) == len(others) + 1
