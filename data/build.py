@@ -260,13 +260,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares `build`."""
     parser.add_argument("input", type=Path, metavar="INPUT", help="folder of audio, or a tracks.jsonl list")
     parser.add_argument("out", metavar="OUT", help="folder or s3:// url of the corpus")
-    parser.add_argument("--dtype", choices=DTYPES, default="uint8", help="uint8: half the bytes, error under 0.028 nat")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="uint8",
+        help="uint8: half the bytes of float16, error under 0.028 (natural log)",
+    )
     parser.add_argument("--shard-mib", type=float, default=256.0, help="about the size of a shard (default 256)")
     parser.add_argument("--part-frames", type=int, default=3072, help="longest sample, 10 ms each (default 3072)")
     parser.add_argument(
         "--min-frames", type=int, default=256, help="shorter tracks are rejected (default 256 = 2.56 s)"
     )
-    parser.add_argument("--split-fractions", type=_fractions, default=(1.0, 0.0, 0.0), metavar="TRAIN,VALID,TEST")
+    parser.add_argument(
+        "--split-fractions",
+        type=_fractions,
+        default=(1.0, 0.0, 0.0),
+        metavar="TRAIN,VALID,TEST",
+        help="shares of tracks that a list gives no split (default 1,0,0); a folder of audio stays together",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of shuffle and split (default 0)")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: all cores)")
     parser.add_argument(

@@ -137,6 +137,8 @@ def _largest_first(shares: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def _histogram(seconds: NDArray[np.float64]) -> list[str]:
+    if seconds.max() - seconds.min() < 1.0:
+        return []  # twelve bars of nothing beside a full one tell nothing
     counts, edges = np.histogram(seconds, bins=_HISTOGRAM_BINS)
     return [
         f"  {low:8.1f} - {high:8.1f} s {count:7d}  {'#' * round(_BAR_CHARACTERS * count / counts.max())}"
