@@ -207,4 +207,4 @@ def _file_name(label: str) -> str:
 
 def _reads_back(text: str) -> bool:
     """True when YAML takes `text` for the string it is, and not for a number, a list or null."""
-    return OmegaConf.from_dotlist([f"x={text}"]).x == text
+    return bool(re.fullmatch(r"[\w./][\w./:+-]*", text)) and OmegaConf.from_dotlist([f"x={text}"]).x == text

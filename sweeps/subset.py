@@ -19,8 +19,8 @@ TRACKS = "tracks.jsonl"
 def subset(rows: list[dict[str, Any]], tracks: int) -> list[dict[str, Any]]:
     """Returns about `tracks` of the rows, in their order.
 
-    Each split keeps its share; within a split whole groups are taken in the order of a hash of their name, which no seed
-    and no trial can influence.
+    Each split keeps its share; within a split whole groups are taken in the order of a hash of their name, which no
+    seed and no trial can influence.
     """
     share = min(1.0, tracks / len(rows))
     kept: set[str] = set()

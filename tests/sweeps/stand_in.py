@@ -1,0 +1,57 @@
+"""A trainer and an evaluator in one small program, for sweeps whose subject is the sweep: real processes, no learning.
+
+  python stand_in.py train RUN_DIR FLAG [overrides]      logs five steps; what else it does is decided by masks.ratio
+  python stand_in.py evaluate RUN_DIR FLAG [overrides]   writes one result, larger for a larger ratio
+
+0.5 crashes at step 2; 0.6 loses its loss at step 2; 0.7 starts a rank in a session of its own, ignores SIGTERM and goes
+on for a minute. When the file FLAG exists, all of them behave. Every start leaves a line in RUN_DIR/starts.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main(phase: str, run_dir: Path, flag: Path, overrides: list[str]) -> int:
+    """Plays one phase and returns the exit code."""
+    settings = dict(text.split("=", 1) for text in overrides)
+    ratio = 0.8 if flag.exists() else float(settings.get("masks.ratio", "0.8"))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "starts").open("a") as file:
+        file.write(f"{phase} {os.getpid()}\n")
+    if phase == "train":
+        return train(run_dir, ratio)
+    value = 0.5 + float(settings.get("masks.ratio", "0.8")) / 10
+    row = {"task": "collection", "encoder": run_dir.name, "protocol": "clean", "metric": "accuracy"}
+    row |= {"value": value, "interval": [value - 0.1, value + 0.1], "test_items": 40}
+    (run_dir / "results.jsonl").write_text(json.dumps(row) + "\n")
+    return 0
+
+
+def train(run_dir: Path, ratio: float) -> int:
+    """Logs five steps, or fails on the way."""
+    metrics = run_dir / "metrics.jsonl"
+    metrics.unlink(missing_ok=True)
+    if ratio == 0.7:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        (run_dir / "pids").write_text(f"{os.getpid()} {rank.pid}")
+    for step in range(600 if ratio == 0.7 else 5):
+        loss = None if ratio == 0.6 and step == 2 else 1 / (step + 1)
+        with metrics.open("a") as file:
+            file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+        if ratio == 0.5 and step == 2:
+            print("out of memory on purpose", file=sys.stderr)
+            return 7
+        if ratio == 0.6 and step == 2:
+            time.sleep(60)  # a run without a loss would go on for long: it must be ended
+        time.sleep(0.1 if ratio == 0.7 else 0.02)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]))
