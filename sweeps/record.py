@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -83,24 +84,26 @@ def tail(log: Path) -> tuple[str, ...]:
     """Returns the last lines of a log; progress bars that overwrite themselves count as one line."""
     if not log.is_file():
         return ()
-    lines = log.read_text(errors="replace").rstrip("\n").split("\n")
+    lines = log.read_bytes().decode(errors="replace").rstrip("\n").split("\n")
     return tuple(line.rpartition("\r")[2] for line in lines[-LOG_TAIL_LINES:])
 
 
 class MetricsTail:
-    """Follows a metrics.jsonl that another process appends to, or truncates when it resumes."""
+    """Follows a metrics.jsonl that another process appends to, and replaces by a shorter one when it resumes."""
 
     def __init__(self, path: Path):
         self._path = path
         self._offset = 0
+        self._inode = 0
 
     def new_rows(self) -> list[dict[str, Any]]:
         """Returns the whole rows that came since the last call; a line without its end is left for the next one."""
         if not self._path.is_file():
             return []
         with self._path.open("rb") as file:
-            if self._path.stat().st_size < self._offset:
-                self._offset = 0
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:
+                self._inode, self._offset = inode, 0
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)

@@ -137,12 +137,13 @@ def _train(
     samples_per_step = planned.samples / planned.steps
 
     def follow() -> str:
-        for row in metrics.new_rows():
+        rows = [row for row in metrics.new_rows() if "loss" in row]
+        for row in rows:
             if lost_its_loss(row):
                 return f"the loss is {row['loss']} at step {row['step']}"
-            if "loss" in row:
-                step = row["step"] + 1  # rows count from 0
-                report({"step": step, "samples": step * samples_per_step, "loss": row["loss"], "status": "running"})
+        if rows:
+            step = rows[-1]["step"] + 1  # rows count from 0
+            report({"step": step, "samples": step * samples_per_step, "loss": rows[-1]["loss"], "status": "running"})
         return ""
 
     code, diverged = _run(argv, plan, planned, site, "train.log", follow)

@@ -89,5 +89,5 @@ def test_a_wrong_sweep_file_is_one_sentence(write_sweep, fields, message):
 
 def test_an_unknown_key_of_a_sweep_file_names_the_nearest(write_sweep):
     """A misspelt `seed:` would otherwise run with the default."""
-    with pytest.raises(ConfigError, match="unknown key seed; did you mean seeds?"):
+    with pytest.raises(ConfigError, match=r"unknown key seed; did you mean seeds\?"):
         read_sweep(write_sweep(seed=[0]))

@@ -1,0 +1,171 @@
+"""Sweeps as a user meets them, on real Ray: end to end, with failures, killed and run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from sweeps.driver import ray_environment
+from sweeps.run import LONGEST_RAY_DIR, private_directory
+from tests.sweeps.test_leash import alive, wait_until
+
+ROOT = Path(__file__).parents[2]
+RATIO = {"key": "masks.ratio"}
+
+
+@pytest.fixture
+def sweep_command(write_sweep, shards, corpus, tmp_path):
+    """The command line of a sweep into tmp_path/out."""
+
+    def command(*words: str, **fields) -> list[str]:
+        path = write_sweep(**fields)
+        inputs = ["--shards", str(shards), "--corpus", str(corpus), "--out", str(tmp_path / "out")]
+        return [sys.executable, "-m", "sweeps", "run", str(path), *inputs, "--cpus", "2", "--grace", "1", *words]
+
+    return command
+
+
+def launch(command, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a command to its end; what it wrote comes with the assertion that fails."""
+    return subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=240, **kwargs)
+
+
+def records(out: Path) -> dict[str, dict]:
+    return {p.parent.name.rpartition("-")[0]: json.loads(p.read_text()) for p in out.glob("trials/*/trial.json")}
+
+
+def processes_about(text: str) -> list[str]:
+    """Command lines of living processes that name `text`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if text in line and int(path.parent.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+def test_two_tiny_trials_end_to_end(sweep_command, tmp_path):
+    """The real trainer and evaluator on real Ray, two trials beside each other, and the report of both."""
+    command = sweep_command(
+        budget={"samples": 32}, tasks=["collection"], probe_tracks=16, axes={"ratio": RATIO | {"values": [0.6]}}
+    )
+    done = launch(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "out"
+    for directory in out.glob("trials/*"):
+        rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3]
+        assert (directory / "export" / "args.json").exists()
+    reported = launch([sys.executable, "-m", "sweeps", "report", str(out)])
+    assert reported.returncode == 0, reported.stderr
+    assert "masks.ratio: 0.8 \N{RIGHTWARDS ARROW} 0.6" in reported.stdout
+    assert "There is one seed (0), so there is no interval over seeds" in reported.stdout
+    rows = [json.loads(line) for line in (out / "sweep.jsonl").read_text().splitlines()]
+    base, other = rows
+    difference = other["results"]["collection"]["value"] - base["results"]["collection"]["value"]
+    assert other["delta"]["collection"]["value"] == pytest.approx(difference)
+    assert [row["crops"] for row in rows] == [32, 32]
+    assert (out / "sweep.html").read_text().count("<svg") >= 1
+    assert not processes_about(str(out))
+
+
+def test_failures_kill_and_continue(sweep_command, stand_in_commands, tmp_path):
+    """A crash and a divergence are recorded while others go on; after SIGKILL nothing lives; the same command goes on.
+
+    In the end no finished trial was run twice, the crashed one was tried again, the interrupted one went on.
+    """
+    axes = {"ratio": RATIO | {"values": [0.5, 0.6, 0.7]}}
+    command = sweep_command(axes=axes, commands=stand_in_commands)
+    out = tmp_path / "out"
+    sweep = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+
+        def settled() -> bool:
+            assert sweep.poll() is None, sweep.stderr.read()
+            statuses = sorted(record["status"] for record in records(out).values())
+            return statuses == ["crashed", "diverged", "finished", "running"] and bool([*out.glob("trials/*/pids")])
+
+        wait_until(settled, timeout_s=120)
+    finally:
+        sweep.kill()
+        sweep.communicate()
+    wait_until(lambda: not processes_about(str(out)), timeout_s=30)
+    (pids,) = out.glob("trials/*/pids")
+    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+
+    (tmp_path / "behave").touch()
+    done = launch(command)
+    assert done.returncode == 1, done.stderr  # one diverged, and that stands
+    statuses = {name: record["status"] for name, record in records(out).items()}
+    assert statuses == {
+        "base-seed0": "finished", "ratio=0.5-seed0": "finished", "ratio=0.6-seed0": "diverged",
+        "ratio=0.7-seed0": "finished",
+    }  # fmt: skip
+    phases = {
+        path.parent.name.rpartition("-")[0]: [line.split()[0] for line in path.read_text().splitlines()]
+        for path in out.glob("trials/*/starts")
+    }
+    assert phases == {
+        "base-seed0": ["train", "evaluate"], "ratio=0.5-seed0": ["train", "train", "evaluate"],
+        "ratio=0.6-seed0": ["train"], "ratio=0.7-seed0": ["train", "train", "evaluate"],
+    }  # fmt: skip
+    reported = launch([sys.executable, "-m", "sweeps", "report", str(out)])
+    assert "**ratio=0.6-seed0 diverged**: the loss is None at step 2" in reported.stdout
+
+
+def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):
+    """A scheduler's SIGTERM: trials are ended, Ray is stopped, the exit code says that it was stopped."""
+    out = tmp_path / "out"
+    command = sweep_command(axes={"ratio": RATIO | {"values": [0.7]}}, commands=stand_in_commands)
+    before = {*Path(tempfile.gettempdir()).glob("sweep-*")}
+    sweep = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: [*out.glob("trials/*/pids")] or sweep.poll() is not None, timeout_s=120)
+    sweep.send_signal(signal.SIGTERM)
+    _, said = sweep.communicate(timeout=90)
+    assert sweep.returncode == 128 + signal.SIGTERM, said
+    assert not processes_about(str(out))
+    (pids,) = out.glob("trials/*/pids")
+    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+    assert {*Path(tempfile.gettempdir()).glob("sweep-*")} <= before
+    assert records(out)["ratio=0.7-seed0"]["status"] == "running"
+
+
+def test_a_dry_run_starts_nothing(sweep_command, tmp_path):
+    """It checks everything, lists the trials and writes nothing; a wrong key is one sentence and exit code 2."""
+    axes = {"ratio": RATIO | {"values": [0.6, 0.8]}}
+    done = launch(sweep_command("--dry-run", axes=axes))
+    assert done.returncode == 0, done.stderr
+    assert "ratio=0.6-seed0: 5 steps, 40 crops" in done.stdout
+    assert "ratio=0.8-seed0: the same as base-seed0, not run twice" in done.stdout
+    assert not (tmp_path / "out").exists()
+    wrong = launch(sweep_command("--dry-run", axes={"ratio": {"key": "masks.ration", "values": [0.6]}}))
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: axis 'ratio', value '0.6': ")
+    assert "did you mean masks.ratio?" in wrong.stderr
+
+
+def test_a_private_ray_can_be_joined_by_nobody_else():
+    """Each sweep draws a token of its own; settings of another Ray do not leak in."""
+    first, second = (ray_environment({"RAY_ADDRESS": "somewhere"}, root=ROOT) for _ in range(2))
+    assert "RAY_ADDRESS" not in first
+    assert first["RAY_AUTH_MODE"] == "token"
+    assert len(first["RAY_AUTH_TOKEN"]) == 64
+    assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+
+
+def test_the_private_directory_is_short_enough_for_sockets(tmp_path, monkeypatch):
+    """With a long TMPDIR, Ray's socket paths would be cut by the kernel."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 80)))
+    directory = private_directory()
+    try:
+        assert len(str(directory)) <= LONGEST_RAY_DIR
+    finally:
+        directory.rmdir()

@@ -1,0 +1,160 @@
+"""Trials without Ray: real commands under the leash, and the record that each of them leaves."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeps.axes import Trial
+from sweeps.plan import Commands, Launch, Plan, PlannedTrial, commands_for, fill
+from sweeps.record import MetricsTail, read_record, tail
+from sweeps.trial import Site, command_lines, run_trial, trial_environment
+from tests.sweeps.test_leash import alive
+
+
+@pytest.fixture
+def trial_of(tmp_path, stand_in_commands):
+    """A plan of one trial of the stand-in, and how to run it."""
+
+    def make(ratio: float, session: str = "s", digest: str = "0123456789abcdef"):
+        trial = Trial("one-seed0", "ratio", str(ratio), 0, (f"masks.ratio={ratio}",))
+        commands = Commands(**{phase: tuple(argv) for phase, argv in stand_in_commands.items()})
+        launch = Launch("demo", "shards", "corpus", ("collection",), commands, grace_s=1.0)
+        return Plan("sweep", "", launch, (PlannedTrial(trial, digest, 5, 40, {}),), {}, session)
+
+    return make
+
+
+def run(plan: Plan, out: Path):
+    reports = []
+    record = run_trial(plan, plan.trials[0], site=Site(out, os.environ), report=reports.append)
+    return record, reports
+
+
+def starts(plan: Plan, out: Path) -> list[str]:
+    return (out / plan.trials[0].directory / "starts").read_text().splitlines()
+
+
+def test_a_trial_trains_reports_and_evaluates(trial_of, tmp_path):
+    """The newest logged step reaches the scheduler as samples seen, and the tasks' values come last."""
+    record, reports = run(trial_of(0.8), tmp_path)
+    assert record.status == "finished"
+    assert (reports[-2]["step"], reports[-2]["samples"]) == (5, 40)
+    assert all(r["samples"] == 8 * r["step"] for r in reports)
+    assert reports[-1] == {"step": 5, "samples": 40, "status": "finished", "task/collection": pytest.approx(0.58)}
+
+
+def test_a_finished_trial_is_not_run_again(trial_of, tmp_path):
+    """Not in another session either; a trial that is another one (its digest) runs beside it."""
+    run(trial_of(0.8), tmp_path)
+    record, reports = run(trial_of(0.8, session="later"), tmp_path)
+    assert (record.status, len(reports)) == ("finished", 1)
+    assert len(starts(trial_of(0.8), tmp_path)) == 2
+    other = trial_of(0.8, digest="fedcba9876543210")
+    run(other, tmp_path)
+    assert len(starts(other, tmp_path)) == 2
+
+
+def test_results_that_went_missing_are_made_again(trial_of, tmp_path):
+    """A record alone is no result."""
+    plan = trial_of(0.8)
+    run(plan, tmp_path)
+    results = tmp_path / plan.trials[0].directory / "results.jsonl"
+    results.unlink()
+    run(plan, tmp_path)
+    assert results.exists()
+
+
+def test_a_crash_is_recorded_with_the_tail_of_its_log(trial_of, tmp_path):
+    """It is not tried again in its session, and is in the next; the evaluator is not started on half a run."""
+    record, reports = run(trial_of(0.5), tmp_path)
+    assert record.status == "crashed"
+    assert record.reason.startswith("the trainer exited with code 7; see ")
+    assert record.log_tail == ("out of memory on purpose",)
+    assert reports[-1]["status"] == "crashed"
+    run(trial_of(0.5), tmp_path)
+    assert len(starts(trial_of(0.5), tmp_path)) == 1
+    (tmp_path / "behave").touch()
+    assert run(trial_of(0.5, session="later"), tmp_path)[0].status == "finished"
+
+
+def test_a_trial_that_diverges_is_ended_and_recorded_for_good(trial_of, tmp_path):
+    """Without a loss there is nothing to train; the same seed would diverge again, so no session tries it again."""
+    started = time.monotonic()
+    record, _ = run(trial_of(0.6), tmp_path)
+    assert (record.status, record.reason) == ("diverged", "the loss is None at step 2")
+    assert time.monotonic() - started < 30  # the stand-in would sleep for 60 s
+    assert run(trial_of(0.6, session="later"), tmp_path)[0].status == "diverged"
+    assert len(starts(trial_of(0.6), tmp_path)) == 1
+
+
+def test_no_process_outlives_a_trial_whose_report_fails(trial_of, tmp_path):
+    """Tune ends a trial by an exception in its report, too: the ranks go, whatever session they are in."""
+    plan = trial_of(0.7)
+    pids = tmp_path / plan.trials[0].directory / "pids"
+
+    def stop(metrics):
+        if pids.exists():
+            raise InterruptedError("stopped by the scheduler")
+
+    with pytest.raises(InterruptedError):
+        run_trial(plan, plan.trials[0], site=Site(tmp_path, os.environ), report=stop)
+    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+    assert read_record(plan.trials[0], tmp_path).status == "running"  # interrupted: the next session goes on
+
+
+def test_a_trial_is_a_world_of_its_own(trial_of):
+    """Nothing of a launcher around the sweep reaches its ranks; cores are shared among them."""
+    outer = {"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "3", "TORCHELASTIC_RUN_ID": "x", "AWS_PROFILE": "music"}
+    plan = trial_of(0.8)
+    environment = trial_environment(plan, plan.trials[0], outer)
+    assert not {"RANK", "WORLD_SIZE", "SLURM_PROCID", "TORCHELASTIC_RUN_ID"} & set(environment)
+    assert environment["AWS_PROFILE"] == "music"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["WANDB_RUN_GROUP"] == "sweep"
+
+
+def test_several_ranks_meet_at_the_port_of_their_trial(trial_of, tmp_path):
+    """The ordinary commands of a trial of two ranks: torchrun, with a port for each phase."""
+    plan = trial_of(0.8)
+    launch = Launch("demo", "s3://b/train", "corpus", ("key", "tempo"), commands_for(2), ranks=2)
+    plan = Plan("sweep", "", launch, plan.trials, {}, "s")
+    lines = command_lines(plan, plan.trials[0], out=tmp_path, ports=[1111, 2222])
+    launcher = "-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port 1111 -m distributed"
+    assert " ".join(lines["train"]).startswith(f"{sys.executable} {launcher} train --preset demo --run-dir ")
+    assert lines["train"][-1] == "masks.ratio=0.8"
+    evaluate = lines["evaluate"]
+    assert evaluate[evaluate.index("--master-port") + 1] == "2222"
+    assert evaluate[evaluate.index("--tasks") + 1 :][:2] == ["key", "tempo"]
+
+
+def test_templates_fill_words_and_lists():
+    """{name} inside a word, a list in place of its word; other braces stay."""
+    filled = fill(["{a}/x", "{many}", "{none}", "{}"], {"a": "1"}, {"many": ["p", "q"], "none": []})
+    assert filled == ["1/x", "p", "q", "{}"]
+
+
+def test_metrics_are_followed_line_by_line(tmp_path):
+    """Half a line waits for its end; a log that a resumed run has cut is read from its start."""
+    path = tmp_path / "metrics.jsonl"
+    follow = MetricsTail(path)
+    assert follow.new_rows() == []
+    path.write_text('{"step": 0}\n{"step"')
+    assert follow.new_rows() == [{"step": 0}]
+    with path.open("a") as file:
+        file.write(": 1}\n")
+    assert follow.new_rows() == [{"step": 1}]
+    shorter = tmp_path / "new"
+    shorter.write_text(json.dumps({"step": 0, "again": True}) + "\n")
+    shorter.replace(path)
+    assert follow.new_rows() == [{"step": 0, "again": True}]
+
+
+def test_a_bar_that_overwrites_itself_is_one_line_of_the_tail(tmp_path):
+    """The end of a log shows what happened, not 25 states of a progress bar."""
+    log = tmp_path / "log"
+    log.write_text("first\n" + "".join(f"\r{i} of 100" for i in range(100)) + "\nlast\n")
+    assert tail(log) == ("first", "99 of 100", "last")
