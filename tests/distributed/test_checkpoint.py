@@ -162,7 +162,7 @@ def operations_of_a_commit(tmp_path, monkeypatch, crash_at):
 
 
 def test_a_crash_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
-    """Killed before the k-th file operation of a save, for every k: the old or the new checkpoint is whole, and the next save works."""
+    """Killed before the k-th file operation of a save, for every k: one checkpoint is whole and the next save works."""
     crash_at, outcomes = 0, []
     crashed = True
     while crashed:

@@ -1,4 +1,4 @@
-"""Topology: every launcher's environment gives the right place, and half an environment gives an error, never rank 0 of 1."""
+"""Topology: every launcher's environment gives the right place; half an environment is an error, never rank 0 of 1."""
 
 import pytest
 import torch

@@ -1,0 +1,121 @@
+"""Runs trainings one after the other on the same ranks: torchrun jobs.py JOBS.json; see launch.run_jobs.
+
+A job is {"run_dir", "url", "overrides"} and may ask for more: "shadow" compares the teacher with a plain average of what
+the whole student was after every step, and writes RUN/shadow.json; "stop_at" asks the last rank alone to stop.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data.manifest import read_manifest
+from distributed import train as train_module
+from distributed.build import build_parts
+from distributed.engine import full_state, prepare_deepspeed
+from distributed.experiment import check, load_experiment, with_corpus
+from distributed.preemption import StopRequest
+from distributed.run_directory import RunDirectory, only_writer
+from distributed.session import Session
+from distributed.teacher import Teacher
+from distributed.telemetry import configure_logging
+from distributed.topology import discover, loopback_interface, process_group
+from pupujepa.objective import teacher_pairs
+
+PRESET = Path(__file__).with_name("small.yaml")
+
+
+class ShadowedTeacher(Teacher):
+    """A teacher that keeps the average a second time, tensor by tensor, from copies of the whole student's weights."""
+
+    def __init__(self, step):
+        super().__init__(step)
+        self.step = step
+        self.names = [name for name, _, _ in teacher_pairs(step)]
+        self.shadow = {name: teacher.clone() for name, teacher in zip(self.names, self._teachers)}
+
+    def follow(self, momentum):
+        super().follow(momentum)
+        student = full_state(self.step)
+        for name in self.names:
+            self.shadow[name].lerp_(student[f"student.{name}"], 1 - momentum)
+
+    def report(self):
+        gap = max((t - self.shadow[n]).abs().max().item() for n, t in zip(self.names, self._teachers))
+        return {"gap": gap, "moved": self.moved(), "distance_to_student": self.distance_to_student()}
+
+
+class StopAt(StopRequest):
+    """A stop request that reaches one rank only, at one step."""
+
+    def __init__(self, asks: bool, at: int, trainer_step):
+        super().__init__()
+        self._asks, self._at, self._step = asks, at, trainer_step
+
+    @property
+    def received(self):
+        return 15 if self._asks and self._step() == self._at else None
+
+    @received.setter
+    def received(self, value):
+        pass
+
+
+def run(job, topology):
+    experiment = load_experiment([str(PRESET)], overrides=[f"stream.url={job['url']}", *job.get("overrides", [])])
+    sizes = check(experiment, world_size=topology.world_size)
+    manifest = read_manifest(experiment.stream.url)
+    directory = RunDirectory(Path(job["run_dir"]))
+    session = Session(with_corpus(experiment, manifest), sizes, topology, torch.device("cpu"), manifest, directory)
+    trainers = []
+    made = {}
+
+    def build(*args):
+        made["parts"] = build_parts(*args)
+        return made["parts"]
+
+    class Trainer(train_module.Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            trainers.append(self)
+
+    originals = (train_module.build_parts, train_module.Trainer)
+    train_module.build_parts, train_module.Trainer = build, Trainer
+    import distributed.build as build_module
+
+    if job.get("shadow"):
+        build_module.Teacher = ShadowedTeacher
+    try:
+        last = topology.rank == topology.world_size - 1
+        stop = StopAt(last and "stop_at" in job, job.get("stop_at", -1), lambda: trainers[-1].step)
+        code = train_module.train(session, stop)
+    finally:
+        train_module.build_parts, train_module.Trainer = originals
+        build_module.Teacher = Teacher
+    assert code == (85 if "stop_at" in job else 0), code
+    if job.get("shadow"):
+        report = made["parts"].teacher.report()
+        if topology.is_first:
+            (directory.root / "shadow.json").write_text(json.dumps(report))
+
+
+def main(path):
+    topology = discover(os.environ)
+    configure_logging(rank=topology.rank)
+    os.environ.update(loopback_interface(topology) | topology.environment())
+    prepare_deepspeed(os.environ, device=torch.device("cpu"))
+    with process_group(topology, timeout_s=120, device=torch.device("cpu")):
+        for job in json.loads(Path(path).read_text()):
+            if topology.is_first:
+                with only_writer(RunDirectory(Path(job["run_dir"]))):
+                    run(job, topology)
+            else:
+                run(job, topology)
+            dist.barrier()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

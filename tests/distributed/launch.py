@@ -1,0 +1,73 @@
+"""Launches training on real DeepSpeed ranks over gloo, in processes of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PRESET = Path(__file__).with_name("small.yaml")
+TIMEOUT_S = 240
+
+
+def environment() -> dict[str, str]:
+    """The environment of a launch: ours without any launcher's variables, one thread per rank."""
+    own = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "TORCHELASTIC", "WANDB"))}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        own.pop(name, None)
+    return own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The start of a command that runs `ranks` processes."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+
+
+def train_command(run_dir: Path, url: str, *overrides: str, ranks: int = 1) -> list[str]:
+    """The front door's command; plain python for one rank."""
+    start = [sys.executable] if ranks == 1 else torchrun(ranks)
+    words = ["-m", "distributed", "train", "--preset", str(PRESET), "--run-dir", str(run_dir), f"stream.url={url}"]
+    return [*start, *words, *overrides]
+
+
+def launch(command: Sequence[str]) -> subprocess.CompletedProcess:
+    """Runs a command to its end and returns it with its output."""
+    return subprocess.run(
+        command, check=False, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
+def run_jobs(path: Path, jobs: Sequence[dict], *, ranks: int) -> None:
+    """Runs several trainings in one launch (see jobs.py); starting DeepSpeed costs more than a small training."""
+    path.write_text(json.dumps(list(jobs)))
+    done = launch([*torchrun(ranks), str(Path(__file__).with_name("jobs.py")), str(path)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The losses of a run, by step."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    return [row["loss"] for row in rows]
+
+
+def deterministic_rows(run_dir: Path) -> list[dict]:
+    """All rows without what a clock measured."""
+    timed = ("crops_per_s", "step_s", "data_wait_s")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+def interrupted_copy(run_dir: Path, target: Path, *, keep_step: int) -> Path:
+    """A copy of a finished run as if it had been killed after the checkpoint of `keep_step`."""
+    shutil.copytree(run_dir, target)
+    for path in (target / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > keep_step:
+            shutil.rmtree(path)
+    shutil.rmtree(target / "export")
+    (target / "facts.json").unlink()
+    return target
