@@ -4,15 +4,34 @@ A preempted SLURM job that saves and exits 0 counts as COMPLETED and never runs 
 RequeueExit in slurm.conf, or the batch script calls `scontrol requeue` when it sees it.
 """
 
+import ctypes
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
 EXIT_CODE_REQUEUE = 85
 # SIGUSR2 comes ahead of the time limit (`#SBATCH --signal=USR2@120`), SIGTERM with preemption; SIGUSR1 is NCCL's
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_INIT = 1
+
+
+def die_with_launcher(environ: Mapping[str, str]) -> None:
+    """Asks Linux to kill this rank when torchrun dies.
+
+    torchrun starts ranks in sessions of their own. A torchrun that is killed leaves them training as orphans, which
+    hold the run directory and the cores against the next start of the same command.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environ or not sys.platform.startswith("linux"):
+        return
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() == _INIT:
+        # it died before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class StopRequest:

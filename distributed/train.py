@@ -31,7 +31,7 @@ from distributed.engine import prepare_deepspeed
 from distributed.experiment import check, load_experiment, preset_names, with_corpus
 from distributed.facts import write_facts
 from distributed.finish import export_weights
-from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest
+from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher
 from distributed.run_directory import RunDirectory, only_writer
 from distributed.run_history import begin_session, require_same_run
 from distributed.session import Session
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains; returns 0 when the run is finished and 85 when it was asked to stop and saved."""
     topology = discover(os.environ)
+    die_with_launcher(os.environ)
     configure_logging(rank=topology.rank)
     experiment = load_experiment(args.preset, file=args.config, overrides=args.overrides)
     sizes = check(experiment, world_size=topology.world_size)
