@@ -126,14 +126,17 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device) -> list[Row]:
     """Runs an evaluation inside a process group; the first rank writes the results and returns them, others none."""
-    corpus = _agreed(read_corpus(evaluation.data), topology)
-    prepared = [prepare(task, corpus) for task in evaluation.tasks]
+    manifests = dict.fromkeys(task.manifest for task in evaluation.tasks)
+    corpora = {name: _agreed(read_corpus(evaluation.data, name), topology) for name in manifests}
+    prepared = [prepare(task, corpora[task.manifest]) for task in evaluation.tasks]
     _report_left_out(prepared)
     how = HowToEncode(evaluation.which, evaluation.precision, device)
     encoders = resolve_encoders(evaluation.encoders, how)
     jobs: list[Job] = []
     for encoder in encoders:
-        jobs += _featurise(encoder, corpus, [d for d in prepared if supports(encoder, d.task)], evaluation, topology)
+        for name, corpus in corpora.items():
+            tasks = [d for d in prepared if d.task.manifest == name and supports(encoder, d.task)]
+            jobs += _featurise(encoder, corpus, tasks, evaluation, topology)
     if not jobs:
         raise UserError("none of these encoders supports any of these tasks, so there is nothing to measure")
     outcomes = _probe_all(jobs, evaluation, topology, device=device)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from distributed.marble.features import FeatureSet
 from distributed.marble.metrics import METRICS, Statistics
-from distributed.marble.probes import Bank, Features, Labelled, Monitor, Training, as_outputs, pool_items, train_bank
+from distributed.marble.outputs import as_outputs, pool_items
+from distributed.marble.probes import Bank, Features, Labelled, Monitor, Training, train_bank
 from distributed.marble.targets import Split, Targets, TaskData, item_targets, slice_targets
 from distributed.marble.tasks import Protocol
 from pupujepa.errors import UserError

@@ -172,6 +172,8 @@ def _extra(task: Task, outcome: Outcome, weights_RN: np.ndarray, provenance: Pro
         "kept_epochs": list(outcome.choice.kept_epochs),
         "epochs": outcome.choice.epochs,
     }
+    if task.target == "regression":
+        extra["outputs"] = list(outcome.classes)
     for name in task.extra_metrics:
         value, values_R = _value(name, outcome.statistics[name], weights_RN)
         extra[name] = {"value": value, "interval": list(interval(values_R))}

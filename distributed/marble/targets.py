@@ -148,7 +148,10 @@ def widened(times_s: np.ndarray, *, frames: int, frame_rate_hz: float, neighbour
 
 
 def _is_labelled(task: Task, track: Track) -> bool:
-    return all(track.labels.get(name) is not None for name in task.labels)
+    if any(track.labels.get(name) is None for name in task.labels):
+        return False
+    # zip is empty for tasks without transforms
+    return all(kind != "log" or track.labels[name] > 0 for name, kind in zip(task.labels, task.transforms))
 
 
 def _fit_space(task: Task, tracks: Sequence[Track]) -> LabelSpace:
@@ -186,10 +189,10 @@ def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -
     if task.frames is not None and name != "test":
         kept = thin(long_enough, task.frames.train_tracks if name == "train" else task.frames.valid_tracks)
     slices = [s for t in kept for s in cut(t, task.clips)]
-    group_of = {t.uid: t.group for t in kept}
+    unit_of = {t.uid: t.group if task.unit == "group" else t.uid for t in kept}
     names = [s.uid if task.aggregate == "track" else f"{s.uid}#{s.index}" for s in slices]
     numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}
-    unit_of_item = {numbers[n]: group_of[s.uid] for n, s in zip(names, slices, strict=True)}
+    unit_of_item = {numbers[n]: unit_of[s.uid] for n, s in zip(names, slices, strict=True)}
     return Split(
         tracks=tuple(kept),
         slices=tuple(slices),

@@ -77,9 +77,9 @@ class Fit:
 
     hidden: int = 0
     dropout: float = 0.0
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1)
-    max_epochs: int = 60
+    max_epochs: int = 100
     batch_size: int = 64
     patience: int = 8
     plateau_factor: float = 0.5
@@ -102,12 +102,12 @@ class Task:
         follows: the MARBLE task whose measure it takes.
         manifest: file name of the track list in the corpus folder.
         labels: keys of a track's labels; a track without all of them is left out.
-        transforms: of each label, regression only.
+        transforms: of each label, regression only; "log" for what people judge by ratios and what has a long tail.
         classes: fixed order of the classes; empty means those of the training split, sorted.
         metric: the reported one. All metrics are larger-is-better and live in `metrics.py`.
         selection: metric on validation that chooses layer and learning rate.
         aggregate: slices whose logits are averaged into one item; frame tasks score slices as they are.
-        unit: what the bootstrap resamples.
+        unit: what the bootstrap resamples: pieces (groups), or tracks where no two share one.
     """
 
     name: str
@@ -124,7 +124,7 @@ class Task:
     clips: Clips = field(default_factory=Clips)
     frames: Frames | None = None
     aggregate: Literal["track", "slice"] = "track"
-    unit: Literal["group"] = "group"
+    unit: Literal["group", "track"] = "group"
     fit: Fit = field(default_factory=Fit)
 
 
@@ -152,7 +152,7 @@ TASKS: tuple[Task, ...] = (
         clips=Clips(seconds=10.24),
         frames=Frames(),
         aggregate="slice",
-        fit=Fit(learning_rates=(1e-4, 1e-3), seeds=(0,), max_epochs=15, batch_size=8, patience=3),
+        fit=Fit(learning_rates=(3e-3, 1e-2, 3e-2), seeds=(0,), max_epochs=30, batch_size=8, patience=5),
     ),
     Task(
         name="instruments",
@@ -171,7 +171,7 @@ TASKS: tuple[Task, ...] = (
         follows="EMO",
         target="regression",
         labels=("tempo_bpm", "note_density_hz"),
-        transforms=("log", "identity"),
+        transforms=("log", "log"),
         metric="r2",
         selection="r2",
         extra_metrics=("r2_first", "r2_second"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.marble.evaluate import Evaluation, add_arguments, deal, evaluate, run
+from distributed.marble.evaluate import Evaluation, _all_or_none, add_arguments, deal, evaluate, run
 from distributed.marble.tasks import select_tasks
 from distributed.topology import Topology
 from pupujepa.errors import UserError
@@ -113,6 +113,18 @@ def test_jobs_are_dealt_evenly():
     jobs = [argparse.Namespace(cost=c) for c in (1.0, 9.0, 3.0, 5.0, 2.0)]
     assert deal(jobs, 2) == [[1, 0], [3, 2, 4]]
     assert sorted(number for hand in deal(jobs, 7) for number in hand) == [0, 1, 2, 3, 4]
+
+
+def test_where_one_rank_fails_the_others_stop(monkeypatch: pytest.MonkeyPatch):
+    """A rank whose neighbour failed stops with a sentence; the failing rank keeps its own error."""
+    monkeypatch.setattr("distributed.marble.evaluate._gather", lambda failed, topology: [failed, True])
+    with (
+        pytest.raises(UserError, match="features: rank 1 failed, so this rank stops too"),
+        _all_or_none(Topology(0, 2, 0), "features"),
+    ):
+        pass
+    with pytest.raises(ZeroDivisionError), _all_or_none(Topology(1, 2, 1), "features"):
+        raise ZeroDivisionError
 
 
 def test_a_folder_without_a_corpus_is_one_clear_sentence(tmp_path: Path):

@@ -53,7 +53,8 @@ def test_a_row_says_what_was_measured_and_how():
     assert row["value"] == pytest.approx(0.8)
     assert row["interval"][0] < 0.8 < row["interval"][1]
     assert (row["task"], row["encoder"], row["protocol"], row["metric"]) == ("collection", "mine", "clean", "accuracy")
-    assert (row["layer"], row["learning_rate"], row["seeds"], row["test_items"]) == (4, 1e-3, [0, 1], 80)
+    assert (row["layer"], row["seeds"], row["test_items"]) == (4, [0, 1], 80)
+    assert row["learning_rate"] == COLLECTION.fit.learning_rates[2]
     assert row["selection"] == {"split": "valid", "metric": "accuracy", "value": 0.7}
     assert row["extra"]["head"] == "linear"
     assert row["extra"]["test_units"] == 40
