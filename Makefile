@@ -9,8 +9,8 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-SYSTEM_TOOLS := slurmctld slurmd sbatch munged chromium g++
-SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium g++
+SYSTEM_TOOLS := slurmctld slurmd sbatch munged chromium
+SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium
 
 .PHONY: help setup system demo test lint bench clean
 
@@ -29,7 +29,6 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tinysoundfont==0.3.7
-	$(BIN)/python -m distributed warm
 	touch $@
 
 # Tests run on a real two-node SLURM and in a real browser. Installed when missing and when we may; said plainly when not.

@@ -20,7 +20,6 @@ COMMANDS = {
     "report": Command("distributed.report.page", "build the self-contained HTML page of a run"),
     "export": Command("distributed.export", "write a checkpoint in the released weight format"),
     "plan": Command("distributed.plan", "memory, FLOPs and hours of an experiment before it is queued"),
-    "warm": Command("distributed.warm", "compile DeepSpeed's communication op once, so that first runs start fast"),
 }
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def write_summary(demo: Demo) -> None:
     names = "audio_hours shards ranks zero_stage steps crops_per_s data_wait_fraction loss_first loss_last"
     summary = {name: facts[name] for name in f"{names} explained_variance effective_rank".split()}
     tracks = [json.loads(line) for line in (demo.corpus / "tracks.jsonl").read_text().splitlines()]
-    summary["pieces"] = len({track["track"].rsplit("-take", 1)[0] for track in tracks})
+    summary["pieces"] = len({track["piece"] for track in tracks})
     summary["probes"] = probe_summary(demo.out / "results.jsonl")
     summary["seconds"] = demo.seconds
     _write_json(demo.out / "summary.json", summary)

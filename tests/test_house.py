@@ -62,3 +62,13 @@ def test_importing_a_room_does_nothing(room):
         "assert not {'deepspeed', 'ray', 'wandb', 'music21'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_command_teaches_by_an_example(room):
+    """The help of each sub-command is its module's manual, and shows the command at work."""
+    commands = import_module(f"{room}.__main__").COMMANDS
+    assert commands
+    for name, command in commands.items():
+        manual = import_module(command.module).__doc__ or ""
+        assert f"python -m {room} {name}" in manual, f"python -m {room} {name} --help shows no example"
