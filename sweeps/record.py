@@ -10,7 +10,7 @@ from typing import Any, Literal
 from distributed.run_directory import write_json
 from sweeps.plan import PlannedTrial
 
-Status = Literal["waiting", "running", "finished", "diverged", "crashed"]
+Status = Literal["waiting", "running", "stopped", "finished", "diverged", "crashed"]
 LOG_TAIL_LINES = 25
 
 
@@ -21,7 +21,8 @@ class Record:
     Attributes:
         digest: of the trial that this is the record of.
         session: the start of the sweep in which it was written.
-        status: waiting and running mean that it was interrupted, once no sweep runs any more.
+        status: stopped: its trainer was asked to stop, and saved. Waiting and running mean, once no sweep runs any
+            more, that it was not reached and that it was killed.
         reason: one sentence about a failure.
         log_tail: the last lines of the failed command's output.
         train_s: seconds of training, over all starts of the trial.

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ranks", type=int, default=1, help="processes of one trial (default: %(default)s)")
     parser.add_argument("--cpus-per-trial", type=float, default=1, help="cores of one trial (default: %(default)s)")
-    parser.add_argument("--gpus-per-trial", type=float, default=0, help="GPUs of one trial (default: %(default)s)")
+    parser.add_argument("--gpus-per-trial", type=float, default=0, help="GPUs of one trial (default: 0, on the CPU)")
     parser.add_argument("--cpus", type=int, help="cores that the sweep may use (default: all of this process)")
     parser.add_argument("--grace", type=float, default=20, help="seconds a stopped trial has to save (default: 20)")
     parser.add_argument("--resume", action="store_true", help="go on although the sweep file has changed since")

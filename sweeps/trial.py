@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distributed.preemption import EXIT_CODE_REQUEUE
 from sweeps.leash import Leash
 from sweeps.plan import Plan, PlannedTrial, fill
 from sweeps.record import (
@@ -78,12 +79,18 @@ def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, s
         if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
     }
     threads = max(1, int(plan.launch.cpus / plan.launch.ranks))
-    return inherited | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": str(threads),
-        "WANDB_RUN_GROUP": plan.name,
-        "WANDB_NAME": planned.trial.name,
-    }
+    # trials that asked for no GPU would all take the first one
+    devices = {} if plan.launch.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return (
+        inherited
+        | devices
+        | {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": str(threads),
+            "WANDB_RUN_GROUP": plan.name,
+            "WANDB_NAME": planned.trial.name,
+        }
+    )
 
 
 def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int]) -> dict[str, list[str]]:
@@ -150,6 +157,8 @@ def _train(
     log = site.out / planned.directory / "train.log"
     if diverged:
         return {"status": "diverged", "reason": diverged, "log_tail": tail(log)}
+    if code == EXIT_CODE_REQUEUE:
+        return {"status": "stopped", "reason": "the trainer was asked to stop, and saved; it goes on from there"}
     return _crash("trainer", code, log)
 
 

@@ -47,12 +47,12 @@ def fit(plan: Plan, out: Path) -> None:
 
 def _tuner(plan: Plan, out: Path, trainable: Any) -> tune.Tuner:
     path = out / "tune" / plan.digest
-    # to Tune a trial whose command failed is over, so a sweep that tries such trials again starts with a new state;
-    # what is finished ends at once in it
-    failed = any(read_record(planned, out).failed for planned in plan.trials)
+    # to Tune a trial whose command failed or stopped is over, so a sweep that starts such trials again needs a new
+    # state; what is finished ends at once in it
+    over = any(read_record(planned, out).status in ("crashed", "diverged", "stopped") for planned in plan.trials)
     # can_restore is content with the tuner alone, but a restored one without the trials' state has no trials
     has_state = any(path.glob("experiment_state-*.json"))
-    if tune.Tuner.can_restore(path) and has_state and not failed:
+    if tune.Tuner.can_restore(path) and has_state and not over:
         return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
     return tune.Tuner(
         trainable,

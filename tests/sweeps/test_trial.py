@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,16 @@ def test_a_trial_that_diverges_is_ended_and_recorded_for_good(trial_of, tmp_path
     assert time.monotonic() - started < 30  # the stand-in would sleep for 60 s
     assert run(trial_of(0.6, session="later"), tmp_path)[0].status == "diverged"
     assert len(starts(trial_of(0.6), tmp_path)) == 1
+
+
+def test_a_trainer_that_was_asked_to_stop_goes_on_in_the_next_session(trial_of, tmp_path):
+    """The trainer's exit code 85 means saved, not failed; the probes wait until it has finished."""
+    plan = trial_of(0.8)
+    stops = Commands(("{python}", "-c", "raise SystemExit(85)"), plan.launch.commands.evaluate)
+    interrupted = replace(plan, launch=replace(plan.launch, commands=stops))
+    record, _ = run(interrupted, tmp_path)
+    assert (record.status, record.failed) == ("stopped", False)
+    assert run(trial_of(0.8, session="later"), tmp_path)[0].status == "finished"
 
 
 def test_no_process_outlives_a_trial_whose_report_fails(trial_of, tmp_path):
