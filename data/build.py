@@ -131,11 +131,11 @@ class Build:
         hours = 0.0
         with Progress(len(self.tracks), title="features", unit="tracks") as progress:
             if known:
-                progress.advance("from an earlier run", count=len(known))
+                progress.advance(note="from an earlier run", count=len(known))
             for position, facts in map_unordered(work, todo, workers=self.workers, preload="data.features"):
                 known[position] = facts
                 hours += self._hours(facts.frames)
-                progress.advance(f"{hours / (progress.elapsed_s / 60):.2f} h of audio per minute")
+                progress.advance(note=f"{hours / (progress.elapsed_s / 60):.2f} h of audio per minute")
         done = [SpooledTrack(self.tracks[i], self.names[i], known[i]) for i in range(len(self.tracks))]
         rejected = [{"track": t.track.track, "reason": t.facts.rejected} for t in done if t.facts.rejected]
         return [t for t in done if not t.facts.rejected], rejected
@@ -172,7 +172,7 @@ class Build:
             ):
                 entries[shards[position].name] = entry
                 written_bytes += entry.bytes
-                progress.advance(f"{written_bytes / progress.elapsed_s / 1e6:.0f} MB/s")
+                progress.advance(note=f"{written_bytes / progress.elapsed_s / 1e6:.0f} MB/s")
         return entries
 
     def _remove_strangers(self, planned: set[str]) -> None:

@@ -2,10 +2,20 @@
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def follow(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[T]:
+    """Yields the items and counts each as done when the next one is asked for."""
+    with Progress(total, title=title, unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
 
 
 class Progress:
@@ -17,6 +27,7 @@ class Progress:
         unit: of the things, e.g. "tracks".
         stream: where it is shown.
         every_s: between the lines when `stream` is no terminal.
+        shown: False counts in silence, as all ranks but the first do.
         clock: seconds that only grow.
     """
 
@@ -28,15 +39,15 @@ class Progress:
         unit: str,
         stream: TextIO | None = None,
         every_s: float = 10.0,
+        shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total, self.title, self.unit, self.done = total, title, unit, 0
         self._stream = stream or sys.stderr
-        self._every_s, self._clock = every_s, clock
+        self._every_s, self._clock, self._shown = every_s, clock, shown
         self._started_at = self._shown_at = clock()
-        self._bar = tqdm(
-            total=total, desc=title, unit=f" {unit}", file=self._stream, disable=not self._stream.isatty(), leave=True
-        )
+        bar = shown and self._stream.isatty()
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", file=self._stream, disable=not bar, leave=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -51,7 +62,7 @@ class Progress:
         """Seconds since the start."""
         return max(self._clock() - self._started_at, 1e-9)
 
-    def advance(self, note: str = "", *, count: int = 1) -> None:
+    def advance(self, count: int = 1, *, note: str = "") -> None:
         """Counts `count` things and shows `note`, e.g. a rate in the user's own unit."""
         self.done += count
         if self._bar.disable:
@@ -61,7 +72,13 @@ class Progress:
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
 
+    def say(self, note: str) -> None:
+        """Shows what is being done, behind the bar."""
+        self._bar.set_postfix_str(note)
+
     def _line(self, note: str) -> None:
+        if not self._shown:
+            return
         self._shown_at = self._clock()
         left_s = self.elapsed_s / self.done * (self.total - self.done)
         rest = f", about {left_s:.0f} s left" if self.done < self.total else f" in {self.elapsed_s:.0f} s"

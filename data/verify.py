@@ -64,7 +64,7 @@ def verify(url: str, *, deep: bool = False) -> list[Damage]:
         for entry in manifest.shards:
             damages += _check_shard(store, entry, manifest=manifest, moments=moments if deep else None, uids=uids)
             checked_bytes += entry.bytes
-            progress.advance(f"{checked_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
+            progress.advance(note=f"{checked_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
     if deep and manifest.split == "train" and not damages:
         damages += _check_statistics(moments, manifest)
     return damages

@@ -23,4 +23,6 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(enter("distributed", COMMANDS, manual=__doc__))
+    # DeepSpeed's launcher adds it for scripts that do not read the environment
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
+    sys.exit(enter("distributed", COMMANDS, manual=__doc__, argv=arguments))

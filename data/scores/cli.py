@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from data.files import PART_SUFFIX, atomic_file
+from data.progress import follow
 from data.scores.catalogue import COLLECTIONS
 from data.scores.corpus import Source, choose_pieces
 from data.scores.grouping import group_pieces
 from data.scores.labels import key_of, label_take
 from data.scores.pieces import Piece
-from data.scores.progress import progress
 from data.scores.rendering import Job, render_job, wav_size
 from data.scores.splits import assign_splits
 from data.scores.takes import Take, draw_take, notes_of, transpose_takes
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     _claim(out, _settings(args, soundfont))
     _remove_leftovers(out)
     source = Source(corpus, cache=args.cache or out / "notes", reader=version("music21"))
-    pieces, rejected = choose_pieces(source, args.pieces, seed=args.seed, workers=args.workers, progress=progress)
+    pieces, rejected = choose_pieces(source, args.pieces, seed=args.seed, workers=args.workers)
     if not pieces:
         raise UserError(f"none of the {len(rejected)} scores in {corpus} could be used: reinstall music21")
     tracks, takes = plan_tracks(pieces, takes=args.takes, seed=args.seed, seconds=args.seconds)
@@ -191,7 +191,7 @@ def _render(takes: Sequence[Take], pieces: Sequence[Piece], *, out: Path, soundf
         path = out / _audio_path(take)
         if not path.is_file() or path.stat().st_size != wav_size(take.seconds):
             jobs.append(Job(take, notes_of(by_uid[take.piece], take), path, soundfont))
-    for _ in progress(map_in_order(render_job, jobs, workers=workers), total=len(jobs), what="rendering"):
+    for _ in follow(map_in_order(render_job, jobs, workers=workers), total=len(jobs), title="rendering", unit="takes"):
         pass
 
 

@@ -2,22 +2,19 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data.files import atomic_file
+from data.progress import follow
 from data.scores.catalogue import COLLECTIONS, Candidate, Collection, list_candidates, order_candidates, share_out
 from data.scores.parsing import parse_piece
 from data.scores.pieces import FORMAT_VERSION, Piece, UnusableScoreError, piece_from_json, piece_to_json
 from data.scores.workers import map_in_order
 
 _LOG = logging.getLogger(__name__)
-
-# wraps an iterable of known length, to show how far it is
-Progress = Callable[..., Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,7 @@ class Source:
     reader: str
 
 
-def choose_pieces(
-    source: Source, count: int, *, seed: int, workers: int, progress: Progress
-) -> tuple[list[Piece], list[Rejected]]:
+def choose_pieces(source: Source, count: int, *, seed: int, workers: int) -> tuple[list[Piece], list[Rejected]]:
     """Returns `count` pieces, fewer when there are not as many, and what was chosen but could not be used.
 
     The collections give equal shares. For a piece that cannot be used the next one of its collection is taken, so the
@@ -61,7 +56,8 @@ def choose_pieces(
         if not chosen:
             break
         read = map_in_order(partial(_read_cached, source), chosen, workers=workers)
-        for candidate, outcome in zip(chosen, progress(read, total=len(chosen), what="parsing"), strict=True):
+        followed = follow(read, total=len(chosen), title="parsing", unit="pieces")
+        for candidate, outcome in zip(chosen, followed, strict=True):
             if isinstance(outcome, Rejected):
                 rejected.append(outcome)
                 available[candidate.collection] -= 1

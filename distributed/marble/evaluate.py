@@ -25,11 +25,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data.progress import Progress
 from distributed.marble.corpus import Corpus, read_corpus
 from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports
 from distributed.marble.features import Plan, compute_features, gather_features, make_plan
 from distributed.marble.probing import Outcome, Subject, probe
-from distributed.marble.progress import Progress
 from distributed.marble.pupujepa_encoder import HowToEncode
 from distributed.marble.readout import spread_layers
 from distributed.marble.results import Provenance, Row, Sampling, make_rows, markdown_table, write_results
@@ -177,7 +177,7 @@ def _featurise(
         plan = _plan(clips, sharing)
         mine = sum(len(p) for n, p in enumerate(plan.parts) if n % topology.world_size == topology.rank)
         with (
-            Progress(f"features of {encoder.name}", total=mine, unit="slice", shown=topology.is_first) as progress,
+            Progress(mine, title=f"features of {encoder.name}", unit="slices", shown=topology.is_first) as progress,
             _all_or_none(topology, f"features of {encoder.name}"),
         ):
             folder = compute_features(
@@ -221,7 +221,7 @@ def _probe_all(
     mine = deal(jobs, topology.world_size)[topology.rank]
     outcomes: dict[int, Outcome] = {}
     with (
-        Progress("probes", total=len(mine), unit="bank", shown=topology.is_first) as progress,
+        Progress(len(mine), title="probes", unit="banks", shown=topology.is_first) as progress,
         _all_or_none(topology, "probes"),
     ):
         for number in mine:

@@ -167,11 +167,8 @@ def small_corpus(folder: Path) -> Path:
 
 
 def choose(folder: Path, count: int, cache: Path):
-    def plain(items, *, total, what):
-        return items
-
     source = Source(small_corpus(folder) if not folder.exists() else folder, cache=cache, reader="test")
-    return choose_pieces(source, count, seed=0, workers=1, progress=plain)
+    return choose_pieces(source, count, seed=0, workers=1)
 
 
 def test_an_unusable_score_is_replaced_and_recorded_with_its_reason(tmp_path):
@@ -190,7 +187,7 @@ def test_parsed_pieces_come_from_the_cache_and_another_readers_are_read_again(tm
     second, _ = choose(tmp_path / "corpus", 4, tmp_path / "cache")
     assert [p.uid for p in first] == [p.uid for p in second]
     source = Source(tmp_path / "corpus", cache=tmp_path / "cache", reader="newer")
-    pieces, rejected = choose_pieces(source, 4, seed=0, workers=1, progress=lambda items, **_: items)
+    pieces, rejected = choose_pieces(source, 4, seed=0, workers=1)
     assert not pieces and len(rejected) == 6
 
 
