@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.update(loopback_interface(topology) | dict(os.environ) | topology.environment())
     manifest = read_manifest(experiment.stream.url)
     experiment = with_corpus(experiment, manifest)
+    # before the ranks meet, and so before any of them can have written there
+    require_same_run(directory, experiment, fresh=args.fresh)
     prepare_deepspeed(os.environ, device=device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -82,13 +84,12 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(only_writer(directory))
         dist.barrier()
         session = Session(experiment, sizes, topology, device, manifest, directory)
-        return train(session, stop, fresh=args.fresh)
+        return train(session, stop)
 
 
-def train(session: Session, stop: StopRequest, *, fresh: bool = False) -> int:
+def train(session: Session, stop: StopRequest) -> int:
     """Runs one session of a run, with the process group up and the run directory locked."""
     experiment, directory, topology = session.experiment, session.directory, session.topology
-    require_same_run(directory, experiment, fresh=fresh)
     store = CheckpointStore(directory.checkpoints, topology, keep=experiment.checkpoint.keep)
     found = store.newest_whole()
     first_step = found.step if found else 0

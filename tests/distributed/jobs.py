@@ -1,7 +1,7 @@
 """Runs trainings one after the other on the same ranks: torchrun jobs.py JOBS.json; see launch.run_jobs.
 
-A job is {"run_dir", "url", "overrides"} and may ask for more: "shadow" compares the teacher with a plain average of what
-the whole student was after every step, and writes RUN/shadow.json; "stop_at" asks the last rank alone to stop.
+A job is {"run_dir", "url", "overrides"} and may ask for more: "shadow" compares the teacher with a plain average of
+what the whole student was after every step, and writes RUN/shadow.json; "stop_at" asks the last rank alone to stop.
 """
 
 import json

@@ -181,7 +181,7 @@ def test_a_crash_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, monke
 
 
 def test_sigkill_in_the_middle_of_writing(tmp_path, store):
-    """A process that is killed while it writes a checkpoint leaves the previous one, and no lock or rest that matters."""
+    """A process that is killed while it writes a checkpoint leaves the previous one, and no rest that matters."""
     store.save(5, writer("five"), {})
     code = (
         "import sys, time, torch; from pathlib import Path\n"
@@ -225,7 +225,7 @@ def test_asking_for_a_checkpoint_that_is_not_there(store):
 
 
 def test_every_file_has_one_owner():
-    """DeepSpeed's files of a rank belong to that rank, what is written once to rank 0: each is digested exactly once."""
+    """DeepSpeed's files of a rank belong to that rank, what is written once to rank 0: each has one digest."""
     owner = checkpoint_module._owner
     assert owner(Path("zero_pp_rank_3_mp_rank_00_optim_states.pt"), 8) == 3
     assert owner(Path("bf16_zero_pp_rank_5_mp_rank_00_optim_states.pt"), 8) == 5

@@ -31,7 +31,7 @@ def training_step():
 
 @given(st.integers(1, 4096), st.integers(0, 64), st.integers(1, 64))
 def test_the_global_batch_never_changes(global_batch, micro_batch, world_size):
-    """Whatever the ranks and the micro-batch, the product of the three numbers is the global batch, or it is refused."""
+    """Whatever the ranks and the micro-batch, the three numbers multiply to the global batch, or it is refused."""
     try:
         sizes = batch_sizes(global_batch, micro_batch=micro_batch, world_size=world_size)
     except UserError:
@@ -69,7 +69,7 @@ def test_impossible_engines_are_refused(field):
 
 
 def test_only_matrices_decay():
-    """Biases, norms and the mask token are not decayed; every trainable parameter is in one group, the teacher in none."""
+    """Biases, norms and the mask token are not decayed; every trained parameter is in one group, the teacher in none."""
     step = training_step()
     names = {id(p): name for name, p in step.named_parameters()}
     decayed, plain = parameter_groups(step, 0.05)

@@ -1,0 +1,227 @@
+"""The train command as a user meets it: killed and run again, asked to stop, misspelt, finished, launched by others."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distributed.__main__ import COMMANDS
+from distributed.checkpoint import CheckpointStore
+from distributed.topology import Topology
+from pupujepa.front_door import enter
+from tests.data.shardsets import build_shard_set
+from tests.distributed.launch import (
+    PRESET,
+    ROOT,
+    TIMEOUT_S,
+    deterministic_rows,
+    environment,
+    launch,
+    losses,
+    train_command,
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    url = tmp_path_factory.mktemp("shards") / "train"
+    build_shard_set(str(url), (16, 16, 16, 16), num_frames=lambda number: 64 + number % 9)
+    return str(url)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, shards):
+    """A run that is never interrupted: one process, started by plain python."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    done = launch(train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5"))
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def straight_on_two(tmp_path_factory, shards):
+    """The same on two ranks, started by DeepSpeed's own launcher, with wandb."""
+    root = tmp_path_factory.mktemp("two")
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--module", "distributed"]
+    words = ["train", "--preset", str(PRESET), "--run-dir", str(root / "run"), f"stream.url={shards}"]
+    done = subprocess.run(
+        [*launcher, *words, "train.steps=60", "checkpoint.every=5", "telemetry.wandb=auto"],
+        check=False,
+        # no key of the developer's, and DeepSpeed's launcher counts GPUs unless it is told
+        env=environment() | {"DS_ACCELERATOR": "cpu", "HOME": str(root)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return root / "run"
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
+        assert process.poll() is None, "training ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
+    """SIGKILL on both ranks and all their processes; the same command continues, and the log equals a straight run's."""
+    run_dir = tmp_path / "run"
+    command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5", "stream.workers=1", ranks=2)
+    for step in (8, 31):
+        process = subprocess.Popen(
+            command, env=environment(), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        wait_for_step(run_dir, step, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    done = launch(command)
+    assert done.returncode == 0, done.stderr
+    assert "continuing" in done.stderr
+    assert deterministic_rows(run_dir) == deterministic_rows(straight_on_two)
+    facts = json.loads((run_dir / "facts.json").read_text())
+    assert len(facts["resumed"]) == 2
+    assert all(session["step"] >= 5 for session in facts["resumed"])
+    assert not list(run_dir.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_asked_to_stop_it_saves_and_exits_with_85(tmp_path, shards, straight, number):
+    """SLURM's signals, sent to every process of the step as SLURM does: the run saves, exits with 85 and continues."""
+    run_dir = tmp_path / "run"
+    command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=1000", "stream.workers=1")
+    process = subprocess.Popen(
+        command, env=environment(), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(run_dir, 10, process)
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 85, said
+    assert "the same command continues from there (exit code 85)" in said
+    (step,) = CheckpointStore(run_dir / "checkpoints", Topology(), keep=9).steps()
+    assert 10 < step < 60
+    if number == signal.SIGTERM:
+        done = launch(command)
+        assert done.returncode == 0, done.stderr
+        assert f"continuing {run_dir} from step-{step:07d}" in done.stderr
+        assert losses(run_dir) == losses(straight)
+
+
+def test_a_flipped_bit_falls_back_and_the_log_is_the_same(tmp_path, shards, straight):
+    """With its newest checkpoint damaged a run names the file, goes back to the one before, and ends the same."""
+    run_dir = tmp_path / "run"
+    overrides = ("train.steps=60", "checkpoint.every=5")
+    process = subprocess.Popen(
+        train_command(run_dir, shards, *overrides),
+        env=environment(),
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_step(run_dir, 17, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    newest = (
+        run_dir / "checkpoints" / f"step-{CheckpointStore(run_dir / 'checkpoints', Topology(), keep=9).steps()[0]:07d}"
+    )
+    damaged = newest / "engine" / "mp_rank_00_model_states.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    done = launch(train_command(run_dir, shards, *overrides))
+    assert done.returncode == 0, done.stderr
+    assert f"{damaged} is damaged" in done.stderr
+    assert "falling back to the checkpoint before it" in done.stderr
+    assert deterministic_rows(run_dir) == deterministic_rows(straight)
+
+
+def test_a_finished_run_has_nothing_to_do(straight, shards):
+    """The same command after the end changes nothing and says so."""
+    before = {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file() and p.name != "writer.lock"}
+    done = launch(train_command(straight, shards, "train.steps=60", "checkpoint.every=5"))
+    assert done.returncode == 0
+    assert "is finished: all 60 steps are trained" in done.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file() and p.name != "writer.lock"}
+
+
+@pytest.fixture
+def front_door(monkeypatch, capsys):
+    """Enters `python -m distributed` in this process; returns the exit code and what was written to stderr."""
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    handlers, level = logging.root.handlers[:], logging.root.level
+
+    def call(*words):
+        code = enter("distributed", COMMANDS, manual="", argv=list(words))
+        return code, capsys.readouterr().err
+
+    yield call
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train.stepz=3"], "error: command line: unknown key train.stepz; did you mean train.steps?"),
+        (["model=lage"], "error: there is no model 'lage'; choose one of base"),
+        (["--preset", "dem"], "error: there is no preset 'dem'; choose one of base"),
+        (["stream.url=/nowhere/shards"], "/nowhere/shards"),
+        (["stream.global_batch=7", "engine.micro_batch=2"], "error: engine.micro_batch=2 does not divide the 7 crops"),
+        (["train.seed=5"], "holds another run: train.seed: 0 -> 5; going on would mix the two"),
+        (["--fresh"], "error: --fresh was asked for, but"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_sentence(front_door, straight, shards, words, sentence):
+    """Exit code 2 and one line that says what is wrong, before anything is started."""
+    command = train_command(straight, shards, "train.steps=60")
+    code, said = front_door(*command[command.index("train") :], *words)
+    assert code == 2
+    assert len(said.splitlines()) == 1
+    assert sentence in said
+
+
+def test_a_run_that_lost_its_checkpoints_does_not_begin_again(front_door, tmp_path, shards, straight):
+    """Deleted checkpoints are an error, not step 0 over the log of a run."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (run_dir / name).write_text((straight / name).read_text())
+    command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5")
+    code, said = front_door(*command[command.index("train") :])
+    assert code == 2
+    assert "was trained to step 60, but its checkpoints are gone" in said
+
+
+def test_half_a_launcher_does_not_train_alone(front_door, tmp_path, shards, monkeypatch):
+    """A RANK without a WORLD_SIZE is an error on the command line too."""
+    monkeypatch.setenv("RANK", "0")
+    command = train_command(tmp_path / "run", shards)
+    code, said = front_door(*command[command.index("train") :])
+    assert code == 2
+    assert "would train alone" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_deepspeed_launcher_gives_the_same_run(straight, straight_on_two):
+    """`deepspeed --module distributed train` on two ranks: the losses of one process; rank 0 alone speaks to wandb."""
+    assert losses(straight_on_two) == pytest.approx(losses(straight), rel=1e-5)
+    assert len(list(straight_on_two.glob("wandb/offline-run-*/*.wandb"))) == 1
+
+
+def test_help_teaches(front_door, capsys):
+    """--help names the launchers, the presets and the override syntax."""
+    with pytest.raises(SystemExit, match="0"):
+        front_door("train", "--help")
+    text = capsys.readouterr().out
+    for words in ("torchrun --nproc-per-node", "srun python -m distributed", "demo", "KEY=VALUE", "exits with code 85"):
+        assert words in text
