@@ -7,8 +7,8 @@ so does the command. The leash is also the subreaper of all it started (Linux), 
 its session or by losing its parent. It imports the standard library only, to start in a few hundredths of a second.
 
 Ending means SIGTERM to the command alone (a trainer that is asked to save still needs its data workers) and up to
-`--grace` seconds to leave; then the same for all that it left behind; then SIGKILL for whoever is still there. The exit
-code is the command's (128 + signal when it was killed).
+`--grace` seconds to leave; then the same, `--linger` seconds, for all that it left behind; then SIGKILL for whoever is
+still there. The exit code is the command's (128 + signal when it was killed).
 """
 
 import argparse
@@ -35,6 +35,7 @@ class Leash:
         log: takes the command's output, appended; None leaves it on the owner's.
         remove: a directory that the leash removes in the end, whatever the end was.
         grace_s: between SIGTERM and SIGKILL.
+        linger_s: the same for what the command leaves behind; by default as long.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Leash:
         log: Path | None = None,
         remove: Path | None = None,
         grace_s: float = 10.0,
+        linger_s: float | None = None,
     ):
-        options = ["--grace", str(grace_s), *(["--remove", str(remove)] if remove else [])]
-        self._grace_s = grace_s
+        linger_s = grace_s if linger_s is None else linger_s
+        options = ["--grace", str(grace_s), "--linger", str(linger_s), *(["--remove", str(remove)] if remove else [])]
+        self._patience_s = grace_s + linger_s + 30
         read_end, write_end = os.pipe()  # both are close-on-exec, so no other child holds the owner's end
         self._write_end: int | None = write_end
         output = log.open("ab") if log else None
@@ -81,13 +84,14 @@ class Leash:
         if self._write_end is not None:
             os.close(self._write_end)
             self._write_end = None
-        return self._process.wait(timeout=2 * self._grace_s + 30)
+        return self._process.wait(timeout=self._patience_s)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command of `argv` until it ends or the owner does; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grace", type=float, default=10.0, help="seconds between SIGTERM and SIGKILL")
+    parser.add_argument("--linger", type=float, default=10.0, help="the same for what the command leaves behind")
     parser.add_argument("--remove", help="a directory to remove in the end, whatever the end was")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args(argv)
@@ -105,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
         pass
     if child.poll() is None:
         _terminate(child, args.grace)
-    _end_descendants(args.grace)
+    _end_descendants(args.linger)
     if args.remove:
         shutil.rmtree(args.remove, ignore_errors=True)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
@@ -146,10 +150,10 @@ def _terminate(child: subprocess.Popen, grace_s: float) -> None:
         child.wait()
 
 
-def _end_descendants(grace_s: float) -> None:
+def _end_descendants(linger_s: float) -> None:
     """Asks whom the command left behind to leave, then kills until nobody is left: a process may start others."""
     _signal_each(descendants(os.getpid()), signal.SIGTERM)
-    deadline = time.monotonic() + grace_s
+    deadline = time.monotonic() + linger_s
     while alive := descendants(os.getpid()):
         if time.monotonic() > deadline:
             _signal_each(alive, signal.SIGKILL)

@@ -160,7 +160,8 @@ def drive(out: Path, *, cpus: int, grace_s: float) -> int:
         env=ray_environment(os.environ, root=ROOT),
         cwd=ROOT,
         remove=ray_dir,
-        grace_s=grace_s + 10,  # the driver waits for its trials
+        grace_s=grace_s + 10,  # the driver stops Ray after its trials
+        linger_s=grace_s + 1,  # trials that lost their driver have leashes of their own
     )
     try:
         while leash.poll() is None and not asked:

@@ -93,7 +93,7 @@ def test_failures_kill_and_continue(sweep_command, stand_in_commands, tmp_path):
             statuses = sorted(record["status"] for record in records(out).values())
             return statuses == ["crashed", "diverged", "finished", "running"] and bool([*out.glob("trials/*/pids")])
 
-        wait_until(settled, timeout_s=120)
+        wait_until(settled, timeout_s=180)
     finally:
         sweep.kill()
         sweep.communicate()
@@ -127,7 +127,7 @@ def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):
     command = sweep_command(axes={"ratio": RATIO | {"values": [0.7]}}, commands=stand_in_commands)
     before = {*Path(tempfile.gettempdir()).glob("sweep-*")}
     sweep = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: [*out.glob("trials/*/pids")] or sweep.poll() is not None, timeout_s=120)
+    wait_until(lambda: [*out.glob("trials/*/pids")] or sweep.poll() is not None, timeout_s=180)
     sweep.send_signal(signal.SIGTERM)
     _, said = sweep.communicate(timeout=90)
     assert sweep.returncode == 128 + signal.SIGTERM, said
