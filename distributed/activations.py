@@ -4,10 +4,11 @@ Every tensor that autograd keeps is counted once per storage. What grows with th
 not are the bf16 copies of the weights.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distributed.engine import PRECISIONS
@@ -38,8 +39,10 @@ def saved_bytes(experiment: Experiment) -> SavedBytes:
 def _traced(experiment: Experiment, *, depth: int) -> tuple[int, int]:
     config = replace(experiment.model, depth=depth)
     objective = replace(experiment.objective, target_layers=min(experiment.objective.target_layers, depth))
+    with torch.device("meta"):
+        model = PupuJEPA(config)
     step = TrainingStep(
-        PupuJEPA(config),
+        model,
         objective,
         PRECISIONS[experiment.engine.precision],
         activation_checkpointing=experiment.engine.activation_checkpointing,
@@ -47,20 +50,30 @@ def _traced(experiment: Experiment, *, depth: int) -> tuple[int, int]:
     context = num_context(experiment.masks, config.num_patches)
     targets = num_targets(experiment.masks, config.num_patches)
     # tensors have shapes and types inside, but no values
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        one, two = (_kept_by_forward(step, crops, context=context, targets=targets) for crops in (1, 2))
+    with FakeTensorMode():
+        own = {p.untyped_storage()._cdata for p in _without_values(step, step.teacher)}
+        one, two = (_kept_by_forward(step, crops, context=context, targets=targets, own=own) for crops in (1, 2))
     return two - one, 2 * one - two
 
 
-def _kept_by_forward(step: TrainingStep, crops: int, *, context: int, targets: int) -> int:
+def _without_values(*modules: nn.Module) -> Iterator[nn.Parameter]:
+    """Replaces all parameters, in place, by ones of the tracing mode that is active; yields those."""
+    for module in (inner for outer in modules for inner in outer.modules()):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                made = nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad)
+                module._parameters[name] = made
+                yield made
+
+
+def _kept_by_forward(step: TrainingStep, crops: int, *, context: int, targets: int, own: set[int]) -> int:
     config = step.config
-    own = {p.untyped_storage()._cdata for p in step.parameters()}
-    kept: dict[int, int] = {}
+    # holds the tensors, so that no storage's address is used again
+    kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -71,4 +84,4 @@ def _kept_by_forward(step: TrainingStep, crops: int, *, context: int, targets: i
             torch.zeros(crops, targets, dtype=torch.int64),
         )
     assert loss.requires_grad
-    return sum(kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

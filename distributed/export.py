@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line of `export`."""
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--out", type=Path, help="folder to write (default: RUN/export)")
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reads a checkpoint, verified, and writes the release."""
     configure_logging(rank=0)
-    directory = RunDirectory(args.run)
+    directory = RunDirectory(args.run_dir)
     checkpoint = committed(directory.checkpoints, step=args.step)
     path = write_release(model_of(checkpoint), args.out or directory.export, checkpoint=checkpoint)
     logger.info("wrote %s from %s", path, checkpoint.path)

@@ -69,7 +69,7 @@ def test_impossible_engines_are_refused(field):
 
 
 def test_only_matrices_decay():
-    """Biases, norms and the mask token are not decayed; every trained parameter is in one group, the teacher in none."""
+    """Biases, norms and the mask token do not decay; every trained parameter is in one group, the teacher in none."""
     step = training_step()
     names = {id(p): name for name, p in step.named_parameters()}
     decayed, plain = parameter_groups(step, 0.05)

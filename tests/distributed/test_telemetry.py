@@ -82,7 +82,8 @@ def test_wandb_continues_under_the_same_id_offline(tmp_path):
     """Two sessions of a run are one wandb run: same id, offline files in the run directory, no network."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from distributed.run_directory import RunDirectory; from distributed.telemetry import TelemetryConfig, WandbSink\n"
+        "from distributed.run_directory import RunDirectory\n"
+        "from distributed.telemetry import TelemetryConfig, WandbSink\n"
         "sink = WandbSink(RunDirectory(Path(sys.argv[1])), TelemetryConfig(), mode='offline', settings={'a': 1})\n"
         "sink.write({'step': 3, 'loss': 0.5}); sink.close()"
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from distributed.__main__ import COMMANDS
 from distributed.checkpoint import CheckpointStore
 from distributed.topology import Topology
+from pupujepa import weights
 from pupujepa.front_door import enter
 from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import (
@@ -64,6 +67,22 @@ def straight_on_two(tmp_path_factory, shards):
     return root / "run"
 
 
+@pytest.fixture
+def front_door(monkeypatch, capsys):
+    """Enters `python -m distributed` in this process; returns the exit code and what was written to stderr."""
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    handlers, level = logging.root.handlers[:], logging.root.level
+
+    def call(*words):
+        code = enter("distributed", COMMANDS, manual="", argv=list(words))
+        return code, capsys.readouterr().err
+
+    yield call
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     metrics = run_dir / "metrics.jsonl"
@@ -74,7 +93,7 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
-    """SIGKILL on both ranks and all their processes; the same command continues, and the log equals a straight run's."""
+    """SIGKILL on both ranks and their workers, twice; the same command continues, the log equals a straight run's."""
     run_dir = tmp_path / "run"
     command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5", "stream.workers=1", ranks=2)
     for step in (8, 31):
@@ -144,6 +163,34 @@ def test_a_flipped_bit_falls_back_and_the_log_is_the_same(tmp_path, shards, stra
     assert deterministic_rows(run_dir) == deterministic_rows(straight)
 
 
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, shards):
+    """A rate that explodes: one sentence with step, last good checkpoint and remedy; the samples are left in a file."""
+    run_dir = tmp_path / "run"
+    wild = ("schedule.peak_lr=1e30", "optimizer.clip_norm=0", "checkpoint.every=1", "diagnostics.every=0")
+    done = launch(train_command(run_dir, shards, *wild))
+    assert done.returncode == 2
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    match = re.search(r"training diverged: the .* is (nan|inf) at step (\d+) .* lower schedule.peak_lr", said)
+    assert match, said
+    step = int(match[2])
+    snapshot = json.loads((run_dir / f"diverged-step-{step:07d}-rank-0.json").read_text())
+    assert len(snapshot["micro_batches"][0]["uids"]) == 8
+    assert f"the checkpoint of step {step} is from before" in said
+
+
+def test_a_checkpoint_can_be_exported_by_hand(tmp_path, straight, front_door):
+    """`export` writes an older checkpoint, verified, in the format that the library reads."""
+    code, said = front_door("export", str(straight), "--step", "55", "--out", str(tmp_path / "weights"))
+    assert code == 0, said
+    older, last = weights.load(tmp_path / "weights"), weights.load(straight / "export")
+    assert older.config == last.config
+    assert older.frontend == last.frontend
+    assert not torch.equal(older.teacher.norm.weight, last.teacher.norm.weight)
+    code, said = front_door("export", str(straight), "--step", "54")
+    assert code == 2
+    assert "there is no checkpoint" in said
+
+
 def test_a_finished_run_has_nothing_to_do(straight, shards):
     """The same command after the end changes nothing and says so."""
     before = {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file() and p.name != "writer.lock"}
@@ -151,22 +198,6 @@ def test_a_finished_run_has_nothing_to_do(straight, shards):
     assert done.returncode == 0
     assert "is finished: all 60 steps are trained" in done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file() and p.name != "writer.lock"}
-
-
-@pytest.fixture
-def front_door(monkeypatch, capsys):
-    """Enters `python -m distributed` in this process; returns the exit code and what was written to stderr."""
-    for name in set(os.environ) - set(environment()):
-        monkeypatch.delenv(name)
-    handlers, level = logging.root.handlers[:], logging.root.level
-
-    def call(*words):
-        code = enter("distributed", COMMANDS, manual="", argv=list(words))
-        return code, capsys.readouterr().err
-
-    yield call
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""The plan: memory, operations and hours agree with what is built and measured."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distributed.__main__ import COMMANDS
+from distributed.activations import saved_bytes
+from distributed.engine import batch_sizes
+from distributed.experiment import load_experiment
+from distributed.plan import count_parameters, memory_per_gpu
+from pupujepa.front_door import enter
+from pupujepa.model import PupuJEPA
+from pupujepa.objective import TrainingStep
+
+
+@pytest.mark.parametrize("name", ["demo", "tiny", "large", "giant"])
+def test_parameters_are_those_of_the_model(name):
+    """Counted by formula and on the built model."""
+    config = load_experiment(overrides=[f"model={name}"]).model
+    with torch.device("meta"):
+        model = PupuJEPA(config)
+    teacher = sum(p.numel() for p in model.teacher.parameters())
+    assert count_parameters(config) == (sum(p.numel() for p in model.parameters()) - teacher, teacher)
+
+
+def test_activations_are_what_autograd_keeps():
+    """The traced bytes of a deep model equal those that a real forward pass keeps."""
+    experiment = load_experiment(["demo"], overrides=["model.depth=5", "engine.precision=fp32", "masks.random=1"])
+    crops = 3
+    kept = {}
+    step = TrainingStep(PupuJEPA(experiment.model), experiment.objective)
+    own = {p.untyped_storage().data_ptr() for p in step.parameters()}
+
+    def keep(tensor):
+        # holds the tensor, so that no storage's address is used again
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        index = torch.arange(512).repeat(crops, 1)
+        loss, _ = step(torch.randn(crops, 256, 128), index[:, :102], index[:, 102 : 102 + 205])
+    real = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
+    traced = saved_bytes(experiment)
+    assert traced.constant + crops * traced.per_crop == pytest.approx(real, rel=0.02)
+    assert loss.isfinite()
+
+
+def test_checkpointing_saves_activations():
+    """Recomputing blocks keeps a fraction of what the backward pass needs otherwise."""
+    experiment = load_experiment(["demo"])
+    recomputed = replace(experiment, engine=replace(experiment.engine, activation_checkpointing=True))
+    assert saved_bytes(recomputed).per_crop < 0.4 * saved_bytes(experiment).per_crop
+
+
+def test_each_stage_shards_more():
+    """From stage 1 on the optimiser's share falls with the ranks, from 2 the gradients', at 3 the parameters'."""
+    by_stage = {}
+    for stage in (0, 1, 2, 3):
+        experiment = load_experiment(["demo"], overrides=[f"engine.zero_stage={stage}"])
+        sizes = batch_sizes(16, micro_batch=0, world_size=4)
+        by_stage[stage] = memory_per_gpu(experiment, sizes, world_size=4)
+    trained, teacher = count_parameters(load_experiment(["demo"]).model)
+    assert [m.optimizer for m in by_stage.values()] == [8 * trained] + [3 * trained] * 3
+    assert [m.gradients for m in by_stage.values()] == [4 * trained] * 2 + [trained] * 2
+    assert [m.parameters for m in by_stage.values()] == [4 * trained] * 3 + [trained]
+    assert {m.teacher for m in by_stage.values()} == {4 * teacher}
+
+
+def test_the_command_prints_a_plan_and_draws(tmp_path, capsys):
+    """The text names memory by part, the verdict, operations and hours; the drawing is a picture."""
+    words = ["plan", "--preset", "demo", "--gpus", "2", "--gpu-memory-gb", "0.01", "--plot", str(tmp_path / "p.png")]
+    assert enter("distributed", COMMANDS, manual="", argv=words) == 0
+    text = capsys.readouterr().out
+    for words in ("teacher", "DOES NOT FIT", "TFLOP per crop", "crops/s at MFU", "16 crops = 8 x 1 accumulation x 2"):
+        assert words in text
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_batch_that_does_not_fit_the_gpus_is_refused(capsys):
+    """Before anything waits in a queue."""
+    words = ["plan", "--preset", "demo", "--gpus", "3"]
+    assert enter("distributed", COMMANDS, manual="", argv=words) == 2
+    assert "cannot be shared by 3 ranks" in capsys.readouterr().err
