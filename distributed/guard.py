@@ -51,7 +51,7 @@ class CollapseGuard:
             alarms["angle"] = f"features point one way: mean cosine {row['diag/cosine_teacher']:.2f} > {COSINE_ALARM}"
         if row["step"] > 0 and row.get("diag/teacher_moved") == 0:
             alarms["teacher"] = "the teacher has not moved from its first weights: its average is not updated"
-        fallen = [key for key in (_RANK, _EXPLAINED) if self._has_fallen(key, row.get(key))]
+        fallen = [key for key in (_RANK, _EXPLAINED) if self._has_fallen(key, row.get(key), row["step"])]
         if fallen and self._loss_fell():
             alarms["joint fall"] = (
                 f"the loss fell while {' and '.join(k.removeprefix('diag/') for k in fallen)} lies more than "
@@ -61,12 +61,14 @@ class CollapseGuard:
             alarms["rise"] = f"the loss is {LOSS_RISE_ALARM:.0%} above its minimum while {fallen[0]} falls"
         return alarms
 
-    def _has_fallen(self, key: str, value: float | None) -> bool:
+    def _has_fallen(self, key: str, value: float | None, step: int) -> bool:
         if value is None:
             return False
-        self._highest[key] = max(self._highest.get(key, 0.0), value)
+        if step > 0:  # what an untrained network has was never learnt
+            self._highest[key] = max(self._highest.get(key, 0.0), value)
         # before anything was explained, nothing can be lost
-        return self._highest[key] > 0 and value < (1 - FALL_ALARM) * self._highest[key]
+        highest = self._highest.get(key, 0.0)
+        return highest > 0 and value < (1 - FALL_ALARM) * highest
 
     def _loss_fell(self) -> bool:
         return len(self._losses) > 1 and self._losses[-1][1] < (1 - LOSS_FALL_ALARM) * self._losses[0][1]

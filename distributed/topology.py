@@ -7,7 +7,7 @@ A launcher that is half there (a RANK without a WORLD_SIZE, a SLURM allocation w
 import logging
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,10 +65,10 @@ class Topology:
         return self.rank == 0
 
     def environment(self) -> dict[str, str]:
-        """The variables that DeepSpeed reads from the environment, whoever launched us."""
-        address, port = self.master or ("127.0.0.1", 0)
-        named = dict(zip(TORCH_NAMES, (self.rank, self.world_size, self.local_rank, address, port)))
-        return {name: str(value) for name, value in named.items()}
+        """The variables that torch and DeepSpeed read, whoever launched us; a process alone has no place to meet."""
+        values = (self.rank, self.world_size, self.local_rank, *(self.master or ()))
+        # the lone process has three values and leaves the last two names out
+        return {name: str(value) for name, value in zip(TORCH_NAMES, values, strict=False)}
 
 
 def discover(environ: Mapping[str, str], *, first_host: Callable[[str], str] | None = None) -> Topology:
@@ -127,6 +127,19 @@ def process_group(topology: Topology, *, timeout_s: float, device: torch.device)
     finally:
         # without this about one launch in three aborts at exit, after the right result
         dist.destroy_process_group()
+
+
+@contextmanager
+def exported(environ: MutableMapping[str, str], topology: Topology) -> Iterator[None]:
+    """Shows the topology to what reads the environment, and takes it away again: a later run must look for itself."""
+    added = topology.environment() | {n: v for n, v in loopback_interface(topology).items() if n not in environ}
+    before = {name: environ.get(name) for name in added}
+    environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            environ.pop(name) if value is None else environ.update({name: value})
 
 
 def loopback_interface(topology: Topology) -> dict[str, str]:

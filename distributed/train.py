@@ -36,7 +36,7 @@ from distributed.run_directory import RunDirectory, only_writer
 from distributed.run_history import begin_session, require_same_run
 from distributed.session import Session
 from distributed.telemetry import configure_logging
-from distributed.topology import choose_device, discover, loopback_interface, process_group
+from distributed.topology import choose_device, discover, exported, process_group
 from distributed.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,6 @@ def run(args: argparse.Namespace) -> int:
     sizes = check(experiment, world_size=topology.world_size)
     directory = RunDirectory(args.run_dir or Path("runs") / (Path(args.preset[-1]).stem if args.preset else "run"))
     device = choose_device(topology, cuda_devices=torch.cuda.device_count())
-    # DeepSpeed and gloo read the environment, whoever launched us
-    os.environ.update(loopback_interface(topology) | dict(os.environ) | topology.environment())
     manifest = read_manifest(experiment.stream.url)
     experiment = with_corpus(experiment, manifest)
     # before the ranks meet, and so before any of them can have written there
@@ -79,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         torch.cuda.set_device(device)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
+        stack.enter_context(exported(os.environ, topology))
         stack.enter_context(process_group(topology, timeout_s=experiment.engine.timeout_s, device=device))
         if topology.is_first:
             stack.enter_context(only_writer(directory))

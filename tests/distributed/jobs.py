@@ -22,7 +22,7 @@ from distributed.run_directory import RunDirectory, only_writer
 from distributed.session import Session
 from distributed.teacher import Teacher
 from distributed.telemetry import configure_logging
-from distributed.topology import discover, loopback_interface, process_group
+from distributed.topology import discover, exported, process_group
 from pupujepa.objective import teacher_pairs
 
 PRESET = Path(__file__).with_name("small.yaml")
@@ -105,9 +105,8 @@ def run(job, topology):
 def main(path):
     topology = discover(os.environ)
     configure_logging(rank=topology.rank)
-    os.environ.update(loopback_interface(topology) | topology.environment())
     prepare_deepspeed(os.environ, device=torch.device("cpu"))
-    with process_group(topology, timeout_s=120, device=torch.device("cpu")):
+    with exported(os.environ, topology), process_group(topology, timeout_s=120, device=torch.device("cpu")):
         for job in json.loads(Path(path).read_text()):
             if topology.is_first:
                 with only_writer(RunDirectory(Path(job["run_dir"]))):

@@ -64,6 +64,13 @@ def test_a_falling_rank_alone_is_no_alarm():
     assert feed(guard, losses=[1.0, 0.95], diagnostics={"diag/effective_rank_teacher": 60.0}) == []
 
 
+def test_the_rank_of_random_weights_is_no_maximum():
+    """An untrained network spreads its features; what training gives up of that is no collapse."""
+    guard = CollapseGuard()
+    guard.observe({"step": 0} | HEALTHY | {"diag/effective_rank_teacher": 1000.0})
+    assert feed(guard, losses=[1.0, 0.7], diagnostics={}) == []
+
+
 def test_an_old_loss_is_forgotten():
     """A loss that fell slowly, over more than 2,000 steps, is no alarm."""
     guard = CollapseGuard()

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.topology import Topology, TopologyError, choose_device, discover, loopback_interface, process_group
+from distributed.topology import (
+    Topology,
+    TopologyError,
+    choose_device,
+    discover,
+    exported,
+    loopback_interface,
+    process_group,
+)
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
 SLURM = {
@@ -118,6 +126,12 @@ def test_deepspeed_reads_the_same_place():
     """The variables for DeepSpeed describe the same topology."""
     topology = discover(TORCH)
     assert discover(topology.environment()) == topology
+    environ = {"PATH": "/bin", "RANK": "9"}
+    with exported(environ, topology):
+        assert discover(environ) == topology
+    assert environ == {"PATH": "/bin", "RANK": "9"}, "what was there is there again"
+    with exported(environ, Topology()):
+        assert environ["WORLD_SIZE"] == "1"
 
 
 def test_more_ranks_than_gpus_are_refused():
