@@ -3,6 +3,7 @@
   python -m distributed train --preset demo stream.url=shards/train               one process, on CPU or one GPU
   torchrun --nproc-per-node 8 -m distributed train --preset large stream.url=s3://music/shards/train
   deepspeed --module distributed train --preset large stream.url=...               DeepSpeed's launcher
+  DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --module distributed train ...         the same on two CPU ranks
   srun python -m distributed train --preset large stream.url=...                   SLURM, one task per GPU
 
 What is trained is composed from a preset (distributed/presets) and dotted overrides, later ones win:
