@@ -10,6 +10,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.distributed.launch import environment as launch_environment
+
 BASE_PORT = 16817
 NODES = ("n1", "n2")
 
@@ -75,7 +77,7 @@ def slurm_cluster(root: Path):
     key.chmod(0o400)
     conf = root / "slurm.conf"
     conf.write_text(SLURM_CONF.format(root=root, port=BASE_PORT, port1=BASE_PORT + 11, port2=BASE_PORT + 12))
-    environment = {**os.environ, "SLURM_CONF": str(conf)}
+    environment = launch_environment() | {"SLURM_CONF": str(conf)}
     started: list[subprocess.Popen] = []
     try:
         _start_munge(root, environment, started)

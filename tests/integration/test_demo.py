@@ -73,6 +73,6 @@ def test_the_page_opens_in_a_browser(demo):
     """report.html renders in Chromium without an error, and its probe table is there."""
     out, _ = demo
     with Browser() as browser:
-        visit = browser.visit((out / "report.html").as_uri(), "document.querySelector('table').innerText")
+        visit = browser.visit((out / "report.html").as_uri(), "document.querySelector('#probes table').innerText")
     assert not visit.errors
     assert "Instruments" in visit.result

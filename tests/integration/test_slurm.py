@@ -26,8 +26,7 @@ ON_BOTH_NODES = ("--partition=low", "--nodes=2", "--ntasks-per-node=1")
 def cluster(tmp_path_factory):
     """The environment of a running cluster; n1 and n2 are names on this host, so the rendezvous address is given."""
     with slurm_cluster(tmp_path_factory.mktemp("slurm")) as environment:
-        here = {"MASTER_ADDR": "127.0.0.1", "PUPUJEPA_VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
-        yield environment | here
+        yield environment | {"MASTER_ADDR": "127.0.0.1", "PUPUJEPA_VENV": sys.prefix}
 
 
 @pytest.fixture(scope="module")
