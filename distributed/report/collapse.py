@@ -81,10 +81,11 @@ def _angle(rows: Sequence[Row]) -> Finding | None:
 
 
 def _rank(rows: Sequence[Row]) -> Finding | None:
-    _, values = column(rows, "diag/effective_rank_teacher")
+    at, values = column(rows, "diag/effective_rank_teacher")
     if not values:
         return None
-    peak, last = max(values), values[-1]
+    # what an untrained network has was never learnt
+    peak, last = max((v for step, v in zip(at, values, strict=True) if step > 0), default=values[0]), values[-1]
     if last < (1 - FALL_ALARM) * peak:
         return Finding(
             "alarm",
@@ -117,10 +118,11 @@ def _joint_fall(rows: Sequence[Row]) -> Finding | None:
         at, values = column(rows, key)
         peak = 0.0
         for step, value in zip(at, values, strict=True):
-            peak = max(peak, value)
+            if step > 0:
+                peak = max(peak, value)
             window = [v for s, v in zip(steps, losses, strict=True) if step - LOSS_FALL_STEPS <= s <= step]
             fell = len(window) > 1 and window[-1] < (1 - LOSS_FALL_ALARM) * window[0]
-            if fell and value < (1 - FALL_ALARM) * peak:
+            if fell and peak > 0 and value < (1 - FALL_ALARM) * peak:
                 return Finding(
                     "alarm",
                     f"At step {step:.0f} the loss fell while the {name} lay more than {percent(FALL_ALARM, 0)} below "

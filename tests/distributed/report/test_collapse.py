@@ -49,6 +49,15 @@ def test_falling_loss_with_falling_rank_is_a_partial_collapse():
     assert any("partial collapse" in f.sentence for f in judge(made).findings)
 
 
+def test_what_an_untrained_network_has_is_no_maximum():
+    """Noise has a high rank and explains less than nothing; neither was learnt, so neither can be lost."""
+    made = rows()
+    made[0]["diag/effective_rank_teacher"] = 200
+    for row in made[:3]:
+        row["diag/explained_variance"] = -0.2
+    assert judge(made).state == "learning"
+
+
 def test_without_diagnostics_nothing_is_claimed():
     """A loss that falls is no verdict."""
     verdict = judge([{"step": i, "loss": 1.0 - i / 100} for i in range(20)])
