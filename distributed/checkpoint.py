@@ -19,7 +19,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distributed.run_directory import sync_directory, write_atomically, write_json
+from data.files import sync
+from distributed.run_directory import write_atomically, write_json
 from distributed.topology import Topology
 from pupujepa.errors import UserError
 
@@ -150,13 +151,13 @@ class CheckpointStore:
             )
         write_json(temporary / MANIFEST_NAME, manifest)
         for directory in {p.parent for p in _files(temporary)}:
-            sync_directory(directory)
+            sync(directory)
         final = temporary.with_suffix("")
         if final.exists():
             # a damaged one that a resumed run has reached again
             self._delete(final)
         temporary.rename(final)
-        sync_directory(self.root)
+        sync(self.root)
         write_atomically(self.root / POINTER_NAME, final.name + "\n")
         for step in self.steps()[self.keep :]:
             self._delete(self.root / f"step-{step:07d}")
