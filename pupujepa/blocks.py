@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pupujepa.rope import Rotation, rotate
+from pupujepa.softmax_attention import attend
 
 NORM_EPSILON = 1e-5
 
@@ -57,7 +58,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BND: Tensor, rotation: Rotation) -> Tensor:
         """Attends over all N tokens."""
-        mixed_BHND = functional.scaled_dot_product_attention(*self.project(x_BND, rotation))
+        mixed_BHND = attend(*self.project(x_BND, rotation))
         return self.proj(mixed_BHND.transpose(1, 2).flatten(2))
 
 

@@ -1,0 +1,46 @@
+"""Attention in bf16 on the CPU is torch's attention, whole or in pieces, forward and backward."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pupujepa import softmax_attention
+from pupujepa.softmax_attention import attend
+
+
+def random_inputs(queries: int, keys: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Queries, keys and values of 2 clips and 3 heads of 16 dimensions, as a fused projection lays them out."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (queries, keys, keys)
+    return [torch.randn(2, n, 3, 16, generator=generator).to(dtype).transpose(1, 2).requires_grad_() for n in lengths]
+
+
+@pytest.mark.parametrize("cells", [1 << 20, 5000, 600, 1], ids=["whole", "a head", "some queries", "one query"])
+@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (7, 33)])
+def test_bf16_on_the_cpu_agrees_with_torch_in_float32(monkeypatch, cells, queries, keys):
+    """Output and gradients are within bf16's rounding, however the scores are cut; torch's own kernel is not asked."""
+    bf16 = random_inputs(queries, keys, torch.bfloat16)
+    exact = [x.detach().float().requires_grad_() for x in bf16]
+    expected = functional.scaled_dot_product_attention(*exact)
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(softmax_attention, "SCORES_IN_CACHE", cells)
+    with monkeypatch.context() as patch:
+        patch.setattr(functional, "scaled_dot_product_attention", None)
+        mixed = attend(*bf16)
+    assert mixed.dtype == torch.bfloat16 and mixed.shape == expected.shape
+    torch.testing.assert_close(mixed.float(), expected, atol=0.02, rtol=0.02)
+    ours = torch.autograd.grad(mixed, bf16, gradient.bfloat16())
+    theirs = torch.autograd.grad(expected, exact, gradient)
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got.float(), wanted, atol=0.05, rtol=0.05)
+
+
+def test_elsewhere_it_is_torchs_attention_to_the_bit(monkeypatch):
+    """float32 always, and bf16 where the weights kept for the backward pass would fill the memory."""
+    exact = random_inputs(5, 9, torch.float32)
+    assert torch.equal(attend(*exact), functional.scaled_dot_product_attention(*exact))
+    monkeypatch.setattr(softmax_attention, "KEYS_IN_TRAINING", 8)
+    bf16 = random_inputs(5, 9, torch.bfloat16)
+    assert torch.equal(attend(*bf16), functional.scaled_dot_product_attention(*bf16))
+    with torch.no_grad():
+        assert not torch.equal(attend(*bf16), functional.scaled_dot_product_attention(*bf16))
