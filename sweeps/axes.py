@@ -13,6 +13,7 @@
     seeds: [0]
     tasks: [collection, tempo]                           of the evaluator
     probe_tracks: 400                                    so many of the corpus' tracks; all when left out
+    compare_on: test                                     or valid, to search for a recipe without looking at the test
     budget: {samples: 4800}                              or {steps: 300}
     commands: {train: [...], evaluate: [...]}            only for a launcher of one's own
 
@@ -35,6 +36,7 @@ from pupujepa.config import compose
 from pupujepa.errors import UserError
 
 PLANS = ("one_at_a_time", "grid")
+SPLITS = ("test", "valid")
 BASE = "base"
 SEED_KEYS = ("train.seed", "stream.seed")  # initial weights; order, crops and masks
 
@@ -85,6 +87,7 @@ class SweepConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     tasks: list[str] = field(default_factory=list)
     probe_tracks: int | None = None
+    compare_on: str = "test"
     budget: Budget = field(default_factory=Budget)
     commands: CommandsConfig = field(default_factory=CommandsConfig)
 
@@ -158,6 +161,8 @@ def override(key: str, value: Any) -> str:
 def _complaints(sweep: SweepConfig) -> Iterable[str]:
     if sweep.plan not in PLANS:
         yield f"plan {sweep.plan!r} does not exist; choose one of {', '.join(PLANS)}"
+    if sweep.compare_on not in SPLITS:
+        yield f"compare_on: {sweep.compare_on} is no split that probes are scored on; choose {' or '.join(SPLITS)}"
     for name, axis in sweep.axes.items():
         if name == BASE:
             yield f"an axis cannot be called {BASE!r}: that is the trial without any axis"

@@ -2,8 +2,8 @@
 
 Two kinds of interval exist, and each says which it is. With two seeds or more: Student's t over the differences, paired
 by seed, so the spread between runs is in it. With one seed there is no interval over seeds; what can be given covers
-the choice of test items only (both runs' bootstrap intervals, combined as if the runs were independent, which is on the
-safe side because they share their test items) and says nothing about what another seed would do.
+the choice of the items only (both runs' bootstrap intervals, combined as if the runs were independent, which is on the
+safe side because they share their items) and says nothing about what another seed would do.
 """
 
 import math
@@ -30,7 +30,7 @@ class Delta:
     value: float
     lo: float
     hi: float
-    over: Literal["seeds", "test items"]
+    over: Literal["seeds", "items"]
 
     @property
     def is_clear(self) -> bool:
@@ -95,15 +95,12 @@ def item_delta(here: Mapping[str, Any], base: Mapping[str, Any]) -> Delta:
     value = here["value"] - base["value"]
     below = math.hypot(here["value"] - here["interval"][0], base["interval"][1] - base["value"])
     above = math.hypot(here["interval"][1] - here["value"], base["value"] - base["interval"][0])
-    return Delta(value, value - below, value + above, "test items")
+    return Delta(value, value - below, value + above, "items")
 
 
 def _row(planned: PlannedTrial, base: PlannedTrial, plan: Plan, out: Path) -> dict[str, Any]:
     record = read_record(planned, out)
-    results = {
-        row["task"]: {key: row[key] for key in ("metric", "value", "interval", "test_items")}
-        for row in read_results(planned, out)
-    }
+    results = {row["task"]: _score_on(plan.launch.compare_on, row) for row in read_results(planned, out)}
     stands_for = [name for name, other in plan.same_as.items() if other == planned.trial.name]
     return {
         "name": planned.trial.name,
@@ -122,6 +119,13 @@ def _row(planned: PlannedTrial, base: PlannedTrial, plan: Plan, out: Path) -> di
         "evaluate_s": round(record.evaluate_s, 1),
         "results": results,
     }
+
+
+def _score_on(split: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the score of an evaluator's row on the split that the sweep compares."""
+    if split == "valid":
+        return {key: row["selection"][key] for key in ("metric", "value", "interval", "items")}
+    return {**{key: row[key] for key in ("metric", "value", "interval")}, "items": row["test_items"]}
 
 
 def differing(base: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -53,7 +53,11 @@ def commands_for(ranks: int) -> Commands:
 
 @dataclass(frozen=True)
 class Launch:
-    """What all trials have in common: inputs, commands, resources."""
+    """What all trials have in common: inputs, commands, resources.
+
+    Attributes:
+        compare_on: the split whose scores the report shows. A recipe that is chosen by its scores is chosen on `valid`.
+    """
 
     preset: str
     shards: str
@@ -64,6 +68,7 @@ class Launch:
     cpus: float = 1.0
     gpus: float = 0.0
     grace_s: float = 10.0
+    compare_on: str = "test"
 
 
 @dataclass(frozen=True)

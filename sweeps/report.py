@@ -145,7 +145,7 @@ def cost(point: Point) -> str:
 def reading(plan: Plan, found: Sequence[Point]) -> list[str]:
     """Returns sentences on what the numbers can and cannot say."""
     seeds = sorted({planned.trial.seed for planned in plan.trials})
-    sentences = [_about_intervals(seeds)]
+    sentences = [_about_intervals(seeds), _about_split(plan.launch.compare_on)]
     clear = [(p, task, d) for p in found for task, d in p.deltas.items() if d.is_clear]
     for point, task, delta in clear:
         direction = "raises" if delta.value > 0 else "lowers"
@@ -177,6 +177,15 @@ def _size(delta: Delta) -> str:
     )
 
 
+def _about_split(split: str) -> str:
+    if split == "valid":
+        return (
+            "Scores are those of the validation split, which also chose each probe's layer and learning rate: they "
+            "serve to choose between trials, and are too high as results."
+        )
+    return "Scores are those of the test split; layer and learning rate of each probe were chosen on validation."
+
+
 def _about_intervals(seeds: Sequence[int]) -> str:
     if len(seeds) > 1:
         return (
@@ -185,6 +194,6 @@ def _about_intervals(seeds: Sequence[int]) -> str:
         )
     return (
         f"There is one seed ({seeds[0]}), so there is no interval over seeds: another seed may move every number. "
-        f"Intervals cover the choice of test items only (95 %, both runs' bootstrap intervals combined as if "
+        f"Intervals cover the choice of items only (95 %, both runs' bootstrap intervals combined as if "
         f"independent, which is on the safe side)."
     )

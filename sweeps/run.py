@@ -117,6 +117,7 @@ def launch_of(args: argparse.Namespace, sweep: SweepConfig, out: Path) -> Launch
         cpus=args.cpus_per_trial,
         gpus=args.gpus_per_trial,
         grace_s=args.grace,
+        compare_on=sweep.compare_on,
     )
 
 

@@ -6,8 +6,8 @@ test split are loaded only after it, for the one layer and learning rate that it
 Legend: L layers, S seeds, K learning rates, N items.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class Outcome:
 
     Attributes:
         statistics: for every metric, per-item statistics of each seed.
+        validation: statistics of the selection metric on the validation split, of each seed of the chosen probe.
+        validation_units: what the bootstrap resamples there.
         width: of the features.
         train_items: items of the training split.
     """
@@ -57,6 +59,8 @@ class Outcome:
     choice: Choice
     statistics: dict[str, tuple[Statistics, ...]]
     units: tuple[str, ...]
+    validation: tuple[Statistics, ...]
+    validation_units: tuple[str, ...]
     classes: tuple[str, ...]
     width: int
     train_items: int
@@ -98,7 +102,10 @@ def probe(
     )
     bank = train_bank(training, train, valid, on_epoch=on_epoch)
     choice = choose(data, bank, valid, of_items)
-    return _test(data, reader, bank, choice)
+    chosen = bank.only(choice.layer, choice.rate)
+    kept = valid.features.layers(choice.layer, choice.layer + 1)
+    validation = _statistics_of_seeds(data, chosen, replace(valid, features=kept), of_items, (data.task.selection,))
+    return _test(data, reader, chosen, choice, validation[data.task.selection])
 
 
 def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Choice:
@@ -126,22 +133,33 @@ def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Ch
     )
 
 
-def _test(data: TaskData, reader: "_Reader", bank: Bank, choice: Choice) -> Outcome:
+def _test(
+    data: TaskData, reader: "_Reader", chosen: Bank, choice: Choice, validation: tuple[Statistics, ...]
+) -> Outcome:
     """Reads the test split: the only place that does, and only for the chosen probe."""
     test, _, of_items = reader.read("test", layer=choice.layer)
-    logits = _item_logits(data, bank.only(choice.layer, choice.rate).logits(test.features), test)
-    per_seed_SN = logits[0, :, 0].cpu().numpy()
     names = (data.task.metric, *data.task.extra_metrics)
     return Outcome(
         task=data.task.name,
         encoder=reader.subject.name,
         choice=choice,
-        statistics={n: tuple(METRICS[n].statistics(x, of_items) for x in per_seed_SN) for n in names},
+        statistics=_statistics_of_seeds(data, chosen, test, of_items, names),
         units=data.splits["test"].units,
+        validation=validation,
+        validation_units=data.splits["valid"].units,
         classes=of_items.classes,
         width=test.features.values_LNTD.shape[-1],
         train_items=len(data.splits["train"].units),
     )
+
+
+def _statistics_of_seeds(
+    data: TaskData, chosen: Bank, labelled: Labelled, of_items: Targets, names: Sequence[str]
+) -> dict[str, tuple[Statistics, ...]]:
+    """Returns, for every metric, the statistics of each seed of the one probe in `chosen`."""
+    logits = _item_logits(data, chosen.logits(labelled.features), labelled)
+    per_seed_SN = logits[0, :, 0].cpu().numpy()
+    return {n: tuple(METRICS[n].statistics(x, of_items) for x in per_seed_SN) for n in names}
 
 
 @dataclass(frozen=True)

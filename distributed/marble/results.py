@@ -69,7 +69,7 @@ def make_rows(
                 "metric": task.metric,
                 "value": value,
                 "interval": list(interval(values_R)),
-                **_choice_fields(task, outcome, provenance[outcome.encoder]),
+                **_choice_fields(task, outcome, provenance[outcome.encoder], sampling),
                 "extra": _extra(task, outcome, weights_RN, provenance[outcome.encoder]),
                 "difference_to": {
                     b: _difference(values[outcome.encoder], values[b])
@@ -146,14 +146,22 @@ def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) 
     return {"value": own[0] - other[0], "interval": list(interval(own[1] - other[1]))}
 
 
-def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance) -> Row:
+def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, sampling: Sampling) -> Row:
     choice = outcome.choice
+    weights_RN = resample_weights(outcome.validation_units, resamples=sampling.resamples, seed=sampling.seed)
+    _, validation_R = _value(task.selection, outcome.validation, weights_RN)
     return {
         "layer": provenance.layers[choice.layer],
         "learning_rate": task.fit.learning_rates[choice.rate],
         "seeds": list(task.fit.seeds),
         "test_items": len(outcome.units),
-        "selection": {"split": "valid", "metric": task.selection, "value": choice.score},
+        "selection": {
+            "split": "valid",
+            "metric": task.selection,
+            "value": choice.score,
+            "interval": list(interval(validation_R)),
+            "items": len(outcome.validation_units),
+        },
         "digests": dict(provenance.digests),
     }
 

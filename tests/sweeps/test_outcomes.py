@@ -12,7 +12,7 @@ def row(axis, value, seed, score, *, half=0.1, status="finished"):
     results = (
         {}
         if score is None
-        else {"key": {"metric": "accuracy", "value": score, "interval": [score - half, score + half], "test_items": 50}}
+        else {"key": {"metric": "accuracy", "value": score, "interval": [score - half, score + half], "items": 50}}
     )
     return {
         "name": f"{axis}{value}-seed{seed}", "axis": axis, "value": value, "seed": seed, "status": status,
@@ -56,7 +56,7 @@ def test_a_failed_trial_stays_in_the_table():
     rows += [row("a", "2", 0, 0.7), row("a", "2", 1, None, status="diverged")]
     _, crashed, one_left = points(rows)
     assert crashed.values == {} and crashed.label == "a = 1"
-    assert one_left.deltas["key"].over == "test items"
+    assert one_left.deltas["key"].over == "items"
     assert cell(crashed, "key") == "\N{EN DASH}"
 
 

@@ -22,6 +22,8 @@ def planned(axis: str, value: str, seed: int, ratio: float) -> PlannedTrial:
 def finish(trial: PlannedTrial, out, value: float) -> None:
     write_record(Record(trial.digest, status="finished", train_s=60.0, evaluate_s=5.0), trial, out)
     row = {"task": TASK, "metric": "accuracy", "value": value, "interval": [value - 0.1, value + 0.1], "test_items": 9}
+    own = {"metric": "accuracy", "value": value - 0.3, "interval": [value - 0.4, value - 0.2], "items": 7}
+    row["selection"] = {"split": "valid", **own}
     (out / trial.directory / "results.jsonl").write_text(json.dumps(row) + "\n")
 
 
@@ -29,8 +31,8 @@ def finish(trial: PlannedTrial, out, value: float) -> None:
 def sweep(tmp_path):
     """Writes a sweep of a base, a better value and one that crashed, over the given seeds."""
 
-    def make(seeds):
-        launch = Launch("demo", "s3://b/train", "corpus", (TASK,), Commands((), ()))
+    def make(seeds, compare_on="test"):
+        launch = Launch("demo", "s3://b/train", "corpus", (TASK,), Commands((), ()), compare_on=compare_on)
         trials = []
         for seed in seeds:
             base, better = planned("base", "", seed, 0.8), planned("ratio", "0.6", seed, 0.6)
@@ -63,6 +65,14 @@ def test_one_seed_says_that_it_has_no_interval_over_seeds(sweep):
     ]
     assert "ratio = 0.6 raises collection by 0.250" in markdown
     assert "also stands for ratio=0.8" in markdown
+
+
+def test_a_search_is_compared_on_validation_and_says_so(sweep):
+    """The table shows the validation scores, and not one number of the test split."""
+    markdown = write_report(sweep([0], compare_on="valid"))
+    assert "0.450 (+0.250 [0.109, 0.391])" in markdown
+    assert "0.750" not in markdown
+    assert "Scores are those of the validation split" in markdown
 
 
 def test_several_seeds_are_paired(sweep):

@@ -26,6 +26,8 @@ def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
         choice=Choice(1, 2, 0.7, (0.5, 0.7), (3, 5), 9),
         statistics={"accuracy": both, "balanced_accuracy": both},
         units=UNITS,
+        validation=both[:1],
+        validation_units=UNITS,
         classes=("a", "b", "c"),
         width=8,
         train_items=100,
@@ -55,7 +57,10 @@ def test_a_row_says_what_was_measured_and_how():
     assert (row["task"], row["encoder"], row["protocol"], row["metric"]) == ("collection", "mine", "clean", "accuracy")
     assert (row["layer"], row["seeds"], row["test_items"]) == (4, [0, 1], 80)
     assert row["learning_rate"] == COLLECTION.fit.learning_rates[2]
-    assert row["selection"] == {"split": "valid", "metric": "accuracy", "value": 0.7}
+    selection = dict(row["selection"])
+    low, high = selection.pop("interval")
+    assert low < 0.8 < high
+    assert selection == {"split": "valid", "metric": "accuracy", "value": 0.7, "items": 80}
     assert row["extra"]["head"] == "linear"
     assert row["extra"]["test_units"] == 40
     assert 0.7 < row["extra"]["balanced_accuracy"]["value"] < 0.9
