@@ -30,11 +30,11 @@ from data.features import FeatureConfig, TrackFacts, spool_id, spool_track, spoo
 from data.manifest import MANIFEST_NAME, SPLITS, Manifest, ShardEntry, write_manifest
 from data.packing import PlannedShard, SpooledTrack, pack_shard, plan_shards
 from data.pool import available_cores, map_unordered
-from data.progress import Progress
 from data.shards import DTYPES, index_name
 from data.store import LocalStore, Store, open_store
 from pupujepa.errors import UserError
 from pupujepa.frontend import frontend_digest
+from pupujepa.progress import Progress
 
 RECORD_NAME = "build.json"
 REJECTED_NAME = "rejected.jsonl"

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from data.files import atomic_file
 from data.manifest import Manifest, read_manifest
-from data.progress import Progress
 from data.reader import ShardReader
 from pupujepa.errors import UserError
+from pupujepa.progress import Progress
 from pupujepa.randomness import generator
 
 _STYLE = """

@@ -1,4 +1,4 @@
-"""Work spread over processes, without order: each item a pure function, so any number of workers gives one result.
+"""Work spread over processes: each item a pure function, so any number of workers gives one result.
 
 Processes are forked from a clean server that has imported what they need, never from this process, whose threads and
 connections would not survive. One thread of arithmetic each: the sum of a thread pool's parts depends on its size.
@@ -6,6 +6,7 @@ connections would not survive. One thread of arithmetic each: the sum of a threa
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -29,6 +30,9 @@ def map_unordered(
     Args:
         function: of a module's top level; its error ends the iteration.
         preload: module that workers find imported.
+
+    Raises:
+        BrokenProcessPool: a worker died.
     """
     if not items:
         return
@@ -53,12 +57,31 @@ def map_unordered(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare_worker(environment: dict[str, str]) -> None:
-    import torch
+def map_in_order(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, preload: str
+) -> Iterator[Result]:
+    """Yields function(item) in the order of the items, holding what is ready too early; arguments as above.
 
+    One worker is this process itself.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    early: dict[int, Result] = {}
+    due = 0
+    for position, result in map_unordered(function, [*enumerate(items)], workers=workers, preload=preload):
+        early[position] = result
+        while due in early:
+            yield early.pop(due)
+            due += 1
+
+
+def _prepare_worker(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that is still to be imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
     # a killed build must not leave workers that write on

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from data.files import local_copy
 from data.manifest import Manifest, read_manifest
 from data.moments import Moments
-from data.progress import Progress
 from data.shards import decode_mel, index_name, read_index, read_sample
 from data.store import open_store
 from pupujepa.frontend import FrontendConfig, mel_filter_bank
+from pupujepa.progress import Progress
 
 # a frame whose loudest band is below 1e-4 in mel magnitude, 80 dB under a sine of full scale
 _SILENT_LOG_MEL = float(np.log(1e-4))

@@ -26,9 +26,9 @@ import numpy as np
 from data.files import local_copy
 from data.manifest import MANIFEST_NAME, SPLITS, Manifest, ManifestError, ShardEntry, read_manifest
 from data.moments import Moments
-from data.progress import Progress
 from data.shards import INDEX_SUFFIX, ShardError, ShardIndex, check_member, decode_mel, index_name, read_index, read_npy
 from data.store import MissingObjectError, Store, open_store
+from pupujepa.progress import Progress
 
 _BLOCK_BYTES = 512
 # sums of the same values in another order and grouping

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from data.files import PART_SUFFIX, atomic_file
-from data.progress import follow
 from data.scores.catalogue import COLLECTIONS
 from data.scores.corpus import Source, choose_pieces
 from data.scores.grouping import group_pieces
@@ -39,8 +38,8 @@ from data.scores.pieces import Piece
 from data.scores.rendering import Job, render_job, wav_size
 from data.scores.splits import assign_splits
 from data.scores.takes import Take, draw_take, notes_of, transpose_takes
-from data.scores.workers import map_in_order
 from pupujepa.errors import UserError
+from pupujepa.progress import follow
 
 _LOG = logging.getLogger(__name__)
 
@@ -191,7 +190,8 @@ def _render(takes: Sequence[Take], pieces: Sequence[Piece], *, out: Path, soundf
         path = out / _audio_path(take)
         if not path.is_file() or path.stat().st_size != wav_size(take.seconds):
             jobs.append(Job(take, notes_of(by_uid[take.piece], take), path, soundfont))
-    for _ in follow(map_in_order(render_job, jobs, workers=workers), total=len(jobs), title="rendering", unit="takes"):
+    rendered = map_in_order(render_job, jobs, workers=workers, preload="data.scores.rendering")
+    for _ in follow(rendered, total=len(jobs), title="rendering", unit="takes"):
         pass
 
 

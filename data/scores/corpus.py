@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from data.files import atomic_file
-from data.progress import follow
 from data.scores.catalogue import COLLECTIONS, Candidate, Collection, list_candidates, order_candidates, share_out
 from data.scores.parsing import parse_piece
 from data.scores.pieces import FORMAT_VERSION, Piece, UnusableScoreError, piece_from_json, piece_to_json
-from data.scores.workers import map_in_order
+from pupujepa.progress import follow
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def choose_pieces(source: Source, count: int, *, seed: int, workers: int) -> tup
         chosen = _next_round(orders, available, pieces=pieces, count=count)
         if not chosen:
             break
-        read = map_in_order(partial(_read_cached, source), chosen, workers=workers)
+        read = map_in_order(partial(_read_cached, source), chosen, workers=workers, preload=__name__)
         followed = follow(read, total=len(chosen), title="parsing", unit="pieces")
         for candidate, outcome in zip(chosen, followed, strict=True):
             if isinstance(outcome, Rejected):

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data.progress import Progress
 from distributed.marble.corpus import Corpus, read_corpus
 from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports
 from distributed.marble.features import Plan, compute_features, gather_features, make_plan
@@ -38,6 +37,7 @@ from distributed.marble.tasks import Clips, Protocol, Task, select_tasks
 from distributed.telemetry import configure_logging
 from distributed.topology import Topology, choose_device, discover, loopback_interface, process_group
 from pupujepa.errors import UserError
+from pupujepa.progress import Progress
 
 log = logging.getLogger(__name__)
 
