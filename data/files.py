@@ -4,8 +4,6 @@ Whatever is written here appears under its name only when it is complete and on 
 existence of a file for the file.
 """
 
-import os
-import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -13,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pupujepa.durable import PART_SUFFIX, atomic_file
 from pupujepa.errors import UserError
 
 Location = str
-PART_SUFFIX = ".part"
 
 
 class StoreError(UserError):
@@ -154,29 +152,6 @@ def local_copy(store: Store, path: str) -> Iterator[Path]:
         copy = Path(folder) / Path(path).name
         store.download(path, copy)
         yield copy
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what is written there replaces `path`, durably, when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART_SUFFIX}")
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Makes a file's content, or the renames inside a folder, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

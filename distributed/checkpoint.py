@@ -19,9 +19,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from data.files import sync
 from distributed.run_directory import write_atomically, write_json
 from distributed.topology import Topology
+from pupujepa.durable import sync
 from pupujepa.errors import UserError
 
 FORMAT_VERSION = 1
