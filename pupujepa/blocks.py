@@ -6,6 +6,8 @@ building a model neither touches the global random state nor initialises a large
 Shapes: B batch, N tokens, D width, H heads.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -105,12 +107,19 @@ class Transformer(nn.Module):
         """Returns the normed output of the last block."""
         return self.norm(run_blocks(self.blocks, x_BND, rotation, recompute=self.activation_checkpointing)[-1])
 
-    def hidden_states(self, x_BND: Tensor, rotation: Rotation) -> list[Tensor]:
-        """Returns depth + 1 states [B, N, D]: the input, then each block's output, the last of them normed."""
-        states = [x_BND]
-        for block in self.blocks:
-            states.append(block(states[-1], rotation))
-        return [*states[:-1], self.norm(states[-1])]
+    def hidden_states(self, x_BND: Tensor, rotation: Rotation, *, layers: Sequence[int] | None = None) -> list[Tensor]:
+        """Returns all depth + 1 states [B, N, D], or `layers` of them: 0 the input, i block i's output, the last normed.
+
+        Only the states asked for are held, and no block beyond the last of them runs.
+        """
+        depth = len(self.blocks)
+        wanted = range(depth + 1) if layers is None else layers
+        held = {0: x_BND}
+        for layer, block in enumerate(self.blocks[: max(wanted, default=0)], start=1):
+            x_BND = block(x_BND, rotation)
+            if layer in wanted:
+                held[layer] = self.norm(x_BND) if layer == depth else x_BND
+        return [held[layer] for layer in wanted]
 
     def top_outputs(self, x_BND: Tensor, rotation: Rotation, *, top: int) -> list[Tensor]:
         """Returns the outputs of the last `top` blocks, before the final norm."""

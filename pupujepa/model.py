@@ -206,8 +206,7 @@ class PupuJEPA(nn.Module):
         encoder = self.encoder(which)
         tokens_BND = self.tokens(mel_BTF)
         rotation = encoder_rotation(self.config, steps_of(mel_BTF, self.config), mel_BTF.device)
-        states = encoder.hidden_states(tokens_BND, rotation)
-        return [states[i] for i in resolve_layers(layers, self.config.depth)]
+        return encoder.hidden_states(tokens_BND, rotation, layers=resolve_layers(layers, self.config.depth))
 
     def encoder(self, which: str) -> Transformer:
         """Returns the teacher's or the student's blocks by name."""

@@ -171,6 +171,16 @@ def test_hidden_states_are_embedding_blocks_and_normed_end(small_model):
     assert torch.equal(chosen[1], states[0])
 
 
+def test_blocks_beyond_the_last_layer_asked_for_do_not_run(small_model):
+    """Asking for layer 1 runs one block."""
+    ran = []
+    for number, block in enumerate(small_model.teacher.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    with torch.no_grad():
+        assert len(small_model.encode(random_mel(1, 64, 128), layers=[1])) == 1
+    assert ran == [0]
+
+
 def test_tokens_are_time_major(small_model):
     """Token t * bands + f is the patch at step t and band f."""
     mel = torch.zeros(1, 64, 128)
