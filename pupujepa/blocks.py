@@ -108,7 +108,7 @@ class Transformer(nn.Module):
         return self.norm(run_blocks(self.blocks, x_BND, rotation, recompute=self.activation_checkpointing)[-1])
 
     def hidden_states(self, x_BND: Tensor, rotation: Rotation, *, layers: Sequence[int] | None = None) -> list[Tensor]:
-        """Returns all depth + 1 states [B, N, D], or `layers` of them: 0 the input, i block i's output, the last normed.
+        """Returns states [B, N, D], `layers` of all depth + 1: 0 the input, i block i's output, the last normed.
 
         Only the states asked for are held, and no block beyond the last of them runs.
         """
