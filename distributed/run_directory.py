@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import sync
+from data.files import atomic_file
 from pupujepa.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -68,13 +68,8 @@ class RunDirectory:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes `text` so that a reader, or a restart after a kill, sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data.local_s3 import LocalS3  # noqa: E402 - run as a script, the root is not on the path before
+from distributed.run_directory import write_json  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
 
 BUCKET = "pupujepa-demo"
@@ -62,7 +63,7 @@ class Demo:
         started = time.monotonic()
         work()
         self.seconds[name] = round(time.monotonic() - started, 1)
-        _write_json(self.out / "phases.json", self.seconds)
+        write_json(self.out / "phases.json", self.seconds)
         say(f"{name}: {self.seconds[name]:.0f} s")
 
     def run(self, *command: str | Path) -> None:
@@ -193,7 +194,7 @@ def write_summary(demo: Demo) -> None:
     summary["pieces"] = len({track["piece"] for track in tracks})
     summary["probes"] = probe_summary(demo.out / "results.jsonl")
     summary["seconds"] = demo.seconds
-    _write_json(demo.out / "summary.json", summary)
+    write_json(demo.out / "summary.json", summary)
 
 
 def probe_summary(results: Path) -> dict[str, dict]:
@@ -225,12 +226,6 @@ def _read_json(path: Path, default: dict | None = None) -> dict:
     if default is not None and not path.exists():
         return default
     return json.loads(path.read_text())
-
-
-def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import PART_SUFFIX, atomic_file
+from data.pool import map_in_order
 from data.scores.catalogue import COLLECTIONS
 from data.scores.corpus import Source, choose_pieces
 from data.scores.grouping import group_pieces

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from data.files import atomic_file
+from data.pool import map_in_order
 from data.scores.catalogue import COLLECTIONS, Candidate, Collection, list_candidates, order_candidates, share_out
 from data.scores.parsing import parse_piece
 from data.scores.pieces import FORMAT_VERSION, Piece, UnusableScoreError, piece_from_json, piece_to_json

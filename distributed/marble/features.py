@@ -10,7 +10,6 @@ Legend: L layers, M layers kept as frames, N slices, T frames, D width.
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.files import atomic_file
 from distributed.marble.corpus import Corpus, Slice, Track
 from distributed.marble.encoders import FrozenEncoder
 from distributed.marble.readout import FRAME_DTYPE, SliceFeatures, spread_layers
@@ -227,9 +227,8 @@ def _slices_of_part(path: Path) -> tuple[Slice, ...] | None:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], slices: Sequence[Slice]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata={"slices": json.dumps([[s.uid, s.index] for s in slices])})
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"slices": json.dumps([[s.uid, s.index] for s in slices])})
 
 
 def _part_path(folder: Path, number: int) -> Path:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from data.scores.catalogue import COLLECTIONS, Candidate, order_candidates, shar
 from data.scores.corpus import Source, choose_pieces
 from data.scores.parsing import parse_piece
 from data.scores.pieces import UnusableScoreError
-from data.scores.workers import map_in_order
 from pupujepa.errors import UserError
 
 ROOT = Path(cli.__file__).parents[2]
@@ -147,11 +145,6 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path
         cli.run(arguments(tmp_path / "out"))
     assert "music21 and tinysoundfont cannot be imported" in str(raised.value)
     assert "`pip install -e .[demo]` and `pip install --no-deps tinysoundfont`" in str(raised.value)
-
-
-def test_a_dead_worker_fails_the_run():
-    with pytest.raises(BrokenProcessPool):
-        list(map_in_order(os._exit, [3] * 8, workers=2))
 
 
 def small_corpus(folder: Path) -> Path:
