@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from pupujepa.errors import UserError
+from pupujepa.model import MASK_TOKEN
+from pupujepa.positions import POSITION_TABLE
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 MAX_ZERO_STAGE = 3
 # parameters gathered at once under stage 3: 64 MiB of float32
 GATHER_ELEMENTS = 1 << 24
-MASK_TOKEN = "mask_token"
+# by the last part of their names: vectors that are added, not maps that are multiplied
+NOT_DECAYED = (MASK_TOKEN, POSITION_TABLE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. Biases, norms and the mask token are not decayed. clip_norm 0 does not clip."""
+    """AdamW. Biases, norms, the mask token and learned positions are not decayed. clip_norm 0 does not clip."""
 
     beta1: float = 0.9
     beta2: float = 0.95
@@ -120,9 +123,9 @@ def deepspeed_json(engine: EngineConfig, optimizer: OptimizerConfig, sizes: Batc
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits the trainable parameters into decayed matrices and the rest: biases, norms, the mask token."""
+    """Splits the trainable parameters into decayed matrices and the rest: biases, norms, mask token, positions."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    plain = [p for name, p in named if p.ndim < 2 or name.rpartition(".")[2] == MASK_TOKEN]
+    plain = [p for name, p in named if p.ndim < 2 or name.rpartition(".")[2] in NOT_DECAYED]
     plain_ids = {id(p) for p in plain}
     return [
         {"params": [p for _, p in named if id(p) not in plain_ids], "weight_decay": weight_decay},

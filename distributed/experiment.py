@@ -29,7 +29,7 @@ from pupujepa.ema import EmaConfig
 from pupujepa.errors import UserError
 from pupujepa.masks import MaskConfig
 from pupujepa.model import ModelConfig
-from pupujepa.objective import ObjectiveConfig
+from pupujepa.objective import ObjectiveConfig, check_objective
 from pupujepa.schedules import ScheduleConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -52,6 +52,12 @@ FREE_TO_CHANGE = (
     "stream.max_bad_fraction",
     "stream.prefetch_batches",
 )
+
+# what follows from another section unless it is set; patch_bands 0 follows model.structure
+_WRITTEN_ONCE = {
+    "stream": {"crop_frames": "${model.crop_frames}"},
+    "model": {"predictor_objective": "${objective.kind}", "patch_bands": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def load_experiment(
             f"model={named_on_line[-1]} and --config {file}, which holds a model, contradict each other; drop one"
         )
     named = named_on_line or [r["model"] for r in recipes if isinstance(r.get("model"), str)]
-    layers: list[Mapping[str, Any] | Path] = [{"stream": {"crop_frames": "${model.crop_frames}"}}]
+    layers: list[Mapping[str, Any] | Path] = [_WRITTEN_ONCE]
     if named:
         layers += _model_layers(named[-1])
     # a recipe names its model or changes it in part; a name has been taken above
@@ -139,10 +145,11 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
             f"stream.crop_frames={stream.crop_frames} differs from model.crop_frames={model.crop_frames}, so crops "
             f"would not fit the patch grid; set model.crop_frames alone, the stream follows it"
         )
-    if experiment.objective.target_layers > model.depth:
+    check_objective(experiment.objective, model)
+    if experiment.masks.balanced and model.grid_bands == 1:
         raise ConfigError(
-            f"objective.target_layers={experiment.objective.target_layers} exceeds the teacher's {model.depth} blocks "
-            f"(model.depth); lower it"
+            "masks.balanced=true masks single bands as often as spans of time, but model.structure=1d has one band, "
+            "which is the whole crop; leave it false"
         )
     lanes_of_rank(stream.lanes, 0, world_size)
     return batch_sizes(stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=world_size)

@@ -17,10 +17,9 @@ from pathlib import Path
 from distributed.activations import saved_bytes
 from distributed.engine import BatchSizes, batch_sizes
 from distributed.experiment import Experiment, load_experiment, preset_names
-from pupujepa.cost import TrainingCost, training_cost
+from pupujepa.cost import TrainingCost, count_parameters, training_cost
 from pupujepa.ema import ema_momentum
 from pupujepa.masks import STRATEGIES, strategy_probabilities
-from pupujepa.model import ModelConfig
 from pupujepa.schedules import learning_rate
 
 GIB, TERA = 2**30, 1e12
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     experiment = load_experiment(args.preset, file=args.config, overrides=args.overrides)
     sizes = batch_sizes(experiment.stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=args.gpus)
     memory = memory_per_gpu(experiment, sizes, world_size=args.gpus)
-    cost = training_cost(experiment.model, experiment.masks)
+    cost = training_cost(experiment.model, experiment.masks, experiment.objective)
     speed = args.gpus * args.peak_tflops * TERA * args.mfu / cost.total
     lines = [*_size_lines(experiment, sizes, args.gpus), *_memory_lines(memory, experiment, args.gpu_memory_gb)]
     lines += _cost_lines(cost)
@@ -84,7 +83,8 @@ def memory_per_gpu(experiment: Experiment, sizes: BatchSizes, *, world_size: int
     ZeRO stages 1 to 3 keep a float32 copy of the rank's part of the parameters beside the ones that are trained, also
     when these are float32 already.
     """
-    trained, teacher = count_parameters(experiment.model)
+    parameters = count_parameters(experiment.model)
+    trained = parameters.trained
     stage = experiment.engine.zero_stage
     own = -(-trained // world_size)
     states = _ADAM_STATES * (own if stage >= 1 else trained) + (own if stage >= 1 else 0)
@@ -93,19 +93,9 @@ def memory_per_gpu(experiment: Experiment, sizes: BatchSizes, *, world_size: int
         parameters=_FLOAT32 * (own if stage == 3 else trained),
         gradients=_FLOAT32 * (own if stage >= 2 else trained),
         optimizer=_FLOAT32 * states,
-        teacher=_FLOAT32 * teacher,
+        teacher=_FLOAT32 * parameters.encoder,
         activations=kept.constant + sizes.micro_batch * kept.per_crop,
     )
-
-
-def count_parameters(config: ModelConfig) -> tuple[int, int]:
-    """Returns the number of trained parameters (patch embedding, student, predictor), and that of the teacher."""
-    encoder = _block_parameters(config.width, config.depth, config.mlp_ratio) + 2 * config.width
-    patch = config.width * (config.patch_frames * config.patch_bands + 1) + 2 * config.width
-    width = config.predictor_width
-    blocks = _block_parameters(width, config.predictor_depth, config.mlp_ratio) + 2 * width
-    ends = width * (config.width + 1) + config.width * (width + 1) + width
-    return encoder + patch + blocks + ends, encoder
 
 
 def plot_schedules(experiment: Experiment, path: Path) -> None:
@@ -133,19 +123,12 @@ def plot_schedules(experiment: Experiment, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _block_parameters(width: int, depth: int, mlp_ratio: float) -> int:
-    hidden = round(mlp_ratio * width)
-    attention = 4 * width * width + 4 * width
-    mlp = 3 * width * hidden + 2 * hidden + width
-    return depth * (attention + mlp + 4 * width)
-
-
 def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[str]:
     config = experiment.model
-    trained, teacher = count_parameters(config)
+    parameters = count_parameters(config)
     return [
         f"model        width {config.width}, depth {config.depth}; predictor {config.predictor_width} x "
-        f"{config.predictor_depth}; {trained:,} trained parameters, teacher {teacher:,}",
+        f"{config.predictor_depth}; {parameters.trained:,} trained parameters, teacher {parameters.encoder:,}",
         f"crop         {config.crop_frames} frames = {config.num_patches} patches ({config.grid_steps} steps x "
         f"{config.grid_bands} bands)",
         f"batch        {sizes.global_batch} crops = {sizes.micro_batch} x {sizes.accumulation} accumulation x {gpus} "

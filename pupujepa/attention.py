@@ -18,14 +18,8 @@ from torch import Tensor
 from pupujepa.blocks import Block
 from pupujepa.errors import UserError
 from pupujepa.masks import RANDOM, Mask, MaskConfig, num_context
-from pupujepa.model import (
-    PupuJEPA,
-    encoder_rotation,
-    gather_tokens,
-    predictor_rotation,
-    steps_of,
-)
-from pupujepa.rope import select
+from pupujepa.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
+from pupujepa.patches import steps_of
 
 
 @dataclass(frozen=True)
@@ -62,9 +56,10 @@ def predictor_attention(
     queries = torch.as_tensor(_query_positions(mask, region, steps, config.grid_bands), device=device)
     context_BK = torch.as_tensor(mask.context, device=device)[None]
     sequence_BN = torch.cat([context_BK, torch.as_tensor(mask.target, device=device)[None]], dim=1)
-    rotation = select(encoder_rotation(config, steps, device), context_BK)
-    context_BKD = model.encoder(which)(gather_tokens(model.tokens(mel_BTF), context_BK), rotation)
-    x_BND = model.predictor.assemble(context_BKD, len(mask.target))
+    encoder = model.encoder(which)
+    grid_rotation = encoder_rotation(config, steps, device)
+    context_BKD = encoder(*visible_to(encoder, model.tokens(mel_BTF), context_BK, grid_rotation))
+    x_BND = model.predictor.assemble(context_BKD, sequence_BN)
     rotation = predictor_rotation(config, steps, sequence_BN)
     rows = []
     for module in model.predictor.blocks:

@@ -1,4 +1,4 @@
-"""Transformer blocks with the released key names: pre-norm, fused qkv, 2-D rotary positions, SwiGLU.
+"""Transformer blocks with the released key names: pre-norm, fused qkv, rotary positions, SwiGLU; and their variants.
 
 `Linear` and `PatchConv` leave their memory as it is: `PupuJEPA.init_weights` fills it from its own generator, so
 building a model neither touches the global random state nor initialises a large model twice.
@@ -7,12 +7,15 @@ Shapes: B batch, N tokens, D width, H heads.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pupujepa.architecture import SWIGLU
+from pupujepa.positions import AbsolutePositions
 from pupujepa.rope import Rotation, rotate
 from pupujepa.softmax_attention import attend
 
@@ -44,21 +47,48 @@ class LayerNorm(nn.LayerNorm):
         return functional.layer_norm(x_BND.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+@dataclass(frozen=True)
+class BlockShape:
+    """What all blocks of a stack have in common.
+
+    mlp: "swiglu", or "gelu" with the same number of weights.
+    qk_norm: a LayerNorm over each head's queries and one over its keys.
+    """
+
+    width: int
+    heads: int
+    mlp_ratio: float = 4.0
+    mlp: str = SWIGLU
+    qk_norm: bool = False
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP's hidden layer: as SwiGLU has three matrices and GELU two, GELU's is 1.5 times as wide."""
+        hidden = round(self.mlp_ratio * self.width)
+        return hidden if self.mlp == SWIGLU else round(1.5 * hidden)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions."""
+    """Multi-head self-attention with rotary positions, if any."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
+        self.heads = shape.heads
+        self.qkv = Linear(shape.width, 3 * shape.width)
+        self.proj = Linear(shape.width, shape.width)
+        self.q_norm = LayerNorm(shape.width // shape.heads) if shape.qk_norm else nn.Identity()
+        self.k_norm = LayerNorm(shape.width // shape.heads) if shape.qk_norm else nn.Identity()
 
-    def project(self, x_BND: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns queries and keys, both rotated, and values, each [B, H, N, D / H]."""
+    def project(self, x_BND: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries and keys, both normed and rotated if so configured, and values, each [B, H, N, D / H]."""
         query, key, value = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return rotate(query, rotation), rotate(key, rotation), value
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        # norms give float32 under autocast; attention takes one dtype
+        return query.to(value.dtype), key.to(value.dtype), value
 
-    def forward(self, x_BND: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x_BND: Tensor, rotation: Rotation | None) -> Tensor:
         """Attends over all N tokens."""
         mixed_BHND = attend(*self.project(x_BND, rotation))
         return self.proj(mixed_BHND.transpose(1, 2).flatten(2))
@@ -67,10 +97,10 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """The gated MLP: fc1 holds gate and value packed, silu(first half) * second half."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.fc1 = Linear(width, 2 * hidden)
-        self.fc2 = Linear(hidden, width)
+        self.fc1 = Linear(shape.width, 2 * shape.hidden)
+        self.fc2 = Linear(shape.hidden, shape.width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Maps each token on its own."""
@@ -78,36 +108,60 @@ class SwiGLU(nn.Module):
         return self.fc2(functional.silu(gate) * value)
 
 
-class Block(nn.Module):
-    """One pre-norm transformer block: 16 D^2 + 17 D parameters at mlp_ratio 4."""
+class GeluMLP(nn.Module):
+    """The plain MLP of a ViT. Its matrices are as large as SwiGLU's; it has mlp_ratio D / 2 biases fewer."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.norm2 = LayerNorm(width)
-        self.mlp = SwiGLU(width, round(mlp_ratio * width))
+        self.fc1 = Linear(shape.width, shape.hidden)
+        self.fc2 = Linear(shape.hidden, shape.width)
 
-    def forward(self, x_BND: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Maps each token on its own."""
+        return self.fc2(functional.gelu(self.fc1(x_BND)))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: 16 D^2 + 17 D parameters at mlp_ratio 4, as released."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(shape.width)
+        self.attn = Attention(shape)
+        self.norm2 = LayerNorm(shape.width)
+        self.mlp = SwiGLU(shape) if shape.mlp == SWIGLU else GeluMLP(shape)
+
+    def forward(self, x_BND: Tensor, rotation: Rotation | None) -> Tensor:
         """Returns the tokens after attention and MLP, each with its residual."""
         x_BND = x_BND + self.attn(self.norm1(x_BND), rotation)
         return x_BND + self.mlp(self.norm2(x_BND))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and its final norm: the student, and the teacher."""
+    """A stack of blocks and its final norm: the student, and the teacher.
 
-    def __init__(self, width: int, *, depth: int, heads: int, mlp_ratio: float) -> None:
+    Args:
+        positions: absolute ones of its own, that `placed` adds; None where tokens are placed by rotation or not at all.
+    """
+
+    def __init__(self, shape: BlockShape, *, depth: int, positions: AbsolutePositions | None = None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
-        self.norm = LayerNorm(width)
+        self.positions = positions
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(depth))
+        self.norm = LayerNorm(shape.width)
         self.activation_checkpointing = False
 
-    def forward(self, x_BND: Tensor, rotation: Rotation) -> Tensor:
+    def placed(self, tokens_BND: Tensor) -> Tensor:
+        """Returns the tokens of a whole grid as the first block takes them: with absolute positions, if any."""
+        return tokens_BND if self.positions is None else self.positions.added_to_grid(tokens_BND)
+
+    def forward(self, x_BND: Tensor, rotation: Rotation | None) -> Tensor:
         """Returns the normed output of the last block."""
         return self.norm(run_blocks(self.blocks, x_BND, rotation, recompute=self.activation_checkpointing)[-1])
 
-    def hidden_states(self, x_BND: Tensor, rotation: Rotation, *, layers: Sequence[int] | None = None) -> list[Tensor]:
+    def hidden_states(
+        self, x_BND: Tensor, rotation: Rotation | None, *, layers: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Returns states [B, N, D], `layers` of all depth + 1: 0 the input, i block i's output, the last normed.
 
         Only the states asked for are held, and no block beyond the last of them runs.
@@ -121,13 +175,13 @@ class Transformer(nn.Module):
                 held[layer] = self.norm(x_BND) if layer == depth else x_BND
         return [held[layer] for layer in wanted]
 
-    def top_outputs(self, x_BND: Tensor, rotation: Rotation, *, top: int) -> list[Tensor]:
+    def top_outputs(self, x_BND: Tensor, rotation: Rotation | None, *, top: int) -> list[Tensor]:
         """Returns the outputs of the last `top` blocks, before the final norm."""
         return run_blocks(self.blocks, x_BND, rotation, keep=top)
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x_BND: Tensor, rotation: Rotation, *, keep: int = 1, recompute: bool = False
+    blocks: nn.ModuleList, x_BND: Tensor, rotation: Rotation | None, *, keep: int = 1, recompute: bool = False
 ) -> list[Tensor]:
     """Runs the blocks in turn and returns the last `keep` outputs, holding no more of them than that.
 

@@ -1,13 +1,18 @@
-"""What a model costs: parameters by module, and floating-point operations by arithmetic.
+"""What a model costs: parameters by module, and floating-point operations, both by arithmetic from its description.
 
-Matrix products only (a multiply and an add are two operations), which is also what torch's flop counter counts; the
-backward pass is taken as twice the forward one.
+Operations are those of matrix products (a multiply and an add are two), which is also what torch's flop counter counts;
+the backward pass is taken as twice the forward one. Norms, rotations, position codes and the optimiser are left out:
+they cost bandwidth, not operations.
 """
 
 from dataclasses import dataclass
 
+from pupujepa.architecture import GELU, LEARNED, MAE, ModelConfig
+from pupujepa.blocks import BlockShape
 from pupujepa.masks import MaskConfig, num_context, num_targets
-from pupujepa.model import ModelConfig
+from pupujepa.model import encoder_shape
+from pupujepa.objective import FULL_GRID, ObjectiveConfig
+from pupujepa.predictor import predictor_shape
 
 _BACKWARD_FACTOR = 2
 
@@ -27,37 +32,89 @@ class TrainingCost:
         return self.patch_embed + self.student + self.teacher + self.predictor
 
 
-def forward_flops(width: int, depth: int, *, tokens: int, mlp_ratio: float) -> int:
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters by module. `encoder` is the student, and once more the teacher, which is not trained."""
+
+    patch_embed: int
+    encoder: int
+    predictor: int
+
+    @property
+    def trained(self) -> int:
+        """What the optimiser updates."""
+        return self.patch_embed + self.encoder + self.predictor
+
+
+def count_parameters(config: ModelConfig) -> ParameterCounts:
+    """Returns the parameters of a model without building it."""
+    width, predictor = config.width, config.predictor_width
+    learned = config.num_patches if config.position_code == LEARNED else 0
+    ends = predictor * (width + 1) + config.predictor_outputs * (predictor + 1)
+    mask_token = predictor
+    return ParameterCounts(
+        patch_embed=width * (config.patch_values + 1) + 2 * width,
+        encoder=_stack_parameters(encoder_shape(config), config.depth) + learned * width,
+        predictor=_stack_parameters(predictor_shape(config), config.predictor_depth)
+        + ends
+        + mask_token
+        + learned * predictor,
+    )
+
+
+def forward_flops(shape: BlockShape, depth: int, *, tokens: int) -> int:
     """Returns the operations of a stack of blocks: 2 per weight and token, and 4 N^2 D of attention."""
-    hidden = round(mlp_ratio * width)
-    weights = 4 * width * width + 3 * width * hidden
-    return depth * (2 * weights * tokens + 4 * tokens * tokens * width)
+    return depth * (2 * _block_weights(shape) * tokens + 4 * tokens * tokens * shape.width)
 
 
 def predictor_flops(config: ModelConfig, *, context: int, targets: int) -> int:
     """Returns the predictor's forward operations."""
-    blocks = forward_flops(
-        config.predictor_width, config.predictor_depth, tokens=context + targets, mlp_ratio=config.mlp_ratio
-    )
-    return blocks + 2 * config.width * config.predictor_width * (context + targets)
+    blocks = forward_flops(predictor_shape(config), config.predictor_depth, tokens=context + targets)
+    ends = config.width * context + config.predictor_outputs * targets
+    return blocks + 2 * config.predictor_width * ends
 
 
-def training_cost(config: ModelConfig, masks: MaskConfig) -> TrainingCost:
-    """Returns the operations of one training crop."""
+def training_cost(
+    config: ModelConfig,
+    masks: MaskConfig,
+    objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008  (frozen)
+) -> TrainingCost:
+    """Returns the operations of one training crop; of the objective only `target` matters here.
+
+    A model whose predictor reconstructs patches has no teacher to run.
+    """
     context, targets = num_context(masks, config.num_patches), num_targets(masks, config.num_patches)
+    seen_by_teacher = config.num_patches if objective.target == FULL_GRID else targets
     both_passes = 1 + _BACKWARD_FACTOR
-    patch_weights = config.patch_frames * config.patch_bands * config.width
-    shape = {"width": config.width, "depth": config.depth}
+    encoder = encoder_shape(config)
     return TrainingCost(
         # nothing flows back into the spectrogram, so the patch embedding has half a backward pass
-        patch_embed=2 * 2 * patch_weights * config.num_patches,
-        student=both_passes * forward_flops(**shape, tokens=context, mlp_ratio=config.mlp_ratio),
-        teacher=forward_flops(**shape, tokens=targets, mlp_ratio=config.mlp_ratio),
+        patch_embed=2 * 2 * config.patch_values * config.width * config.num_patches,
+        student=both_passes * forward_flops(encoder, config.depth, tokens=context),
+        teacher=0
+        if config.predictor_objective == MAE
+        else forward_flops(encoder, config.depth, tokens=seen_by_teacher),
         predictor=both_passes * predictor_flops(config, context=context, targets=targets),
     )
 
 
 def inference_flops(config: ModelConfig) -> int:
     """Returns the operations of encoding one full crop."""
-    patch = 2 * config.patch_frames * config.patch_bands * config.width * config.num_patches
-    return patch + forward_flops(config.width, config.depth, tokens=config.num_patches, mlp_ratio=config.mlp_ratio)
+    patch = 2 * config.patch_values * config.width * config.num_patches
+    return patch + forward_flops(encoder_shape(config), config.depth, tokens=config.num_patches)
+
+
+def _block_weights(shape: BlockShape) -> int:
+    """Entries of a block's matrices."""
+    return 4 * shape.width * shape.width + _mlp_matrices(shape) * shape.width * shape.hidden
+
+
+def _stack_parameters(shape: BlockShape, depth: int) -> int:
+    """Parameters of a stack of blocks and its final norm."""
+    mlp_biases = (_mlp_matrices(shape) - 1) * shape.hidden + shape.width
+    norms = 4 * shape.width + (4 * shape.width // shape.heads if shape.qk_norm else 0)
+    return depth * (_block_weights(shape) + 4 * shape.width + mlp_biases + norms) + 2 * shape.width
+
+
+def _mlp_matrices(shape: BlockShape) -> int:
+    return 2 if shape.mlp == GELU else 3

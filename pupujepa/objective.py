@@ -1,11 +1,18 @@
 """The training step: predict the teacher's view of masked patches from the student's view of the visible ones.
 
-The target follows M2D: the teacher runs on the masked patches only, with the rotary angles of their original
+The released target follows M2D: the teacher runs on the masked patches only, with the rotary angles of their original
 positions, on the shared patch embedding without gradient. Shapes are fixed by the batch, nothing waits for the
 device, and bf16 runs by autocast *inside* forward over float32 parameters, so the module behaves alike in a notebook
 and under an engine.
 
-Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width.
+Two variants are other methods than the released one. With target="full_grid" the teacher sees the whole crop and the
+masked positions are read from its output, as in I-JEPA (arXiv 2301.08243) and A-JEPA: targets know their surroundings,
+and the teacher costs a pass over all patches. With kind="mae" the predictor reconstructs the patch itself, as AudioMAE
+(arXiv 2207.06405) does: no teacher runs in the step. Its average of the student is still kept by the trainer, so that
+teacher and student can be probed alike in every run.
+
+Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width, V values per target
+token: D for "jepa", those of a patch for "mae".
 """
 
 from collections.abc import Mapping
@@ -13,38 +20,65 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from pupujepa.blocks import NORM_EPSILON, Transformer
+from pupujepa.architecture import JEPA, MAE, OBJECTIVES, ModelConfig
+from pupujepa.blocks import Transformer
 from pupujepa.errors import UserError
-from pupujepa.model import PupuJEPA, encoder_rotation, gather_tokens, predictor_rotation, steps_of
-from pupujepa.rope import Rotation, select
+from pupujepa.losses import LOSSES, standardise, token_losses, variance_hinge
+from pupujepa.model import PupuJEPA, encoder_rotation, gather_tokens, predictor_rotation, visible_to
+from pupujepa.patches import patch_values, steps_of
+from pupujepa.rope import Rotation
 
-LOSSES = ("smooth_l1", "mse", "l1", "cosine", "norm_mse")
+MASKED, FULL_GRID = TARGETS = ("masked", "full_grid")
+STUDENT, PREDICTION = VARIANCE_OF = ("student", "prediction")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What is predicted and how a miss is measured. None of it is published; smooth-L1 at beta 1 is our `paper` recipe.
 
-    loss: smooth_l1, mse, l1; cosine = 1 - cos; norm_mse = 2 - 2 cos, the loss of M2D.
+    kind: "jepa" predicts the teacher's features; "mae" the patch itself (AudioMAE, which uses loss=mse).
+    target: "masked", the teacher sees the masked patches only (M2D, released); "full_grid", it sees the whole crop.
+    loss, beta: see losses.py.
     target_layers: 1 takes the teacher's normed output; k > 1 the mean of its last k blocks' outputs, each normed
         without affine parameters (data2vec).
-    standardise: normalise each target token to zero mean and unit variance over its width.
+    standardise: normalise each target token to zero mean and unit variance over its values; for "mae" these are the
+        per-patch normalised pixels of MAE.
+    variance_weight: of a hinge on the std of the `variance_of`, "student" (its output at the context) or "prediction",
+        below `variance_floor`; added to the loss. 0 leaves it out.
     """
 
     loss: str = "smooth_l1"
     beta: float = 1.0
     target_layers: int = 1
     standardise: bool = True
+    kind: str = JEPA
+    target: str = MASKED
+    variance_weight: float = 0.0
+    variance_of: str = STUDENT
+    variance_floor: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise UserError(f"loss={self.loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+        for name, known in (
+            ("loss", LOSSES),
+            ("kind", OBJECTIVES),
+            ("target", TARGETS),
+            ("variance_of", VARIANCE_OF),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
         if not self.beta > 0:
             raise UserError(f"beta={self.beta} must be positive: it is where smooth-L1 turns from square to linear")
         if self.target_layers < 1:
             raise UserError(f"target_layers={self.target_layers} must be at least 1")
+        if self.variance_weight < 0 or not self.variance_floor > 0:
+            raise UserError(
+                f"variance_weight={self.variance_weight} must not be negative and "
+                f"variance_floor={self.variance_floor} must be positive"
+            )
+        if self.kind == MAE:
+            _check_mae(self)
 
 
 class TrainingStep(nn.Module):
@@ -69,10 +103,7 @@ class TrainingStep(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if objective.target_layers > model.config.depth:
-            raise UserError(
-                f"target_layers={objective.target_layers} exceeds the teacher's {model.config.depth} blocks; lower it"
-            )
+        check_objective(objective, model.config)
         if autocast_dtype == torch.float16:
             raise UserError("float16 needs a gradient scaler, which this step does not have; use bfloat16 or None")
         self.config = model.config
@@ -99,57 +130,100 @@ class TrainingStep(nn.Module):
             target_BM: token indices to predict, int64, disjoint from the context.
 
         Returns:
-            The loss, and {"prediction_BMD", "target_BMD", "per_sample_loss_B"}, all float32.
+            The loss, and {"prediction_BMD", "target_BMD", "per_sample_loss_B"}, all float32; for "mae" the first two
+            hold V values per token instead of D.
         """
         steps = steps_of(mel_BTF, self.config)
         with torch.autocast(mel_BTF.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             tokens_BND = self.patch_embed(mel_BTF)
             rotation = encoder_rotation(self.config, steps, mel_BTF.device)
-            context_BKD = self.student(gather_tokens(tokens_BND, context_BK), select(rotation, context_BK))
+            context_BKD = self.student(*visible_to(self.student, tokens_BND, context_BK, rotation))
             sequence_BN = torch.cat([context_BK, target_BM], dim=1)
-            prediction_BMD = self.predictor(context_BKD, predictor_rotation(self.config, steps, sequence_BN))
-            target_BMD = self.targets(gather_tokens(tokens_BND.detach(), target_BM), select(rotation, target_BM))
+            prediction_BMV = self.predictor(
+                context_BKD, sequence_BN, predictor_rotation(self.config, steps, sequence_BN)
+            )
+            if self.objective.kind == MAE:
+                target_BMV = self.patches(mel_BTF, target_BM)
+            else:
+                target_BMV = self.targets(tokens_BND.detach(), target_BM, rotation)
         with torch.autocast(mel_BTF.device.type, enabled=False):
-            prediction_BMD = prediction_BMD.float()
-            loss_B = token_losses(prediction_BMD, target_BMD, self.objective).mean(1)
+            prediction_BMV = prediction_BMV.float()
+            loss_B = self.losses(prediction_BMV, target_BMV, context_BKD)
         aux = {
-            "prediction_BMD": prediction_BMD.detach(),
-            "target_BMD": target_BMD,
+            "prediction_BMD": prediction_BMV.detach(),
+            "target_BMD": target_BMV,
             "per_sample_loss_B": loss_B.detach(),
         }
         return loss_B.mean(), aux
 
     @torch.no_grad()
-    def targets(self, tokens_BMD: Tensor, rotation: Rotation) -> Tensor:
-        """Returns what the teacher makes of the target tokens, standardised if so configured: [B, M, D], float32."""
-        if self.objective.target_layers == 1:
-            target_BMD = self.teacher(tokens_BMD, rotation).float()
+    def targets(self, tokens_BND: Tensor, target_BM: Tensor, rotation: Rotation | None) -> Tensor:
+        """Returns what the teacher makes of the target patches, standardised if so configured: [B, M, D], float32.
+
+        Args:
+            tokens_BND: of the whole grid, without gradient.
+            rotation: of the whole grid.
+        """
+        if self.objective.target == FULL_GRID:
+            outputs = [
+                gather_tokens(output, target_BM) for output in self._teach(self.teacher.placed(tokens_BND), rotation)
+            ]
         else:
-            outputs = self.teacher.top_outputs(tokens_BMD, rotation, top=self.objective.target_layers)
+            outputs = self._teach(*visible_to(self.teacher, tokens_BND, target_BM, rotation))
+        if len(outputs) == 1:
+            target_BMD = outputs[0].float()
+        else:
             target_BMD = torch.stack([standardise(output) for output in outputs]).mean(0)
         return standardise(target_BMD) if self.objective.standardise else target_BMD
 
+    @torch.no_grad()
+    def patches(self, mel_BTF: Tensor, target_BM: Tensor) -> Tensor:
+        """Returns the values of the target patches, standardised if so configured: [B, M, V], float32."""
+        target_BMV = gather_tokens(patch_values(mel_BTF.float(), self.config), target_BM)
+        return standardise(target_BMV) if self.objective.standardise else target_BMV
 
-def standardise(x_BMD: Tensor) -> Tensor:
-    """Normalises each token to zero mean and unit variance over its width, in float32."""
-    return functional.layer_norm(x_BMD.float(), x_BMD.shape[-1:], eps=NORM_EPSILON)
+    def losses(self, prediction_BMV: Tensor, target_BMV: Tensor, context_BKD: Tensor) -> Tensor:
+        """Returns the loss of each crop [B], with the variance hinge if there is one."""
+        objective = self.objective
+        loss_B = token_losses(prediction_BMV, target_BMV, loss=objective.loss, beta=objective.beta).mean(1)
+        if not objective.variance_weight:
+            return loss_B
+        regularised = context_BKD.float() if objective.variance_of == STUDENT else prediction_BMV
+        return loss_B + objective.variance_weight * variance_hinge(regularised, floor=objective.variance_floor)
+
+    def _teach(self, x_BND: Tensor, rotation: Rotation | None) -> list[Tensor]:
+        """Runs the teacher: its normed output, or the outputs of its last blocks."""
+        if self.objective.target_layers == 1:
+            return [self.teacher(x_BND, rotation)]
+        return self.teacher.top_outputs(x_BND, rotation, top=self.objective.target_layers)
 
 
-def token_losses(prediction_BMD: Tensor, target_BMD: Tensor, objective: ObjectiveConfig) -> Tensor:
-    """Returns the loss [B, M] of each token, a mean over the width for the three elementwise losses."""
-    match objective.loss:
-        case "smooth_l1":
-            loss = functional.smooth_l1_loss(prediction_BMD, target_BMD, reduction="none", beta=objective.beta)
-            return loss.mean(-1)
-        case "mse":
-            return (prediction_BMD - target_BMD).square().mean(-1)
-        case "l1":
-            return (prediction_BMD - target_BMD).abs().mean(-1)
-        case "cosine":
-            return 1 - functional.cosine_similarity(prediction_BMD, target_BMD, dim=-1)
-        case "norm_mse":
-            return 2 - 2 * functional.cosine_similarity(prediction_BMD, target_BMD, dim=-1)
-    raise AssertionError(f"ObjectiveConfig admits no loss {objective.loss!r}")
+def check_objective(objective: ObjectiveConfig, config: ModelConfig) -> None:
+    """Raises UserError unless the model can be trained by the objective."""
+    if objective.target_layers > config.depth:
+        raise UserError(
+            f"objective.target_layers={objective.target_layers} exceeds the teacher's {config.depth} blocks "
+            f"(model.depth); lower it"
+        )
+    if objective.kind != config.predictor_objective:
+        raise UserError(
+            f"objective.kind={objective.kind} does not fit model.predictor_objective={config.predictor_objective}, so "
+            f"the predictor gives {config.predictor_outputs} numbers per token, which are no such target; "
+            f"set objective.kind alone, the model follows it"
+        )
+
+
+def _check_mae(objective: ObjectiveConfig) -> None:
+    if objective.target_layers != 1 or objective.target != MASKED:
+        raise UserError(
+            f"kind=mae reconstructs patches and asks no teacher, so target_layers={objective.target_layers} and "
+            f"target={objective.target} mean nothing; leave them at 1 and {MASKED}, or use kind=jepa"
+        )
+    if objective.variance_of == PREDICTION:
+        raise UserError(
+            "kind=mae predicts patches, whose variance is the music's own, so variance_of=prediction makes no sense; "
+            "use variance_of=student"
+        )
 
 
 def teacher_pairs(model: PupuJEPA | TrainingStep) -> list[tuple[str, Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""Two-dimensional rotary positions (no parameters).
+"""Rotary positions, of a grid of patches or of a line of time steps (no parameters).
 
 Angles are position * pi * 2^linspace(0, log2(224) - 1, head_dim / 4): 1 to 112 times pi. The first half of a head's
 dimensions turns with time, the second half with frequency; even and odd neighbours form the rotated pairs.
@@ -12,6 +12,8 @@ Two formulas for the time axis:
   matter.
 
 The frequency axis always has all its bands and keeps linspace(-1, 1, bands).
+
+The 1-D structure has no frequency axis: all pairs turn with time, by head_dim / 2 frequencies over the same range.
 
 Shapes: B batch, N patches, H heads, R rotated pairs of a head (head_dim / 2).
 """
@@ -43,16 +45,21 @@ def grid_rotation(
     Built from scratch by each caller: it costs microseconds, and a buffer would be cast to bf16 with the parameters by
     engines that do so, which moves angles of up to 350 rad by a whole radian.
     """
-    # angles reach 350 rad, where float32 resolves 3e-5: go through float64, which MPS lacks
-    where = torch.device("cpu") if device.type == "mps" else device
-    exponents = torch.linspace(0, math.log2(_MAX_FREQUENCY) - 1, head_dim // 4, dtype=torch.float64, device=where)
-    frequencies = math.pi * 2.0**exponents
+    where = _exact_device(device)
+    frequencies = _frequencies(head_dim // 4, where)
     time = time_positions(steps, reference_steps=reference_steps, mode=mode, device=where)
     band = torch.linspace(-1, 1, bands, dtype=torch.float64, device=where)
     angle_of_time = (time[:, None] * frequencies)[:, None].expand(-1, bands, -1)
     angle_of_band = (band[:, None] * frequencies)[None].expand(steps, -1, -1)
     angle_NR = torch.cat([angle_of_time, angle_of_band], dim=-1).reshape(steps * bands, -1)
-    return Rotation(angle_NR.cos().float().to(device), angle_NR.sin().float().to(device))
+    return _rotation_by(angle_NR, device)
+
+
+def line_rotation(steps: int, *, head_dim: int, reference_steps: int, mode: str, device: torch.device) -> Rotation:
+    """Returns the rotation of every time step of the 1-D structure: two tensors [steps, R]."""
+    where = _exact_device(device)
+    time = time_positions(steps, reference_steps=reference_steps, mode=mode, device=where)
+    return _rotation_by(time[:, None] * _frequencies(head_dim // 2, where), device)
 
 
 def time_positions(steps: int, *, reference_steps: int, mode: str, device: torch.device) -> Tensor:
@@ -74,3 +81,17 @@ def rotate(x_BHND: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return turned.flatten(-2).to(x_BHND.dtype)
+
+
+def _exact_device(device: torch.device) -> torch.device:
+    """Angles reach 350 rad, where float32 resolves 3e-5: they go through float64, which MPS lacks."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _frequencies(count: int, device: torch.device) -> Tensor:
+    exponents = torch.linspace(0, math.log2(_MAX_FREQUENCY) - 1, count, dtype=torch.float64, device=device)
+    return math.pi * 2.0**exponents
+
+
+def _rotation_by(angle_NR: Tensor, device: torch.device) -> Rotation:
+    return Rotation(angle_NR.cos().float().to(device), angle_NR.sin().float().to(device))

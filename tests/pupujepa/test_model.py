@@ -6,9 +6,8 @@ import torch
 from pupujepa.errors import UserError
 from pupujepa.frontend import FrontendConfig
 from pupujepa.masks import MaskConfig, draw_mask
-from pupujepa.model import ModelConfig, PupuJEPA, encoder_rotation, gather_tokens, predictor_rotation, resolve_layers
+from pupujepa.model import ModelConfig, PupuJEPA, encoder_rotation, predictor_rotation, resolve_layers, visible_to
 from pupujepa.randomness import generator
-from pupujepa.rope import select
 from pupujepa.sizes import PRESETS, model_size, size_names
 from tests.pupujepa.models import SMALL, random_mel, random_model
 from tests.pupujepa.reference_model import ReferenceModel
@@ -148,9 +147,10 @@ def test_predictor_agrees_with_an_independent_reference(frames, bands):
     mask = draw_mask(generator(0), MaskConfig(target_fraction=0.6), steps=steps, bands=config.grid_bands, progress=1.0)
     context, target = (torch.from_numpy(part)[None] for part in (mask.context, mask.target))
     with torch.no_grad():
-        turn = select(encoder_rotation(config, steps, mel.device), context)
-        seen = model.student(gather_tokens(model.tokens(mel), context), turn)
-        ours = model.predictor(seen, predictor_rotation(config, steps, torch.cat([context, target], 1)))[0]
+        turn = encoder_rotation(config, steps, mel.device)
+        seen = model.student(*visible_to(model.student, model.tokens(mel), context, turn))
+        sequence = torch.cat([context, target], 1)
+        ours = model.predictor(seen, sequence, predictor_rotation(config, steps, sequence))[0]
     expected = ReferenceModel(model.state_dict(), config).predict(mel[0], mask.context, mask.target)
     torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
 
