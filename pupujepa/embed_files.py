@@ -1,144 +1,151 @@
-"""Embed audio files: one .npz per file, with arrays `values` and `times_s` and the settings that made them.
+"""Embed audio files: one row per file, with its readout and layers and the settings that made it.
 
   python -m pupujepa embed runs/demo/export songs/ --out vectors/
   python -m pupujepa embed owner/weights song.flac --out vectors/ --readout mean --layers 6 12
+  python -m pupujepa embed runs/demo/export songs/ --out vectors/ --readout mean --format parquet
+  python -m pupujepa embed runs/demo/export songs/ --out vectors/ --format wds --workers 8 --skip-broken
 
-Folders are searched for wav, flac, ogg, mp3, aiff and aif files. Any rate, mono or stereo, 40 ms to hours. Run the same
-command again to continue: finished files are kept. Files that cannot be embedded are listed at the end, and the exit
-code is then 1; none is skipped silently.
+Folders are searched for wav, flac, ogg, mp3, aiff and aif files. Any rate, mono or stereo, 40 ms to hours.
+
+  --format npz      an .npz per file, with arrays values, times_s, layers, readout, name and settings
+  --format parquet  part-00000.parquet and so on, a row per file; needs pip install 'pupujepa[parquet]'
+  --format wds      part-00000.tar and so on, WebDataset samples of values.npy, times_s.npy and json
+
+Run the same command again to continue after anything: finished files are kept, whatever killed the first one. A file
+that was changed since is not noticed; use another --out. The result does not depend on the number of workers, and
+neither on where the command was killed. Files that cannot be embedded are named at the end, and the exit code is
+then 1; with --skip-broken it is 0, and OUT/broken.jsonl says which they are and why.
 """
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from pupujepa.audio import AudioError
+from pupujepa.audio_files import AudioFile, find_audio
+from pupujepa.decode_ahead import PendingClip, decode_ahead
+from pupujepa.durable import atomic_file
 from pupujepa.encoder import Embedding, Encoder
 from pupujepa.errors import UserError
-from pupujepa.model import PupuJEPA
+from pupujepa.model import PupuJEPA, resolve_layers
+from pupujepa.progress import Progress
 from pupujepa.readout import parse_readout
+from pupujepa.vector_stores import FORMATS, VectorStore, only_writer, open_store
 from pupujepa.weights import load
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"})
+BROKEN_NAME = "broken.jsonl"
 _SAMPLED_BYTES = 4096
+_MEGABYTE = 1_000_000
+_MOST_DEFAULT_WORKERS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("weights", help="a folder of weights, or a hub id")
     parser.add_argument("audio", nargs="+", type=Path, help="audio files, or folders that are searched for them")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the .npz files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the rows")
+    parser.add_argument("--format", choices=FORMATS, default="npz", help="default: %(default)s")
     parser.add_argument(
         "--readout", default="frames", help="frames (25 a second), mean, or region:FxT such as region:4x2"
     )
-    parser.add_argument("--layers", type=int, nargs="+", default=[-1], help="0 = patch embedding, -1 = last (default)")
+    parser.add_argument(
+        "--layers", nargs="+", default=["-1"], metavar="N", help="0 = patch embedding, -1 = last (default), or all"
+    )
     parser.add_argument("--encoder", choices=("teacher", "student"), default="teacher")
     parser.add_argument("--batch-size", type=int, default=8, help="windows encoded together")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    parser.add_argument("--overwrite", action="store_true", help="replace files made with other settings")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(cores, _MOST_DEFAULT_WORKERS),
+        help="files that are decoded at the same time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--part-mb",
+        type=float,
+        default=256.0,
+        help="parquet, wds: a part is closed at this size (default: %(default)g)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace rows made with other settings")
+    parser.add_argument("--skip-broken", action="store_true", help=f"list broken files in OUT/{BROKEN_NAME}, exit 0")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embeds all files and returns 1 if any failed."""
-    plan = plan_outputs(args.audio, args.out)
+    """Embeds all files and returns 1 if any failed and failures are not to be skipped."""
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: at least one thread has to decode")
+    files = find_audio(args.audio)
     model = load(args.weights)
+    parse_readout(args.readout, bands=model.config.grid_bands)
+    layers = resolve_layers(_layers(args.layers), model.config.depth)
+    settings = {
+        "weights": fingerprint(model),
+        "readout": args.readout,
+        "layers": layers,
+        "encoder": args.encoder,
+        "bf16": args.bf16,
+    }
     encoder = Encoder(
         model,
         device=args.device,
         autocast_dtype=torch.bfloat16 if args.bf16 else None,
         batch_size=args.batch_size,
     )
-    parse_readout(args.readout, bands=model.config.grid_bands)
-    settings = {
-        "weights": fingerprint(model),
-        "readout": args.readout,
-        "layers": args.layers,
-        "encoder": args.encoder,
-        "bf16": args.bf16,
-    }
-    todo = unfinished(plan, settings, overwrite=args.overwrite)
-    sys.stderr.write(f"{len(plan)} files: {len(plan) - len(todo)} already embedded, {len(todo)} to do\n")
-    failures = []
-    for source, output in tqdm(todo.items(), desc="embed", unit="file", disable=None):
-        try:
-            embedding = encoder.encode(source, readout=args.readout, layers=args.layers, which=args.encoder)
-        except AudioError as error:
-            failures.append(str(error))
-            continue
-        write_embedding(output, embedding, settings)
-    sys.stderr.write(f"{len(todo) - len(failures)} files embedded into {args.out}\n")
-    for failure in failures:
-        sys.stderr.write(f"failed: {failure}\n")
-    return 1 if failures else 0
+    part_bytes = round(args.part_mb * _MEGABYTE)
+    store = open_store(args.out, settings, form=args.format, part_bytes=part_bytes, overwrite=args.overwrite)
+    with only_writer(args.out):
+        done = store.finished([file.name for file in files])
+        todo = [file for file in files if file.name not in done]
+        sys.stderr.write(f"{len(files)} files: {len(done)} already embedded, {len(todo)} to do\n")
+        broken = embed(todo, encoder, store, settings=settings, workers=args.workers)
+        store.close()
+        if args.skip_broken:
+            write_lines(args.out / BROKEN_NAME, broken)
+    sys.stderr.write(f"{len(todo) - len(broken)} files embedded into {args.out}\n")
+    for record in broken:
+        sys.stderr.write(f"{'skipped' if args.skip_broken else 'failed'}: {record['reason']}\n")
+    return 1 if broken and not args.skip_broken else 0
 
 
-def plan_outputs(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
-    """Returns the output file of every audio file, in a fixed order.
+def embed(
+    files: Sequence[AudioFile], encoder: Encoder, store: VectorStore, *, settings: Mapping[str, Any], workers: int
+) -> list[dict[str, str]]:
+    """Adds the row of every file to a store.
 
-    Raises:
-        UserError: a missing input, a folder without audio, or two inputs with one output.
+    Args:
+        settings: readout, layers and encoder, checked against the model before.
+        workers: files that are decoded at the same time.
+
+    Returns:
+        The files that could not be embedded: name, path and reason.
     """
-    plan: dict[Path, Path] = {}
-    for given in inputs:
-        if given.is_dir():
-            sources = sorted(path for path in given.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-            if not sources:
-                raise UserError(f"{given} holds no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
-            plan.update({source: out / f"{source.relative_to(given)}.npz" for source in sources})
-        elif given.is_file():
-            plan[given] = out / f"{given.name}.npz"
-        else:
-            raise UserError(f"{given}: no such file or folder; check the path")
-    owners: dict[Path, Path] = {}
-    for source, output in plan.items():
-        if output in owners:
-            raise UserError(f"{source} and {owners[output]} would both be written to {output}; embed them separately")
-        owners[output] = source
-    return plan
-
-
-def unfinished(plan: Mapping[Path, Path], settings: Mapping, *, overwrite: bool) -> dict[Path, Path]:
-    """Returns the part of the plan whose output does not exist.
-
-    Raises:
-        UserError: an output that was made with other settings, unless `overwrite`.
-    """
-    todo = {}
-    for source, output in plan.items():
-        found = _settings_of(output)
-        if found == settings:
-            continue
-        if found is not None and not overwrite:
-            differing = [key for key in settings if found.get(key) != settings[key]]
-            raise UserError(
-                f"{output} was made with another {' and '.join(differing)}; choose another --out, or pass --overwrite"
-            )
-        todo[source] = output
-    return todo
-
-
-def write_embedding(output: Path, embedding: Embedding, settings: Mapping) -> None:
-    """Writes an .npz that is either complete or absent."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(
-            file,
-            values=embedding.values,
-            times_s=embedding.times_s,
-            layers=np.asarray(embedding.layers),
-            settings=np.asarray(json.dumps(settings)),
-        )
-    partial.replace(output)
+    broken = []
+    rate_hz = encoder.frontend.sample_rate_hz
+    with (
+        closing(decode_ahead([file.path for file in files], rate_hz, threads=workers)) as clips,
+        _Pace(files) as pace,
+    ):
+        for file, clip in zip(files, clips, strict=True):
+            try:
+                embedding, audio_s = _embed_clip(clip, encoder, settings)
+            except UserError as error:  # settings fit the model, so it is the clip that does not
+                reason = str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
+                broken.append({"name": file.name, "path": str(file.path), "reason": reason})
+                audio_s = 0.0
+            else:
+                store.add(file.name, embedding)
+            pace.advance(file, audio_s)
+    return broken
 
 
 def fingerprint(model: PupuJEPA) -> str:
@@ -150,11 +157,62 @@ def fingerprint(model: PupuJEPA) -> str:
     return digest.hexdigest()
 
 
-def _settings_of(output: Path) -> dict | None:
-    if not output.is_file():
+def write_lines(path: Path, records: Sequence[Mapping[str, str]]) -> None:
+    """Writes JSON lines, whole or not at all; an old file goes away when there is nothing to write."""
+    if not records:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _layers(words: Sequence[str]) -> list[int] | None:
+    """Reads layer numbers, or `all`, as what `resolve_layers` takes."""
+    if list(words) == ["all"]:
         return None
     try:
-        with np.load(output) as file:
-            return json.loads(str(file["settings"]))
-    except (BadZipFile, KeyError, ValueError) as error:
-        raise UserError(f"{output} is not a file of this command ({error}); choose another --out") from error
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise UserError(f"--layers {' '.join(words)}: give numbers, or the one word all") from error
+
+
+def _embed_clip(pending: PendingClip, encoder: Encoder, settings: Mapping[str, Any]) -> tuple[Embedding, float]:
+    """Returns the embedding and the seconds of audio.
+
+    Raises:
+        UserError: the clip cannot be decoded or embedded.
+    """
+    clip = pending.open()
+    embedding = encoder.encode(clip, readout=settings["readout"], layers=settings["layers"], which=settings["encoder"])
+    if not np.isfinite(embedding.values).all():
+        raise UserError("the model's values are not all finite; embed it without --bf16, or repair the weights")
+    return embedding, clip.samples / encoder.frontend.sample_rate_hz
+
+
+class _Pace:
+    """Progress by size, which tells the remaining time better than a count of files of unlike lengths."""
+
+    def __init__(self, files: Sequence[AudioFile]) -> None:
+        self._files, self._files_done = len(files), 0
+        self._bytes_done = 0
+        self._audio_s = 0.0
+        total = sum(file.size_bytes for file in files)
+        self._progress = Progress(-(-total // _MEGABYTE), title="embed", unit="MB")
+
+    def __enter__(self) -> "_Pace":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.__exit__(*error)
+
+    def advance(self, file: AudioFile, audio_s: float) -> None:
+        self._files_done += 1
+        self._bytes_done += file.size_bytes
+        self._audio_s += audio_s
+        elapsed_s = self._progress.elapsed_s
+        self._progress.advance(
+            -(-self._bytes_done // _MEGABYTE) - self._progress.done,
+            note=f"{self._files_done}/{self._files} files, {self._files_done / elapsed_s:.1f} files/s, "
+            f"{self._audio_s / elapsed_s:.0f} times real time",
+        )

@@ -82,7 +82,7 @@ class Encoder:
 
     def encode(
         self,
-        audio: str | Path | NDArray | Tensor,
+        audio: str | Path | NDArray | Tensor | Clip,
         sample_rate_hz: int | None = None,
         *,
         readout: Readout = "frames",
@@ -92,8 +92,8 @@ class Encoder:
         """Encodes one clip.
 
         Args:
-            audio: a file, or samples [S] or [channels, S], full scale 1.
-            sample_rate_hz: of the samples; None for a file, which knows its own.
+            audio: a file, or samples [S] or [channels, S], full scale 1, or a clip at the front end's rate.
+            sample_rate_hz: of the samples; None for a file or a clip, which knows its own.
             readout: "frames", "mean" or ("region", f, t); see readout.py.
             layers: which layers; None gives the last one without a leading axis.
             which: "teacher" or "student".
@@ -142,9 +142,11 @@ class Encoder:
             states = self.model.encode(mel_BTF.to(self.device), which=which, layers=layers)
         return [state.float() for state in states]
 
-    def _open(self, audio: str | Path | NDArray | Tensor, sample_rate_hz: int | None) -> Clip:
+    def _open(self, audio: str | Path | NDArray | Tensor | Clip, sample_rate_hz: int | None) -> Clip:
         """Returns mono audio at the front end's rate."""
-        if isinstance(audio, (str, Path)):
+        if isinstance(audio, Clip):
+            clip = audio
+        elif isinstance(audio, (str, Path)):
             clip = clip_of_file(Path(audio), self.frontend.sample_rate_hz)
         elif sample_rate_hz is None:
             raise UserError("sample_rate_hz is missing; it is needed for audio given as samples")

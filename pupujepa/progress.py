@@ -43,6 +43,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total, self.title, self.unit, self.done = total, title, unit, 0
+        self._note = ""
         self._stream = stream or sys.stderr
         self._every_s, self._clock, self._shown = every_s, clock, shown
         self._started_at = self._shown_at = clock()
@@ -54,7 +55,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar.disable and self.done:
-            self._line("")
+            self._line(self._note)
         self._bar.close()
 
     @property
@@ -65,6 +66,7 @@ class Progress:
     def advance(self, count: int = 1, *, note: str = "") -> None:
         """Counts `count` things and shows `note`, e.g. a rate in the user's own unit."""
         self.done += count
+        self._note = note
         if self._bar.disable:
             if self._clock() - self._shown_at >= self._every_s:
                 self._line(note)
