@@ -1,62 +1,66 @@
 """Weights on disk, in the layout of the released models or flat.
 
-    <dir>/args.json                                          sections preprocess, model, train
-    <dir>/checkpoint/step-0500000_loss-0.177000/model.safetensors     released layout; the newest step is read
-    <dir>/model.safetensors                                  flat layout
+    pupujepaV2_25hz_large/args.json                          sections preprocess, model, train (release_args.py)
+    pupujepaV2_25hz_large/checkpoint/step-0500000_loss-0.177000/model.safetensors      the newest step is read
+    any/folder/args.json, any/folder/model.safetensors       flat layout
 
-The tensors decide, args.json describes: the released files say qk_norm true although no such weights exist. Fields of
-ours that the released files lack (mel_mean, mel_std, magnitude_epsilon, floor, rope) are optional when reading.
+The folder's own name is free: the release has it under two (pupujepaV2_25hz_* and pupum2dV2_25hz_*). Tensor names and
+shapes must match to the last one.
 """
 
 import json
-import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pupujepa.errors import UserError
-from pupujepa.frontend import RELEASED_MEAN, RELEASED_STD, FrontendConfig
+from pupujepa.durable import atomic_file
+from pupujepa.hub import download, parse_hub_id
 from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.rope import LENGTH_EXACT
+from pupujepa.release_args import ARGS_NAME, WEIGHTS_NAME, WeightsError, args_of, described_model, read_args
 
-logger = logging.getLogger(__name__)
+__all__ = ["WeightsError", "find_weights", "load", "save_release"]
 
-ARGS_NAME = "args.json"
-WEIGHTS_NAME = "model.safetensors"
+_CHECKPOINT = "checkpoint"
 _SHOWN_DIFFERENCES = 6
-_DEFAULT_PREDICTOR_HEADS = 16
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)*")
 _STEP_FOLDER = re.compile(r"step-(\d+)")
-# string literals are matched first, so that a comma inside one is never taken for a trailing one
-_TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
+_HEADER_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class WeightsError(UserError):
-    """A weights folder that cannot be read, or does not hold this model."""
-
-
-def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> PupuJEPA:
-    """Loads a model, in evaluation mode.
+def load(
+    path_or_hub_id: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    rope: str | None = None,
+) -> PupuJEPA:
+    """Loads a model, in evaluation mode, in float32.
 
     Args:
-        path_or_hub_id: a folder in one of the two layouts, or `owner/repository[/folder]` on the Hugging Face hub.
+        path_or_hub_id: a folder in one of the two layouts, a step's folder of a released one, or
+            `owner/repository[/folder][@revision]` on the Hugging Face hub.
+        device: "meta" checks the description and every name and shape without reading the weights.
+        revision: commit, tag or branch of a hub id that does not name one.
+        rope: "length_exact" or "clip_relative", as the release does; None takes what the description says, and
+            length_exact where, as in the released files, it says nothing. See rope.py.
 
     Raises:
         WeightsError: missing or unreadable files, an architecture that is not PupuJEPA's, or tensors that differ from
             what args.json describes; the first differences are listed.
     """
-    directory = _local_folder(path_or_hub_id)
+    directory, weights_path = _located(path_or_hub_id, revision)
     args_path = directory / ARGS_NAME
-    weights_path = find_weights(directory)
     args = read_args(args_path)
-    tensors = _read_tensors(weights_path, device)
-    config, frontend = _described_model(args, tensors, origin=str(args_path))
+    tensors = _read_tensors(weights_path, torch.device(device))
+    config, frontend = described_model(args, tensors, origin=str(args_path))
+    if rope is not None:
+        config = replace(config, rope=rope)
     with torch.device("meta"):
         model = PupuJEPA(config, frontend=frontend)
     _check_tensors(model.state_dict(), tensors, origin=str(weights_path))
@@ -89,208 +93,91 @@ def save_release(
     directory = Path(directory)
     folder = directory
     if step is not None:
-        folder = directory / "checkpoint" / (f"step-{step:07d}" + ("" if loss is None else f"_loss-{loss:.6f}"))
-    folder.mkdir(parents=True, exist_ok=True)
+        folder = directory / _CHECKPOINT / (f"step-{step:07d}" + ("" if loss is None else f"_loss-{loss:.6f}"))
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    weights_path = folder / WEIGHTS_NAME
-    partial = weights_path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(weights_path)
-    args_path = directory / ARGS_NAME
-    partial = args_path.with_suffix(".partial")
-    partial.write_text(json.dumps(_args_of(model, dict(train or {})), indent=2) + "\n")
-    partial.replace(args_path)
-    return weights_path
+    with atomic_file(folder / WEIGHTS_NAME) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    with atomic_file(directory / ARGS_NAME) as partial:
+        partial.write_text(json.dumps(args_of(model, train or {}), indent=2) + "\n")
+    return folder / WEIGHTS_NAME
 
 
 def find_weights(directory: Path) -> Path:
-    """Returns the safetensors file of a weights folder: the flat one, or that of the newest step."""
+    """Returns the safetensors file of a weights folder: the flat one, or that of the newest step.
+
+    Raises:
+        WeightsError: there is none; folders inside it that hold a model are listed.
+    """
     if (directory / WEIGHTS_NAME).is_file():
         return directory / WEIGHTS_NAME
     steps = {
         int(match[1]): path
-        for path in (directory / "checkpoint").glob(f"step-*/{WEIGHTS_NAME}")
+        for path in (directory / _CHECKPOINT).glob(f"step-*/{WEIGHTS_NAME}")
         if (match := _STEP_FOLDER.match(path.parent.name))
     }
     if not steps:
+        inside = sorted(path.parent.name for path in directory.glob(f"*/{ARGS_NAME}"))
+        remedy = (
+            f"give one of its folders {', '.join(inside)}" if inside else "give a released folder or a run's export"
+        )
         raise WeightsError(
-            f"{directory} holds neither {WEIGHTS_NAME} nor checkpoint/step-*/{WEIGHTS_NAME}; point to a folder of "
-            "released weights or to the export of a run"
+            f"{directory} holds neither {WEIGHTS_NAME} nor {_CHECKPOINT}/step-*/{WEIGHTS_NAME}; {remedy}"
         )
     return steps[max(steps)]
 
 
-def read_args(path: Path) -> dict[str, Any]:
-    """Reads args.json, whose released form has trailing commas."""
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing; it says how the weights beside it are wired, so keep the two together")
-    try:
-        args = json.loads(_TRAILING_COMMA.sub(lambda match: match[1] or "", path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not JSON ({error}); download it again") from error
-    for section in ("preprocess", "model"):
-        if not isinstance(args, dict) or not isinstance(args.get(section), dict):
-            raise WeightsError(f"{path} has no section {section!r}; is it the args.json of a PupuJEPA release?")
-    return args
-
-
-def _local_folder(path_or_hub_id: str | Path) -> Path:
+def _located(path_or_hub_id: str | Path, revision: str | None) -> tuple[Path, Path]:
+    """Returns the folder of args.json and the path of the weights."""
     path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
-        return path
+    if not path.is_dir():
+        directory = _downloaded(path_or_hub_id, revision)
+    elif revision is not None:
+        raise WeightsError(f"{path} is a folder, which has no revision={revision!r}; leave it out")
+    elif _STEP_FOLDER.match(path.name) and path.resolve().parent.name == _CHECKPOINT:
+        return path.resolve().parents[1], find_weights(path)
+    else:
+        directory = path
+    return directory, find_weights(directory)
+
+
+def _downloaded(path_or_hub_id: str | Path, revision: str | None) -> Path:
     text = str(path_or_hub_id)
+    hub_id = None if isinstance(path_or_hub_id, Path) else parse_hub_id(text, revision=revision)
     # `runs/demo` beside an existing `runs` is a misspelt folder, not a repository to ask the network for
-    if isinstance(path_or_hub_id, Path) or not _HUB_ID.fullmatch(text) or Path(text.split("/")[0]).exists():
+    if hub_id is None or Path(text.split("/")[0]).exists():
         raise WeightsError(
-            f"{path} is no folder; give a folder with {ARGS_NAME}, or owner/repository[/folder] of the hub"
+            f"{text} is no folder; give a folder with {ARGS_NAME}, or owner/repository[/folder][@revision] of the hub"
         )
-    return _download(text)
+    return download(hub_id)
 
 
-def _download(hub_id: str) -> Path:
+def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise WeightsError(
-            f"there is no folder {hub_id}, and reading it from the hub needs huggingface_hub: "
-            "pip install 'pupujepa[hub]'"
-        ) from error
-    owner, repository, *folder = hub_id.split("/")
-    inside = "/".join(folder)
-    prefix = f"{inside}/" if inside else ""
-    try:
-        root = snapshot_download(
-            f"{owner}/{repository}",
-            allow_patterns=[f"{prefix}{ARGS_NAME}", f"{prefix}{WEIGHTS_NAME}", f"{prefix}checkpoint/*/{WEIGHTS_NAME}"],
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise WeightsError(f"there is no folder {hub_id}, and the hub does not give it either: {error}") from error
-    return Path(root) / inside
-
-
-def _read_tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
-    try:
-        return load_file(path, device=str(device))
+        return _header_only(path) if device.type == "meta" else load_file(path, device=str(device))
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} cannot be read ({error}); it is probably cut short, so copy it again") from error
 
 
-def _described_model(
-    args: Mapping[str, Any], tensors: Mapping[str, Tensor], *, origin: str
-) -> tuple[ModelConfig, FrontendConfig]:
-    model, preprocess = args["model"], args["preprocess"]
-    for key, wanted in (("use_swiglu", True), ("norm_layer", "layer"), ("frequency_first", False), ("in_chans", 1)):
-        if model.get(key, wanted) != wanted:
-            raise WeightsError(f"{origin}: model.{key} is {model[key]!r}, but only {wanted!r} is implemented")
-    if model.get("qk_norm") and not any(".q_norm." in name for name in tensors):
-        logger.info("%s says qk_norm true, but the file has no such weights: the weights are believed", origin)
-    try:
-        (crop_frames, mel_bands), (patch_frames, patch_bands) = model["image_size"], model["patch_size"]
-        config = ModelConfig(
-            crop_frames=crop_frames,
-            mel_bands=mel_bands,
-            patch_frames=patch_frames,
-            patch_bands=patch_bands,
-            width=model["embed_dim"],
-            depth=model["depth"],
-            heads=model["num_heads"],
-            mlp_ratio=float(model.get("mlp_ratio", 4.0)),
-            rope=model.get("rope", LENGTH_EXACT),
-            mel_mean=float(preprocess.get("mel_mean", RELEASED_MEAN)),
-            mel_std=float(preprocess.get("mel_std", RELEASED_STD)),
-            **_described_predictor(model, tensors, origin=origin),
-        )
-        return config, _described_frontend(preprocess)
-    except (KeyError, TypeError) as error:
-        raise WeightsError(
-            f"{origin}: a field is missing or malformed ({error!r}); is it a PupuJEPA release?"
-        ) from error
-
-
-def _described_predictor(model: Mapping[str, Any], tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, int]:
-    """Returns the predictor's shape: width and depth as the tensors have them, heads as args.json says."""
-    if "predictor.proj_in.weight" not in tensors:
-        raise WeightsError(
-            f"{origin}: the weights beside it hold no predictor; this is not a complete PupuJEPA release"
-        )
-    numbers = [int(m[1]) for name in tensors if (m := re.match(r"predictor\.blocks\.(\d+)\.", name))]
-    heads = model.get("decoder_num_heads")
-    if heads is None:
-        logger.info("%s does not give decoder_num_heads: taking %d, our choice", origin, _DEFAULT_PREDICTOR_HEADS)
-    return {
-        "predictor_width": len(tensors["predictor.proj_in.weight"]),
-        "predictor_depth": max(numbers, default=0) + 1,
-        "predictor_heads": heads or _DEFAULT_PREDICTOR_HEADS,
-    }
-
-
-def _described_frontend(preprocess: Mapping[str, Any]) -> FrontendConfig:
-    default = FrontendConfig()
-    return FrontendConfig(
-        sample_rate_hz=preprocess["sample_rate"],
-        n_fft=preprocess["n_fft"],
-        hop_samples=preprocess["hop_size"],
-        window_samples=preprocess["win_size"],
-        mel_bands=preprocess["n_mels"],
-        fmin_hz=float(preprocess["fmin"]),
-        fmax_hz=float(preprocess["fmax"]),
-        floor=float(preprocess.get("floor", default.floor)),
-        magnitude_epsilon=float(preprocess.get("magnitude_epsilon", default.magnitude_epsilon)),
-    )
-
-
-def _args_of(model: PupuJEPA, train: dict[str, Any]) -> dict[str, Any]:
-    config, frontend = model.config, model.frontend
-    return {
-        "preprocess": {
-            "sample_rate": frontend.sample_rate_hz,
-            "cut_mel_frame": config.crop_frames,
-            "hop_size": frontend.hop_samples,
-            "n_fft": frontend.n_fft,
-            "win_size": frontend.window_samples,
-            "fmin": frontend.fmin_hz,
-            "fmax": frontend.fmax_hz,
-            "n_mels": frontend.mel_bands,
-            "normalize": True,
-            "flip_ft": True,
-            "mel_mean": config.mel_mean,
-            "mel_std": config.mel_std,
-            "floor": frontend.floor,
-            "magnitude_epsilon": frontend.magnitude_epsilon,
-        },
-        "model": {
-            "image_size": [config.crop_frames, config.mel_bands],
-            "patch_size": [config.patch_frames, config.patch_bands],
-            "embed_dim": config.width,
-            "depth": config.depth,
-            "num_heads": config.heads,
-            "mlp_ratio": config.mlp_ratio,
-            "use_swiglu": True,
-            "qk_norm": False,
-            "norm_layer": "layer",
-            "frequency_first": False,
-            "in_chans": 1,
-            "drop_path_rate": 0.0,
-            "drop_path_uniform": False,
-            "layer_scale_init_value": None,
-            "decoder_embed_dim": config.predictor_width,
-            "decoder_depth": config.predictor_depth,
-            "decoder_num_heads": config.predictor_heads,
-            "rope": config.rope,
-        },
-        "train": train,
-    }
+def _header_only(path: Path) -> dict[str, Tensor]:
+    """Returns tensors without memory, whose names, shapes and types are the file's."""
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        return {
+            name: torch.empty(part.get_shape(), dtype=_HEADER_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
+            for name, part in slices.items()
+        }
 
 
 def _check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, origin: str) -> None:
     differences = [f"{name} is missing" for name in wanted if name not in found]
     differences += [f"{name} is not part of the model" for name in found if name not in wanted]
+    both = [(name, tensor, found[name]) for name, tensor in wanted.items() if name in found]
     differences += [
-        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+        f"{name} has shape {tuple(read.shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor, read in both
+        if read.shape != tensor.shape
     ]
+    differences += [f"{name} is of type {read.dtype}" for name, _, read in both if not read.is_floating_point()]
     if differences:
         rest = len(differences) - _SHOWN_DIFFERENCES
         more = f"; and {rest} more" if rest > 0 else ""

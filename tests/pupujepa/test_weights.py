@@ -1,39 +1,18 @@
 import json
 import logging
-import sys
-from types import ModuleType
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pupujepa.errors import UserError
 from pupujepa.frontend import RELEASED_MEAN, RELEASED_STD, FrontendConfig
 from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.weights import WeightsError, load, save_release
+from pupujepa.sizes import model_size
+from pupujepa.weights import WeightsError, find_weights, load, save_release
 from tests.pupujepa.models import SMALL, random_mel, random_model
-
-# The released args.json: trailing commas, qk_norm true, nothing of ours.
-RELEASED_ARGS = """{
-  "preprocess": {"sample_rate": 24000, "cut_mel_frame": 64, "hop_size": 240, "n_fft": 1024, "win_size": 1024,
-                 "fmin": 0, "fmax": 12000, "n_mels": 128, "normalize": true, "flip_ft": true,},
-  "model": {"image_size": [64, 128,], "patch_size": [4, 16], "embed_dim": 32, "depth": 3, "num_heads": 2,
-            "mlp_ratio": 4.0, "use_swiglu": true, "qk_norm": true, "norm_layer": "layer", "frequency_first": false,
-            "in_chans": 1, "drop_path_rate": 0.0, "drop_path_uniform": false, "layer_scale_init_value": null,
-            "decoder_embed_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2, "note": "a, ] and , } in text",},
-  "train": {"steps": 500000,},
-}
-"""
-
-
-def release(directory, args: str = RELEASED_ARGS, *, steps: tuple[int, ...] = (500_000,)) -> PupuJEPA:
-    """Lays a folder out as the released ones are; the newest step holds the returned model."""
-    (directory / "args.json").write_text(args)
-    for step in steps:
-        model = random_model(seed=step)
-        folder = directory / "checkpoint" / f"step-{step:07d}_loss-0.177000"
-        folder.mkdir(parents=True)
-        save_file(model.state_dict(), folder / "model.safetensors")
-    return model
+from tests.pupujepa.released import NAMINGS, RELEASED_ARGS, SIZES, release, release_of_size, released_shapes
 
 
 def assert_same(loaded: PupuJEPA, model: PupuJEPA) -> None:
@@ -42,10 +21,12 @@ def assert_same(loaded: PupuJEPA, model: PupuJEPA) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_released_layout_is_read(tmp_path):
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_released_layout_is_read(tmp_path, naming):
     """Trailing commas and all, a released folder loads, with the released statistics and length-exact positions."""
-    model = release(tmp_path, steps=(1000, 500_000))
-    loaded = load(tmp_path)
+    folder = tmp_path / f"{naming}_tiny"
+    model = release(folder, steps=(1000, 500_000))
+    loaded = load(folder)
     assert_same(loaded, model)
     assert loaded.config == SMALL
     assert (loaded.config.mel_mean, loaded.config.mel_std) == (RELEASED_MEAN, RELEASED_STD)
@@ -53,6 +34,47 @@ def test_released_layout_is_read(tmp_path):
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.teacher.parameters())
     assert all(p.requires_grad for p in loaded.student.parameters())
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_released_size_is_known_by_shape(tmp_path, naming, size):
+    """A folder of each size, of true length, names and shapes, loads as the preset of that name."""
+    folder = tmp_path / f"{naming}_{size}"
+    path = release_of_size(folder, size)
+    width, depth, _ = SIZES[size]
+    model = load(folder, device="meta")
+    assert model.config == model_size(size)
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == released_shapes(width, depth)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    if size == "large":
+        assert path.stat().st_size / 2**30 == pytest.approx(3.13, abs=0.01)  # what the release's file weighs
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_wrong_tensor_is_found_at_every_size(tmp_path, size):
+    """The check of names and shapes is as strict without reading the weights."""
+    path = release_of_size(tmp_path, size)
+    with path.open("r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        wrong = header.replace(b'"teacher.blocks.7.mlp.fc2.bias"', b'"teacher.blocks.7.mlp.fc3.bias"')
+        assert wrong != header
+        file.seek(8)
+        file.write(wrong)
+    with pytest.raises(WeightsError) as caught:
+        load(tmp_path, device="meta")
+    assert "teacher.blocks.7.mlp.fc2.bias is missing; teacher.blocks.7.mlp.fc3.bias is not part" in str(caught.value)
+
+
+def test_tiny_is_loaded_whole(tmp_path):
+    """The released Tiny, all 48 million values of it, gives a model that encodes."""
+    release_of_size(tmp_path, "tiny")
+    model = load(tmp_path)
+    assert sum(tensor.numel() for tensor in model.state_dict().values()) == 2 * 7_117_440 + 12_864 + 33_822_912
+    with torch.no_grad():
+        (state,) = model.encode(random_mel(1, 1024, 128), layers=[-1])
+    assert state.shape == (1, 2048, 192)
+    assert not state.any()  # all weights are zero
 
 
 @pytest.mark.parametrize("step", [None, 1200])
@@ -81,7 +103,9 @@ def test_round_trip_is_bit_equal(tmp_path, step):
     mel = random_mel(1, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded.encode(mel)[-1], model.eval().encode(mel)[-1])
-    assert not list(tmp_path.rglob("*.partial"))
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == sorted(
+        ["args.json", "model.safetensors", *([] if step is None else ["step-0001200_loss-0.250000"])]
+    )
 
 
 def test_args_are_strict_json_with_the_released_sections(tmp_path):
@@ -97,14 +121,103 @@ def test_args_are_strict_json_with_the_released_sections(tmp_path):
     assert args["train"] == {"steps": 7}
 
 
-def test_weights_are_believed_over_qk_norm(tmp_path, caplog):
-    """args.json claims qk_norm; the file has none; the weights win and the log says so once."""
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"structure": "1d", "patch_bands": 0},
+        {"mlp": "gelu"},
+        {"qk_norm": True},
+        {"position_code": "learned"},
+        {"predictor_objective": "mae"},
+        {"patch_frames": 8, "patch_bands": 32},
+    ],
+    ids=lambda variant: "-".join(map(str, variant)),
+)
+def test_variants_make_the_round_trip(tmp_path, variant):
+    """Whatever the architecture, the folder describes it in full."""
+    config = replace(SMALL, **variant)
+    model = random_model(config)
+    save_release(model, config, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.config == config
+    assert_same(loaded, model)
+
+
+def told(caplog) -> list[str]:
+    return [record.message for record in caplog.records if record.name.startswith("pupujepa")]
+
+
+def test_weights_are_believed_over_the_description(tmp_path, caplog):
+    """args.json claims qk_norm; the file has none; the weights win and a warning says so once."""
     release(tmp_path)
-    with caplog.at_level(logging.INFO, logger="pupujepa.weights"):
+    assert not load(tmp_path).config.qk_norm
+    (message,) = told(caplog)
+    assert message.endswith("the weights are believed, not the description: qk_norm True (they have False)")
+
+
+def test_all_disagreements_are_one_warning(tmp_path, caplog):
+    """The predictor's shape and a qk_norm that is there though not described are the weights' to say, too."""
+    config = replace(SMALL, qk_norm=True)
+    save_release(random_model(config), config, tmp_path)
+    args = json.loads((tmp_path / "args.json").read_text())
+    args["model"] |= {"qk_norm": False, "decoder_embed_dim": 512, "decoder_depth": 8}
+    (tmp_path / "args.json").write_text(json.dumps(args))
+    assert load(tmp_path).config == config
+    (message,) = told(caplog)
+    for wrong in (
+        "qk_norm False (they have True)",
+        "decoder_embed_dim 512 (they have 16)",
+        "decoder_depth 8 (they have 2)",
+    ):
+        assert wrong in message
+
+
+def test_a_true_description_needs_no_word(tmp_path, caplog):
+    """What we write ourselves loads without a warning."""
+    save_release(random_model(), SMALL, tmp_path)
+    with caplog.at_level(logging.INFO, logger="pupujepa"):
         load(tmp_path)
-    told = [record.message for record in caplog.records if "qk_norm" in record.message]
-    assert len(told) == 1
-    assert "the weights are believed" in told[0]
+    assert not told(caplog)
+
+
+def test_rotary_positions_are_chosen_at_load(tmp_path):
+    """length_exact unless the description says otherwise; rope= overrides either."""
+    release(tmp_path / "released")
+    assert load(tmp_path / "released").config == SMALL
+    model = load(tmp_path / "released", rope="clip_relative")
+    assert model.config == replace(SMALL, rope="clip_relative")
+    save_release(model, model.config, tmp_path / "ours")
+    assert load(tmp_path / "ours").config.rope == "clip_relative"
+    assert load(tmp_path / "ours", rope="length_exact").config == SMALL
+    mel = random_mel(1, 40, 128)
+    with torch.no_grad():
+        exact, released = (load(tmp_path / "ours", rope=r).encode(mel)[-1] for r in ("length_exact", "clip_relative"))
+    assert (exact - released).abs().max() > 0.01
+    with pytest.raises(UserError, match="rope='stretched' is unknown; choose one of length_exact, clip_relative"):
+        load(tmp_path / "ours", rope="stretched")
+
+
+def test_a_step_can_be_chosen_by_its_folder(tmp_path):
+    """The folder of a step loads that step, described by the args.json two levels above; a parent lists its folders."""
+    release(tmp_path / "tiny", steps=(1000, 2000))
+    older = load(tmp_path / "tiny" / "checkpoint" / "step-0001000_loss-0.177000")
+    assert_same(older, random_model(seed=1000))
+    assert find_weights(tmp_path / "tiny").parent.name == "step-0002000_loss-0.177000"
+    with pytest.raises(WeightsError, match="give one of its folders tiny"):
+        load(tmp_path)
+    with pytest.raises(WeightsError, match="is a folder, which has no revision='v1'"):
+        load(tmp_path / "tiny", revision="v1")
+
+
+def test_half_precision_is_widened(tmp_path):
+    """Weights saved as float16 or bfloat16 are computed with in float32, without another rounding."""
+    for dtype in (torch.float16, torch.bfloat16):
+        folder = tmp_path / str(dtype)
+        model = release(folder)
+        path = find_weights(folder)
+        save_file({name: tensor.to(dtype) for name, tensor in model.state_dict().items()}, path)
+        for name, tensor in load(folder).state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[name].to(dtype).float())
 
 
 def test_a_missing_number_of_predictor_heads_is_said(tmp_path, caplog):
@@ -115,7 +228,7 @@ def test_a_missing_number_of_predictor_heads_is_said(tmp_path, caplog):
     for key in ("decoder_num_heads", "decoder_embed_dim", "decoder_depth"):
         del args["model"][key]
     (tmp_path / "args.json").write_text(json.dumps(args))
-    with caplog.at_level(logging.INFO, logger="pupujepa.weights"):
+    with caplog.at_level(logging.INFO, logger="pupujepa"):
         assert load(tmp_path).config == config
     assert "taking 16, our choice" in caplog.text
 
@@ -126,14 +239,16 @@ def test_tensors_that_differ_are_listed(tmp_path):
     path = next(tmp_path.rglob("model.safetensors"))
     tensors = load_file(path)
     del tensors["student.blocks.1.attn.qkv.bias"]
-    tensors["student.blocks.0.attn.q_norm.weight"] = torch.zeros(16)
+    tensors["student.blocks.0.ls1.gamma"] = torch.zeros(32)
+    tensors["teacher.norm.bias"] = torch.zeros(32, dtype=torch.int32)
     tensors["patch_embed.norm.weight"] = torch.zeros(31)
     save_file(tensors, path)
     with pytest.raises(WeightsError) as caught:
         load(tmp_path)
     message = str(caught.value)
     assert "student.blocks.1.attn.qkv.bias is missing" in message
-    assert "student.blocks.0.attn.q_norm.weight is not part of the model" in message
+    assert "student.blocks.0.ls1.gamma is not part of the model" in message
+    assert "teacher.norm.bias is of type torch.int32" in message
     assert "patch_embed.norm.weight has shape (31,) instead of (32,)" in message
 
 
@@ -155,12 +270,22 @@ def test_many_differences_are_counted(tmp_path):
         ),
         (RELEASED_ARGS.replace('"embed_dim": 32, ', ""), "a field is missing or malformed"),
         (RELEASED_ARGS.replace('"num_heads": 2', '"num_heads": 5', 1), "heads=5 does not divide width 32"),
+        (RELEASED_ARGS.replace('"depth": 3', '"depth": "3"'), "depth is '3', not a whole number"),
+        (RELEASED_ARGS.replace('"fmin": 0', '"fmin": "low"'), "a field is missing or malformed"),
+        (
+            RELEASED_ARGS.replace('"normalize": true', '"normalize": false'),
+            "preprocess.normalize is False, but only True",
+        ),
+        (
+            RELEASED_ARGS.replace('"layer_scale_init_value": null', '"layer_scale_init_value": 0.1'),
+            r"model.layer_scale_init_value is 0\.1, but only None",
+        ),
     ],
 )
 def test_bad_descriptions_are_refused(tmp_path, args, message):
     """An args.json that cannot be this model says why."""
     release(tmp_path, args)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(WeightsError, match=message):
         load(tmp_path)
 
 
@@ -192,45 +317,3 @@ def test_description_of_another_model_is_not_written(tmp_path):
     with pytest.raises(WeightsError, match="pass the model's own config"):
         save_release(random_model(), ModelConfig(), tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def fake_hub(monkeypatch, snapshot_download) -> None:
-    """Puts a hub client in the place of huggingface_hub."""
-    hub, errors = ModuleType("huggingface_hub"), ModuleType("huggingface_hub.errors")
-    hub.snapshot_download = snapshot_download
-    errors.HfHubHTTPError = type("HfHubHTTPError", (OSError,), {})
-    errors.LocalEntryNotFoundError = type("LocalEntryNotFoundError", (OSError,), {})
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
-
-
-def test_hub_ids_are_downloaded(tmp_path, monkeypatch):
-    """owner/repository/folder asks the hub for that folder's two files and loads them."""
-    folder = tmp_path / "pupujepaV2_25hz_tiny"
-    folder.mkdir()
-    model = release(folder)
-    asked = []
-
-    def snapshot_download(repository, *, allow_patterns):
-        asked.append((repository, allow_patterns))
-        return str(tmp_path)
-
-    fake_hub(monkeypatch, snapshot_download)
-    assert_same(load("owner/weights/pupujepaV2_25hz_tiny"), model)
-    name = "pupujepaV2_25hz_tiny"
-    patterns = [f"{name}/args.json", f"{name}/model.safetensors", f"{name}/checkpoint/*/model.safetensors"]
-    assert asked == [("owner/weights", patterns)]
-
-
-def test_hub_failures_are_one_sentence(monkeypatch):
-    """What the hub refuses, and a missing client, are errors that say what to do."""
-
-    def snapshot_download(repository, *, allow_patterns):
-        raise sys.modules["huggingface_hub.errors"].HfHubHTTPError("404 for owner/weights")
-
-    fake_hub(monkeypatch, snapshot_download)
-    with pytest.raises(WeightsError, match="the hub does not give it either: 404 for owner/weights"):
-        load("owner/weights")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(WeightsError, match=r"needs huggingface_hub: pip install 'pupujepa\[hub\]'"):
-        load("owner/weights")
