@@ -1,12 +1,12 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...]`; without a name, all of them. Prints Markdown.
 
-Long ones (demo_recipe trains many models) run only when named.
+Long ones run only when named.
 """
 
 import sys
 from importlib import import_module
 
-QUICK = ("frontend",)
+QUICK = ("frontend", "masks")
 
 
 def main(names: list[str]) -> None:

@@ -6,13 +6,15 @@ patches, so tensor shapes never change. Upstream's vocabulary: H is the time axi
 - random: uniform patches.
 - block: rectangles of 1-5 % of the grid, half of them long in time (aspect 2-5), half long in frequency (0.2-0.5).
 - time_frequency: with P = H / (H + W) a span of 1-40 time steps over all bands, else one band over all time. On a
-  grid of 256 x 8 that is time masking in practice: only half the masks hold any band. `balanced` draws both alike
-  (ours).
+  grid of 256 x 8 that is time masking in practice: only half the masks hold any band.
 
-Ours, where the released method is silent: spans are scaled with the grid when it is not 256 steps long; a shape that
-would overshoot the count is passed over and the rest is filled at random; along time, shapes may hang over the edge
-of the crop (which is an arbitrary cut through the music), so that the first and last steps are targets as often as
-the others. Along frequency shapes stay inside, bounds inclusive.
+Shapes are laid by the released rules, which `mask_shapes` states together with what they do to the edges of the grid;
+what they leave open is drawn among the patches not yet covered. The release keeps 409 patches of 2048 in random masks
+and 410 in the others; here it is 410 in all. `balanced` is ours: shapes on a torus, so that block and time_frequency
+hide every patch equally often, as random does without it.
+
+The strategies' probabilities move over the run from one strategy alone to the configured weights. The release starts
+with random and moves linearly; starting with block and moving early is the curriculum of A-JEPA.
 """
 
 import math
@@ -23,15 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pupujepa.errors import UserError
+from pupujepa.mask_shapes import Grid, blocks, stripes
 
 STRATEGIES = ("random", "block", "time_frequency")
 RANDOM, BLOCK, TIME_FREQUENCY = range(3)
-
-_MAX_SHAPES = 150
-_BLOCK_AREA = (0.01, 0.05)
-_BLOCK_ASPECT = (2.0, 5.0)
-_MAX_SPAN = 40
-_REFERENCE_STEPS = 256
+CURVES = ("linear", "root")
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,10 @@ class MaskConfig:
 
     ratio: share of the patches that the student does not see.
     random, block, time_frequency: weights of the strategies after the warm-up; they are normalised.
-    balanced: draw time spans and bands alike instead of with P = H / (H + W).
-    warmup_start, warmup_end: fractions of the run; random only before, a linear move to the weights between.
+    balanced: lay blocks, spans and bands on a torus, spans and bands alike, so that no patch is hidden more often.
+    warmup_start, warmup_end: fractions of the run; `warmup_from` alone before, a move to the weights between.
+    warmup_from: the strategy that a run starts with.
+    warmup_curve: linear, or root: the square root of the way, so that most of the move comes early.
     per_sample: draw the strategy for each sample rather than for each global batch.
     target_fraction: share of the masked patches that are predicted; fewer cost less.
     """
@@ -53,6 +53,8 @@ class MaskConfig:
     balanced: bool = False
     warmup_start: float = 0.1
     warmup_end: float = 0.5
+    warmup_from: str = "random"
+    warmup_curve: str = "linear"
     per_sample: bool = True
     target_fraction: float = 1.0
 
@@ -68,6 +70,10 @@ class MaskConfig:
                 f"mask warm-up from {self.warmup_start} to {self.warmup_end} runs backwards; "
                 "both are fractions of the run"
             )
+        if self.warmup_from not in STRATEGIES:
+            raise UserError(f"warmup_from={self.warmup_from!r} is unknown; choose one of {', '.join(STRATEGIES)}")
+        if self.warmup_curve not in CURVES:
+            raise UserError(f"warmup_curve={self.warmup_curve!r} is unknown; choose one of {', '.join(CURVES)}")
         if not 0 < self.target_fraction <= 1:
             raise UserError(f"target_fraction={self.target_fraction} must lie in (0, 1]")
 
@@ -105,7 +111,10 @@ def strategy_probabilities(progress: float, config: MaskConfig) -> NDArray[np.fl
         moved = 1.0
     else:
         moved = (progress - config.warmup_start) / (config.warmup_end - config.warmup_start)
-    return (1 - moved) * np.array([1.0, 0.0, 0.0]) + moved * weights / weights.sum()
+    if config.warmup_curve == "root":
+        moved = math.sqrt(moved)
+    start = np.eye(len(STRATEGIES))[STRATEGIES.index(config.warmup_from)]
+    return (1 - moved) * start + moved * weights / weights.sum()
 
 
 def draw_strategy(rng: np.random.Generator, config: MaskConfig, *, progress: float) -> int:
@@ -136,59 +145,24 @@ def draw_mask(
         strategy = draw_strategy(rng, config, progress=progress)
     num_patches = steps * bands
     num_masked = num_patches - num_context(config, num_patches)
-    masked = np.zeros((steps, bands), dtype=bool)
+    grid = Grid(steps, bands, torus=config.balanced)
     if strategy == BLOCK:
-        _cover(masked, _blocks(rng, steps, bands), num_masked)
+        masked = blocks(rng, grid, num_masked)
     elif strategy == TIME_FREQUENCY:
-        _cover(masked, _stripes(rng, steps, bands, balanced=config.balanced), num_masked)
-    flat = masked.ravel()
-    free = np.flatnonzero(~flat)
-    flat[rng.choice(free, num_masked - (num_patches - len(free)), replace=False, shuffle=False)] = True
-    target = np.flatnonzero(flat)
-    wanted = num_targets(config, num_patches)
-    if wanted < len(target):
-        target = np.sort(rng.choice(target, wanted, replace=False, shuffle=False))
-    return Mask(np.flatnonzero(~flat), target, strategy)
+        masked = stripes(rng, grid, num_masked)
+    else:
+        masked = np.zeros(num_patches, dtype=bool)
+    lacking = num_masked - int(np.count_nonzero(masked))
+    if lacking:
+        free = np.flatnonzero(~masked)
+        masked[free[rng.choice(len(free), lacking, replace=False, shuffle=False)]] = True
+    context, target = np.flatnonzero(~masked), np.flatnonzero(masked)
+    return Mask(context, _subsample(rng, target, num_targets(config, num_patches)), strategy)
 
 
-def _cover(masked: NDArray[np.bool_], rectangles: NDArray[np.int64], limit: int) -> None:
-    """Sets rectangles (top, bottom, left, right; ends exclusive) in turn, but not those that would exceed `limit`."""
-    count = 0
-    for top, bottom, left, right in rectangles.tolist():
-        cells = masked[top:bottom, left:right]
-        added = cells.size - int(np.count_nonzero(cells))
-        if count + added <= limit:
-            cells[...] = True
-            count += added
-            if count == limit:
-                return
-
-
-def _blocks(rng: np.random.Generator, steps: int, bands: int) -> NDArray[np.int64]:
-    area = rng.uniform(*_BLOCK_AREA, _MAX_SHAPES) * steps * bands
-    # log-uniform, so that the ranges 2-5 and 0.2-0.5 are each other's mirror image; drawn apart from the area
-    aspect = np.exp(rng.uniform(math.log(_BLOCK_ASPECT[0]), math.log(_BLOCK_ASPECT[1]), _MAX_SHAPES))
-    aspect = np.where(rng.random(_MAX_SHAPES) < 0.5, aspect, 1 / aspect)
-    height = np.clip(np.rint(np.sqrt(area * aspect)), 1, steps).astype(np.int64)
-    width = np.clip(np.rint(np.sqrt(area / aspect)), 1, bands).astype(np.int64)
-    top, bottom = _place_over_edges(rng, height, steps)
-    left = rng.integers(0, bands - width, endpoint=True)
-    return np.stack([top, bottom, left, left + width], axis=1)
-
-
-def _stripes(rng: np.random.Generator, steps: int, bands: int, *, balanced: bool) -> NDArray[np.int64]:
-    along_time = rng.random(_MAX_SHAPES) < (0.5 if balanced else steps / (steps + bands))
-    longest = max(1, round(_MAX_SPAN * steps / _REFERENCE_STEPS))
-    top, bottom = _place_over_edges(rng, rng.integers(1, longest, _MAX_SHAPES, endpoint=True), steps)
-    band = rng.integers(0, bands, _MAX_SHAPES)
-    spans = np.stack([top, bottom, np.zeros_like(band), np.full_like(band, bands)], axis=1)
-    lines = np.stack([np.zeros_like(band), np.full_like(band, steps), band, band + 1], axis=1)
-    return np.where(along_time[:, None], spans, lines)
-
-
-def _place_over_edges(
-    rng: np.random.Generator, length: NDArray[np.int64], steps: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns starts and ends of spans, uniform over all places that overlap the grid, cut to it."""
-    start = rng.integers(1 - length, steps)
-    return np.maximum(start, 0), np.minimum(start + length, steps)
+def _subsample(rng: np.random.Generator, target: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    if wanted == len(target):
+        return target
+    kept = np.zeros(len(target), dtype=bool)
+    kept[rng.choice(len(target), wanted, replace=False, shuffle=False)] = True
+    return target[kept]

@@ -1,3 +1,4 @@
+from hashlib import sha256
 from time import process_time
 
 import numpy as np
@@ -5,12 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pupujepa.config import from_yaml
 from pupujepa.errors import UserError
 from pupujepa.masks import (
     BLOCK,
-    RANDOM,
     STRATEGIES,
-    TIME_FREQUENCY,
     MaskConfig,
     draw_mask,
     draw_strategy,
@@ -23,15 +23,6 @@ from pupujepa.randomness import generator
 ALL_STRATEGIES = pytest.mark.parametrize("strategy", range(3), ids=STRATEGIES)
 
 
-def coverage(config: MaskConfig, strategy: int, *, steps: int, bands: int, draws: int) -> np.ndarray:
-    """Returns how often each cell [steps, bands] is masked."""
-    counts = np.zeros(steps * bands)
-    for draw in range(draws):
-        mask = draw_mask(generator("coverage", draw), config, steps=steps, bands=bands, progress=1.0, strategy=strategy)
-        counts[mask.target] += 1
-    return (counts / draws).reshape(steps, bands)
-
-
 def test_released_grid_keeps_410_tokens():
     """Of 2048 tokens 410 are context and 1638 targets."""
     assert num_context(MaskConfig(), 2048) == 410
@@ -39,11 +30,21 @@ def test_released_grid_keeps_410_tokens():
     assert num_targets(MaskConfig(target_fraction=0.5), 2048) == 819
 
 
-@settings(max_examples=150, deadline=None)
+@ALL_STRATEGIES
+@pytest.mark.parametrize("balanced", [False, True])
+def test_every_mask_of_the_released_grid_keeps_410_tokens(strategy, balanced):
+    """Whatever the shapes cover, 410 tokens are left and the other 1638 are targets."""
+    config = MaskConfig(balanced=balanced)
+    for key in range(300):
+        mask = draw_mask(generator("410", key), config, steps=256, bands=8, progress=1.0, strategy=strategy)
+        assert (len(mask.context), len(mask.target)) == (410, 1638)
+
+
+@settings(max_examples=300, deadline=None)
 @given(
-    steps=st.integers(1, 64),
+    steps=st.integers(1, 300),
     bands=st.integers(1, 12),
-    ratio=st.floats(0.05, 0.95),
+    ratio=st.floats(0.01, 0.99),
     fraction=st.floats(0.05, 1.0),
     balanced=st.booleans(),
     strategy=st.integers(0, 2),
@@ -56,6 +57,7 @@ def test_counts_never_change(steps, bands, ratio, fraction, balanced, strategy, 
     config = MaskConfig(ratio=ratio, target_fraction=fraction, balanced=balanced)
     mask = draw_mask(generator(key), config, steps=steps, bands=bands, progress=0.7, strategy=strategy)
     assert len(mask.context) == num_context(config, steps * bands)
+    assert len(mask.context) == np.clip(round(steps * bands * (1 - ratio)), 1, steps * bands - 1)
     assert len(mask.target) == num_targets(config, steps * bands)
     assert mask.context.dtype == mask.target.dtype == np.int64
     assert (np.diff(mask.context) > 0).all()
@@ -65,6 +67,34 @@ def test_counts_never_change(steps, bands, ratio, fraction, balanced, strategy, 
     assert together.min() >= 0
     assert together.max() < steps * bands
     assert mask.strategy == strategy
+
+
+def digest(config: MaskConfig, *, steps: int) -> str:
+    """Returns the SHA-256 of twenty keyed masks and their strategies."""
+    found = sha256()
+    for key in range(20):
+        rng = generator(key, 0, f"uid-{key}", 1, "mask")
+        mask = draw_mask(rng, config, steps=steps, bands=8, progress=key / 20)
+        found.update(mask.context.astype("<i8").tobytes() + mask.target.astype("<i8").tobytes())
+        found.update(bytes([mask.strategy]))
+    return found.hexdigest()
+
+
+def test_random_masks_are_those_of_the_first_release():
+    """Runs that were trained with random masks, the demo among them, can be repeated bit for bit."""
+    only_random = {"random": 1.0, "block": 0.0, "time_frequency": 0.0}
+    demo = MaskConfig(**only_random, target_fraction=0.5)
+    assert digest(demo, steps=64) == "4404d544dc0bbea90db66b56d1a215cd3cf099623d67ad1ea7612e08afaed275"
+    released_grid = MaskConfig(**only_random)
+    assert digest(released_grid, steps=256) == "dc22de41063de3512fe3aeebaa2ee99c442460f17d97a5b4d4d935ece362c4de"
+    fewer = MaskConfig(**only_random, ratio=0.7, per_sample=False)
+    assert digest(fewer, steps=64) == "670454e4789264e443351da9ada70d109a07cc2959802bc2e9137e7e63ebccca"
+
+
+def test_configs_from_before_the_curriculum_load():
+    """A config without warmup_from and warmup_curve means what it meant: linearly, from random masks."""
+    old = from_yaml(MaskConfig, "{ratio: 0.8, random: 0.5, block: 0.25, time_frequency: 0.25, balanced: false}")
+    assert (old.warmup_from, old.warmup_curve) == ("random", "linear")
 
 
 @ALL_STRATEGIES
@@ -77,77 +107,6 @@ def test_masks_are_a_pure_function_of_the_key(strategy):
     assert not np.array_equal(first.target, other.target)
 
 
-def test_random_covers_every_cell_alike():
-    """Each cell is masked with the mask ratio's probability: no deviation beyond five standard errors."""
-    draws = 4000
-    rate = coverage(MaskConfig(), RANDOM, steps=32, bands=8, draws=draws)
-    share = 1 - num_context(MaskConfig(), 256) / 256
-    assert np.abs(rate - share).max() < 5 * np.sqrt(share * (1 - share) / draws)
-
-
-@pytest.mark.parametrize(("strategy", "balanced"), [(BLOCK, False), (TIME_FREQUENCY, False), (TIME_FREQUENCY, True)])
-@pytest.mark.parametrize(("steps", "bands"), [(64, 8), (256, 8)])
-def test_no_cell_is_starved(strategy, balanced, steps, bands):
-    """Structured masks reach every cell, the edges too, and treat a grid like its mirror image.
-
-    Along time the first and last steps are masked as often as the middle ones; along frequency a block must fit inside,
-    so the outer bands are masked less, but never less than half as often as the mask ratio says.
-    """
-    config = MaskConfig(balanced=balanced)
-    draws = 1500
-    rate = coverage(config, strategy, steps=steps, bands=bands, draws=draws)
-    assert rate.mean() == pytest.approx(1 - num_context(config, steps * bands) / (steps * bands))
-    error = 5 * 0.5 / np.sqrt(draws)  # of a single cell's rate, at its widest
-    assert rate.min() > 0.4
-    over_time = rate.mean(1)
-    edges = np.concatenate([over_time[:2], over_time[-2:]])
-    assert np.abs(edges - over_time.mean()).max() < error
-    assert np.abs(rate - rate[::-1]).max() < 1.5 * error
-    assert np.abs(rate - rate[:, ::-1]).max() < 1.5 * error
-    if strategy == TIME_FREQUENCY:
-        assert np.abs(rate - rate.mean()).max() < 1.2 * error
-
-
-def rectangles_of(strategy: int, **config: bool) -> np.ndarray:
-    """Returns the cells [draws, 256, 8] of masks so sparse that single shapes can be seen."""
-    grids = []
-    for draw in range(300):
-        mask = draw_mask(
-            generator("single", draw), MaskConfig(**config), steps=256, bands=8, progress=1.0, strategy=strategy
-        )
-        grid = np.zeros(2048, dtype=bool)
-        grid[mask.target] = True
-        grids.append(grid.reshape(256, 8))
-    return np.stack(grids)
-
-
-def test_time_frequency_masks_are_mostly_time_masks():
-    """On the released grid about half of the masks hold a whole band; balanced ones nearly all do."""
-    whole_band = rectangles_of(TIME_FREQUENCY).all(1).any(1).mean()
-    assert 0.3 < whole_band < 0.6
-    assert rectangles_of(TIME_FREQUENCY, balanced=True).all(1).any(1).mean() > 0.95
-
-
-def test_time_spans_cover_all_bands():
-    """Most masked cells of a time-frequency mask lie in fully masked steps; of a random mask almost none do."""
-    structured = rectangles_of(TIME_FREQUENCY).all(2).mean()
-    scattered = rectangles_of(RANDOM).all(2).mean()
-    assert structured > 0.6
-    assert scattered == pytest.approx(0.8**8, abs=0.02)
-
-
-def test_block_masks_are_contiguous():
-    """A masked cell of a block mask has masked neighbours far more often than chance."""
-
-    def agreement(grids: np.ndarray) -> float:
-        along_time = grids[:, 1:] == grids[:, :-1]
-        along_frequency = grids[:, :, 1:] == grids[:, :, :-1]
-        return (along_time.mean() + along_frequency.mean()) / 2
-
-    assert agreement(rectangles_of(RANDOM)) == pytest.approx(0.8**2 + 0.2**2, abs=0.01)
-    assert agreement(rectangles_of(BLOCK)) > 0.85
-
-
 def test_warm_up_moves_from_random_to_the_weights():
     """Random only before warmup_start, linear between, the normalised weights from warmup_end on."""
     config = MaskConfig(random=2, block=1, time_frequency=1, warmup_start=0.1, warmup_end=0.5)
@@ -158,6 +117,27 @@ def test_warm_up_moves_from_random_to_the_weights():
     np.testing.assert_allclose(strategy_probabilities(1.0, config), [0.5, 0.25, 0.25])
     at_once = MaskConfig(random=0, block=0, time_frequency=1, warmup_start=0, warmup_end=0)
     np.testing.assert_allclose(strategy_probabilities(0.0, at_once), [0, 0, 1])
+
+
+def test_warm_up_of_the_release():
+    """At way a of the warm-up block and time_frequency have a times their final probability, random has the rest."""
+    config = MaskConfig(random=0.2, block=0.5, time_frequency=0.3, warmup_start=0.25, warmup_end=0.75)
+    for progress in (0.25, 0.3, 0.5, 0.7499):
+        way = (progress - 0.25) / 0.5
+        expected = [1 - way * 0.5 - way * 0.3, way * 0.5, way * 0.3]
+        np.testing.assert_allclose(strategy_probabilities(progress, config), expected, atol=1e-12)
+
+
+def test_a_curriculum_can_start_with_any_strategy_and_move_early():
+    """warmup_from is drawn alone at first; the root curve is half-way after a quarter of the warm-up."""
+    config = MaskConfig(
+        random=0, block=0, time_frequency=1, warmup_start=0, warmup_end=0.8, warmup_from="block", warmup_curve="root"
+    )
+    np.testing.assert_allclose(strategy_probabilities(0.0, config), [0, 1, 0])
+    np.testing.assert_allclose(strategy_probabilities(0.2, config), [0, 0.5, 0.5])
+    np.testing.assert_allclose(strategy_probabilities(0.8, config), [0, 0, 1])
+    shares = [strategy_probabilities(p, config)[2] for p in np.linspace(0, 1, 50)]
+    assert (np.diff(shares) >= 0).all()
 
 
 def test_strategies_are_drawn_as_often_as_configured():
@@ -176,12 +156,17 @@ def test_a_strategy_of_weight_zero_is_never_drawn():
 
 
 @ALL_STRATEGIES
-def test_masks_are_fast(strategy):
-    """A mask of the released grid takes well under 2 ms of processor time, so loaders are never bound by it."""
-    start = process_time()
-    for i in range(200):
-        draw_mask(generator(i), MaskConfig(), steps=256, bands=8, progress=1.0, strategy=strategy)
-    assert (process_time() - start) / 200 < 2e-3
+@pytest.mark.parametrize("balanced", [False, True])
+def test_masks_are_fast(strategy, balanced):
+    """A mask of the released grid takes well under half a millisecond, also on a busy machine; best of ten batches."""
+    config = MaskConfig(balanced=balanced)
+    times_s = []
+    for batch in range(10):
+        start = process_time()
+        for row in range(30):
+            draw_mask(generator(batch, row), config, steps=256, bands=8, progress=1.0, strategy=strategy)
+        times_s.append((process_time() - start) / 30)
+    assert min(times_s) < 5e-4
 
 
 @pytest.mark.parametrize(
@@ -191,6 +176,8 @@ def test_masks_are_fast(strategy):
         ({"block": -0.1}, "must not be negative"),
         ({"random": 0, "block": 0, "time_frequency": 0}, "one must be positive"),
         ({"warmup_start": 0.6}, "mask warm-up from 0.6 to 0.5 runs backwards"),
+        ({"warmup_from": "rnadom"}, "warmup_from='rnadom' is unknown; choose one of random, block, time_frequency"),
+        ({"warmup_curve": "cosine"}, "warmup_curve='cosine' is unknown; choose one of linear, root"),
         ({"target_fraction": 0.0}, r"target_fraction=0.0 must lie in \(0, 1\]"),
     ],
 )
