@@ -148,8 +148,8 @@ def test_random_and_balanced_masks_hide_all_patches_alike(strategy, balanced):
 
 def test_time_frequency_masks_are_mostly_time_masks():
     """On the released grid half of the masks hold a whole band (the release's, too); balanced ones nearly all do."""
-    assert drawn(TIME_FREQUENCY, 2000).all(1).any(1).mean() == pytest.approx(0.5, abs=0.05)
-    assert drawn(TIME_FREQUENCY, 2000, balanced=True).all(1).any(1).mean() > 0.95
+    assert drawn(TIME_FREQUENCY, 2000).all(axis=1).any(axis=1).mean() == pytest.approx(0.5, abs=0.05)
+    assert drawn(TIME_FREQUENCY, 2000, balanced=True).all(axis=1).any(axis=1).mean() > 0.95
 
 
 def test_time_spans_cover_all_bands():
