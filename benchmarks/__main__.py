@@ -6,7 +6,7 @@ Long ones run only when named.
 import sys
 from importlib import import_module
 
-QUICK = ("frontend", "masks")
+QUICK = ("frontend", "masks", "attention")
 
 
 def main(names: list[str]) -> None:

@@ -17,7 +17,7 @@ from scipy.stats import t as student_t
 from sweeps.axes import BASE
 from sweeps.plan import Plan, PlannedTrial
 from sweeps.planning import IRRELEVANT
-from sweeps.record import read_record, read_results
+from sweeps.record import read_record, read_results, score_on
 
 LEVEL = 0.95
 SEEDS = ("train.seed", "stream.seed")
@@ -100,7 +100,7 @@ def item_delta(here: Mapping[str, Any], base: Mapping[str, Any]) -> Delta:
 
 def _row(planned: PlannedTrial, base: PlannedTrial, plan: Plan, out: Path) -> dict[str, Any]:
     record = read_record(planned, out)
-    results = {row["task"]: _score_on(plan.launch.compare_on, row) for row in read_results(planned, out)}
+    results = {row["task"]: score_on(plan.launch.compare_on, row) for row in read_results(planned, out)}
     stands_for = [name for name, other in plan.same_as.items() if other == planned.trial.name]
     return {
         "name": planned.trial.name,
@@ -119,13 +119,6 @@ def _row(planned: PlannedTrial, base: PlannedTrial, plan: Plan, out: Path) -> di
         "evaluate_s": round(record.evaluate_s, 1),
         "results": results,
     }
-
-
-def _score_on(split: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the score of an evaluator's row on the split that the sweep compares."""
-    if split == "valid":
-        return {key: row["selection"][key] for key in ("metric", "value", "interval", "items")}
-    return {**{key: row[key] for key in ("metric", "value", "interval")}, "items": row["test_items"]}
 
 
 def differing(base: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:

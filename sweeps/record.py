@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,13 @@ def read_results(planned: PlannedTrial, out: Path) -> list[dict[str, Any]]:
     if not is_finished(planned, out):
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def score_on(split: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the score of an evaluator's row on the split that the sweep compares: test or valid."""
+    if split == "valid":
+        return {key: row["selection"][key] for key in ("metric", "value", "interval", "items")}
+    return {**{key: row[key] for key in ("metric", "value", "interval")}, "items": row["test_items"]}
 
 
 def tail(log: Path) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from sweeps.record import (
     lost_its_loss,
     read_record,
     read_results,
+    score_on,
     tail,
     write_record,
 )
@@ -57,14 +58,14 @@ def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable
     settled = record.status == "diverged" or (record.failed and record.session == plan.session)
     if not settled and not is_finished(planned, site.out):
         record = write_record(_attempt(plan, planned, site, report), planned, site.out)
-    metrics = final_metrics(read_results(planned, site.out))
+    metrics = final_metrics(read_results(planned, site.out), split=plan.launch.compare_on)
     report({"step": planned.steps, "samples": planned.samples, "status": record.status, **metrics})
     return record
 
 
-def final_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the value of each task, as a scheduler or a progress line wants them."""
-    return {f"task/{row['task']}": row["value"] for row in results}
+def final_metrics(results: Sequence[Mapping[str, Any]], *, split: str) -> dict[str, float]:
+    """Returns the value of each task on the split that is compared, as a scheduler or a progress line wants them."""
+    return {f"task/{row['task']}": score_on(split, row)["value"] for row in results}
 
 
 def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, str]) -> dict[str, str]:
