@@ -63,20 +63,54 @@ def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:
     Raises:
         AudioError: no samples, more than two dimensions, more channels than samples, or values that are not finite.
     """
-    audio_CS = np.asarray(audio_CS)
-    if audio_CS.ndim not in (1, 2) or not audio_CS.size:
-        raise AudioError(f"{origin}: expected samples [S] or [channels, S], not an array of shape {audio_CS.shape}")
-    if audio_CS.ndim == 2 and audio_CS.shape[0] > audio_CS.shape[1]:
-        raise AudioError(f"{origin}: shape {audio_CS.shape} has more channels than samples; transpose to [channels, S]")
+    return mix_down(as_channels(audio_CS, origin=origin), origin=origin)
+
+
+def as_channels(audio: NDArray, *, origin: str = "audio") -> NDArray:
+    """Returns samples [S] or [C, S] as [C, S], neither copied nor looked at.
+
+    Raises:
+        AudioError: no samples, more than two dimensions, more channels than samples, or a type that is not audio.
+    """
+    audio = np.asarray(audio)
+    if audio.ndim not in (1, 2) or not audio.size:
+        raise AudioError(f"{origin}: expected samples [S] or [channels, S], not an array of shape {audio.shape}")
+    if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
+        raise AudioError(f"{origin}: shape {audio.shape} has more channels than samples; transpose to [channels, S]")
+    if audio.dtype.kind not in "fi":
+        raise AudioError(f"{origin}: samples of type {audio.dtype} are not audio; use floats or signed integers")
+    return np.atleast_2d(audio)
+
+
+def mix_down(audio_CS: NDArray, *, origin: str, first_sample: int = 0) -> NDArray[np.float32]:
+    """Averages the channels of a stretch of audio, however short, to float32 [S]; see `mono`.
+
+    Args:
+        first_sample: where in its audio the stretch begins, for messages.
+
+    Raises:
+        AudioError: values that are not finite.
+    """
     if audio_CS.dtype.kind == "i":
         audio_CS = audio_CS / -float(np.iinfo(audio_CS.dtype).min)
-    elif audio_CS.dtype.kind != "f":
-        raise AudioError(f"{origin}: samples of type {audio_CS.dtype} are not audio; use floats or signed integers")
-    audio_S = np.ascontiguousarray(audio_CS.mean(0) if audio_CS.ndim == 2 else audio_CS, dtype=np.float32)
+    mixed_S = audio_CS.mean(0) if len(audio_CS) > 1 else audio_CS[0]
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is reported below
+        audio_S = np.ascontiguousarray(mixed_S, dtype=np.float32)
     if not np.isfinite(audio_S).all():
-        bad = int(np.flatnonzero(~np.isfinite(audio_S))[0])
+        bad = first_sample + int(np.flatnonzero(~np.isfinite(audio_S))[0])
         raise AudioError(f"{origin}: sample {bad} is not finite, so every feature would be NaN; repair or remove it")
     return audio_S
+
+
+def whole_rate_hz(rate_hz: float) -> int:
+    """Returns a sample rate as an integer.
+
+    Raises:
+        AudioError: a rate that is no positive whole number of Hz.
+    """
+    if not rate_hz > 0 or rate_hz != rate_hz // 1:
+        raise AudioError(f"sample rates must be positive whole numbers of Hz, not {rate_hz}")
+    return int(rate_hz)
 
 
 def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
@@ -93,7 +127,5 @@ def resampling_ratio(from_hz: int, to_hz: int) -> tuple[int, int]:
     Terms above 4,000, which no rate in common use has, are taken to the nearest smaller ones: their filter would fill
     gigabytes. The error stays below a quarter of a cent of pitch, half a second in an hour.
     """
-    if from_hz <= 0 or to_hz <= 0:
-        raise AudioError(f"sample rates must be positive, not {from_hz} Hz and {to_hz} Hz")
-    ratio = Fraction(int(from_hz), int(to_hz)).limit_denominator(_LARGEST_TERM)
+    ratio = Fraction(whole_rate_hz(from_hz), whole_rate_hz(to_hz)).limit_denominator(_LARGEST_TERM)
     return ratio.numerator, ratio.denominator

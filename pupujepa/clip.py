@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pupujepa.audio import AudioError, mono, resample, resampling_ratio
+from pupujepa.audio import AudioError, as_channels, mix_down, resample, resampling_ratio, whole_rate_hz
 
 _BLOCK_S = 30
 # torchaudio's filter reaches 6 zero crossings of the lower rate; 16 leaves a wide margin
@@ -64,11 +64,15 @@ class Clip:
         return torch.nn.functional.pad(found, (0, stop - start - len(found)))
 
 
-def clip_of_file(path: Path, to_hz: int) -> Clip:
+def clip_of_file(path: Path, to_hz: int, *, declared_hz: float | None = None) -> Clip:
     """Opens an audio file as a clip at `to_hz`.
 
+    Args:
+        declared_hz: what the caller believes the file's rate to be; None asks the file.
+
     Raises:
-        AudioError: here or while reading: missing, unreadable or empty file, or samples that are not finite.
+        AudioError: here or while reading: missing, unreadable or empty file, samples that are not finite, or a file of
+            another rate than declared.
     """
     if not path.is_file():
         raise AudioError(f"{path}: no such audio file; check the path")
@@ -80,15 +84,28 @@ def clip_of_file(path: Path, to_hz: int) -> Clip:
         ) from error
     if not info.frames:
         raise AudioError(f"{path}: holds no audio; remove it")
+    if declared_hz is not None and declared_hz != info.samplerate:
+        raise AudioError(
+            f"{path}: the file is at {info.samplerate} Hz, not at {declared_hz:g} Hz as given; leave the rate out"
+        )
     blocks = _resampled(_decoded(path, info.samplerate * _BLOCK_S), info.samplerate, to_hz)
     return Clip(blocks, resampled_length(info.frames, info.samplerate, to_hz), origin=str(path))
 
 
-def clip_of_samples(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> Clip:
-    """Makes a clip at `to_hz` of mono samples."""
-    size = from_hz * _BLOCK_S
-    pieces = (audio_S[start : start + size] for start in range(0, len(audio_S), size))
-    return Clip(_resampled(pieces, from_hz, to_hz), resampled_length(len(audio_S), from_hz, to_hz), origin="audio")
+def clip_of_samples(audio: NDArray, from_hz: float, to_hz: int) -> Clip:
+    """Makes a clip at `to_hz` of samples [S] or [channels, S]; they are mixed down block by block, as they are read.
+
+    Raises:
+        AudioError: here, an array or a rate that is not audio's; while reading, samples that are not finite.
+    """
+    audio_CS, rate_hz = as_channels(audio), whole_rate_hz(from_hz)
+    samples = audio_CS.shape[1]
+    size = rate_hz * _BLOCK_S
+    pieces = (
+        mix_down(audio_CS[:, start : start + size], origin="audio", first_sample=start)
+        for start in range(0, samples, size)
+    )
+    return Clip(_resampled(pieces, rate_hz, to_hz), resampled_length(samples, rate_hz, to_hz), origin="audio")
 
 
 def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
@@ -100,9 +117,10 @@ def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
 def _decoded(path: Path, block_samples: int) -> Iterator[NDArray[np.float32]]:
     try:
         with soundfile.SoundFile(path) as file:
+            start = 0
             for block_SC in file.blocks(block_samples, dtype="float32", always_2d=True):
-                # a short last block may hold fewer samples than channels, so mono() must not see it as [channels, S]
-                yield mono(block_SC.mean(1), origin=str(path))
+                yield mix_down(block_SC.T, origin=str(path), first_sample=start)
+                start += len(block_SC)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: cannot be decoded to its end ({error}); repair or remove it") from error
 

@@ -1,9 +1,11 @@
 """Embeddings from audio: any rate, mono or stereo, 40 ms to hours, in memory that does not grow with the length.
 
-Long audio is encoded in windows of the training crop's length with 50 % overlap; the token features of overlapping
-windows are cross-faded with triangular weights. The last window is moved back to end with the audio, so that every
-window has full context. Only audio shorter than one window gives a shorter grid, which length-exact rotary positions
-handle exactly. Audio is filled up with silence to a whole patch (40 ms).
+Long audio is encoded in windows of the training crop's length, overlapping by half and cross-faded (windows.py), in
+batches. Only audio shorter than one window gives a shorter grid, which length-exact rotary positions handle exactly.
+Audio is filled up with silence to a whole patch (40 ms).
+
+What an array of `frames` needs does grow: 25 rows a second of 8 D values, 2.9 GB an hour for Large. `Encoder.stream`
+gives the same rows piece by piece.
 
 Shapes: B batch of windows, S samples, T frames, N patches, D width, L layers.
 """
@@ -19,12 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pupujepa.audio import AudioError, mono
+from pupujepa.audio import AudioError
 from pupujepa.clip import Clip, clip_of_file, clip_of_samples
 from pupujepa.errors import UserError
 from pupujepa.frontend import FrontendConfig, frame_span, log_mel_of_span, normalise
 from pupujepa.model import PupuJEPA, resolve_layers
-from pupujepa.readout import Readout, RunningReadout, layout, parse_readout
+from pupujepa.readout import Readout, RunningReadout, block_edges, layout, parse_readout
+from pupujepa.windows import CrossFade, window_starts
+
+Audio = str | Path | NDArray | Tensor | Clip
 
 # A clip of exactly one patch may lose a sample to the rounding of its rate.
 _SHORTEST_TOLERANCE = 0.995
@@ -32,11 +37,11 @@ _SHORTEST_TOLERANCE = 0.995
 
 @dataclass(frozen=True)
 class Embedding:
-    """Features of one clip, float32 on the CPU.
+    """Features of one clip, or of a stretch of it, float32 on the CPU.
 
     values: for readout frames [steps, bands * D] at 25 Hz, else [width]; with a leading axis when several layers were
         asked for.
-    times_s: centres of the time steps, or of the region's blocks in time.
+    times_s: centres of the time steps, or of the region's blocks in time, in seconds from the start of the clip.
     layers: layer indices that values holds, 0 = patch embedding.
     """
 
@@ -49,24 +54,29 @@ class Embedding:
 class Encoder:
     """Turns audio into frozen features of a PupuJEPA.
 
+    A window's features depend on nothing else in its batch, and on the batch size only by the rounding of the device's
+    matrix products: not at all in float32 or bfloat16 on the CPUs they were compared on, about 1e-6 where a library
+    picks its kernel by the number of rows.
+
     Args:
-        model: is moved to `device` and set to evaluation mode.
+        model: is set to evaluation mode.
+        device: where to move the model; None leaves it where it is.
         autocast_dtype: torch.bfloat16 halves the time on hardware that has it; None computes in float32.
-        batch_size: windows encoded together. The result does not depend on it.
+        batch_size: windows encoded together.
     """
 
     def __init__(
         self,
         model: PupuJEPA,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         autocast_dtype: torch.dtype | None = None,
         batch_size: int = 8,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
-        self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+        self.model = model.to(device).eval()
+        self.device = model.patch_embed.proj.weight.device
         self.autocast_dtype = autocast_dtype
         self.batch_size = batch_size
 
@@ -82,8 +92,8 @@ class Encoder:
 
     def encode(
         self,
-        audio: str | Path | NDArray | Tensor | Clip,
-        sample_rate_hz: int | None = None,
+        audio: Audio,
+        sample_rate_hz: float | None = None,
         *,
         readout: Readout = "frames",
         layers: Sequence[int] | None = None,
@@ -93,29 +103,49 @@ class Encoder:
 
         Args:
             audio: a file, or samples [S] or [channels, S], full scale 1, or a clip at the front end's rate.
-            sample_rate_hz: of the samples; None for a file or a clip, which knows its own.
+            sample_rate_hz: of the samples; not needed for a file or a clip, which knows its own.
             readout: "frames", "mean" or ("region", f, t); see readout.py.
             layers: which layers; None gives the last one without a leading axis.
             which: "teacher" or "student".
 
         Raises:
-            UserError: audio that is unreadable, not finite or shorter than 40 ms, an unknown readout or layer.
+            UserError: audio that is unreadable, empty, not finite or shorter than 40 ms, an unknown readout or layer.
         """
-        clip = self._open(audio, sample_rate_hz)
+        chosen = self._chosen(layers, which)
         config = self.model.config
-        bands = config.grid_bands
-        spec = parse_readout(readout, bands=bands)
-        chosen = resolve_layers([-1] if layers is None else layers, config.depth)
-        steps = -(-clip.samples // self._samples_per_step)
+        spec = parse_readout(readout, bands=config.grid_bands)
+        clip = self._open(audio, sample_rate_hz)
+        steps = self._steps(clip)
         if spec.time_blocks > steps:
             raise UserError(f"readout {spec} asks for more blocks in time than the clip's {steps} steps")
-        running = RunningReadout(spec, steps=steps, bands=bands, layers=len(chosen), width=config.width)
+        running = RunningReadout(spec, steps=steps, bands=config.grid_bands, layers=len(chosen), width=config.width)
         for piece_LTND in self._pieces(clip, steps, layers=chosen, which=which):
             running.add(piece_LTND)
         values = running.finish().numpy()
         blocks = steps if spec.name == "frames" else spec.time_blocks
-        times_s = (np.arange(blocks, dtype=np.float64) + 0.5) * (steps / blocks * self.step_s)
+        times_s = np.array(block_edges(blocks, steps), dtype=np.float64).mean(1) * self.step_s
         return Embedding(values[0] if layers is None else values, times_s, tuple(chosen), str(spec))
+
+    def stream(
+        self,
+        audio: Audio,
+        sample_rate_hz: float | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        which: str = "teacher",
+    ) -> Iterator[Embedding]:
+        """Yields the frames of `encode` in consecutive stretches of about five seconds, holding no more than a batch.
+
+        Arguments and errors are those of `encode`.
+        """
+        chosen = self._chosen(layers, which)
+        clip = self._open(audio, sample_rate_hz)
+        seen = 0
+        for piece_LTND in self._pieces(clip, self._steps(clip), layers=chosen, which=which):
+            values = piece_LTND.flatten(2).numpy()
+            times_s = (np.arange(seen, seen + values.shape[1], dtype=np.float64) + 0.5) * self.step_s
+            seen += values.shape[1]
+            yield Embedding(values[0] if layers is None else values, times_s, tuple(chosen), "frames")
 
     @torch.no_grad()
     def encode_mel(
@@ -137,22 +167,31 @@ class Encoder:
     def _samples_per_step(self) -> int:
         return self.model.config.patch_frames * self.frontend.hop_samples
 
+    def _steps(self, clip: Clip) -> int:
+        return -(-clip.samples // self._samples_per_step)
+
+    def _chosen(self, layers: Sequence[int] | None, which: str) -> list[int]:
+        """Returns the layers' indices; what is wrong with the request is said before any audio is read."""
+        self.model.encoder(which)
+        if layers is not None and not len(layers):
+            raise UserError("layers is empty, so there is nothing to return; name at least one, or None for the last")
+        return resolve_layers([-1] if layers is None else layers, self.model.config.depth)
+
     def _states(self, mel_BTF: Tensor, *, which: str, layers: Sequence[int] | None) -> list[Tensor]:
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             states = self.model.encode(mel_BTF.to(self.device), which=which, layers=layers)
         return [state.float() for state in states]
 
-    def _open(self, audio: str | Path | NDArray | Tensor | Clip, sample_rate_hz: int | None) -> Clip:
+    def _open(self, audio: Audio, sample_rate_hz: float | None) -> Clip:
         """Returns mono audio at the front end's rate."""
         if isinstance(audio, Clip):
             clip = audio
         elif isinstance(audio, (str, Path)):
-            clip = clip_of_file(Path(audio), self.frontend.sample_rate_hz)
+            clip = clip_of_file(Path(audio), self.frontend.sample_rate_hz, declared_hz=sample_rate_hz)
         elif sample_rate_hz is None:
             raise UserError("sample_rate_hz is missing; it is needed for audio given as samples")
         else:
-            samples = mono(audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio)
-            clip = clip_of_samples(samples, sample_rate_hz, self.frontend.sample_rate_hz)
+            clip = clip_of_samples(_as_array(audio), sample_rate_hz, self.frontend.sample_rate_hz)
         if clip.samples < self._samples_per_step * _SHORTEST_TOLERANCE:
             raise AudioError(
                 f"{clip.origin}: {1000 * clip.samples / self.frontend.sample_rate_hz:.1f} ms of audio is shorter than "
@@ -169,10 +208,10 @@ class Encoder:
         remaining = iter(starts)
         while batch := list(islice(remaining, self.batch_size)):
             mel_BTF = torch.cat([self._mel(clip, start, window_steps, steps) for start in batch])
-            states = torch.stack(self._states(mel_BTF, which=which, layers=layers)).cpu()  # [L, B, N, D]
-            grid = states.unflatten(2, (window_steps, self.model.config.grid_bands))
+            states = [state.cpu() for state in self._states(mel_BTF, which=which, layers=layers)]  # L times [B, N, D]
             for i in range(len(batch)):
-                yield fade.add(grid[:, i])
+                window_LND = torch.stack([state[i] for state in states])
+                yield fade.add(window_LND.unflatten(1, (window_steps, self.model.config.grid_bands)))
 
     def _mel(self, clip: Clip, start_step: int, window_steps: int, steps: int) -> Tensor:
         """Returns the normalised spectrogram [1, T, F] of one window of a clip that is filled up to `steps`."""
@@ -185,36 +224,8 @@ class Encoder:
         return normalise(log_mel_of_span(span_BS, self.frontend), config.mel_mean, config.mel_std)
 
 
-def window_starts(steps: int, window_steps: int) -> list[int]:
-    """Returns the first steps of windows that overlap by half and end with the clip; the last may overlap by more."""
-    hop = max(window_steps // 2, 1)
-    starts = list(range(0, steps - window_steps, hop))
-    return [*starts, steps - window_steps]
-
-
-class CrossFade:
-    """Blends overlapping windows, given in order, and lets go of every step that no later window touches."""
-
-    def __init__(self, starts: Sequence[int], window_steps: int) -> None:
-        self._starts = list(starts)
-        self._taken = 0
-        ramp = torch.arange(1, window_steps + 1, dtype=torch.float32)
-        self._weights = torch.minimum(ramp, ramp.flip(0))
-        self._sum: Tensor | None = None
-        self._weight_sum = torch.zeros(0)
-
-    def add(self, window_LTND: Tensor) -> Tensor:
-        """Takes the next window [L, window_steps, bands, D] and returns the steps that are now final."""
-        weighted = window_LTND * self._weights[:, None, None]
-        if self._sum is None:
-            total, weight = weighted, self._weights
-        else:
-            held = self._sum.shape[1]
-            total = torch.cat([self._sum + weighted[:, :held], weighted[:, held:]], dim=1)
-            weight = torch.cat([self._weight_sum + self._weights[:held], self._weights[held:]])
-        start = self._starts[self._taken]
-        self._taken += 1
-        last = self._taken == len(self._starts)
-        final = len(self._weights) if last else self._starts[self._taken] - start
-        self._sum, self._weight_sum = total[:, final:], weight[final:]
-        return total[:, :final] / weight[:final, None, None]
+def _as_array(audio: NDArray | Tensor) -> NDArray:
+    if isinstance(audio, Tensor):
+        audio = audio.detach().cpu()
+        return (audio.float() if audio.is_floating_point() else audio).numpy()  # numpy has no bfloat16
+    return audio

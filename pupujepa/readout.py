@@ -71,6 +71,8 @@ def pool_region(states_BND: Tensor, *, bands: int, frequency_blocks: int, time_b
 class RunningReadout:
     """Reads out a clip of any length from consecutive pieces of its grid, holding no more than the result.
 
+    Sums run in float64: an hour of music is a mean over 720,000 patches.
+
     Args:
         steps: time steps of the whole clip.
         layers: number of layers that each piece holds.
@@ -79,12 +81,13 @@ class RunningReadout:
     def __init__(self, spec: ReadoutSpec, *, steps: int, bands: int, layers: int, width: int) -> None:
         self.spec = spec
         self.steps = steps
-        self.bands = bands
         self._seen = 0
         if spec.name == "frames":
             self._values = torch.empty(layers, steps, bands * width)
         else:
-            self._values = torch.zeros(layers, spec.frequency_blocks, spec.time_blocks, width)
+            self._time_edges = block_edges(spec.time_blocks, steps)
+            self._band_edges = block_edges(spec.frequency_blocks, bands)
+            self._sums = torch.zeros(layers, spec.frequency_blocks, spec.time_blocks, width, dtype=torch.float64)
 
     def add(self, piece_LTND: Tensor) -> None:
         """Takes the next steps of the clip, [layers, steps of the piece, bands, D]."""
@@ -92,27 +95,27 @@ class RunningReadout:
         if self.spec.name == "frames":
             self._values[:, start:stop] = piece_LTND.flatten(2)
         else:
-            self._add_to_blocks(piece_LTND, start)
+            self._add_to_blocks(piece_LTND, start, stop)
         self._seen = stop
 
     def finish(self) -> Tensor:
-        """Returns [layers, steps, bands * D] for frames, else [layers, blocks * D]."""
+        """Returns [layers, steps, bands * D] for frames, else [layers, blocks * D]; float32."""
         assert self._seen == self.steps, f"{self._seen} of {self.steps} steps were read"
         if self.spec.name == "frames":
             return self._values
-        edges = self._edges(self.spec.frequency_blocks, self.bands)
-        bands_per_block = torch.tensor([stop - start for start, stop in edges])
-        steps_per_block = torch.tensor([stop - start for start, stop in self._edges(self.spec.time_blocks, self.steps)])
-        cells = bands_per_block[:, None] * steps_per_block  # [f, t]
-        return (self._values / cells[None, :, :, None]).flatten(1)
+        bands_f = torch.tensor([stop - start for start, stop in self._band_edges])
+        steps_t = torch.tensor([stop - start for start, stop in self._time_edges])
+        return (self._sums / (bands_f[:, None] * steps_t)[None, :, :, None]).float().flatten(1)
 
-    def _add_to_blocks(self, piece_LTND: Tensor, start: int) -> None:
-        for t, (first, last) in enumerate(self._edges(self.spec.time_blocks, self.steps)):
-            steps = piece_LTND[:, max(first - start, 0) : max(last - start, 0)]
-            for f, (low, high) in enumerate(self._edges(self.spec.frequency_blocks, self.bands)):
-                self._values[:, f, t] += steps[:, :, low:high].sum((1, 2))
+    def _add_to_blocks(self, piece_LTND: Tensor, start: int, stop: int) -> None:
+        for t, (first, last) in enumerate(self._time_edges):
+            if first >= stop or last <= start:
+                continue
+            steps_LTND = piece_LTND[:, max(first - start, 0) : last - start].double()
+            for f, (low, high) in enumerate(self._band_edges):
+                self._sums[:, f, t] += steps_LTND[:, :, low:high].sum((1, 2))
 
-    @staticmethod
-    def _edges(blocks: int, length: int) -> list[tuple[int, int]]:
-        """Returns the bounds of adaptive average pooling."""
-        return [(i * length // blocks, -(-(i + 1) * length // blocks)) for i in range(blocks)]
+
+def block_edges(blocks: int, length: int) -> list[tuple[int, int]]:
+    """Returns [start, stop) of each block, as adaptive average pooling cuts; neighbours may share a cell."""
+    return [(i * length // blocks, -(-(i + 1) * length // blocks)) for i in range(blocks)]

@@ -94,3 +94,5 @@ def test_arrays_that_are_not_audio_are_refused():
         mono(np.zeros((0,), np.float32))
     with pytest.raises(AudioError, match="bool"):
         mono(np.zeros(10, bool))
+    with pytest.raises(AudioError, match="sample 1 is not finite"):
+        mono(np.array([0.0, 1e39]))  # finite in float64, not in float32

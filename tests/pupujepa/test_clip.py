@@ -4,7 +4,7 @@ import soundfile
 import torch
 
 import pupujepa.clip
-from pupujepa.audio import AudioError, read_audio, resample, resampling_ratio
+from pupujepa.audio import AudioError, mono, read_audio, resample, resampling_ratio
 from pupujepa.clip import Clip, clip_of_file, clip_of_samples
 
 
@@ -41,6 +41,26 @@ def test_files_are_read_like_the_whole(tmp_path, suffix):
     whole, rate = read_audio(path)
     expected = resample(whole, rate, 24_000)
     np.testing.assert_allclose(read_in_pieces(clip_of_file(path, 24_000), 5000), expected, atol=2e-6)
+
+
+def test_channels_are_mixed_block_by_block():
+    """Stereo, a last block of fewer samples than channels, and integers give what mono() of the whole gives."""
+    stereo = noise(2, 72_001)
+    clip = clip_of_samples(stereo, 24_000, 24_000)
+    np.testing.assert_array_equal(read_in_pieces(clip, 7001), mono(stereo))
+    whole_numbers = (stereo * 32_000).astype(np.int16)
+    clip = clip_of_samples(whole_numbers, 24_000.0, 24_000)
+    np.testing.assert_array_equal(read_in_pieces(clip, 30_000), mono(whole_numbers))
+
+
+def test_a_sample_that_is_not_finite_is_named_by_its_place():
+    """The place counts from the start of the audio, also in a later block."""
+    broken = noise(60_000)
+    broken[50_000] = -np.inf
+    clip = clip_of_samples(broken, 24_000, 24_000)
+    clip.read(0, 40_000)
+    with pytest.raises(AudioError, match="audio: sample 50000 is not finite"):
+        clip.read(40_000, 60_000)
 
 
 def test_overlapping_reads_and_silence_beyond_the_end():
@@ -82,7 +102,7 @@ def test_unusable_files_are_named(tmp_path):
     broken[50_000] = np.nan
     soundfile.write(tmp_path / "d.wav", broken, 24_000, subtype="FLOAT")
     clip = clip_of_file(tmp_path / "d.wav", 24_000)
-    with pytest.raises(AudioError, match=r"d\.wav: sample 2000 is not finite"):
+    with pytest.raises(AudioError, match=r"d\.wav: sample 50000 is not finite"):
         clip.read(0, 60_000)
 
 
@@ -93,5 +113,16 @@ def test_ratios_are_exact_for_rates_in_use():
         assert old * 24_000 == new * rate
     old, new = resampling_ratio(23_997, 24_000)
     assert abs(old / new / (23_997 / 24_000) - 1) < 1.3e-4
-    with pytest.raises(AudioError, match="sample rates must be positive"):
-        resampling_ratio(0, 24_000)
+    for rate in (0, -24_000, 44_100.5, float("nan"), float("inf")):
+        with pytest.raises(AudioError, match="sample rates must be positive whole numbers of Hz, not"):
+            resampling_ratio(rate, 24_000)
+        with pytest.raises(AudioError, match="sample rates must be positive whole numbers of Hz, not"):
+            clip_of_samples(noise(100), rate, 24_000)
+
+
+def test_a_file_of_another_rate_than_declared_is_refused(tmp_path):
+    """Saying 24 kHz of a file at 44.1 kHz is a misunderstanding, not a request."""
+    soundfile.write(tmp_path / "a.wav", noise(4410), 44_100)
+    assert clip_of_file(tmp_path / "a.wav", 24_000, declared_hz=44_100).samples == 2400
+    with pytest.raises(AudioError, match=r"a\.wav: the file is at 44100 Hz, not at 24000 Hz as given"):
+        clip_of_file(tmp_path / "a.wav", 24_000, declared_hz=24_000)

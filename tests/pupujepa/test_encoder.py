@@ -1,14 +1,13 @@
-import tracemalloc
-
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 from pupujepa.audio import AudioError, resample
-from pupujepa.encoder import CrossFade, Encoder, window_starts
+from pupujepa.encoder import Encoder
 from pupujepa.errors import UserError
 from pupujepa.frontend import log_mel, normalise
+from pupujepa.model import PupuJEPA
 from pupujepa.readout import layout
 from tests.pupujepa.models import SMALL, random_mel, random_model
 
@@ -67,13 +66,6 @@ def test_long_audio_is_the_cross_fade_of_its_windows(encoder):
     np.testing.assert_allclose(encoder.encode(audio, 24_000).values, total / weights, atol=2e-4)
 
 
-def test_result_does_not_depend_on_the_batch_size():
-    """Windows encoded one by one or together give the same features."""
-    audio = music(4.3)
-    one, many = (Encoder(random_model(), batch_size=size).encode(audio, 24_000).values for size in (1, 64))
-    np.testing.assert_allclose(one, many, atol=1e-5)
-
-
 @pytest.mark.parametrize("readout", ["mean", "region:4x2", ("region", 8, 3)])
 def test_readouts_pool_the_frames(encoder, readout):
     """mean and region are averages of the cross-faded frames, with the blocks' times."""
@@ -86,6 +78,49 @@ def test_readouts_pool_the_frames(encoder, readout):
     np.testing.assert_allclose(pooled.times_s, (np.arange(t) + 0.5) * 2.4 / t)
 
 
+def test_blocks_that_do_not_divide_the_clip_have_their_own_centres(encoder):
+    """7 steps in 3 blocks are steps 0-2, 2-4, 4-6, as adaptive pooling cuts, and their centres are what is told."""
+    embedding = encoder.encode(music(0.28), 24_000, readout="region:1x3")
+    np.testing.assert_allclose(embedding.times_s, [0.06, 0.14, 0.22])
+    np.testing.assert_allclose(encoder.encode(music(0.28), 24_000, readout="mean").times_s, [0.14])
+
+
+@pytest.mark.parametrize("readout", ["frames", "mean", "region:2x3"])
+@pytest.mark.parametrize("layers", [None, [2], [3, 0, -2]])
+@pytest.mark.parametrize("which", ["teacher", "student"])
+def test_any_layers_of_either_encoder_in_any_readout(encoder, readout, layers, which):
+    """Layers come in the order asked for, each equal to the same layer among all of them."""
+    audio = music(1.3)
+    every = encoder.encode(audio, 24_000, readout=readout, layers=range(SMALL.depth + 1), which=which)
+    some = encoder.encode(audio, 24_000, readout=readout, layers=layers, which=which)
+    numbers = [3] if layers is None else [layer % 4 for layer in layers]
+    assert some.layers == tuple(numbers)
+    values = some.values[None] if layers is None else some.values
+    assert values.shape == (len(numbers), *every.values.shape[1:])
+    np.testing.assert_allclose(values, every.values[numbers], atol=1e-6)
+
+
+def test_a_stream_is_the_frames_piece_by_piece(encoder):
+    """The pieces of a stream are the rows of encode in order, with the same times; none is longer than a window."""
+    audio = music(4.3)
+    whole = encoder.encode(audio, 24_000, layers=[1, 3])
+    pieces = list(encoder.stream(audio, 24_000, layers=[1, 3]))
+    assert len(pieces) > 4
+    assert max(piece.values.shape[1] for piece in pieces) <= SMALL.grid_steps
+    np.testing.assert_array_equal(np.concatenate([piece.values for piece in pieces], axis=1), whole.values)
+    np.testing.assert_allclose(np.concatenate([piece.times_s for piece in pieces]), whole.times_s)
+    alone = np.concatenate([piece.values for piece in encoder.stream(audio, 24_000)])
+    np.testing.assert_allclose(alone, whole.values[1], atol=1e-6)
+
+
+def test_the_encoder_stays_where_the_model_is():
+    """Without a device the model is not moved; with one it is."""
+    with torch.device("meta"):
+        model = PupuJEPA(SMALL)
+    assert Encoder(model).device == torch.device("meta")
+    assert Encoder(random_model(), device="cpu").device == torch.device("cpu")
+
+
 def test_files_arrays_and_tensors_agree(encoder, tmp_path):
     """A stereo file at 44.1 kHz, its samples, and its resampled mean have the same features."""
     stereo = np.stack([music(1.5, 44_100), 0.5 * music(1.5, 44_100)])
@@ -93,21 +128,27 @@ def test_files_arrays_and_tensors_agree(encoder, tmp_path):
     expected = encoder.encode(resample(stereo.mean(0), 44_100, 24_000), 24_000).values
     for audio, rate in ((tmp_path / "a.wav", None), (str(tmp_path / "a.wav"), None), (stereo, 44_100)):
         np.testing.assert_allclose(encoder.encode(audio, rate).values, expected, atol=1e-4)
-    np.testing.assert_allclose(encoder.encode(torch.from_numpy(stereo), 44_100).values, expected, atol=1e-4)
+    for tensor in (torch.from_numpy(stereo), torch.from_numpy(stereo).double().requires_grad_()):
+        np.testing.assert_allclose(encoder.encode(tensor, 44_100).values, expected, atol=1e-4)
+    coarse = torch.from_numpy(stereo).bfloat16()
+    np.testing.assert_array_equal(
+        encoder.encode(coarse, 44_100).values, encoder.encode(coarse.float().numpy(), 44_100).values
+    )
 
 
-def test_memory_does_not_grow_with_the_length(encoder, tmp_path, monkeypatch):
-    """The mean of a file ten times as long takes no more memory: Python and numpy hold a block, not the file."""
-    monkeypatch.setattr("pupujepa.clip._BLOCK_S", 2)
-    peaks = []
-    for seconds in (20, 200):
-        path = tmp_path / f"{seconds}.wav"
-        soundfile.write(path, music(seconds), 24_000)
-        tracemalloc.start()
-        encoder.encode(path, readout="mean")
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.5 * peaks[0]
+@pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000])
+def test_any_rate_gives_the_grid_of_its_seconds(encoder, rate):
+    """Two seconds are fifty frames at any rate, and a tone below every Nyquist frequency has the same features."""
+    t = np.arange(2 * rate) / rate
+    embedding = encoder.encode(
+        (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32), rate, readout="region:8x1", layers=[0]
+    )
+    reference = np.sin(2 * np.pi * 440 * np.arange(48_000) / 24_000) * 0.3
+    expected = encoder.encode(reference.astype(np.float32), 24_000, readout="region:8x1", layers=[0])
+    # the two lowest of eight bands hold the tone; what resampling leaves above differs by -60 dB and less
+    low = slice(0, 2 * SMALL.width)
+    assert np.abs(embedding.values[0, low] - expected.values[0, low]).mean() < 0.02
+    assert len(encoder.encode(np.zeros(2 * rate, np.float32), rate).times_s) == 50
 
 
 def test_shorter_grids_are_not_stretched():
@@ -151,26 +192,6 @@ def test_bf16_stays_close():
     assert 0 < np.abs(full - half).mean() < 0.05
 
 
-@pytest.mark.parametrize("steps", [16, 17, 24, 31, 32, 33, 100])
-def test_windows_reach_every_step(steps):
-    """Windows start in order, overlap by at least half, stay inside and end with the clip."""
-    starts = window_starts(steps, 16)
-    assert starts[0] == 0
-    assert starts[-1] == steps - 16
-    gaps = np.diff(starts)
-    assert ((gaps > 0) & (gaps <= 8)).all()
-
-
-@pytest.mark.parametrize("steps", [16, 17, 30, 100])
-def test_cross_fade_keeps_what_windows_agree_on(steps):
-    """Windows cut from one sequence blend back to that sequence, each step given out once and in order."""
-    sequence = random_mel(2, steps, 3, 4)
-    starts = window_starts(steps, 16)
-    fade = CrossFade(starts, 16)
-    blended = torch.cat([fade.add(sequence[:, s : s + 16]) for s in starts], dim=1)
-    torch.testing.assert_close(blended, sequence)
-
-
 def test_unusable_audio_is_refused(encoder, tmp_path):
     """Too short, unrated, NaN or empty audio, and impossible readouts, say what to do."""
     with pytest.raises(AudioError, match=r"audio: 20\.0 ms of audio is shorter than one patch \(40 ms\)"):
@@ -179,11 +200,29 @@ def test_unusable_audio_is_refused(encoder, tmp_path):
         encoder.encode(music(1))
     with pytest.raises(AudioError, match="sample 3 is not finite"):
         encoder.encode(np.array([0, 0, 0, np.inf] * 1000), 24_000)
+    with pytest.raises(AudioError, match="sample 23999 is not finite"):
+        encoder.encode(np.append(music(1)[:-1], np.nan), 24_000)
+    with pytest.raises(AudioError, match=r"expected samples \[S\] or \[channels, S\], not an array of shape \(0,\)"):
+        encoder.encode(np.zeros(0), 24_000)
+    with pytest.raises(AudioError, match=r"shape \(24000, 2\) has more channels than samples; transpose"):
+        encoder.encode(np.zeros((24_000, 2)), 24_000)
+    with pytest.raises(AudioError, match="positive whole numbers of Hz, not 0"):
+        encoder.encode(music(1), 0)
+    (tmp_path / "text.wav").write_text("not audio")
+    with pytest.raises(AudioError, match=r"text\.wav: cannot be decoded as audio"):
+        encoder.encode(tmp_path / "text.wav")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 24_000)
+    with pytest.raises(AudioError, match=r"empty\.wav: holds no audio"):
+        encoder.encode(tmp_path / "empty.wav")
     with pytest.raises(AudioError, match=r"nothing\.wav: no such audio file"):
         encoder.encode(tmp_path / "nothing.wav")
     with pytest.raises(UserError, match="asks for more blocks in time than the clip's 3 steps"):
         encoder.encode(music(0.12), 24_000, readout="region:1x4")
     with pytest.raises(UserError, match="layer 9 does not exist"):
         encoder.encode(music(1), 24_000, layers=[9])
+    with pytest.raises(UserError, match="layers is empty"):
+        encoder.encode(music(1), 24_000, layers=[])
+    with pytest.raises(UserError, match="which='predictor' is no encoder"):
+        next(encoder.stream(tmp_path / "nothing.wav", which="predictor"))
     with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
         Encoder(random_model(), batch_size=0)

@@ -1,0 +1,77 @@
+"""The features of a window depend on nothing but the window: not on the batch size, not on its neighbours in the batch.
+
+Across batch sizes the shapes differ, and a library of matrix products may pick another order of summation: the claim is
+equality up to that. For one batch size the shapes are equal, so the claim is equality to the bit.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from pupujepa import softmax_attention
+from pupujepa.encoder import Encoder
+from tests.pupujepa.models import SMALL, random_mel, random_model
+
+DTYPES = (None, torch.bfloat16)
+TOLERANCE = {None: 1e-5, torch.bfloat16: 2e-2}
+WINDOWS = 7
+SCORES = (SMALL.num_patches) ** 2
+# whole heads of any clips together, three at a time (which straddles clips of two heads), and rows of one head
+CELLS = {"all": 1 << 20, "straddling": 3 * SCORES, "rows": SCORES // 3}
+
+
+def encode(mel, *, dtype, batch_size) -> torch.Tensor:
+    """The last layer and one in the middle, [2, B, steps, bands * D]."""
+    encoder = Encoder(random_model(), autocast_dtype=dtype, batch_size=batch_size)
+    return torch.stack(encoder.encode_mel(mel, layers=[1, -1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cells", CELLS)
+def test_the_batch_size_does_not_matter(monkeypatch, dtype, cells):
+    """One by one, in threes or all together: the same, however attention in bf16 cuts its scores."""
+    monkeypatch.setattr(softmax_attention, "SCORES_IN_CACHE", CELLS[cells])
+    mel = random_mel(WINDOWS, 64, 128)
+    alone, threes, together = (encode(mel, dtype=dtype, batch_size=size) for size in (1, 3, WINDOWS))
+    torch.testing.assert_close(threes, alone, atol=TOLERANCE[dtype], rtol=0)
+    torch.testing.assert_close(together, alone, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cells", CELLS)
+@pytest.mark.parametrize("other", [0.0, 1e4, float("nan")])
+def test_neighbours_in_the_batch_do_not_matter(monkeypatch, dtype, cells, other):
+    """With silence, noise of ten thousand times the level, or NaN for neighbours, a window's features keep every bit."""
+    monkeypatch.setattr(softmax_attention, "SCORES_IN_CACHE", CELLS[cells])
+    mel = random_mel(WINDOWS, 64, 128)
+    expected = encode(mel, dtype=dtype, batch_size=WINDOWS)
+    for kept in (0, 3, WINDOWS - 1):
+        changed = mel * other
+        changed[kept] = mel[kept]
+        assert torch.equal(encode(changed, dtype=dtype, batch_size=WINDOWS)[:, kept], expected[:, kept])
+
+
+def test_a_leak_would_be_seen(monkeypatch):
+    """The test above can fail: attention that looks into the next clip by a thousandth changes bits."""
+
+    def leaking(query, key, value):
+        return softmax_attention.attend(query, key, value + 1e-3 * value.roll(1, 0))
+
+    monkeypatch.setattr("pupujepa.blocks.attend", leaking)
+    mel = random_mel(WINDOWS, 64, 128)
+    changed = torch.cat([mel[:1], torch.zeros_like(mel[1:])])
+    first, second = (encode(x, dtype=None, batch_size=WINDOWS)[:, 0] for x in (mel, changed))
+    assert (first - second).abs().max() > TOLERANCE[None]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("readout", ["frames", "region:8x3"])
+def test_a_song_is_the_same_at_any_batch_size(dtype, readout):
+    """Cross-faded windows of one clip, too, whether its last batch is full or holds one window."""
+    audio = np.random.default_rng(0).normal(0, 0.1, 24_000 * 4).astype(np.float32)
+    values = [
+        Encoder(random_model(), autocast_dtype=dtype, batch_size=size).encode(audio, 24_000, readout=readout).values
+        for size in (1, 4, 5, 64)
+    ]
+    for other in values[1:]:
+        np.testing.assert_allclose(other, values[0], atol=TOLERANCE[dtype])

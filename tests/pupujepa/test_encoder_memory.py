@@ -1,0 +1,28 @@
+"""Memory of encoding, measured from outside: the resident set of a fresh process."""
+
+import pytest
+
+from benchmarks.memory import GIB, arithmetic, measure
+from pupujepa.sizes import model_size
+
+
+@pytest.mark.parametrize(("readout", "growth_per_s"), [("mean", 0), ("frames", 25 * 8 * 128 * 4)])
+def test_memory_does_not_grow_with_the_length(readout, growth_per_s):
+    """A file three times as long takes no more than its frames do, 0.1 MB a second; the mean of it takes nothing.
+
+    Held whole, a second would be 0.7 MB (stereo at 44.1 kHz, its mono mix and its resampling) and as much as the frames
+    once more for the windows of overlapping halves.
+    """
+    short, long = (measure("demo", seconds, readout=readout, batch_size=4).above_weights for seconds in (60, 180))
+    slack = 24 * 2**20  # what the allocator may keep; 120 s held whole would be 82 MB
+    assert long - short < 120 * growth_per_s + slack
+
+
+def test_arithmetic_names_what_large_needs():
+    """Ten minutes of Large are predicted to fit below 4 GiB, and the prediction grows with what it says it does."""
+    large = model_size("large")
+    expected = {size: arithmetic(large, 600, readout="frames", batch_size=size) for size in (1, 8, 64)}
+    assert expected[1] < expected[8] < 4 * GIB < expected[64]
+    mean = arithmetic(large, 600, readout="mean", batch_size=8)
+    assert expected[8] - mean == 15_000 * 8192 * 4
+    assert arithmetic(large, 6000, readout="mean", batch_size=8) == mean
