@@ -146,11 +146,6 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
             f"would not fit the patch grid; set model.crop_frames alone, the stream follows it"
         )
     check_objective(experiment.objective, model)
-    if experiment.masks.balanced and model.grid_bands == 1:
-        raise ConfigError(
-            "masks.balanced=true masks single bands as often as spans of time, but model.structure=1d has one band, "
-            "which is the whole crop; leave it false"
-        )
     lanes_of_rank(stream.lanes, 0, world_size)
     return batch_sizes(stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=world_size)
 

@@ -87,11 +87,20 @@ def save_release(
 
     Returns:
         The path of the safetensors file.
+
+    Raises:
+        WeightsError: another model's description, or a variant (ModelConfig.variant) in the released layout.
     """
     if config != model.config:
         raise WeightsError(f"the model was built with {model.config}, not with {config}; pass the model's own config")
     directory = Path(directory)
     folder = directory
+    if step is not None and config.variant:
+        named = ", ".join(f"{name}={value}" for name, value in config.variant.items())
+        raise WeightsError(
+            f"no released model has {named}, so other readers of the released layout would take these weights for "
+            "something else; pass step=None, which writes the flat layout with a description that says so"
+        )
     if step is not None:
         folder = directory / _CHECKPOINT / (f"step-{step:07d}" + ("" if loss is None else f"_loss-{loss:.6f}"))
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}

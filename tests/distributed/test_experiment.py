@@ -18,6 +18,7 @@ from distributed.experiment import (
     with_corpus,
 )
 from pupujepa.config import ConfigError, from_yaml, to_yaml
+from pupujepa.control import one_dimensional
 from pupujepa.errors import UserError
 
 URL = "stream.url=shards/train"
@@ -70,6 +71,39 @@ def test_a_recipe_of_ones_own(tmp_path):
     assert experiment.stream.crop_frames == 128, "the crop length is written once"
 
 
+def test_the_structure_and_the_objective_bring_what_follows_from_them():
+    """One word each: a 1-D model takes all bands into a token, mae makes the predictor's last layer, on any recipe."""
+    for recipe in ("demo", "paper", "robust"):
+        plain = load_experiment([recipe])
+        line = load_experiment([recipe, "control_1d"])
+        assert line == load_experiment([recipe], overrides=["model.structure=1d"])
+        assert line == replace(plain, model=one_dimensional(plain.model))
+        mae = load_experiment([recipe, "mae"])
+        assert (mae.objective.kind, mae.model.predictor_objective) == ("mae", "mae")
+        changed = {difference.partition(":")[0] for difference in differences(plain, mae)}
+        assert changed - {"objective.target_layers"} == {
+            "objective.kind",
+            "objective.loss",
+            "model.predictor_objective",
+        }
+        full_grid = load_experiment([recipe, "full_grid"])
+        assert differences(plain, full_grid) == ["objective.target: masked -> full_grid"]
+
+
+def test_a_config_from_before_the_variants_means_what_it_meant():
+    """A run's config.yaml without the newer keys loads as the same experiment, also as a file on the command line."""
+    experiment = load_experiment(["demo"], overrides=[URL])
+    tree = yaml.safe_load(to_yaml(experiment))
+    newer = {
+        "model": ("structure", "position_code", "mlp", "qk_norm", "predictor_objective"),
+        "objective": ("kind", "target", "variance_weight", "variance_of", "variance_floor"),
+    }
+    for section, keys in newer.items():
+        for key in keys:
+            del tree[section][key]
+    assert from_yaml(Experiment, yaml.safe_dump(tree)) == experiment
+
+
 def test_a_preset_cannot_inherit_from_itself(tmp_path):
     """A circle is an error, not an endless loop."""
     file = tmp_path / "a.yaml"
@@ -88,6 +122,8 @@ def test_a_preset_cannot_inherit_from_itself(tmp_path):
         ([], ["train.steps=many"], "train.steps"),
         ([], ["train.steps=0"], "train.steps=0 must be at least 1"),
         ([], ["engine.zero_stage=7"], "zero_stage=7"),
+        ([], ["model.structure=1d", "model.patch_bands=16"], "patch_bands=16 contradicts it; set patch_bands=0"),
+        (["demo"], ["objective.kind=mae"], "asks no teacher, so target_layers=4"),
     ],
 )
 def test_wrong_words_are_refused_in_a_sentence(presets, overrides, match):
@@ -112,6 +148,7 @@ def test_a_whole_model_and_a_name_contradict(tmp_path):
         (["stream.url=s3://key:secret@bucket/x"], 1, "carries credentials"),
         ([URL, "stream.crop_frames=128"], 1, "set model.crop_frames alone"),
         ([URL, "objective.target_layers=9"], 1, "exceeds the teacher's 4 blocks"),
+        ([URL, "model.predictor_objective=mae"], 1, "set objective.kind alone, the model follows it"),
         ([URL, "stream.global_batch=15"], 2, "cannot be shared by 2 ranks"),
         ([URL, "engine.micro_batch=3"], 1, "does not divide the 16 crops"),
     ],

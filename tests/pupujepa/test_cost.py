@@ -1,12 +1,15 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pupujepa.cost import inference_flops, training_cost
+from pupujepa.cost import count_parameters, inference_flops, training_cost
 from pupujepa.masks import MaskConfig, num_context, num_targets
+from pupujepa.model import PupuJEPA
 from pupujepa.objective import ObjectiveConfig, TrainingStep
-from pupujepa.sizes import model_size
+from pupujepa.sizes import model_size, size_names
 from tests.pupujepa.models import SMALL, random_mel, random_model
 
 
@@ -20,6 +23,17 @@ def test_training_costs_what_is_known(size, tflop, target_share, predictor_share
     assert cost.total / 1e12 == pytest.approx(tflop, abs=0.02)
     assert cost.teacher / cost.total == pytest.approx(target_share, abs=0.006)
     assert cost.predictor / cost.total == pytest.approx(predictor_share, abs=0.006)
+
+
+@pytest.mark.parametrize("size", size_names())
+def test_parameters_are_those_of_the_built_model(size):
+    """Counted by formula and on the model, module by module; the trained ones are all but the teacher's."""
+    with torch.device("meta"):
+        model = PupuJEPA(model_size(size))
+    counts = count_parameters(model_size(size))
+    modules = {"patch_embed": model.patch_embed, "encoder": model.teacher, "predictor": model.predictor}
+    assert asdict(counts) == {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    assert counts.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])

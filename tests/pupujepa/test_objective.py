@@ -1,13 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional
 
+from pupujepa.blocks import Transformer
+from pupujepa.ema import update_ema
 from pupujepa.errors import UserError
-from pupujepa.losses import standardise
+from pupujepa.losses import standardise, variance_hinge
 from pupujepa.masks import MaskConfig, draw_mask
-from pupujepa.model import PupuJEPA
+from pupujepa.model import PupuJEPA, encoder_rotation, gather_tokens, visible_to
 from pupujepa.objective import ObjectiveConfig, TrainingStep, teacher_pairs
 from pupujepa.randomness import generator
 from tests.pupujepa.models import SMALL, random_mel, random_model
@@ -97,6 +101,71 @@ def test_teacher_sees_masked_patches_only(small_model):
     _, masked_changed = step(patches.reshape(1, 64, 128), context, target)
     assert not torch.equal(before["target_BMD"], masked_changed["target_BMD"])
     assert torch.equal(before["prediction_BMD"], masked_changed["prediction_BMD"])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_full_grid_targets_are_what_the_teacher_makes_of_the_whole_crop(small_model, layers):
+    """They are the inference features at the masked positions, so what is visible moves them too."""
+    mel, context, target = batch()
+    objective = ObjectiveConfig(target="full_grid", target_layers=layers)
+    _, aux = TrainingStep(small_model, objective)(mel, context, target)
+    with torch.no_grad():
+        states = small_model.encode(mel, layers=[-1])
+        if layers == 2:
+            tokens = small_model.tokens(mel)
+            outputs = small_model.teacher.top_outputs(tokens, encoder_rotation(SMALL, 16, mel.device), top=2)
+            states = [torch.stack([standardise(output) for output in outputs]).mean(0)]
+    expected = standardise(gather_tokens(states[0], target))
+    torch.testing.assert_close(aux["target_BMD"], expected, atol=1e-5, rtol=1e-5)
+    mel[:, : 4 * (int(context[0, 0]) // 8 + 1)] += 1
+    _, visible_changed = TrainingStep(small_model, objective)(mel, context, target)
+    assert not torch.allclose(visible_changed["target_BMD"], aux["target_BMD"])
+
+
+def test_mae_reconstructs_normalised_patches():
+    """Targets are each hidden patch's own values at mean 0 and variance 1, cut by hand; raw without standardise."""
+    model = random_model(replace(SMALL, predictor_objective="mae"))
+    mel, context, target = batch()
+    _, aux = TrainingStep(model, ObjectiveConfig(kind="mae", loss="mse"))(mel, context, target)
+    _, raw = TrainingStep(model, ObjectiveConfig(kind="mae", standardise=False))(mel, context, target)
+    assert aux["prediction_BMD"].shape == aux["target_BMD"].shape == (*target.shape, 64)
+    for i, m in ((0, 0), (1, 17), (2, target.shape[1] - 1)):
+        step, band = divmod(int(target[i, m]), 8)
+        patch = mel[i, 4 * step : 4 * step + 4, 16 * band : 16 * band + 16].flatten()
+        torch.testing.assert_close(raw["target_BMD"][i, m], patch)
+        expected = (patch - patch.mean()) / (patch.var(correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(aux["target_BMD"][i, m], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mae_does_not_ask_the_teacher(monkeypatch):
+    """No teacher runs in the step, but its average can follow the student as in any other run."""
+    model = random_model(replace(SMALL, predictor_objective="mae"))
+    step = TrainingStep(model, ObjectiveConfig(kind="mae"))
+    monkeypatch.setattr(Transformer, "top_outputs", None)
+    for block in step.teacher.blocks:
+        monkeypatch.setattr(block, "forward", None)
+    step(*batch())[0].backward()
+    names, teachers, students = zip(*teacher_pairs(step))
+    update_ema([t.data for t in teachers], [s.data for s in students], 0.0)
+    assert all(torch.equal(t, s) for t, s in zip(teachers, students, strict=True)), names
+
+
+def test_the_hinge_is_added_to_each_crops_loss(small_model):
+    """With a weight, a crop's loss grows by weight times the hinge on the student's or the prediction's std."""
+    mel, context, target = batch()
+    _, plain = TrainingStep(small_model, ObjectiveConfig())(mel, context, target)
+    with torch.no_grad():
+        rotation = encoder_rotation(SMALL, 16, mel.device)
+        student = small_model.student
+        seen = student(*visible_to(student, small_model.tokens(mel), context, rotation))
+    for which, features in (("student", seen), ("prediction", plain["prediction_BMD"])):
+        objective = ObjectiveConfig(variance_weight=0.7, variance_of=which, variance_floor=3.0)
+        loss, aux = TrainingStep(small_model, objective)(mel, context, target)
+        expected = plain["per_sample_loss_B"] + 0.7 * variance_hinge(features, floor=3.0)
+        torch.testing.assert_close(aux["per_sample_loss_B"], expected)
+        torch.testing.assert_close(loss.detach(), expected.mean())
+        alone = TrainingStep(small_model, objective)(mel[1:2], context[1:2], target[1:2])[0]
+        torch.testing.assert_close(alone.detach(), expected[1])
 
 
 def test_gradients_reach_all_but_the_teacher(small_model):
@@ -191,6 +260,19 @@ def test_step_needs_no_synchronisation(autocast_dtype):
         ({"loss": "huber"}, "loss='huber' is unknown; choose one of smooth_l1, mse"),
         ({"beta": 0.0}, "beta=0.0 must be positive"),
         ({"target_layers": 0}, "target_layers=0 must be at least 1"),
+        ({"kind": "dino"}, "kind='dino' is unknown; choose one of jepa, mae"),
+        ({"target": "whole"}, "target='whole' is unknown; choose one of masked, full_grid"),
+        ({"variance_of": "teacher"}, "variance_of='teacher' is unknown; choose one of student, prediction"),
+        ({"variance_weight": -1.0}, "variance_weight=-1.0 must not be negative"),
+        ({"kind": "mae", "target_layers": 4}, "asks no teacher, so target_layers=4 and target=masked mean nothing"),
+        (
+            {"kind": "mae", "target": "full_grid"},
+            "asks no teacher, so target_layers=1 and target=full_grid mean nothing",
+        ),
+        (
+            {"kind": "mae", "variance_of": "prediction"},
+            "variance_of=prediction makes no sense; use variance_of=student",
+        ),
     ],
 )
 def test_impossible_objectives_are_refused(change, message):
@@ -203,5 +285,7 @@ def test_impossible_steps_are_refused(small_model):
     """More target layers than blocks, and float16, are refused before anything runs."""
     with pytest.raises(UserError, match="target_layers=4 exceeds the teacher's 3 blocks"):
         TrainingStep(small_model, ObjectiveConfig(target_layers=4))
+    with pytest.raises(UserError, match=r"kind=mae does not fit model.predictor_objective=jepa.*32 numbers per token"):
+        TrainingStep(small_model, ObjectiveConfig(kind="mae"))
     with pytest.raises(UserError, match="float16 needs a gradient scaler"):
         TrainingStep(small_model, ObjectiveConfig(), torch.float16)

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from pupujepa.rope import CLIP_RELATIVE, LENGTH_EXACT, Rotation, grid_rotation, rotate, select, time_positions
+from pupujepa.rope import (
+    CLIP_RELATIVE,
+    LENGTH_EXACT,
+    Rotation,
+    grid_rotation,
+    line_rotation,
+    rotate,
+    select,
+    time_positions,
+)
 
 CPU = torch.device("cpu")
 
@@ -79,3 +88,37 @@ def test_bfloat16_is_rotated_in_float32():
     x = torch.randn(1, 1, 8, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     turn = select(rotation(1), torch.arange(8)[None])
     assert torch.equal(rotate(x, turn), rotate(x.float(), turn).bfloat16())
+
+
+def line(steps, *, mode=LENGTH_EXACT, reference_steps=256, head_dim=16):
+    return line_rotation(steps, head_dim=head_dim, reference_steps=reference_steps, mode=mode, device=CPU)
+
+
+def test_on_a_line_all_pairs_turn_with_time():
+    """In 1-D each of head_dim / 2 pairs has a frequency of its own, over the same range as in 2-D."""
+    cos, sin = line(256, head_dim=64)
+    assert cos.shape == (256, 32)
+    last = torch.atan2(sin, cos)[-1]  # position 1
+    assert abs(last[0]) == pytest.approx(math.pi, abs=1e-5)
+    assert last[-1].cos() == pytest.approx(math.cos(112 * math.pi), abs=1e-5)
+    steps = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    for pair in range(32):
+        frequency = math.pi * 2 ** (pair / 31 * (math.log2(224) - 1))
+        torch.testing.assert_close(cos[:, pair], (steps * frequency).cos().float(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(sin[:, pair], (steps * frequency).sin().float(), atol=1e-6, rtol=0)
+
+
+def test_on_a_line_length_exact_scores_depend_on_distance_only():
+    """The 1-D structure too is shift-invariant at any length; the clip-relative formula stretches short clips."""
+    q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def score(steps, first, second, mode=LENGTH_EXACT):
+        cos, sin = line(steps, mode=mode)
+        one, two = (Rotation(cos[i].double(), sin[i].double()) for i in (first, second))
+        return (rotate(q, one).double() @ rotate(k, two).double()).item()
+
+    expected = score(256, 10, 17)
+    for steps, first in ((256, 100), (40, 3), (1000, 900)):
+        assert score(steps, first, first + 7) == pytest.approx(expected, abs=1e-5)
+    assert score(256, 10, 17, CLIP_RELATIVE) == pytest.approx(expected, abs=1e-5)
+    assert score(40, 3, 10, CLIP_RELATIVE) != pytest.approx(expected, abs=1e-2)

@@ -143,6 +143,14 @@ def test_variants_make_the_round_trip(tmp_path, variant):
     assert_same(loaded, model)
 
 
+def test_variants_do_not_pass_for_released_models(tmp_path):
+    """The released layout takes released architectures only, and nothing is written for another."""
+    model = random_model(replace(SMALL, structure="1d", patch_bands=0, mlp="gelu"))
+    with pytest.raises(WeightsError, match=r"no released model has structure=1d, mlp=gelu.*pass step=None"):
+        save_release(model, model.config, tmp_path / "release", step=5)
+    assert not (tmp_path / "release").exists()
+
+
 def told(caplog) -> list[str]:
     return [record.message for record in caplog.records if record.name.startswith("pupujepa")]
 
