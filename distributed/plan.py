@@ -11,38 +11,20 @@ guess for the larger models, small ones reach less.
 """
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
-from distributed.activations import saved_bytes
-from distributed.engine import BatchSizes, batch_sizes
+from distributed.engine import PRECISIONS, BatchSizes, batch_sizes
 from distributed.experiment import Experiment, load_experiment, preset_names
 from pupujepa.cost import TrainingCost, count_parameters, training_cost
 from pupujepa.ema import ema_momentum
 from pupujepa.masks import STRATEGIES, strategy_probabilities
+from pupujepa.memory import Memory, memory_per_rank
 from pupujepa.schedules import learning_rate
+from pupujepa.tracing import StepConfig, saved_bytes
 
 GIB, TERA = 2**30, 1e12
 H100_BF16_TFLOPS = 989.0
-_FLOAT32 = 4
-_ADAM_STATES = 2
 _PLOTTED_STEPS = 400
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes per GPU, by part."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    teacher: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """All parts."""
-        return self.parameters + self.gradients + self.optimizer + self.teacher + self.activations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,23 +60,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def memory_per_gpu(experiment: Experiment, sizes: BatchSizes, *, world_size: int) -> Memory:
-    """Memory of one rank, without the communication library's buffers.
-
-    ZeRO stages 1 to 3 keep a float32 copy of the rank's part of the parameters beside the ones that are trained, also
-    when these are float32 already.
-    """
-    parameters = count_parameters(experiment.model)
-    trained = parameters.trained
-    stage = experiment.engine.zero_stage
-    own = -(-trained // world_size)
-    states = _ADAM_STATES * (own if stage >= 1 else trained) + (own if stage >= 1 else 0)
-    kept = saved_bytes(experiment)
-    return Memory(
-        parameters=_FLOAT32 * (own if stage == 3 else trained),
-        gradients=_FLOAT32 * (own if stage >= 2 else trained),
-        optimizer=_FLOAT32 * states,
-        teacher=_FLOAT32 * parameters.encoder,
-        activations=kept.constant + sizes.micro_batch * kept.per_crop,
+    """Memory of one rank, without the communication library's buffers."""
+    engine = experiment.engine
+    kept = saved_bytes(
+        StepConfig(
+            experiment.model,
+            experiment.masks,
+            experiment.objective,
+            PRECISIONS[engine.precision],
+            activation_checkpointing=engine.activation_checkpointing,
+        )
+    )
+    return memory_per_rank(
+        count_parameters(experiment.model),
+        zero_stage=engine.zero_stage,
+        ranks=world_size,
+        activation_bytes=kept.constant + sizes.micro_batch * kept.per_crop,
     )
 
 

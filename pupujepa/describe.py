@@ -1,45 +1,77 @@
-"""Show what a model is: architecture, parameters by module, token grid and floating-point operations.
+"""Show what a model is: architecture, parameters, token grid, operations per crop, and memory by ZeRO stage.
 
 Takes the name of a size (demo, tiny, small, base, large, huge, giant), which needs no weights, or a folder of weights:
 
   python -m pupujepa info tiny
   python -m pupujepa info runs/demo/export
+  python -m pupujepa info large --ranks 64 --micro-batch 16 --checkpointing
+  python -m pupujepa info tiny --count          the operations once more, by torch's own counter
+
+Operations are those of matrix products, a multiply and an add being two. Memory is per rank: float32 weights,
+gradients and Adam's moments as the ZeRO stage shards them, the teacher, which is whole on every rank, and what the
+backward pass of a micro-batch keeps, found by tracing the training step; leave a tenth free for buffers.
+`python -m distributed plan` does the same for a whole experiment, with its hours.
 """
 
 import argparse
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from pupujepa.cost import inference_flops, training_cost
+from pupujepa.architecture import ModelConfig
+from pupujepa.cost import count_parameters, inference_flops, training_cost
+from pupujepa.errors import UserError
 from pupujepa.masks import MaskConfig, num_context, num_targets
-from pupujepa.model import ModelConfig, PupuJEPA
+from pupujepa.memory import ZERO_STAGES, Memory, memory_per_rank
+from pupujepa.model import PupuJEPA
+from pupujepa.objective import ObjectiveConfig
 from pupujepa.sizes import model_size, size_names
+from pupujepa.tracing import StepConfig, counted_flops, saved_bytes
 from pupujepa.weights import load
+
+GIGA, GIB = 1e9, 2**30
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("model", help=f"a size ({', '.join(size_names())}), a folder of weights, or a hub id")
+    parser.add_argument("--ranks", type=int, default=8, help="that share the training (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=int, default=1, help="crops at once on a rank (default: %(default)s)")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="default: %(default)s")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute blocks in the backward pass")
+    parser.add_argument("--count", action="store_true", help="check the operations by torch's counter; takes seconds")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the description to standard output."""
-    sys.stdout.write(describe(_model(args.model)))
+    if min(args.ranks, args.micro_batch) < 1:
+        raise UserError(f"--ranks {args.ranks} --micro-batch {args.micro_batch}: both must be at least 1")
+    model = _model(args.model)
+    step = StepConfig(
+        model.config,
+        MaskConfig(),
+        ObjectiveConfig(kind=model.config.predictor_objective),
+        PRECISIONS[args.precision],
+        activation_checkpointing=args.checkpointing,
+    )
+    sys.stdout.write(describe(model))
+    sys.stdout.write(describe_operations(step, counted=_counted(step) if args.count else None))
+    sys.stdout.write(describe_memory(step, ranks=args.ranks, micro_batch=args.micro_batch))
     return 0
 
 
 def describe(model: PupuJEPA) -> str:
-    """Returns the description of a model as text; a model on the meta device will do."""
+    """Returns architecture, grid and parameters of a model as text; a model on the meta device will do."""
     masks = MaskConfig()
     config = model.config
-    cost = training_cost(config, masks)
     seconds = config.crop_frames / model.frontend.frames_per_s
     lines = [
         "architecture",
-        *(f"  {name:<18}{value}" for name, value in asdict(config).items()),
+        *(f"  {name:<20}{value}" for name, value in asdict(config).items()),
         "",
         f"token grid of a {seconds:g} s crop",
         f"  {config.grid_steps} steps x {config.grid_bands} bands = {config.num_patches} tokens, "
@@ -49,15 +81,47 @@ def describe(model: PupuJEPA) -> str:
         f"  `frames` readout is {config.grid_bands * config.width} wide",
         "",
         "parameters",
-        *(f"  {name:<18}{count:>15,}" for name, count in parameter_counts(model).items()),
+        *(f"  {name:<20}{count:>15,}" for name, count in parameter_counts(model).items()),
         "",
-        "operations per crop",
-        f"  {'training':<18}{cost.total / 1e9:>15,.1f} GFLOP",
-        *(
-            f"    {name:<16}{flops / 1e9:>15,.1f} GFLOP  {100 * flops / cost.total:3.0f} %"
-            for name, flops in asdict(cost).items()
-        ),
-        f"  {'encoding':<18}{inference_flops(config) / 1e9:>15,.1f} GFLOP",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def describe_operations(step: StepConfig, *, counted: int | None) -> str:
+    """Returns the operations per crop as text.
+
+    Args:
+        counted: by torch's counter, to be shown beside the arithmetic.
+    """
+    cost = training_cost(step.model, step.masks, step.objective)
+    lines = ["operations per crop, forward and backward", f"  {'training':<20}{_gflop(cost.total)}"]
+    lines += [f"    {name:<18}{_gflop(flops)}  {flops / cost.total:4.0%}" for name, flops in asdict(cost).items()]
+    if counted is not None:
+        verdict = "the same" if counted == cost.total else f"{counted / cost.total - 1:+.2%}: please report this"
+        lines.append(f"  {'counted by torch':<20}{_gflop(counted)}  {verdict}")
+    lines += [f"  {'encoding':<20}{_gflop(inference_flops(step.model))}", ""]
+    return "\n".join(lines) + "\n"
+
+
+def describe_memory(step: StepConfig, *, ranks: int, micro_batch: int) -> str:
+    """Returns the memory of one rank, a column per ZeRO stage, as text."""
+    kept = saved_bytes(step)
+    memory = [
+        memory_per_rank(
+            count_parameters(step.model),
+            zero_stage=stage,
+            ranks=ranks,
+            activation_bytes=kept.constant + micro_batch * kept.per_crop,
+        )
+        for stage in ZERO_STAGES
+    ]
+    crops = "1 crop" if micro_batch == 1 else f"{micro_batch} crops"
+    precision = "float32" if step.autocast_dtype is None else "bf16"
+    recomputed = ", blocks recomputed" if step.activation_checkpointing else ""
+    lines = [
+        f"memory per rank in GiB, {ranks} ranks, {crops} at once, {precision}{recomputed}",
+        f"  {'ZeRO stage':<20}" + "".join(f"{stage:>10}" for stage in ZERO_STAGES),
+        *_memory_rows(memory),
     ]
     return "\n".join(lines) + "\n"
 
@@ -65,6 +129,21 @@ def describe(model: PupuJEPA) -> str:
 def parameter_counts(model: PupuJEPA) -> dict[str, int]:
     """Returns the number of parameters of each module; student and teacher have the same."""
     return {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
+
+
+def _counted(step: StepConfig) -> int:
+    """Counts the model's own operations: kernels for bf16 on CPUs, and checkpointing, compute some of them twice."""
+    return counted_flops(replace(step, autocast_dtype=None, activation_checkpointing=False))
+
+
+def _memory_rows(memory: list[Memory]) -> Iterator[str]:
+    for part in asdict(memory[0]):
+        yield f"  {part:<20}" + "".join(f"{getattr(m, part) / GIB:>10.3f}" for m in memory)
+    yield f"  {'total':<20}" + "".join(f"{m.total / GIB:>10.3f}" for m in memory)
+
+
+def _gflop(flops: int) -> str:
+    return f"{flops / GIGA:>15,.1f} GFLOP"
 
 
 def _model(name: str) -> PupuJEPA:
