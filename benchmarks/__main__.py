@@ -1,19 +1,22 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...]`; without a name, all of them. Prints Markdown.
 
-Long ones run only when named.
+Long ones run only when named. What follows a name and begins with a dash is that benchmark's own:
+`python -m benchmarks step --models large`.
 """
 
 import sys
 from importlib import import_module
+from itertools import takewhile
 
 QUICK = ("frontend", "masks", "attention")
 
 
 def main(names: list[str]) -> None:
     """Runs the named benchmarks in turn."""
-    for name in names or QUICK:
+    chosen = list(takewhile(lambda word: not word.startswith("-"), names))
+    for name in chosen or QUICK:
         module = import_module(f"benchmarks.{name}")
-        print(f"\n## {name}\n\n{module.__doc__.splitlines()[0]}\n")
+        print(f"\n## {name}\n\n{(module.__doc__ or '').splitlines()[0]}\n")
         module.main()
 
 
