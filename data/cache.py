@@ -21,10 +21,11 @@ from glob import escape
 from pathlib import Path
 
 from data.fetching import fetch_index, fetch_shard
-from data.files import Store, atomic_file
+from data.files import Store
 from data.manifest import ShardEntry
 from data.shards import ShardError, ShardIndex, index_name, read_index
 from data.tally import Tally
+from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
 _LOG = logging.getLogger(__name__)

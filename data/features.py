@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from data.corpus import Track
-from data.files import atomic_file
 from data.shards import decode_mel, encode_mel, npy_bytes
 from pupujepa.audio import read_audio, resample
+from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel_slice
 

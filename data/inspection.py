@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.files import atomic_file
 from data.manifest import Manifest, read_manifest
 from data.reader import ShardReader
+from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 from pupujepa.progress import Progress
 from pupujepa.randomness import generator

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from data.corpus import Track
 from data.features import Part, TrackFacts, read_part, sample_info
-from data.files import LocalStore, atomic_file
+from data.files import LocalStore
 from data.manifest import ShardEntry
 from data.shards import Sample, index_name, sample_uid, write_index, write_shard
 from data.store import open_store
+from pupujepa.durable import atomic_file
 from pupujepa.randomness import generator
 
 

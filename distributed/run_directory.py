@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import atomic_file
+from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
 logger = logging.getLogger(__name__)

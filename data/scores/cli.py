@@ -29,7 +29,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from data.files import PART_SUFFIX, atomic_file
 from data.pool import map_in_order
 from data.scores.catalogue import COLLECTIONS
 from data.scores.corpus import Source, choose_pieces
@@ -39,6 +38,7 @@ from data.scores.pieces import Piece
 from data.scores.rendering import Job, render_job, wav_size
 from data.scores.splits import assign_splits
 from data.scores.takes import Take, draw_take, notes_of, transpose_takes
+from pupujepa.durable import PART_SUFFIX, atomic_file
 from pupujepa.errors import UserError
 from pupujepa.progress import follow
 

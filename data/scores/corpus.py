@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data.files import atomic_file
 from data.pool import map_in_order
 from data.scores.catalogue import COLLECTIONS, Candidate, Collection, list_candidates, order_candidates, share_out
 from data.scores.parsing import parse_piece
 from data.scores.pieces import FORMAT_VERSION, Piece, UnusableScoreError, piece_from_json, piece_to_json
+from pupujepa.durable import atomic_file
 from pupujepa.progress import follow
 
 _LOG = logging.getLogger(__name__)

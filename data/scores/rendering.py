@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic_file
 from data.scores.programs import channel_volume
 from data.scores.takes import LEAD_S, Notes, Take
+from pupujepa.durable import atomic_file
 
 SAMPLE_RATE_HZ = 24000
 WAV_HEADER_BYTES = 44

@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import atomic_file
 from distributed.marble.corpus import Corpus, Slice, Track
 from distributed.marble.encoders import FrozenEncoder
 from distributed.marble.readout import FRAME_DTYPE, SliceFeatures, spread_layers
@@ -30,6 +29,7 @@ from distributed.marble.tasks import Clips
 from distributed.run_directory import write_atomically
 from distributed.topology import Topology
 from pupujepa.audio import read_audio, resample
+from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data.files import LocalStore, atomic_file
+from data.files import LocalStore
 from data.local_s3 import LocalS3
 from data.store import MissingObjectError, RetryPolicy, S3Store, Store, StoreError, open_store
+from pupujepa.durable import atomic_file
 from tests.faultproxy import Fault, FaultProxy
 
 CONTENT = random.Random(0).randbytes(300_000)
