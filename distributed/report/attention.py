@@ -1,16 +1,14 @@
 """The section on attention: where the predictor's mask tokens of a hidden region look.
 
-The encoder sees a fifth of the patches, as in training, so one pass shows attention to that fifth only. The patches
-outside the region are therefore dealt into disjoint contexts, and the maps of all of them put together: every patch
-outside the region is looked at equally often. Attention between mask tokens, which carry nothing but a position, is
-left out, and the rest is scaled to sum to one.
+Every patch outside the region is looked at as content (see `pupujepa.attention.region_attention`); attention between
+mask tokens, which carry nothing but a position, is left out, and the rest is scaled to sum to one.
 
 Shapes: N patches, L predictor blocks, H heads; a grid is [steps, bands].
 """
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +32,9 @@ from distributed.report.pictures import (
 )
 from distributed.report.similarity import Similarity, similarity
 from distributed.report.wording import fixed, percent
-from pupujepa.attention import predictor_attention
-from pupujepa.masks import RANDOM, Mask, MaskConfig, num_context
+from pupujepa import attention as library
+from pupujepa.masks import MaskConfig
 from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.randomness import generator
 from pupujepa.weights import load
 
 TILES_ALONG_TIME = 8
@@ -136,28 +133,7 @@ def tile_grid(config: ModelConfig) -> list[Tile]:
 def region_attention(model: PupuJEPA, mel_TF: Tensor, tile: Tile, *, masks: MaskConfig, seed: int = 0) -> np.ndarray:
     """Returns where each head looks from a hidden tile: [L, H, steps, bands], summing to 1, zero inside the tile."""
     inside = tile.mask((len(mel_TF) // model.config.patch_frames, model.config.grid_bands))
-    total_LHTF, seen = np.zeros(1), np.zeros(inside.size)
-    for mask in contexts_around(inside, masks, seed=seed):
-        grid = predictor_attention(model, mel_TF, mask, region=inside).grid.numpy()
-        visible = np.zeros(inside.size, bool)
-        visible[mask.context] = True
-        total_LHTF = total_LHTF + np.where(visible.reshape(inside.shape), grid, 0.0)
-        seen += visible
-    mean_LHTF = total_LHTF / np.maximum(seen, 1).reshape(inside.shape)
-    return mean_LHTF / mean_LHTF.sum((-2, -1), keepdims=True)
-
-
-def contexts_around(inside: np.ndarray, masks: MaskConfig, *, seed: int) -> Iterator[Mask]:
-    """Deals the patches outside a region into contexts of the size used in training.
-
-    The last one is filled up with patches that were dealt before.
-    """
-    free = np.flatnonzero(~inside.ravel())
-    size = min(num_context(masks, inside.size), len(free))
-    order = generator(seed, "report", "contexts").permutation(free)
-    for start in range(0, len(order), size):
-        context = np.sort(order[start : start + size] if start + size <= len(order) else order[-size:])
-        yield Mask(context, np.setdiff1d(np.arange(inside.size), context), RANDOM)
+    return library.region_attention(model, mel_TF, inside, ratio=masks.ratio, seed=seed)
 
 
 def place_of(tile: Tile, grid: tuple[int, int], *, step_s: float) -> np.ndarray:
@@ -181,6 +157,11 @@ def place_shares(maps: Sequence[np.ndarray], tiles: Sequence[Tile], *, step_s: f
         places = place_of(tile, mean.shape, step_s=step_s)
         shares.append([mean[places == i].sum() for i in range(len(PLACES))])
     return np.mean(shares, axis=0)
+
+
+def times_even(shares: np.ndarray, even: np.ndarray) -> np.ndarray:
+    """Returns shares as multiples of an even spread's; 0 for a place that is not there, as in a grid of one band."""
+    return np.divide(shares, even, out=np.zeros_like(even), where=even > 0)
 
 
 def _arrange(
@@ -256,8 +237,7 @@ def _readout(tile: Tile, maps: np.ndarray, canvas: Canvas, grid: tuple[int, int]
 
 
 def _sentence(shares: dict[str, np.ndarray], tiles: int) -> str:
-    lift = shares["trained"] / shares["even"]
-    untrained = shares["untrained"] / shares["even"]
+    lift, untrained = (times_even(shares[name], shares["even"]) for name in ("trained", "untrained"))
     first = int(np.argmax(lift))
     return (
         f"Share of attention by place, averaged over {tiles} hidden regions of this crop, all layers and heads. An "

@@ -7,17 +7,14 @@ import torch
 from distributed.report.attention import (
     PLACES,
     Tile,
-    contexts_around,
     load_export,
     place_of,
     place_shares,
-    region_attention,
     tile_grid,
+    times_even,
 )
 from distributed.report.similarity import compressed
-from pupujepa.attention import predictor_attention
-from pupujepa.masks import MaskConfig, num_context
-from pupujepa.model import ModelConfig, PupuJEPA
+from pupujepa.model import ModelConfig
 from pupujepa.weights import load
 
 GRID = (32, 8)
@@ -25,38 +22,6 @@ TILE = Tile(8, 4, 2, 2)
 MODEL = ModelConfig(
     crop_frames=128, width=16, depth=1, heads=2, predictor_width=16, predictor_depth=2, predictor_heads=2
 )
-
-
-def test_contexts_deal_every_patch_outside_the_region_and_none_inside():
-    """Sizes are those of training; only the filled-up last context repeats patches."""
-    inside = TILE.mask(GRID)
-    masks = list(contexts_around(inside, MaskConfig(), seed=0))
-    size = num_context(MaskConfig(), inside.size)
-    dealt = np.bincount(np.concatenate([m.context for m in masks]), minlength=inside.size)
-    assert all(len(m.context) == size for m in masks)
-    assert all(np.array_equal(np.union1d(m.context, m.target), np.arange(inside.size)) for m in masks)
-    assert (dealt[inside.ravel()] == 0).all()
-    assert (dealt[~inside.ravel()] >= 1).all()
-    assert dealt.sum() - (~inside).sum() < size
-
-
-def test_a_region_map_is_the_library_s_attention_put_together():
-    """Each patch holds the attention of the pass that saw it, scaled so that a head's map sums to one."""
-    model = PupuJEPA(MODEL, seed=3).eval()
-    mel_TF = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
-    inside = TILE.mask(GRID)
-    found = region_attention(model, mel_TF, TILE, masks=MaskConfig())
-    assert found.shape == (2, 2, *GRID)
-    np.testing.assert_allclose(found.sum((-2, -1)), 1, rtol=1e-5)
-    assert (found[..., inside] == 0).all()
-    first = next(iter(contexts_around(inside, MaskConfig(), seed=0)))
-    rows = predictor_attention(model, mel_TF, first, region=inside).grid.numpy().reshape(2, 2, -1)[..., first.context]
-    own = found.reshape(2, 2, -1)[..., first.context]
-    # patches of one pass keep their proportions, but for those that a later pass saw again
-    again = np.concatenate([m.context for m in list(contexts_around(inside, MaskConfig(), seed=0))[1:]])
-    once = ~np.isin(first.context, again)
-    ratio = own[..., once] / rows[..., once]
-    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[..., :1], ratio.shape), rtol=1e-4)
 
 
 def test_places_divide_the_grid():
@@ -71,6 +36,15 @@ def test_places_divide_the_grid():
     even = np.where(places == -1, 0, 1 / (places != -1).sum())[None, None]
     area = [(places == i).sum() / (places != -1).sum() for i in range(len(PLACES))]
     np.testing.assert_allclose(place_shares([even], [TILE], step_s=0.04), area)
+
+
+def test_a_grid_of_one_band_has_no_other_bands():
+    """In the 1-D structure two of the places do not exist: nothing is divided by their share of zero."""
+    grid, tile = (32, 1), Tile(8, 4, 0, 1)
+    even = np.where(tile.mask(grid), 0.0, 1 / 28)[None, None]
+    shares = place_shares([even], [tile], step_s=0.04)
+    assert shares[[0, 3]].tolist() == [0, 0]
+    np.testing.assert_allclose(times_even(shares, shares), [0, 1, 1, 0])
 
 
 def test_tiles_cover_the_grid_without_overlap():
