@@ -37,7 +37,7 @@ def angles(positions, *, steps, bands, head_dim, reference_steps, mode):
     rows = []
     for step, band in positions:
         if mode == "clip_relative":
-            t = -1 + 2 * step / (steps - 1)
+            t = -1 + 2 * step / (steps - 1) if steps > 1 else -1.0
         else:
             t = (step - (steps - 1) / 2) * 2 / (reference_steps - 1)
         f = -1 + 2 * band / (bands - 1)
@@ -101,13 +101,18 @@ class ReferenceModel:
 
     def encode(self, mel_TF, *, which, chosen=None):
         """Returns the normed output [K, D] for the chosen token indices (None: all)."""
+        return self.hidden_states(mel_TF, which=which, chosen=chosen)[-1]
+
+    def hidden_states(self, mel_TF, *, which, chosen=None):
+        """Returns the tokens, the output of each block, and the last of them normed."""
         steps, positions = self.positions(mel_TF)
         positions = [positions[i] for i in (range(len(positions)) if chosen is None else chosen)]
         tokens = patch_tokens(self.tensors, mel_TF.double())
         x = torch.stack([tokens[p] for p in positions])
         angle = self._angles(positions, steps, self.config.width // self.config.heads)
-        out = blocks(self.tensors, which, x, angle, heads=self.config.heads)[-1]
-        return layer_norm(out, self.tensors[f"{which}.norm.weight"], self.tensors[f"{which}.norm.bias"])
+        out = blocks(self.tensors, which, x, angle, heads=self.config.heads)
+        normed = layer_norm(out[-1], self.tensors[f"{which}.norm.weight"], self.tensors[f"{which}.norm.bias"])
+        return [x, *out[:-1], normed]
 
     def predict(self, mel_TF, context, target):
         """Returns the predictions [M, D] at the target indices."""

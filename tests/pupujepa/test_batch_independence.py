@@ -41,7 +41,7 @@ def test_the_batch_size_does_not_matter(monkeypatch, dtype, cells):
 @pytest.mark.parametrize("cells", CELLS)
 @pytest.mark.parametrize("other", [0.0, 1e4, float("nan")])
 def test_neighbours_in_the_batch_do_not_matter(monkeypatch, dtype, cells, other):
-    """With silence, noise of ten thousand times the level, or NaN for neighbours, a window's features keep every bit."""
+    """With silence, ten thousand times the level, or NaN for neighbours, a window's features keep every bit."""
     monkeypatch.setattr(softmax_attention, "SCORES_IN_CACHE", CELLS[cells])
     mel = random_mel(WINDOWS, 64, 128)
     expected = encode(mel, dtype=dtype, batch_size=WINDOWS)
