@@ -3,10 +3,15 @@
 The maps are computed exactly, as softmax(q k^T / sqrt(d)) from the queries and keys of each block, not approximated
 from outside; each row sums to 1 over the predictor's tokens.
 
+The encoder sees a fifth of the patches, as in training, so one pass shows attention to that fifth only, and the other
+masked patches take part as mask tokens that carry nothing but a position. `region_attention` therefore deals the
+patches outside the region into disjoint contexts and puts their maps together: every patch is looked at as content.
+
 Shapes: N predictor tokens (K context, M target), L blocks, H heads, D width.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +25,7 @@ from pupujepa.errors import UserError
 from pupujepa.masks import RANDOM, Mask, MaskConfig, num_context
 from pupujepa.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
 from pupujepa.patches import steps_of
+from pupujepa.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,51 @@ def attention_weights(query_BHMD: Tensor, key_BHND: Tensor) -> Tensor:
 def attention_map(attention: PredictorAttention) -> Tensor:
     """Returns the mean over blocks and heads [steps, bands]."""
     return attention.grid.mean((0, 1))
+
+
+def region_attention(
+    model: PupuJEPA, mel_TF: Tensor, region: NDArray[np.bool_], *, ratio: float = 0.8, seed: int = 0
+) -> NDArray[np.float64]:
+    """Returns where each head looks from a hidden region when everything else can be seen: [L, H, steps, bands].
+
+    Each map is zero inside the region and sums to one outside it.
+
+    Args:
+        mel_TF: one normalised spectrogram.
+        region: boolean [steps, bands].
+        ratio: share of the patches that each pass hides, as in training.
+        seed: of the deal of patches to passes.
+
+    Raises:
+        UserError: a region that is empty, holds everything, or does not fit the spectrogram's grid.
+    """
+    total_LHTF, seen = np.zeros(1), np.zeros(region.size)
+    for mask in contexts_around(region, ratio=ratio, seed=seed):
+        grid = predictor_attention(model, mel_TF, mask, region=region).grid.double().cpu().numpy()
+        visible = np.zeros(region.size, bool)
+        visible[mask.context] = True
+        total_LHTF = total_LHTF + np.where(visible.reshape(region.shape), grid, 0.0)
+        seen += visible
+    mean_LHTF = total_LHTF / np.maximum(seen, 1).reshape(region.shape)
+    return mean_LHTF / mean_LHTF.sum((-2, -1), keepdims=True)
+
+
+def contexts_around(region: NDArray[np.bool_], *, ratio: float, seed: int) -> Iterator[Mask]:
+    """Deals the patches outside a region into contexts of the size used in training.
+
+    The last one is filled up with patches that were dealt before.
+
+    Raises:
+        UserError: nothing lies outside the region.
+    """
+    free = np.flatnonzero(~region.ravel())
+    if not len(free):
+        raise UserError("the region holds the whole crop, so there is nothing to look at; choose a smaller one")
+    size = min(num_context(MaskConfig(ratio=ratio), region.size), len(free))
+    order = generator(seed, "attention", "contexts").permutation(free)
+    for start in range(0, len(order), size):
+        context = np.sort(order[start : start + size] if start + size <= len(order) else order[-size:])
+        yield Mask(context, np.setdiff1d(np.arange(region.size), context), RANDOM)
 
 
 def mask_around_region(rng: np.random.Generator, region: NDArray, *, ratio: float = 0.8) -> Mask:

@@ -3,9 +3,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pupujepa.attention import attention_map, attention_weights, mask_around_region, predictor_attention
+from pupujepa.attention import (
+    attention_map,
+    attention_weights,
+    contexts_around,
+    mask_around_region,
+    predictor_attention,
+    region_attention,
+)
 from pupujepa.errors import UserError
-from pupujepa.masks import MaskConfig, draw_mask
+from pupujepa.masks import MaskConfig, draw_mask, num_context
 from pupujepa.randomness import generator
 from tests.pupujepa.models import SMALL, random_mel, random_model
 
@@ -118,3 +125,37 @@ def test_impossible_regions_are_refused(small_model, region):
         predictor_attention(small_model, mel, mask, region=region.T)
     with pytest.raises(UserError, match="choose a smaller region"):
         mask_around_region(generator(0), np.ones((16, 8), bool))
+
+
+def test_contexts_deal_every_patch_outside_the_region_and_none_inside(region):
+    """Sizes are those of training; only the filled-up last context repeats patches."""
+    masks = list(contexts_around(region, ratio=0.8, seed=0))
+    size = num_context(MaskConfig(), region.size)
+    dealt = np.bincount(np.concatenate([m.context for m in masks]), minlength=region.size)
+    assert all(len(m.context) == size for m in masks)
+    assert all(np.array_equal(np.union1d(m.context, m.target), np.arange(region.size)) for m in masks)
+    assert (dealt[region.ravel()] == 0).all()
+    assert (dealt[~region.ravel()] >= 1).all()
+    assert dealt.sum() - (~region).sum() < size
+
+
+def test_a_region_map_is_the_attention_of_all_passes_put_together(small_model, region):
+    """Each patch holds the attention of the pass that saw it, scaled so that a head's map sums to one."""
+    mel = random_mel(64, 128)
+    found = region_attention(small_model, mel, region)
+    assert found.shape == (2, 2, 16, 8)
+    np.testing.assert_allclose(found.sum((-2, -1)), 1, rtol=1e-9)
+    assert (found[..., region] == 0).all()
+    first, *later = contexts_around(region, ratio=0.8, seed=0)
+    grid = predictor_attention(small_model, mel, first, region=region).grid.numpy()
+    rows, own = (maps.reshape(2, 2, -1)[..., first.context] for maps in (grid, found))
+    # patches of one pass keep their proportions, but for those that a later pass saw again
+    once = ~np.isin(first.context, np.concatenate([m.context for m in later]))
+    ratio = own[..., once] / rows[..., once]
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[..., :1], ratio.shape), rtol=1e-4)
+
+
+def test_the_whole_crop_is_no_region(small_model):
+    """With everything hidden there is nothing to look at."""
+    with pytest.raises(UserError, match="the region holds the whole crop"):
+        region_attention(small_model, random_mel(64, 128), np.ones((16, 8), bool))
