@@ -149,18 +149,19 @@ def _coverage_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: 
     bands = grid[1]
     shares = coverage(config, strategy, grid=grid, draws=COVERAGE_DRAWS, seed=seed)
     name = strategy_name(strategy)
-    of_band = shares.mean(0)
+    of_band, of_step = shares.mean(0), shares.mean(1)
     least, most = int(of_band.argmin()), int(of_band.argmax())
     sentence = (
         f"By band, from {percent(of_band[least], 0)} ({band_name(canvas, least, bands)}) to "
-        f"{percent(of_band[most], 0)} ({band_name(canvas, most, bands)}), over {COVERAGE_DRAWS} masks."
+        f"{percent(of_band[most], 0)} ({band_name(canvas, most, bands)}); by time, from {percent(of_step.min(), 0)} to "
+        f"{percent(of_step.max(), 0)}; over {COVERAGE_DRAWS} masks."
     )
     return Plate(name, sentence, coverage_strip(shares, f"How often each patch is hidden by {name} masks. {sentence}"))
 
 
 def coverage_strip(shares: np.ndarray, description: str) -> str:
-    """Draws hiding rates as a map on the scale 0.5 to 1: a hole in the design would show as a dark cell."""
-    uri = image_uri(colour(shares, 0.5, 1.0, name="cividis"), lossless=True)
+    """Draws hiding rates as a map on the scale 0 to 1: a hole in the design would show as a dark cell."""
+    uri = image_uri(colour(shares, 0.0, 1.0, name="cividis"), lossless=True)
     return (
         f'<svg class="strip" viewBox="0 0 340 48" role="img" aria-label="{escape(description, quote=True)}">'
         f'<image class="cells" href="{uri}" width="340" height="48" preserveAspectRatio="none"/></svg>'
