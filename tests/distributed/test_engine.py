@@ -1,5 +1,7 @@
 """The engine's plain parts: batch sizes, the generated JSON, parameter groups, gathering in buckets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -79,6 +81,15 @@ def test_only_matrices_decay():
     expected = {n for n in names.values() if n.endswith("bias") or "norm" in n or n == "predictor.mask_token"}
     assert plain_names == expected
     assert not any("teacher" in name for name in names.values())
+
+
+def test_learned_positions_do_not_decay():
+    """They are vectors that are added, although their table is a matrix."""
+    model = PupuJEPA(replace(SMALL, position_code="learned"))
+    decayed, plain = parameter_groups(TrainingStep(model, ObjectiveConfig()), 0.05)
+    tables = {id(model.student.positions.position_table), id(model.predictor.positions.position_table)}
+    assert tables <= {id(p) for p in plain["params"]}
+    assert not tables & {id(p) for p in decayed["params"]}
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 200))
