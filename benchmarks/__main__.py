@@ -1,6 +1,6 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...]`; without a name, all of them. Prints Markdown.
 
-Long ones run only when named. What follows a name and begins with a dash is that benchmark's own:
+Long ones (step, memory) run only when named. What follows a name and begins with a dash is that benchmark's own:
 `python -m benchmarks step --models large`.
 """
 

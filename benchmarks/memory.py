@@ -1,7 +1,7 @@
 """Memory of embedding a long clip on the CPU: peak of a fresh process above the weights, by length, against arithmetic.
 
   python -m benchmarks memory                                    Large, one and ten minutes, frames and mean: takes long
-  python -m benchmarks.memory --size base --seconds 60 120       quicker: does it grow?
+  python -m benchmarks memory --size tiny --seconds 60 120       quicker: does it grow?
 
 Weights are random, in float32, whole in memory (student, teacher, predictor), and only their own bytes are taken off
 the peak: what Python and torch need counts against us. The clip is a stereo file at 44.1 kHz.
@@ -53,14 +53,9 @@ class Measurement:
         return self.peak - self.weights
 
 
-def main(arguments: Sequence[str] = ()) -> None:
+def main() -> None:
     """Prints a row for every length and readout, each measured in its own process."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
-    parser.add_argument("--size", choices=size_names(), default="large")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[60, 600])
-    parser.add_argument("--readout", nargs="+", default=["frames", "mean"])
-    parser.add_argument("--batch-size", type=int, default=8)
-    args = parser.parse_args(list(arguments))
+    args = parse(sys.argv[sys.argv.index("memory") + 1 :] if "memory" in sys.argv else [])
     print(f"{machine()}\n\nprediction: {PREDICTION} Aim: below {AIM_GIB:g} GiB.\n")
     print("| size | clip, s | readout | weights, GiB | arithmetic, GiB above | measured, GiB above | encoding, s |")
     print("|---|---|---|---|---|---|---|")
@@ -70,6 +65,16 @@ def main(arguments: Sequence[str] = ()) -> None:
             expected = arithmetic(model_size(args.size), seconds, readout=readout, batch_size=args.batch_size)
             sizes = " | ".join(f"{size / GIB:.2f}" for size in (found.weights, expected, found.above_weights))
             print(f"| {args.size} | {seconds:g} | {readout} | {sizes} | {found.encoding_s:.0f} |", flush=True)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads what follows the benchmark's name."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks memory")
+    parser.add_argument("--size", choices=size_names(), default="large")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60, 600])
+    parser.add_argument("--readout", nargs="+", default=["frames", "mean"])
+    parser.add_argument("--batch-size", type=int, default=8)
+    return parser.parse_args(arguments)
 
 
 def measure(size: str, seconds: float, *, readout: str, batch_size: int) -> Measurement:
@@ -113,7 +118,3 @@ def _write_noise(path: Path, seconds: float) -> None:
         for start in range(0, round(seconds * FILE_RATE_HZ), FILE_RATE_HZ):
             samples = min(FILE_RATE_HZ, round(seconds * FILE_RATE_HZ) - start)
             file.write(rng.uniform(-0.3, 0.3, (samples, 2)))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
