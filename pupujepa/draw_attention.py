@@ -1,40 +1,40 @@
-"""Draw where the predictor looks when it fills in a masked region: spectrogram, mask and attention as one PNG.
+"""Draw where the predictor looks when it fills in a hidden region: a picture, or a page to explore.
 
   python -m pupujepa attend runs/demo/export song.flac --out attention.png
-  python -m pupujepa attend runs/demo/export song.flac --start 30 --time 1.0 1.4 --bands 0 3 --out bass.png
+  python -m pupujepa attend runs/demo/export song.flac --out attention.html
+  python -m pupujepa attend runs/demo/export song.flac --start 30 --time 1.0 1.4 --frequency 80 400 --out bass.png
+  python -m pupujepa attend runs/demo/export song.flac --layer all --head all --out heads.png
+  python -m pupujepa attend runs/demo/export song.flac --regions 8x4 --out explore.html bass.png
 
-The region is masked for certain, other patches at random up to the mask ratio of training. Bright patches are those
-whose content the predictor uses to fill in the region, averaged over its blocks and heads; hidden patches take part
-as mask tokens. Needs matplotlib: pip install 'pupujepa[eval]'.
+The region is hidden; everything outside it is seen, dealt into passes that each see as much as in training. Bright
+patches are those whose content the predictor uses to fill in the region, in multiples of an even spread. A .png holds
+one layer and head, their means, or all of them; the .html page holds all and lets you choose, and with --regions also
+where to look from. The page needs nothing but a browser; a picture needs matplotlib: pip install 'pupujepa[eval]'.
 """
 
 import argparse
+import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from pupujepa.attention import attention_map, mask_around_region, predictor_attention
-from pupujepa.audio import AudioError, read_audio, resample
+from pupujepa.attention import region_attention
+from pupujepa.attention_page import write_page
+from pupujepa.attention_picture import ALL, MEAN, panels_of, save_picture
+from pupujepa.attention_region import Box, Crop, Look, box_in, box_of_bands, boxes_over, read_crop
 from pupujepa.errors import UserError
-from pupujepa.frontend import log_mel, mel_filter_bank, normalise
-from pupujepa.masks import Mask
 from pupujepa.model import PupuJEPA
-from pupujepa.randomness import generator
+from pupujepa.progress import follow
 from pupujepa.weights import load
 
-_OUTLINE = "deepskyblue"
+PAGE_SUFFIX = ".html"
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("weights", help="a folder of weights, or a hub id")
     parser.add_argument("audio", type=Path, help="an audio file")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--out", type=Path, nargs="+", required=True, help="files to write: .png, .svg, .pdf, .html")
     parser.add_argument(
         "--start", type=float, default=0.0, metavar="S", help="where in the file the crop begins, seconds"
     )
@@ -45,129 +45,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("FROM", "TO"),
         help="region, seconds in the crop (default: its middle tenth)",
     )
-    parser.add_argument(
-        "--bands", type=int, nargs=2, metavar=("LOW", "HIGH"), help="region, first and last band (default: all)"
-    )
-    parser.add_argument("--ratio", type=float, default=0.8, help="share of patches that is masked")
-    parser.add_argument("--seed", type=int, default=0, help="of the random part of the mask")
+    height = parser.add_mutually_exclusive_group()
+    height.add_argument("--frequency", type=float, nargs=2, metavar=("LOW", "HIGH"), help="region, hertz (all)")
+    height.add_argument("--bands", type=int, nargs=2, metavar=("LOW", "HIGH"), help="region, rows of patches (all)")
+    parser.add_argument("--layer", default=MEAN, help=f"pictures: layer of the predictor, from 1; {MEAN} or {ALL}")
+    parser.add_argument("--head", default=MEAN, help=f"pictures: head, from 1; {MEAN} or {ALL}")
+    parser.add_argument("--regions", metavar="CxR", help="pages: also cut the crop into C x R regions to choose from")
+    parser.add_argument("--ratio", type=float, default=0.8, help="share of patches that each pass hides")
+    parser.add_argument("--seed", type=int, default=0, help="of the deal of patches to passes")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Computes the attention and writes the picture."""
+    """Computes the attention and writes pictures and pages."""
+    _check_suffixes(args.out)
+    if not 0 < args.ratio < 1:
+        raise UserError(f"--ratio {args.ratio} must lie between 0 and 1: it is the share of patches that is hidden")
     model = load(args.weights)
-    mel_TF = read_crop(model, args.audio, start_s=args.start)
-    steps = len(mel_TF) // model.config.patch_frames
-    region = region_of(model, steps, time_s=args.time, bands=args.bands)
-    mask = mask_around_region(generator(args.seed, "attend"), region, ratio=args.ratio)
-    attention = predictor_attention(model, mel_TF, mask, region=region)
-    picture = AttentionPicture(model, mel_TF, mask, region, attention_map(attention).numpy())
-    picture.save(args.out)
-    sys.stderr.write(f"{int(region.sum())} patches looked from; picture written to {args.out}\n")
+    crop = read_crop(model, args.audio, start_s=args.start)
+    boxes = _boxes(args, crop)
+    followed = follow(boxes, total=len(boxes), title="attention", unit="regions")
+    looks = [_look(model, crop, box, args) for box in followed]
+    panels_of(looks[0], args.layer, args.head)  # refuses a wrong layer before anything is written
+    for path in args.out:
+        if path.suffix.lower() == PAGE_SUFFIX:
+            write_page(crop, looks, path)
+        else:
+            save_picture(crop, looks[0], path, layer=args.layer, head=args.head)
+    sys.stderr.write(f"{boxes[0].steps * boxes[0].bands} patches looked from: {boxes[0].describe(crop)}\n")
+    sys.stderr.write(f"written: {', '.join(str(path) for path in args.out)}\n")
     return 0
 
 
-def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> torch.Tensor:
-    """Returns a normalised spectrogram [T, F] of up to one training crop, whole patches only.
-
-    Raises:
-        AudioError: unreadable, or shorter than two patches.
-    """
-    config, frontend = model.config, model.frontend
-    audio, rate = read_audio(path, start_s=start_s, duration_s=config.crop_frames / frontend.frames_per_s)
-    audio_S = torch.from_numpy(resample(audio, rate, frontend.sample_rate_hz))
-    frames = min(len(audio_S) // frontend.hop_samples, config.crop_frames)
-    frames -= frames % config.patch_frames
-    if frames < 2 * config.patch_frames:
-        raise AudioError(f"{path}: less than two patches of audio from {start_s:g} s on; start earlier")
-    mel_TF = log_mel(audio_S[None], frontend)[0, :frames]
-    return normalise(mel_TF, config.mel_mean, config.mel_std)
+def _boxes(args: argparse.Namespace, crop: Crop) -> list[Box]:
+    """Returns the region that was asked for, then those to choose from."""
+    box = box_in(crop, time_s=args.time, frequency_hz=args.frequency)
+    if args.bands:
+        box = box_of_bands(box, crop, args.bands)
+    if args.regions is None:
+        return [box]
+    match = re.fullmatch(r"(\d+)x(\d+)", args.regions)
+    if not match:
+        raise UserError(f"--regions {args.regions}: give columns x rows, such as 8x4")
+    return [box, *boxes_over(crop, int(match[1]), int(match[2]))]
 
 
-def region_of(model: PupuJEPA, steps: int, *, time_s: list[float] | None, bands: list[int] | None) -> NDArray[np.bool_]:
-    """Returns the region as boolean [steps, bands]: every patch that the span of time touches, in bands LOW to HIGH.
-
-    Raises:
-        UserError: a span that lies outside the crop.
-    """
-    step_s = model.config.patch_frames / model.frontend.frames_per_s
-    start_s, stop_s = time_s if time_s else (0.45 * steps * step_s, 0.55 * steps * step_s)
-    low, high = bands if bands else (0, model.config.grid_bands - 1)
-    first, last = int(np.floor(start_s / step_s + 1e-9)), int(np.ceil(stop_s / step_s - 1e-9))
-    if not 0 <= first < last <= steps:
-        raise UserError(f"region {start_s:g}-{stop_s:g} s does not lie in the crop of 0-{steps * step_s:g} s")
-    if not 0 <= low <= high < model.config.grid_bands:
-        raise UserError(f"bands {low} to {high} do not lie in 0 to {model.config.grid_bands - 1}")
-    region = np.zeros((steps, model.config.grid_bands), dtype=bool)
-    region[first:last, low : high + 1] = True
-    return region
+def _look(model: PupuJEPA, crop: Crop, box: Box, args: argparse.Namespace) -> Look:
+    maps = region_attention(model, crop.mel_TF, box.mask(crop), ratio=args.ratio, seed=args.seed)
+    return Look(box, maps)
 
 
-def band_centres_hz(model: PupuJEPA) -> NDArray[np.float64]:
-    """Returns the centre frequency of each mel band, as its filter's centre of mass."""
-    bank = mel_filter_bank(model.frontend).double()  # [n_fft / 2 + 1, F]
-    frequencies = torch.linspace(0, model.frontend.sample_rate_hz / 2, len(bank), dtype=torch.float64)
-    return ((bank * frequencies[:, None]).sum(0) / bank.sum(0).clamp_min(1e-12)).numpy()
-
-
-@dataclass(frozen=True)
-class AttentionPicture:
-    """Spectrogram, mask and attention of one region, drawn one below the other."""
-
-    model: PupuJEPA
-    mel_TF: torch.Tensor
-    mask: Mask
-    region: NDArray[np.bool_]
-    attention: NDArray[np.float32]
-
-    def save(self, path: Path) -> None:
-        """Writes the picture; the format follows the suffix.
-
-        Raises:
-            UserError: matplotlib is not installed.
-        """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise UserError("drawing needs matplotlib, which is not installed: pip install 'pupujepa[eval]'") from error
-        figure = Figure(figsize=(11, 8), layout="constrained")
-        FigureCanvasAgg(figure)
-        top, middle, bottom = figure.subplots(3, 1, sharex=True, sharey=True)
-        steps, bands = self.region.shape
-        visible = np.zeros(steps * bands, dtype=bool)
-        visible[self.mask.context] = True
-        mel = self.mel_TF.numpy()
-        self._show(top, mel, "log-mel spectrogram; the region is outlined", cmap="magma")
-        hidden = np.repeat(
-            np.repeat(~visible.reshape(steps, bands), mel.shape[0] // steps, 0), mel.shape[1] // bands, 1
-        )
-        self._show(middle, np.where(hidden, np.nan, mel), "what the encoder sees", cmap="magma")
-        ratio = self.attention * np.isfinite(self.attention).sum()
-        image = self._show(bottom, ratio, "attention of the region's mask tokens (1 = uniform)", cmap="viridis")
-        figure.colorbar(image, ax=bottom, pad=0.01)
-        bottom.set_xlabel("time (s)")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-
-    def _show(self, axes: Any, image_TF: NDArray, title: str, *, cmap: str) -> Any:
-        """Draws an image over the crop's time and mel bands, with the region's outline."""
-        steps, bands = self.region.shape
-        step_s = self.model.config.patch_frames / self.model.frontend.frames_per_s
-        shown = axes.imshow(
-            image_TF.T,
-            origin="lower",
-            aspect="auto",
-            interpolation="nearest",
-            cmap=cmap,
-            extent=(0, steps * step_s, 0, bands),
-        )
-        axes.set_facecolor("0.8")
-        edged = np.pad(self.region.astype(np.int8), 1)
-        step, band = np.nonzero(np.diff(edged, axis=0)[:, 1:-1])
-        axes.vlines(step * step_s, band, band + 1, colors=_OUTLINE)
-        step, band = np.nonzero(np.diff(edged, axis=1)[1:-1])
-        axes.hlines(band, step * step_s, (step + 1) * step_s, colors=_OUTLINE)
-        centres = band_centres_hz(self.model).reshape(bands, -1).mean(1)
-        axes.set_yticks(np.arange(bands) + 0.5, [f"{hz:.0f} Hz" for hz in centres])
-        axes.set_title(title, loc="left", fontsize=10)
-        return shown
+def _check_suffixes(paths: list[Path]) -> None:
+    for path in paths:
+        if path.suffix.lower() not in (PAGE_SUFFIX, *PICTURE_SUFFIXES):
+            raise UserError(
+                f"--out {path}: no such format; choose one of {', '.join((PAGE_SUFFIX, *PICTURE_SUFFIXES))}"
+            )
