@@ -28,7 +28,7 @@ from pupujepa.sizes import model_size, size_names
 
 GIB = 2**30
 AIM_GIB = 4.0
-PYTHON_AND_TORCH = 0.55 * GIB
+PYTHON_AND_TORCH = round(0.55 * GIB)
 # In a block's MLP, tensors of the width of a token that live at once: the residual, its norm, gate and value (8), the
 # activated gate (4), the product (4).
 WIDTHS_IN_MLP = 18
@@ -86,7 +86,7 @@ def measure(size: str, seconds: float, *, readout: str, batch_size: int) -> Meas
             return process.submit(_encode, size, path, readout, batch_size).result()
 
 
-def arithmetic(config: ModelConfig, seconds: float, *, readout: str, batch_size: int) -> float:
+def arithmetic(config: ModelConfig, seconds: float, *, readout: str, batch_size: int) -> int:
     """Returns the bytes above the weights that the largest tensors add up to."""
     steps = round(seconds * 25)
     windows = max(1, min(batch_size, -(-2 * steps // config.grid_steps) - 1))
