@@ -54,9 +54,9 @@ class Embedding:
 class Encoder:
     """Turns audio into frozen features of a PupuJEPA.
 
-    A window's features depend on nothing else in its batch, and on the batch size only by the rounding of the device's
-    matrix products: not at all in float32 or bfloat16 on the CPUs they were compared on, about 1e-6 where a library
-    picks its kernel by the number of rows.
+    A window's features depend on nothing else in its batch. The batch size changes them by no more than the order of
+    summation in the device's matrix products: not at all where kernels do not choose by the number of rows (float32 and
+    bfloat16 on the CPU of the benchmarks), elsewhere by the rounding of the precision.
 
     Args:
         model: is set to evaluation mode.
