@@ -38,6 +38,7 @@ from pupujepa.errors import UserError
 from pupujepa.model import PupuJEPA, resolve_layers
 from pupujepa.progress import Progress
 from pupujepa.readout import parse_readout
+from pupujepa.rope import ROPE_MODES
 from pupujepa.vector_stores import FORMATS, VectorStore, only_writer, open_store
 from pupujepa.weights import load
 
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers", nargs="+", default=["-1"], metavar="N", help="0 = patch embedding, -1 = last (default), or all"
     )
     parser.add_argument("--encoder", choices=("teacher", "student"), default="teacher")
+    parser.add_argument("--rope", choices=ROPE_MODES, help="clip_relative is the release's (see docs/differences.md)")
     parser.add_argument("--batch-size", type=int, default=8, help="windows encoded together")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least one thread has to decode")
     files = find_audio(args.audio)
-    model = load(args.weights)
+    model = load(args.weights, rope=args.rope)
     parse_readout(args.readout, bands=model.config.grid_bands)
     layers = resolve_layers(_layers(args.layers), model.config.depth)
     settings = {

@@ -104,6 +104,18 @@ def test_all_layers_can_be_asked_for(weights, songs, tmp_path, capsys):
     assert "--layers last: give numbers, or the one word all" in capsys.readouterr().err
 
 
+def test_the_released_positions_can_be_had(weights, songs, tmp_path):
+    """--rope clip_relative embeds as the release does: the same for a clip of a crop's length, not for a shorter one."""
+    for mode in ("clip_relative", "length_exact"):
+        soundfile.write(songs / "crop.wav", tone(0.64), 24_000)
+        assert run("embed", weights, songs, "--out", tmp_path / mode, "--rope", mode, "--device", "cpu") == 0
+    released, exact = (rows_of(tmp_path / mode, "npz") for mode in ("clip_relative", "length_exact"))
+    np.testing.assert_allclose(released["crop.wav"]["values"], exact["crop.wav"]["values"], atol=1e-5)
+    assert np.abs(released["a.flac"]["values"] - exact["a.flac"]["values"]).max() > 1e-3
+    expected = Encoder(load(weights, rope="clip_relative")).encode(songs / "a.flac", layers=[-1])
+    np.testing.assert_array_equal(released["a.flac"]["values"], expected.values)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_result_does_not_depend_on_the_workers(weights, many_songs, tmp_path, form):
     """One thread and five threads of decoding write the same bytes."""

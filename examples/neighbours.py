@@ -1,0 +1,157 @@
+"""Which songs of a folder sound alike: embed it, then the nearest neighbours of every file as a table and a picture.
+
+  python examples/neighbours.py runs/demo/export songs/ --out neighbours/
+  python examples/neighbours.py owner/weights songs/ --out neighbours/ --neighbours 5 --layer 6
+
+Writes OUT/vectors/ (one row per file, kept for the next run), OUT/neighbours.csv and OUT/neighbours.png: every file
+beside every other, alike ones next to each other. Needs matplotlib: pip install 'pupujepa[eval]'.
+
+All songs have much in common to a network, so their vectors point in nearly one direction. The mean of the folder is
+therefore taken off first; the cosine of what is left says which songs are alike *in this folder*.
+"""
+
+import argparse
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pupujepa.__main__ import COMMANDS  # noqa: E402 - run as a script, the root is not on the path before
+from pupujepa.errors import UserError  # noqa: E402
+from pupujepa.front_door import enter  # noqa: E402
+from pupujepa.vector_rows import read_row  # noqa: E402
+
+_SHOWN_NAMES = 60
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A file, one that sounds like it, and the cosine of their vectors about the folder's mean."""
+
+    name: str
+    neighbour: str
+    rank: int
+    similarity: float
+
+
+def main(argv: list[str]) -> int:
+    """Embeds, compares and writes; returns the exit code."""
+    args = parse(argv)
+    vectors = args.out / "vectors"
+    words = ["embed", args.weights, *map(str, args.folders), "--out", str(vectors), "--readout", "mean"]
+    words += ["--layers", str(args.layer), "--skip-broken", *(["--device", args.device] if args.device else [])]
+    code = enter("pupujepa", COMMANDS, manual="", argv=words)
+    if code:
+        return code
+    names, vectors_ND = read_vectors(vectors)
+    similarity_NN = similarities(vectors_ND)
+    found = nearest(names, similarity_NN, count=args.neighbours)
+    write_csv(found, args.out / "neighbours.csv")
+    draw(names, similarity_NN, args.out / "neighbours.png")
+    print(table(found))
+    print(f"\nwritten: {args.out / 'neighbours.csv'}, {args.out / 'neighbours.png'}")
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", help="a folder of weights, or a hub id")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of audio files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for vectors, table and picture")
+    parser.add_argument("--neighbours", type=int, default=3, help="per file (default: %(default)s)")
+    parser.add_argument("--layer", type=int, default=-1, help="whose features are compared (default: the last)")
+    parser.add_argument("--device", help="cpu or cuda (default: what there is)")
+    return parser.parse_args(argv)
+
+
+def read_vectors(folder: Path) -> tuple[list[str], NDArray[np.float64]]:
+    """Returns names and vectors [N, D] of all rows that `embed --readout mean` wrote.
+
+    Raises:
+        UserError: fewer than three files, about whose mean all would be opposites.
+    """
+    rows = [read_row(path) for path in sorted(folder.rglob("*.npz"))]
+    if len(rows) < 3:
+        raise UserError(f"{folder} holds {len(rows)} files; neighbours need at least three")
+    return [row.name for row in rows], np.stack([row.embedding.values[0] for row in rows]).astype(np.float64)
+
+
+def similarities(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the cosines [N, N] of vectors about their mean."""
+    centred = vectors_ND - vectors_ND.mean(0)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    return unit @ unit.T
+
+
+def nearest(names: list[str], similarity_NN: NDArray[np.float64], *, count: int) -> list[Neighbour]:
+    """Returns the `count` most similar other files of every file, best first."""
+    others = similarity_NN - 2 * np.eye(len(names)) * (1 + np.abs(similarity_NN).max())
+    found = []
+    for i, name in enumerate(names):
+        best = np.argsort(-others[i], kind="stable")[: min(count, len(names) - 1)]
+        found += [Neighbour(name, names[j], rank + 1, float(similarity_NN[i, j])) for rank, j in enumerate(best)]
+    return found
+
+
+def table(found: list[Neighbour]) -> str:
+    """Returns one line per file: its neighbours with their similarity."""
+    lines: dict[str, list[str]] = {}
+    for one in found:
+        lines.setdefault(one.name, []).append(f"{one.neighbour} ({one.similarity:+.2f})")
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {', '.join(others)}" for name, others in lines.items())
+
+
+def write_csv(found: list[Neighbour], path: Path) -> None:
+    """Writes file, neighbour, rank and similarity."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "neighbour", "rank", "similarity"])
+        writer.writerows([one.name, one.neighbour, one.rank, f"{one.similarity:.4f}"] for one in found)
+
+
+def draw(names: list[str], similarity_NN: NDArray[np.float64], path: Path) -> None:
+    """Draws the similarities of all pairs, alike files next to each other.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("the picture needs matplotlib, which is not installed: pip install 'pupujepa[eval]'") from error
+    order = side_by_side(similarity_NN)
+    size = min(4 + 0.22 * len(names), 18)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(similarity_NN[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    if len(names) <= _SHOWN_NAMES:
+        axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), [names[i] for i in order], fontsize=7)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="similarity: cosine about the folder's mean")
+    figure.savefig(path, dpi=120)
+
+
+def side_by_side(similarity_NN: NDArray[np.float64]) -> list[int]:
+    """Returns an order in which each file is followed by the most similar one that is left."""
+    left = set(range(1, len(similarity_NN)))
+    order = [0]
+    while left:
+        order.append(max(left, key=lambda j: (similarity_NN[order[-1], j], -j)))
+        left.remove(order[-1])
+    return order
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

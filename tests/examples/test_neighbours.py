@@ -1,0 +1,111 @@
+"""The neighbours example: clips of one kind find each other, in the table, the file and the picture."""
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import soundfile
+
+from examples.neighbours import nearest, side_by_side, similarities
+from pupujepa.weights import save_release
+from tests.pupujepa.models import SMALL, random_model
+
+ROOT = Path(__file__).parents[2]
+RATE_HZ = 24_000
+KINDS = ("clicks", "drone", "hiss", "melody")
+
+
+def clip(kind: str, take: int) -> np.ndarray:
+    """Returns two seconds of one kind; takes differ in pitch, loudness, onset and noise."""
+    rng = np.random.default_rng(take)
+    time_s = np.arange(2 * RATE_HZ) / RATE_HZ + rng.uniform(0, 0.2)
+    hz = 110 * 2 ** (rng.uniform(-2, 2) / 12)
+    if kind == "hiss":
+        audio = 0.2 * rng.standard_normal(len(time_s))
+    elif kind == "clicks":
+        audio = (np.sin(2 * np.pi * 9 * time_s) > 0.995) * rng.standard_normal(len(time_s))
+    elif kind == "drone":
+        audio = sum(0.2 / k * np.sin(2 * np.pi * k * hz * time_s) for k in range(1, 6))
+    else:
+        note = hz * 8 * 2 ** (np.floor(4 * time_s) * 5 % 12 / 12)
+        audio = 0.4 * np.sin(2 * np.pi * np.cumsum(note) / RATE_HZ) * np.exp(-6 * (time_s % 0.25))
+    return (rng.uniform(0.5, 1) * audio).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The example, run as a user would, over three takes of each of four kinds and a file that is none."""
+    home = tmp_path_factory.mktemp("neighbours")
+    save_release(random_model(), SMALL, home / "weights")
+    for kind in KINDS:
+        (home / "songs" / kind).mkdir(parents=True)
+        for take in range(3):
+            soundfile.write(home / "songs" / kind / f"{take}.flac", clip(kind, take), RATE_HZ)
+    (home / "songs" / "broken.wav").write_bytes(b"RIFFnonsense")
+    words = [sys.executable, "examples/neighbours.py", home / "weights", home / "songs", "--out", home / "out"]
+    run = subprocess.run(
+        [*map(str, words), "--neighbours", "2", "--device", "cpu"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return home / "out", run
+
+
+def test_takes_of_one_kind_find_each_other(ran):
+    """Even untrained features know a hiss from a melody: both neighbours of every clip are of its own kind."""
+    out, _ = ran
+    rows = list(csv.DictReader((out / "neighbours.csv").read_text().splitlines()))
+    assert len(rows) == 2 * 3 * len(KINDS)
+    assert all(Path(row["file"]).parent == Path(row["neighbour"]).parent for row in rows)
+    assert all(row["file"] != row["neighbour"] for row in rows)
+    by_file = {}
+    for row in rows:
+        by_file.setdefault(row["file"], []).append(float(row["similarity"]))
+    assert all(first >= second for first, second in by_file.values())
+
+
+def test_the_table_is_printed_and_the_broken_file_named(ran):
+    """A line per file with its neighbours; what could not be embedded is said, not passed over."""
+    out, run = ran
+    line = r"^(\w+)/\d\.flac  +\1/\d\.flac \(\+[01]\.\d\d\), \1/\d\.flac \(\+[01]\.\d\d\)$"
+    assert len(re.findall(line, run.stdout, re.MULTILINE)) == 3 * len(KINDS)
+    assert "skipped: " in run.stderr and "broken.wav: cannot be decoded" in run.stderr
+    assert (out / "vectors" / "broken.jsonl").is_file()
+
+
+def test_the_picture_shows_the_kinds_as_blocks(ran):
+    """A picture is written, red (alike) and blue (unlike) both in it."""
+    image = matplotlib.image.imread(ran[0] / "neighbours.png")
+    red, blue = image[..., 0], image[..., 2]
+    assert min(image.shape[:2]) > 300
+    assert (red - blue > 0.3).mean() > 0.02
+    assert (blue - red > 0.3).mean() > 0.02
+
+
+def test_similarities_are_about_the_mean():
+    """What all have in common does not count: opposite deviations from a far mean are opposites."""
+    vectors = np.array([[100.0, 1.0], [100.0, -1.0], [100.0, 2.0], [100.0, -2.0]])
+    np.testing.assert_allclose(similarities(vectors)[0], [1, -1, 1, -1], atol=1e-12)
+
+
+def test_nobody_is_their_own_neighbour():
+    """Also among equals; more neighbours than files are as many as there are."""
+    found = nearest(["a", "b", "c"], np.ones((3, 3)), count=9)
+    assert [(one.name, one.neighbour) for one in found] == [
+        ("a", "b"), ("a", "c"), ("b", "a"), ("b", "c"), ("c", "a"), ("c", "b"),
+    ]  # fmt: skip
+
+
+def test_the_order_puts_alike_files_next_to_each_other():
+    """Two groups that are shuffled into each other come out one after the other."""
+    kind = np.array([0, 1, 0, 1, 0, 1])
+    order = side_by_side((kind[:, None] == kind).astype(float))
+    assert kind[order].tolist() == [0, 0, 0, 1, 1, 1]
+    assert sorted(order) == list(range(6))
