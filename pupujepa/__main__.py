@@ -1,8 +1,8 @@
 """Front door of the library: embeddings, attention maps and facts from a checkpoint.
 
-python -m pupujepa info tiny                                     what a model is: parameters, FLOPs, token grid
-python -m pupujepa embed runs/demo/export songs/ --out vectors/   one row per audio file
-python -m pupujepa attend runs/demo/export song.flac --out a.png  where the predictor looks from a masked region
+python -m pupujepa info tiny                                        parameters, operations, memory
+python -m pupujepa embed runs/demo/export songs/ --out vectors/     one row per audio file
+python -m pupujepa attend runs/demo/export song.flac --out a.html   where the predictor looks
 """
 
 import sys
@@ -12,7 +12,7 @@ from pupujepa.front_door import Command, enter
 COMMANDS = {
     "embed": Command("pupujepa.embed_files", "embed audio files or folders: npz, parquet or WebDataset"),
     "attend": Command("pupujepa.draw_attention", "draw where the predictor looks from a masked region"),
-    "info": Command("pupujepa.describe", "show architecture, parameters and FLOPs of a model"),
+    "info": Command("pupujepa.describe", "show architecture, parameters, FLOPs and memory of a model"),
 }
 
 if __name__ == "__main__":

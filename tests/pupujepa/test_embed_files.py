@@ -105,7 +105,7 @@ def test_all_layers_can_be_asked_for(weights, songs, tmp_path, capsys):
 
 
 def test_the_released_positions_can_be_had(weights, songs, tmp_path):
-    """--rope clip_relative embeds as the release does: the same for a clip of a crop's length, not for a shorter one."""
+    """--rope clip_relative embeds as the release does: the same for a crop's length, another for a shorter clip."""
     for mode in ("clip_relative", "length_exact"):
         soundfile.write(songs / "crop.wav", tone(0.64), 24_000)
         assert run("embed", weights, songs, "--out", tmp_path / mode, "--rope", mode, "--device", "cpu") == 0
