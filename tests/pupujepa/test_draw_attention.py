@@ -13,8 +13,9 @@ from pupujepa.attention_picture import panels_of
 from pupujepa.attention_region import Box, Look, box_in, boxes_over, mel_edges_hz, read_crop
 from pupujepa.errors import UserError
 from pupujepa.frontend import FrontendConfig, log_mel
-from pupujepa.weights import load
+from pupujepa.weights import load, save_release
 from tests.pupujepa.commands import run
+from tests.pupujepa.models import SMALL, random_model
 from tests.pupujepa.tones import tone
 
 READY = """new Promise((go) => { const timer = setInterval(() => {
@@ -250,3 +251,13 @@ def test_the_page_fits_every_screen(browser, page, view):
     visit = browser.visit(page.as_uri(), script, view=view)
     assert visit.result <= 0
     assert visit.errors == []
+
+
+@pytest.mark.parametrize("changes", [{"structure": "1d", "patch_bands": 0}, {"position_code": "learned"}], ids=str)
+def test_variants_are_drawn_too(song, tmp_path, changes):
+    """The 1-D structure has one row of patches, other position codes no rotation: picture and page are made alike."""
+    config = type(SMALL)(**{**SMALL.__dict__, **changes})
+    save_release(random_model(config), config, tmp_path / "weights")
+    out = (tmp_path / "a.png", tmp_path / "a.html")
+    assert run("attend", tmp_path / "weights", song, "--layer", "all", "--head", 2, "--out", *out) == 0
+    assert all(path.stat().st_size > 10_000 for path in out)
