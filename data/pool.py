@@ -82,10 +82,19 @@ def _prepare_worker(environment: dict[str, str]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that is still to be imported
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    # a killed build must not leave workers that write on
+    leave_with_parent()
+
+
+def leave_with_parent() -> None:
+    """Ends this worker process when the process that asked for it ends, however that happens.
+
+    The forking server cannot be relied on: it lives as long as any of its workers does, and they, as its children, see
+    no change of parent.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # a killed build must not leave workers that write on
-    threading.Thread(target=_leave_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent.sentinel,), name="leave with parent", daemon=True).start()
 
 
 def _leave_with(sentinel: int) -> None:

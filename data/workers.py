@@ -25,6 +25,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from data.batches import Batch, CropStage, MaskStage, stack_batches
 from data.cache import CacheConfig, ShardCache
 from data.manifest import Manifest
+from data.pool import leave_with_parent
 from data.prefetch import Prefetcher
 from data.reader import ShardReader
 from data.source import ReadPlan, SampleSource
@@ -168,7 +169,7 @@ def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
         "multiprocessing_context": _worker_context(),
         "prefetch_factor": recipe.config.prefetch_batches,
         "persistent_workers": True,
-        "worker_init_fn": partial(_adopt_store_environment, _store_environment()),
+        "worker_init_fn": partial(_prepare_worker, _store_environment()),
     }
     return DataLoader(
         _Deliveries(recipe),
@@ -224,7 +225,8 @@ def _store_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
-def _adopt_store_environment(environment: dict[str, str], worker: int) -> None:
+def _prepare_worker(environment: dict[str, str], worker: int) -> None:
+    leave_with_parent()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(environment)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -93,7 +94,7 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
-    """SIGKILL on both ranks and their workers, twice; the same command continues, the log equals a straight run's."""
+    """SIGKILL of the launcher, twice: ranks and workers end with it, and the same command continues to the same log."""
     run_dir = tmp_path / "run"
     command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5", "stream.workers=1", ranks=2)
     for step in (8, 31):
@@ -101,8 +102,12 @@ def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
             command, env=environment(), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
         )
         wait_for_step(run_dir, step, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 4, "two ranks, each with a worker"
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+        _, left_behind = psutil.wait_procs(family, timeout=30)
+        assert not left_behind
     done = launch(command)
     assert done.returncode == 0, done.stderr
     assert "continuing" in done.stderr
