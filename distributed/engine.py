@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_known
 from pupujepa.model import MASK_TOKEN
 from pupujepa.positions import POSITION_TABLE
 
@@ -47,8 +47,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.zero_stage <= MAX_ZERO_STAGE:
             raise UserError(f"engine.zero_stage={self.zero_stage} does not exist; choose 0, 1, 2 or 3")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"engine.precision={self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        require_known("engine.precision", self.precision, PRECISIONS)
         if self.micro_batch < 0:
             raise UserError(f"engine.micro_batch={self.micro_batch} must be 0 (all at once) or a number of crops")
         if self.timeout_s <= 0:

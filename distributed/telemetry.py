@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from distributed.run_directory import RunDirectory, write_atomically
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_known
 from pupujepa.front_door import ROOMS
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -45,8 +45,7 @@ class TelemetryConfig:
     def __post_init__(self) -> None:
         if self.log_every < 1:
             raise UserError(f"telemetry.log_every={self.log_every} must be at least 1")
-        if self.wandb not in WANDB_MODES:
-            raise UserError(f"telemetry.wandb={self.wandb!r} is unknown; choose one of {', '.join(WANDB_MODES)}")
+        require_known("telemetry.wandb", self.wandb, WANDB_MODES)
 
 
 class Sink(Protocol):

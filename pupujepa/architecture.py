@@ -7,7 +7,7 @@ those a model has, so that no file of weights can pass for a released one when i
 from dataclasses import dataclass
 from typing import Any
 
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_known
 from pupujepa.frontend import RELEASED_MEAN, RELEASED_STD
 from pupujepa.rope import LENGTH_EXACT, ROPE_MODES
 
@@ -119,9 +119,7 @@ def _check_names(config: ModelConfig) -> None:
         ("predictor_objective", OBJECTIVES),
         ("rope", ROPE_MODES),
     ):
-        value = getattr(config, name)
-        if value not in known:
-            raise UserError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+        require_known(name, getattr(config, name), known)
     if config.position_code != ROTARY and config.rope != LENGTH_EXACT:
         raise UserError(
             f"rope={config.rope!r} says how rotary positions are laid out, but position_code={config.position_code!r} "

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_known
 from pupujepa.mask_shapes import Grid, blocks, stripes
 
 STRATEGIES = ("random", "block", "time_frequency")
@@ -70,10 +70,8 @@ class MaskConfig:
                 f"mask warm-up from {self.warmup_start} to {self.warmup_end} runs backwards; "
                 "both are fractions of the run"
             )
-        if self.warmup_from not in STRATEGIES:
-            raise UserError(f"warmup_from={self.warmup_from!r} is unknown; choose one of {', '.join(STRATEGIES)}")
-        if self.warmup_curve not in CURVES:
-            raise UserError(f"warmup_curve={self.warmup_curve!r} is unknown; choose one of {', '.join(CURVES)}")
+        require_known("warmup_from", self.warmup_from, STRATEGIES)
+        require_known("warmup_curve", self.warmup_curve, CURVES)
         if not 0 < self.target_fraction <= 1:
             raise UserError(f"target_fraction={self.target_fraction} must lie in (0, 1]")
 

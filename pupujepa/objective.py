@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pupujepa.architecture import JEPA, MAE, OBJECTIVES, ModelConfig
 from pupujepa.blocks import Transformer
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_known
 from pupujepa.losses import LOSSES, standardise, token_losses, variance_hinge
 from pupujepa.model import PupuJEPA, encoder_rotation, gather_tokens, predictor_rotation, visible_to
 from pupujepa.patches import patch_values, steps_of
@@ -65,9 +65,7 @@ class ObjectiveConfig:
             ("target", TARGETS),
             ("variance_of", VARIANCE_OF),
         ):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+            require_known(name, getattr(self, name), known)
         if not self.beta > 0:
             raise UserError(f"beta={self.beta} must be positive: it is where smooth-L1 turns from square to linear")
         if self.target_layers < 1:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_known
 
 COSINE = "cosine"
 WSD = "wsd"
@@ -24,8 +24,7 @@ class ScheduleConfig:
     cooldown_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise UserError(f"schedule kind={self.kind!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        require_known("schedule kind", self.kind, SCHEDULES)
         if not 0 <= self.final_lr <= self.peak_lr:
             raise UserError(f"final_lr={self.final_lr} must lie between 0 and peak_lr={self.peak_lr}")
         if min(self.warmup_fraction, self.cooldown_fraction) < 0 or self.warmup_fraction > 1:

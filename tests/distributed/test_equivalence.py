@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from distributed.checkpoint import committed
 from distributed.export import model_of
 from pupujepa import weights
-from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import deterministic_rows, interrupted_copy, losses, run_jobs
 
 STAGES = (0, 1, 2, 3)
@@ -21,13 +20,6 @@ RESUMED_AT = 7
 
 def zero(stage):
     return f"engine.zero_stage={stage}"
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    url = tmp_path_factory.mktemp("shards") / "train"
-    build_shard_set(str(url), (16, 16, 16, 16), num_frames=lambda number: 64 + number % 9)
-    return str(url)
 
 
 @pytest.fixture(scope="module")

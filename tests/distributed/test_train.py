@@ -19,7 +19,6 @@ from distributed.checkpoint import CheckpointStore
 from distributed.topology import Topology
 from pupujepa import weights
 from pupujepa.front_door import enter
-from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import (
     PRESET,
     ROOT,
@@ -30,13 +29,6 @@ from tests.distributed.launch import (
     losses,
     train_command,
 )
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    url = tmp_path_factory.mktemp("shards") / "train"
-    build_shard_set(str(url), (16, 16, 16, 16), num_frames=lambda number: 64 + number % 9)
-    return str(url)
 
 
 @pytest.fixture(scope="module")

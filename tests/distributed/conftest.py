@@ -1,0 +1,13 @@
+"""Shards that whole trainings run on."""
+
+import pytest
+
+from tests.data.shardsets import build_shard_set
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """64 tracks in four shards, most of them longer than a crop."""
+    url = tmp_path_factory.mktemp("shards") / "train"
+    build_shard_set(str(url), (16, 16, 16, 16), num_frames=lambda number: 64 + number % 9)
+    return str(url)
