@@ -8,8 +8,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import FrameType
 
 EXIT_CODE_REQUEUE = 85
@@ -53,19 +52,6 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-
-    @contextmanager
-    def held_back(self) -> Iterator[None]:
-        """Holds the signals back inside the block, and for good in every process that is started inside it.
-
-        SLURM signals all processes of a step. Data workers that are started here outlive the signal, so that the step
-        in progress can end.
-        """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:

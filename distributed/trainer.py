@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +105,6 @@ class Trainer:
     def run(self, stop: StopRequest) -> bool:
         """Returns whether the run is finished; False when it was stopped, with the finished steps saved."""
         batches: Iterator[Batch] = iter(self.parts.stream)
-        with stop.held_back():
-            # the data workers start with the first batch
-            first = list(islice(batches, 1))
-        batches = chain(first, batches)
         while self.step < self.total_steps:
             self._diagnose_when_due()
             stops = self._train_step(batches, stop)

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -43,28 +41,3 @@ def test_a_forked_child_dies_of_the_signal():
     os.close(ready)
     os.close(tell)
     assert os.WTERMSIG(status) == signal.SIGTERM
-
-
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_processes_started_while_held_back_outlive_the_signal(number):
-    """SLURM signals every process of a step; the data workers live on until the trainer has saved."""
-    with StopRequest() as stop:
-        with stop.held_back():
-            worker = subprocess.Popen([sys.executable, "-c", "input(); print('alive')"], stdin=-1, stdout=-1)
-        other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
-        for process in (worker, other):
-            os.kill(process.pid, number)
-        out, _ = worker.communicate(b"\n", timeout=20)
-        assert out == b"alive\n"
-        assert other.wait(timeout=20) == -number
-        other.stdin.close()
-        assert stop.received is None
-
-
-def test_a_signal_held_back_arrives_afterwards():
-    """Nothing is lost: a signal during the start of the workers is seen right after it."""
-    with StopRequest() as stop:
-        with stop.held_back():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.received is None
-        assert stop.received is signal.SIGTERM
