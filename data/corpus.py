@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import SPLITS
+from pupujepa.audio import AUDIO_SUFFIXES
 from pupujepa.errors import UserError
 from pupujepa.randomness import generator
 
 LIST_NAME = "tracks.jsonl"
-# what libsndfile decodes
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"})
 
 
 class CorpusError(UserError):
@@ -64,9 +63,7 @@ def read_corpus(location: Path, *, seed: int, fractions: Sequence[float] = (1.0,
     else:
         raise CorpusError(f"{location} does not exist, so there is nothing to build; give a folder or a {LIST_NAME}")
     if not rows:
-        raise CorpusError(
-            f"{location} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}); give another folder or list"
-        )
+        raise CorpusError(f"{location} holds no audio ({', '.join(AUDIO_SUFFIXES)}); give another folder or list")
     tracks = [
         Track(track, path, source, split or _draw_split(group, seed=seed, fractions=fractions), labels)
         for track, path, source, split, group, labels in rows

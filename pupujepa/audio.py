@@ -15,6 +15,9 @@ from torchaudio.functional import resample as torchaudio_resample
 
 from pupujepa.errors import UserError
 
+# of file names, in lower case: the containers that libsndfile decodes and people keep music in
+AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
+
 _LARGEST_TERM = 4000
 
 

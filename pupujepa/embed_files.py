@@ -5,7 +5,8 @@
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --readout mean --format parquet
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --format wds --workers 8 --skip-broken
 
-Folders are searched for wav, flac, ogg, mp3, aiff and aif files. Any rate, mono or stereo, 40 ms to hours.
+Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and w64 files; how many others they hold is
+said. Any rate, mono or stereo, 40 ms to hours.
 
   --format npz      an .npz per file, with arrays values, times_s, layers, readout, name and settings
   --format parquet  part-00000.parquet and so on, a row per file; needs pip install 'pupujepa[parquet]'
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pupujepa.audio_files import AudioFile, find_audio
+from pupujepa.audio_files import AudioFile, find_audio, told_passed_over
 from pupujepa.decode_ahead import PendingClip, decode_ahead
 from pupujepa.durable import atomic_file
 from pupujepa.encoder import Embedding, Encoder
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     """Embeds all files and returns 1 if any failed and failures are not to be skipped."""
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least one thread has to decode")
-    files = find_audio(args.audio)
+    files, passed_over = find_audio(args.audio)
     model = load(args.weights, rope=args.rope)
     parse_readout(args.readout, bands=model.config.grid_bands)
     layers = resolve_layers(_layers(args.layers), model.config.depth)
@@ -108,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     with only_writer(args.out):
         done = store.finished([file.name for file in files])
         todo = [file for file in files if file.name not in done]
+        if passed_over:
+            sys.stderr.write(f"{told_passed_over(passed_over)}\n")
         sys.stderr.write(f"{len(files)} files: {len(done)} already embedded, {len(todo)} to do\n")
         broken = embed(todo, encoder, store, settings=settings, workers=args.workers)
         store.close()

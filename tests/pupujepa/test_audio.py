@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pupujepa.audio import AudioError, mono, read_audio, resample
+from pupujepa.audio import AUDIO_SUFFIXES, AudioError, mono, read_audio, resample
 
 
 def sine(hz: float, rate: int, seconds: float) -> np.ndarray:
@@ -19,6 +19,26 @@ def test_reads_stereo_as_mean(tmp_path, suffix):
     assert rate == 22_050
     assert audio.dtype == np.float32
     np.testing.assert_allclose(audio, (left + right) / 2, atol=0.05 if suffix == "ogg" else 1e-4)
+
+
+# libsndfile's name of the container and of its coding, where the suffix alone does not say it
+CONTAINERS = {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".w64": "W64"}
+
+
+@pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)
+def test_every_suffix_is_decoded(tmp_path, suffix):
+    """A tone in each container that folders are searched for comes back at its rate, its length and its pitch."""
+    path = tmp_path / f"a{suffix}"
+    coding = "OPUS" if suffix == ".opus" else None
+    soundfile.write(
+        path, sine(1000, 48_000, 1), 48_000, CONTAINERS.get(suffix) and coding, format=CONTAINERS.get(suffix)
+    )
+    audio, rate = read_audio(path)
+    assert rate == 48_000
+    assert abs(len(audio) - 48_000) <= 2_500  # mp3 codes whole frames
+    middle = audio[12_000:36_000]
+    assert np.abs(np.fft.rfft(middle)).argmax() == 500  # bins of 2 Hz
+    assert np.abs(middle).max() == pytest.approx(0.5, abs=0.08)
 
 
 def test_reads_a_stretch(tmp_path):

@@ -90,7 +90,9 @@ def test_an_npz_lies_where_its_file_lay(weights, songs, tmp_path, capsys):
     """The folder below --out is the folder that was searched, file by file; what is no audio is left alone."""
     assert run("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu") == 0
     assert sorted(contents(tmp_path / "out")) == ["a.flac.npz", "a.wav.npz", "live/b.ogg.npz"]
-    assert "3 files embedded" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "3 files embedded" in told
+    assert "passed over, no audio by their suffix: 1 .txt\n" in told
 
 
 def test_all_layers_can_be_asked_for(weights, songs, tmp_path, capsys):
