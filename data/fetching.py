@@ -74,9 +74,9 @@ def wrong_length(location: str, size: int, entry: ShardEntry) -> str:
 
 @contextmanager
 def counted_retries(store: Store, tally: Tally) -> Iterator[None]:
-    """Adds the retries that the store makes within the block."""
-    before = store.retries
+    """Adds the retries that the store makes within the block, for this thread: prefetching goes on meanwhile."""
+    before = store.retries_of_this_thread
     try:
         yield
     finally:
-        tally.add("retries", store.retries - before)
+        tally.add("retries", store.retries_of_this_thread - before)

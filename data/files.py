@@ -6,7 +6,9 @@ existence of a file for the file.
 
 import shutil
 import tempfile
+import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +32,20 @@ class Store(ABC):
 
     def __init__(self, url: Location):
         self.url = url.rstrip("/") or "/"
-        self.retries = 0
+        self._retries_of_thread: Counter[int] = Counter()
+
+    @property
+    def retries(self) -> int:
+        """Tries after the first, of all operations so far."""
+        return self._retries_of_thread.total()
+
+    @property
+    def retries_of_this_thread(self) -> int:
+        """The same, without those that other threads caused meanwhile."""
+        return self._retries_of_thread[threading.get_ident()]
+
+    def _count_retry(self) -> None:
+        self._retries_of_thread[threading.get_ident()] += 1
 
     def locate(self, path: str = "") -> Location:
         """Returns the full location of `path`."""
@@ -71,6 +86,10 @@ class Store(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
         """Returns all objects whose path begins with `prefix`, sorted; paths are relative to `url`."""
+
+    @abstractmethod
+    def versions(self, prefix: str = "") -> dict[str, str]:
+        """Returns for each object of `list(prefix)` a mark that changes when the object is replaced."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
@@ -134,6 +153,11 @@ class LocalStore(Store):
         files = (file for file in self.root.rglob("*") if file.is_file() and file.suffix != PART_SUFFIX)
         names = (file.relative_to(self.root).as_posix() for file in files)
         return sorted(name for name in names if name.startswith(prefix))
+
+    def versions(self, prefix: str = "") -> dict[str, str]:
+        """Returns length and time of change of each file."""
+        status = {name: self.local_path(name).stat() for name in self.list(prefix)}
+        return {name: f"{found.st_size} {found.st_mtime_ns}" for name, found in status.items()}
 
     def remove(self, path: str) -> None:
         """Removes the file."""

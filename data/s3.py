@@ -18,7 +18,19 @@ from urllib.parse import urlsplit
 
 from data.files import Location, MissingObjectError, Store, StoreError
 from data.retries import RetryPolicy
-from data.s3_errors import TRANSIENT_CODES, TRANSIENT_STATUS, ShortBodyError, causes, client_errors, passing_errors
+from data.s3_bodies import BodyProgress, read_body
+from data.s3_errors import (
+    EXPIRED_CODES,
+    TRANSIENT_CODES,
+    TRANSIENT_STATUS,
+    Passing,
+    ShortBodyError,
+    causes,
+    client_errors,
+    passing_errors,
+    reason_of,
+    remedy_of_refusal,
+)
 from pupujepa.durable import atomic_file
 
 Result = TypeVar("Result")
@@ -52,15 +64,20 @@ class S3Store(Store):
         """Returns the whole object, checked against the store's checksum where it has one."""
 
         def get() -> bytes:
-            return self._client().cat_file(self._full(path))
+            from fsspec.asyn import sync
+
+            client = self._client()
+            return sync(client.loop, read_body, client, self.bucket, self._key(path), self._progress())
 
         return self._insist("read", path, get)
 
     def read_range(self, path: str, offset: int, *, length: int) -> bytes:
         """Returns `length` bytes from `offset`, unchecked but for their number."""
 
+        limit_s = self.policy.read_timeout_s + length / self.policy.min_download_bytes_per_s
+
         def get() -> bytes:
-            content = self._client().cat_file(self._full(path), start=offset, end=offset + length)
+            content = self._client().cat_file(self._full(path), start=offset, end=offset + length, timeout=limit_s)
             if len(content) != length:
                 raise ShortBodyError(f"{len(content)} of {length} bytes came")
             return content
@@ -72,7 +89,7 @@ class S3Store(Store):
 
         def get() -> int:
             with atomic_file(Path(local_path)) as temporary:
-                progress = _Progress()
+                progress = self._progress()
                 self._client().get_file(self._full(path), str(temporary), callback=progress)
                 size = temporary.stat().st_size
                 if progress.size is not None and progress.size != size:
@@ -106,13 +123,18 @@ class S3Store(Store):
 
     def list(self, prefix: str = "") -> list[str]:
         """Returns the objects below `url` whose path begins with `prefix`."""
+        return sorted(self.versions(prefix))
+
+    def versions(self, prefix: str = "") -> dict[str, str]:
+        """Returns the store's ETag and the length of each object."""
         start = f"{self.prefix}/" if self.prefix else ""
-        request, names = {"Bucket": self.bucket, "Prefix": start + prefix}, []
+        request, versions = {"Bucket": self.bucket, "Prefix": start + prefix}, {}
         while True:
             page = self._insist("list", prefix, lambda: self._client().call_s3("list_objects_v2", **request))
-            names += [entry["Key"].removeprefix(start) for entry in page.get("Contents", ())]
+            for entry in page.get("Contents", ()):
+                versions[entry["Key"].removeprefix(start)] = f"{entry['ETag']} {entry['Size']}"
             if not page.get("IsTruncated"):
-                return sorted(names)
+                return dict(sorted(versions.items()))
             request["ContinuationToken"] = page["NextContinuationToken"]
 
     def remove(self, path: str) -> None:
@@ -123,6 +145,9 @@ class S3Store(Store):
     def _upload_limit_s(self, size_bytes: int) -> float:
         return self.policy.read_timeout_s + size_bytes / self.policy.min_upload_bytes_per_s
 
+    def _progress(self) -> BodyProgress:
+        return BodyProgress(self._clock, self.policy.read_timeout_s, self.policy.min_download_bytes_per_s)
+
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)
 
@@ -131,7 +156,8 @@ class S3Store(Store):
 
     def _client(self) -> Any:
         """Returns this process's client: its sockets and its thread would not survive a fork."""
-        if os.getpid() not in self._clients:
+        client = self._clients.get(os.getpid())
+        if client is None:
             from s3fs import S3FileSystem
 
             client = S3FileSystem(
@@ -146,7 +172,7 @@ class S3Store(Store):
             )
             client.retries = 1  # the loop below is the only one
             self._clients = {os.getpid(): client}
-        return self._clients[os.getpid()]
+        return client
 
     def _insist(self, action: str, path: str, operation: Callable[[], Result]) -> Result:
         """Runs `operation` until it succeeds, fails for good, or the policy's deadline is over."""
@@ -157,7 +183,7 @@ class S3Store(Store):
                 self.reached = True
                 return result
             except client_errors() as error:
-                reason = self._judge(error, path)
+                passing = self._judge(error, path)
                 failures += 1
                 if failures == 1:
                     give_up_at = self._clock() + self.policy.deadline_s
@@ -165,14 +191,15 @@ class S3Store(Store):
                 if self._clock() + wait_s > give_up_at:
                     raise StoreError(
                         f"cannot {action} {self.locate(path)}: {failures} tries in {self.policy.deadline_s:g} s failed,"
-                        f" the last with {reason}; see whether the store at {self._host()} is up, then run again"
+                        f" the last with {passing.reason}; {passing.remedy}, then run again"
                     ) from error
-                self.retries += 1
-                _LOG.warning("%s %s: %s; try %d in %.1f s", action, self.locate(path), reason, failures + 1, wait_s)
+                self._count_retry()
+                again = f"try {failures + 1} in {wait_s:.1f} s"
+                _LOG.warning("%s %s: %s; %s", action, self.locate(path), passing.reason, again)
                 self._sleep(wait_s)
 
-    def _judge(self, error: Exception, path: str) -> str:
-        """Returns the reason in a few words when another try may help; otherwise raises what to tell the user."""
+    def _judge(self, error: Exception, path: str) -> Passing:
+        """Returns why another try may help; otherwise raises what to tell the user."""
         from botocore import exceptions as boto
 
         response = next((e.response for e in causes(error) if isinstance(e, boto.ClientError)), None)
@@ -180,8 +207,11 @@ class S3Store(Store):
             self.reached = True
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code = str(response.get("Error", {}).get("Code", status))
+            if code in EXPIRED_CODES:
+                self._clients = {}  # the next client reads the standard chain again, which may have new ones
+                return Passing(f"{status} {code}: the credentials have expired", "renew them")
             if status in TRANSIENT_STATUS or code in TRANSIENT_CODES:
-                return f"{status} {code}"
+                return Passing(f"{status} {code}", self._look_at_the_store())
             raise self._refusal(status, code, path) from error
         if any(isinstance(e, (boto.NoCredentialsError, boto.PartialCredentialsError)) for e in causes(error)):
             raise StoreError(
@@ -195,8 +225,11 @@ class S3Store(Store):
                 f"{self.locate(path)}: no S3 server answers at {self._host()}; start it, or correct AWS_ENDPOINT_URL"
             ) from error
         if isinstance(error, passing_errors()):
-            return type(error).__name__
+            return Passing(reason_of(error), self._look_at_the_store())
         raise error
+
+    def _look_at_the_store(self) -> str:
+        return f"see whether the store at {self._host()} is up"
 
     def _refusal(self, status: int, code: str, path: str) -> StoreError:
         """Returns the error for an answer that another try would get again."""
@@ -208,12 +241,11 @@ class S3Store(Store):
             )
         if status == 404:
             return MissingObjectError(f"{location} does not exist at {host}; correct the url or restore the object")
-        if status in (401, 403):
-            return StoreError(
-                f"{location}: {host} refuses these credentials ({status} {code}); set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY to keys that may use this bucket"
-            )
-        return StoreError(f"{location}: {host} refuses the request ({status} {code}); correct the url or the endpoint")
+        if remedy := remedy_of_refusal(status, code):
+            return StoreError(f"{location}: {host} refuses these credentials ({status} {code}); {remedy}")
+        return StoreError(
+            f"{location}: {host} refuses the request ({status} {code}); correct the url, the endpoint or the keys"
+        )
 
     def _has_bucket(self) -> bool:
         """Whether the bucket exists, as far as one question can tell."""
@@ -236,15 +268,3 @@ class S3Store(Store):
         if self._rng is None:
             self._rng = random.Random(os.getpid())
         return self._rng
-
-
-class _Progress:
-    """What s3fs tells while it copies, reduced to the announced length; duck-typed `fsspec.callbacks.Callback`."""
-
-    size: int | None = None
-
-    def set_size(self, size: int | None) -> None:
-        self.size = size
-
-    def relative_update(self, increment: int = 1) -> None:
-        pass

@@ -38,11 +38,12 @@ def open_store(
         clock, sleep: of the waits between tries.
 
     Raises:
-        StoreError: unknown scheme, or no bucket.
+        StoreError: unknown scheme, no bucket, or credentials in the url.
     """
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)", url)
     if scheme is None:
         return LocalStore(url, root=Path(url))
+    _refuse_credentials(url, scheme.group())
     parts = urlsplit(url)
     if scheme.group() == "file" and parts.netloc in ("", "localhost"):
         return LocalStore(url, root=Path(unquote(parts.path)))
@@ -52,3 +53,14 @@ def open_store(
     if not bucket:
         raise StoreError(f"{url} names no bucket; write it as s3://bucket/prefix")
     return S3Store(url, bucket=bucket, prefix=prefix.strip("/"), policy=policy, rng=rng, clock=clock, sleep=sleep)
+
+
+def _refuse_credentials(url: Location, scheme: str) -> None:
+    """Refuses what would end up in configurations, manifests and logs; the message must not repeat it."""
+    authority = url.partition("://")[2].partition("/")[0]
+    # a signed link carries the signature, which is as good as the key until it expires
+    if "@" in authority or re.search(r"[?&](x-amz-(credential|signature|security-token)|awsaccesskeyid)=", url, re.I):
+        raise StoreError(
+            f"a {scheme}:// url carries credentials, which would end up in configurations, logs and manifests; write "
+            f"it as {scheme}://bucket/prefix and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        )

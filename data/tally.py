@@ -3,9 +3,10 @@
 import threading
 from collections import Counter
 
-COUNTED = ("bytes_read", "retries", "cache_hits", "cache_misses", "stand_ins", "padded")
+COUNTED = ("bytes_read", "retries", "cache_hits", "cache_misses", "evictions", "stand_ins", "padded")
 """bytes_read: from the store, or from local shards in place. cache_hits, cache_misses: shards opened without and with a
-download. stand_ins: draws of damaged samples given to another. padded: samples shorter than the crop."""
+download. evictions: shards removed from the cache to make room. stand_ins: draws of damaged samples given to another.
+padded: samples shorter than the crop."""
 
 
 class Tally:

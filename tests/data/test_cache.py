@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.cache import CacheConfig, CachedShard, CacheError, ShardCache
+from data.cache import CachedShard, CacheError, ShardCache
+from data.cache_room import CacheConfig
 from data.files import LocalStore, MissingObjectError
 from data.manifest import Manifest, ShardEntry
-from data.order import EpochOrder, EpochOrders, Layout
-from data.prefetch import Prefetcher, upcoming_shards
 from data.shards import ShardError
 from data.tally import Tally
 from tests.data.shardsets import build_shard_set
@@ -371,36 +370,22 @@ def test_prefetching_does_not_evict_what_waits_to_be_read(make_cache, manifest):
     assert kept(cache) == {c.name, d.name}
 
 
-def test_the_prefetcher_brings_the_rest_of_the_window_and_the_next_one(make_cache, manifest):
-    """A thread fetches what is upcoming while the reader does something else, and stops when told to."""
-    layout = Layout("digest", (3,) * 5, seed=0, lanes=1, global_batch=1, window_shards=2)
-    cache = make_cache(shards=5)
-    prefetcher = Prefetcher(cache, manifest, layout=layout, lanes=[0])
-    prefetcher.follow(0)
-    order = EpochOrder(layout, 0)
-    first = order.window(0, 0)
-    second = order.next_window(first)
-    coming = {manifest.shards[s].name for window in (first, second) for s in order.window_shards(window)}
-    wait_until(lambda: kept(cache) >= coming)
-    assert kept(cache) == coming
-    prefetcher.close()
+def test_what_is_still_wanted_is_kept_however_long_it_waits(make_cache, manifest, ticks):
+    """Windows may last for hours: a shard fetched ahead is kept from other prefetching while its prefetcher lives.
 
-
-def test_upcoming_shards_come_in_the_order_of_need():
-    """First those of the windows at hand, by their next sample, then the next windows', over the end of the epoch."""
-    layout = Layout("digest", (4,) * 6, seed=0, lanes=1, global_batch=1, window_shards=3)
-    order = EpochOrder(layout, 0)
-    sequence = order.lane_items(0, 0, 24).shard.tolist()
-    orders = EpochOrders(layout)
-    for step in (0, 5, 11):
-        assert list(upcoming_shards(orders, step, [0])) == list(dict.fromkeys(sequence[step:12])) + list(
-            dict.fromkeys(sequence[12:])
-        )
-    of_next_epoch = EpochOrder(layout, 1).lane_items(0, 0, 12).shard.tolist()
-    expected = list(dict.fromkeys(sequence[23:])) + list(dict.fromkeys(of_next_epoch))
-    assert list(upcoming_shards(orders, 23, [0])) == expected
-    assert list(upcoming_shards(orders, 23, [0], last_step=24)) == [sequence[23]], "the run ends there"
-    assert list(upcoming_shards(orders, 0, [0], last_step=13))[-1] == sequence[12]
+    Once nobody renews its grace, its reader has died, and it makes way.
+    """
+    a, b, c, *_ = manifest.shards
+    cache = make_cache(shards=2)
+    assert cache.prefetch(a) and cache.prefetch(b)
+    for _ in range(20):
+        for _ in range(100):
+            next(ticks)
+        assert cache.prefetch(a) and cache.prefetch(b)
+        assert not cache.prefetch(c)
+    for _ in range(700):
+        next(ticks)
+    assert cache.prefetch(c)
 
 
 def test_replaced_shards_of_another_manifest_are_not_mixed_up(make_cache, manifest, store):

@@ -1,0 +1,53 @@
+"""Bodies of an object store's answers as they come: one that trickles is ended, one that is short is no answer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from data.s3_errors import ShortBodyError, SlowBodyError
+
+
+class BodyProgress:
+    """What s3fs tells while it copies; duck-typed `fsspec.callbacks.Callback`. Ends a body that only trickles.
+
+    Args:
+        window_s, min_bytes_per_s: each window of so many seconds must bring so many bytes a second.
+    """
+
+    def __init__(self, clock: Callable[[], float], window_s: float, min_bytes_per_s: float):
+        self.size: int | None = None
+        self._clock, self._window_s, self._min_bytes_per_s = clock, window_s, min_bytes_per_s
+        self._window_began, self._bytes_of_window = clock(), 0
+
+    def set_size(self, size: int | None) -> None:
+        """Takes the announced length; the body begins."""
+        self.size = size
+        self._window_began, self._bytes_of_window = self._clock(), 0
+
+    def relative_update(self, increment: int = 1) -> None:
+        """Takes note of so many bytes more. Raises SlowBodyError when they are too few for the time they took."""
+        self._bytes_of_window += increment
+        elapsed_s = self._clock() - self._window_began
+        if elapsed_s < self._window_s:
+            return
+        if self._bytes_of_window < self._min_bytes_per_s * elapsed_s:
+            raise SlowBodyError(f"{self._bytes_of_window} bytes in {elapsed_s:.0f} s")
+        self._window_began, self._bytes_of_window = self._clock(), 0
+
+
+async def read_body(client: Any, bucket: str, key: str, progress: BodyProgress) -> bytes:
+    """Returns an object in one answer, which the client compares with the store's checksum at its end.
+
+    Raises:
+        ShortBodyError, SlowBodyError: besides what the client raises.
+    """
+    answer = await client._call_s3("get_object", Bucket=bucket, Key=key)
+    progress.set_size(answer.get("ContentLength"))
+    pieces: list[bytes] = []
+    async with answer["Body"] as body:
+        while piece := await body.read(1 << 16):
+            pieces.append(piece)
+            progress.relative_update(len(piece))
+    content = b"".join(pieces)
+    if progress.size is not None and progress.size != len(content):
+        raise ShortBodyError(f"{len(content)} of {progress.size} bytes came")
+    return content
