@@ -8,11 +8,16 @@ import sys
 from importlib import import_module
 from itertools import takewhile
 
+from pupujepa.front_door import quiet_when_unread
+
 QUICK = ("frontend", "masks", "attention")
 
 
 def main(names: list[str]) -> None:
-    """Runs the named benchmarks in turn."""
+    """Runs the named benchmarks in turn, or shows how they are called."""
+    if names[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     chosen = list(takewhile(lambda word: not word.startswith("-"), names))
     for name in chosen or QUICK:
         module = import_module(f"benchmarks.{name}")
@@ -21,4 +26,5 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with quiet_when_unread():
+        main(sys.argv[1:])

@@ -1,21 +1,14 @@
 """The run directory: its paths, the atomic write, and the lock of its one writer."""
 
-import fcntl
 import json
-import logging
-import os
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pupujepa import locks
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 class RunDirectoryError(UserError):
@@ -77,46 +70,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-@contextmanager
-def only_writer(run: RunDirectory, *, wait_s: float = 60.0) -> Iterator[None]:
-    """Holds the run's lock; the kernel releases it however the holder ends.
+def only_writer(run: RunDirectory, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
+    """Holds the run directory for this process, as `pupujepa.locks.only_writer` does.
 
-    When a launcher is killed its ranks can live on for a while; a second set of ranks over the same checkpoints would
-    mix two runs into one.
+    When a launcher is killed its ranks can live on for a while, hence the wait; a second set of ranks over the same
+    checkpoints would mix two runs into one.
 
     Raises:
-        RunDirectoryError: another process still holds the lock after `wait_s`.
+        FolderInUseError: another process still writes there after `wait_s`.
     """
-    run.root.mkdir(parents=True, exist_ok=True)
-    with (run.root / "writer.lock").open("a+") as lock:
-        _acquire(lock, run, wait_s)
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
-
-
-def _acquire(lock: Any, run: RunDirectory, wait_s: float) -> None:
-    deadline = time.monotonic() + wait_s
-    told = False
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read() or "another process"
-            if time.monotonic() > deadline:
-                raise RunDirectoryError(
-                    f"{run.root} is being written by {holder}; two trainers in one run directory would mix their "
-                    f"checkpoints: end that one, or choose another --run-dir"
-                ) from error
-            if not told:
-                logger.warning("waiting up to %.0f s for %s to leave %s", wait_s, holder, run.root)
-                told = True
-            time.sleep(0.2)
-        except OSError as error:
-            # some network file systems have no locks at all
-            logger.warning("%s cannot be locked (%s): make sure that only one job writes there", run.root, error)
-            return
+    return locks.only_writer(run.root, wait_s=wait_s)

@@ -10,15 +10,24 @@ from pupujepa.errors import UserError
 
 
 @dataclass(frozen=True)
+class FileState:
+    """Tells a file from what it was before or will be: its size in bytes, and when it was last written, in ns."""
+
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
 class AudioFile:
     """An audio file.
 
     name: its path below the folder that was searched, with forward slashes; a file given by itself has its own name.
+    state: when it was found.
     """
 
     name: str
     path: Path
-    size_bytes: int
+    state: FileState
 
 
 def find_audio(inputs: Iterable[Path]) -> tuple[list[AudioFile], Counter[str]]:
@@ -58,7 +67,7 @@ def told_passed_over(passed_over: Counter[str]) -> str:
 def _files_of(given: Path, passed_over: Counter[str]) -> Iterator[AudioFile]:
     """Yields the audio of a folder, or the file itself; counts what is passed over."""
     if given.is_file():
-        yield AudioFile(given.name, given, _size_bytes(given))
+        yield AudioFile(given.name, given, _state(given))
         return
     if not given.is_dir():
         raise UserError(f"{given}: no such file or folder; check the path")
@@ -70,9 +79,12 @@ def _files_of(given: Path, passed_over: Counter[str]) -> Iterator[AudioFile]:
     passed_over += others
     for path in paths:
         if path.suffix.lower() in AUDIO_SUFFIXES:
-            yield AudioFile(path.relative_to(given).as_posix(), path, _size_bytes(path))
+            yield AudioFile(path.relative_to(given).as_posix(), path, _state(path))
 
 
-def _size_bytes(path: Path) -> int:
-    """Returns 0 for what is no readable file, such as a dangling link: decoding it will say what is wrong."""
-    return path.stat().st_size if path.is_file() else 0
+def _state(path: Path) -> FileState:
+    """Returns zeros for what is no readable file, such as a dangling link: decoding it will say what is wrong."""
+    if not path.is_file():
+        return FileState(0, 0)
+    status = path.stat()
+    return FileState(status.st_size, status.st_mtime_ns)

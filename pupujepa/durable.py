@@ -23,6 +23,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed writers left below a folder; call it where no other can be writing."""
+    for leftover in folder.rglob(f".*{PART_SUFFIX}"):
+        leftover.unlink()
+
+
 def sync(path: Path) -> None:
     """Makes a file's content, or the renames inside a folder, durable."""
     handle = os.open(path, os.O_RDONLY)

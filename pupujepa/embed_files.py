@@ -8,14 +8,15 @@
 Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and w64 files; how many others they hold is
 said. Any rate, mono or stereo, 40 ms to hours.
 
-  --format npz      an .npz per file, with arrays values, times_s, layers, readout, name and settings
+  --format npz      an .npz per file, with arrays values, times_s, layers, readout, name, settings and more
   --format parquet  part-00000.parquet and so on, a row per file; needs pip install 'pupujepa[parquet]'
   --format wds      part-00000.tar and so on, WebDataset samples of values.npy, times_s.npy and json
 
-Run the same command again to continue after anything: finished files are kept, whatever killed the first one. A file
-that was changed since is not noticed; use another --out. The result does not depend on the number of workers, and
-neither on where the command was killed. Files that cannot be embedded are named at the end, and the exit code is
-then 1; with --skip-broken it is 0, and OUT/broken.jsonl says which they are and why.
+Run the same command again to continue after anything: finished files are kept, whatever killed the first one, and a
+file whose size or time of change is another than when it was embedded is embedded again. Rows of other weights, readout
+or layers are never mixed in: that is refused. The result does not depend on the number of workers, and neither on where
+the command was killed. Files that cannot be embedded are named at the end, and the exit code is then 1; with
+--skip-broken it is 0, and OUT/broken.jsonl says which they are and why.
 """
 
 import argparse
@@ -33,14 +34,15 @@ import torch
 
 from pupujepa.audio_files import AudioFile, find_audio, told_passed_over
 from pupujepa.decode_ahead import PendingClip, decode_ahead
-from pupujepa.durable import atomic_file
+from pupujepa.durable import atomic_file, remove_unfinished
 from pupujepa.encoder import Embedding, Encoder
 from pupujepa.errors import UserError
+from pupujepa.locks import only_writer
 from pupujepa.model import PupuJEPA, resolve_layers
 from pupujepa.progress import Progress
 from pupujepa.readout import parse_readout
 from pupujepa.rope import ROPE_MODES
-from pupujepa.vector_stores import FORMATS, VectorStore, only_writer, open_store
+from pupujepa.vector_stores import FORMATS, VectorStore, open_store
 from pupujepa.weights import load
 
 BROKEN_NAME = "broken.jsonl"
@@ -107,11 +109,13 @@ def run(args: argparse.Namespace) -> int:
     part_bytes = round(args.part_mb * _MEGABYTE)
     store = open_store(args.out, settings, form=args.format, part_bytes=part_bytes, overwrite=args.overwrite)
     with only_writer(args.out):
-        done = store.finished([file.name for file in files])
-        todo = [file for file in files if file.name not in done]
+        remove_unfinished(args.out)
+        stock = store.take_stock(files)
+        todo = [file for file in files if file.name not in stock.finished]
         if passed_over:
             sys.stderr.write(f"{told_passed_over(passed_over)}\n")
-        sys.stderr.write(f"{len(files)} files: {len(done)} already embedded, {len(todo)} to do\n")
+        again = f", {len(stock.changed)} of them again because they were changed" if stock.changed else ""
+        sys.stderr.write(f"{len(files)} files: {len(stock.finished)} already embedded, {len(todo)} to do{again}\n")
         broken = embed(todo, encoder, store, settings=settings, workers=args.workers)
         store.close()
         if args.skip_broken:
@@ -148,7 +152,7 @@ def embed(
                 broken.append({"name": file.name, "path": str(file.path), "reason": reason})
                 audio_s = 0.0
             else:
-                store.add(file.name, embedding)
+                store.add(file, embedding)
             pace.advance(file, audio_s)
     return broken
 
@@ -201,7 +205,7 @@ class _Pace:
         self._files, self._files_done = len(files), 0
         self._bytes_done = 0
         self._audio_s = 0.0
-        total = sum(file.size_bytes for file in files)
+        total = sum(file.state.size_bytes for file in files)
         self._progress = Progress(-(-total // _MEGABYTE), title="embed", unit="MB")
 
     def __enter__(self) -> "_Pace":
@@ -213,7 +217,7 @@ class _Pace:
 
     def advance(self, file: AudioFile, audio_s: float) -> None:
         self._files_done += 1
-        self._bytes_done += file.size_bytes
+        self._bytes_done += file.state.size_bytes
         self._audio_s += audio_s
         elapsed_s = self._progress.elapsed_s
         self._progress.advance(

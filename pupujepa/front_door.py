@@ -1,18 +1,24 @@
 """The one way into a room from the command line: `python -m <room> <command> ...`.
 
 Every room's `__main__` names its commands and the modules behind them; only the module of the chosen command is
-imported, so that `--help` answers at once. A `UserError` becomes one sentence and exit code 2. Nothing else is caught:
-a crash keeps its traceback and never exits 0.
+imported, so that `--help` answers at once. A `UserError` becomes one sentence and exit code 2. A reader that has seen
+enough, as `| head` has, ends a command quietly with exit code 141. Nothing else is caught: a crash keeps its traceback
+and never exits 0.
 """
 
 import argparse
 import logging
+import os
+import select
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 from pupujepa.errors import UserError
 
@@ -35,32 +41,80 @@ def enter(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequ
         commands: by name.
         manual: what the room is for, with examples; shown by `--help` as it is written.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with quiet_when_unread():
+        try:
+            args = _parse(room, commands, manual=manual, argv=sys.argv[1:] if argv is None else argv)
+            listen_to_own_rooms()
+            return args.run(args)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the sentence is the product
+            return 2
+
+
+@contextmanager
+def quiet_when_unread() -> Iterator[None]:
+    """Ends the process as the system's own tools end when nobody reads their output any more: no word, exit code 141.
+
+    A shell reports that code of a process that SIGPIPE killed. The signal itself stays ignored, because it would also
+    kill a training whose store or whose peer hangs up: other broken pipes than our output's keep their traceback.
+
+    Raises:
+        SystemExit: standard output or standard error has lost its reader.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:  # --help leaves by it
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _has_lost_its_reader(stream)]
+        if not unread:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:  # what is left in its buffer would fail again when the interpreter ends
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _has_lost_its_reader(stream: TextIO) -> bool:
+    """Whether the stream is a pipe or a socket of which the other end is closed."""
+    try:
+        ends = select.poll()
+        ends.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # a stream of no file, or a closed one
+        return False
+    return bool(ends.poll(0))
+
+
+def _parse(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line; `run` of the result is the function of the chosen command.
+
+    Raises:
+        UserError: a room that is not ours would be imported.
+        SystemExit: after help, or after arguments that make no sense.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m {room}", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    try:
-        if room != "pupujepa":
-            require_own_rooms(Path(__file__).parents[1])
-        for name, command in commands.items():
-            module = import_module(command.module) if name == chosen else None
-            subparser = subparsers.add_parser(
-                name,
-                help=command.help,
-                description=module.__doc__ if module else command.help,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-            if module:
-                module.add_arguments(subparser)
-                subparser.set_defaults(run=module.run)
-        args = parser.parse_args(argv)
-        listen_to_own_rooms()
-        return args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the sentence is the product
-        return 2
+    if room != "pupujepa":
+        require_own_rooms(Path(__file__).parents[1])
+    for name, command in commands.items():
+        module = import_module(command.module) if name == chosen else None
+        subparser = subparsers.add_parser(
+            name,
+            help=command.help,
+            description=module.__doc__ if module else command.help,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if module:
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser.parse_args(argv)
 
 
 def listen_to_own_rooms() -> None:

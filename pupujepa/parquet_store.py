@@ -1,17 +1,21 @@
 """Embeddings as parquet parts, one row per audio file.
 
-Columns: name, readout, layers, shape, values (float32, in C order of that shape), times_s. The settings that made the
-rows are in the schema's metadata, under `pupujepa`.
+Columns: name, size_bytes and modified_ns (of the file), readout, layers, shape, values (float32, in C order of that
+shape), times_s. The settings that made the rows are in the schema's metadata, under `pupujepa`.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from pupujepa.vector_rows import Row, Settings, foreign
+from pupujepa.audio_files import FileState
+from pupujepa.encoder import Embedding
+from pupujepa.vector_rows import Row, RowHead, Settings, foreign
 from pupujepa.vector_stores import PartFolder
 
 _KEY = b"pupujepa"
@@ -37,19 +41,46 @@ class ParquetFolder(PartFolder):
             if group:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema))
 
-    def _read_names(self, path: Path) -> tuple[Settings, list[str]]:
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                settings = json.loads((file.schema_arrow.metadata or {})[_KEY])
-                return settings, file.read(columns=["name"])["name"].to_pylist()
-        except (pyarrow.ArrowInvalid, KeyError, ValueError) as error:
-            raise foreign(path, error) from error
+    def _read_heads(self, path: Path) -> list[RowHead]:
+        with _opened(path) as file:
+            settings = _settings(file)
+            columns = file.read(columns=["name", "size_bytes", "modified_ns"])
+            return [_head(row, settings) for row in columns.to_pylist()]
+
+    def _read_rows(self, path: Path) -> Iterator[Row]:
+        with _opened(path) as file:
+            settings = _settings(file)
+            for batch in file.iter_batches(batch_size=1):
+                values = batch["values"][0].values.to_numpy()
+                row = batch.drop_columns(["values"]).to_pylist()[0]
+                times_s = np.asarray(row["times_s"], np.float64)
+                embedding = Embedding(values.reshape(row["shape"]), times_s, tuple(row["layers"]), row["readout"])
+                yield Row(_head(row, settings), embedding)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowInvalid, KeyError, ValueError) as error:
+        raise foreign(path, error) from error
+
+
+def _settings(file: pyarrow.parquet.ParquetFile) -> Settings:
+    return json.loads((file.schema_arrow.metadata or {})[_KEY])
+
+
+def _head(row: dict, settings: Settings) -> RowHead:
+    return RowHead(row["name"], FileState(row["size_bytes"], row["modified_ns"]), settings)
 
 
 def _schema(settings: Settings) -> pyarrow.Schema:
     return pyarrow.schema(
         [
             ("name", pyarrow.string()),
+            ("size_bytes", pyarrow.int64()),
+            ("modified_ns", pyarrow.int64()),
             ("readout", pyarrow.string()),
             ("layers", pyarrow.list_(pyarrow.int32())),
             ("shape", pyarrow.list_(pyarrow.int64())),
@@ -62,9 +93,11 @@ def _schema(settings: Settings) -> pyarrow.Schema:
 
 
 def _columns(row: Row) -> dict:
-    embedding = row.embedding
+    head, embedding = row.head, row.embedding
     return {
-        "name": row.name,
+        "name": head.name,
+        "size_bytes": head.state.size_bytes,
+        "modified_ns": head.state.modified_ns,
         "readout": embedding.readout,
         "layers": list(embedding.layers),
         "shape": list(embedding.values.shape),

@@ -19,7 +19,7 @@ import webdataset
 
 from pupujepa.embed_files import fingerprint
 from pupujepa.encoder import Encoder
-from pupujepa.vector_stores import only_writer
+from pupujepa.locks import only_writer
 from pupujepa.weights import load, save_release
 from tests.pupujepa.commands import run
 from tests.pupujepa.models import SMALL, random_model
@@ -189,6 +189,65 @@ def test_a_repaired_file_gets_its_row(weights, songs, tmp_path, form):
     assert "bad.wav" in rows_of(tmp_path / "out", form)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("part_mb", [256, 0.01])
+def test_a_changed_file_is_noticed(weights, songs, tmp_path, capsys, form, part_mb):
+    """A file of another size or time is embedded again, alone, and said; each file keeps exactly one row."""
+    out = tmp_path / "out"
+    words = ("embed", weights, songs, "--out", out, "--format", form, "--part-mb", part_mb, "--device", "cpu")
+    assert run(*words) == 0
+    before = rows_of(out, form)
+    longer, later = songs / "a.wav", songs / "live" / "b.ogg"
+    soundfile.write(longer, tone(1.5), 24_000)
+    status = later.stat()
+    os.utime(later, ns=(status.st_atime_ns, status.st_mtime_ns + 10**10))
+    capsys.readouterr()
+    assert run(*words) == 0
+    assert "3 files: 1 already embedded, 2 to do, 2 of them again because they were changed" in capsys.readouterr().err
+    after = rows_of(out, form)
+    assert sorted(after) == sorted(before) == ["a.flac", "a.wav", "live/b.ogg"]
+    encoder = Encoder(load(weights))
+    for name, row in after.items():
+        np.testing.assert_array_equal(row["values"], encoder.encode(songs / name, layers=[-1]).values)
+        np.testing.assert_array_equal(row["times_s"], encoder.encode(songs / name, layers=[-1]).times_s)
+    parts = sorted(int(path.stem.removeprefix("part-")) for path in out.glob("part-*"))
+    assert parts == list(range({"npz": 0}.get(form, 2 if part_mb == 256 else 3))), "numbered without gaps"
+    assert int(after["a.wav"]["size_bytes"]) == longer.stat().st_size != int(before["a.wav"]["size_bytes"])
+    assert run(*words) == 0
+    assert "3 files: 3 already embedded, 0 to do\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_that_broke_loses_its_row(weights, songs, tmp_path, form):
+    """A file that cannot be decoded any more leaves no row of what it was, and the others keep theirs."""
+    words = ("embed", weights, songs, "--out", tmp_path / "out", "--format", form, "--device", "cpu")
+    assert run(*words) == 0
+    (songs / "a.wav").write_bytes(b"RIFFnonsense")
+    assert run(*words) == 1
+    assert sorted(rows_of(tmp_path / "out", form)) == ["a.flac", "live/b.ogg"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_changed_while_a_killed_run_had_it_staged(weights, songs, tmp_path, capsys, monkeypatch, form):
+    """Rows that a killed command had not packed yet are checked like packed ones."""
+    words = ("embed", weights, songs, "--out", tmp_path / "out", "--format", form, "--device", "cpu")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pupujepa.vector_stores.VectorStore.close", interrupted)
+        patch.setattr("pupujepa.vector_stores.PartFolder.close", interrupted)
+        run(*words)
+    soundfile.write(songs / "a.wav", tone(1.5), 24_000)
+    capsys.readouterr()
+    assert run(*words) == 0
+    assert "2 already embedded, 1 to do, 1 of them again" in capsys.readouterr().err
+    rows = rows_of(tmp_path / "out", form)
+    assert len(rows) == 3
+    assert len(rows["a.wav"]["times_s"]) == 38  # 1.5 s at 25 Hz
+
+
+def interrupted(store):
+    raise KeyboardInterrupt
+
+
 def damage(songs: Path) -> list[str]:
     """Puts five files that cannot be embedded beside the good ones and returns their names."""
     (songs / "bad.wav").write_bytes(b"RIFFnonsense")
@@ -256,14 +315,17 @@ def test_settings_are_not_mixed(weights, songs, tmp_path, capsys, form):
     base = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--format", form)
     assert run(*base) == 0
     assert run(*base, "--readout", "mean") == 2
-    assert "was made with another readout; choose another --out, or pass --overwrite" in capsys.readouterr().err
+    assert (
+        "was made with other settings (readout frames and not mean); choose another --out, or pass"
+        in capsys.readouterr().err
+    )
     assert run(*base, "--readout", "mean", "--overwrite") == 0
     rows = rows_of(tmp_path / "out", form)
     assert {row["values"].shape for row in rows.values()} == {(1, SMALL.width)}
     assert len(rows) == 3
     save_release(random_model(seed=9), SMALL, tmp_path / "other")
     assert run("embed", tmp_path / "other", *base[2:], "--readout", "mean") == 2
-    assert "made with another weights" in capsys.readouterr().err
+    assert "made with other settings (weights " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -292,7 +354,7 @@ def test_two_writers_are_one_too_many(weights, songs, tmp_path, capsys):
     """A second command for the same folder is refused while the first one is at work."""
     with only_writer(tmp_path / "out"):
         assert run("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu") == 2
-    assert "another process is writing to" in capsys.readouterr().err
+    assert f"out is being written by process {os.getpid()} on " in capsys.readouterr().err
     assert run("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu") == 0
 
 

@@ -1,5 +1,6 @@
 """Front doors: one sentence for what the user can mend, a traceback for what the user cannot."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pupujepa.errors import UserError
-from pupujepa.front_door import Command, enter, require_own_rooms
+from pupujepa.front_door import Command, enter, quiet_when_unread, require_own_rooms
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,14 @@ def fake_command(tmp_path, monkeypatch):
         "    return args.number\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "long_list.py").write_text(
+        '"""Writes as much as it is told to."""\n'
+        "def add_arguments(parser):\n    parser.add_argument('lines', type=int)\n"
+        "def run(args):\n"
+        "    for i in range(args.lines):\n        print(i)\n"
+        "    if not args.lines:\n        raise ZeroDivisionError('a crash')\n"
+        "    return 0\n"
+    )
     return {"add": Command("fake_command", "adds one"), "other": Command("module_that_does_not_exist", "not imported")}
 
 
@@ -42,6 +51,51 @@ def test_a_crash_is_not_swallowed(fake_command):
     """Anything else propagates: a crash never exits 0 or hides its traceback."""
     with pytest.raises(ZeroDivisionError):
         enter("pupujepa", fake_command, manual="m", argv=["add", "0"])
+
+
+def unread(code, *, stderr=subprocess.PIPE, cwd=ROOT):
+    """Runs Python with an output whose reader left before the start; returns the exit code and what stderr said."""
+    # argparse takes no offence at help that nobody reads, where each write goes out at once
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reader, writer = os.pipe()
+    os.close(reader)  # from now on nothing can be written, at whatever moment it is tried
+    try:
+        ran = subprocess.run(
+            [sys.executable, *code],
+            cwd=cwd,
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            check=False,
+            stdout=writer,
+            stderr=writer if stderr is None else stderr,
+            text=True,
+        )
+    finally:
+        os.close(writer)
+    return ran.returncode, ran.stderr
+
+
+@pytest.mark.parametrize("room", ["pupujepa", "data", "distributed", "sweeps", "benchmarks"])
+def test_every_front_door_ends_quietly_when_nobody_reads(room):
+    """`python -m ROOM ... | head` after head has gone: no traceback, and the code of a tool that SIGPIPE killed."""
+    assert unread(["-m", room, "--help"]) == (141, "")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_listing_that_nobody_reads_ends_quietly(fake_command, tmp_path, lines):
+    """Output that fails when the buffer is full, or only at the end, ends alike; with stderr in the same pipe too."""
+    command = "{'list': Command('long_list', 'lists')}"
+    code = f"import sys; from pupujepa.front_door import *; sys.exit(enter('pupujepa', {command}, manual='m'))"
+    assert unread(["-c", code, "list", str(lines)], cwd=tmp_path) == (141, "")
+    assert unread(["-c", code, "list", str(lines)], cwd=tmp_path, stderr=None)[0] == 141
+    crashed, told = unread(["-c", code, "list", "0"], cwd=tmp_path)
+    assert "ZeroDivisionError: a crash" in told
+    assert crashed not in (0, 141)
+
+
+def test_other_broken_pipes_are_crashes(capfd):
+    """A peer or a store that hangs up is no reader of our output: its error keeps its traceback."""
+    with pytest.raises(BrokenPipeError, match="the peer"), quiet_when_unread():
+        raise BrokenPipeError("the peer has hung up")
 
 
 def test_help_shows_the_module_manual(fake_command, capsys):

@@ -1,0 +1,103 @@
+"""The lock of a folder: one holder, who is named; free again however the holder ended; nothing left behind."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pupujepa.errors import UserError
+from pupujepa.locks import LOCK_NAME, only_writer
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120.0
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds `tmp_path / "run"` until its input is closed or it is killed."""
+    code = (
+        "import sys; from pathlib import Path; from pupujepa.locks import only_writer\n"
+        "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_writer_is_refused_and_told_who_is_there(holder, tmp_path):
+    """Without a wait the second process stops at once and names the first; the lock stays with the first."""
+    for _ in range(2):
+        with (
+            pytest.raises(UserError, match=rf"run is being written by process {holder.pid} on \S+; two writers"),
+            only_writer(tmp_path / "run"),
+        ):
+            pytest.fail("two writers")
+    assert (tmp_path / "run" / LOCK_NAME).is_file()
+
+
+@pytest.mark.parametrize("end", ["kill", "leave"])
+def test_the_next_writer_waits_for_the_first_to_end(holder, tmp_path, caplog, end):
+    """SIGKILL leaves no stale lock, and an orderly end none either: who waits goes on, and has said for whom."""
+    waiting, entered = threading.Event(), threading.Event()
+
+    def wait_for_it():
+        waiting.set()
+        with only_writer(tmp_path / "run", wait_s=PATIENCE_S):
+            entered.set()
+
+    second = threading.Thread(target=wait_for_it)
+    second.start()
+    assert waiting.wait(PATIENCE_S)
+    while not caplog.records:  # it has found the lock taken
+        assert second.is_alive()
+        assert not entered.wait(0.05)
+    assert f"waiting up to 120 s for process {holder.pid} on" in caplog.text
+    holder.kill() if end == "kill" else holder.stdin.close()
+    second.join(PATIENCE_S)
+    assert entered.is_set()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_many_writers_take_turns(tmp_path):
+    """Threads that come and go, each with a lock file that the one before took away, are never two inside."""
+    inside, most, rounds = [], [], 40
+
+    def come_and_go(name):
+        for _ in range(rounds):
+            with only_writer(tmp_path, wait_s=PATIENCE_S):
+                inside.append(name)
+                most.append(len(inside))
+                inside.remove(name)
+
+    writers = [threading.Thread(target=come_and_go, args=(name,)) for name in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(PATIENCE_S)
+    assert most == [1] * (3 * rounds)
+
+
+def test_an_error_inside_frees_the_folder(tmp_path):
+    """The folder is free after a failure, which goes on to its caller."""
+    with pytest.raises(ZeroDivisionError), only_writer(tmp_path):
+        raise ZeroDivisionError
+    with only_writer(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    """Where the kernel has no locks for a file system, one warning, and the work goes on."""
+
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("pupujepa.locks.fcntl.flock", no_locks)
+    with only_writer(tmp_path):
+        pass
+    assert "cannot be locked" in caplog.text
+    assert len(caplog.records) == 1
