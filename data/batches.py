@@ -36,7 +36,8 @@ class Place:
     """Where a sample belongs: row `row` of micro-batch `micro` of global batch `step`, and which draw it is.
 
     step counts from the start of training, over all epochs. A stand-in has the place of the sample that it replaces,
-    but a draw of its own.
+    but a draw of its own. epoch is the one that the sample's corpus is in, for its crop and mask: a small corpus of a
+    mix comes round several times while the run counts one.
     """
 
     epoch: int
@@ -44,6 +45,8 @@ class Place:
     micro: int
     row: int
     draw: int
+    corpus: int = 0
+    epoch_of_run: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Batch:
 
     Args:
         step: global step, counted from the start of training over all epochs.
+        epoch: of the run: in a mix, one ends when as many samples were drawn as all corpora have.
         micro: index of the micro-batch in this rank's part of the step.
+        uids: of the samples; in a mix the corpus's name comes first, `name/uid`.
         mel: [B, T, F] float32, normalised.
         context, target: [B, K] and [B, M] int64 token indices; [B, 0] when the stream draws no masks.
         strategy: [B] int64, index into `pupujepa.masks.STRATEGIES`; -1 when the stream draws no masks.
@@ -94,14 +99,13 @@ class CropStage:
     A sample that is shorter than the crop is padded at its end with the log floor (silence), and counted.
 
     Args:
-        lo, hi: range of uint8 codes, of the manifest.
-        mean, std: of the log-mel values.
+        ranges: (lo, hi) of uint8 codes, of each corpus's manifest.
+        mean, std: of the log-mel values of all corpora.
     """
 
     seed: int
     crop_frames: int
-    lo: float
-    hi: float
+    ranges: tuple[tuple[float, float], ...]
     mean: float
     std: float
 
@@ -112,7 +116,8 @@ class CropStage:
         start = crop_start(len(stored_TF), self.crop_frames, key=(self.seed, place.epoch, uid, place.draw))
         if len(stored_TF) < self.crop_frames:
             tally.add("padded")
-        crop_TF = decode_mel(stored_TF[start : start + self.crop_frames], lo=self.lo, hi=self.hi)
+        lo, hi = self.ranges[place.corpus]
+        crop_TF = decode_mel(stored_TF[start : start + self.crop_frames], lo=lo, hi=hi)
         padded_TF = torch.from_numpy(pad_to(crop_TF, self.crop_frames))
         mel_TF = normalise(padded_TF, self.mean, self.std).numpy()
         return {**sample, "mel": mel_TF, "crop_start": start}
@@ -187,7 +192,7 @@ def stack(rows: list[SampleDict]) -> Batch:
     nothing = np.empty(0, dtype=np.int64)
     return Batch(
         step=place.step,
-        epoch=place.epoch,
+        epoch=place.epoch_of_run,
         micro=place.micro,
         uids=[row["uid"] for row in rows],
         mel=torch.from_numpy(np.stack([row["mel"] for row in rows])),

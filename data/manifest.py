@@ -6,7 +6,8 @@ shard for a shorter one. Count, bytes and digest are therefore written down here
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -80,10 +81,12 @@ class Manifest:
         """Frames of all shards."""
         return sum(shard.frames for shard in self.shards)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 (hex) of the canonical JSON: the identity of the corpus for order, resume and results."""
-        return sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        # asdict copies every field of every shard: too slow for 50,000 of them
+        plain = asdict(replace(self, shards=())) | {"shards": [vars(shard) for shard in self.shards]}
+        return sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def to_json(manifest: Manifest) -> bytes:

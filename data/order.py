@@ -1,4 +1,4 @@
-"""Who reads what: the order of samples, in integers only, apart from files, processes and tensors.
+"""The order of the samples of one epoch of one corpus, in integers only, apart from files, processes and tensors.
 
 The order of an epoch is a pure function of (manifest digest, seed, epoch) and of the layout of the run (lanes, global
 batch, window, crops per sample). It knows no rank, so global batch t holds the same samples for any world size, number
@@ -9,92 +9,21 @@ How: the shards are permuted. Laid end to end they are a sequence of N items, an
 [j*N//L, (j+1)*N//L). Inside a lane the items are shuffled within windows of `window_shards` shards. Global batch t
 takes `global_batch / lanes` items from every lane, and rank r of W serves lanes r, r+W, r+2W, ... So a shard is read by
 one rank per epoch, but for at most L-1 that a boundary cuts. An epoch is never materialised: any step is found in the
-time that one window takes.
+time that one window takes. See docs/order.md for a picture; `data.mix` puts several corpora into one stream.
 
-Vocabulary: `num_x` counts, `x_per_y` is a ratio, `x_of_y` is an index or value of x for each y. A *slot* is a place in
-the permuted sequence of shards.
+A *slot* is a place in the permuted sequence of shards, a *position* an index within the shuffled lane.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pupujepa.errors import UserError
+from data.layout import Layout
 from pupujepa.randomness import generator
 
 IntArray = NDArray[np.int64]
-
-
-class OrderError(UserError):
-    """Numbers that cannot be divided among lanes, ranks or micro-batches."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """All that the order depends on besides the epoch. Two runs with equal layouts see equal global batches.
-
-    Raises:
-        OrderError: a count below 1, a global batch that is no multiple of the lanes, or fewer items than one batch.
-    """
-
-    manifest_digest: str
-    samples_per_shard: tuple[int, ...]
-    seed: int
-    lanes: int
-    global_batch: int
-    window_shards: int
-    crops_per_sample: int = 1
-
-    def __post_init__(self):
-        for name in ("lanes", "global_batch", "window_shards", "crops_per_sample"):
-            if getattr(self, name) < 1:
-                raise OrderError(f"{name} is {getattr(self, name)}, so no batch can be made; use 1 or more")
-        if self.global_batch % self.lanes:
-            raise OrderError(
-                f"global_batch {self.global_batch} is not a multiple of lanes {self.lanes}, so lanes cannot give "
-                f"equally many samples to a batch; use global_batch {_next_multiple(self.global_batch, self.lanes)}"
-                f" or lanes {_largest_divisor(self.global_batch, self.lanes)}"
-            )
-        if self.num_items < self.global_batch:
-            raise OrderError(
-                f"the set holds {self.num_samples} samples x {self.crops_per_sample} crops, fewer than one global "
-                f"batch of {self.global_batch}, so an epoch would have no step; use a smaller global_batch or more data"
-            )
-
-    @cached_property
-    def num_samples(self) -> int:
-        """Samples of the whole set."""
-        return sum(self.samples_per_shard)
-
-    @property
-    def num_items(self) -> int:
-        """Draws of one epoch, the left-out rest included."""
-        return self.num_samples * self.crops_per_sample
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches of one epoch; the same number on every rank."""
-        return self.num_items // self.global_batch
-
-    @property
-    def items_per_lane_step(self) -> int:
-        """Items that each lane gives to each global batch."""
-        return self.global_batch // self.lanes
-
-    @property
-    def num_left_out(self) -> int:
-        """Items that no batch of an epoch holds: fewer than one global batch, and others in the next epoch."""
-        return self.num_items - self.steps_per_epoch * self.global_batch
-
-    def describe(self) -> str:
-        """Returns the numbers that must stay the same when a run is resumed, as short text."""
-        return (
-            f"lanes={self.lanes} global_batch={self.global_batch} window_shards={self.window_shards} "
-            f"crops_per_sample={self.crops_per_sample}"
-        )
 
 
 @dataclass(frozen=True)
@@ -181,8 +110,12 @@ class EpochOrder:
 
     def window(self, step: int, lane: int) -> Window:
         """Returns the window that holds the first item that `lane` gives to `step`."""
+        return self.window_of_position(step * self.layout.items_per_lane_step, lane)
+
+    def window_of_position(self, position: int, lane: int) -> Window:
+        """Returns the window that holds the item at `position` of the lane."""
         lane_first, _ = self.lane_range(lane)
-        return self._window_at(lane, lane_first + step * self.layout.items_per_lane_step)
+        return self._window_at(lane, lane_first + position)
 
     def window_of_item(self, item: Items) -> Window:
         """Returns the window that holds the one item given."""
@@ -253,18 +186,22 @@ class EpochOrder:
 
 
 class EpochOrders:
-    """The orders of successive epochs; keeps the last one asked for."""
+    """The orders of successive epochs; keeps the last two made, because lanes of a mix end an epoch one by one."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
-        self._last: EpochOrder | None = None
+        self._kept: dict[int, EpochOrder] = {}
+
+    def of_epoch(self, epoch: int) -> EpochOrder:
+        """Returns the order of an epoch."""
+        if epoch not in self._kept:
+            self._kept = dict([*self._kept.items(), (epoch, EpochOrder(self.layout, epoch))][-2:])
+        return self._kept[epoch]
 
     def at(self, step: int) -> tuple[EpochOrder, int]:
         """Returns the order of the epoch that holds global step `step`, and the step's index in it."""
         epoch, step_of_epoch = divmod(step, self.layout.steps_per_epoch)
-        if self._last is None or self._last.epoch != epoch:
-            self._last = EpochOrder(self.layout, epoch)
-        return self._last, step_of_epoch
+        return self.of_epoch(epoch), step_of_epoch
 
 
 def permutation(size: int, *key: int | str) -> IntArray:
@@ -275,51 +212,3 @@ def permutation(size: int, *key: int | str) -> IntArray:
     """
     words = generator(*key).bit_generator.random_raw(size)
     return np.argsort(words, kind="stable").astype(np.int64)
-
-
-def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
-    """Returns the lanes r, r + W, r + 2W, ... that rank r of W serves.
-
-    Raises:
-        OrderError: `rank` is not one of the world's, or the lanes cannot be shared equally.
-    """
-    if not 0 <= rank < world_size:
-        raise OrderError(
-            f"rank {rank} is not in a world of {world_size}, so it would read another rank's data; fix the launch"
-        )
-    if lanes % world_size:
-        raise OrderError(
-            f"lanes {lanes} is not a multiple of the world size {world_size}, so some ranks would make smaller batches "
-            f"than others; use {_largest_divisor(lanes, world_size)} ranks, or in a new run lanes "
-            f"{_next_multiple(lanes, world_size)}"
-        )
-    return range(rank, lanes, world_size)
-
-
-def micro_batches_per_step(global_batch: int, world_size: int, micro_batch: int) -> int:
-    """Returns how many micro-batches of a rank make one step.
-
-    Raises:
-        OrderError: the rank's part of a global batch is no multiple of the micro-batch.
-    """
-    per_rank = global_batch // world_size
-    if micro_batch < 1 or global_batch % world_size or per_rank % micro_batch:
-        raise OrderError(
-            f"global_batch {global_batch} over {world_size} ranks is {global_batch / world_size:g} samples a rank, "
-            f"which micro_batch {micro_batch} does not divide; use micro_batch "
-            f"{_largest_divisor(max(per_rank, 1), micro_batch)}"
-        )
-    return per_rank // micro_batch
-
-
-def rank_items(order: EpochOrder, step: int, lanes: Sequence[int]) -> Items:
-    """Returns the part of global batch `step` that comes from `lanes`, lane after lane."""
-    return concatenate([order.step_items(step, lane) for lane in lanes])
-
-
-def _next_multiple(value: int, of: int) -> int:
-    return -(-value // of) * of
-
-
-def _largest_divisor(value: int, at_most: int) -> int:
-    return next(d for d in range(max(1, min(value, at_most)), 0, -1) if value % d == 0)

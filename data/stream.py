@@ -1,7 +1,7 @@
 """The stream: shards in, micro-batches out, the same global batches for any world, worker count and micro-batch.
 
-    manifest = read_manifest(url)
-    stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=16, masks=masks, total_steps=1000)
+    corpora = read_corpora(config)    # one, or a mix of several
+    stream = Stream(config, manifest=corpora, rank=0, world_size=1, micro_batch=16, masks=masks, total_steps=1000)
     stream.seek(state)                # of a checkpoint; costs nothing and replays nothing
     for batch in stream:              # epoch after epoch, until total_steps
         ...
@@ -18,12 +18,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from data.batches import Batch, CropStage, MaskStage
+from data.corpora import Corpora, Corpus
+from data.layout import Layout, OrderError
 from data.manifest import Manifest
-from data.order import Layout, lanes_of_rank, micro_batches_per_step
+from data.mix import Mix
+from data.ranks import lanes_of_rank, micro_batches_per_step
 from data.source import ReadPlan
 from data.store import open_store
+from data.stream_config import StreamConfig
 from data.tally import COUNTED
-from data.workers import Failure, Recipe, Stage, StreamConfig, deliveries_of
+from data.workers import Failure, Recipe, Stage, deliveries_of
 from pupujepa.errors import UserError
 from pupujepa.masks import MaskConfig
 
@@ -39,7 +43,8 @@ class StreamState:
     """Where a stream stands: all that a checkpoint keeps of it, the same on all ranks.
 
     step is the next global step, counted from the start of training over all epochs; epoch is the one it lies in.
-    layout holds the numbers that the order depends on, as text; "" is not compared.
+    layout holds the numbers that the order depends on, as text; "" is not compared. mix holds the corpora and their
+    shares, as text; "" is a single corpus.
     """
 
     manifest_digest: str
@@ -47,14 +52,16 @@ class StreamState:
     epoch: int
     step: int
     layout: str = ""
+    mix: str = ""
 
 
 class Stream:
     """An endless sequence of micro-batches of one rank; see the module.
 
     Args:
+        manifest: of the corpus at the configuration's url, or all corpora of its mix.
         total_steps: length of the run, for the masks' warm-up; the stream ends there.
-        normalisation: (mean, std) of the log-mel values; by default those of the manifest.
+        normalisation: (mean, std) of the log-mel values; by default those of the corpora.
         patch_frames, patch_bands: of the model, for the masks' grid.
         stages: `webdataset` stages (`webdataset.map(f)`) over samples that are cropped, normalised and masked; they
             must return as many samples as they get, in order.
@@ -69,7 +76,7 @@ class Stream:
         self,
         config: StreamConfig,
         *,
-        manifest: Manifest,
+        manifest: Manifest | Corpora,
         rank: int,
         world_size: int,
         micro_batch: int,
@@ -81,20 +88,21 @@ class Stream:
         stages: Sequence[Stage] = (),
         pin_memory: bool = False,
     ):
-        self.config, self.manifest, self.pin_memory = config, manifest, pin_memory
-        self._digest = manifest.digest
-        self.layout = _layout(config, manifest, self._digest)
+        corpora = manifest if isinstance(manifest, Corpora) else Corpora((Corpus("", config.url, manifest),), (1,))
+        self.config, self.corpora, self.pin_memory = config, corpora, pin_memory
+        self.mix = _mix(config, corpora)
         lanes = tuple(lanes_of_rank(config.lanes, rank, world_size))
         self.micro_batches_per_step = micro_batches_per_step(config.global_batch, world_size, micro_batch)
-        _check_cache(config, manifest, len(lanes))
-        mean, std = normalisation or (manifest.mean, manifest.std)
-        crop = CropStage(config.seed, config.crop_frames, manifest.lo, manifest.hi, mean, std)
+        _check_cache(config, corpora, len(lanes))
+        mean, std = normalisation or (corpora.mean, corpora.std)
+        ranges = tuple((of_corpus.lo, of_corpus.hi) for of_corpus in corpora.manifests)
+        crop = CropStage(config.seed, config.crop_frames, ranges, mean, std)
         mask = None
         if masks is not None:
-            grid = _grid(config.crop_frames, manifest.frontend["mel_bands"], patch_frames, patch_bands)
+            grid = _grid(config.crop_frames, corpora.frontend["mel_bands"], patch_frames, patch_bands)
             mask = _mask_stage(config.seed, masks, grid, total_steps)
-        plan = ReadPlan(self.layout, lanes, micro_batch, last_step=total_steps)
-        self._recipe = Recipe(config, manifest, plan, crop, mask, tuple(stages))
+        plan = ReadPlan(self.mix, lanes, micro_batch, last_step=total_steps)
+        self._recipe = Recipe(config, corpora, plan, crop, mask, tuple(stages))
         self._rank = rank
         self._next_step, self._taken_of_step = 0, 0
         self._iteration = 0
@@ -104,22 +112,24 @@ class Stream:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of an epoch; the same on every rank."""
-        return self.layout.steps_per_epoch
+        """Global batches of an epoch, the same on every rank; in a mix, those that draw as many samples as exist."""
+        return self.mix.steps_per_epoch
 
     def state(self) -> StreamState:
         """Returns where the stream stands. A step counts once all its micro-batches were handed out."""
         epoch = self._next_step // self.steps_per_epoch
-        return StreamState(self._digest, self.config.seed, epoch, self._next_step, self.layout.describe())
+        layout, mix = self.mix.describe(), self.corpora.describe()
+        return StreamState(self.corpora.digest, self.config.seed, epoch, self._next_step, layout, mix)
 
     def seek(self, state: StreamState) -> None:
         """Goes to where another stream of the same data stood, whatever its world size, workers and micro-batch.
 
         Raises:
-            StreamError: the state is of another shard set, seed or layout; going on would repeat and lose samples.
+            StreamError: the state is of another shard set, mix, seed or layout; going on would repeat and lose samples.
         """
         expected = replace(self.state(), step=state.step, epoch=state.step // self.steps_per_epoch)
         for name, of_state, of_stream in (
+            ("mix", state.mix or "of one corpus", expected.mix or "of one corpus"),
             ("shard set (manifest digest)", state.manifest_digest, expected.manifest_digest),
             ("seed", state.seed, expected.seed),
             ("layout", state.layout or expected.layout, expected.layout),
@@ -139,8 +149,21 @@ class Stream:
         wait_s: seconds that the training process waited for batches. left_out: samples (draws) of finished epochs that
         no batch held, on all ranks together.
         """
-        left_out = self._next_step // self.steps_per_epoch * self.layout.num_left_out
+        left_out = self.mix.left_out(self._next_step)
         return {name: self._counters[name] for name in COUNTED} | {"wait_s": self._wait_s, "left_out": left_out}
+
+    def mixture(self) -> dict[str, float]:
+        """Returns the state of the mix so far: `mix/NAME/share` of all crops and `mix/NAME/epochs`; {} for one corpus.
+
+        The same on all ranks: computed from the step, not counted. epochs: how often the corpus was gone through.
+        """
+        if len(self.corpora.members) == 1:
+            return {}
+        drawn, numbers = self.mix.taken_by_all(self._next_step), {}
+        for corpus, layout, items in zip(self.corpora.members, self.mix.layouts, drawn):
+            numbers[f"mix/{corpus.name}/share"] = items / max(1, sum(drawn))
+            numbers[f"mix/{corpus.name}/epochs"] = items / (layout.items_per_lane_epoch * layout.lanes)
+        return numbers
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches from where the stream stands; a step that was handed out in part is begun again.
@@ -177,44 +200,58 @@ class Stream:
         self._damaged_of_epoch = (batch.epoch, damaged)
         draws = self.steps_per_epoch * self.micro_batches_per_step * self._recipe.plan.micro_batch
         if len(damaged) > self.config.max_bad_fraction * draws:
-            names = sorted(set(damaged))
-            _LOG.error("damaged samples of %s: %s", self.config.url, " ".join(names))
+            names, urls = sorted(set(damaged)), self.corpora.urls
+            _LOG.error("damaged samples of %s: %s", ", ".join(urls), " ".join(names))
+            verify = " and ".join(f"`python -m data verify {url}`" for url in urls)
             raise StreamError(
                 f"{len(damaged)} of the {draws} samples of rank {self._rank} in epoch {batch.epoch} are "
                 f"damaged, more than max_bad_fraction {self.config.max_bad_fraction:g}: {' '.join(names[:20])}"
-                f"{' ...' if len(names) > 20 else ''}; run `python -m data verify {self.config.url}`, then restore the "
-                "shards or build them again"
+                f"{' ...' if len(names) > 20 else ''}; run {verify}, then restore the shards or build them again"
             )
 
 
-def _layout(config: StreamConfig, manifest: Manifest, digest: str) -> Layout:
+def _mix(config: StreamConfig, corpora: Corpora) -> Mix:
     if config.workers < 0 or config.prefetch_batches < 1 or config.crop_frames < 1:
         raise StreamError(
             f"workers {config.workers}, prefetch_batches {config.prefetch_batches} and crop_frames "
             f"{config.crop_frames} must be at least 0, 1 and 1"
         )
-    return Layout(
-        manifest_digest=digest,
-        samples_per_shard=tuple(shard.samples for shard in manifest.shards),
-        seed=config.seed,
-        lanes=config.lanes,
-        global_batch=config.global_batch,
-        window_shards=config.window_shards,
-        crops_per_sample=config.crops_per_sample,
-    )
+    several = len(corpora.members) > 1
+    layouts = []
+    for corpus in corpora.members:
+        if several and corpus.manifest.samples * config.crops_per_sample < config.lanes:
+            raise OrderError(
+                f"corpus {corpus.name} ({corpus.url}) holds {corpus.manifest.samples} samples x "
+                f"{config.crops_per_sample} crops, fewer than the {config.lanes} lanes, so some lanes would have none "
+                "of it; use fewer lanes or leave the corpus out"
+            )
+        layouts.append(
+            Layout(
+                manifest_digest=corpus.manifest.digest,
+                samples_per_shard=tuple(shard.samples for shard in corpus.manifest.shards),
+                seed=config.seed,
+                lanes=config.lanes,
+                # of a mix, each corpus is cut into epochs of its own: all that the lanes have in common
+                global_batch=config.lanes if several else config.global_batch,
+                window_shards=config.window_shards,
+                crops_per_sample=config.crops_per_sample,
+            )
+        )
+    return Mix(tuple(layouts), corpora.parts, config.global_batch)
 
 
-def _check_cache(config: StreamConfig, manifest: Manifest, num_lanes: int) -> None:
+def _check_cache(config: StreamConfig, corpora: Corpora, num_lanes: int) -> None:
     """Refuses a cache that cannot hold what one rank reads at a time: it would fetch shards over and over, or stop."""
-    if open_store(config.url).local_path() is not None:
-        return
-    sizes = sorted((shard.bytes for shard in manifest.shards), reverse=True)
-    needed = sum(sizes[: num_lanes * config.window_shards])
+    needed = 0
+    for corpus in corpora.members:
+        if open_store(corpus.url).local_path() is None:
+            sizes = sorted((shard.bytes for shard in corpus.manifest.shards), reverse=True)
+            needed += sum(sizes[: num_lanes * config.window_shards])
     if needed > config.cache_bytes:
         raise StreamError(
             f"cache_bytes {config.cache_bytes} cannot hold the {num_lanes} lanes x {config.window_shards} shards that "
-            f"a rank reads at a time, up to {needed} bytes; raise cache_bytes, or in a new run lower window_shards or "
-            "lanes"
+            f"a rank reads at a time{' of each corpus' if len(corpora.members) > 1 else ''}, up to {needed} bytes; "
+            "raise cache_bytes, or in a new run lower window_shards or lanes"
         )
 
 

@@ -7,14 +7,12 @@ wrong reads every shard, or another rank's, without an error.
 
 import os
 import signal
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context, resource_tracker
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,55 +21,16 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.batches import Batch, CropStage, MaskStage, stack_batches
-from data.cache import ShardCache
-from data.cache_room import CacheConfig
-from data.manifest import Manifest
+from data.corpora import Corpora
 from data.pool import leave_with_parent
-from data.prefetch import Prefetcher
-from data.reader import ShardReader
+from data.readers import opened
 from data.source import ReadPlan, SampleSource
-from data.store import RetryPolicy, open_store
+from data.stream_config import StreamConfig
 from data.tally import Tally
 from pupujepa.errors import UserError
 
 Stage = Callable[..., Any]
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """What is read and how.
-
-    url: folder of one split: a path, file:// or s3://.
-    seed: of order, crops and masks.
-    crop_frames: frames of a crop; 100 frames are a second.
-    global_batch: samples of one step over all ranks and micro-batches.
-    lanes: runs that the data is cut into; a multiple of every world size that the run may have.
-    window_shards: shards of a lane that are shuffled together; each lane keeps so many in use.
-    workers: processes of each rank that make batches; 0 makes them in the training process.
-    crops_per_sample: draws of each sample in an epoch.
-    cache_dir: folder on the node's disk for shards of an object store; null: below the system's temporary folder.
-    cache_bytes: the cache never takes more.
-    max_bad_fraction: the run stops when more of a rank's draws of an epoch are damaged.
-    prefetch_batches: micro-batches that each worker makes ahead.
-    prefetch_bytes: of shards that each rank fetches into the cache ahead of the windows that it reads.
-    retries: how long to insist on a store that fails for the moment.
-    """
-
-    url: str = ""
-    seed: int = 0
-    crop_frames: int = 1024
-    global_batch: int = 1024
-    lanes: int = 8
-    window_shards: int = 4
-    workers: int = 2
-    crops_per_sample: int = 1
-    cache_dir: str | None = None
-    cache_bytes: int = 64 * 2**30
-    max_bad_fraction: float = 0.01
-    prefetch_batches: int = 2
-    prefetch_bytes: int = 8 * 2**30
-    retries: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 @dataclass(frozen=True)
@@ -99,7 +58,7 @@ class Recipe:
     """All that a worker needs to make its micro-batches; picklable."""
 
     config: StreamConfig
-    manifest: Manifest
+    corpora: Corpora
     plan: ReadPlan
     crop: CropStage
     mask: MaskStage | None
@@ -109,24 +68,8 @@ class Recipe:
         """Yields the micro-batches of one worker."""
         plan = replace(self.plan, worker=worker, num_workers=num_workers)
         tally = Tally()
-        with ExitStack() as resources:
-            cache = node_cache(self.config, self.manifest, tally=tally)
-            reader = ShardReader(self.config.url, self.manifest, cache=cache, tally=tally)
-            resources.callback(reader.close)
-            follow = None
-            if cache is not None:
-                own_lanes = plan.lanes[worker::num_workers]
-                prefetcher = Prefetcher(
-                    cache,
-                    self.manifest,
-                    layout=plan.layout,
-                    lanes=own_lanes,
-                    depth_bytes=self.config.prefetch_bytes * len(own_lanes) // len(plan.lanes),
-                    last_step=plan.last_step,
-                )
-                resources.callback(prefetcher.close)
-                follow = prefetcher.follow
-            source = SampleSource(reader, plan, follow=follow)
+        with opened(self.config, self.corpora, plan, tally=tally) as (readers, follow):
+            source = SampleSource(self.corpora, readers, plan, follow=follow)
             pipeline = webdataset.DataPipeline(
                 source,
                 webdataset.map(partial(self.crop, tally=tally)),
@@ -191,20 +134,6 @@ def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
         generator=torch.Generator().manual_seed(0),
         **(in_processes if workers else {}),
     )
-
-
-def default_cache_dir() -> Path:
-    """Returns the folder for shards when the configuration names none: one for each user of the node."""
-    return Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
-
-
-def node_cache(config: StreamConfig, manifest: Manifest, *, tally: Tally) -> ShardCache | None:
-    """Returns the cache for the set's shards, or None when they lie on this machine and are read in place."""
-    store = open_store(config.url, policy=config.retries)
-    if store.local_path() is not None:
-        return None
-    directory = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
-    return ShardCache(CacheConfig(directory, config.cache_bytes), store=store, namespace=manifest.digest, tally=tally)
 
 
 class _Deliveries(IterableDataset):

@@ -49,7 +49,7 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
 
 def _build_model(session: Session) -> tuple[PupuJEPA, TrainingStep]:
     experiment = session.experiment
-    frontend = FrontendConfig(**session.manifest.frontend)
+    frontend = FrontendConfig(**session.corpora.frontend)
     model = PupuJEPA(experiment.model, seed=experiment.train.seed, frontend=frontend).to(session.device)
     step = TrainingStep(
         model,
@@ -64,7 +64,7 @@ def _build_stream(session: Session) -> Stream:
     experiment = session.experiment
     return Stream(
         experiment.stream,
-        manifest=session.manifest,
+        manifest=session.corpora,
         rank=session.topology.rank,
         world_size=session.topology.world_size,
         micro_batch=session.sizes.micro_batch,
@@ -81,9 +81,8 @@ def _read_probes(session: Session) -> ProbeSet | None:
     if not experiment.diagnostics.every:
         return None
     shape = (experiment.diagnostics.clips, experiment.diagnostics.crops_per_clip)
-    probes = read_probe_set(
-        experiment.stream, session.manifest, model=experiment.model, masks=experiment.masks, shape=shape
-    )
+    seed, corpora = experiment.stream.seed, session.corpora
+    probes = read_probe_set(corpora, seed=seed, model=experiment.model, masks=experiment.masks, shape=shape)
     return probes.to(session.device)
 
 

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pupujepa
-from data.manifest import Manifest
-from data.order import lanes_of_rank
-from data.stream import StreamConfig
+from data.corpora import Corpora
+from data.ranks import lanes_of_rank
+from data.stream_config import StreamConfig, named_corpora
 from distributed.checkpoint import CheckpointConfig
 from distributed.diagnose import DiagnosticsConfig
 from distributed.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes
@@ -132,16 +132,12 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
         UserError: the fields contradict each other or the number of ranks.
     """
     model, stream = experiment.model, experiment.stream
-    if not stream.url:
-        raise ConfigError(
-            "stream.url is not set, so there is nothing to train on; give the training split of a shard set, e.g. "
-            "stream.url=shards/train or stream.url=s3://bucket/shards/train"
-        )
-    if "@" in stream.url.partition("://")[2].partition("/")[0]:
-        raise ConfigError(
-            "stream.url carries credentials, which would end up in config.yaml and logs; take them out and export "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
+    for name, corpus in named_corpora(stream).items():
+        if "@" in corpus.url.partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                f"{f'stream.mix.{name}.url' if name else 'stream.url'} carries credentials, which would end up in "
+                "config.yaml and logs; take them out and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
     if stream.crop_frames != model.crop_frames:
         raise ConfigError(
             f"stream.crop_frames={stream.crop_frames} differs from model.crop_frames={model.crop_frames}, so crops "
@@ -152,17 +148,17 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
     return batch_sizes(stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=world_size)
 
 
-def with_corpus(experiment: Experiment, manifest: Manifest) -> Experiment:
-    """The experiment with the corpus's own mean and deviation, which the weights belong to from then on."""
-    model = replace(experiment.model, mel_mean=manifest.mean, mel_std=manifest.std)
+def with_corpora(experiment: Experiment, corpora: Corpora) -> Experiment:
+    """The experiment with the corpora's own mean and deviation, which the weights belong to from then on."""
+    model = replace(experiment.model, mel_mean=corpora.mean, mel_std=corpora.std)
     return replace(experiment, model=model)
 
 
 def differences(before: Experiment, now: Experiment) -> list[str]:
     """What makes `now` another run than `before`: `key: old -> new`, without what is free to change."""
     old, new = _flat(asdict(before)), _flat(asdict(now))
-    keys = [k for k in new if not k.startswith(FREE_TO_CHANGE)]
-    return [f"{k}: {old.get(k)} -> {new[k]}" for k in keys if old.get(k) != new[k]]
+    keys = [k for k in dict.fromkeys([*new, *old]) if not _free_to_change(k)]
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
 def preset_names() -> list[str]:
@@ -206,6 +202,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"preset {path} must hold a mapping of keys to values")
     return {str(k): v for k, v in content.items()}
+
+
+def _free_to_change(key: str) -> bool:
+    return key.startswith(FREE_TO_CHANGE) or (key.startswith("stream.mix.") and key.endswith(".url"))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ def write_facts(session: Session, parts: Parts, trainer: Trainer) -> None:
     )
     if not session.topology.is_first:
         return
-    stream = dict(zip(names, sums)) | {"left_out": counters["left_out"]}
+    stream = dict(zip(names, sums)) | {"left_out": counters["left_out"]} | parts.stream.mixture()
     pace = {
         "crops_per_s": _per(trainer.pace.steps * session.sizes.global_batch, trainer.pace.seconds),
         "data_wait_fraction": _per(waited_s, seconds),
@@ -36,7 +36,7 @@ def write_facts(session: Session, parts: Parts, trainer: Trainer) -> None:
 
 
 def _setting(session: Session, parts: Parts) -> dict[str, Any]:
-    experiment, manifest = session.experiment, session.manifest
+    experiment, corpora = session.experiment, session.corpora
     return {
         "ranks": session.topology.world_size,
         "zero_stage": experiment.engine.zero_stage,
@@ -46,14 +46,15 @@ def _setting(session: Session, parts: Parts) -> dict[str, Any]:
         "global_batch": session.sizes.global_batch,
         "micro_batch": session.sizes.micro_batch,
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in parts.step.parameters()),
-        "audio_hours": manifest.audio_hours,
-        "tracks": manifest.tracks,
-        "shards": len(manifest.shards),
-        "samples": manifest.samples,
+        "audio_hours": sum(manifest.audio_hours for manifest in corpora.manifests),
+        "tracks": sum(manifest.tracks for manifest in corpora.manifests),
+        "shards": sum(len(manifest.shards) for manifest in corpora.manifests),
+        "samples": sum(manifest.samples for manifest in corpora.manifests),
         "steps_per_epoch": parts.stream.steps_per_epoch,
-        "store": experiment.stream.url,
-        "manifest_digest": manifest.digest,
-        "frontend_digest": manifest.frontend_digest,
+        "store": ", ".join(corpora.urls),
+        "manifest_digest": corpora.digest,
+        "mix": corpora.describe() or None,
+        "frontend_digest": corpora.frontend_digest,
         "git_commit": _git_commit(),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
     }

@@ -5,12 +5,12 @@ Always the same crops and masks, so that a curve moves because the model did. Ma
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from data.manifest import Manifest
+from data.corpora import Corpora, divided
 from data.probes import probe_crops
-from data.stream import StreamConfig
 from pupujepa.errors import UserError
 from pupujepa.frontend import normalise
 from pupujepa.masks import STRATEGIES, MaskConfig, draw_mask
@@ -46,33 +46,39 @@ class ProbeSet:
 
 
 def read_probe_set(
-    stream: StreamConfig, manifest: Manifest, *, model: ModelConfig, masks: MaskConfig, shape: tuple[int, int]
+    corpora: Corpora, *, seed: int, model: ModelConfig, masks: MaskConfig, shape: tuple[int, int]
 ) -> ProbeSet:
-    """Reads the probe set of a shard set; a pure function of its arguments and the shards.
+    """Reads the probe set of a stream's corpora; a pure function of its arguments and the shards.
 
     Args:
+        corpora: give clips in proportion to their shares of the training.
+        seed: of the stream.
         shape: clips, and crops of each; fewer of both where the samples are fewer or shorter.
 
     Raises:
         UserError: no two samples can be read.
     """
     clips, crops_per_clip = shape
-    fitting = manifest.frames // manifest.samples // model.crop_frames
+    fitting = min(manifest.frames // manifest.samples for manifest in corpora.manifests) // model.crop_frames
     crops_per_clip = max(1, min(crops_per_clip, fitting))
-    mel_CTF, uids = probe_crops(
-        stream.url, clips, crop_frames=crops_per_clip * model.crop_frames, seed=stream.seed, manifest=manifest
+    crop_frames = crops_per_clip * model.crop_frames
+    mel_CTF = np.concatenate(
+        [
+            probe_crops(corpus.url, count, crop_frames=crop_frames, seed=seed, manifest=corpus.manifest)[0]
+            for corpus, count in zip(corpora.members, divided(clips, corpora.parts))
+        ]
     )
-    if len(uids) < 2:
+    if len(mel_CTF) < 2:
         raise UserError(
-            f"{stream.url} has {len(uids)} readable samples, too few to look at a model with; run "
-            f"`python -m data verify {stream.url}`"
+            f"{' and '.join(corpora.urls)}: {len(mel_CTF)} readable samples, too few to look at a model with; run "
+            f"`python -m data verify` on them"
         )
     mel_BTF = torch.from_numpy(mel_CTF).unflatten(1, (crops_per_clip, model.crop_frames)).flatten(0, 1)
     used = [s for s, weight in enumerate((masks.random, masks.block, masks.time_frequency)) if weight > 0]
     assert used and max(used) < len(STRATEGIES)
     drawn = [
         draw_mask(
-            generator("probe mask", stream.seed, row),
+            generator("probe mask", seed, row),
             masks,
             steps=model.grid_steps,
             bands=model.grid_bands,

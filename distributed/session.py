@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data.manifest import Manifest
+from data.corpora import Corpora
 from distributed.engine import BatchSizes
 from distributed.experiment import Experiment
 from distributed.run_directory import RunDirectory
@@ -19,5 +19,5 @@ class Session:
     sizes: BatchSizes
     topology: Topology
     device: torch.device
-    manifest: Manifest
+    corpora: Corpora
     directory: RunDirectory

@@ -22,7 +22,7 @@ def write_state(directory: Path, *, rank: int, stream: Stream, teacher: Teacher,
     torch.save(_random_states(), _random_path(directory, rank))
     if rank == 0:
         teacher.save(directory / TEACHER_NAME)
-        state = {"stream": asdict(stream.state()), "frontend": dict(stream.manifest.frontend)}
+        state = {"stream": asdict(stream.state()), "frontend": dict(stream.corpora.frontend)}
         (directory / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n")
         (directory / CONFIG_NAME).write_text(config_yaml)
 

@@ -10,6 +10,10 @@ What is trained is composed from a preset (distributed/presets) and dotted overr
 
   --preset robust model=large train.steps=100000 engine.zero_stage=2 telemetry.wandb=disabled
 
+Several corpora in one run, three crops of the first for each of the second (the rule: docs/order.md):
+
+  --preset tiny stream.mix.studio.url=s3://a/train stream.mix.studio.weight=3 stream.mix.live.url=s3://b/train
+
 Everything is written below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export/ (weights in the released
 format), facts.json. When the run directory holds a run, training continues from its newest whole checkpoint, on the
 same samples and with the same losses as if it had never stopped. A run asked to stop (SIGTERM, SIGUSR2) saves on all
@@ -25,11 +29,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data.manifest import read_manifest
+from data.corpora import read_corpora
 from distributed.build import build_parts
 from distributed.checkpoint import CheckpointStore
 from distributed.engine import prepare_deepspeed
-from distributed.experiment import check, load_experiment, preset_names, with_corpus
+from distributed.experiment import check, load_experiment, preset_names, with_corpora
 from distributed.facts import write_facts
 from distributed.finish import export_weights
 from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher
@@ -69,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     sizes = check(experiment, world_size=topology.world_size)
     directory = RunDirectory(args.run_dir or Path("runs") / (Path(args.preset[-1]).stem if args.preset else "run"))
     device = choose_device(topology, cuda_devices=torch.cuda.device_count())
-    manifest = read_manifest(experiment.stream.url)
-    experiment = with_corpus(experiment, manifest)
+    corpora = read_corpora(experiment.stream)
+    experiment = with_corpora(experiment, corpora)
     # before the ranks meet, and so before any of them can have written there
     require_same_run(directory, experiment, fresh=args.fresh)
     prepare_deepspeed(os.environ, device=device)
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         if topology.is_first:
             stack.enter_context(only_writer(directory))
         dist.barrier()
-        session = Session(experiment, sizes, topology, device, manifest, directory)
+        session = Session(experiment, sizes, topology, device, corpora, directory)
         return train(session, stop)
 
 

@@ -161,6 +161,7 @@ class Trainer:
                 {"step": self.step, "epoch": batch.epoch, "loss": losses.loss}
                 | schedule
                 | losses.by_strategy
+                | self.parts.stream.mixture()
                 | self._speed()
             )
         return losses.stops

@@ -2,23 +2,16 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.order import (
-    EpochOrder,
-    Items,
-    Layout,
-    OrderError,
-    concatenate,
-    lanes_of_rank,
-    micro_batches_per_step,
-    permutation,
-    rank_items,
-)
+from data.layout import Layout, OrderError
+from data.order import EpochOrder, Items, concatenate, permutation
+from data.ranks import lanes_of_rank, micro_batches_per_step
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 
@@ -53,6 +46,10 @@ def all_items(layout: Layout) -> Counter:
         for sample in range(num_samples)
         for draw in range(layout.crops_per_sample)
     )
+
+
+def rank_items(order: EpochOrder, step: int, lanes: Sequence[int]) -> Items:
+    return concatenate([order.step_items(step, lane) for lane in lanes])
 
 
 def global_batch(order: EpochOrder, step: int, world_size: int = 1) -> Counter:

@@ -13,8 +13,8 @@ import torch
 import webdataset
 
 from data.batches import Batch, StageError
+from data.layout import OrderError
 from data.manifest import Manifest
-from data.order import OrderError
 from data.probes import probe_crops
 from data.reader import ShardReader
 from data.stream import Stream, StreamConfig, StreamError, StreamState

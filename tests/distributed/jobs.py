@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data.manifest import read_manifest
+from data.corpora import read_corpora
 from distributed import train as train_module
 from distributed.build import build_parts
 from distributed.engine import full_state, prepare_deepspeed
-from distributed.experiment import check, load_experiment, with_corpus
+from distributed.experiment import check, load_experiment, with_corpora
 from distributed.preemption import StopRequest
 from distributed.run_directory import RunDirectory, only_writer
 from distributed.session import Session
@@ -67,9 +67,9 @@ class StopAt(StopRequest):
 def run(job, topology):
     experiment = load_experiment([str(PRESET)], overrides=[f"stream.url={job['url']}", *job.get("overrides", [])])
     sizes = check(experiment, world_size=topology.world_size)
-    manifest = read_manifest(experiment.stream.url)
+    corpora = read_corpora(experiment.stream)
     directory = RunDirectory(Path(job["run_dir"]))
-    session = Session(with_corpus(experiment, manifest), sizes, topology, torch.device("cpu"), manifest, directory)
+    session = Session(with_corpora(experiment, corpora), sizes, topology, torch.device("cpu"), corpora, directory)
     trainers = []
     made = {}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.manifest import read_manifest
+from data.corpora import read_corpora
 from data.stream import StreamConfig
 from distributed.diagnose import DiagnosticsConfig, diagnose, whole_model
 from distributed.probe_set import read_probe_set
@@ -30,7 +30,7 @@ def stream(tmp_path_factory):
 
 
 def read(stream, *, masks=MASKS, model=MODEL, shape=(6, 3)):
-    return read_probe_set(stream, read_manifest(stream.url), model=model, masks=masks, shape=shape)
+    return read_probe_set(read_corpora(stream), seed=stream.seed, model=model, masks=masks, shape=shape)
 
 
 def test_the_probe_set_is_always_the_same(stream):

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from data.corpora import Corpora, Corpus
+from data.layout import OrderError
 from data.manifest import Manifest
-from data.order import OrderError
 from distributed.experiment import (
     PRESETS,
     SIZES,
@@ -15,7 +16,7 @@ from distributed.experiment import (
     differences,
     load_experiment,
     preset_names,
-    with_corpus,
+    with_corpora,
 )
 from pupujepa.config import ConfigError, from_yaml, to_yaml
 from pupujepa.control import one_dimensional
@@ -186,6 +187,7 @@ def test_what_makes_another_run():
 def test_the_corpus_gives_its_statistics():
     """The weights belong to the mean and deviation of the corpus they were trained on."""
     manifest = Manifest("train", {}, "", "uint8", -11.5, 5.0, -3.25, 1.5, 1.0, 1, ())
-    experiment = with_corpus(load_experiment(["demo"]), manifest)
+    corpora = Corpora((Corpus("", "shards/train", manifest),), (1,))
+    experiment = with_corpora(load_experiment(["demo"]), corpora)
     assert (experiment.model.mel_mean, experiment.model.mel_std) == (-3.25, 1.5)
     assert replace(experiment, model=load_experiment(["demo"]).model) == load_experiment(["demo"])

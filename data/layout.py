@@ -1,0 +1,92 @@
+"""The numbers that the order of samples depends on, in one frozen record, and what cannot be divided.
+
+Vocabulary: `num_x` counts, `x_per_y` is a ratio, `x_of_y` is an index or value of x for each y. An *item* is one draw
+of one sample: with several crops per sample there are several items a sample.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from pupujepa.errors import UserError
+
+
+class OrderError(UserError):
+    """Numbers that cannot be divided among lanes, ranks or micro-batches."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All that the order depends on besides the epoch. Two runs with equal layouts see equal global batches.
+
+    Raises:
+        OrderError: a count below 1, a global batch that is no multiple of the lanes, or fewer items than one batch.
+    """
+
+    manifest_digest: str
+    samples_per_shard: tuple[int, ...]
+    seed: int
+    lanes: int
+    global_batch: int
+    window_shards: int
+    crops_per_sample: int = 1
+
+    def __post_init__(self):
+        for name in ("lanes", "global_batch", "window_shards", "crops_per_sample"):
+            if getattr(self, name) < 1:
+                raise OrderError(f"{name} is {getattr(self, name)}, so no batch can be made; use 1 or more")
+        check_division(self.global_batch, self.lanes)
+        if self.num_items < self.global_batch:
+            raise OrderError(
+                f"the set holds {self.num_samples} samples x {self.crops_per_sample} crops, fewer than one global "
+                f"batch of {self.global_batch}, so an epoch would have no step; use a smaller global_batch or more data"
+            )
+
+    @cached_property
+    def num_samples(self) -> int:
+        """Samples of the whole set."""
+        return sum(self.samples_per_shard)
+
+    @property
+    def num_items(self) -> int:
+        """Draws of one epoch, the left-out rest included."""
+        return self.num_samples * self.crops_per_sample
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of one epoch; the same number on every rank."""
+        return self.num_items // self.global_batch
+
+    @property
+    def items_per_lane_step(self) -> int:
+        """Items that each lane gives to each global batch."""
+        return self.global_batch // self.lanes
+
+    @property
+    def items_per_lane_epoch(self) -> int:
+        """Items that each lane gives in an epoch, the same for all lanes; what a lane has beyond is left out."""
+        return self.steps_per_epoch * self.items_per_lane_step
+
+    @property
+    def num_left_out(self) -> int:
+        """Items that no batch of an epoch holds: fewer than one global batch, and others in the next epoch."""
+        return self.num_items - self.steps_per_epoch * self.global_batch
+
+
+def check_division(global_batch: int, lanes: int) -> None:
+    """Raises OrderError when the lanes cannot give equally many items to a global batch."""
+    if global_batch % lanes:
+        raise OrderError(
+            f"global_batch {global_batch} is not a multiple of lanes {lanes}, so lanes cannot give equally many "
+            f"samples to a batch; use global_batch {next_multiple(global_batch, lanes)} or lanes "
+            f"{largest_divisor(global_batch, lanes)}"
+        )
+
+
+def next_multiple(value: int, of: int) -> int:
+    """Returns the smallest multiple of `of` that is not below `value`."""
+    return -(-value // of) * of
+
+
+def largest_divisor(value: int, at_most: int) -> int:
+    """Returns the largest number up to `at_most` that divides `value`."""
+    return next(d for d in range(max(1, min(value, at_most)), 0, -1) if value % d == 0)
