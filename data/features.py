@@ -1,7 +1,6 @@
-"""Audio file -> stored log-mel parts, one file at a time, spooled so that a killed build goes on where it was.
+"""Audio -> stored log-mel parts, one track at a time.
 
-A track's parts lie in `<spool>/<id>.parts`, its facts in `<spool>/<id>.json`, which is written second: it exists if and
-only if the track is done. The id is a digest of all that the result depends on. Shapes: S samples, T frames, F bands.
+Shapes: S samples, T frames, F bands.
 """
 
 import json
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from data.corpus import Track
 from data.shards import decode_mel, encode_mel, npy_bytes
+from data.tracks import Track
 from pupujepa.audio import read_audio, resample
-from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel_slice
 
@@ -29,6 +28,8 @@ from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest, log_me
 LOG_CEILING = 2.71
 # -80 dB of full scale: digital silence and dither
 SILENT_PEAK = 1e-4
+# lists round the ends of stretches; a file that ends earlier than that is not the one that was meant
+_END_TOLERANCE_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class TrackFacts:
         rejected: why nothing did, or "".
         total, total_of_squares: sums over all decoded values, float64.
         clipped: values above the ceiling.
+        audio_sha256: of the decoded audio; "" where there is none.
     """
 
     rejected: str
@@ -82,6 +84,7 @@ class TrackFacts:
     total: float = 0.0
     total_of_squares: float = 0.0
     clipped: int = 0
+    audio_sha256: str = ""
 
     @property
     def frames(self) -> int:
@@ -89,50 +92,35 @@ class TrackFacts:
         return sum(part.frames for part in self.parts)
 
 
-def spool_id(track: Track, config: FeatureConfig) -> str:
-    """Returns the name of the track's files in the spool: another file, time of change or setting is another name."""
-    status = track.path.stat() if track.path.exists() else None
-    state = (status.st_size, status.st_mtime_ns) if status else (0, 0)
-    return sha256(repr((track.track, str(track.path.resolve()), state, config.digest)).encode()).hexdigest()[:32]
-
-
-def spooled_facts(spool: Path, name: str) -> TrackFacts | None:
-    """Returns the facts of a track that is done, else None."""
-    file = spool / f"{name}.json"
-    if not file.is_file():
-        return None
-    raw: dict[str, Any] = json.loads(file.read_bytes())
-    facts = TrackFacts(parts=tuple(Part(**part) for part in raw.pop("parts")), **raw)
-    return facts if facts.rejected or (spool / f"{name}.parts").is_file() else None
-
-
-def spool_track(track: Track, *, name: str, spool: Path, config: FeatureConfig) -> TrackFacts:
-    """Makes the parts of a track, or finds why it cannot be used, and records either."""
-    try:
-        stored, facts = extract(track.path, config)
-    except UserError as error:
-        stored, facts = b"", TrackFacts(rejected=str(error))
-    if stored:
-        with atomic_file(spool / f"{name}.parts") as temporary:
-            temporary.write_bytes(stored)
-    with atomic_file(spool / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(asdict(facts)))
-    return facts
-
-
-def extract(path: Path, config: FeatureConfig) -> tuple[bytes, TrackFacts]:
+def extract(
+    path: Path,
+    config: FeatureConfig,
+    *,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    origin: str | None = None,
+) -> tuple[bytes, TrackFacts]:
     """Returns the .npy files of all parts, end to end, and the facts about them.
 
+    Args:
+        start_s, end_s: the stretch of the file that is the track.
+        origin: what messages call the audio; by default the path.
+
     Raises:
-        UserError: the file cannot be decoded, is empty, too short or silent, or holds NaN.
+        UserError: the file cannot be decoded, is empty, too short or silent, holds NaN, or ends before the stretch.
     """
-    audio_S, rate_hz = read_audio(path)
+    origin = str(path) if origin is None else origin
+    duration_s = None if end_s is None else end_s - start_s
+    audio_S, rate_hz = read_audio(path, start_s=start_s, duration_s=duration_s, origin=origin)
+    if duration_s is not None and len(audio_S) < (duration_s - _END_TOLERANCE_S) * rate_hz:
+        raise UserError(f"{origin}: the file ends at {start_s + len(audio_S) / rate_hz:.2f} s; correct start or end")
     if float(np.abs(audio_S).max()) < SILENT_PEAK:
-        raise UserError(f"{path}: silent (peak below {SILENT_PEAK:g} of full scale)")
+        raise UserError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
+    audio_sha256 = digest_audio(audio_S, rate_hz)
     audio_S = resample(audio_S, rate_hz, config.frontend.sample_rate_hz)
     frames = len(audio_S) // config.frontend.hop_samples
     if frames < config.min_frames:
-        raise UserError(f"{path}: too short ({frames} frames, fewer than {config.min_frames})")
+        raise UserError(f"{origin}: too short ({frames} frames, fewer than {config.min_frames})")
     audio_1S = torch.from_numpy(audio_S)[None]
     pieces: list[bytes] = []
     parts: list[Part] = []
@@ -149,7 +137,14 @@ def extract(path: Path, config: FeatureConfig) -> tuple[bytes, TrackFacts]:
         pieces.append(npy_bytes(stored_TF))
         parts.append(Part(start, stop - start, offset, len(pieces[-1]), zlib.crc32(pieces[-1])))
         offset += len(pieces[-1])
-    return b"".join(pieces), TrackFacts("", tuple(parts), total, total_of_squares, clipped)
+    return b"".join(pieces), TrackFacts("", tuple(parts), total, total_of_squares, clipped, audio_sha256)
+
+
+def digest_audio(audio_S: NDArray[np.float32], rate_hz: int) -> str:
+    """Returns a digest of decoded audio: equal for the same music in wav and flac, under whatever name."""
+    digest = sha256(f"{rate_hz} Hz".encode())
+    digest.update(np.ascontiguousarray(audio_S).data)
+    return digest.hexdigest()
 
 
 def cut_evenly(frames: int, part_frames: int) -> list[tuple[int, int]]:
@@ -157,16 +152,6 @@ def cut_evenly(frames: int, part_frames: int) -> list[tuple[int, int]]:
     count = -(-frames // part_frames)
     edges = [frames * i // count for i in range(count + 1)]
     return list(pairwise(edges))
-
-
-def read_part(spool: Path, name: str, part: Part) -> bytes:
-    """Returns the .npy bytes of a part. Raises UserError when the spool was damaged."""
-    with (spool / f"{name}.parts").open("rb") as file:
-        file.seek(part.offset)
-        content = file.read(part.bytes)
-    if zlib.crc32(content) != part.crc32:
-        raise UserError(f"{spool / name}.parts is damaged; remove the folder {spool} and build again")
-    return content
 
 
 def sample_info(track: Track, uid: str, *, part: Part, frames_per_s: float) -> Mapping[str, Any]:

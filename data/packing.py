@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from data.corpus import Track
-from data.features import Part, TrackFacts, read_part, sample_info
-from data.files import LocalStore
+from data.features import Part, TrackFacts, sample_info
+from data.files import LocalStore, Location
+from data.locations import opened
 from data.manifest import ShardEntry
 from data.shards import Sample, index_name, sample_uid, write_index, write_shard
-from data.store import open_store
+from data.spool import read_part
+from data.tracks import Track
 from pupujepa.durable import atomic_file
 from pupujepa.randomness import generator
 
@@ -108,25 +110,26 @@ def deal(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | str, ..
     return hands
 
 
-def pack_shard(shard: PlannedShard, *, spool: Path, url: str) -> ShardEntry:
+def pack_shard(shard: PlannedShard, *, spool: Location, url: Location) -> ShardEntry:
     """Writes a shard and its index into the store at `url` and returns its entry; a receipt in `spool` spares a rerun.
 
     The index is published first: a shard under its final name always has one.
     """
-    receipt, store = spool / f"{shard.digest}.shard", open_store(url)
-    if receipt.is_file():
-        entry = ShardEntry(**json.loads(receipt.read_bytes()))
+    receipt, spooled, store = f"{shard.digest}.shard", opened(spool), opened(url)
+    if spooled.exists(receipt):
+        entry = ShardEntry(**json.loads(spooled.read(receipt)))
         if store.exists(index_name(shard.name)) and store.exists(shard.name) and store.size(shard.name) == entry.bytes:
             return entry
-    folder = store.root if isinstance(store, LocalStore) else spool
-    with atomic_file(folder / shard.name) as temporary:
-        with temporary.open("wb") as stream:
-            written = write_shard(stream, (_load(sample, spool) for sample in shard.samples))
-        index = write_index(written.index)
-        store.write(index_name(shard.name), index)
-    if not isinstance(store, LocalStore):
-        store.upload(folder / shard.name, shard.name)
-        (folder / shard.name).unlink()
+    with TemporaryDirectory(prefix="pupujepa-", dir=spooled.local_path()) as temporary:
+        # a shard of this machine is written where it will lie, one for a store beside the spool
+        folder = store.root if isinstance(store, LocalStore) else Path(temporary)
+        with atomic_file(folder / shard.name) as file:
+            with file.open("wb") as stream:
+                written = write_shard(stream, (_load(sample, spool) for sample in shard.samples))
+            index = write_index(written.index)
+            store.write(index_name(shard.name), index)
+        if not isinstance(store, LocalStore):
+            store.upload(folder / shard.name, shard.name)
     entry = ShardEntry(
         name=shard.name,
         samples=len(shard.samples),
@@ -135,12 +138,11 @@ def pack_shard(shard: PlannedShard, *, spool: Path, url: str) -> ShardEntry:
         sha256=written.sha256,
         index_sha256=sha256(index).hexdigest(),
     )
-    with atomic_file(receipt) as temporary:
-        temporary.write_text(json.dumps(asdict(entry)))
+    spooled.write(receipt, json.dumps(asdict(entry)).encode())
     return entry
 
 
-def _load(sample: PlannedSample, spool: Path) -> Sample:
+def _load(sample: PlannedSample, spool: Location) -> Sample:
     info = sample_info(sample.track, sample.uid, part=sample.part, frames_per_s=sample.frames_per_s)
     return Sample(info, read_part(spool, sample.spool_name, sample.part))
 

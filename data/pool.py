@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.connection import wait as wait_for
 from typing import TypeVar
@@ -24,7 +24,7 @@ def available_cores() -> int:
 
 def map_unordered(
     function: Callable[[Item], Result], items: Sequence[tuple[int, Item]], *, workers: int, preload: str
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """Yields (position, function(item)) for every (position, item), in the order of completion.
 
     Args:

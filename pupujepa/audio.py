@@ -26,13 +26,14 @@ class AudioError(UserError):
 
 
 def read_audio(
-    path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None
+    path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, origin: str | None = None
 ) -> tuple[NDArray[np.float32], int]:
     """Decodes a stretch of an audio file.
 
     Args:
         start_s: where the stretch begins.
         duration_s: its length; None reads to the end. A file that ends sooner gives what there is.
+        origin: what messages call the audio, where the file is only a copy of it.
 
     Returns:
         Mono audio [S] (mean over the channels) and its sample rate in Hz.
@@ -41,8 +42,9 @@ def read_audio(
         AudioError: missing, unreadable or empty file, a stretch beyond its end, or samples that are not finite.
     """
     path = Path(path)
+    origin = str(path) if origin is None else origin
     if not path.is_file():
-        raise AudioError(f"{path}: no such audio file; check the path")
+        raise AudioError(f"{origin}: no such audio file; check the path")
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
@@ -51,11 +53,11 @@ def read_audio(
             audio_SC = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(
-            f"{path}: cannot be decoded as audio ({error}); convert it to wav, flac, ogg or mp3"
+            f"{origin}: cannot be decoded as audio ({error}); convert it to wav, flac, ogg or mp3"
         ) from error
     if not len(audio_SC):
-        raise AudioError(f"{path}: holds no audio from {start_s:g} s on; remove it or choose an earlier start")
-    return mono(audio_SC.T, origin=str(path)), rate
+        raise AudioError(f"{origin}: holds no audio from {start_s:g} s on; remove it or choose an earlier start")
+    return mono(audio_SC.T, origin=origin), rate
 
 
 def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:

@@ -43,6 +43,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total, self.title, self.unit, self.done = total, title, unit, 0
+        self._skipped = 0
         self._note = ""
         self._stream = stream or sys.stderr
         self._every_s, self._clock, self._shown = every_s, clock, shown
@@ -63,6 +64,15 @@ class Progress:
         """Seconds since the start."""
         return max(self._clock() - self._started_at, 1e-9)
 
+    def skip(self, count: int) -> None:
+        """Counts things that were done before: they tell nothing about the rate."""
+        self.done += count
+        self._skipped += count
+        if not self._bar.disable:
+            self._bar.initial += count
+            self._bar.n += count
+            self._bar.refresh()
+
     def advance(self, count: int = 1, *, note: str = "") -> None:
         """Counts `count` things and shows `note`, e.g. a rate in the user's own unit."""
         self.done += count
@@ -82,7 +92,7 @@ class Progress:
         if not self._shown:
             return
         self._shown_at = self._clock()
-        left_s = self.elapsed_s / self.done * (self.total - self.done)
+        left_s = self.elapsed_s / max(self.done - self._skipped, 1) * (self.total - self.done)
         rest = f", about {left_s:.0f} s left" if self.done < self.total else f" in {self.elapsed_s:.0f} s"
         note = f", {note}" if note else ""
         self._stream.write(f"{self.title}: {self.done}/{self.total} {self.unit}{rest}{note}\n")

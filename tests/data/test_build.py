@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from data import build as build_module
 from data.__main__ import COMMANDS
-from data.build import Build, BuildConfig, read_record
-from data.corpus import CorpusError, read_corpus
+from data.build import Build
+from data.build_config import BuildConfig, read_record
+from data.corpus import read_corpus
 from data.features import FeatureConfig, cut_evenly
 from data.manifest import read_manifest
 from data.packing import deal
@@ -67,7 +68,7 @@ def make(folder: Path, url: str, *, workers: int = 1, config: BuildConfig = CONF
     """Builds and returns the build."""
     tracks = read_corpus(folder, seed=config.seed, fractions=config.split_fractions)
     work = folder.parent / f"work-{abs(hash(url))}"
-    build = Build(tracks, url, config=config, work=work, workers=workers)
+    build = Build(tracks, url, config=config, work=str(work), workers=workers)
     build.run(replace=replace_it)
     assert not work.exists()
     return build
@@ -100,7 +101,7 @@ def test_every_frame_of_every_song_is_there_once(album: Path, built: Path):
     assert "top.flac" in parts
     assert "top.wav" in parts
     for name, found in parts.items():
-        audio_S, rate_hz = read_audio(tracks[name].path)
+        audio_S, rate_hz = read_audio(tracks[name].audio.url)
         whole_TF = log_mel(torch.from_numpy(resample(audio_S, rate_hz, 24_000))[None])[0].numpy()
         joined_TF = np.concatenate([mel_TF for _, mel_TF, _ in sorted(found, key=lambda part: part[0])])
         assert joined_TF.shape == whole_TF.shape
@@ -332,7 +333,7 @@ def test_folders_are_never_split(album: Path, tmp_path: Path):
 def test_a_wrong_list_is_refused(line: str, message: str, tmp_path: Path):
     """A list that cannot be meant is an error with its line, before any work is done."""
     (tmp_path / "tracks.jsonl").write_text(line)
-    with pytest.raises(CorpusError, match=message):
+    with pytest.raises(UserError, match=message):
         read_corpus(tmp_path / "tracks.jsonl", seed=0)
 
 

@@ -7,7 +7,8 @@ import pytest
 import soundfile
 
 from data.__main__ import COMMANDS
-from data.build import Build, BuildConfig
+from data.build import Build
+from data.build_config import BuildConfig
 from data.corpus import read_corpus
 from data.features import FeatureConfig
 from data.manifest import read_manifest
@@ -27,7 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "in" / "half.wav", np.concatenate([audio_S[:72_000], np.zeros(72_000)]), 24_000)
     config = BuildConfig(features=FeatureConfig(part_frames=400))
     tracks = read_corpus(folder / "in", seed=0)
-    Build(tracks, str(folder / "out"), config=config, work=folder / "work", workers=1).run()
+    Build(tracks, str(folder / "out"), config=config, work=str(folder / "work"), workers=1).run()
     return folder / "out" / "train"
 
 
