@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distributed.report.inputs import Row, column
+from distributed.report.terms import FEATURES, Terms
 from distributed.report.wording import fixed, percent, significant
 
 STD_ALARM = 0.3
@@ -37,10 +38,15 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
-def judge(rows: Sequence[Row]) -> Verdict:
-    """Returns the verdict on a run from its metric rows; rows without diagnostics give an open one."""
-    tests = (_spread, _angle, _rank, _explained, _joint_fall, _loss_rise, _teacher)
-    findings = tuple(f for test in tests if (f := test(rows)) is not None)
+def judge(rows: Sequence[Row], terms: Terms = FEATURES) -> Verdict:
+    """Returns the verdict on a run from its metric rows; rows without diagnostics give an open one.
+
+    Args:
+        terms: for what the run predicts.
+    """
+    found = [test(rows) for test in (_spread, _angle, _rank)]
+    found += [_explained(rows, terms), _joint_fall(rows), _loss_rise(rows, terms), _teacher(rows, terms)]
+    findings = tuple(f for f in found if f is not None)
     states = [f.state for f in findings]
     if "alarm" in states:
         return Verdict("alarm", "Watch out: signs of collapse", findings)
@@ -96,7 +102,7 @@ def _rank(rows: Sequence[Row]) -> Finding | None:
     return Finding("good", f"Effective rank {word} {significant(last)} (start {significant(values[0])}).")
 
 
-def _explained(rows: Sequence[Row]) -> Finding | None:
+def _explained(rows: Sequence[Row], terms: Terms) -> Finding | None:
     _, values = column(rows, "diag/explained_variance")
     if not values:
         return None
@@ -105,9 +111,7 @@ def _explained(rows: Sequence[Row]) -> Finding | None:
         return Finding("alarm", f"The prediction explains nothing beyond a constant: {percent(last)} of the variance.")
     _, position = column(rows, "diag/explained_variance_position")
     beyond = f", {percent(position[-1])} beyond what the position alone tells" if position else ""
-    return Finding(
-        "good", f"The prediction explains {percent(last)} of the variance of the hidden patches' features{beyond}."
-    )
+    return Finding("good", f"{terms.hidden.format(percent(last))}{beyond}.")
 
 
 def _joint_fall(rows: Sequence[Row]) -> Finding | None:
@@ -131,7 +135,7 @@ def _joint_fall(rows: Sequence[Row]) -> Finding | None:
     return None
 
 
-def _loss_rise(rows: Sequence[Row]) -> Finding | None:
+def _loss_rise(rows: Sequence[Row], terms: Terms) -> Finding | None:
     _, losses = column(rows, "loss")
     if len(losses) < 8:
         return None
@@ -140,13 +144,12 @@ def _loss_rise(rows: Sequence[Row]) -> Finding | None:
     if tail > (1 + LOSS_RISE_ALARM) * min(runs):
         return Finding(
             "open",
-            f"The loss ends {percent(tail / min(runs) - 1, 0)} above its minimum. Alone that is normal, since the "
-            "target moves; with falling probes it would be an alarm.",
+            f"The loss ends {percent(tail / min(runs) - 1, 0)} above its minimum. {terms.rise}",
         )
     return None
 
 
-def _teacher(rows: Sequence[Row]) -> Finding | None:
+def _teacher(rows: Sequence[Row], terms: Terms) -> Finding | None:
     _, moved = column(rows, "diag/teacher_moved")
     if not moved:
         return None
@@ -157,6 +160,6 @@ def _teacher(rows: Sequence[Row]) -> Finding | None:
         return Finding(
             "open",
             f"The teacher has hardly moved from its first weights ({significant(moved[-1])}, the student is "
-            f"{significant(distance[-1])} away): so far the targets are those of an untrained network.",
+            f"{significant(distance[-1])} away): {terms.lag}.",
         )
     return Finding("good", f"The teacher follows the student: it has moved by {significant(moved[-1])} from its start.")

@@ -9,6 +9,7 @@ from distributed.report.collapse import Verdict, judge
 from distributed.report.forest import Difference, forest_plot, share_bar
 from distributed.report.inputs import RunInputs, column
 from distributed.report.probes import BASELINES, REFERENCE, difference_to
+from distributed.report.terms import terms_of
 from distributed.report.wording import (
     audio_length,
     compact,
@@ -60,7 +61,7 @@ class Overview:
 
 def overview(run: RunInputs) -> Overview:
     """Returns the head of the page; facts that nobody wrote are left out and named."""
-    verdict = judge(run.metrics)
+    verdict = judge(run.metrics, terms_of(run))
     gains = trained_gains(run)
     facts, absent = _facts(run)
     total = sum(value for _, value in run.phases)

@@ -29,6 +29,7 @@ from distributed.report.prediction import Predictions, prediction_plates
 from distributed.report.probes import probe_section
 from distributed.report.reproduce import reproduce_section
 from distributed.report.samples import Gallery, read_gallery
+from distributed.report.terms import terms_of
 from distributed.report.training import collapse_section, training_section
 from distributed.report.wording import fixed, interval
 from pupujepa.config import compose
@@ -138,6 +139,7 @@ def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) 
         head=overview(inputs),
         contents=CONTENTS,
         marks=MARKS,
+        terms=terms_of(inputs),
         music=sections.music,
         attention=sections.attention,
         filled=sections.filled,

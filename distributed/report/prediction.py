@@ -1,5 +1,6 @@
-"""How well the gaps are filled: the share of each hidden patch's feature that the predictor gets right.
+"""How well the gaps are filled: how much the predictor gets right of each hidden patch's feature, or of the patch.
 
+Features are predicted by a joint-embedding model, patches by one of kind mae.
 The measure is strict: a prediction that knows only which band a patch is in, and not what happens there, gets zero.
 The same step as in training is run on held-out crops, without gradient: student on the visible patches, predictor on
 the hidden ones, teacher as the truth. Shapes: D width, M target patches; a grid is [steps, bands].
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from distributed.report.music import Plate, strategy_name
 from distributed.report.pictures import Canvas, emblem, heat, picture
+from distributed.report.terms import FEATURES, PATCHES
 from distributed.report.wording import percent
+from pupujepa.architecture import MAE
 from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import ObjectiveConfig, TrainingStep
@@ -61,11 +64,12 @@ def prediction_plates(
     step = TrainingStep(model, objective).eval()
     # every hidden patch is asked for, also when training samples a part of them to save time
     masks = replace(masks, target_fraction=1.0)
+    mean = (PATCHES if objective.kind == MAE else FEATURES).mean
     plates, emblems = [], []
     for strategy in range(len(STRATEGIES)):
         filled = [fill(step, mel_TF, masks, strategy=strategy, key=(seed, i)) for i, mel_TF in enumerate(mels_BTF)]
         maps, total = explained(filled)
-        plates.append(_plate(canvas, maps[0], strategy, total=total, count=len(filled)))
+        plates.append(_plate(canvas, maps[0], strategy, total=total, count=len(filled), mean=mean))
         emblems.append(emblem(canvas, [heat(maps[0])], grey=True))
     return Predictions(tuple(plates), emblems[RANDOM])
 
@@ -108,12 +112,12 @@ def band_spread(target_nD: Tensor, band_n: np.ndarray, *, bands: int) -> np.ndar
     return spread
 
 
-def _plate(canvas: Canvas, shares: np.ndarray, strategy: int, *, total: float, count: int) -> Plate:
+def _plate(canvas: Canvas, shares: np.ndarray, strategy: int, *, total: float, count: int, mean: str) -> Plate:
     name = strategy_name(strategy)
     sentence = (
         f"{percent(total)} of the variance within bands explained, over {count} crops."
         if total > 0
-        else f"No better yet than the mean feature of each band ({percent(total)}, over {count} crops)."
+        else f"No better yet than the {mean} of each band ({percent(total)}, over {count} crops)."
     )
     svg = picture(
         canvas, f"How much of each hidden patch is predicted under a {name} mask", layers=[heat(shares)], grey=True

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from distributed.report.charts import Chart, Event, Series, Threshold, line_chart
 from distributed.report.collapse import COSINE_ALARM, STD_ALARM, Verdict, judge
 from distributed.report.inputs import Missing, Row, RunInputs, column
+from distributed.report.terms import terms_of
 from distributed.report.wording import MINUS, listed
 
 # an untrained predictor is far below zero, which would flatten all that follows
@@ -25,7 +26,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One chart: which columns it draws and how. A chart without any logged column is left out and named."""
+    """One chart: which columns it draws and how. A chart without any logged column is left out and named.
+
+    sentence: may name phrases of `Terms` in braces.
+    """
 
     title: str
     sentence: str
@@ -39,8 +43,7 @@ class _Plan:
 TRAINING = (
     _Plan(
         "Loss",
-        "Distance between predicted and true features of hidden patches. It should fall, but may rise when the teacher "
-        "grows richer. Blocks and time spans are usually harder than scattered holes.",
+        "{loss}. Blocks and time spans are usually harder than scattered holes.",
         (
             ("loss", "all", "tone-1"),
             ("loss_random", "random", "tone-5"),
@@ -72,8 +75,7 @@ TRAINING = (
 DIAGNOSTICS = (
     _Plan(
         "Explained variance",
-        "Share of the hidden features' variance that the prediction explains beyond a constant, and beyond the mean of "
-        "each position. Zero is guessing.",
+        "{share} beyond a constant, and beyond the mean of each position. Zero is guessing.",
         (
             ("diag/explained_variance", "beyond a constant", "tone-1"),
             ("diag/explained_variance_position", "beyond position", "tone-2"),
@@ -148,22 +150,23 @@ def training_section(run: RunInputs) -> Curves | Missing:
     """Returns the curves of the training itself."""
     if not run.metrics:
         return Missing("metrics.jsonl, the log of the training", "python -m distributed train --preset demo ...")
-    charts, absent = _draw(TRAINING, _with_shares(run.metrics), _resumes(run))
+    charts, absent = _draw(TRAINING, _with_shares(run.metrics), run)
     return Curves(charts, absent=absent)
 
 
 def collapse_section(run: RunInputs) -> Curves | Missing:
     """Returns the diagnostic curves, their thresholds and the verdict."""
-    charts, absent = _draw(DIAGNOSTICS, run.metrics, _resumes(run))
+    charts, absent = _draw(DIAGNOSTICS, run.metrics, run)
     if not charts:
         return Missing(
             "the diagnostics (rows of metrics.jsonl with diag/ keys)", "python -m distributed train --preset demo ..."
         )
-    return Curves(charts, judge(run.metrics), absent)
+    return Curves(charts, judge(run.metrics, terms_of(run)), absent)
 
 
-def _draw(plans: Sequence[_Plan], rows: Sequence[Row], events: Sequence[Event]) -> tuple[tuple[Chart, ...], str]:
+def _draw(plans: Sequence[_Plan], rows: Sequence[Row], run: RunInputs) -> tuple[tuple[Chart, ...], str]:
     charts, absent = [], []
+    phrases, events = asdict(terms_of(run)), _resumes(run)
     for plan in plans:
         series = [Series(label, *column(rows, key), tone=tone) for key, label, tone in plan.lines]
         series = [s for s in series if s.x]
@@ -173,7 +176,7 @@ def _draw(plans: Sequence[_Plan], rows: Sequence[Row], events: Sequence[Event]) 
         charts.append(
             line_chart(
                 plan.title,
-                plan.sentence,
+                plan.sentence.format_map(phrases),
                 series=series,
                 thresholds=plan.thresholds,
                 events=events,

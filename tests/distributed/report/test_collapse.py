@@ -3,6 +3,8 @@
 import pytest
 
 from distributed.report.collapse import judge
+from distributed.report.terms import FEATURES, PATCHES
+from distributed.report.wording import percent
 
 
 def rows(**last):
@@ -76,3 +78,17 @@ def test_a_teacher_that_hardly_moved_is_mentioned():
     """The student then still learns the features of an untrained network, however good the curves look."""
     verdict = judge(rows(teacher_moved=0.001, teacher_student_distance=0.2))
     assert any("hardly moved" in f.sentence for f in verdict.findings if f.state == "open")
+
+
+def test_a_reconstruction_is_not_called_a_feature():
+    """In a run of kind mae nothing is said of predicted features or of a target that moves."""
+    made = rows(teacher_moved=0.001, teacher_student_distance=0.2)
+    for i, row in enumerate(made):
+        row["loss"] = 0.2 + 0.02 * i
+    told = {terms: " ".join(f.sentence for f in judge(made, terms).findings) for terms in (FEATURES, PATCHES)}
+    assert f"explains {percent(0.3)} of the variance of the hidden patches' features" in told[FEATURES]
+    assert f"The reconstruction explains {percent(0.3)} of the variance of the hidden patches." in told[PATCHES]
+    assert "since the target moves" in told[FEATURES]
+    assert "The target stands still" in told[PATCHES]
+    assert "the targets are those of an untrained network" in told[FEATURES]
+    assert "targets are those" not in told[PATCHES]

@@ -252,6 +252,25 @@ def test_facts_that_nobody_wrote_are_named(bare_run):
     )
 
 
+def test_a_run_that_reconstructs_says_so(bare_run):
+    """Of a run of kind mae the page speaks of reconstructed patches where it speaks of predicted features otherwise."""
+    texts = {}
+    for kind in ("jepa", "mae"):
+        config = (bare_run / "config.yaml").read_text().partition("\nobjective:")[0].rstrip()
+        (bare_run / "config.yaml").write_text(f"{config}\nobjective:\n  kind: {kind}\n")
+        build_report(bare_run)
+        texts[kind] = " ".join(unescape((bare_run / "report.html").read_text()).split())
+    for feature, patch in (
+        ("<b>Predict</b> the features", "<b>Reconstruct</b> the spectrogram"),
+        ("must predict the features of the veiled ones;", "the predictor must reconstruct the veiled ones;"),
+        ("Distance between predicted and true features", "Distance between hidden patches and their reconstruction"),
+        ("Share of the hidden features' variance", "Share of the hidden patches' variance"),
+        ("if every patch had the same feature, the loss", "it can be good while the features are poor"),
+    ):
+        assert [feature in texts[kind] for kind in texts] == [True, False], feature
+        assert [patch in texts[kind] for kind in texts] == [False, True], patch
+
+
 def test_names_from_files_cannot_become_markup(bare_run):
     """A track or task called <script> is text."""
     rows = [json.loads(line) for line in (bare_run / "results.jsonl").read_text().splitlines()]
