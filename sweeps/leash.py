@@ -51,7 +51,7 @@ class Leash:
     ):
         linger_s = grace_s if linger_s is None else linger_s
         options = ["--grace", str(grace_s), "--linger", str(linger_s), *(["--remove", str(remove)] if remove else [])]
-        self._patience_s = grace_s + linger_s + 30
+        self._patience_s = grace_s + linger_s + 120
         read_end, write_end = os.pipe()  # both are close-on-exec, so no other child holds the owner's end
         self._write_end: int | None = write_end
         output = log.open("ab") if log else None
@@ -154,10 +154,24 @@ def _end_descendants(linger_s: float) -> None:
     """Asks whom the command left behind to leave, then kills until nobody is left: a process may start others."""
     _signal_each(descendants(os.getpid()), signal.SIGTERM)
     deadline = time.monotonic() + linger_s
-    while alive := descendants(os.getpid()):
+    while _has_children():
         if time.monotonic() > deadline:
-            _signal_each(alive, signal.SIGKILL)
+            _signal_each(descendants(os.getpid()), signal.SIGKILL)
         time.sleep(0.02)
+
+
+def _has_children() -> bool:
+    """Returns whether anybody is left, and reaps who has ended.
+
+    All orphans below the leash are its own children, so the kernel knows. A look through /proc does not: who is started
+    between the listing and the reading, by a process that ends in that time, is seen by neither.
+    """
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _signal_each(pids: Sequence[int], number: int) -> None:

@@ -4,7 +4,7 @@
   python stand_in.py evaluate RUN_DIR FLAG [overrides]   writes one result, larger for a larger ratio
 
 0.5 crashes at step 2; 0.6 loses its loss at step 2; 0.7 starts a rank in a session of its own, ignores SIGTERM and goes
-on for a minute. When the file FLAG exists, all of them behave. Every start leaves a line in RUN_DIR/starts.
+on for ten minutes. When the file FLAG exists, all of them behave. Every start leaves a line in RUN_DIR/starts.
 """
 
 import json
@@ -38,9 +38,10 @@ def train(run_dir: Path, ratio: float) -> int:
     metrics.unlink(missing_ok=True)
     if ratio == 0.7:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-        (run_dir / "pids").write_text(f"{os.getpid()} {rank.pid}")
-    for step in range(600 if ratio == 0.7 else 5):
+        rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        (run_dir / "pids.new").write_text(f"{os.getpid()} {rank.pid}")
+        (run_dir / "pids.new").rename(run_dir / "pids")
+    for step in range(6000 if ratio == 0.7 else 5):
         loss = None if ratio == 0.6 and step == 2 else 1 / (step + 1)
         with metrics.open("a") as file:
             file.write(json.dumps({"step": step, "loss": loss}) + "\n")
@@ -48,7 +49,7 @@ def train(run_dir: Path, ratio: float) -> int:
             sys.stderr.write("out of memory on purpose\n")
             return 7
         if ratio == 0.6 and step == 2:
-            time.sleep(60)  # a run without a loss would go on for long: it must be ended
+            time.sleep(600)  # a run without a loss would go on for long: it must be ended
         time.sleep(0.1 if ratio == 0.7 else 0.02)
     return 0
 

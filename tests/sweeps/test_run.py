@@ -32,7 +32,19 @@ def sweep_command(write_sweep, shards, corpus, tmp_path):
 
 def launch(command, **kwargs) -> subprocess.CompletedProcess:
     """Runs a command to its end; what it wrote comes with the assertion that fails."""
-    return subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=240, **kwargs)
+    return subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=900, **kwargs)
+
+
+def started(command, said: Path, **environ: str) -> subprocess.Popen:
+    """Starts a command; what it says goes to a file, as nobody would empty a pipe while the test waits."""
+    with said.open("w") as log:
+        return subprocess.Popen(command, cwd=ROOT, stderr=log, env=os.environ | environ)
+
+
+def trainer_and_rank(out: Path) -> list[int]:
+    """Process ids of the one trial that goes on for long."""
+    (pids,) = out.glob("trials/*/pids")
+    return [int(pid) for pid in pids.read_text().split()]
 
 
 def records(out: Path) -> dict[str, dict]:
@@ -74,7 +86,7 @@ def test_two_tiny_trials_end_to_end(sweep_command, tmp_path):
     assert other["delta"]["collection"]["value"] == pytest.approx(difference)
     assert [row["crops"] for row in rows] == [32, 32]
     assert (out / "sweep.html").read_text().count("<svg") >= 1
-    assert not processes_about(str(out))
+    wait_until(lambda: not processes_about(str(out)))
 
 
 def test_failures_kill_and_continue(sweep_command, stand_in_commands, tmp_path):
@@ -85,21 +97,20 @@ def test_failures_kill_and_continue(sweep_command, stand_in_commands, tmp_path):
     axes = {"ratio": RATIO | {"values": [0.5, 0.6, 0.7]}}
     command = sweep_command(axes=axes, commands=stand_in_commands)
     out = tmp_path / "out"
-    sweep = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    sweep = started(command, tmp_path / "said")
     try:
 
         def settled() -> bool:
-            assert sweep.poll() is None, sweep.stderr.read()
+            assert sweep.poll() is None, (tmp_path / "said").read_text()
             statuses = sorted(record["status"] for record in records(out).values())
             return statuses == ["crashed", "diverged", "finished", "running"] and bool([*out.glob("trials/*/pids")])
 
-        wait_until(settled, timeout_s=180)
+        wait_until(settled, timeout_s=500)
     finally:
         sweep.kill()
-        sweep.communicate()
-    wait_until(lambda: not processes_about(str(out)), timeout_s=30)
-    (pids,) = out.glob("trials/*/pids")
-    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+        sweep.wait()
+    wait_until(lambda: not processes_about(str(out)))
+    wait_until(lambda: not any(alive(pid) for pid in trainer_and_rank(out)))
 
     (tmp_path / "behave").touch()
     done = launch(command)
@@ -125,16 +136,17 @@ def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):
     """A scheduler's SIGTERM: trials are ended, Ray is stopped, the exit code says that it was stopped."""
     out = tmp_path / "out"
     command = sweep_command(axes={"ratio": RATIO | {"values": [0.7]}}, commands=stand_in_commands)
-    before = {*Path(tempfile.gettempdir()).glob("sweep-*")}
-    sweep = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: [*out.glob("trials/*/pids")] or sweep.poll() is not None, timeout_s=180)
-    sweep.send_signal(signal.SIGTERM)
-    _, said = sweep.communicate(timeout=90)
-    assert sweep.returncode == 128 + signal.SIGTERM, said
-    assert not processes_about(str(out))
-    (pids,) = out.glob("trials/*/pids")
-    assert not any(alive(int(pid)) for pid in pids.read_text().split())
-    assert {*Path(tempfile.gettempdir()).glob("sweep-*")} <= before
+    # a place of its own, as other sweeps of this machine have theirs in the usual one; short, for the sake of sockets
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
+        sweep = started(command, tmp_path / "said", TMPDIR=temporary)
+        wait_until(lambda: [*out.glob("trials/*/pids")] or sweep.poll() is not None, timeout_s=500)
+        assert [*Path(temporary).glob("sweep-*")], "Ray's directory is not where this test looks for it"
+        sweep.send_signal(signal.SIGTERM)
+        code = sweep.wait(timeout=300)
+        assert code == 128 + signal.SIGTERM, (tmp_path / "said").read_text()
+        wait_until(lambda: not processes_about(str(out)))
+        wait_until(lambda: not any(alive(pid) for pid in trainer_and_rank(out)))
+        assert not [*Path(temporary).glob("sweep-*")]
     assert records(out)["ratio=0.7-seed0"]["status"] == "running"
 
 

@@ -87,7 +87,7 @@ def test_a_trial_that_diverges_is_ended_and_recorded_for_good(trial_of, tmp_path
     started = time.monotonic()
     record, _ = run(trial_of(0.6), tmp_path)
     assert (record.status, record.reason) == ("diverged", "the loss is None at step 2")
-    assert time.monotonic() - started < 30  # the stand-in would sleep for 60 s
+    assert time.monotonic() - started < 300, "the stand-in was left to sleep for 600 s"
     assert run(trial_of(0.6, session="later"), tmp_path)[0].status == "diverged"
     assert len(starts(trial_of(0.6), tmp_path)) == 1
 
