@@ -4,7 +4,9 @@ Needs root and Debian's slurmctld, slurmd, slurm-client and munge, which `make t
 """
 
 import os
+import random
 import shutil
+import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -12,11 +14,12 @@ from pathlib import Path
 
 from tests.distributed.launch import environment as launch_environment
 
-BASE_PORT = 16817
 NODES = ("n1", "n2")
 
 # cred_expire: a requeued job waits for its old credential to expire, 120 s by default. RequeueExit: the trainer's code
-# for "saved, continue me". `low` is preempted by `high`. KillWait is short so that faults show quickly.
+# for "saved, continue me". `low` is preempted by `high`. KillWait is short so that faults show quickly; GraceTime and
+# the other limits are long, since only a machine that is too busy to answer reaches them. The nodes have the cores that
+# are written here, whatever the machine has, and no memory is counted.
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -46,9 +49,11 @@ MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
 SlurmctldParameters=preempt_send_user_signal
+SlurmdParameters=config_overrides
+MessageTimeout=100
 RequeueExit=85
-SlurmctldTimeout=30
-SlurmdTimeout=30
+SlurmctldTimeout=300
+SlurmdTimeout=300
 KillWait=10
 MinJobAge=600
 InactiveLimit=0
@@ -56,9 +61,9 @@ JobRequeue=1
 PreemptMode=REQUEUE
 PreemptType=preempt/partition_prio
 MailProg=/bin/true
-NodeName=n1 NodeAddr=127.0.0.1 Port={port1} CPUs=2 RealMemory=8000 State=UNKNOWN
-NodeName=n2 NodeAddr=127.0.0.1 Port={port2} CPUs=2 RealMemory=8000 State=UNKNOWN
-PartitionName=low  Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=20
+NodeName=n1 NodeAddr=127.0.0.1 Port={port1} CPUs=2 State=UNKNOWN
+NodeName=n2 NodeAddr=127.0.0.1 Port={port2} CPUs=2 State=UNKNOWN
+PartitionName=low  Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=120
 PartitionName=high Nodes=n1,n2             MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -76,7 +81,8 @@ def slurm_cluster(root: Path):
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     conf = root / "slurm.conf"
-    conf.write_text(SLURM_CONF.format(root=root, port=BASE_PORT, port1=BASE_PORT + 11, port2=BASE_PORT + 12))
+    port, port1, port2 = free_ports(3)
+    conf.write_text(SLURM_CONF.format(root=root, port=port, port1=port1, port2=port2))
     environment = launch_environment() | {"SLURM_CONF": str(conf)}
     started: list[subprocess.Popen] = []
     try:
@@ -89,7 +95,23 @@ def slurm_cluster(root: Path):
         for process in reversed(started):
             process.terminate()
         for process in started:
-            process.wait(timeout=20)
+            process.wait(timeout=200)
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports that are free now, below the range from which outgoing connections take theirs."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(15000, 32000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
+    return ports
 
 
 def _start_munge(root: Path, environment: dict, started: list) -> None:
@@ -116,7 +138,7 @@ def _wait_until_idle(environment: dict, root: Path) -> None:
     _wait_for(idle, "both nodes to be idle", root)
 
 
-def _wait_for(condition, what: str, root: Path, timeout_s: float = 40.0) -> None:
+def _wait_for(condition, what: str, root: Path, timeout_s: float = 200.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

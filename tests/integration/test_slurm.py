@@ -1,11 +1,14 @@
 """SLURM launches it: a real two-node cluster trains, is preempted, requeues, and resumes exactly."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.data.shardsets import build_shard_set
@@ -49,7 +52,7 @@ def submit(cluster, run_dir, shards, *options):
     log = run_dir.parent / "job.log"
     command = ["sbatch", "--parsable", *ON_BOTH_NODES, f"--output={log}", *options, "slurm/train.sbatch"]
     command += ["--preset", "demo", "--run-dir", str(run_dir), f"stream.url={shards}", *SMALL]
-    done = subprocess.run(command, check=False, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, check=False, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
     return int(done.stdout.split(";")[0].split()[0])
 
@@ -59,11 +62,30 @@ def losses(run_dir):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-def wait_for(condition, what, log, timeout_s=120.0):
+def wait_for(condition, what, log, timeout_s=500.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}:\n{log.read_text()[-3000:]}"
         time.sleep(0.2)
+
+
+def ranks_of(run_dir) -> list[psutil.Process]:
+    """The training processes of a run directory, as the nodes have them."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if process.name().startswith("python") and str(run_dir) in process.cmdline():
+                found.append(process)
+    return found
+
+
+def was_signalled(rank: psutil.Process) -> bool:
+    """Whether a stop signal waits for a process that is held, or woke it."""
+    if rank.status() != psutil.STATUS_STOPPED:
+        return True
+    rows = Path(f"/proc/{rank.pid}/status").read_text().splitlines()
+    (pending,) = (int(row.split()[1], 16) for row in rows if row.startswith("ShdPnd:"))
+    return any(pending >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGUSR2))
 
 
 def test_srun_trains_on_two_nodes(straight_losses):
@@ -76,16 +98,16 @@ def test_a_preempted_job_saves_requeues_and_resumes_exactly(cluster, shards, str
     run_dir, log = tmp_path / "run", tmp_path / "job.log"
     job = submit(cluster, run_dir, shards)
     wait_for((run_dir / "checkpoints" / "LATEST").exists, "the first checkpoint", log)
-    urgent = [
-        "sbatch",
-        "--wait",
-        "--partition=high",
-        "--nodes=2",
-        "--exclusive",
-        "--output=/dev/null",
-        "--wrap=sleep 1",
-    ]
-    subprocess.run(urgent, check=True, cwd=ROOT, env=cluster, capture_output=True, timeout=120)
+    # however fast the machine is, the run does not end before the scheduler has come to it
+    ranks = ranks_of(run_dir)
+    assert len(ranks) == 2, log.read_text()
+    for rank in ranks:
+        rank.suspend()
+    urgent = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    subprocess.run(urgent, check=True, cwd=ROOT, env=cluster, capture_output=True, timeout=300)
+    wait_for(lambda: all(was_signalled(rank) for rank in ranks), "the signal of the preemption", log)
+    for rank in ranks:
+        rank.resume()
     wait_for(lambda: "COMPLETED" in state(cluster, job), "the requeued job to complete", log)
     history = log.read_text()
     assert "start 2" in history, "the job was never requeued:\n" + history
@@ -105,7 +127,7 @@ def test_a_wrong_key_fails_the_job(cluster, tmp_path):
     log = tmp_path / "job.log"
     command = ["sbatch", "--wait", *ON_BOTH_NODES, f"--output={log}", "slurm/train.sbatch", "--preset", "demo"]
     ended = subprocess.run(
-        [*command, "train.step=3"], check=False, cwd=ROOT, env=cluster, capture_output=True, timeout=120
+        [*command, "train.step=3"], check=False, cwd=ROOT, env=cluster, capture_output=True, timeout=300
     )
     assert ended.returncode != 0
     assert "unknown key train.step; did you mean train.steps?" in log.read_text()
