@@ -3,7 +3,7 @@
 `Linear` and `PatchConv` leave their memory as it is: `PupuJEPA.init_weights` fills it from its own generator, so
 building a model neither touches the global random state nor initialises a large model twice.
 
-Shapes: B batch, N tokens, D width, H heads.
+Shapes: B batch, N tokens, M of them whose outputs are wanted, D width, H heads.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from pupujepa.rope import Rotation, rotate
 from pupujepa.softmax_attention import attend
 
 NORM_EPSILON = 1e-5
+ALL_ROWS = slice(None)
 
 
 class Linear(nn.Linear):
@@ -88,10 +89,11 @@ class Attention(nn.Module):
         # norms give float32 under autocast; attention takes one dtype
         return query.to(value.dtype), key.to(value.dtype), value
 
-    def forward(self, x_BND: Tensor, rotation: Rotation | None) -> Tensor:
-        """Attends over all N tokens."""
-        mixed_BHND = attend(*self.project(x_BND, rotation))
-        return self.proj(mixed_BHND.transpose(1, 2).flatten(2))
+    def forward(self, x_BND: Tensor, rotation: Rotation | None, rows: slice = ALL_ROWS) -> Tensor:
+        """Returns what tokens `rows` gather from all N tokens."""
+        query, key, value = self.project(x_BND, rotation)
+        mixed_BHMD = attend(query[:, :, rows], key, value)
+        return self.proj(mixed_BHMD.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -131,10 +133,10 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(shape.width)
         self.mlp = SwiGLU(shape) if shape.mlp == SWIGLU else GeluMLP(shape)
 
-    def forward(self, x_BND: Tensor, rotation: Rotation | None) -> Tensor:
-        """Returns the tokens after attention and MLP, each with its residual."""
-        x_BND = x_BND + self.attn(self.norm1(x_BND), rotation)
-        return x_BND + self.mlp(self.norm2(x_BND))
+    def forward(self, x_BND: Tensor, rotation: Rotation | None, rows: slice = ALL_ROWS) -> Tensor:
+        """Returns tokens `rows` after attention over all and the MLP, each with its residual."""
+        x_BMD = x_BND[:, rows] + self.attn(self.norm1(x_BND), rotation, rows)
+        return x_BMD + self.mlp(self.norm2(x_BMD))
 
 
 class Transformer(nn.Module):
@@ -181,19 +183,27 @@ class Transformer(nn.Module):
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x_BND: Tensor, rotation: Rotation | None, *, keep: int = 1, recompute: bool = False
+    blocks: nn.ModuleList,
+    x_BND: Tensor,
+    rotation: Rotation | None,
+    *,
+    keep: int = 1,
+    rows: slice = ALL_ROWS,
+    recompute: bool = False,
 ) -> list[Tensor]:
     """Runs the blocks in turn and returns the last `keep` outputs, holding no more of them than that.
 
     Args:
+        rows: the tokens to return of the last block, which does no more than these need.
         recompute: drop each block's activations and compute them again in the backward pass, which trades about a third
             more time for memory that no longer grows with depth.
     """
     kept: list[Tensor] = []
     for block in blocks:
+        inputs = (x_BND, rotation, rows if block is blocks[-1] else ALL_ROWS)
         if recompute and torch.is_grad_enabled():
-            x_BND = checkpoint(block, x_BND, rotation, use_reentrant=False, preserve_rng_state=False)
+            x_BND = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_BND = block(x_BND, rotation)
+            x_BND = block(*inputs)
         kept = [*kept[max(0, len(kept) - keep + 1) :], x_BND]
     return kept

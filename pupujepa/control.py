@@ -22,7 +22,7 @@ data cannot all be equal, and a comparison has to say which is:
     equal       how, Tiny                              how, Large                         then, Tiny / Large
     data        nothing to set                         nothing to set                     11.4 / 9.3 times fewer FLOPs
     tokens      stream.global_batch times 8            the same                           1.4 / 1.2 times fewer FLOPs
-    operations  train.steps times 11.39                train.steps times 9.30             the data 11.4 / 9.3 times
+    operations  train.steps times 11.38                train.steps times 9.29             the data 11.4 / 9.3 times
     resolution  model.patch_frames=1 (1024 tokens      the same                           2.41 / 2.17 times fewer FLOPs,
                 of 10 ms, 128 values each)                                                half the tokens
 

@@ -68,8 +68,11 @@ def forward_flops(shape: BlockShape, depth: int, *, tokens: int) -> int:
 
 
 def predictor_flops(config: ModelConfig, *, context: int, targets: int) -> int:
-    """Returns the predictor's forward operations."""
-    blocks = forward_flops(predictor_shape(config), config.predictor_depth, tokens=context + targets)
+    """Returns the predictor's forward operations; its last block gives the target tokens only."""
+    shape, tokens = predictor_shape(config), context + targets
+    qkv = 3 * shape.width * shape.width
+    last_block = 2 * qkv * tokens + (2 * (_block_weights(shape) - qkv) + 4 * tokens * shape.width) * targets
+    blocks = forward_flops(shape, config.predictor_depth - 1, tokens=tokens) + last_block
     ends = config.width * context + config.predictor_outputs * targets
     return blocks + 2 * config.predictor_width * ends
 

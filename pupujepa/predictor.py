@@ -34,8 +34,10 @@ class Predictor(nn.Module):
             rotation: of that sequence, each tensor [B, 1, N, R].
         """
         x_BNP = self.assemble(context_BKD, sequence_BN)
-        x_BNP = run_blocks(self.blocks, x_BNP, rotation, recompute=self.activation_checkpointing)[-1]
-        return self.proj_out(self.norm(x_BNP[:, context_BKD.shape[1] :]))
+        # nobody reads what becomes of the context tokens after they have been attended to for the last time
+        targets = slice(context_BKD.shape[1], None)
+        x_BMP = run_blocks(self.blocks, x_BNP, rotation, rows=targets, recompute=self.activation_checkpointing)[-1]
+        return self.proj_out(self.norm(x_BMP))
 
     def assemble(self, context_BKD: Tensor, sequence_BN: Tensor) -> Tensor:
         """Returns the predictor's input [B, N, P]: projected context tokens, then mask tokens, with their positions."""

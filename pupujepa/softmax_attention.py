@@ -6,17 +6,25 @@ instructions instead, and as long as the scores of one product stay in the cache
 product under autocast is: the output is off by 2^-7 where the fused kernel's is off by 2^-8. Everywhere else, float32
 and accelerators, torch's kernel is used.
 
+Weights are powers of two of the scores, divided by their row's sum only after they have been multiplied with the
+values, which are fewer. The usual search for each row's largest score is left out where the lengths of queries and keys
+prove that nothing can overflow.
+
 Shapes: B batch, H heads, G heads of any clips, N queries, K keys, D dimensions of a head.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional
 
 SCORES_IN_CACHE = 1 << 20  # 2 MiB of bf16 scores at a time
+# 2^64 times any number of keys and values is far from bf16's largest number, 2^128, and 2^-64 from its smallest
+_SAFE_EXPONENT = 64.0
 
 
 def attend(query_BHND: Tensor, key_BHKD: Tensor, value_BHKD: Tensor) -> Tensor:
@@ -32,42 +40,80 @@ class _AttentionInPieces(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_GND: Tensor, key_GKD: Tensor, value_GKD: Tensor) -> Tensor:
-        mixed = [_weights(query_GND[g, n], key_GKD[g]) @ value_GKD[g] for g, n in _pieces(query_GND, key_GKD)]
-        mixed_GND = torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in mixed]).view(query_GND.shape)
-        ctx.save_for_backward(query_GND, key_GKD, value_GKD)
+        base2_GND = query_GND * _base2_scale(query_GND)
+        unsafe_GN1 = _unsafe_rows(base2_GND, key_GKD)
+        mixed, sums = [], []
+        for g, n in _pieces(query_GND, key_GKD):
+            power_GNK = _powers(base2_GND[g, n], key_GKD[g], _part(unsafe_GN1, (g, n)))
+            sum_GN1 = power_GNK.sum(-1, keepdim=True).float()  # added up in float32 within
+            mixed.append(((power_GNK @ value_GKD[g]) / sum_GN1).to(query_GND.dtype).flatten(0, 1))
+            sums.append(sum_GN1.flatten(0, 1))
+        mixed_GND = torch.cat(mixed).view(query_GND.shape)
+        sum_GN1 = torch.cat(sums).view(*query_GND.shape[:2], 1)
+        ctx.save_for_backward(query_GND, key_GKD, value_GKD, mixed_GND, sum_GN1, unsafe_GN1)
         return mixed_GND
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        query_GND, key_GKD, value_GKD = ctx.saved_tensors
-        grad_GND = gradients[0]
-        scale = query_GND.shape[-1] ** -0.5
+        query_GND, key_GKD, value_GKD, mixed_GND, sum_GN1, unsafe_GN1 = ctx.saved_tensors
+        base2_GND = query_GND * _base2_scale(query_GND)
+        # divided here, by row, the sums need not divide the weights
+        grad_GND = (gradients[0] / sum_GN1).to(query_GND.dtype)
+        mean_GN1 = (grad_GND * mixed_GND).sum(-1, keepdim=True)
         grad_query_GND = torch.empty_like(query_GND)
         # Keys and values gather from many pieces, in float32: a sum of bf16 would forget the small ones. They are held
         # transposed, because a product whose left side is the transposed weights takes up to ten times as long.
         grad_key_GDK, grad_value_GDK = (x.new_zeros(x.mT.shape, dtype=torch.float32) for x in (key_GKD, value_GKD))
         for g, n in _pieces(query_GND, key_GKD):
-            weight_GNK = _weights(query_GND[g, n], key_GKD[g])
-            grad_weight_GNK = grad_GND[g, n] @ value_GKD[g].mT
-            grad_score_GNK = torch.ops.aten._softmax_backward_data(grad_weight_GNK, weight_GNK, -1, weight_GNK.dtype)
+            power_GNK = _powers(base2_GND[g, n], key_GKD[g], _part(unsafe_GN1, (g, n)))
+            grad_score_GNK = torch.baddbmm(-mean_GN1[g, n], grad_GND[g, n], value_GKD[g].mT).mul_(power_GNK)
             grad_query_GND[g, n] = grad_score_GNK @ key_GKD[g]
-            grad_key_GDK[g] += query_GND[g, n].mT @ grad_score_GNK
-            grad_value_GDK[g] += grad_GND[g, n].mT @ weight_GNK
-        grad_key_GKD, grad_value_GKD = grad_key_GDK.mT * scale, grad_value_GDK.mT
-        return grad_query_GND * scale, grad_key_GKD.to(key_GKD.dtype), grad_value_GKD.to(value_GKD.dtype)
+            grad_key_GDK[g] += base2_GND[g, n].mT @ grad_score_GNK
+            grad_value_GDK[g] += grad_GND[g, n].mT @ power_GNK
+        grad_key_GKD, grad_value_GKD = grad_key_GDK.mT * math.log(2), grad_value_GDK.mT
+        grad_query_GND *= query_GND.shape[-1] ** -0.5
+        return grad_query_GND, grad_key_GKD.to(key_GKD.dtype), grad_value_GKD.to(value_GKD.dtype)
 
 
 def _pieces(query_GND: Tensor, key_GKD: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yields as many whole heads, or else as many queries of one head, as have their scores in the cache; in order."""
     heads, queries = query_GND.shape[:2]
     keys = key_GKD.shape[1]
-    per_piece = max(1, SCORES_IN_CACHE // (queries * keys))
-    rows = min(queries, max(1, SCORES_IN_CACHE // keys))
+    # where shapes are traced there is no cache, and hundreds of pieces would only take time
+    at_a_time = heads * queries * keys if is_fake(query_GND) else SCORES_IN_CACHE
+    per_piece = max(1, at_a_time // (queries * keys))
+    rows = min(queries, max(1, at_a_time // keys))
     for head in range(0, heads, per_piece):
         for row in range(0, queries, rows):
             yield slice(head, head + per_piece), slice(row, row + rows)
 
 
-def _weights(query_GND: Tensor, key_GKD: Tensor) -> Tensor:
-    """Returns the attention weights [G, N, K]."""
-    return ((query_GND * query_GND.shape[-1] ** -0.5) @ key_GKD.mT).softmax(-1)
+def _base2_scale(query_GND: Tensor) -> float:
+    """Returns the factor that turns products of queries and keys into exponents of two."""
+    return query_GND.shape[-1] ** -0.5 / math.log(2)
+
+
+def _unsafe_rows(base2_GND: Tensor, key_GKD: Tensor) -> Tensor | None:
+    """Returns the queries [G, N, 1] whose scores might be large, by Cauchy's inequality, or None when there are none.
+
+    Each query is judged by itself and the keys of its head: what else is in the batch must not move a bit of it.
+    """
+    query_length_GN1 = torch.linalg.vector_norm(base2_GND, dim=-1, keepdim=True)
+    key_length_GK1 = torch.linalg.vector_norm(key_GKD, dim=-1, keepdim=True)
+    # not (x < y), so that NaN is unsafe, and comes out as NaN
+    unsafe_GN1 = ~(query_length_GN1 * key_length_GK1.amax(1, keepdim=True) < _SAFE_EXPONENT)
+    if torch.compiler.is_compiling() or is_fake(unsafe_GN1):
+        return unsafe_GN1  # its values are not there to be looked at
+    return unsafe_GN1 if unsafe_GN1.any() else None
+
+
+def _powers(base2_GND: Tensor, key_GKD: Tensor, unsafe_GN1: Tensor | None) -> Tensor:
+    """Returns 2^score [G, N, K], of unsafe rows relative to the largest."""
+    score_GNK = base2_GND @ key_GKD.mT
+    if unsafe_GN1 is not None:
+        score_GNK -= torch.where(unsafe_GN1, score_GNK.amax(-1, keepdim=True), 0)
+    return score_GNK.exp2_()
+
+
+def _part(rows_GN1: Tensor | None, piece: tuple[slice, slice]) -> Tensor | None:
+    return None if rows_GN1 is None else rows_GN1[piece]

@@ -5,9 +5,7 @@ what does not are the bf16 copies of the weights. Operations: those that torch's
 arithmetic of cost.py.
 """
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pupujepa import softmax_attention
 from pupujepa.architecture import ModelConfig
 from pupujepa.masks import MaskConfig, num_context, num_targets
 from pupujepa.model import PupuJEPA
@@ -48,7 +45,7 @@ def saved_bytes(config: StepConfig) -> SavedBytes:
     """Traces forward passes of one and of two crops."""
     by_depth = []
     for depth in _SHALLOW:
-        with FakeTensorMode(), _attention_in_one_piece():
+        with FakeTensorMode():
             step = _step_without_values(_cut_to(depth, config))
             own = {p.untyped_storage()._cdata for p in (*step.parameters(), *step.teacher.parameters())}
             one, two = (_kept_by_forward(step, config.masks, crops=crops, own=own) for crops in (1, 2))
@@ -70,17 +67,6 @@ def counted_flops(config: StepConfig) -> int:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             _loss(step, config.masks, crops=1).backward()
     return counter.get_total_flops()
-
-
-@contextmanager
-def _attention_in_one_piece() -> Iterator[None]:
-    """Spares the trace the hundreds of pieces in which a CPU takes attention in bf16; what is kept is the same."""
-    held = softmax_attention.SCORES_IN_CACHE
-    softmax_attention.SCORES_IN_CACHE = sys.maxsize
-    try:
-        yield
-    finally:
-        softmax_attention.SCORES_IN_CACHE = held
 
 
 def _cut_to(depth: int, config: StepConfig) -> StepConfig:
