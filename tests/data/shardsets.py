@@ -13,6 +13,7 @@ from data.store import open_store
 from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest
 
 LO, HI = LOG_FLOOR, LOG_FLOOR + 255 / 16
+_FRONTEND = FrontendConfig()
 
 
 def code_value(code: int) -> float:
@@ -20,12 +21,12 @@ def code_value(code: int) -> float:
     return LO + code / 16
 
 
-def make_mel(number: int, num_frames: int) -> np.ndarray:
-    """The log-mel spectrogram [T, 128] of sample `number`."""
+def make_mel(number: int, num_frames: int, *, lo: float = LO) -> np.ndarray:
+    """The log-mel spectrogram [T, 128] of sample `number`, in steps of 1/16 from `lo`."""
     codes_TF = np.random.default_rng(number).integers(0, 256, (num_frames, 128))
     codes_TF[:, 0] = np.arange(num_frames) % 256
     codes_TF[:, 1] = number % 256
-    return (LO + codes_TF / 16).astype(np.float32)
+    return (lo + codes_TF / 16).astype(np.float32)
 
 
 def build_shard_set(
@@ -34,17 +35,26 @@ def build_shard_set(
     *,
     dtype: str = "uint8",
     num_frames: Callable[[int], int] = lambda number: 40 + number % 9,
+    lo: float = LO,
+    moments: tuple[float, float] = (-4.0, 2.0),
+    frontend: FrontendConfig = _FRONTEND,
 ) -> Manifest:
-    """Writes a shard set and returns its manifest; sample `number` counts over all shards."""
+    """Writes a shard set and returns its manifest; sample `number` counts over all shards.
+
+    Args:
+        lo: of the range of uint8 codes, which is as wide in all sets.
+        moments: mean and deviation that the manifest says.
+    """
+    hi = lo + HI - LO
     store, number, entries = open_store(url), 0, []
     for shard, num_samples in enumerate(samples_per_shard):
         samples = []
         for _ in range(num_samples):
-            mel_TF = make_mel(number, num_frames(number))
+            mel_TF = make_mel(number, num_frames(number), lo=lo)
             frames = len(mel_TF)
             info = {"uid": sample_uid(f"track{number}", 0), "track": f"track{number}", "source": "synthetic"}
             info |= {"start_s": 0.0, "duration_s": frames / 100, "frames": frames}
-            samples.append({"info": info, "mel": encode_mel(mel_TF, dtype, lo=LO, hi=HI)})
+            samples.append({"info": info, "mel": encode_mel(mel_TF, dtype, lo=lo, hi=hi)})
             number += 1
         stream = io.BytesIO()
         written = write_shard(stream, samples)
@@ -56,13 +66,13 @@ def build_shard_set(
         entries.append(make_entry(name, stream.getvalue(), index, samples=num_samples, frames=frames))
     manifest = Manifest(
         split="train",
-        frontend=asdict(FrontendConfig()),
-        frontend_digest=frontend_digest(FrontendConfig()),
+        frontend=asdict(frontend),
+        frontend_digest=frontend_digest(frontend),
         dtype=dtype,
-        lo=LO,
-        hi=HI,
-        mean=-4.0,
-        std=2.0,
+        lo=lo,
+        hi=hi,
+        mean=moments[0],
+        std=moments[1],
         audio_hours=0.1,
         tracks=number,
         shards=tuple(entries),

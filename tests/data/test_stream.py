@@ -72,13 +72,18 @@ def global_batches(streams: Sequence[Stream], num_steps: int) -> list[Counter[Ro
 
 
 @pytest.mark.parametrize(
-    "world_size, workers, micro_batch", [(1, 0, 8), (2, 0, 2), (4, 0, 1), (1, 2, 4), (2, 2, 1), (4, 2, 2)]
+    "world_size, workers, micro_batch",
+    [(1, 0, 8), (2, 0, 1), (2, 0, 8), (4, 0, 4), (8, 0, 1), (8, 0, 2), (1, 1, 16), (1, 2, 4), (2, 2, 1), (4, 1, 2)],
 )
 def test_global_batches_are_the_same_for_any_world_workers_and_micro_batch(shard_set, world_size, workers, micro_batch):
-    """Same samples, draws, crops, masks and values in global batch t, over an epoch's end."""
-    expected = global_batches([make_stream(shard_set)], num_steps=6)
-    streams = [make_stream(shard_set, (rank, world_size), micro_batch, workers=workers) for rank in range(world_size)]
-    assert global_batches(streams, num_steps=6) == expected
+    """Same samples, draws, crops, masks and values in global batch t, over an epoch's end; tests/data/test_order.py has
+    every combination in integers.
+    """
+    of_lanes = {"lanes": 8, "global_batch": 16}
+    expected = global_batches([make_stream(shard_set, **of_lanes)], num_steps=3)
+    changes = {**of_lanes, "workers": workers}
+    streams = [make_stream(shard_set, (rank, world_size), micro_batch, **changes) for rank in range(world_size)]
+    assert global_batches(streams, num_steps=3) == expected
 
 
 def test_the_order_within_a_rank_does_not_depend_on_workers(shard_set):
