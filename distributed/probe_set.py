@@ -1,8 +1,8 @@
 """The probe set: a fixed, seeded handful of crops on which the diagnostics look at the model, the same on all ranks.
 
-Always the same crops and masks, so that a curve moves because the model did. Masks go in turn through the strategies that
-the training ends with, as many of each whatever their weights, so that each strategy's curve is as sure. A strategy of
-weight 0 is left out, also where the curriculum begins with it: it is not what the model is trained for.
+Always the same crops and masks, so that a curve moves because the model did. Masks go in turn through the strategies
+that the training ends with, as many of each whatever their weights, so that each strategy's curve is as sure. A
+strategy of weight 0 is left out, also where the curriculum begins with it: it is not what the model is trained for.
 """
 
 from dataclasses import dataclass, replace

@@ -44,6 +44,10 @@ class ModelConfig:
         says true, but the released weights have none.
     predictor_objective: what the predictor's last layer is made for: "jepa", `width` features, or "mae", the
         patch_frames * patch_bands values of a patch. An experiment takes it from objective.kind.
+
+    Raises:
+        UserError: an unknown name, a crop that the patches do not tile, heads that do not divide their width, or fields
+            that contradict each other.
     """
 
     crop_frames: int = 1024

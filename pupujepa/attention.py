@@ -7,7 +7,8 @@ The encoder sees a fifth of the patches, as in training, so one pass shows atten
 masked patches take part as mask tokens that carry nothing but a position. `region_attention` therefore deals the
 patches outside the region into disjoint contexts and puts their maps together: every patch is looked at as content.
 
-Shapes: N predictor tokens (K context, M target), L blocks, H heads, D width.
+Shapes: B batch, N predictor tokens (K context, M target), L blocks, H heads, D width of a head; T frames, F mel bands
+of a spectrogram, and T steps, F bands of patches of a map.
 """
 
 import math
@@ -118,7 +119,7 @@ def region_attention(
 
 
 def contexts_around(region: NDArray[np.bool_], *, ratio: float, seed: int) -> Iterator[Mask]:
-    """Deals the patches outside a region into contexts of the size used in training.
+    """Deals the patches outside a region [steps, bands] into contexts of the size used in training.
 
     The last one is filled up with patches that were dealt before.
 

@@ -2,6 +2,8 @@
 
 Maps are coded as bytes: attention = (code / 255)^2 of the map's strongest patch, so that weak attention keeps digits.
 The page's script draws spectrogram and maps itself; means over blocks and heads are taken there.
+
+Shapes: T frames, F mel bands of a spectrogram; L predictor blocks, H heads, and T steps, F bands of patches of a map.
 """
 
 import base64

@@ -22,7 +22,7 @@ _SMALL_PANELS = 12  # from here on, panels go without axes
 
 @dataclass(frozen=True)
 class Panel:
-    """One map, as multiples of an even spread, and what it is."""
+    """One map [steps, bands], as multiples of an even spread, and what it is."""
 
     title: str
     times_even: NDArray[np.float64]

@@ -1,6 +1,6 @@
 """What `attend` looks at: a crop of an audio file, a time-frequency box in it, and where each head looks from there.
 
-Shapes: T frames, F mel bands, L predictor blocks, H heads; a grid is [steps, bands] of patches.
+Shapes: S samples, T frames, F mel bands, L predictor blocks, H heads; a map is [L, H, steps, bands] of patches.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Look:
     maps_LHTF: NDArray[np.float64]
 
     def times_even(self) -> NDArray[np.float64]:
-        """Returns the maps as multiples of what a patch outside the box gets when attention is spread evenly."""
+        """Returns the maps [L, H, steps, bands] in multiples of what a patch outside the box gets by an even spread."""
         return self.maps_LHTF * (self.maps_LHTF.shape[2] * self.maps_LHTF.shape[3] - self.box.steps * self.box.bands)
 
 

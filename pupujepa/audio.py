@@ -2,6 +2,8 @@
 
 Files are decoded by libsndfile (wav, flac, ogg, mp3, aiff, ...). A file that decodes to nonsense (NaN, no samples) is
 an error here, once, rather than a silent row of zeros in a corpus or an embedding.
+
+Shapes: S samples, C channels.
 """
 
 from fractions import Fraction
@@ -66,7 +68,8 @@ def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:
     Integer samples are scaled to full scale 1.
 
     Raises:
-        AudioError: no samples, more than two dimensions, more channels than samples, or values that are not finite.
+        AudioError: no samples, more than two dimensions, more channels than samples, a type that is not audio, or
+            values that are not finite.
     """
     return mix_down(as_channels(audio_CS, origin=origin), origin=origin)
 
@@ -119,7 +122,14 @@ def whole_rate_hz(rate_hz: float) -> int:
 
 
 def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
-    """Resamples along the last axis with torchaudio's windowed sinc filter (its default, 6 zero crossings)."""
+    """Resamples [S] (or [..., S]) with torchaudio's windowed sinc filter (its default: 6 zero crossings, Hann window).
+
+    Returns:
+        [ceil(S * to_hz / from_hz)]; the audio itself where the rates are equal.
+
+    Raises:
+        AudioError: a rate that is no positive whole number of Hz.
+    """
     if from_hz == to_hz:
         return audio_S
     old, new = resampling_ratio(from_hz, to_hz)
@@ -131,6 +141,9 @@ def resampling_ratio(from_hz: int, to_hz: int) -> tuple[int, int]:
 
     Terms above 4,000, which no rate in common use has, are taken to the nearest smaller ones: their filter would fill
     gigabytes. The error stays below a quarter of a cent of pitch, half a second in an hour.
+
+    Raises:
+        AudioError: a rate that is no positive whole number of Hz.
     """
     ratio = Fraction(whole_rate_hz(from_hz), whole_rate_hz(to_hz)).limit_denominator(_LARGEST_TERM)
     return ratio.numerator, ratio.denominator

@@ -44,7 +44,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=NORM_EPSILON)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Normalises the last axis."""
+        """Normalises the last axis: [B, N, D], or any shape that ends on D."""
         return functional.layer_norm(x_BND.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return query.to(value.dtype), key.to(value.dtype), value
 
     def forward(self, x_BND: Tensor, rotation: Rotation | None, rows: slice = ALL_ROWS) -> Tensor:
-        """Returns what tokens `rows` gather from all N tokens."""
+        """Returns what tokens `rows` gather from all N tokens: [B, M, D]."""
         query, key, value = self.project(x_BND, rotation)
         mixed_BHMD = attend(query[:, :, rows], key, value)
         return self.proj(mixed_BHMD.transpose(1, 2).flatten(2))
@@ -105,7 +105,7 @@ class SwiGLU(nn.Module):
         self.fc2 = Linear(shape.hidden, shape.width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Maps each token on its own."""
+        """Maps each token on its own: [B, N, D]."""
         gate, value = self.fc1(x_BND).chunk(2, dim=-1)
         return self.fc2(functional.silu(gate) * value)
 
@@ -119,7 +119,7 @@ class GeluMLP(nn.Module):
         self.fc2 = Linear(shape.hidden, shape.width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Maps each token on its own."""
+        """Maps each token on its own: [B, N, D]."""
         return self.fc2(functional.gelu(self.fc1(x_BND)))
 
 
@@ -134,7 +134,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(shape) if shape.mlp == SWIGLU else GeluMLP(shape)
 
     def forward(self, x_BND: Tensor, rotation: Rotation | None, rows: slice = ALL_ROWS) -> Tensor:
-        """Returns tokens `rows` after attention over all and the MLP, each with its residual."""
+        """Returns tokens `rows` after attention over all and the MLP, each with its residual: [B, M, D]."""
         x_BMD = x_BND[:, rows] + self.attn(self.norm1(x_BND), rotation, rows)
         return x_BMD + self.mlp(self.norm2(x_BMD))
 
@@ -154,11 +154,11 @@ class Transformer(nn.Module):
         self.activation_checkpointing = False
 
     def placed(self, tokens_BND: Tensor) -> Tensor:
-        """Returns the tokens of a whole grid as the first block takes them: with absolute positions, if any."""
+        """Returns tokens [B, N, D] of a whole grid as the first block takes them: with absolute positions, if any."""
         return tokens_BND if self.positions is None else self.positions.added_to_grid(tokens_BND)
 
     def forward(self, x_BND: Tensor, rotation: Rotation | None) -> Tensor:
-        """Returns the normed output of the last block."""
+        """Returns the normed output of the last block, [B, N, D], float32."""
         return self.norm(run_blocks(self.blocks, x_BND, rotation, recompute=self.activation_checkpointing)[-1])
 
     def hidden_states(
@@ -178,7 +178,7 @@ class Transformer(nn.Module):
         return [held[layer] for layer in wanted]
 
     def top_outputs(self, x_BND: Tensor, rotation: Rotation | None, *, top: int) -> list[Tensor]:
-        """Returns the outputs of the last `top` blocks, before the final norm."""
+        """Returns the outputs [B, N, D] of the last `top` blocks, before the final norm."""
         return run_blocks(self.blocks, x_BND, rotation, keep=top)
 
 
@@ -191,7 +191,7 @@ def run_blocks(
     rows: slice = ALL_ROWS,
     recompute: bool = False,
 ) -> list[Tensor]:
-    """Runs the blocks in turn and returns the last `keep` outputs, holding no more of them than that.
+    """Runs the blocks in turn and returns the last `keep` outputs [B, N, D], holding no more of them than that.
 
     Args:
         rows: the tokens to return of the last block, which does no more than these need.

@@ -2,7 +2,7 @@
 
 Blocks are resampled with enough context on both sides that their concatenation is what resampling the whole would give.
 
-Shapes: S samples of audio.
+Shapes: S samples of audio, C channels.
 """
 
 import math

@@ -59,12 +59,20 @@ def to_yaml(config: Any) -> str:
 
 
 def from_yaml(schema: type[Schema], text: str) -> Schema:
-    """Returns the instance that `to_yaml` wrote."""
+    """Returns the instance that `to_yaml` wrote.
+
+    Raises:
+        ConfigError: text that is no mapping, an unknown key, or a value that does not fit.
+    """
     return compose(schema, presets=[OmegaConf.to_container(_as_mapping(OmegaConf.create(text), "YAML text"))])  # type: ignore[list-item]
 
 
 def refuse_unknown_keys(schema: type, layer: DictConfig, *, origin: str, prefix: str = "") -> None:
-    """Raises ConfigError at the first key of `layer` that the dataclass `schema` does not declare."""
+    """Checks that a dataclass declares all keys of a layer, in nested dataclasses too.
+
+    Raises:
+        ConfigError: the first key that it does not, with the nearest that it does.
+    """
     declared = {f.name: f for f in fields(schema)}
     for key in map(str, layer):
         if key not in declared:

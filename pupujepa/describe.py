@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the description to standard output."""
+    """Writes the description to standard output.
+
+    Raises:
+        UserError: fewer than one rank or crop, or no such model.
+    """
     if min(args.ranks, args.micro_batch) < 1:
         raise UserError(f"--ranks {args.ranks} --micro-batch {args.micro_batch}: both must be at least 1")
     model = _model(args.model)

@@ -22,16 +22,25 @@ _LIDAR_RIDGE = 1e-4
 
 
 def normalised_std(x_ND: Tensor) -> Tensor:
-    """Returns the mean per-dimension std of L2-normalised rows times sqrt(D): 1 = isotropic, 0 = all rows alike.
+    """Returns the mean per-dimension std of L2-normalised rows [N, D] times sqrt(D): 1 = isotropic, 0 = all rows alike.
 
     Below 0.3 is our alarm.
+
+    Raises:
+        UserError: fewer than two rows, or not rows.
     """
     unit_ND = functional.normalize(_rows(x_ND), dim=-1)
     return unit_ND.std(0, correction=0).mean() * x_ND.shape[-1] ** 0.5
 
 
 def mean_cosine(x_ND: Tensor) -> Tensor:
-    """Returns the mean cosine over all pairs of different rows: 0 = spread out, 1 = one direction (alarm above 0.9)."""
+    """Returns the mean cosine over all pairs of different rows [N, D]: 0 = spread out, 1 = one direction.
+
+    Above 0.9 is our alarm.
+
+    Raises:
+        UserError: fewer than two rows, or not rows.
+    """
     unit_ND = functional.normalize(_rows(x_ND), dim=-1)
     rows = len(unit_ND)
     # |sum of unit rows|^2 counts every pair twice and every row with itself once
@@ -39,7 +48,13 @@ def mean_cosine(x_ND: Tensor) -> Tensor:
 
 
 def effective_rank(x_ND: Tensor) -> Tensor:
-    """Returns RankMe (arXiv 2210.02885): exp of the entropy of the rows' normalised singular values, not centred."""
+    """Returns RankMe (arXiv 2210.02885): exp of the entropy of the normalised singular values of rows [N, D].
+
+    The rows are not centred. The result lies between 1 and min(N, D).
+
+    Raises:
+        UserError: fewer than two rows, or not rows.
+    """
     return _exp_entropy(torch.linalg.svdvals(_rows(x_ND)))
 
 
@@ -48,6 +63,9 @@ def effective_rank_per_band(states_BND: Tensor, bands: int) -> Tensor:
 
     Args:
         states_BND: tokens of full grids in time-major order.
+
+    Raises:
+        UserError: the tokens do not fill whole time steps.
     """
     per_band = by_band(states_BND, bands)
     return torch.stack([effective_rank(per_band[:, :, band].flatten(0, 1)) for band in range(bands)])
@@ -70,13 +88,17 @@ def explained_variance(
     """Returns 1 - (squared error of the prediction) / (that of a baseline): 1 perfect, 0 no better, can be negative.
 
     Args:
-        target_index_BM: token positions; needed for baseline "position".
+        prediction_BMD, target_BMD: [B, M, D]; all axes are summed over.
+        target_index_BM: token positions [B, M]; needed for baseline "position".
         baseline: "constant", the best constant vector; "position", the mean target of each position, which a
             predictor that has only learnt *where* can reach. Its error is scaled by n / (n - 1) for being fitted to
             the same n targets, and positions with a single target are left out of both sums.
 
     Returns:
-        NaN if no position has two targets, or all targets are equal.
+        A scalar, NaN if no position has two targets, or all targets are equal.
+
+    Raises:
+        UserError: an unknown baseline, or "position" without positions.
     """
     error_BM = (prediction_BMD.float() - target_BMD.float()).square().sum(-1)
     if baseline == CONSTANT:
@@ -111,7 +133,10 @@ def between_within_variance(features_CQD: Tensor) -> tuple[Tensor, Tensor]:
     Both are unbiased components: crops that do not depend on their clip have an expected between-clip variance of 0.
 
     Args:
-        features_CQD: Q >= 2 crops or tokens of each of C >= 2 clips.
+        features_CQD: [C, Q, D], Q >= 2 crops or tokens of each of C >= 2 clips.
+
+    Raises:
+        UserError: fewer than two clips, or than two crops of each.
     """
     clips, crops, _ = features_CQD.shape
     if clips < 2 or crops < 2:
@@ -125,8 +150,11 @@ def lidar(features_CQD: Tensor, *, ridge: float = _LIDAR_RIDGE) -> Tensor:
     """Returns LiDAR: the effective rank of between-clip variation in units of within-clip variation (arXiv 2312.04000).
 
     Args:
-        features_CQD: Q crops (10 is usual) of each of C clips; the result cannot exceed C - 1.
+        features_CQD: [C, Q, D], Q crops (10 is usual) of each of C clips; the result cannot exceed C - 1.
         ridge: added to the diagonal of the within-clip covariance.
+
+    Raises:
+        UserError: fewer than two clips, or than two crops of each.
     """
     clips, crops, width = features_CQD.shape
     if clips < 2 or crops < 2:
@@ -144,7 +172,14 @@ def lidar(features_CQD: Tensor, *, ridge: float = _LIDAR_RIDGE) -> Tensor:
 
 
 def relative_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Returns |a - b| / |a| over all pairs (a, b) of tensors together, e.g. of teacher and student parameters."""
+    """Returns |a - b| / |a| over all pairs (a, b) of tensors together, e.g. of teacher and student parameters.
+
+    Args:
+        pairs: both of a pair have one shape [...], whichever.
+
+    Raises:
+        UserError: no pairs.
+    """
     pairs = [(a.detach().float(), b.detach().float()) for a, b in pairs]
     if not pairs:
         raise UserError("relative_distance was given no tensors to compare")

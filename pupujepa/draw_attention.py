@@ -56,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Computes the attention and writes pictures and pages."""
+    """Computes the attention and writes pictures and pages.
+
+    Raises:
+        UserError: a file of another kind than those, a box outside the crop, or audio or weights that cannot be used.
+    """
     _check_suffixes(args.out)
     if not 0 < args.ratio < 1:
         raise UserError(f"--ratio {args.ratio} must lie between 0 and 1: it is the share of patches that is hidden")

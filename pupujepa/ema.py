@@ -18,6 +18,9 @@ class EmaConfig:
 
     reference_steps: 0 takes the momenta as written. A positive number says for which run length they were chosen; the
     averaging horizon 1 / (1 - momentum) is then scaled to the actual length.
+
+    Raises:
+        UserError: a momentum or a fraction outside [0, 1], or negative steps.
     """
 
     start: float = 0.99995
@@ -47,6 +50,9 @@ def ema_momentum(step: int, total_steps: int, config: EmaConfig) -> float:
 @torch.no_grad()
 def update_ema(teacher_params: Sequence[Tensor], source_params: Sequence[Tensor], momentum: float) -> None:
     """Moves each teacher tensor towards its source in place: teacher = momentum * teacher + (1 - momentum) * source.
+
+    Args:
+        teacher_params, source_params: pairs of one shape [...] each.
 
     Raises:
         UserError: the sequences do not pair up, or the teacher is not float32 or wider.

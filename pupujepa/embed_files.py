@@ -86,7 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embeds all files and returns 1 if any failed and failures are not to be skipped."""
+    """Embeds all files and returns 1 if any failed and failures are not to be skipped.
+
+    Raises:
+        UserError: inputs, weights, readout or layers that cannot be used, or --out that holds or gets something else.
+    """
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least one thread has to decode")
     files, passed_over = find_audio(args.audio)

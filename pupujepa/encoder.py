@@ -7,7 +7,8 @@ Audio is filled up with silence to a whole patch (40 ms).
 What an array of `frames` needs does grow: 25 rows a second of 8 D values, 2.9 GB an hour for Large. `Encoder.stream`
 gives the same rows piece by piece.
 
-Shapes: B batch of windows, S samples, T frames, N patches, D width, L layers.
+Shapes: B batch of windows, S samples, T frames (of LTND: time steps), F mel bands, N patches (of LTND: those of a time
+step), D width, L layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,9 @@ class Encoder:
         device: where to move the model; None leaves it where it is.
         autocast_dtype: torch.bfloat16 halves the time on hardware that has it; None computes in float32.
         batch_size: windows encoded together.
+
+    Raises:
+        UserError: a batch without windows.
     """
 
     def __init__(
@@ -136,7 +140,10 @@ class Encoder:
     ) -> Iterator[Embedding]:
         """Yields the frames of `encode` in consecutive stretches of about five seconds, holding no more than a batch.
 
-        Arguments and errors are those of `encode`.
+        Arguments are those of `encode`.
+
+        Raises:
+            UserError: as `encode` does; of what is wrong far into a file, when that is reached.
         """
         chosen = self._chosen(layers, which)
         clip = self._open(audio, sample_rate_hz)

@@ -26,7 +26,14 @@ LOG_FLOOR = math.log(1e-5)
 
 @dataclass(frozen=True)
 class FrontendConfig:
-    """Parameters of the log-mel spectrogram; the defaults are the released ones."""
+    """Parameters of the log-mel spectrogram; the defaults are the released ones (`preprocess` of its args.json).
+
+    floor: smallest mel magnitude, taken before the logarithm.
+    magnitude_epsilon: added to re^2 + im^2 under the root.
+
+    Raises:
+        UserError: a window, a hop or a mel range that does not fit the others.
+    """
 
     sample_rate_hz: int = 24_000
     n_fft: int = 1024
@@ -86,6 +93,9 @@ def log_mel_slice(
 
     Returns:
         [B, num_frames, mel_bands], equal to the same slice of the whole spectrogram.
+
+    Raises:
+        UserError: audio too short to be reflected at its ends, or frames beyond it.
     """
     samples = audio_BS.shape[-1]
     if samples <= config.padding_samples:
@@ -110,7 +120,7 @@ def frame_span(first_frame: int, num_frames: int, config: FrontendConfig) -> tup
 
 
 def log_mel_of_span(padded_BS: Tensor, config: FrontendConfig) -> Tensor:
-    """Computes the frames of exactly the samples of their `frame_span`, where the caller has reflected the ends."""
+    """Computes frames [B, T, F] from exactly the samples of their `frame_span`, with the ends already reflected."""
     spectrum = torch.stft(
         padded_BS,
         n_fft=config.n_fft,
@@ -126,7 +136,7 @@ def log_mel_of_span(padded_BS: Tensor, config: FrontendConfig) -> Tensor:
 
 
 def normalise(log_mel_BTF: Tensor, mean: float, std: float) -> Tensor:
-    """Maps a log-mel spectrogram to the model's input; the 1e-8 is the released code's."""
+    """Maps a log-mel spectrogram [B, T, F] (or any shape) to the model's input; the 1e-8 is the released code's."""
     return (log_mel_BTF - mean) / (std + 1e-8)
 
 

@@ -44,6 +44,9 @@ class MaskConfig:
     warmup_curve: linear, or root: the square root of the way, so that most of the move comes early.
     per_sample: draw the strategy for each sample rather than for each global batch.
     target_fraction: share of the masked patches that are predicted; fewer cost less.
+
+    Raises:
+        UserError: a share, a weight or a fraction out of its range, or an unknown name.
     """
 
     ratio: float = 0.8
@@ -77,7 +80,7 @@ class MaskConfig:
 
 
 class Mask(NamedTuple):
-    """Token indices (step * bands + band), ascending, and the index of the strategy in STRATEGIES."""
+    """Token indices (step * bands + band), ascending, context [K] and target [M], and the index in STRATEGIES."""
 
     context: NDArray[np.int64]
     target: NDArray[np.int64]

@@ -34,6 +34,9 @@ class PupuJEPA(nn.Module):
     Args:
         seed: of the initial weights. On the meta device nothing is initialised.
         frontend: what turns audio into the spectrograms that this model takes; it travels with the weights.
+
+    Raises:
+        UserError: the front end makes another number of mel bands than the model takes.
     """
 
     def __init__(
@@ -101,6 +104,9 @@ class PupuJEPA(nn.Module):
 
         Returns:
             One tensor [B, N, D] per layer, float32.
+
+        Raises:
+            UserError: a shape that the patches do not tile, an unknown encoder, or a layer that does not exist.
         """
         encoder = self.encoder(which)
         tokens_BND = encoder.placed(self.tokens(mel_BTF))
@@ -108,7 +114,11 @@ class PupuJEPA(nn.Module):
         return encoder.hidden_states(tokens_BND, rotation, layers=resolve_layers(layers, self.config.depth))
 
     def encoder(self, which: str) -> Transformer:
-        """Returns the teacher's or the student's blocks by name."""
+        """Returns the teacher's or the student's blocks by name.
+
+        Raises:
+            UserError: another name.
+        """
         if which not in ("teacher", "student"):
             raise UserError(f"which={which!r} is no encoder of this model; choose teacher or student")
         return self.teacher if which == "teacher" else self.student
@@ -120,7 +130,7 @@ def encoder_rotation(config: ModelConfig, steps: int, device: torch.device) -> R
 
 
 def predictor_rotation(config: ModelConfig, steps: int, index_BN: Tensor) -> Rotation | None:
-    """Returns the rotation of the predictor's sequence: tokens at positions `index_BN` of a grid of `steps`."""
+    """Returns the rotation of the predictor's sequence: tokens at positions `index_BN` [B, N] of a grid of `steps`."""
     rotation = _rotation(config, steps, config.predictor_width // config.predictor_heads, index_BN.device)
     return None if rotation is None else select(rotation, index_BN)
 

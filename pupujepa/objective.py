@@ -46,6 +46,9 @@ class ObjectiveConfig:
         per-patch normalised pixels of MAE.
     variance_weight: of a hinge on the std of the `variance_of`, "student" (its output at the context) or "prediction",
         below `variance_floor`; added to the loss. 0 leaves it out.
+
+    Raises:
+        UserError: an unknown name, a number out of its range, or a choice that kind="mae" gives no meaning.
     """
 
     loss: str = "smooth_l1"
@@ -90,6 +93,9 @@ class TrainingStep(nn.Module):
     Args:
         autocast_dtype: torch.bfloat16, or None to compute in the parameters' dtype.
         activation_checkpointing: recompute the blocks of student and predictor in the backward pass.
+
+    Raises:
+        UserError: the model is not made for the objective, or float16.
     """
 
     def __init__(
@@ -123,9 +129,9 @@ class TrainingStep(nn.Module):
         """Returns the scalar loss and detached tensors to look at.
 
         Args:
-            mel_BTF: normalised log-mel, float32.
-            context_BK: token indices the student sees, int64.
-            target_BM: token indices to predict, int64, disjoint from the context.
+            mel_BTF: normalised log-mel [B, T, F], float32.
+            context_BK: token indices the student sees, [B, K], int64.
+            target_BM: token indices to predict, [B, M], int64, disjoint from the context.
 
         Returns:
             The loss, and {"prediction_BMD", "target_BMD", "per_sample_loss_B"}, all float32; for "mae" the first two
@@ -227,7 +233,7 @@ def _check_mae(objective: ObjectiveConfig) -> None:
 def teacher_pairs(model: PupuJEPA | TrainingStep) -> list[tuple[str, Tensor, Tensor]]:
     """Returns (name, teacher parameter, student parameter) in one order, for the EMA update.
 
-    Names are those inside the stack, such as `blocks.0.attn.qkv.weight`.
+    Names are those inside the stack, such as `blocks.0.attn.qkv.weight`; both of a pair have one shape [...].
     """
     students: Mapping[str, Tensor] = dict(model.student.named_parameters())
     return [(name, parameter, students[name]) for name, parameter in model.teacher.named_parameters()]

@@ -42,5 +42,5 @@ def check_mel(mel_BTF: Tensor, config: ModelConfig) -> None:
 
 
 def steps_of(mel_BTF: Tensor, config: ModelConfig) -> int:
-    """Returns the time steps of the patch grid of a spectrogram."""
+    """Returns the time steps of the patch grid of a spectrogram [B, T, F]."""
     return mel_BTF.shape[1] // config.patch_frames

@@ -43,7 +43,7 @@ class AbsolutePositions(nn.Module):
         return sincos_positions(index, bands=self.bands, width=self.width)
 
     def added_to_grid(self, tokens_BND: Tensor) -> Tensor:
-        """Returns the tokens of a whole grid with their positions.
+        """Returns the tokens [B, N, D] of a whole grid with their positions.
 
         Raises:
             UserError: the clip has more patches than there are learned positions.

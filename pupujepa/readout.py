@@ -4,7 +4,7 @@
 - mean: the mean over all patches, [D].
 - region(f, t): the grid average-pooled to f x t blocks, concatenated frequency-major, [f * t * D].
 
-Shapes: B batch, N patches, D width.
+Shapes: B batch, T time steps, N patches, D width, L layers, F bands of patches.
 """
 
 from dataclasses import dataclass

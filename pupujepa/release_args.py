@@ -84,7 +84,7 @@ def described_model(
 
     Args:
         args: what `read_args` returned.
-        tensors: the weights, which decide where they can.
+        tensors: the weights, shape [...] by name, which decide where they can.
         origin: what messages call the description.
 
     Raises:

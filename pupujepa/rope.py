@@ -15,7 +15,7 @@ The frequency axis always has all its bands and keeps linspace(-1, 1, bands).
 
 The 1-D structure has no frequency axis: all pairs turn with time, by head_dim / 2 frequencies over the same range.
 
-Shapes: B batch, N patches, H heads, R rotated pairs of a head (head_dim / 2).
+Shapes: B batch, N patches, K chosen patches, H heads, D dimensions of a head, R rotated pairs of a head (head_dim / 2).
 """
 
 import math
@@ -76,7 +76,7 @@ def select(rotation: Rotation, index_BK: Tensor) -> Rotation:
 
 
 def rotate(x_BHND: Tensor, rotation: Rotation) -> Tensor:
-    """Turns each (even, odd) pair of the last axis by its angle, in float32, and returns the input's dtype."""
+    """Turns each (even, odd) pair of the last axis by its angle, in float32: [B, H, N, 2 R], in the input's dtype."""
     if x_BHND.device.type == "cpu" and not torch.compiler.is_compiling():
         return _ComplexRotation.apply(x_BHND, rotation.cos, rotation.sin)
     even, odd = x_BHND.float().unflatten(-1, (-1, 2)).unbind(-1)

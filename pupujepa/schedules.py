@@ -15,6 +15,9 @@ class ScheduleConfig:
     """Linear warm-up to `peak_lr`, then `cosine` down to `final_lr`, or `wsd`.
 
     wsd (warm-up, stable, decay): constant until the last `cooldown_fraction` of the run, then linear to `final_lr`.
+
+    Raises:
+        UserError: an unknown kind, rates in the wrong order, or fractions out of [0, 1] or that overlap.
     """
 
     kind: str = COSINE

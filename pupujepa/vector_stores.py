@@ -75,7 +75,11 @@ class NpzFolder(VectorStore):
     """`<name>.npz` for every file: arrays values, times_s, layers, readout, name, size_bytes, modified_ns, settings."""
 
     def take_stock(self, files: Sequence[AudioFile]) -> Stock:
-        """Looks for the .npz of every file."""
+        """Looks for the .npz of every file.
+
+        Raises:
+            UserError: as all stores do.
+        """
         finished, changed = set(), set()
         for file in files:
             path = self._path(file)
@@ -111,7 +115,11 @@ class PartFolder(VectorStore):
         self._next_row = 0
 
     def take_stock(self, files: Sequence[AudioFile]) -> Stock:
-        """Finds which files are packed or staged, and takes the staged ones up again."""
+        """Finds which files are packed or staged, and takes the staged ones up again.
+
+        Raises:
+            UserError: as all stores do.
+        """
         states = {file.name: file.state for file in files}
         packed = self._packed_heads()
         changed = {name for heads in packed.values() for name in _outdated(heads, states)}
