@@ -1,7 +1,8 @@
 """Runs trainings one after the other on the same ranks: torchrun jobs.py JOBS.json; see launch.run_jobs.
 
-A job is {"run_dir", "url", "overrides"} and may ask for more: "shadow" compares the teacher with a plain average of
-what the whole student was after every step, and writes RUN/shadow.json; "stop_at" asks the last rank alone to stop.
+A job is {"run_dir", "url", "overrides"}, without a url when the overrides name a mix, and may ask for more: "shadow"
+compares the teacher with a plain average of what the whole student was after every step, and writes RUN/shadow.json;
+"stop_at" asks the last rank alone to stop.
 """
 
 import json
@@ -65,7 +66,9 @@ class StopAt(StopRequest):
 
 
 def run(job, topology):
-    experiment = load_experiment([str(PRESET)], overrides=[f"stream.url={job['url']}", *job.get("overrides", [])])
+    experiment = load_experiment(
+        [str(PRESET)], overrides=[*([f"stream.url={job['url']}"] if "url" in job else []), *job.get("overrides", [])]
+    )
     sizes = check(experiment, world_size=topology.world_size)
     corpora = read_corpora(experiment.stream)
     directory = RunDirectory(Path(job["run_dir"]))
