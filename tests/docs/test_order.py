@@ -1,0 +1,46 @@
+"""docs/order.md: its pictures are what the code does."""
+
+from pathlib import Path
+
+from data.layout import Layout
+from data.mix import Mix, MixOrder
+from data.order import EpochOrder
+from data.ranks import lanes_of_rank
+
+TEXT = (Path(__file__).parents[2] / "docs" / "order.md").read_text()
+
+
+def picture_of_an_epoch() -> str:
+    """Six shards of four samples in two lanes, windows of two shards; each sample as shard and number."""
+    layout = Layout("example", (4,) * 6, seed=0, lanes=2, global_batch=4, window_shards=2)
+    order = EpochOrder(layout, 0)
+    lines = []
+    for lane in range(2):
+        items = order.lane_items(lane, 0, layout.items_per_lane_epoch)
+        names = [f"{'ABCDEF'[s]}{i}" for s, i in zip(items.shard.tolist(), items.sample_of_shard.tolist())]
+        steps = [" ".join(names[first : first + 2]) for first in range(0, len(names), 2)]
+        lines.append(f"lane {lane} | " + " | ".join(steps) + " |")
+    return "\n".join(lines)
+
+
+def picture_of_a_mix() -> str:
+    """Three to one in four lanes, two items a lane and step: the corpus of each item."""
+    layouts = [Layout(name, (40,), seed=0, lanes=4, global_batch=4, window_shards=1) for name in "ab"]
+    order = MixOrder(Mix(tuple(layouts), (3, 1), 8))
+    lines = []
+    for lane in lanes_of_rank(4, 0, 1):
+        steps = [" ".join("aB"[draw.corpus] for draw in order.step_draws(step, [lane])) for step in range(6)]
+        lines.append(f"lane {lane} | " + " | ".join(steps) + " |")
+    return "\n".join(lines)
+
+
+def test_the_picture_of_an_epoch_is_the_order():
+    """Lanes, windows and steps as the code has them."""
+    assert picture_of_an_epoch() in TEXT
+
+
+def test_the_picture_of_a_mix_is_whose_turn_it_is():
+    """Each lane has its quarter, and each step its two of eight."""
+    assert picture_of_a_mix() in TEXT
+    steps = zip(*(line.split("|")[1:-1] for line in picture_of_a_mix().splitlines()))
+    assert {sum(cell.count("B") for cell in step) for step in steps} == {2}
