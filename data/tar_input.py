@@ -79,6 +79,11 @@ def read_tars(tars: Sequence[TarFile], *, workers: int, source: str) -> list[Ent
             f"{len(damaged)} of {len(tars)} tars cannot be read to their end, so samples would be lost: "
             f"{'; '.join(damaged[:_MAX_NAMED])}{more}; restore them, or leave them out of the input"
         )
+    if not entries:
+        raise TarError(
+            f"none of the {len(tars)} tars holds audio ({', '.join(AUDIO_SUFFIXES)}), the first is {tars[0].name}; "
+            "give tars with members such as KEY.flac"
+        )
     if silent:
         _LOG.warning("%d samples of the tars hold no audio and are left out, the first is %s", len(silent), silent[0])
     return entries

