@@ -1,0 +1,69 @@
+"""A node's shard cache in the simulated stream: bytes, pins and eviction by the rules of `data.cache`, no disk.
+
+Room is taken when a download begins. Shards that are pinned or on their way stay; fetching ahead spares what was
+fetched ahead and not read yet, a reader in need does not; the least recently used goes first.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Held:
+    """A shard in the cache, or on its way to it."""
+
+    size_bytes: int
+    arrived: bool = False
+    read: bool = False
+    pins: int = 0
+    used_s: float = 0.0
+
+
+@dataclass
+class NodeCache:
+    """The shards of one node."""
+
+    budget_bytes: float
+    held: dict[int, Held] = field(default_factory=dict)
+    used_bytes: int = 0
+    peak_bytes: int = 0
+
+    def reserve(self, shard: int, size_bytes: int, *, ahead: bool) -> bool:
+        """Makes room for a shard that is going to be downloaded; False if there is none."""
+        lacking = self.used_bytes + size_bytes - self.budget_bytes
+        if lacking > 0:
+            idle = [
+                (held.used_s, other)
+                for other, held in self.held.items()
+                if held.arrived and not held.pins and (held.read or not ahead)
+            ]
+            going = []
+            for _, other in sorted(idle):
+                if lacking <= 0:
+                    break
+                going.append(other)
+                lacking -= self.held[other].size_bytes
+            if lacking > 0:
+                return False
+            for other in going:
+                self.used_bytes -= self.held.pop(other).size_bytes
+        self.held[shard] = Held(size_bytes)
+        self.used_bytes += size_bytes
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+        return True
+
+    def has(self, shard: int) -> bool:
+        """Whether the shard is here or on its way."""
+        return shard in self.held
+
+    def arrived(self, shard: int) -> bool:
+        """Whether the shard can be read."""
+        return shard in self.held and self.held[shard].arrived
+
+    def pin(self, shard: int, now_s: float) -> None:
+        """Keeps a shard from eviction."""
+        held = self.held[shard]
+        held.pins, held.read, held.used_s = held.pins + 1, True, now_s
+
+    def unpin(self, shard: int) -> None:
+        """Lets it go again; one call for each pin."""
+        self.held[shard].pins -= 1

@@ -1,0 +1,192 @@
+"""A training run at scale, by arithmetic: what it reads and how fast, and the simulated run that belongs to it.
+
+Sizes come from the code itself (operations per crop, bytes of a sample, the preset's batch), the rest from `MEASURED`
+and `ASSUMED`, so that a page can list every number with its source.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+from benchmarks.simulate_stream_network import FOREVER, Latency, StoreModel
+from benchmarks.simulate_stream_outcome import Site
+from benchmarks.simulate_stream_reading import Run
+from data.build import BuildConfig
+from data.features import FeatureConfig
+from data.layout import Layout
+from data.stream_config import StreamConfig
+from distributed.experiment import load_experiment
+from distributed.plan import H100_BF16_TFLOPS
+from pupujepa.cost import training_cost
+from pupujepa.frontend import FrontendConfig
+
+SIZES = ("tiny", "small", "base", "large", "huge", "giant")
+GPUS_PER_NODE = 8
+FRAMES_PER_S = FrontendConfig().frames_per_s
+SAMPLE_FRAMES = FeatureConfig().part_frames
+BYTES_OF_VALUE = {"uint8": 1, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that the code does not decide: its unit, and where it is from."""
+
+    value: float
+    unit: str
+    source: str
+
+
+MEASURED = {
+    "overhead_bytes": Number(2816, "bytes", "a sample's tar headers, .npy header and JSON in the demo's shards"),
+    "crop_cpu_s": Number(1.5e-3, "core-seconds", "`python -m benchmarks simulate_stream --start`: one crop made"),
+    "manifest_s": Number(6e-6, "seconds a shard", "the same: manifest read, parsed, digested, first order"),
+}
+ASSUMED = {
+    "peak_flops": Number(H100_BF16_TFLOPS * 1e12, "FLOP/s", "H100, dense bf16, by its maker's sheet"),
+    "mfu": Number(0.35, "", "share of the peak; **a guess**: nothing of ours was timed on a GPU yet"),
+    "connection": Number(90e6, "bytes/s", "one GET from an object store; stores advise to plan with 85 to 90 MB/s"),
+    "node": Number(25e9 / 8, "bytes/s", "a node's link to the store, 25 Gbit/s"),
+    "latency_s": Number(0.1, "seconds", "median to the first byte; stores speak of 100 to 200 ms"),
+    "prefix_gets": Number(5500, "GETs/s", "what a large store promises for one prefix before it says slow down"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run of the paper preset at a size, on so many GPUs and hours of audio.
+
+    lanes: 0 takes the preset's, doubled until every worker has one.
+    """
+
+    size: str
+    gpus: int
+    hours: float
+    lanes: int = 0
+    crops_per_sample: int = 1
+    dtype: str = "uint8"
+    window_shards: int = StreamConfig.window_shards
+    workers: int = StreamConfig.workers
+
+    @property
+    def crops_per_s(self) -> float:
+        """Of all GPUs together, if the assumed share of their peak is reached."""
+        return self.gpus * ASSUMED["mfu"].value * ASSUMED["peak_flops"].value / flops_per_crop(self.size)
+
+    @property
+    def global_batch(self) -> int:
+        """Crops of a step."""
+        return _preset().stream.global_batch
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step."""
+        return self.global_batch / self.crops_per_s
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes: the preset's, doubled until every worker has one to fetch ahead for."""
+        lanes = _preset().stream.lanes
+        while lanes < self.gpus * self.workers and lanes < self.global_batch:
+            lanes *= 2
+        return self.lanes or lanes
+
+    @property
+    def nodes(self) -> int:
+        """Machines of eight GPUs."""
+        return -(-self.gpus // GPUS_PER_NODE)
+
+    @property
+    def sample_bytes(self) -> float:
+        """Bytes of a stored sample in its tar."""
+        values = SAMPLE_FRAMES * FrontendConfig().mel_bands * BYTES_OF_VALUE[self.dtype]
+        return values + MEASURED["overhead_bytes"].value
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What all nodes read from the store, without what is read twice."""
+        return self.crops_per_s / self.crops_per_sample * self.sample_bytes
+
+    @property
+    def samples(self) -> float:
+        """Samples of the corpus."""
+        return self.hours * 3600 * FRAMES_PER_S / SAMPLE_FRAMES
+
+    @property
+    def shards(self) -> int:
+        """Shards of the size that `data build` makes unless told otherwise."""
+        return max(1, round(self.samples * self.sample_bytes / BuildConfig.shard_bytes))
+
+    @property
+    def shards_per_lane(self) -> float:
+        """How many shards a lane reads in an epoch."""
+        return self.shards / self.num_lanes
+
+    @property
+    def repeated_share(self) -> float:
+        """Shards that a lane's boundary cuts and two ranks read, as a share of all; an upper bound."""
+        return (self.num_lanes - 1) / self.shards
+
+    @property
+    def window_bytes_of_node(self) -> float:
+        """Bytes of the shards that the lanes of one node shuffle together; the next window needs as much again."""
+        return self.num_lanes / self.nodes * min(self.window_shards, self.shards_per_lane) * BuildConfig.shard_bytes
+
+    @property
+    def cores_per_gpu(self) -> float:
+        """Cores that make batches for one GPU."""
+        return self.crops_per_s / self.gpus * MEASURED["crop_cpu_s"].value
+
+    def run(self, *, windows: float = 3.0) -> Run:
+        """Returns the simulated run: so many windows of every lane, at least 20 steps."""
+        samples_per_shard = max(1, round(self.samples / self.shards))
+        layout = Layout(
+            manifest_digest=f"{self.hours:g} hours",
+            samples_per_shard=(samples_per_shard,) * self.shards,
+            seed=0,
+            lanes=self.num_lanes,
+            global_batch=self.global_batch,
+            window_shards=self.window_shards,
+            crops_per_sample=self.crops_per_sample,
+        )
+        items_of_window = self.window_shards * samples_per_shard * self.crops_per_sample
+        steps = max(20, math.ceil(windows * items_of_window / layout.items_per_lane_step))
+        size = round(samples_per_shard * self.sample_bytes)
+        micro_batch = self.global_batch // self.gpus
+        return Run(layout, (size,) * self.shards, self.gpus, micro_batch, steps, self.workers)
+
+    def site(
+        self, store: StoreModel, *, cache_bytes: float = FOREVER, prefetch_bytes: int = StreamConfig.prefetch_bytes
+    ) -> Site:
+        """Returns the machines that the run is simulated on."""
+        return Site(
+            store,
+            tick_s=self.step_s,
+            ranks_per_node=min(GPUS_PER_NODE, self.gpus),
+            cache_bytes=cache_bytes,
+            prefetch_batches=StreamConfig.prefetch_batches,
+            prefetch_bytes=prefetch_bytes,
+        )
+
+
+def usual_store(*, median_s: float | None = None, total_bytes_per_s: float = FOREVER, **changes: float) -> StoreModel:
+    """Returns the store that tables assume: log-normal latency, one request in a hundred from a Pareto tail."""
+    latency = Latency(ASSUMED["latency_s"].value if median_s is None else median_s, 0.5, 0.01)
+    return StoreModel(
+        latency,
+        connection_bytes_per_s=ASSUMED["connection"].value,
+        node_bytes_per_s=ASSUMED["node"].value,
+        total_bytes_per_s=total_bytes_per_s,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+@cache
+def flops_per_crop(size: str) -> int:
+    """Returns the operations of one training crop of the paper preset."""
+    experiment = load_experiment(["paper"], overrides=[f"model={size}"])
+    return training_cost(experiment.model, experiment.masks, experiment.objective).total
+
+
+@cache
+def _preset():
+    return load_experiment(["paper"], overrides=["model=base"])
