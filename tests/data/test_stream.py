@@ -1,9 +1,12 @@
 """The stream: equal global batches whoever reads them, every sample once, and resume at any step by any world."""
 
 import json
+import multiprocessing
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -259,6 +262,22 @@ def _check_members(sample: dict) -> dict:
     assert sample["__url__"].endswith(".tar") and sample["__key__"]
     assert json.loads(sample["json"])["uid"] == sample["uid"]
     return sample
+
+
+def _note_process(sample: dict, *, folder: Path) -> dict:
+    assert len(sample["context"]) == 13 and sample["mel"].shape == (32, 128)
+    (folder / f"{os.getpid()}").write_text(f"{os.getppid()} {multiprocessing.parent_process().pid}")  # type: ignore[union-attr]
+    return sample
+
+
+def test_crops_and_masks_are_made_in_processes_that_are_no_forks_of_training(shard_set, tmp_path):
+    """Each worker was forked by a clean server for this process: clients of S3 do not survive a fork of their own."""
+    stages = [webdataset.map(partial(_note_process, folder=tmp_path))]
+    sum(1 for _ in make_stream(shard_set, stages=stages, workers=2))
+    forked_by = {int(note.name): tuple(map(int, note.read_text().split())) for note in tmp_path.iterdir()}
+    assert len(forked_by) == 2 and os.getpid() not in forked_by
+    for server, parent in forked_by.values():
+        assert server != os.getpid() == parent
 
 
 def _drop_every_other(samples):
