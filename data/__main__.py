@@ -2,6 +2,7 @@
 
   python -m data scores corpora/scores                 render real scores into labelled audio (no download)
   python -m data build corpora/scores shards/          audio -> log-mel WebDataset shards + manifest, resumable
+  python -m data build list.csv shards/ --part 3/8     the same, as one of eight machines; at the end --merge 8
   python -m data verify s3://bucket/shards/train       check every byte against the manifest
   python -m data stats shards/train                    mean, deviation, silence, durations, per-band profile
   python -m data inspect shards/train --out page.html  look at random samples

@@ -33,10 +33,10 @@ class Rejections:
     name: str = REJECTED_NAME
 
     def write(self, rejected: Mapping[str, str]) -> None:
-        """Lists unusable tracks and the reasons, in the order given."""
+        """Lists unusable tracks and the reasons, by name."""
         lines = [
             json.dumps({"track": track, "reason": reason}, ensure_ascii=False, sort_keys=True) + "\n"
-            for track, reason in rejected.items()
+            for track, reason in sorted(rejected.items())
         ]
         self.store.write(self.name, "".join(lines).encode())
 

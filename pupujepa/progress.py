@@ -93,7 +93,15 @@ class Progress:
             return
         self._shown_at = self._clock()
         left_s = self.elapsed_s / max(self.done - self._skipped, 1) * (self.total - self.done)
-        rest = f", about {left_s:.0f} s left" if self.done < self.total else f" in {self.elapsed_s:.0f} s"
+        rest = f", about {_duration(left_s)} left" if self.done < self.total else f" in {_duration(self.elapsed_s)}"
         note = f", {note}" if note else ""
         self._stream.write(f"{self.title}: {self.done}/{self.total} {self.unit}{rest}{note}\n")
         self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, rest_min = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {rest_min} min"
+    return f"{minutes} min {rest_s} s" if minutes else f"{rest_s} s"

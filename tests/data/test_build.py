@@ -271,6 +271,24 @@ def test_unusable_files_are_listed_with_their_reason(tmp_path: Path):
     assert build.is_complete()
 
 
+def test_too_many_unusable_files_stop_at_once(tmp_path: Path):
+    """One too many ends the build, with the files behind it untouched; with a higher limit it goes on from there."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for number in range(30):
+        (folder / f"{number:02d}.wav").parent.mkdir(exist_ok=True)
+        (folder / f"{number:02d}.wav").write_bytes(b"RIFF")
+    soundfile.write(folder / "no-samples.wav", np.zeros(0), 24_000)
+    write_song(folder / "song.wav", 4.0)
+    with pytest.raises(UserError, match=r"^2 of 32 files cannot be used, more than --max-rejected 1 allows, the first"):
+        make(folder, str(out), config=replace(CONFIG, max_rejected=1, split_fractions=(1.0, 0.0, 0.0)))
+    listed = [json.loads(line)["track"] for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert len(listed) == 2
+    make(folder, str(out), config=replace(CONFIG, max_rejected=31, split_fractions=(1.0, 0.0, 0.0)))
+    rows = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert [row["track"] for row in rows] == [*(f"{number:02d}" for number in range(30)), "no-samples"]
+    assert "no-samples.wav: holds no audio from 0 s on" in rows[-1]["reason"]
+
+
 def test_overshoot_is_cut_and_counted(tmp_path: Path):
     """What lies far above full scale is cut at the ceiling, and the manifest says how many values that were."""
     _write_samples(tmp_path / "in" / "loud.wav", 40 * np.sin(np.arange(72_000) * 0.05))

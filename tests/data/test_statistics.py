@@ -1,5 +1,6 @@
 """Statistics of a shard set, against numpy over all its values at once."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from data.moments import Moments
 from data.reader import ShardReader
 from data.statistics import measure, to_text
 from pupujepa.front_door import enter
+from tests.data.shardsets import build_shard_set
 from tests.data.songs import write_song
 
 
@@ -78,6 +80,18 @@ def test_the_page_and_the_picture(corpus: Path, tmp_path: Path, capsys: pytest.C
     assert 8000 < centres_hz[-1] < 12_000
     assert "silent frames 25" in page or "silent frames 24" in page
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_track_lengths_are_a_histogram(tmp_path: Path):
+    """Tracks of different lengths are counted by length, in twelve bars that cover them all."""
+    build_shard_set(str(tmp_path / "train"), num_frames=lambda number: 100 + 100 * (number % 6))
+    page = to_text(measure(str(tmp_path / "train")))
+    bars = [line for line in page.splitlines() if re.match(r" +[\d.]+ - +[\d.]+ s +\d+", line)]
+    assert "track length: median 3.5 s, 1.0 to 6.0 s" in page
+    assert len(bars) == 12
+    assert sum(int(bar.split(" s ")[1].split()[0]) for bar in bars) == 24
+    longest = max(bars, key=lambda bar: bar.count("#"))
+    assert longest.count("#") == 40
 
 
 def test_a_corpus_is_not_a_split(corpus: Path, capsys: pytest.CaptureFixture[str]):
