@@ -1,0 +1,160 @@
+"""One contender of the streaming benchmark in a process of its own: reads, checks what it got, and tells the times.
+
+  python -m benchmarks.stream_contender READING.json
+
+Started by `benchmarks.stream_process`. Everything is imported before the clock starts; each line of its output is one
+JSON object, a mark with the time, the processor seconds of the process and its descendants, or the result.
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch import Tensor
+
+from benchmarks.stream_corpus import CHECKED, CROP_FRAMES, HI, LO, MEAN, STD, Facts, read_facts
+
+MODULES = {
+    "pupujepa": "benchmarks.stream_ours",
+    "webdataset": "benchmarks.stream_webdataset",
+    "mosaicml": "benchmarks.stream_mosaicml",
+    "litdata": "benchmarks.stream_litdata",
+    "raw": "benchmarks.stream_limits",
+}
+LAYOUTS = {"pupujepa": "tar", "webdataset": "tar", "mosaicml": "mds", "litdata": "litdata", "raw": "tar"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a contender is to do.
+
+    Args:
+        contender: a key of MODULES.
+        corpus: folder of the facts.
+        url: where its format lies, a folder or s3://.
+        cache_dir: an empty folder for what it downloads.
+        workers: processes that make batches.
+        epochs: to read, one after the other.
+        pause_after: only find the state after so many batches, and the next batch's uids, and keep both in `state`.
+        state: file; without `pause_after`, go on from what is kept there and stop after one batch.
+        way: of the raw limits, how they read.
+    """
+
+    contender: str
+    corpus: str
+    url: str
+    cache_dir: str
+    workers: int
+    batch: int
+    epochs: int = 1
+    pause_after: int = 0
+    state: str = ""
+    way: str = ""
+
+
+class Reader(Protocol):
+    """How a contender is driven."""
+
+    def batches(self) -> Iterator[tuple[list[str], Tensor]]:
+        """Opens everything and yields (uids, mel [B, T, F] float32, normalised), epoch after epoch."""
+
+    def state(self, batches: int) -> Any:
+        """Returns, as JSON, where it stands after so many batches."""
+
+    def restore(self, state: Any) -> None:
+        """Makes `batches` go on from there; called before it."""
+
+
+class Crop:
+    """The peers' work on a sample: the crop that ours would draw, found in a table, and two operations in place."""
+
+    def __init__(self, facts: Facts):
+        self.starts = facts.starts
+        scale = (HI - LO) / 255 if facts.config.dtype == "uint8" else 1.0
+        self.scale, self.shift = scale / STD, ((LO if facts.config.dtype == "uint8" else 0.0) - MEAN) / STD
+
+    def __call__(self, uid: str, stored_TF: Any) -> tuple[str, Tensor]:
+        """Returns (uid, mel [T, F])."""
+        start = self.starts[uid]
+        crop_TF = torch.from_numpy(stored_TF[start : start + CROP_FRAMES])
+        return uid, crop_TF.to(torch.float32).mul_(self.scale).add_(self.shift)
+
+
+def loader_options(workers: int) -> dict[str, Any]:
+    """Returns what every peer's data loader is told, which is what ours does."""
+    return {"num_workers": workers, **({"persistent_workers": True, "prefetch_factor": 2} if workers else {})}
+
+
+def tree_cpu_s(pid: int) -> float:
+    """Returns the processor seconds of a process, its descendants, and those of them that have ended."""
+    total = 0.0
+    process = psutil.Process(pid)
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += sum(member.cpu_times()[:4])
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def run(reading: Reading) -> None:
+    """Reads, and writes marks and result to the standard output."""
+    facts = read_facts(Path(reading.corpus))
+    reader: Reader = import_module(MODULES[reading.contender]).open_reader(reading, facts)
+    if reading.pause_after:
+        _keep(reader, reading)
+        return
+    kept = json.loads(Path(reading.state).read_text()) if reading.state else None
+    if kept:
+        reader.restore(kept["state"])
+    seen: Counter[str] = Counter()
+    checksum, payload_bytes = 0.0, 0
+    _mark("open")
+    for number, (uids, mel_BTF) in enumerate(reader.batches(), start=1):
+        if number == 1:
+            _mark("first", samples=len(uids))
+        seen.update(uids)
+        checksum += float(mel_BTF[:, *CHECKED].double().abs().sum()) if isinstance(mel_BTF, Tensor) else 0.0
+        payload_bytes += 0 if isinstance(mel_BTF, Tensor) else mel_BTF
+        if kept:
+            break
+    _mark("last")
+    result: dict[str, Any] = {"samples": sum(seen.values()), "checksum": checksum, "payload_bytes": payload_bytes}
+    result["times_each"] = [len(seen), min(seen.values()), max(seen.values())] if seen else [0, 0, 0]
+    if kept:
+        result["continues"] = sorted(seen) == kept["next"]
+    print(json.dumps(result), flush=True)
+
+
+def _keep(reader: Reader, reading: Reading) -> None:
+    """Writes the state after so many batches, and the uids of the batch that follows in an unbroken run."""
+    batches = reader.batches()
+    for _ in range(reading.pause_after):
+        next(batches)
+    state = reader.state(reading.pause_after)
+    Path(reading.state).write_text(json.dumps({"state": state, "next": sorted(next(batches)[0])}))
+
+
+def _mark(name: str, **facts: Any) -> None:
+    at, cpu_s = time.monotonic(), tree_cpu_s(os.getpid())
+    print(json.dumps({"mark": name, "at_s": at, "cpu_s": cpu_s, **facts}), flush=True)
+
+
+if __name__ == "__main__":
+    # peers hand out arrays that nobody may write to, which torch remarks upon
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    run(Reading(**json.loads(Path(sys.argv[1]).read_text())))
+    sys.stdout.flush()
+    # what a library does at the end of its process is not measured, and some of them wait there
+    os._exit(0)

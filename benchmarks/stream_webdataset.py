@@ -1,0 +1,74 @@
+"""The streaming benchmark's side of webdataset: its own pipeline over our very tars."""
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import webdataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from benchmarks.stream_contender import Crop, Reading, loader_options
+from benchmarks.stream_corpus import SEED, Facts
+from data.store import open_store
+
+SHUFFLE = "shards shuffled, divided among workers, then a buffer of as many samples as 4 shards hold in each worker"
+READ_AHEAD_BYTES = 4 << 20
+
+
+class WebdatasetReader:
+    """See `benchmarks.stream_contender.Reader`."""
+
+    def __init__(self, reading: Reading, facts: Facts):
+        self.reading, self.facts = reading, facts
+        self._skip = 0
+        # it has no way to s3 of its own; the client's stream behind a large buffer is the fastest that we found
+        webdataset.gopen_schemes["s3"] = _s3_stream
+
+    def batches(self) -> Iterator[tuple[list[str], Tensor]]:
+        """Opens the pipeline; where it is to go on, it reads from the start and throws away."""
+        store = open_store(self.reading.url)
+        urls = [store.locate(name) for name in store.list() if name.endswith(".tar")]
+        window = 4 * -(-self.facts.config.samples // len(urls))
+        dataset = (
+            webdataset.WebDataset(urls, shardshuffle=len(urls), detshuffle=True, seed=SEED, empty_check=False)
+            .shuffle(window, initial=window)
+            .map(partial(_cropped, crop=Crop(self.facts)))
+        )
+        loader = DataLoader(dataset, batch_size=self.reading.batch, **loader_options(self.reading.workers))
+        skip = self._skip
+        for _ in range(self.reading.epochs):
+            for uids, mel_BTF in loader:
+                if skip:
+                    skip -= 1
+                    continue
+                yield list(uids), mel_BTF
+
+    def state(self, batches: int) -> Any:
+        """Returns the number of batches: there is no other state."""
+        return batches
+
+    def restore(self, state: Any) -> None:
+        """Has as many batches thrown away."""
+        self._skip = state
+
+
+def open_reader(reading: Reading, facts: Facts) -> WebdatasetReader:
+    """Returns the reader."""
+    return WebdatasetReader(reading, facts)
+
+
+def _cropped(sample: dict[str, Any], *, crop: Crop) -> tuple[str, Tensor]:
+    # the info is left as it came: nobody asks for it
+    return crop(sample["__key__"], np.load(io.BytesIO(sample["mel.npy"])))
+
+
+def _s3_stream(url: str, mode: str = "rb", bufsize: int = 8192, **_: Any) -> io.BufferedReader:
+    import boto3
+
+    parts = urlsplit(url)
+    body = boto3.client("s3").get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
+    return io.BufferedReader(body, READ_AHEAD_BYTES)
