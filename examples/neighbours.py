@@ -3,8 +3,10 @@
   python examples/neighbours.py runs/demo/export songs/ --out neighbours/
   python examples/neighbours.py owner/weights songs/ --out neighbours/ --neighbours 5 --layer 6
 
-Writes OUT/vectors/ (one row per file, kept for the next run), OUT/neighbours.csv and OUT/neighbours.png: every file
-beside every other, alike ones next to each other. Needs matplotlib: pip install 'pupujepa[eval]'.
+Writes OUT/neighbours.csv, OUT/neighbours.png (every file beside every other, alike ones next to each other) and
+OUT/vectors/, one row per file: the next run embeds only what is new, was changed, or was made with another layer or
+other weights. Three files are the least. The picture needs matplotlib: pip install 'pupujepa[eval]'; without it the
+table is written all the same.
 
 All songs have much in common to a network, so their vectors point in nearly one direction. The mean of the folder is
 therefore taken off first; the cosine of what is left says which songs are alike *in this folder*.
@@ -23,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pupujepa.__main__ import COMMANDS  # noqa: E402 - run as a script, the root is not on the path before
+from pupujepa.audio_files import find_audio  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
-from pupujepa.front_door import enter  # noqa: E402
+from pupujepa.front_door import enter, quiet_when_unread  # noqa: E402
 from pupujepa.vector_rows import read_row  # noqa: E402
 
 _SHOWN_NAMES = 60
@@ -43,19 +46,23 @@ class Neighbour:
 def main(argv: list[str]) -> int:
     """Embeds, compares and writes; returns the exit code."""
     args = parse(argv)
+    if args.neighbours < 1:
+        raise UserError(f"--neighbours {args.neighbours}: ask for at least one per file")
+    files = enough([file.name for file in find_audio(args.audio)[0]])
     vectors = args.out / "vectors"
-    words = ["embed", args.weights, *map(str, args.folders), "--out", str(vectors), "--readout", "mean"]
+    words = ["embed", args.weights, *map(str, args.audio), "--out", str(vectors), "--readout", "mean", "--overwrite"]
     words += ["--layers", str(args.layer), "--skip-broken", *(["--device", args.device] if args.device else [])]
     code = enter("pupujepa", COMMANDS, manual="", argv=words)
     if code:
         return code
-    names, vectors_ND = read_vectors(vectors)
+    names, vectors_ND = read_vectors(vectors, files)
     similarity_NN = similarities(vectors_ND)
     found = nearest(names, similarity_NN, count=args.neighbours)
     write_csv(found, args.out / "neighbours.csv")
+    print(f"each file, and those that sound most alike (1 the same, 0 unrelated, -1 opposite):\n\n{table(found)}\n")
+    print(f"written: {args.out / 'neighbours.csv'}")
     draw(names, similarity_NN, args.out / "neighbours.png")
-    print(table(found))
-    print(f"\nwritten: {args.out / 'neighbours.csv'}, {args.out / 'neighbours.png'}")
+    print(f"written: {args.out / 'neighbours.png'}")
     return 0
 
 
@@ -63,24 +70,36 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="a folder of weights, or a hub id")
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of audio files")
+    parser.add_argument("audio", nargs="+", type=Path, help="folders of audio files, or audio files")
     parser.add_argument("--out", type=Path, required=True, help="folder for vectors, table and picture")
     parser.add_argument("--neighbours", type=int, default=3, help="per file (default: %(default)s)")
-    parser.add_argument("--layer", type=int, default=-1, help="whose features are compared (default: the last)")
+    parser.add_argument(
+        "--layer", type=int, default=-1, help="whose features are compared: 0 = patches (default: the last)"
+    )
     parser.add_argument("--device", help="cpu or cuda (default: what there is)")
     return parser.parse_args(argv)
 
 
-def read_vectors(folder: Path) -> tuple[list[str], NDArray[np.float64]]:
-    """Returns names and vectors [N, D] of all rows that `embed --readout mean` wrote.
+def enough(names: list[str]) -> list[str]:
+    """Returns the names of files to compare.
 
     Raises:
-        UserError: fewer than three files, about whose mean all would be opposites.
+        UserError: fewer than three, about whose mean all would be opposites.
     """
-    rows = [read_row(path) for path in sorted(folder.rglob("*.npz"))]
-    if len(rows) < 3:
-        raise UserError(f"{folder} holds {len(rows)} files; neighbours need at least three")
-    return [row.name for row in rows], np.stack([row.embedding.values[0] for row in rows]).astype(np.float64)
+    if len(names) < 3:
+        raise UserError(f"{len(names)} usable audio files are too few to compare; give at least three")
+    return names
+
+
+def read_vectors(folder: Path, files: list[str]) -> tuple[list[str], NDArray[np.float64]]:
+    """Returns names and vectors [N, D] of those of the files of which `embed --readout mean` wrote a row.
+
+    Raises:
+        UserError: fewer than three.
+    """
+    paths = {name: folder / f"{name}.npz" for name in files}
+    names = enough([name for name in files if paths[name].is_file()])
+    return names, np.stack([read_row(paths[name]).embedding.values[0] for name in names]).astype(np.float64)
 
 
 def similarities(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -150,8 +169,9 @@ def side_by_side(similarity_NN: NDArray[np.float64]) -> list[int]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with quiet_when_unread():
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)

@@ -120,7 +120,10 @@ def box_in(crop: Crop, *, time_s: list[float] | None, frequency_hz: list[float] 
     start_s, stop_s = time_s if time_s else (0.45 * crop.duration_s, 0.55 * crop.duration_s)
     first, last = int(np.floor(start_s / crop.step_s + 1e-9)), int(np.ceil(stop_s / crop.step_s - 1e-9))
     if not 0 <= first < last <= crop.steps:
-        raise UserError(f"region {start_s:g}-{stop_s:g} s does not lie in the crop of 0-{crop.duration_s:g} s")
+        raise UserError(
+            f"region {start_s:g}-{stop_s:g} s does not lie in the crop of 0-{crop.duration_s:g} s; seconds count "
+            f"from the start of the crop, which is at {crop.start_s:g} s of the file"
+        )
     edges_hz = crop.band_edges_hz
     low_hz, high_hz = frequency_hz if frequency_hz else (edges_hz[0], edges_hz[-1])
     if not edges_hz[0] <= low_hz < high_hz <= edges_hz[-1]:

@@ -47,8 +47,7 @@ def read_audio(
     """
     path = Path(path)
     origin = str(path) if origin is None else origin
-    if not path.is_file():
-        raise AudioError(f"{origin}: no such audio file; check the path")
+    require_file(path, origin=origin)
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
@@ -62,6 +61,18 @@ def read_audio(
     if not len(audio_SC):
         raise AudioError(f"{origin}: holds no audio from {start_s:g} s on; remove it or choose an earlier start")
     return mono(audio_SC.T, origin=origin), rate
+
+
+def require_file(path: Path, *, origin: str) -> None:
+    """Checks that there is a file.
+
+    Raises:
+        AudioError: there is none, or a folder.
+    """
+    if path.is_dir():
+        raise AudioError(f"{origin}: is a folder and no audio file; name a file in it")
+    if not path.is_file():
+        raise AudioError(f"{origin}: no such audio file; check the path")
 
 
 def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:

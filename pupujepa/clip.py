@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pupujepa.audio import AudioError, as_channels, mix_down, resample, resampling_ratio, whole_rate_hz
+from pupujepa.audio import AudioError, as_channels, mix_down, require_file, resample, resampling_ratio, whole_rate_hz
 
 _BLOCK_S = 30
 # torchaudio's filter reaches 6 zero crossings of the lower rate; 16 leaves a wide margin
@@ -74,8 +74,7 @@ def clip_of_file(path: Path, to_hz: int, *, declared_hz: float | None = None) ->
         AudioError: here or while reading: missing, unreadable or empty file, samples that are not finite, or a file of
             another rate than declared.
     """
-    if not path.is_file():
-        raise AudioError(f"{path}: no such audio file; check the path")
+    require_file(path, origin=str(path))
     try:
         info = soundfile.info(path)
     except soundfile.LibsndfileError as error:

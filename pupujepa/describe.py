@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -154,7 +155,9 @@ def _model(name: str) -> PupuJEPA:
     if name in size_names() and not Path(name).is_dir():
         return _without_weights(model_size(name))
     if "/" not in name and not Path(name).exists():
-        model_size(name)  # a misspelt size: raises with the nearest names
+        near = get_close_matches(name, size_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "check the path"
+        raise UserError(f"{name!r} is neither a size ({', '.join(size_names())}) nor a folder of weights; {hint}")
     return load(name)
 
 

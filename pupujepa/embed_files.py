@@ -34,6 +34,7 @@ import torch
 
 from pupujepa.audio_files import AudioFile, find_audio, told_passed_over
 from pupujepa.decode_ahead import PendingClip, decode_ahead
+from pupujepa.devices import usable_device
 from pupujepa.durable import atomic_file, remove_unfinished
 from pupujepa.encoder import Embedding, Encoder
 from pupujepa.errors import UserError
@@ -63,10 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", nargs="+", default=["-1"], metavar="N", help="0 = patch embedding, -1 = last (default), or all"
     )
-    parser.add_argument("--encoder", choices=("teacher", "student"), default="teacher")
+    parser.add_argument("--encoder", choices=("teacher", "student"), default="teacher", help="default: %(default)s")
     parser.add_argument("--rope", choices=ROPE_MODES, help="clip_relative is the release's (see docs/differences.md)")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows encoded together")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows encoded together (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, mps and so on (default here: %(default)s)",
+    )
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
@@ -93,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least one thread has to decode")
+    if not args.part_mb > 0:
+        raise UserError(f"--part-mb {args.part_mb:g} must be positive: a part is closed when it is that large")
     files, passed_over = find_audio(args.audio)
+    device = usable_device(args.device)
     model = load(args.weights, rope=args.rope)
     parse_readout(args.readout, bands=model.config.grid_bands)
     layers = resolve_layers(_layers(args.layers), model.config.depth)
@@ -106,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     }
     encoder = Encoder(
         model,
-        device=args.device,
+        device=device,
         autocast_dtype=torch.bfloat16 if args.bf16 else None,
         batch_size=args.batch_size,
     )

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from pupujepa.audio import AudioError
 from pupujepa.clip import Clip, clip_of_file, clip_of_samples
+from pupujepa.devices import usable_device
 from pupujepa.errors import UserError
 from pupujepa.frontend import FrontendConfig, frame_span, log_mel_of_span, normalise
 from pupujepa.model import PupuJEPA, resolve_layers
@@ -66,7 +67,7 @@ class Encoder:
         batch_size: windows encoded together.
 
     Raises:
-        UserError: a batch without windows.
+        UserError: a batch without windows, or a device that cannot be used here.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Encoder:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
-        self.model = model.to(device).eval()
+        self.model = model.to(None if device is None else usable_device(device)).eval()
         self.device = model.patch_embed.proj.weight.device
         self.autocast_dtype = autocast_dtype
         self.batch_size = batch_size

@@ -38,9 +38,14 @@ def only_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 
     Raises:
         FolderInUseError: another process, which is named, still writes there after `wait_s`.
+        UserError: a folder that cannot be made, or not be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError(f"nothing can be written to the folder {folder} ({error}); choose another one") from error
     with _acquired(path, wait_s=wait_s) as lock:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -46,7 +46,10 @@ def parse_readout(readout: Readout, *, bands: int) -> ReadoutSpec:
     if isinstance(readout, tuple) and len(readout) == 3 and readout[0] == "region":
         _, frequency_blocks, time_blocks = readout
         if not 1 <= frequency_blocks <= bands or time_blocks < 1:
-            raise UserError(f"readout {readout} needs 1 to {bands} blocks along frequency and at least one along time")
+            raise UserError(
+                f"readout region:{frequency_blocks}x{time_blocks} needs 1 to {bands} blocks along frequency, "
+                f"as many as the model has bands, and at least one along time"
+            )
         return ReadoutSpec("region", frequency_blocks, time_blocks)
     raise UserError(f'readout {readout!r} is unknown; choose "frames", "mean" or ("region", f, t)')
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pupujepa.devices import usable_device
 from pupujepa.durable import atomic_file
 from pupujepa.hub import download, parse_hub_id
 from pupujepa.model import ModelConfig, PupuJEPA
@@ -53,11 +54,12 @@ def load(
     Raises:
         WeightsError: missing or unreadable files, an architecture that is not PupuJEPA's, or tensors that differ from
             what args.json describes; the first differences are listed.
+        UserError: a device that cannot be used here.
     """
     directory, weights_path = _located(path_or_hub_id, revision)
     args_path = directory / ARGS_NAME
     args = read_args(args_path)
-    tensors = _read_tensors(weights_path, torch.device(device))
+    tensors = _read_tensors(weights_path, usable_device(device))
     config, frontend = described_model(args, tensors, origin=str(args_path))
     if rope is not None:
         config = replace(config, rope=rope)

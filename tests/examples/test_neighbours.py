@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from examples.neighbours import nearest, side_by_side, similarities
+from examples.neighbours import main, nearest, side_by_side, similarities
+from pupujepa.errors import UserError
 from pupujepa.weights import save_release
 from tests.pupujepa.models import SMALL, random_model
 
@@ -78,6 +80,35 @@ def test_the_table_is_printed_and_the_broken_file_named(ran):
     assert len(re.findall(line, run.stdout, re.MULTILINE)) == 3 * len(KINDS)
     assert "skipped: " in run.stderr and "broken.wav: cannot be decoded" in run.stderr
     assert (out / "vectors" / "broken.jsonl").is_file()
+
+
+def test_a_file_that_is_gone_is_nobodys_neighbour(ran, tmp_path, capsys):
+    """Another layer replaces the vectors, and rows of files that are no longer asked for are left out of the table."""
+    songs = tmp_path / "songs"
+    shutil.copytree(ran[0].parent / "songs", songs)
+    words = [str(ran[0].parent / "weights"), str(songs), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(words) == 0
+    assert "melody/0.flac" in capsys.readouterr().out
+    shutil.rmtree(songs / "melody")
+    assert main([*words, "--layer", "1"]) == 0
+    told = capsys.readouterr()
+    assert "9 files embedded" in told.err
+    assert "melody" not in told.out
+    assert "melody" not in (tmp_path / "out" / "neighbours.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("hiss/0.flac", "hiss/1.flac"), "2 usable audio files are too few"), (("nowhere",), "no such file or folder")],
+)
+def test_wrong_inputs_are_refused_before_anything_is_embedded(ran, tmp_path, words, message):
+    """Too few files, or none: one sentence, and nothing is written."""
+    weights, songs = str(ran[0].parent / "weights"), ran[0].parent / "songs"
+    with pytest.raises(UserError, match=message):
+        main([weights, *(str(songs / word) for word in words), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="--neighbours 0: ask for at least one"):
+        main([weights, str(songs), "--out", str(tmp_path / "out"), "--neighbours", "0"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_picture_shows_the_kinds_as_blocks(ran):

@@ -99,6 +99,8 @@ def test_missing_file_is_named(tmp_path):
     """A wrong path says so."""
     with pytest.raises(AudioError, match=r"nowhere\.wav: no such audio file"):
         read_audio(tmp_path / "nowhere.wav")
+    with pytest.raises(AudioError, match="is a folder and no audio file; name a file in it"):
+        read_audio(tmp_path)
 
 
 def test_empty_and_not_finite_files_are_refused(tmp_path):

@@ -86,6 +86,8 @@ def test_the_nearest_size_is_offered(capsys):
     """A misspelt size is one sentence with the right one."""
     assert run("info", "larg") == 2
     assert "did you mean large" in capsys.readouterr().err
+    assert run("info", "nano") == 2
+    assert "'nano' is neither a size (base, demo, giant, " in capsys.readouterr().err
 
 
 def test_no_ranks_are_refused(capsys):

@@ -369,12 +369,30 @@ def test_wrong_inputs_are_refused(weights, songs, tmp_path, capsys):
         "readout 'median' is unknown": (songs, "--readout", "median"),
         "layer 7 does not exist": (songs, "--layers", "7"),
         "at least one thread has to decode": (songs, "--workers", "0"),
+        "--part-mb 0 must be positive": (songs, "--part-mb", "0"),
+        "readout region:9x1 needs 1 to 8 blocks along frequency": (songs, "--readout", "region:9x1"),
     }
     for message, inputs in cases.items():
         assert run("embed", weights, *inputs, "--out", tmp_path / "out", "--device", "cpu") == 2
         told = capsys.readouterr().err
         assert message in told
         assert "error: " in told
+
+
+def test_a_device_that_is_not_there_is_refused(weights, songs, tmp_path, capsys):
+    """One sentence before the weights are read."""
+    assert run("embed", weights, songs, "--out", tmp_path / "out", "--device", "gpu") == 2
+    assert "error: device 'gpu' cannot be used here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused(weights, songs, tmp_path, capsys):
+    """An --out that is a file, or lies in one, is one sentence."""
+    (tmp_path / "out").write_text("a file")
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        assert run("embed", weights, songs, "--out", out, "--device", "cpu") == 2
+        assert f"error: nothing can be written to the folder {out}" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "a file"
 
 
 def test_progress_tells_rate_and_remaining_time(weights, many_songs, tmp_path, capfd):
