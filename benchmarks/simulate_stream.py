@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="the depth table on 8 GPUs alone")
     parser.add_argument("--measured", action="store_true", help="compare with a real stream on this machine")
-    parser.add_argument("--steps", type=int, default=240, help="of each real stream (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=160, help="of each real stream (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each real stream (default: %(default)s)")
     parser.add_argument("--start", action="store_true", help="measure a start with a large corpus, and a crop")
     parser.add_argument("--hours", type=float, nargs="+", default=[10_000.0, 100_000.0, 1_000_000.0])
@@ -138,7 +138,7 @@ def scenario_table(scenarios: Sequence[Scenario]) -> Table:
         "waiting, later",
         "most at once, GB/s",
         "cache of a node, GiB",
-        "fetched twice",
+        "fetched again",
     )
     return header, [scenario_row(scenario) for scenario in scenarios]
 

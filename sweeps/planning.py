@@ -54,7 +54,8 @@ def plan_trial(trial: Trial, launch: Launch, *, budget: Budget, inputs: Mapping[
     """Composes one trial and spends its budget; an override of train.steps, as an axis has it, goes before the budget.
 
     Args:
-        inputs: what decides the result beside the settings, such as the digests of shards and corpus.
+        inputs: what decides the result beside the settings, such as the digests of the sweep's shards and the corpus;
+            an axis over stream.url leads to other shards.
     """
     if not any(text.startswith(f"{STEPS_KEY}=") for text in trial.overrides):
         global_batch = _compose(trial, launch).stream.global_batch
@@ -63,9 +64,11 @@ def plan_trial(trial: Trial, launch: Launch, *, budget: Budget, inputs: Mapping[
     experiment = _compose(trial, launch)
     settings = flatten(asdict(experiment))
     relevant = {key: value for key, value in settings.items() if not key.startswith(IRRELEVANT)}
+    url = experiment.stream.url
+    shards = {"shards": read_manifest(url).digest} if url and url != launch.shards else {}
     return PlannedTrial(
         trial=trial,
-        digest=digest_of({"settings": relevant, **inputs}),
+        digest=digest_of({"settings": relevant, **inputs, **shards}),
         steps=experiment.train.steps,
         samples=experiment.train.steps * experiment.stream.global_batch,
         settings=settings,

@@ -1,6 +1,7 @@
 """Plans: every trial is composed before anything starts, and its identity is what decides its result."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pupujepa.errors import UserError
 from sweeps.axes import read_sweep
 from sweeps.plan import Launch, commands_for, read_plan, write_plan
 from sweeps.planning import make_plan
+from tests.data.shardsets import build_shard_set
 from tests.sweeps.conftest import PRESET
 
 
@@ -72,6 +74,17 @@ def test_identity_is_what_decides_the_result(plan_of, tmp_path):
         plan_of(budget={"steps": 6}),
     ]
     assert len({digest, *(p.trials[0].digest for p in others)}) == 1 + len(others)
+
+
+def test_shards_are_an_axis_like_any_other(plan_of, tmp_path, shards):
+    """Another shard set is another trial; the same shards under another path are not trained twice."""
+    build_shard_set(str(tmp_path / "others"), (8, 8, 8, 8), dtype="float16", num_frames=lambda number: 64 + number % 9)
+    shutil.copytree(shards, tmp_path / "copy")
+    values = {name: {"stream.url": str(tmp_path / name)} for name in ("others", "copy")}
+    plan = plan_of(axes={"codes": {"values": values}})
+    assert [p.trial.name for p in plan.trials] == ["base-seed0", "codes=others-seed0"]
+    assert plan.same_as == {"codes=copy-seed0": "base-seed0"}
+    assert plan.trials[0].digest == plan_of().trials[0].digest
 
 
 def test_a_plan_reads_back_as_it_was_written(plan_of, tmp_path):
