@@ -28,7 +28,7 @@ from data.cache_room import (
     remove_leftovers,
 )
 from data.fetching import fetch_index, fetch_shard
-from data.files import Store
+from data.files import Store, StoreError
 from data.manifest import ShardEntry
 from data.shards import ShardError, ShardIndex, index_name, read_index
 from data.tally import Tally
@@ -87,6 +87,7 @@ class ShardCache:
         self.config, self.store, self.tally = config, store, tally or Tally()
         self._room = CacheRoom(config, tally=self.tally, free_bytes=free_bytes, clock_ns=clock_ns)
         self._clock_ns = clock_ns
+        self._failed: dict[str, tuple[float, StoreError]] = {}
         self._shards = config.directory / namespace[:16]
         self._locks = self._shards / "locks"
         try:
@@ -132,7 +133,11 @@ class ShardCache:
                 self._keep_unread(entry)
                 return True
             with held(self._lock(entry, "fetch"), wait=False) as free:
-                return not free or self._fetch(entry, ahead=True, instead_of=None)
+                try:
+                    return not free or self._fetch(entry, ahead=True, instead_of=None)
+                except StoreError as error:
+                    self._failed[entry.name] = (time.monotonic(), error)
+                    raise
 
     def _open(self, entry: ShardEntry, *, instead_of: int | None) -> CachedShard:
         # pinned before it is fetched, so that it cannot be evicted between its arrival and its first read
@@ -141,7 +146,9 @@ class ShardCache:
             undo.callback(os.close, handle)
             hit = self._is_published(entry, instead_of=instead_of)
             if not hit:
+                began = time.monotonic()
                 with held(self._lock(entry, "fetch")):
+                    self._raise_failure_since(began, entry)
                     self._fetch(entry, ahead=False, instead_of=instead_of)
             self.tally.add("cache_hits" if hit else "cache_misses")
             file = os.open(self._path(entry), os.O_RDONLY | os.O_CLOEXEC)
@@ -150,6 +157,12 @@ class ShardCache:
             shard = CachedShard(file, self._read_index(entry), pin=handle)
             undo.pop_all()
         return shard
+
+    def _raise_failure_since(self, began: float, entry: ShardEntry) -> None:
+        """Raises what prefetching met while the reader waited for it: the store was insisted on long enough."""
+        failed_at, error = self._failed.get(entry.name, (0.0, None))
+        if error is not None and failed_at >= began:
+            raise error
 
     def _read_index(self, entry: ShardEntry) -> ShardIndex:
         try:

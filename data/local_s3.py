@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from pupujepa.errors import UserError
@@ -34,7 +35,7 @@ _STOP_TIMEOUT_S = 1.0
 
 
 class LocalS3:
-    """An S3 server over a directory, as a context manager.
+    """An S3 server over a directory, as a context manager. It ends with the thread that starts it, at the latest.
 
     Args:
         directory: keeps the objects, the configuration and the log; made when missing.
@@ -107,13 +108,12 @@ class LocalS3:
                 cwd=self.directory,
                 start_new_session=True,  # Ctrl-C is ours: the server must outlive the clients' last requests
             )
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.stop)
             self._wait_until_ready()
             for bucket in self.buckets:
                 self.make_bucket(bucket)
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
 
     def stop(self) -> None:
         """Stops the server and waits until it is gone; a second call does nothing."""

@@ -31,6 +31,7 @@ from distributed.preemption import StopRequest
 from distributed.probe_set import ProbeSet
 from distributed.run_directory import write_json
 from distributed.session_state import ENGINE_FOLDER, write_state
+from distributed.stream_counts import StreamCounts
 from distributed.teacher import Teacher
 from distributed.telemetry import Sink
 from distributed.topology import Topology
@@ -100,6 +101,7 @@ class Trainer:
         self.pace = Pace()
         self.last_diagnostics: dict[str, float] = {}
         self._window = Pace()
+        self._counts = StreamCounts(parts.stream, device=parts.device)
         self._run_root = run_root
 
     def run(self, stop: StopRequest) -> bool:
@@ -163,6 +165,7 @@ class Trainer:
                 | losses.by_strategy
                 | self.parts.stream.mixture()
                 | self._speed()
+                | self._counts.since_last()
             )
         return losses.stops
 

@@ -5,16 +5,20 @@ passed on as it came. Faults are set from the test: `proxy.inject(Fault("truncat
 """
 
 import asyncio
+import re
 import threading
 from dataclasses import dataclass, field
 
 STATUS = {
-    "503": ("SlowDown", "Service Unavailable"),
-    "500": ("InternalError", "Internal Server Error"),
-    "429": ("TooManyRequests", "Too Many Requests"),
-    "404": ("NoSuchKey", "Not Found"),
+    "503": (503, "SlowDown", "Service Unavailable"),
+    "500": (500, "InternalError", "Internal Server Error"),
+    "429": (429, "TooManyRequests", "Too Many Requests"),
+    "404": (404, "NoSuchKey", "Not Found"),
+    "expired": (400, "ExpiredToken", "Bad Request"),
 }
-KINDS = (*STATUS, "reset", "latency", "truncate", "stall", "bitflip", "throttle")
+IN_BODY = ("truncate", "stall", "hold", "bitflip")
+KINDS = (*STATUS, *IN_BODY, "reset", "latency", "throttle")
+ALWAYS = 10**9
 
 
 @dataclass
@@ -22,10 +26,10 @@ class Fault:
     """What to do to the next requests that match.
 
     Args:
-        kind: one of KINDS. truncate, stall and bitflip strike in the middle of the answer's body; a stalled PUT gets no
-            answer at all.
+        kind: one of KINDS. IN_BODY strike in the middle of the answer's body; a stalled PUT gets no answer at all.
+            hold stops there, sets `FaultProxy.holding`, and goes on when `FaultProxy.go_on` is set.
         times: how many requests are struck.
-        match: substring of the request's path.
+        match: substring of the request's path; a "$" at its end stands for the path's end.
         method: of the request.
         value: seconds of latency, or bytes per second of throttle.
     """
@@ -42,13 +46,20 @@ class Fault:
 
 @dataclass
 class FaultProxy:
-    """Forwards 127.0.0.1:`port` to 127.0.0.1:`upstream_port`; a context manager that runs in a thread of its own."""
+    """Forwards 127.0.0.1:`port` to 127.0.0.1:`upstream_port`; a context manager that runs in a thread of its own.
+
+    Args:
+        without_checksums: takes the store's checksums out of its answers, as from a store that keeps none.
+    """
 
     upstream_port: int
     port: int = 0
+    without_checksums: bool = False
     faults: list[Fault] = field(default_factory=list)
     struck: list[str] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    holding: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
     def inject(self, *faults: Fault) -> None:
         """Replaces the pending faults and forgets what was seen so far."""
@@ -86,11 +97,20 @@ class FaultProxy:
     def _take(self, method: str, path: str) -> Fault | None:
         self.requests.append((method, path))
         for fault in self.faults:
-            if fault.times > 0 and fault.method == method and fault.match in path:
+            ends = (f"{path}$", f"{path.partition('?')[0]}$")
+            if fault.times > 0 and fault.method == method and any(fault.match in end for end in ends):
                 fault.times -= 1
                 self.struck.append(fault.kind)
                 return fault
         return None
+
+    def refusal(self, head: bytes) -> str:
+        """Returns the key of STATUS with which this request is refused, "" if it is not; for gateways."""
+        return ""
+
+    def rewritten(self, head: bytes) -> bytes:
+        """Returns the head of a request as it goes to the server; for gateways."""
+        return head
 
     async def _handle(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         try:
@@ -113,16 +133,17 @@ class FaultProxy:
         method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
         length = _content_length(head) or 0
         fault = self._take(method, path)
-        kind = fault.kind if fault else ""
+        kind = fault.kind if fault else self.refusal(head)
+        head = self.rewritten(head)
         waits_for_leave = b"100-continue" in head.lower()
         if kind in STATUS:
             # a client that asks first sends no body after a refusal
             await client_in.readexactly(0 if waits_for_leave else length)
-            code, reason = STATUS[kind]
+            status, code, reason = STATUS[kind]
             body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
             if method == "HEAD":
                 body = b""
-            client_out.write(f"HTTP/1.1 {kind} {reason}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            client_out.write(f"HTTP/1.1 {status} {reason}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             await client_out.drain()
             return not waits_for_leave
         if kind == "reset":
@@ -140,6 +161,8 @@ class FaultProxy:
 
     async def _answer(self, method: str, fault: Fault | None, client_out, server_in) -> bool:
         head = await server_in.readuntil(b"\r\n\r\n")
+        if self.without_checksums:
+            head = re.sub(rb"(?im)^(x-amz-checksum-|content-md5)[^\r]*\r\n", b"", head)
         client_out.write(head)
         length = _content_length(head)
         if method == "HEAD" or head.split(b" ", 2)[1] in (b"204", b"304"):
@@ -148,7 +171,7 @@ class FaultProxy:
         if length is None:
             await _copy_chunked(server_in, client_out)
             return True
-        if fault is None or fault.kind not in ("truncate", "stall", "bitflip"):
+        if fault is None or fault.kind not in IN_BODY:
             speed = fault.value if fault is not None and fault.kind == "throttle" else 0.0
             await _copy(server_in, client_out, length, bytes_per_s=speed)
             return True
@@ -157,6 +180,11 @@ class FaultProxy:
             return False
         if fault.kind == "stall":
             await asyncio.sleep(3600)
+        if fault.kind == "hold":
+            self.holding.set()
+            await asyncio.to_thread(self.go_on.wait, 120)
+            await _copy(server_in, client_out, length - length // 2)
+            return True
         flipped = await server_in.readexactly(1)
         client_out.write(bytes([flipped[0] ^ 1]))
         await _copy(server_in, client_out, length - length // 2 - 1)
@@ -164,8 +192,10 @@ class FaultProxy:
 
 
 async def _copy(source, sink, length: int, *, bytes_per_s: float = 0.0) -> None:
+    # a throttled body comes in twentieths of a second, not in bursts
+    most = max(1, int(bytes_per_s / 20)) if bytes_per_s else 1 << 16
     while length:
-        piece = await source.read(min(length, 1 << 16))
+        piece = await source.read(min(length, most, 1 << 16))
         if not piece:
             raise ConnectionError("the other side ended early")
         sink.write(piece)

@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from data.files import LocalStore
 from data.local_s3 import LocalS3
 from data.store import MissingObjectError, RetryPolicy, S3Store, Store, StoreError, open_store
 from pupujepa.durable import atomic_file
+from pupujepa.errors import UserError
 from tests.faultproxy import Fault, FaultProxy
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -288,12 +290,47 @@ def test_a_pickled_store_works_in_another_process(bucket: str):
         ("gs://bucket/x", "gs:// is not known; use a path, file:// or s3://"),
         ("http://host/x", "http:// is not known"),
         ("s3://", "names no bucket"),
+        ("s3://AKIAKEY:hidden-words@bucket/x", "s3:// url carries credentials"),
+        ("https://AKIAKEY:hidden-words@host/x", "https:// url carries credentials"),
+        ("s3://bucket/x?X-Amz-Credential=AKIAKEY&X-Amz-Signature=hidden-words", "carries credentials"),
     ],
 )
 def test_locations_that_cannot_be_are_refused(url: str, message: str):
-    """Unknown schemes and a missing bucket are refused before anything is tried."""
-    with pytest.raises(StoreError, match=message):
+    """Unknown schemes, no bucket and keys in urls are refused before anything is tried; keys are not repeated."""
+    with pytest.raises(StoreError, match=message) as caught:
         open_store(url)
+    assert "hidden-words" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", ["read", "download"])
+def test_a_body_that_trickles_is_ended(read: str, faulty_store: S3Store, faulty_s3: FaultProxy, tmp_path: Path):
+    """Bytes keep coming, so no silence ever times out: too few of them in a window are as good as none."""
+    faulty_s3.inject(Fault("throttle", value=2e4))
+    if read == "read":
+        assert faulty_store.read("shard.tar") == CONTENT
+    else:
+        faulty_store.download("shard.tar", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == CONTENT
+    assert faulty_s3.struck == ["throttle"]
+    assert faulty_store.retries >= 1
+
+
+def test_a_negative_limit_is_refused():
+    """A policy that could never end, or never begin, is named."""
+    with pytest.raises(UserError, match=r"deadline_s 0 of the store's retries must be positive"):
+        RetryPolicy(deadline_s=0)
+
+
+def test_retries_are_counted_by_the_thread_that_makes_them(faulty_store: S3Store, faulty_s3: FaultProxy):
+    """A reader and its prefetching thread share a store: neither takes the other's retries for its own."""
+    faulty_s3.inject(Fault("503", times=2, match="shard.tar"))
+    other = threading.Thread(target=faulty_store.read, args=["shard.tar"])
+    other.start()
+    other.join()
+    assert (faulty_store.retries, faulty_store.retries_of_this_thread) == (2, 0)
+    faulty_s3.inject(Fault("503", times=1, match="shard.tar"))
+    faulty_store.read("shard.tar")
+    assert (faulty_store.retries, faulty_store.retries_of_this_thread) == (3, 1)
 
 
 def test_a_local_cut_file_is_not_read_short(tmp_path: Path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.tally import COUNTED
 from distributed.checkpoint import committed
 from distributed.export import model_of
 from pupujepa import weights
@@ -129,6 +130,7 @@ def test_the_rows_hold_what_the_report_needs(runs):
     rows = [json.loads(line) for line in (runs / "two-2" / "metrics.jsonl").read_text().splitlines()]
     training = [row for row in rows if "loss" in row]
     fields = {"step", "epoch", "loss", "lr", "ema_momentum", "grad_norm", "crops_per_s", "data_wait_s", "step_s"}
+    fields |= {f"data/{name}" for name in (*COUNTED, "wait_s")}
     assert all(fields <= row.keys() for row in training)
     assert {k for row in training for k in row if k.startswith("loss_")} == {
         "loss_random",

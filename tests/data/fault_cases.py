@@ -1,0 +1,381 @@
+"""The faults of the data plane, one case each: what is broken, how, and what a stream that meets it must do.
+
+The tests play every case and hold it to its words; `python -m benchmarks faults` plays them with the policy that a
+training has, measures what each costs, and writes the table of docs/faults.md.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data.local_s3 import LocalS3
+from data.manifest import Manifest
+from data.retries import RetryPolicy
+from data.store import open_store
+from data.stream import Stream
+from data.stream_config import StreamConfig
+from pupujepa.errors import UserError
+from tests.data.shardsets import build_shard_set
+from tests.faultproxy import ALWAYS, Fault, FaultProxy
+from tests.session_gateway import SessionGateway
+
+EXACT = "the exact batches"
+SHARD = "shard-000002.tar"
+SAMPLES_PER_SHARD = (7, 5, 6, 4, 9, 3)
+STEPS = 8  # two epochs of four
+
+Row = tuple[str, int, int, bytes]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A real server, a place on it with a shard set, and a folder for caches and files.
+
+    Args:
+        retries: of the streams.
+        deadline_s, silence_s: instead of the policy's deadline and read timeout, where a case waits for them.
+    """
+
+    server: LocalS3
+    url: str
+    manifest: Manifest
+    folder: Path
+    retries: RetryPolicy
+    deadline_s: float
+    silence_s: float
+
+    @property
+    def insistent(self) -> RetryPolicy:
+        """The policy of cases that the deadline ends."""
+        return replace(self.retries, deadline_s=self.deadline_s)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stream gave: its rows, or the sentence with which it ended; and what it counted.
+
+    Args:
+        expected: rows of a healthy stream over the same set; None where that is the site's.
+    """
+
+    rows: list[Row]
+    error: str
+    counters: dict[str, float]
+    seconds: float
+    expected: list[Row] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault.
+
+    Args:
+        fault: in words.
+        play: breaks things and reads a stream.
+        error: regular expression of the sentence that ends the run; "" when the exact batches arrive.
+        said: regular expression of what the log says, "" for nothing.
+        counter: that moves; "" where none must.
+    """
+
+    fault: str
+    play: Callable[[Site], Outcome] = field(repr=False)
+    error: str = ""
+    said: str = ""
+    counter: str = ""
+
+
+def read_stream(
+    url: str, manifest: Manifest, cache: Path, *, retries: RetryPolicy, at_step: Callable[[int], None] | None = None
+) -> Outcome:
+    """Reads a whole stream from an empty cache, in this process; a UserError is an outcome."""
+    config = StreamConfig(
+        url=url,
+        seed=3,
+        crop_frames=32,
+        global_batch=8,
+        lanes=4,
+        window_shards=1,
+        workers=0,
+        cache_dir=str(cache),
+        cache_bytes=10**9,
+        prefetch_bytes=0,
+        max_bad_fraction=0.2,
+        retries=retries,
+    )
+    stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8, total_steps=STEPS)
+    rows: list[Row] = []
+    error, started = "", time.monotonic()
+    try:
+        for batch in stream:
+            values = (mel.numpy().tobytes() for mel in batch.mel)
+            rows += zip(batch.uids, batch.draws.tolist(), batch.crop_starts.tolist(), values, strict=True)
+            if at_step is not None:
+                at_step(batch.step)
+    except UserError as raised:
+        error = str(raised)
+    return Outcome(rows, error, stream.counters(), time.monotonic() - started)
+
+
+def fresh_cache(site: Site) -> Path:
+    """A folder that no stream has used."""
+    number = len([*site.folder.glob("cache-*")])
+    return site.folder / f"cache-{number}"
+
+
+@contextmanager
+def environment(**changes: str | None) -> Iterator[None]:
+    """Sets and removes variables of this process within the block."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set(changes)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def through(endpoint_url: str) -> AbstractContextManager[None]:
+    """Leads clients to an endpoint within the block."""
+    return environment(AWS_ENDPOINT_URL=endpoint_url, AWS_ENDPOINT_URL_S3=endpoint_url)
+
+
+def healthy(site: Site) -> Outcome:
+    """No fault: what the others are compared with."""
+    return _through_proxy(site)
+
+
+def _through_proxy(site: Site, *faults: Fault, for_good: bool = False, without_checksums: bool = False) -> Outcome:
+    retries = site.insistent if for_good else site.retries
+    if any(fault.kind in ("stall", "throttle") for fault in faults):
+        retries = replace(retries, read_timeout_s=site.silence_s)
+    with FaultProxy(upstream_port=site.server.port, without_checksums=without_checksums) as proxy:
+        with through(proxy.endpoint_url):
+            proxy.inject(*map(replace, faults))
+            outcome = read_stream(site.url, site.manifest, fresh_cache(site), retries=retries)
+        wanted = [fault.kind for fault in faults for _ in range(min(fault.times, 1))]
+        assert set(wanted) <= set(proxy.struck), f"{proxy.struck} were struck"
+    return outcome
+
+
+def passing(kind: str, times: int = 2, value: float = 0.0, **options: bool) -> Callable[[Site], Outcome]:
+    """Strikes one shard so many times."""
+    return partial(_through_proxy_with, kind, times, value, options)
+
+
+def for_good(kind: str, value: float = 0.0) -> Callable[[Site], Outcome]:
+    """Strikes one shard whenever it is asked for."""
+    return partial(_through_proxy_with, kind, ALWAYS, value, {"for_good": True})
+
+
+def _through_proxy_with(kind: str, times: int, value: float, options: dict[str, bool], site: Site) -> Outcome:
+    return _through_proxy(site, Fault(kind, times=times, match=f"{SHARD}$", value=value), **options)
+
+
+def _server_killed(site: Site, *, comes_back: bool) -> Outcome:
+    """SIGKILL while half of a shard's body is on its way; the next server has another port, the proxy finds it."""
+    url, done = "s3://faults/set", threading.Event()
+    with (
+        LocalS3(site.folder / f"server-{comes_back}", buckets=["faults"]) as server,
+        FaultProxy(upstream_port=server.port) as proxy,
+        environment(**server.environment()),
+        through(proxy.endpoint_url),
+    ):
+        # 24 MB a shard, because the buffers of sockets hold several
+        manifest = build_shard_set(url, (6, 2), num_frames=lambda number: 32_000)
+        proxy.inject(Fault("hold", match=f"{manifest.shards[0].name}$"))
+        accident = threading.Thread(target=_kill, args=(server, proxy, comes_back, done))
+        accident.start()
+        try:
+            retries = site.retries if comes_back else site.insistent
+            outcome = read_stream(url, manifest, fresh_cache(site), retries=retries)
+            if comes_back:
+                outcome = replace(
+                    outcome, expected=read_stream(url, manifest, fresh_cache(site), retries=site.retries).rows
+                )
+        finally:
+            done.set()
+            accident.join()
+    return outcome
+
+
+def _kill(server: LocalS3, proxy: FaultProxy, comes_back: bool, done: threading.Event) -> None:
+    try:
+        assert proxy.holding.wait(120), "the shard was not asked for"
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        server.stop()
+    finally:
+        proxy.go_on.set()
+    if comes_back:
+        server.port = 0
+        server.start()
+        proxy.upstream_port = server.port
+        done.wait()  # a server ends with the thread that started it
+
+
+@dataclass
+class _Expiry(SessionGateway):
+    """A gateway whose first token expires when SHARD is asked for."""
+
+    on_expiry: Callable[[], object] = lambda: None
+
+    def refusal(self, head: bytes) -> str:
+        if SHARD.encode() in head and self.token == "first-token":
+            self.token = "second-token"
+            self.on_expiry()
+        return super().refusal(head)
+
+
+def _expired(site: Site, *, renewed: bool) -> Outcome:
+    """A session token of a profile expires in the middle of a run; somebody renews it in the profile, or not."""
+    profile = site.folder / f"credentials-{renewed}"
+    keys = (site.server.access_key, site.server.secret_key)
+
+    def write_token(token: str) -> None:
+        lines = ["[default]", "aws_access_key_id=ASIATEMPORARY", "aws_secret_access_key=temporary"]
+        profile.write_text("\n".join([*lines, f"aws_session_token={token}", ""]))
+
+    write_token("first-token")
+    of_profile = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None, "AWS_SESSION_TOKEN": None}
+    with _Expiry(upstream_port=site.server.port, keys=keys) as gateway:
+        if renewed:
+            gateway.on_expiry = partial(write_token, "second-token")
+        with through(gateway.endpoint_url), environment(AWS_SHARED_CREDENTIALS_FILE=str(profile), **of_profile):
+            retries = site.retries if renewed else site.insistent
+            outcome = read_stream(site.url, site.manifest, fresh_cache(site), retries=retries)
+        assert gateway.token == "second-token", "nothing expired"
+    return outcome
+
+
+def _wrong_credentials(site: Site) -> Outcome:
+    with environment(AWS_SECRET_ACCESS_KEY="not-the-secret"):
+        return read_stream(site.url, site.manifest, fresh_cache(site), retries=site.retries)
+
+
+def _full_disk(site: Site) -> Outcome:
+    """In a process whose files the kernel limits to less than a shard: the writes fail as on a full disk."""
+    context = multiprocessing.get_context("forkserver")
+    results = context.Queue()
+    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    arguments = (site.url, site.manifest, fresh_cache(site), site.retries)
+    process = context.Process(target=_read_with_small_files, args=(arguments, variables, results))
+    process.start()
+    try:
+        return results.get(timeout=240)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _read_with_small_files(
+    arguments: tuple[str, Manifest, Path, RetryPolicy], variables: dict[str, str], results: Any
+) -> None:
+    url, manifest, cache, retries = arguments
+    os.environ.update(variables)
+    limit = min(shard.bytes for shard in manifest.shards) // 2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    results.put(read_stream(url, manifest, cache, retries=retries))
+
+
+def _cut_in_store(site: Site) -> Outcome:
+    """No fault of the way, but of the store: the object itself is shorter than the manifest says."""
+    store = open_store(site.url)
+    whole = store.read(SHARD)
+    store.write(SHARD, whole[:5000])
+    try:
+        return read_stream(site.url, site.manifest, fresh_cache(site), retries=site.retries)
+    finally:
+        store.write(SHARD, whole)
+
+
+_GIVEN_UP = rf"cannot (?:download|read) s3://\S+/{SHARD}(?:\.idx)?: \d+ tries in [\d.]+ s failed, the last with "
+_ANY_SHARD = r"shard-\d{6}\.tar"
+
+
+def _twice(kind: str, words: str, reason: str) -> tuple[Case, Case]:
+    """A fault that passes, and the same for good."""
+    return (
+        Case(f"{words}, three times", passing(kind, 3), said=rf"download .*{SHARD}: {reason}", counter="retries"),
+        Case(f"{words}, for good", for_good(kind), error=_GIVEN_UP + reason),
+    )
+
+
+CASES: tuple[Case, ...] = (
+    *_twice("503", "503 SlowDown", "503 SlowDown"),
+    *_twice("500", "500 InternalError", "500 InternalError"),
+    *_twice("429", "429 TooManyRequests", "429 TooManyRequests"),
+    Case("404, the object is gone", for_good("404"), error=rf"{SHARD} does not exist at .* restore the object"),
+    # the pool of connections sends a request again by itself when a kept one turns out to be closed
+    *_twice("reset", "connection reset", r"(the connection was lost|no connection) \("),
+    Case("latency of 0.4 s before an answer", passing("latency", 3, 0.4)),
+    *_twice("truncate", "body cut short", r"the body was cut short \("),
+    *_twice("stall", "body that stalls", r"the store fell silent \("),
+    *_twice("bitflip", "bit flipped on the way", r"the body came damaged \("),
+    Case(
+        "bit flipped on the way from a store without checksums",
+        passing("bitflip", 1, without_checksums=True),
+        said=rf"{SHARD} came with another length or sha256 than the manifest's; fetching it again",
+        counter="retries",
+    ),
+    Case("bandwidth limit of 200 kB/s", passing("throttle", 3, 2e5)),
+    Case(
+        "body that trickles at 4 kB/s, once",
+        passing("throttle", 1, 4e3),
+        said=rf"{SHARD}: the body came too slowly \(",
+        counter="retries",
+    ),
+    Case(
+        "body that trickles at 4 kB/s, for good",
+        for_good("throttle", 4e3),
+        error=_GIVEN_UP + r"the body came too slowly \(",
+    ),
+    Case(
+        "server killed in mid-body, comes back",
+        partial(_server_killed, comes_back=True),
+        said=r"(cut short|connection was lost|no connection|fell silent)",
+        counter="retries",
+    ),
+    Case(
+        "server killed in mid-body, stays away",
+        partial(_server_killed, comes_back=False),
+        error=rf"cannot \w+ s3://faults/set/{_ANY_SHARD}\S*: .* (cut short|connection was lost|no connection)",
+    ),
+    Case(
+        "session token expires, the profile is renewed",
+        partial(_expired, renewed=True),
+        said="400 ExpiredToken: the credentials have expired",
+        counter="retries",
+    ),
+    Case(
+        "session token expires, nobody renews it",
+        partial(_expired, renewed=False),
+        error=_GIVEN_UP + "400 ExpiredToken: the credentials have expired; renew them",
+    ),
+    Case(
+        "wrong credentials",
+        _wrong_credentials,
+        error=rf"{_ANY_SHARD}\S*: .* refuses these credentials \(403 SignatureDoesNotMatch\); set AWS_ACCESS_KEY_ID",
+    ),
+    Case(
+        "cache disk full",
+        _full_disk,
+        error=rf"no room in cache_dir .* for shard {_ANY_SHARD} .*: the disk is full \(.*\); free space there",
+    ),
+    Case("object cut in the store", _cut_in_store, error=rf"{SHARD} has 5000 bytes .* truncated; restore it"),
+)
