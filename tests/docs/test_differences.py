@@ -5,7 +5,8 @@ from importlib import import_module
 
 import pytest
 
-from docs.differences import PAGE, SECTIONS, SEED, write
+from docs.differences import PAGE, write
+from docs.differences_measured import SECTIONS, SEED
 from pupujepa.model import PupuJEPA
 from pupujepa.sizes import model_size
 
