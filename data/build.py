@@ -19,6 +19,7 @@ from data.shares import Share, read_receipts, write_receipt
 from data.spool import spool_id, units
 from data.store import LocalStore, open_store
 from data.tracks import Track
+from pupujepa.durable import PART_SUFFIX, remove_unfinished
 from pupujepa.errors import UserError
 from pupujepa.frontend import frontend_digest
 from pupujepa.progress import Progress
@@ -119,6 +120,7 @@ class Build:
     def _finish(self, facts: Mapping[str, TrackFacts]) -> dict[str, Manifest]:
         spooled = self._usable(facts)
         shards = {split: self._plan(spooled, split) for split in SPLITS}
+        self._remove_leftovers()
         # without a manifest nobody takes what follows for a complete set
         for split in self._published():
             self.store.remove(f"{split}/{MANIFEST_NAME}")
@@ -179,6 +181,14 @@ class Build:
                 written_bytes += entry.bytes
                 progress.advance(note=f"{written_bytes / progress.elapsed_s / 1e6:.0f} MB/s")
         return entries
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed workers had begun to write."""
+        if isinstance(self.store, LocalStore):
+            for folder in (self.store.root / split for split in SPLITS):
+                remove_unfinished(folder)
+            for leftover in self.store.root.glob(f".*{PART_SUFFIX}"):
+                leftover.unlink()
 
     def _remove_strangers(self, planned: set[str]) -> None:
         """Removes shards of an earlier plan: a reader who takes every tar of the folder would find them."""

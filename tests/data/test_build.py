@@ -2,12 +2,9 @@
 
 import gc
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +16,6 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import build as build_module
 from data.__main__ import COMMANDS
 from data.build import Build
 from data.build_config import BuildConfig, read_record
@@ -34,9 +30,9 @@ from pupujepa.audio import read_audio, resample
 from pupujepa.errors import UserError
 from pupujepa.front_door import enter
 from pupujepa.frontend import frontend_digest, log_mel
+from tests.data.dying import ROOT, run_and_die
 from tests.data.songs import write_album, write_song
 
-ROOT = Path(build_module.__file__).parents[1]
 # parts of 3 s and shards of about ten of them: several shards and parts from a minute of audio
 CONFIG = BuildConfig(
     features=FeatureConfig(part_frames=300, min_frames=100),
@@ -209,12 +205,12 @@ def test_the_seed_decides_the_order(album: Path, built: Path, tmp_path: Path):
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(album: Path, built: Path, tmp_path: Path):
     """SIGKILL while making features, while packing, and between the manifests; then the same command again."""
     out = tmp_path / "out"
-    _kill_when(lambda: len(list(out.glob(".work/spool/*.json"))) >= 2, album, out)
+    run_and_die("facts", _command(album, out))
+    assert len(list(out.glob(".work/spool/*.json"))) >= 2
+    run_and_die("entry", _command(album, out))
+    assert list(out.glob("*/*.tar"))
     assert not list(out.glob("*/manifest.json"))
-    _kill_when(lambda: bool(list(out.glob("*/*.tar"))), album, out)
-    assert not list(out.glob("*/manifest.json"))
-    done = subprocess.run([sys.executable, "-c", _SUICIDE, *_command(album, out)], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
+    run_and_die("manifest", _command(album, out))
     assert len(list(out.glob("*/manifest.json"))) == 1
     assert not (out / "train" / "manifest.json").exists()
     assert enter("data", COMMANDS, manual="", argv=["build", str(album), str(out), *OPTIONS, "--workers=1"]) == 0
@@ -374,67 +370,8 @@ def test_mistakes_on_the_command_line_are_one_sentence(
     _expect_sentence(["build", str(album), "s3://test-bucket/x"], "refuses these credentials (403 ")
 
 
-_SUICIDE = """
-import os, sys
-import data.build as build
-from data.__main__ import COMMANDS, enter
-
-write_manifest, calls = build.write_manifest, []
-
-def killing(*args):
-    calls.append(1)
-    if len(calls) == 2:
-        os.kill(os.getpid(), 9)
-    write_manifest(*args)
-
-build.write_manifest = killing
-if __name__ == "__main__":
-    sys.exit(enter("data", COMMANDS, manual="", argv=sys.argv[1:]))
-"""
-
-
 def _command(folder: Path, out: Path) -> list[str]:
     return ["build", str(folder), str(out), *OPTIONS, "--workers=2"]
-
-
-def _kill_when(condition: Callable[[], bool], folder: Path, out: Path) -> None:
-    """Starts a build, kills it when the condition holds, and waits until its workers have noticed."""
-    command = [sys.executable, "-m", "data", *_command(folder, out)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        while not condition():
-            assert process.poll() is None, "the build ended before it could be killed"
-            time.sleep(0.002)
-        family = descendants(process.pid)
-        process.kill()
-        process.wait()
-    assert family
-    wait_until_gone(family)
-
-
-def wait_until_gone(processes: set[int]) -> None:
-    """Waits until none of the processes exists."""
-    give_up_at = time.monotonic() + 120
-    while any(Path(f"/proc/{pid}").exists() for pid in processes):
-        assert time.monotonic() < give_up_at, "workers outlived the build"
-        time.sleep(0.02)
-
-
-def descendants(pid: int) -> set[int]:
-    """The processes below a process, now."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found: set[int] = set()
-    todo = [pid]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            found.add(child)
-            todo.append(child)
-    return found
 
 
 def _expect_sentence(arguments: list[str], expected: str) -> None:

@@ -1,8 +1,5 @@
 """A build shared by machines: the bytes of one go, whoever did what, whatever was killed; who is missing is named."""
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +9,9 @@ from data.shares import Share, parse_share
 from data.store import open_store
 from pupujepa.errors import UserError
 from pupujepa.front_door import enter
+from tests.data.dying import run_and_die
 from tests.data.songs import write_album, write_song
-from tests.data.test_build import OPTIONS, ROOT, content_of, wait_until_gone
+from tests.data.test_build import OPTIONS, content_of
 from tests.data.test_build_inputs import song_bytes, write_tar
 
 
@@ -80,10 +78,10 @@ def test_a_part_of_other_settings_is_named(album: Path, tmp_path: Path, capsys: 
 def test_a_killed_part_and_a_killed_merge_go_on(album: Path, built: dict[str, bytes], tmp_path: Path):
     """SIGKILL after the first track of a part, and after the first shard of the merge; the same commands again."""
     assert run(album, tmp_path, "--part=2/2") == 0
-    _run_and_die("facts", arguments(album, tmp_path, "--part=1/2"))
+    run_and_die("facts", arguments(album, tmp_path, "--part=1/2"))
     assert run(album, tmp_path, "--merge=2") == 2
     assert run(album, tmp_path, "--part=1/2") == 0
-    _run_and_die("entry", arguments(album, tmp_path, "--merge=2"))
+    run_and_die("entry", arguments(album, tmp_path, "--merge=2"))
     assert list(tmp_path.glob("*/*.tar"))
     assert not list(tmp_path.glob("*/manifest.json"))
     assert run(album, tmp_path, "--merge=2") == 0
@@ -116,33 +114,3 @@ def test_a_part_is_read_as_it_is_written():
     """`i/n` and the share are opposites."""
     assert parse_share("3/8") == Share(3, 8)
     assert str(parse_share("03/8")) == "3/8"
-
-
-# the process ends as if by SIGKILL from outside, at the moment when the named result has just reached it
-_DYING = """
-import os, signal, sys
-import data.build as build, data.feature_pass as feature_pass
-from data.__main__ import COMMANDS, enter
-from tests.data.test_build import descendants
-
-def dying(map_unordered):
-    def mapped(*arguments, **options):
-        for result in map_unordered(*arguments, **options):
-            print(*descendants(os.getpid()), flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-            yield result
-    return mapped
-
-module = {"facts": feature_pass, "entry": build}[sys.argv[1]]
-module.map_unordered = dying(module.map_unordered)
-if __name__ == "__main__":
-    sys.exit(enter("data", COMMANDS, manual="", argv=sys.argv[2:]))
-"""
-
-
-def _run_and_die(moment: str, command: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _DYING, moment, *command], cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    wait_until_gone({int(pid) for pid in done.stdout.split()})

@@ -1,0 +1,87 @@
+"""A build that dies by SIGKILL at an exact moment, as if from outside: no race with a watcher, however slow it is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data import build, feature_pass
+from data.__main__ import COMMANDS
+from pupujepa.front_door import enter
+
+ROOT = Path(build.__file__).parents[1]
+
+
+def run_and_die(moment: str, command: Sequence[str]) -> None:
+    """Runs `python -m data` in a process of its own, which kills itself, and waits until its workers have noticed.
+
+    Args:
+        moment: "facts" or "entry" (the second track or the first shard is done), or "manifest" (one of them is
+            published, the next is about to be).
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, moment, *command], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    give_up_at = time.monotonic() + 120
+    while any(Path(f"/proc/{pid}").exists() for pid in done.stdout.split()):
+        assert time.monotonic() < give_up_at, "workers outlived the build"
+        time.sleep(0.02)
+
+
+def _dying_at(function, call: int):
+    """Returns the function, which at its `call`-th call (from 1) kills this process."""
+    calls = []
+
+    def dying(*arguments, **options):
+        calls.append(None)
+        if len(calls) == call:
+            sys.stdout.write(" ".join(map(str, _descendants(os.getpid()))))
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    return dying
+
+
+def _dying_after(map_unordered, results: int):
+    """Returns the function, which kills this process when that many results have come."""
+
+    def mapped(*arguments, **options):
+        reached = _dying_at(lambda: None, results)
+        for result in map_unordered(*arguments, **options):
+            reached()
+            yield result
+
+    return mapped
+
+
+def _descendants(pid: int) -> set[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: set[int] = set()
+    todo = [pid]
+    while todo:
+        for child in children.get(todo.pop(), []):
+            found.add(child)
+            todo.append(child)
+    return found
+
+
+if __name__ == "__main__":
+    match sys.argv[1]:
+        case "facts":
+            feature_pass.map_unordered = _dying_after(feature_pass.map_unordered, 2)
+        case "entry":
+            build.map_unordered = _dying_after(build.map_unordered, 1)
+        case "manifest":
+            build.write_manifest = _dying_at(build.write_manifest, 2)
+    sys.exit(enter("data", COMMANDS, manual="", argv=sys.argv[2:]))
