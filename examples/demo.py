@@ -140,18 +140,26 @@ def train(demo: Demo, overrides: Sequence[str]) -> None:
 
 
 def kill_after_checkpoint(demo: Demo, command: Sequence[str | Path]) -> None:
-    """Starts training and kills the launcher and every rank a few seconds after the first checkpoint."""
+    """Starts training and kills the launcher and every rank in steps that no checkpoint holds yet.
+
+    They must be trained again, with the same losses.
+    """
     process = subprocess.Popen(demo.announce(command), env=demo.environment, cwd=ROOT)
+    latest, metrics = demo.out / "checkpoints" / "LATEST", demo.out / "metrics.jsonl"
     try:
-        while not (demo.out / "checkpoints" / "LATEST").exists():
+        while not latest.exists() or last_step(metrics) <= saved_step(latest):
             if process.poll() is not None:
-                raise UserError(f"training ended with exit code {process.returncode} before its first checkpoint")
-            time.sleep(0.2)
-        time.sleep(3.0)  # into steps that no checkpoint holds yet: they must be trained again, with the same losses
+                break
+            time.sleep(0.05)
+        ended = process.poll()
     finally:
         kill_tree(process)
-    lost = last_step(demo.out / "metrics.jsonl")
-    saved = (demo.out / "checkpoints" / "LATEST").read_text().strip()
+    if ended == 0:
+        say("training ended before it could be killed: nothing is resumed this time")
+        return
+    if ended is not None:
+        raise UserError(f"training ended with exit code {ended}; see above")
+    lost, saved = last_step(metrics), latest.read_text().strip()
     say(f"killed all {demo.ranks} ranks with SIGKILL, on purpose, at step {lost}; the newest checkpoint is {saved}")
     say("running the same command again: it continues from there")
 
@@ -212,9 +220,14 @@ def probe_summary(results: Path) -> dict[str, dict]:
 
 
 def last_step(metrics: Path) -> int:
-    """The last step that the log knows of; a row cut by the kill does not count."""
-    rows = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+    """The last step that the log knows of; a row that is being written does not count."""
+    rows = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("}\n")]
     return json.loads(rows[-1])["step"]
+
+
+def saved_step(latest: Path) -> int:
+    """The number of steps that the newest checkpoint holds: steps count from 0, so it is the first that it lacks."""
+    return int(latest.read_text().strip().removeprefix("step-"))
 
 
 def say(sentence: str) -> None:
