@@ -25,6 +25,8 @@ FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    # containers have little shared memory
+    "--disable-dev-shm-usage",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -33,8 +35,9 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 )
-START_DEADLINE_S = 30.0
-LOAD_DEADLINE_S = 30.0
+START_DEADLINE_S = 180.0
+LOAD_DEADLINE_S = 180.0
+LEAVE_DEADLINE_S = 30.0
 
 
 class BrowserError(UserError):
@@ -86,7 +89,11 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(timeout=20)
+        try:
+            self._process.wait(LEAVE_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._profile.cleanup()
 
     def visit(self, url: str, script: str = "null", *, view: View = View(), pictures: Sequence[str] = ()) -> Visit:
@@ -106,6 +113,8 @@ class Browser:
         while not (told.exists() and told.read_text().count("\n")):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._process.kill()
+                self._process.wait()
+                self._profile.cleanup()
                 raise BrowserError(
                     f"Chromium did not start within {START_DEADLINE_S:.0f} s; try it by hand: chromium --headless"
                 )
