@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 from pupujepa.audio import AudioError, resample
+from pupujepa.clip import Clip
 from pupujepa.encoder import Encoder
 from pupujepa.errors import UserError
-from pupujepa.frontend import log_mel, normalise
+from pupujepa.frontend import FrontendConfig, log_mel, normalise
 from pupujepa.model import PupuJEPA
 from pupujepa.readout import layout
 from tests.pupujepa.models import SMALL, random_mel, random_model
@@ -136,6 +139,47 @@ def test_files_arrays_and_tensors_agree(encoder, tmp_path):
     )
 
 
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 24_000, 44_100, 48_000, 96_000])
+def test_forty_milliseconds_are_one_frame_at_any_rate(encoder, rate):
+    """The shortest clip is one patch, also where 40 ms are no whole number of samples at either rate."""
+    embedding = encoder.encode(music(0.04, rate), rate)
+    assert embedding.values.shape == (1, 8 * SMALL.width)
+    np.testing.assert_allclose(embedding.times_s, [0.02])
+
+
+def test_three_hours_have_their_frames_where_they_belong():
+    """A click after hours stands at its time stamp, in frames and in a region; the audio is never held as a whole.
+
+    A front end of 1.2 kHz and one token a step make hours of it quick; nothing that counts samples or steps differs.
+    """
+    frontend = FrontendConfig(1200, n_fft=32, hop_samples=12, window_samples=32, mel_bands=4, fmax_hz=600)
+    config = replace(SMALL, structure="1d", mel_bands=4, patch_bands=0, crop_frames=1024, width=4, depth=1, heads=1)
+    encoder = Encoder(random_model(config, frontend=frontend), batch_size=64)
+    hours, click_s, block_s = 3, 2.5 * 3600 + 0.3, 600
+
+    def blocks():
+        for start_s in range(0, hours * 3600, block_s):
+            block = np.zeros(block_s * 1200, np.float32)
+            if start_s <= click_s < start_s + block_s:
+                block[round((click_s - start_s) * 1200)] = 1
+            yield block
+
+    def clip() -> Clip:
+        return Clip(blocks(), hours * 3600 * 1200, origin="three hours")
+
+    frames = encoder.encode(clip(), layers=[0])
+    assert frames.values.shape == (1, hours * 3600 * 25, 4)
+    np.testing.assert_allclose(frames.times_s[[0, -1]], [0.02, hours * 3600 - 0.02], rtol=1e-12)
+    quiet = frames.values[0, 1000]
+    heard_s = frames.times_s[np.abs(frames.values[0] - quiet).max(1) > 1e-3]
+    assert 0 < len(heard_s) <= 3
+    assert np.abs(heard_s - click_s).max() < 0.1
+    region = encoder.encode(clip(), readout=("region", 1, 6), layers=[0])
+    np.testing.assert_allclose(region.times_s, 1800 * (np.arange(6) + 0.5))
+    loudest = np.abs(region.values.reshape(6, 4) - quiet).max(1).argmax()
+    assert loudest == 5
+
+
 @pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000])
 def test_any_rate_gives_the_grid_of_its_seconds(encoder, rate):
     """Two seconds are fifty frames at any rate, and a tone below every Nyquist frequency has the same features."""
@@ -177,10 +221,13 @@ def test_encode_mel_is_batched_and_complete(encoder):
 
 
 def test_student_and_teacher_differ(encoder):
-    """`which` chooses the encoder."""
+    """`which` chooses the encoder; unasked it is the teacher, in a stream too."""
     audio = music(0.5)
     teacher, student = (encoder.encode(audio, 24_000, which=which).values for which in ("teacher", "student"))
     assert np.abs(teacher - student).max() > 0.01
+    np.testing.assert_array_equal(encoder.encode(audio, 24_000).values, teacher)
+    np.testing.assert_array_equal(next(encoder.stream(audio, 24_000)).values, teacher)
+    np.testing.assert_array_equal(next(encoder.stream(audio, 24_000, which="student")).values, student)
 
 
 def test_bf16_stays_close():
