@@ -22,7 +22,7 @@ from math import gcd
 from typing import NamedTuple
 
 from data.layout import Layout, check_division
-from data.order import EpochOrder, EpochOrders, Items
+from data.order import EpochOrder, EpochOrders
 
 # how far the phases of neighbouring lanes lie apart, by depth of the halving, as a share of the lanes: next to each
 # other at first, then by irrational numbers, so that the halvings do not go in step
@@ -116,11 +116,14 @@ class Mix:
 
 
 class Draw(NamedTuple):
-    """One item of a batch: of which corpus, in which of the corpus's epochs; `item` is one row."""
+    """One item of a batch: of which corpus, in which of the corpus's epochs, and as in `data.order.Items`."""
 
     corpus: int
     epoch: int
-    item: Items
+    lane: int
+    shard: int
+    sample_of_shard: int
+    draw: int
 
 
 class MixOrder:
@@ -134,9 +137,19 @@ class MixOrder:
         """Returns the order of an epoch of a corpus."""
         return self._orders[corpus].of_epoch(epoch)
 
-    def step_draws(self, step: int, lanes: Sequence[int]) -> list[Draw]:
-        """Returns the part of global batch `step` (counted from the start of training) of `lanes`, lane after lane."""
-        return [draw for lane in lanes for draw in self._lane_draws(step, lane)]
+    def step_draws(self, step: int, lanes: Sequence[int], rows: range | None = None) -> list[Draw]:
+        """Returns the part of global batch `step` that comes from `lanes`, lane after lane; of that, `rows`, or all.
+
+        Args:
+            step: counted from the start of training.
+        """
+        size = self.mix.items_per_lane_step
+        rows = range(len(lanes) * size) if rows is None else rows
+        draws: list[Draw] = []
+        for index in range(rows.start // size, -(-rows.stop // size)):
+            first, last = max(rows.start - index * size, 0), min(rows.stop - index * size, size)
+            draws += self._lane_draws(lanes[index], step * size + first, step * size + last)
+        return draws
 
     def shards_in_use(self, step: int, lanes: Sequence[int]) -> list[set[int]]:
         """Returns, for each corpus, the shards of the windows that the lanes are in at the beginning of a step."""
@@ -148,21 +161,25 @@ class MixOrder:
                 in_use[corpus].update(order.window_shards(order.window_of_position(position, lane)))
         return in_use
 
-    def _lane_draws(self, step: int, lane: int) -> list[Draw]:
-        size = self.mix.items_per_lane_step
-        counts = [self.mix.taken(lane, item) for item in range(step * size, (step + 1) * size + 1)]
+    def _lane_draws(self, lane: int, first: int, last: int) -> list[Draw]:
+        """Returns items [first, last) of a lane, counted from the start of training."""
+        if len(self._orders) == 1:
+            return self._corpus_draws(0, lane, first, last)
+        counts = [self.mix.taken(lane, items) for items in range(first, last + 1)]
         waiting = [iter(self._corpus_draws(c, lane, *ends)) for c, ends in enumerate(zip(counts[0], counts[-1]))]
         turns = [c for before, after in pairwise(counts) for c in range(len(before)) if after[c] > before[c]]
         return [next(waiting[corpus]) for corpus in turns]
 
     def _corpus_draws(self, corpus: int, lane: int, first: int, last: int) -> list[Draw]:
         """Returns items [first, last) of a lane of a corpus, counted from the start of training."""
-        per_epoch, draws = self.mix.layouts[corpus].items_per_lane_epoch, []
+        per_epoch = self.mix.layouts[corpus].items_per_lane_epoch
+        draws: list[Draw] = []
         while first < last:
             epoch, position = divmod(first, per_epoch)
             stop = min(last, (epoch + 1) * per_epoch)
             items = self.epoch_order(corpus, epoch).lane_items(lane, position, position + stop - first)
-            draws += [Draw(corpus, epoch, items[row : row + 1]) for row in range(len(items))]
+            columns = zip(items.shard.tolist(), items.sample_of_shard.tolist(), items.draw.tolist())
+            draws += [Draw(corpus, epoch, lane, *column) for column in columns]
             first = stop
         return draws
 

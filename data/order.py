@@ -117,11 +117,11 @@ class EpochOrder:
         lane_first, _ = self.lane_range(lane)
         return self._window_at(lane, lane_first + position)
 
-    def window_of_item(self, item: Items) -> Window:
-        """Returns the window that holds the one item given."""
-        slot = int(np.flatnonzero(self._shard_of_slot == item.shard[0])[0])
-        item_of_slot = int(item.sample_of_shard[0]) * self.layout.crops_per_sample + int(item.draw[0])
-        return self._window_at(int(item.lane[0]), int(self._first_item_of_slot[slot]) + item_of_slot)
+    def window_of_item(self, lane: int, shard: int, sample_of_shard: int, draw: int) -> Window:
+        """Returns the window that holds an item of the lane."""
+        slot = int(np.flatnonzero(self._shard_of_slot == shard)[0])
+        item_of_slot = sample_of_shard * self.layout.crops_per_sample + draw
+        return self._window_at(lane, int(self._first_item_of_slot[slot]) + item_of_slot)
 
     def next_window(self, window: Window) -> Window | None:
         """Returns the lane's next window, or None after the last one of the epoch."""

@@ -158,7 +158,7 @@ def _windows_of_lane(
             return
         order = order_of(epoch)
         lane_first, _ = order.lane_range(lane)
-        window: Window | None = order.window_of_item(order.lane_items(lane, first, first + 1))
+        window: Window | None = order.window_of_position(first, lane)
         while window is not None and window.first_item - lane_first < stop:
             window_stop = min(stop, window.last_item - lane_first)
             yield list(dict.fromkeys(order.lane_items(lane, first, window_stop).shard.tolist()))

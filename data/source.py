@@ -77,37 +77,33 @@ class SampleSource(IterableDataset):
         self._damaged: list[str] = []
 
     def __iter__(self) -> Iterator[SampleDict]:
-        entered, draws = -1, []
+        entered, mix = -1, self.plan.mix
         for step, micro in self.plan.micro_batches():
             if step != entered:
-                entered, draws = step, self._enter(step)
-            epoch_of_run = step // self.plan.mix.steps_per_epoch
-            rows = draws[micro * self.plan.micro_batch : (micro + 1) * self.plan.micro_batch]
-            for row, (corpus, epoch, item) in enumerate(rows):
-                place = Place(epoch, step, micro, row, int(item.draw[0]), corpus, epoch_of_run)
-                yield self._sample(rows[row], place)
+                entered = step
+                self._enter(step)
+            rows = range(micro * self.plan.micro_batch, (micro + 1) * self.plan.micro_batch)
+            for row, drawn in enumerate(self._order.step_draws(step, self.plan.lanes, rows)):
+                epoch_of_run = step // mix.steps_per_epoch
+                place = Place(drawn.epoch, step, micro, row, drawn.draw, drawn.corpus, epoch_of_run)
+                yield self._sample(drawn, place)
 
     def take_damaged(self) -> list[str]:
         """Returns the uids of the damaged samples met since the last call, one for each draw."""
         damaged, self._damaged = self._damaged, []
         return damaged
 
-    def _enter(self, step: int) -> list[Draw]:
-        """Returns the rank's draws of the step; lets go of shards whose windows are over."""
+    def _enter(self, step: int) -> None:
+        """Says what is coming, and lets go of shards whose windows are over."""
         if self._follow is not None:
             self._follow(step)
-        draws = self._order.step_draws(step, self.plan.lanes)
-        needed = self._order.shards_in_use(step, self.plan.lanes)
-        for corpus, _, item in draws:
-            needed[corpus].add(int(item.shard[0]))
-        for reader, shards in zip(self.readers, needed):
+        for reader, shards in zip(self.readers, self._order.shards_in_use(step, self.plan.lanes)):
             reader.keep_only(shards)
-        return draws
 
     def _sample(self, drawn: Draw, place: Place) -> SampleDict:
         reader, corpus = self.readers[drawn.corpus], self.corpora.members[drawn.corpus]
         try:
-            sample = reader.read_raw(int(drawn.item.shard[0]), int(drawn.item.sample_of_shard[0]))
+            sample = reader.read_raw(drawn.shard, drawn.sample_of_shard)
         except BadSampleError as error:
             sample, draw = self._stand_in(drawn)
             place = replace(place, draw=draw)
@@ -131,11 +127,10 @@ class SampleSource(IterableDataset):
         """
         layout, reader = self.plan.mix.layouts[drawn.corpus], self.readers[drawn.corpus]
         order = self._order.epoch_order(drawn.corpus, drawn.epoch)
-        item = drawn.item
-        shard, index, draw = int(item.shard[0]), int(item.sample_of_shard[0]), int(item.draw[0])
-        for window in order.windows_from(order.window_of_item(item)):
+        item = (drawn.shard, drawn.sample_of_shard, drawn.draw)
+        for window in order.windows_from(order.window_of_item(drawn.lane, *item)):
             others = order.window_items(window)
-            key = (layout.manifest_digest, layout.seed, drawn.epoch, "stand-in", shard, index, draw)
+            key = (layout.manifest_digest, layout.seed, drawn.epoch, "stand-in", *item)
             for row in permutation(len(others), *key):
                 try:
                     sample = reader.read_raw(int(others.shard[row]), int(others.sample_of_shard[row]))
@@ -143,6 +138,6 @@ class SampleSource(IterableDataset):
                     continue
                 return sample, int(others.draw[row]) + layout.crops_per_sample
         raise ShardError(
-            f"all samples of lane {int(item.lane[0])} are damaged, {reader.manifest.shards[shard].name} the last, "
+            f"all samples of lane {drawn.lane} are damaged, {reader.manifest.shards[drawn.shard].name} the last, "
             "so nothing can stand in for them; restore the shards or run `python -m data build` again"
         )

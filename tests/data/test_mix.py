@@ -37,14 +37,17 @@ def mixes(draw) -> Mix:
 
 
 def row(draw: Draw) -> Row:
-    item = draw.item
-    return draw.corpus, draw.epoch, int(item.shard[0]), int(item.sample_of_shard[0]), int(item.draw[0])
+    return draw.corpus, draw.epoch, draw.shard, draw.sample_of_shard, draw.draw
 
 
 def batch_rows(order: MixOrder, step: int, world_size: int = 1) -> Counter[Row]:
     lanes = order.mix.lanes
     parts = [order.step_draws(step, lanes_of_rank(lanes, rank, world_size)) for rank in range(world_size)]
     assert len({len(part) for part in parts}) == 1, "each rank gives equally many"
+    in_pieces = [
+        order.step_draws(step, lanes_of_rank(lanes, 0, world_size), range(n, n + 1)) for n in range(len(parts[0]))
+    ]
+    assert [draw for piece in in_pieces for draw in piece] == parts[0], "any rows can be asked for alone"
     return Counter(row(draw) for part in parts for draw in part)
 
 
@@ -165,7 +168,7 @@ def test_the_shards_in_use_hold_what_comes_next(mix, step):
         first_of_corpus: dict[int, int] = {}
         for later in range(step, step + 15):
             for draw in order.step_draws(later, [lane]):
-                first_of_corpus.setdefault(draw.corpus, int(draw.item.shard[0]))
+                first_of_corpus.setdefault(draw.corpus, draw.shard)
         for corpus, shard in first_of_corpus.items():
             assert shard in in_use[corpus]
 
