@@ -30,7 +30,10 @@ SQUAT = ModelConfig(
 
 
 def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
+    """Values are of order 1. The largest of 50,000 rounding errors depends on the CPU's kernels: 1.1e-5 with AVX2."""
+    assert ours.shape == expected.shape
+    assert (ours - expected).square().mean().sqrt() < 5e-6
+    torch.testing.assert_close(ours.double(), expected, atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rope", ROPE_MODES)
