@@ -58,9 +58,33 @@ def rows_of(folder: Path, form: str) -> dict[str, dict]:
     return rows
 
 
+# The command, which stops for ever before its thirteenth file and says so in a file: the kill cannot come too late.
+STALLED = """
+import sys, time
+from pathlib import Path
+
+from pupujepa import embed_files
+from pupujepa.__main__ import COMMANDS, enter
+
+embed_clip, embedded = embed_files._embed_clip, []
+
+
+def stalling(*args):
+    if len(embedded) == 12:
+        Path(sys.argv[1]).touch()
+        time.sleep(3600)
+    embedded.append(args)
+    return embed_clip(*args)
+
+
+embed_files._embed_clip = stalling
+enter("pupujepa", COMMANDS, manual="", argv=sys.argv[2:])
+"""
+
+
 @pytest.fixture
 def many_songs(tmp_path):
-    """Sixteen files of four seconds, whose embedding takes long enough to be killed in its midst."""
+    """Sixteen files of four seconds."""
     folder = tmp_path / "many"
     folder.mkdir()
     for i in range(16):
@@ -135,17 +159,18 @@ def test_a_killed_run_goes_on_where_it_was(weights, many_songs, tmp_path, form):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     words = ["embed", weights, many_songs, "--format", form, "--part-mb", 0.9, "--device", "cpu"]
     assert run(*words, "--out", straight) == 0
+    stalled = tmp_path / "stalled"
     process = subprocess.Popen(
-        [sys.executable, "-m", "pupujepa", *map(str, words), "--out", str(killed)],
+        [sys.executable, "-c", STALLED, str(stalled), *map(str, words), "--out", str(killed)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
-    while not killed.is_dir() or sum(not name.endswith(".part") for name in contents_so_far(killed)) < 3:
+    while not stalled.exists():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert process.wait(timeout=300) == -signal.SIGKILL
     left = {name: (killed / name).stat().st_mtime_ns for name in contents_so_far(killed) if "part-" in name}
     assert contents(straight).keys() != contents(killed).keys(), "the kill came too late to prove anything"
     assert run(*words, "--out", killed) == 0
