@@ -43,8 +43,8 @@ SHARD_MIB = {"float16": 16, "uint8": 8}
 BUILD_S, CROPS_PER_S, PROBE_S, TRIALS_AT_ONCE = 50, 50, 70, 2
 PREDICTION = (
     "uint8: half of the bytes within 1 %; largest error half a step, .028 nats, rms .016; float16 at most .004. In "
-    "units of the corpus' deviation below .01 and .002. No value is cut. No task moves clear of its interval, and the mean "
-    "difference is below the one between two seeds."
+    "units of the corpus' deviation below .01 and .002. No value is cut. No task moves clear of its interval, and "
+    "the mean difference is below the one between two seeds."
 )
 
 

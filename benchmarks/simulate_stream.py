@@ -23,13 +23,13 @@ from benchmarks.simulate_stream_setting import ASSUMED, Setting, usual_store
 
 GIB, GB = 2**30, 1e9
 HOURS = 100_000
-DEPTHS_GIB = (0.0, 0.5, 1.0, 1.5, 2.0, 4.0)
+DEPTHS_GIB = (0.0, 1.0, 1.5, 2.0, 2.25, 3.0, 4.0)
 LATENCIES_S = (0.02, 0.1, 0.5, 2.0)
 DEPTH_SETTING = Setting("large", gpus=64, hours=HOURS)
 QUICK_SETTING = Setting("large", gpus=8, hours=HOURS, lanes=16)
 WINDOWS = 3.0
 
-Table = tuple[Sequence[str], list[tuple[str, ...]]]
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 @dataclass(frozen=True)

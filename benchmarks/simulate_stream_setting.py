@@ -36,10 +36,14 @@ class Number:
     source: str
 
 
+_START = "`python -m benchmarks simulate_stream --start`, in benchmarks/RESULTS.md"
 MEASURED = {
-    "overhead_bytes": Number(2816, "bytes", "a sample's tar headers, .npy header and JSON in the demo's shards"),
-    "crop_cpu_s": Number(1.5e-3, "core-seconds", "`python -m benchmarks simulate_stream --start`: one crop made"),
-    "manifest_s": Number(6e-6, "seconds a shard", "the same: manifest read, parsed, digested, first order"),
+    "overhead_bytes": Number(
+        2816, "bytes", "tar headers, .npy header and JSON of a sample, in the shards of `make demo`"
+    ),
+    "crop_cpu_s": Number(0.7e-3, "core-seconds", f"one crop read, checked, decoded, masked: {_START}"),
+    "start_s": Number(4e-5, "seconds a shard", f"manifest parsed, digested, handed on, ordered: {_START}"),
+    "manifest_bytes": Number(271, "bytes a shard", f"length of manifest.json: {_START}"),
 }
 ASSUMED = {
     "peak_flops": Number(H100_BF16_TFLOPS * 1e12, "FLOP/s", "H100, dense bf16, by its maker's sheet"),
@@ -47,6 +51,7 @@ ASSUMED = {
     "connection": Number(90e6, "bytes/s", "one GET from an object store; stores advise to plan with 85 to 90 MB/s"),
     "node": Number(25e9 / 8, "bytes/s", "a node's link to the store, 25 Gbit/s"),
     "latency_s": Number(0.1, "seconds", "median to the first byte; stores speak of 100 to 200 ms"),
+    "file_system": Number(2e9, "bytes/s", "a shared file system, written to by all nodes together"),
     "prefix_gets": Number(5500, "GETs/s", "what a large store promises for one prefix before it says slow down"),
 }
 
@@ -125,6 +130,23 @@ class Setting:
     def repeated_share(self) -> float:
         """Shards that a lane's boundary cuts and two ranks read, as a share of all; an upper bound."""
         return (self.num_lanes - 1) / self.shards
+
+    @property
+    def reads_of_shard(self) -> float:
+        """How often an epoch fetches a shard on average: once, and once more for each boundary between lanes in it."""
+        return 1 + self.repeated_share
+
+    @property
+    def window_bytes_of_rank(self) -> float:
+        """Bytes of the shards that the lanes of one rank shuffle together."""
+        return self.window_bytes_of_node * self.nodes / self.gpus
+
+    @property
+    def prefetch_bytes_per_s_of_rank(self) -> float:
+        """What a rank can fetch ahead: one connection for each worker that has a lane, latencies included."""
+        connections = min(self.workers, self.num_lanes // self.gpus)
+        seconds = BuildConfig.shard_bytes / ASSUMED["connection"].value + 2 * ASSUMED["latency_s"].value
+        return connections * BuildConfig.shard_bytes / seconds
 
     @property
     def window_bytes_of_node(self) -> float:

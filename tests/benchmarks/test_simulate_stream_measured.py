@@ -1,0 +1,35 @@
+"""The simulation beside a real stream: the same shards are fetched; how long it takes is the benchmark's business."""
+
+from dataclasses import replace
+
+from benchmarks import simulate_stream_measured as measured
+from benchmarks.simulate_stream_corpus import imagined_manifest, write_shards
+from benchmarks.simulate_stream_start import measure_start
+from data.manifest import from_json, to_json
+from data.shards import index_name
+from data.store import open_store
+
+
+def test_a_real_run_fetches_the_shards_that_the_simulated_one_fetches(bucket, tmp_path, monkeypatch):
+    """Part of an epoch: what lies beyond the last step is left alone, whatever the depth."""
+    monkeypatch.setattr(measured, "STEP_S", 0.0)
+    monkeypatch.setattr(measured, "WARM_STEPS", 1)
+    manifest = write_shards(bucket, shards=9, samples_per_shard=8, frames=64)
+    one_index = max(open_store(bucket).size(index_name(shard.name)) for shard in manifest.shards)
+    for depth_bytes in (0, measured.DEEP_BYTES):
+        config = replace(measured.CONFIG, url=bucket, workers=0, crop_frames=64, prefetch_bytes=depth_bytes)
+        cached = replace(config, cache_dir=str(tmp_path / f"{depth_bytes}"))
+        real = measured.measure(cached, manifest, steps=5)
+        simulated = measured.predict(config, manifest, steps=5, latency_s=0.1, shard_s=0.1)
+        assert 0 < simulated.fetches < 9
+        # beside the shards, the index of each was fetched and no more
+        assert 0 < real.bytes_read - simulated.fetched_bytes <= simulated.fetches * one_index
+
+
+def test_an_imagined_manifest_is_one(tmp_path):
+    """It reads back, and a start with it can be measured."""
+    manifest = imagined_manifest(3, samples_per_shard=4, frames=10, shard_bytes=1000, hours=1.0)
+    assert from_json(to_json(manifest)) == manifest
+    start = measure_start(20_000.0)
+    assert start.shards > 3_000
+    assert 250 < start.manifest_bytes / start.shards < 300
