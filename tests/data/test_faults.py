@@ -7,21 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faults import PAGE, STOPS
 from data.local_s3 import LocalS3
 from data.manifest import Manifest
 from data.retries import RetryPolicy
-from tests.data.fault_cases import (
-    CASES,
-    SAMPLES_PER_SHARD,
-    SHARD,
-    STEPS,
-    Case,
-    Row,
-    Site,
-    environment,
-    for_good,
-    read_stream,
-)
+from tests.data.fault_cases import CASES, EXACT, SHARD, Case, for_good
+from tests.data.fault_site import SAMPLES_PER_SHARD, STEPS, Row, Site, environment, read_stream
 from tests.data.shardsets import build_shard_set
 
 # impatient where a fault must be waited out; patient enough for a machine that is busy with other things
@@ -83,3 +74,14 @@ def test_the_deadline_is_not_spent_twice(site: Site, caplog: pytest.LogCaptureFi
     tries = [int(number) for number in re.findall(rf"{SHARD}: 503 SlowDown; try (\d+)", caplog.text)]
     assert outcome.error
     assert tries == list(range(2, len(tries) + 2))
+
+
+def test_the_page_tells_of_every_case():
+    """docs/faults.md has a row for each, with its outcome, its counter, and words that this test would accept too."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    assert [row[0] for row in rows] == [case.fault for case in CASES]
+    for case, (_, outcome, said, counter, seconds) in zip(CASES, rows, strict=True):
+        assert outcome == (STOPS if case.error else EXACT)
+        assert re.search(case.error or case.said, said), case.fault
+        assert counter.partition(" ")[0] == (case.counter or "-")
+        assert float(seconds) >= 0
