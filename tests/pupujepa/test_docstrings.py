@@ -90,7 +90,7 @@ def test_every_public_name_is_explained(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_errors_are_announced(path):
-    """What raises a UserError, itself or by a private function of its file, says so in its docstring, with the reason."""
+    """What raises a UserError, itself or by a private function of its file, tells so in its docstring, and why."""
     tree, errors = tree_of(path), user_errors(path)
     private = private_functions(tree)
     silent = [
