@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from data.shards import decode_mel, read_npy
 from data.tally import Tally
 from pupujepa.errors import UserError
-from pupujepa.frontend import LOG_FLOOR, normalise
+from pupujepa.frontend import LOG_FLOOR, normalise_in_place
 from pupujepa.masks import MaskConfig, draw_mask, draw_strategy
 from pupujepa.randomness import generator
 
@@ -118,9 +119,9 @@ class CropStage:
             tally.add("padded")
         lo, hi = self.ranges[place.corpus]
         crop_TF = decode_mel(stored_TF[start : start + self.crop_frames], lo=lo, hi=hi)
-        padded_TF = torch.from_numpy(pad_to(crop_TF, self.crop_frames))
-        mel_TF = normalise(padded_TF, self.mean, self.std).numpy()
-        return {**sample, "mel": mel_TF, "crop_start": start}
+        mel_TF = torch.from_numpy(pad_to(crop_TF, self.crop_frames))
+        normalise_in_place(mel_TF, self.mean, self.std)
+        return {**sample, "mel": mel_TF.numpy(), "crop_start": start}
 
 
 def crop_start(num_frames: int, crop_frames: int, *, key: tuple[int | str, ...]) -> int:
@@ -195,7 +196,8 @@ def stack(rows: list[SampleDict]) -> Batch:
         epoch=place.epoch_of_run,
         micro=place.micro,
         uids=[row["uid"] for row in rows],
-        mel=torch.from_numpy(np.stack([row["mel"] for row in rows])),
+        # in a worker process it stacks into shared memory, where the batch would be copied to otherwise
+        mel=default_collate([torch.from_numpy(row["mel"]) for row in rows]),
         context=torch.from_numpy(np.stack([row.get("context", nothing) for row in rows])),
         target=torch.from_numpy(np.stack([row.get("target", nothing) for row in rows])),
         strategy=torch.tensor([row.get("strategy", -1) for row in rows]),

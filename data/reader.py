@@ -46,7 +46,7 @@ class RawSample:
     key: str
     uid: str
     url: str
-    mel_npy: bytes
+    mel_npy: bytes | memoryview
     json: bytes
     stored: NDArray[Any]
     info: dict[str, Any]
@@ -147,7 +147,7 @@ class ShardReader:
         if len(span) != stop - start:
             raise ShardError(wrong_length(self._location(entry), start + len(span), entry))
         self.tally.add("bytes_read", len(span) if not isinstance(opened, _FromCache) else 0)
-        mel_npy = span[mel_offset - start : mel_offset - start + index.mel_bytes[sample]]
+        mel_npy = memoryview(span)[mel_offset - start : mel_offset - start + index.mel_bytes[sample]]
         info_json = span[json_offset - start : json_offset - start + index.json_bytes[sample]]
         where = f"sample {uid} of {self._location(entry)}"
         try:
@@ -176,7 +176,7 @@ def _choose_access(store: Store, cache: ShardCache | None, tally: Tally) -> Shar
     return _Remote(store, tally) if cache is None else _ThroughCache(cache)
 
 
-def _decode(mel_npy: bytes, info_json: bytes) -> tuple[NDArray[Any], dict[str, Any]]:
+def _decode(mel_npy: bytes | memoryview, info_json: bytes) -> tuple[NDArray[Any], dict[str, Any]]:
     """Raises ValueError when a member cannot be decoded although its bytes are those that were written."""
     stored_TF, info = read_npy(mel_npy), json.loads(info_json)
     if stored_TF.ndim != 2 or stored_TF.dtype not in (np.uint8, np.float16) or not len(stored_TF):

@@ -7,15 +7,18 @@ fetched, checked and, when damaged, named on its own. Shape legend: T frames, F 
 
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from webdataset import TarWriter
 
 from pupujepa.errors import UserError
@@ -23,6 +26,7 @@ from pupujepa.errors import UserError
 DTYPES = ("uint8", "float16")
 INDEX_SUFFIX = ".idx"
 _BLOCK_BYTES = 512
+_NPY_1_0 = b"\x93NUMPY\x01\x00"
 # ustar keeps names of up to 100 bytes; the longest suffix is ".mel.npy"
 _MAX_KEY_CHARACTERS = 80
 
@@ -51,9 +55,13 @@ def encode_mel(mel_TF: np.ndarray, dtype: str, *, lo: float, hi: float) -> np.nd
 def decode_mel(stored_TF: np.ndarray, *, lo: float, hi: float) -> np.ndarray:
     """Returns float32 log-mel values; the opposite of `encode_mel` up to its rounding. Other dtypes: ValueError."""
     if stored_TF.dtype == np.uint8:
-        return stored_TF.astype(np.float32) * np.float32((hi - lo) / 255) + np.float32(lo)
+        mel_TF = stored_TF.astype(np.float32)
+        mel_TF *= np.float32((hi - lo) / 255)
+        mel_TF += np.float32(lo)
+        return mel_TF
     if stored_TF.dtype == np.float16:
-        return stored_TF.astype(np.float32)
+        # the same values as numpy's own conversion, up to a hundred times sooner; a copy, because views are read-only
+        return torch.from_numpy(stored_TF.copy()).float().numpy()
     raise ValueError(f"a shard holds {DTYPES}, not {stored_TF.dtype}")
 
 
@@ -153,9 +161,24 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_npy(content: bytes) -> np.ndarray:
-    """Returns the array of a .npy file; raises ValueError when it is none (pickles are refused)."""
-    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+def read_npy(content: bytes | memoryview) -> np.ndarray:
+    """Returns the array of a .npy file, a read-only view of its bytes; ValueError when it is none or holds pickles."""
+    # equal headers are read once: numpy evaluates them as Python source, which takes longer than the rest of a sample
+    length = 10 + int.from_bytes(content[8:10], "little") if bytes(content[:8]) == _NPY_1_0 else len(content)
+    shape, fortran_order, dtype = _npy_header(bytes(content[:length]))
+    if len(content) - length != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"{len(content) - length} bytes of data are not an array {dtype} {list(shape)}")
+    return np.frombuffer(content, dtype, offset=length).reshape(shape, order="F" if fortran_order else "C")
+
+
+@lru_cache(maxsize=8192)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    stream = io.BytesIO(header)
+    np.lib.format.read_magic(stream)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+    return shape, fortran_order, dtype
 
 
 def json_bytes(info: Mapping[str, Any]) -> bytes:
@@ -188,7 +211,7 @@ def read_index(content: bytes | Path, *, origin: str = "index", expected_sha256:
         index = ShardIndex(**{name: tuple(column) for name, column in raw.items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise ShardError(f"{origin} is not the index of a shard ({error}); restore it or rebuild") from error
-    if len({len(column) for column in asdict(index).values()}) != 1:
+    if len({len(column) for column in vars(index).values()}) != 1:
         raise ShardError(f"{origin} has columns of different lengths; restore it or rebuild")
     return index
 
@@ -207,7 +230,7 @@ def read_sample(shard: memoryview | bytes, index: ShardIndex, position: int) -> 
     return read_npy(mel), json.loads(info)
 
 
-def check_member(content: bytes, crc32: int, *, uid: str, member: str) -> None:
+def check_member(content: bytes | memoryview, crc32: int, *, uid: str, member: str) -> None:
     """Raises ShardError, naming the sample, when the crc32 of its bytes is not the given one."""
     if zlib.crc32(content) != crc32:
         raise ShardError(f"sample {uid}: {member} is damaged (crc32 differs); fetch the shard again or rebuild")
