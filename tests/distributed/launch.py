@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PRESET = Path(__file__).with_name("small.yaml")
-TIMEOUT_S = 240
+TIMEOUT_S = 900  # catches what hangs; a busy machine must not reach it
 
 
 def environment() -> dict[str, str]:
@@ -31,6 +31,13 @@ def train_command(run_dir: Path, url: str, *overrides: str, ranks: int = 1) -> l
     start = [sys.executable] if ranks == 1 else torchrun(ranks)
     words = ["-m", "distributed", "train", "--preset", str(PRESET), "--run-dir", str(run_dir), f"stream.url={url}"]
     return [*start, *words, *overrides]
+
+
+def slowed(command: Sequence[str], *, from_step: int) -> tuple[list[str], dict[str, str]]:
+    """A training command and its environment, slow from a step on: a fast machine cannot end it before it is killed."""
+    module = command.index("distributed") - 1
+    script = str(Path(__file__).with_name("slowed.py"))
+    return [*command[:module], script, *command[module + 2 :]], environment() | {"SLOW_FROM": str(from_step)}
 
 
 def launch(command: Sequence[str]) -> subprocess.CompletedProcess:

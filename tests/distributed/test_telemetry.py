@@ -89,7 +89,7 @@ def test_wandb_continues_under_the_same_id_offline(tmp_path):
     )
     run = RunDirectory(tmp_path)
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", code, str(run.root)], check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", code, str(run.root)], check=True, timeout=600)
     run_id = (tmp_path / "wandb-id.txt").read_text().strip()
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert files, "no offline files"

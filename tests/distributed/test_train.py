@@ -27,6 +27,7 @@ from tests.distributed.launch import (
     environment,
     launch,
     losses,
+    slowed,
     train_command,
 )
 
@@ -90,15 +91,14 @@ def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
     run_dir = tmp_path / "run"
     command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5", "stream.workers=1", ranks=2)
     for step in (8, 31):
-        process = subprocess.Popen(
-            command, env=environment(), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
-        )
+        words, environ = slowed(command, from_step=step)
+        process = subprocess.Popen(words, env=environ, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
         wait_for_step(run_dir, step, process)
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 4, "two ranks, each with a worker"
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        _, left_behind = psutil.wait_procs(family, timeout=30)
+        _, left_behind = psutil.wait_procs(family, timeout=300)
         assert not left_behind
     done = launch(command)
     assert done.returncode == 0, done.stderr
@@ -115,9 +115,8 @@ def test_asked_to_stop_it_saves_and_exits_with_85(tmp_path, shards, straight, nu
     """SLURM's signals, sent to every process of the step as SLURM does: the run saves, exits with 85 and continues."""
     run_dir = tmp_path / "run"
     command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=1000", "stream.workers=1")
-    process = subprocess.Popen(
-        command, env=environment(), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
-    )
+    words, environ = slowed(command, from_step=10)
+    process = subprocess.Popen(words, env=environ, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
     wait_for_step(run_dir, 10, process)
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=TIMEOUT_S)
@@ -136,13 +135,8 @@ def test_a_flipped_bit_falls_back_and_the_log_is_the_same(tmp_path, shards, stra
     """With its newest checkpoint damaged a run names the file, goes back to the one before, and ends the same."""
     run_dir = tmp_path / "run"
     overrides = ("train.steps=60", "checkpoint.every=5")
-    process = subprocess.Popen(
-        train_command(run_dir, shards, *overrides),
-        env=environment(),
-        cwd=ROOT,
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-    )
+    words, environ = slowed(train_command(run_dir, shards, *overrides), from_step=17)
+    process = subprocess.Popen(words, env=environ, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     wait_for_step(run_dir, 17, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

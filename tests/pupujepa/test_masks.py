@@ -158,15 +158,19 @@ def test_a_strategy_of_weight_zero_is_never_drawn():
 @ALL_STRATEGIES
 @pytest.mark.parametrize("balanced", [False, True])
 def test_masks_are_fast(strategy, balanced):
-    """A mask of the released grid takes well under half a millisecond, also on a busy machine; best of ten batches."""
+    """A mask of the released grid costs less than 15 shuffles of its patches (3.5 as a rule), whatever the machine."""
     config = MaskConfig(balanced=balanced)
-    times_s = []
+    mask_s, shuffle_s = [], []
     for batch in range(10):
         start = process_time()
         for row in range(30):
             draw_mask(generator(batch, row), config, steps=256, bands=8, progress=1.0, strategy=strategy)
-        times_s.append((process_time() - start) / 30)
-    assert min(times_s) < 5e-4
+        middle = process_time()
+        for row in range(30):
+            generator(batch, row).random(2048).argsort()
+        mask_s.append(middle - start)
+        shuffle_s.append(process_time() - middle)
+    assert min(mask_s) < 15 * min(shuffle_s)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_three_ranks_give_the_rows_of_one_process(results: Path, corpus_folder: 
     command += ["-m", "distributed", "evaluate", "--encoders", str(run_folder), *ENCODERS]
     command += ["--data", str(corpus_folder), "--out", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
     assert done.stdout.count("| task |") == 1

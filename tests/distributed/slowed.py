@@ -1,0 +1,25 @@
+"""The front door of `distributed` for runs that a test interrupts: slow from step SLOW_FROM on; see launch.slowed."""
+
+import os
+import sys
+import time
+
+from distributed import telemetry
+from distributed.__main__ import COMMANDS
+from pupujepa.front_door import enter
+
+PAUSE_S = 1.0
+
+
+class SlowLog(telemetry.MetricsLog):
+    """The log of a run, which makes rank 0, and with it all ranks, wait after each row."""
+
+    def write(self, row):
+        super().write(row)
+        if row["step"] >= int(os.environ["SLOW_FROM"]):
+            time.sleep(PAUSE_S)
+
+
+if __name__ == "__main__":
+    telemetry.MetricsLog = SlowLog
+    sys.exit(enter("distributed", COMMANDS, manual="", argv=sys.argv[1:]))
