@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data import build, feature_pass
 from data.__main__ import COMMANDS
 from pupujepa.front_door import enter
+from tests.processes import wait_until_gone
 
 ROOT = Path(build.__file__).parents[1]
 
@@ -26,10 +26,7 @@ def run_and_die(moment: str, command: Sequence[str]) -> None:
         [sys.executable, "-m", __name__, moment, *command], cwd=ROOT, check=False, capture_output=True, text=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    give_up_at = time.monotonic() + 120
-    while any(Path(f"/proc/{pid}").exists() for pid in done.stdout.split()):
-        assert time.monotonic() < give_up_at, "workers outlived the build"
-        time.sleep(0.02)
+    wait_until_gone([int(pid) for pid in done.stdout.split()])
 
 
 def _dying_at(function, call: int):

@@ -8,6 +8,7 @@ import psutil
 
 from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import ROOT, TIMEOUT_S, environment, train_command
+from tests.processes import wait_until_gone
 
 
 def test_ranks_die_with_torchrun_and_the_command_continues(tmp_path):
@@ -26,8 +27,7 @@ def test_ranks_die_with_torchrun_and_the_command_continues(tmp_path):
     assert len(family) >= 2
     torchrun.send_signal(signal.SIGKILL)
     torchrun.wait()
-    _, alive = psutil.wait_procs(family, timeout=200)
-    assert not alive
+    wait_until_gone(process.pid for process in family)
     again = subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert again.stderr is not None
     said = next(line for line in again.stderr if "continuing" in line or "error:" in line)

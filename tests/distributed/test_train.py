@@ -30,6 +30,7 @@ from tests.distributed.launch import (
     slowed,
     train_command,
 )
+from tests.processes import wait_until_gone
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,7 @@ def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
         assert len(family) >= 4, "two ranks, each with a worker"
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        _, left_behind = psutil.wait_procs(family, timeout=300)
-        assert not left_behind
+        wait_until_gone(process.pid for process in family)
     done = launch(command)
     assert done.returncode == 0, done.stderr
     assert "continuing" in done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.leash import Leash, descendants
+from tests.processes import is_running
 
 ROOT = Path(__file__).parents[2]
 # a launcher that starts a rank in a session of its own, as torchrun does, and writes both process ids
@@ -45,21 +46,13 @@ def wait_until(condition, timeout_s: float = 200.0) -> None:
         time.sleep(0.02)
 
 
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
-
-
 def test_ending_kills_ranks_that_left_the_process_group(tmp_path):
     """Killing the launcher's group would leave its ranks; the leash finds them as its descendants."""
     leash, path = start(tmp_path, launcher())
     pids = written(path)
     assert set(pids) <= set(descendants(leash.pid))
     assert leash.end() == 128 + signal.SIGTERM
-    assert not any(alive(pid) for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
 
 
 def test_who_ignores_sigterm_is_killed_after_the_grace(tmp_path):
@@ -69,7 +62,7 @@ def test_who_ignores_sigterm_is_killed_after_the_grace(tmp_path):
     started = time.monotonic()
     assert leash.end() == 128 + signal.SIGKILL
     assert 0.5 <= time.monotonic() - started < 300, "it left by itself"
-    assert not any(alive(pid) for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
 
 
 def test_a_command_that_saves_on_sigterm_keeps_its_exit_code(tmp_path):
@@ -85,7 +78,7 @@ def test_what_a_finished_command_leaves_behind_is_ended(tmp_path):
     _, rank = written(path)
     wait_until(lambda: leash.poll() is not None)
     assert leash.end() == 3
-    assert not alive(rank)
+    assert not is_running(rank)
 
 
 @pytest.mark.parametrize("victim", ["owner", "leash"])
@@ -106,7 +99,7 @@ def test_sigkill_of_owner_or_leash_ends_the_command(tmp_path, victim):
         leash_pid = int(owner.stdout.readline())
         command = written(pids)
         os.kill({"owner": owner.pid, "leash": leash_pid}[victim], signal.SIGKILL)
-        wait_until(lambda: not any(alive(pid) for pid in command))
+        wait_until(lambda: not any(is_running(pid) for pid in command))
     finally:
         owner.kill()
         owner.communicate()

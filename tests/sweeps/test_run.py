@@ -12,7 +12,8 @@ import pytest
 
 from sweeps.driver import ray_environment
 from sweeps.run import LONGEST_RAY_DIR, private_directory
-from tests.sweeps.test_leash import alive, wait_until
+from tests.processes import is_running
+from tests.sweeps.test_leash import wait_until
 
 ROOT = Path(__file__).parents[2]
 RATIO = {"key": "masks.ratio"}
@@ -110,7 +111,7 @@ def test_failures_kill_and_continue(sweep_command, stand_in_commands, tmp_path):
         sweep.kill()
         sweep.wait()
     wait_until(lambda: not processes_about(str(out)))
-    wait_until(lambda: not any(alive(pid) for pid in trainer_and_rank(out)))
+    wait_until(lambda: not any(is_running(pid) for pid in trainer_and_rank(out)))
 
     (tmp_path / "behave").touch()
     done = launch(command)
@@ -145,7 +146,7 @@ def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):
         code = sweep.wait(timeout=300)
         assert code == 128 + signal.SIGTERM, (tmp_path / "said").read_text()
         wait_until(lambda: not processes_about(str(out)))
-        wait_until(lambda: not any(alive(pid) for pid in trainer_and_rank(out)))
+        wait_until(lambda: not any(is_running(pid) for pid in trainer_and_rank(out)))
         assert not [*Path(temporary).glob("sweep-*")]
     assert records(out)["ratio=0.7-seed0"]["status"] == "running"
 

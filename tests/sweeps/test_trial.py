@@ -13,7 +13,7 @@ from sweeps.axes import Trial
 from sweeps.plan import Commands, Launch, Plan, PlannedTrial, commands_for, fill
 from sweeps.record import MetricsTail, read_record, tail
 from sweeps.trial import Site, command_lines, run_trial, trial_environment
-from tests.sweeps.test_leash import alive
+from tests.processes import is_running
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_no_process_outlives_a_trial_whose_report_fails(trial_of, tmp_path):
 
     with pytest.raises(InterruptedError):
         run_trial(plan, plan.trials[0], site=Site(tmp_path, os.environ), report=stop)
-    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+    assert not any(is_running(int(pid)) for pid in pids.read_text().split())
     assert read_record(plan.trials[0], tmp_path).status == "running"  # interrupted: the next session goes on
 
 
