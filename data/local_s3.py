@@ -28,7 +28,7 @@ from pupujepa.errors import UserError
 _LOG = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
 _READY = "ready"
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 180.0
 # After SIGTERM weed waits about 15 s for clients of its own. What it has confirmed is in the kernel's hands already and
 # outlives SIGKILL (tested), so nobody needs to wait with it.
 _STOP_TIMEOUT_S = 1.0
@@ -172,6 +172,8 @@ class LocalS3:
                 "-volume.preStopSeconds=0",
                 "-master.volumeSizeLimitMB=256",
                 "-volume.max=200",
+                # of the disk; one per cent, the default, is too much to ask of a large disk that others fill
+                "-volume.minFreeSpace=100MiB",
                 "-master.telemetry=false",
             ),
         ]
@@ -204,7 +206,7 @@ class LocalS3:
             region_name="us-east-1",
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
-            config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}),
+            config=Config(connect_timeout=2, read_timeout=60, retries={"total_max_attempts": 1}),
         )
 
 
