@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import botocore.session
 import numpy as np
 import webdataset
 from torch import Tensor
@@ -67,8 +68,10 @@ def _cropped(sample: dict[str, Any], *, crop: Crop) -> tuple[str, Tensor]:
 
 
 def _s3_stream(url: str, mode: str = "rb", bufsize: int = 8192, **_: Any) -> io.BufferedReader:
-    import boto3
-
     parts = urlsplit(url)
-    body = boto3.client("s3").get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
+    body = (
+        botocore.session.get_session()
+        .create_client("s3")
+        .get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
+    )
     return io.BufferedReader(body, READ_AHEAD_BYTES)

@@ -88,7 +88,7 @@ def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Deli
     with _stop_signals_held_back():
         deliveries = iter(_data_loader(recipe, pin_memory=pin_memory))
     try:
-        yield deliveries
+        yield _whole_deliveries(deliveries)
     finally:
         # torch ends workers when the iterator is collected, which the traceback of an error can put off, and which
         # takes 5 s a worker when it is the cycle collector that finds it; there is no public way
@@ -96,6 +96,23 @@ def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Deli
             deliveries._shutdown_workers()
             for worker in deliveries._workers:
                 worker.kill()  # those that are stuck in a download; they hold back SIGTERM
+
+
+def _whole_deliveries(deliveries: Iterator[Delivery | Failure]) -> Iterator[Delivery | Failure]:
+    """Passes deliveries on; that a worker died in the middle of one is said as torch says it when one died before."""
+    while True:
+        try:
+            delivery = next(deliveries)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if "in DataLoader worker process" in str(error):
+                raise  # a worker's own error, with its traceback
+            raise RuntimeError(
+                f"DataLoader worker exited unexpectedly while it handed over a batch ({error!r}); the kernel's log "
+                "tells whether it was killed for want of memory: then use fewer workers, or ask for more"
+            ) from error
+        yield delivery
 
 
 @contextmanager

@@ -79,8 +79,9 @@ def _pieces(query_GND: Tensor, key_GKD: Tensor) -> Iterator[tuple[slice, slice]]
     """Yields as many whole heads, or else as many queries of one head, as have their scores in the cache; in order."""
     heads, queries = query_GND.shape[:2]
     keys = key_GKD.shape[1]
-    # where shapes are traced there is no cache, and hundreds of pieces would only take time
-    at_a_time = heads * queries * keys if is_fake(query_GND) else SCORES_IN_CACHE
+    # where only shapes are traced there is no cache, and hundreds of pieces would only take time
+    only_shapes = not torch.compiler.is_compiling() and is_fake(query_GND)
+    at_a_time = heads * queries * keys if only_shapes else SCORES_IN_CACHE
     per_piece = max(1, at_a_time // (queries * keys))
     rows = min(queries, max(1, at_a_time // keys))
     for head in range(0, heads, per_piece):

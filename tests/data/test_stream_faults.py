@@ -21,6 +21,7 @@ from data.reader import ShardReader
 from data.shards import ShardError, index_name, read_index, write_index, write_shard
 from data.store import open_store
 from data.stream import Stream, StreamConfig, StreamError
+from data.workers import _whole_deliveries
 from pupujepa.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_entry
 from tests.faultproxy import Fault
@@ -245,6 +246,31 @@ def test_a_killed_worker_is_an_error_not_a_hang(local_set):
     stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8, stages=[webdataset.map(_die)])
     with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed by signal|exited unexpectedly)"):
         list(islice(stream, 20))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError("socket")])
+def test_a_worker_killed_while_it_hands_over_a_batch_is_the_same_error(error):
+    """What the training process then sees of it is a broken connection, which would tell nobody anything."""
+
+    def broken():
+        yield "first"
+        raise error
+
+    deliveries = _whole_deliveries(broken())
+    assert next(deliveries) == "first"
+    with pytest.raises(RuntimeError, match=r"DataLoader worker exited unexpectedly.*kernel's log"):
+        next(deliveries)
+
+
+def test_a_workers_own_error_stays_what_it_is():
+    """torch hands it over under its own type, with the worker's traceback for a message."""
+
+    def failing():
+        yield from ()
+        raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback ...")
+
+    with pytest.raises(FileNotFoundError, match="Original Traceback"):
+        next(_whole_deliveries(failing()))
 
 
 _SIGNALLED = """
