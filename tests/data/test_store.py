@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,17 @@ from pupujepa.errors import UserError
 from tests.faultproxy import Fault, FaultProxy
 
 CONTENT = random.Random(0).randbytes(300_000)
-IMPATIENT = RetryPolicy(
-    deadline_s=20.0, first_wait_s=0.01, max_wait_s=0.05, read_timeout_s=1.0, min_upload_bytes_per_s=1e6
-)
+# waits hardly at all between two tries, and for an answer as long as a busy machine may take
+QUICK = RetryPolicy(deadline_s=300.0, first_wait_s=0.01, max_wait_s=0.05, read_timeout_s=100.0)
+# for answers that do not come; an answer that does may be too late for it, so its retries are not counted exactly
+IMPATIENT = replace(QUICK, read_timeout_s=1.0, min_upload_bytes_per_s=1e6)
 
 
 @pytest.fixture(params=["path", "file", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """The three kinds of location, each empty."""
     if request.param == "s3":
-        return open_store(request.getfixturevalue("bucket") + "/some/prefix", policy=IMPATIENT)
+        return open_store(request.getfixturevalue("bucket") + "/some/prefix", policy=QUICK)
     return open_store(str(tmp_path / "root") if request.param == "path" else (tmp_path / "root").as_uri())
 
 
@@ -36,7 +38,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def faulty_store(bucket: str, faulty_s3: FaultProxy) -> S3Store:
     """A store behind the proxy that holds CONTENT under "shard.tar"."""
     open_store(bucket).write("shard.tar", CONTENT)
-    store = open_store(bucket, policy=IMPATIENT, rng=random.Random(0))
+    store = open_store(bucket, policy=QUICK, rng=random.Random(0))
     assert isinstance(store, S3Store)
     return store
 
@@ -99,14 +101,18 @@ def test_passing_faults_are_outlived(
     kind: str, times: int, faulty_store: S3Store, faulty_s3: FaultProxy, tmp_path: Path
 ):
     """After each fault that may pass, both whole reads return the right bytes, and every try is counted."""
-    if kind == "stall" and times > 1:
-        times = 2
+    if kind == "stall":
+        faulty_store.policy = IMPATIENT
+        times = min(times, 2)
     faulty_s3.inject(Fault(kind, times=times, match="shard.tar"))
     assert faulty_store.read("shard.tar") == CONTENT
     assert faulty_s3.struck == [kind] * times
     # on a kept connection that turns out to be closed, the HTTP library itself sends the request again
-    assert faulty_store.retries == times or (kind == "reset" and faulty_store.retries < times)
-    assert len(faulty_s3.requests) == times + 1
+    if kind == "stall":
+        assert faulty_store.retries >= times and len(faulty_s3.requests) >= times + 1
+    else:
+        assert faulty_store.retries == times or (kind == "reset" and faulty_store.retries < times)
+        assert len(faulty_s3.requests) == times + 1
     faulty_s3.inject(Fault(kind, times=1, match="shard.tar"))
     assert faulty_store.download("shard.tar", tmp_path / "copy") == len(CONTENT)
     assert (tmp_path / "copy").read_bytes() == CONTENT
@@ -117,6 +123,8 @@ def test_passing_faults_are_outlived(
 @pytest.mark.parametrize("kind", ["503", "500", "429", "reset", "stall"])
 def test_writes_outlive_faults(kind: str, faulty_store: S3Store, faulty_s3: FaultProxy):
     """A write that meets a fault, or no answer, is repeated, and the object is whole."""
+    if kind == "stall":
+        faulty_store.policy = IMPATIENT
     faulty_store.list()  # the client is made, which takes longer than the impatient policy grants a write
     faulty_s3.inject(Fault(kind, times=2, match="other", method="PUT"))
     faulty_store.write("other", CONTENT[::-1])
@@ -305,6 +313,7 @@ def test_locations_that_cannot_be_are_refused(url: str, message: str):
 @pytest.mark.parametrize("read", ["read", "download"])
 def test_a_body_that_trickles_is_ended(read: str, faulty_store: S3Store, faulty_s3: FaultProxy, tmp_path: Path):
     """Bytes keep coming, so no silence ever times out: too few of them in a window are as good as none."""
+    faulty_store.policy = IMPATIENT
     faulty_s3.inject(Fault("throttle", value=2e4))
     if read == "read":
         assert faulty_store.read("shard.tar") == CONTENT
