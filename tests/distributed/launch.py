@@ -18,7 +18,8 @@ def environment() -> dict[str, str]:
     own = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "TORCHELASTIC", "WANDB"))}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         own.pop(name, None)
-    return own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # wandb waits 30 s for a process of its own, which a busy machine may need to start it
+    return own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB__SERVICE_WAIT": "300"}
 
 
 def torchrun(ranks: int) -> list[str]:

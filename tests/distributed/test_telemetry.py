@@ -10,6 +10,7 @@ import pytest
 from distributed.run_directory import RunDirectory
 from distributed.telemetry import MetricsLog, ProgressSink, TelemetryConfig, read_metrics, wandb_mode
 from pupujepa.errors import UserError
+from tests.distributed.launch import environment
 
 
 def test_rows_come_back_to_the_last_bit(tmp_path):
@@ -89,7 +90,7 @@ def test_wandb_continues_under_the_same_id_offline(tmp_path):
     )
     run = RunDirectory(tmp_path)
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", code, str(run.root)], check=True, timeout=600)
+        subprocess.run([sys.executable, "-c", code, str(run.root)], check=True, timeout=600, env=environment())
     run_id = (tmp_path / "wandb-id.txt").read_text().strip()
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert files, "no offline files"
