@@ -16,6 +16,10 @@ from hypothesis import HealthCheck, settings
 from data.local_s3 import LocalS3
 from tests.faultproxy import FaultProxy
 
+# The servers of the tests are on this machine; a proxy that the developer's network needs knows nothing of them.
+for _name in ("NO_PROXY", "no_proxy"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))
+
 # The same examples each time, and none fails for being slow on a busy machine. HYPOTHESIS_PROFILE=search looks for new
 # ones: the place to find a counterexample is a developer's machine, not somebody's first `make test`.
 _UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -30,6 +30,9 @@ def hub(tmp_path, monkeypatch):
     hub = LocalHub({REPOSITORY: commits}, {REPOSITORY: {"main": OLD, "v2": NEW}})
     with serving(hub) as url:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        # 10 s by default, after which it asks again: a busy machine may need them
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 300)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 300)
         template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
