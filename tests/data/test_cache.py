@@ -167,7 +167,7 @@ def test_processes_of_one_node_download_a_shard_once(tmp_path, manifest):
     processes = [PROCESSES.Process(target=other.report, args=(entry, barrier, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    contents = [results.get(timeout=60) for _ in processes]
+    contents = [results.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     assert set(contents) == {(tmp_path / "store" / entry.name).read_bytes()}
@@ -183,7 +183,7 @@ def test_kill_9_during_a_download_leaves_no_stale_lock(tmp_path, manifest, store
         assert not (folder / entry.name).exists(), "nothing lies under its name before it is whole"
     started = time.monotonic()
     shard = plain_cache(tmp_path, store, 4 * max_bytes(manifest)).open(entry)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300, "it waited for the download of the dead"
     assert content(shard) == (tmp_path / "store" / entry.name).read_bytes()
     shard.close()
     assert not list(folder.glob("*.fetching")) and not list(folder.glob(".*.part"))
@@ -206,7 +206,7 @@ def test_a_shard_in_use_by_another_process_is_not_evicted(tmp_path, manifest, st
     """Pins hold across processes, and end with the process, however it ends."""
     cache = plain_cache(tmp_path, store, max_bytes(manifest))
     with OtherProcess(tmp_path, store, max_bytes(manifest)).holding(manifest.shards[0]) as (_, holding):
-        assert holding.wait(60)
+        assert holding.wait(300)
         with pytest.raises(CacheError, match="all other shards are in use"):
             cache.open(manifest.shards[1])
         assert kept(cache) == {manifest.shards[0].name}
@@ -303,7 +303,7 @@ def test_a_disk_that_is_full_for_real(tmp_path, manifest, store):
     process = PROCESSES.Process(target=_open_on_a_full_disk, args=(tmp_path, store, manifest.shards[0], results))
     process.start()
     try:
-        said = results.get(timeout=120)
+        said = results.get(timeout=300)
     finally:
         process.kill()
         process.join()
@@ -460,7 +460,7 @@ def test_replaced_shards_of_another_manifest_are_not_mixed_up(make_cache, manife
     assert len(store.downloads) == 2
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 300.0) -> None:
     give_up_at = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_at, "waited in vain"

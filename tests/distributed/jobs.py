@@ -109,7 +109,7 @@ def main(path):
     topology = discover(os.environ)
     configure_logging(rank=topology.rank)
     prepare_deepspeed(os.environ, device=torch.device("cpu"))
-    with exported(os.environ, topology), process_group(topology, timeout_s=120, device=torch.device("cpu")):
+    with exported(os.environ, topology), process_group(topology, timeout_s=600, device=torch.device("cpu")):
         for job in json.loads(Path(path).read_text()):
             if topology.is_first:
                 with only_writer(RunDirectory(Path(job["run_dir"]))):

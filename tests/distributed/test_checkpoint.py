@@ -187,7 +187,7 @@ def test_sigkill_in_the_middle_of_writing(tmp_path, store):
         "import sys, time, torch; from pathlib import Path\n"
         "from distributed.checkpoint import CheckpointStore; from distributed.topology import Topology, process_group\n"
         "def write(directory):\n"
-        "  (directory / 'half').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+        "  (directory / 'half').write_text('half'); print('writing', flush=True); time.sleep(600)\n"
         "with process_group(Topology(), timeout_s=30, device=torch.device('cpu')):\n"
         "  CheckpointStore(Path(sys.argv[1]), Topology(), keep=3).save(10, write, {})"
     )
