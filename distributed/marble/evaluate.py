@@ -16,7 +16,7 @@ Writes O/results.jsonl (one row per task, encoder and protocol), O/results.md an
 import argparse
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,8 +130,37 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
     corpora = {name: _agreed(read_corpus(evaluation.data, name), topology) for name in manifests}
     prepared = [prepare(task, corpora[task.manifest]) for task in evaluation.tasks]
     _report_left_out(prepared)
-    how = HowToEncode(evaluation.which, evaluation.precision, device)
-    encoders = resolve_encoders(evaluation.encoders, how)
+    encoders = resolve_encoders(evaluation.encoders, HowToEncode(evaluation.which, evaluation.precision, device))
+    jobs, outcomes = measure(
+        encoders, corpora, prepared=prepared, evaluation=evaluation, topology=topology, device=device
+    )
+    if not topology.is_first:
+        return []
+    rows = _tabulate(evaluation, jobs, outcomes)
+    return write_results(evaluation.out, rows)
+
+
+def measure(
+    encoders: Sequence[FrozenEncoder],
+    corpora: Mapping[str, Corpus],
+    *,
+    prepared: Sequence[TaskData],
+    evaluation: Evaluation,
+    topology: Topology,
+    device: torch.device,
+) -> tuple[list["Job"], dict[int, Outcome]]:
+    """Probes encoders on prepared tasks; all ranks call it together and share the work.
+
+    Args:
+        corpora: by the name of their track list.
+        evaluation: protocol and feature cache.
+
+    Returns:
+        The jobs, and the outcome of each by its number, on every rank.
+
+    Raises:
+        UserError: no encoder supports any of the tasks.
+    """
     jobs: list[Job] = []
     for encoder in encoders:
         for name, corpus in corpora.items():
@@ -139,11 +168,7 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
             jobs += _featurise(encoder, corpus, tasks, evaluation, topology)
     if not jobs:
         raise UserError("none of these encoders supports any of these tasks, so there is nothing to measure")
-    outcomes = _probe_all(jobs, evaluation, topology, device=device)
-    if not topology.is_first:
-        return []
-    rows = _tabulate(evaluation, jobs, outcomes)
-    return write_results(evaluation.out, rows)
+    return jobs, _probe_all(jobs, evaluation, topology, device=device)
 
 
 @dataclass(frozen=True)
