@@ -60,7 +60,8 @@ class Stream:
 
     Args:
         manifest: of the corpus at the configuration's url, or all corpora of its mix.
-        total_steps: length of the run, for the masks' warm-up; the stream ends there.
+        total_steps: length of the run; the stream ends there.
+        horizon_steps: what the masks' warm-up takes its fractions of; None is the length of the run.
         normalisation: (mean, std) of the log-mel values; by default those of the corpora.
         patch_frames, patch_bands: of the model, for the masks' grid.
         stages: `webdataset` stages (`webdataset.map(f)`) over samples that are cropped, normalised and masked; they
@@ -82,6 +83,7 @@ class Stream:
         micro_batch: int,
         masks: MaskConfig | None = None,
         total_steps: int | None = None,
+        horizon_steps: int | None = None,
         normalisation: tuple[float, float] | None = None,
         patch_frames: int = 4,
         patch_bands: int = 16,
@@ -100,7 +102,7 @@ class Stream:
         mask = None
         if masks is not None:
             grid = _grid(config.crop_frames, corpora.frontend["mel_bands"], patch_frames, patch_bands)
-            mask = _mask_stage(config.seed, masks, grid, total_steps)
+            mask = _mask_stage(config.seed, masks, grid, horizon_steps or total_steps)
         plan = ReadPlan(self.mix, lanes, micro_batch, last_step=total_steps)
         self._recipe = Recipe(config, corpora, plan, crop, mask, tuple(stages))
         self._rank = rank

@@ -1,13 +1,16 @@
 """Builds the parts of a training session in the order in which they depend on each other."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from data.stream import Stream
 from distributed.checkpoint import Checkpoint, CheckpointStore
-from distributed.engine import PRECISIONS, deepspeed_json, start_engine
+from distributed.engine import PRECISIONS, deepspeed_json, start_engine, update_on_host_by_fused_kernel
 from distributed.guard import CollapseGuard
 from distributed.probe_set import ProbeSet, read_probe_set
 from distributed.reshard import load_engine, loadable
+from distributed.rollback import Rollback, read_rollbacks
+from distributed.run_directory import write_json
 from distributed.session import Session
 from distributed.session_state import read_state
 from distributed.teacher import Teacher
@@ -23,15 +26,21 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
     experiment = session.experiment
     model, step = _build_model(session)
     # before anything is loaded: it remembers the first weights
-    teacher = Teacher(step)
+    teacher = _build_teacher(session, step)
     stream = _build_stream(session)
     source = loadable(found, session) if found else None
     ds_config = deepspeed_json(experiment.engine, experiment.optimizer, session.sizes)
-    engine = start_engine(step, experiment.optimizer, ds_config | (source.ds_config if source else {}))
+    ds_config |= source.ds_config if source else {}
+    if session.topology.is_first:
+        write_json(session.directory.deepspeed, ds_config)
+    engine = start_engine(step, experiment.engine, experiment.optimizer, ds_config=ds_config)
     if found and source:
         load_engine(engine, source, session)
         read_state(found.path, rank=session.topology.rank, stream=stream, teacher=teacher)
+    if experiment.engine.offload_optimizer:
+        update_on_host_by_fused_kernel(engine)
     first_step = found.step if found else 0
+    rollbacks = read_rollbacks(found.path) if found else ()
     return Parts(
         topology=session.topology,
         device=session.device,
@@ -43,7 +52,8 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
         store=store,
         probes=_read_probes(session),
         sinks=_open_sinks(session, first_step),
-        guard=_warm_guard(session, first_step),
+        guard=_warm_guard(session, first_step, rollbacks),
+        rollbacks=rollbacks,
     )
 
 
@@ -60,6 +70,12 @@ def _build_model(session: Session) -> tuple[PupuJEPA, TrainingStep]:
     return model, step
 
 
+def _build_teacher(session: Session, step: TrainingStep) -> Teacher:
+    if not session.experiment.engine.teacher_is_sharded:
+        return Teacher(step)
+    return Teacher(step, rank=session.topology.rank, world_size=session.topology.world_size)
+
+
 def _build_stream(session: Session) -> Stream:
     experiment = session.experiment
     return Stream(
@@ -70,6 +86,7 @@ def _build_stream(session: Session) -> Stream:
         micro_batch=session.sizes.micro_batch,
         masks=experiment.masks,
         total_steps=experiment.train.steps,
+        horizon_steps=experiment.horizon_steps,
         patch_frames=experiment.model.patch_frames,
         patch_bands=experiment.model.patch_bands,
         pin_memory=session.device.type == "cuda",
@@ -94,10 +111,13 @@ def _open_sinks(session: Session, first_step: int) -> list[Sink]:
     return open_sinks(session.directory, experiment.telemetry, steps=steps, settings=asdict(experiment))
 
 
-def _warm_guard(session: Session, first_step: int) -> CollapseGuard:
+def _warm_guard(session: Session, first_step: int, rollbacks: Sequence[Rollback]) -> CollapseGuard:
     """A guard that knows the rows of earlier sessions; what they gave rise to was said then."""
-    guard = CollapseGuard()
+    guard = CollapseGuard(session.experiment.guard, total_steps=session.experiment.train.steps)
+    begun_again = {rollback.step for rollback in rollbacks}
     if session.topology.is_first and first_step:
         for row in read_metrics(session.directory.metrics):
             guard.observe(row)
+            if row["step"] in begun_again and "diag/effective_rank_teacher" in row:
+                guard.begin_again(row["step"])
     return guard

@@ -23,6 +23,7 @@ from data.stream_config import StreamConfig, named_corpora
 from distributed.checkpoint import CheckpointConfig
 from distributed.diagnose import DiagnosticsConfig
 from distributed.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes
+from distributed.guard import ROLLBACK, GuardConfig
 from distributed.telemetry import TelemetryConfig
 from pupujepa.config import ConfigError, compose
 from pupujepa.ema import EmaConfig
@@ -30,7 +31,7 @@ from pupujepa.errors import UserError
 from pupujepa.masks import MaskConfig
 from pupujepa.model import ModelConfig
 from pupujepa.objective import ObjectiveConfig, check_objective
-from pupujepa.schedules import ScheduleConfig
+from pupujepa.schedules import BranchConfig, ScheduleConfig
 
 PRESETS = Path(__file__).parent / "presets"
 SIZES = PRESETS / "size"
@@ -39,10 +40,16 @@ MODELS = Path(pupujepa.__file__).parent / "presets" / "model"
 FREE_TO_CHANGE = (
     "checkpoint.",
     "diagnostics.",
+    "guard.",
     "telemetry.",
+    # where the parent lay; the branch has its own copy of what it started from
+    "branch.parent",
     "engine.micro_batch",
     "engine.zero_stage",
     "engine.activation_checkpointing",
+    "engine.offload_optimizer",
+    "engine.compile",
+    "engine.shard_teacher",
     "engine.timeout_s",
     # the stream compares the manifest's digest, so a copy of the same shards elsewhere is welcome
     "stream.url",
@@ -83,13 +90,20 @@ class Experiment:
     masks: MaskConfig = field(default_factory=MaskConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    branch: BranchConfig = field(default_factory=BranchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+
+    @property
+    def horizon_steps(self) -> int:
+        """Steps that momentum and masks take their fractions of: the run's, or those of the run it was branched off."""
+        return self.branch.horizon_steps or self.train.steps
 
 
 def load_experiment(
@@ -144,8 +158,19 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
             f"would not fit the patch grid; set model.crop_frames alone, the stream follows it"
         )
     check_objective(experiment.objective, model)
+    _check_rollback(experiment)
     lanes_of_rank(stream.lanes, 0, world_size)
     return batch_sizes(stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=world_size)
+
+
+def _check_rollback(experiment: Experiment) -> None:
+    checkpoint, every = experiment.checkpoint, experiment.diagnostics.every
+    if experiment.guard.action == ROLLBACK and not 0 < every <= (checkpoint.keep - 1) * checkpoint.every:
+        raise ConfigError(
+            f"guard.action={ROLLBACK} needs diagnostics, and a checkpoint from before the newest ones: with "
+            f"diagnostics.every={every}, checkpoint.every={checkpoint.every} and checkpoint.keep={checkpoint.keep} "
+            f"none would be left; raise checkpoint.keep, or look more often"
+        )
 
 
 def with_corpora(experiment: Experiment, corpora: Corpora) -> Experiment:

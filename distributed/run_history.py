@@ -57,7 +57,8 @@ def _require_checkpoints_still_there(
         return
     rows = read_metrics(directory.metrics)
     trained = rows[-1]["step"] if rows else 0
-    if (directory.checkpoints / POINTER_NAME).exists() or trained > experiment.checkpoint.every:
+    begun = experiment.branch.step
+    if (directory.checkpoints / POINTER_NAME).exists() or trained > begun + experiment.checkpoint.every:
         raise RunDirectoryError(
             f"{directory.root} was trained to step {trained}, but its checkpoints are gone, and training does not "
             f"begin again over the log of a run; restore them, or choose another --run-dir"
@@ -76,6 +77,9 @@ def begin_session(session: Session, found: Checkpoint | None) -> None:
         "zero_stage": experiment.engine.zero_stage,
         "command": " ".join(sys.argv[1:]),
     }
+    if found and experiment.branch.step and not sessions:
+        parent = {"run": experiment.branch.parent, "checkpoint": found.name, "digest": found.digest}
+        started["branched_from"] = parent
     write_json(directory.history, [*sessions, started])
     if found:
         logger.info("continuing %s from %s, of %d steps", directory.root, found.name, experiment.train.steps)
@@ -94,6 +98,12 @@ def begin_session(session: Session, found: Checkpoint | None) -> None:
         session.sizes.accumulation,
         session.topology.world_size,
     )
+
+
+def note_rollback(directory: RunDirectory, rollback: dict[str, Any]) -> None:
+    """Adds a rollback to the session that is running. Rank 0 alone."""
+    *before, now = read_sessions(directory)
+    write_json(directory.history, [*before, now | {"rollbacks": [*now.get("rollbacks", []), rollback]}])
 
 
 def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:

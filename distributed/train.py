@@ -14,6 +14,11 @@ Several corpora in one run, three crops of the first for each of the second (the
 
   --preset tiny stream.mix.studio.url=s3://a/train stream.mix.studio.weight=3 stream.mix.live.url=s3://b/train
 
+A run whose learning rate is constant can be ended at any checkpoint: a branch, a run of its own, cools down from there
+to train.steps (by default so long that the cooldown is schedule.cooldown_fraction of the whole), the parent goes on:
+
+  python -m distributed train --cooldown-from runs/large:400000 --run-dir runs/large-400k-cooled train.steps=480000
+
 Everything is written below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export/ (weights in the released
 format), facts.json. When the run directory holds a run, training continues from its newest whole checkpoint, on the
 same samples and with the same losses as if it had never stopped. A run asked to stop (SIGTERM, SIGUSR2) saves on all
@@ -30,10 +35,11 @@ import torch
 import torch.distributed as dist
 
 from data.corpora import read_corpora
+from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.build import build_parts
 from distributed.checkpoint import CheckpointStore
 from distributed.engine import prepare_deepspeed
-from distributed.experiment import check, load_experiment, preset_names, with_corpora
+from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora
 from distributed.facts import write_facts
 from distributed.finish import export_weights
 from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher
@@ -43,6 +49,7 @@ from distributed.session import Session
 from distributed.telemetry import configure_logging
 from distributed.topology import choose_device, discover, exported, process_group
 from distributed.trainer import Trainer
+from pupujepa.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="a whole experiment, such as another run's config.yaml"
     )
     parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<last preset>)")
+    parser.add_argument(
+        "--cooldown-from",
+        metavar="RUN[:STEP]",
+        help="a new run: begins at a checkpoint of another (its newest, or that of STEP) and lets the rate fall",
+    )
     parser.add_argument("--fresh", action="store_true", help="insist on a new run: refuse a directory that holds one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, and model=NAME")
 
@@ -69,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
     topology = discover(os.environ)
     die_with_launcher(os.environ)
     configure_logging(rank=topology.rank)
-    experiment = load_experiment(args.preset, file=args.config, overrides=args.overrides)
-    sizes = check(experiment, world_size=topology.world_size)
     directory = RunDirectory(args.run_dir or Path("runs") / (Path(args.preset[-1]).stem if args.preset else "run"))
+    experiment = compose_experiment(args, directory)
+    sizes = check(experiment, world_size=topology.world_size)
     device = choose_device(topology, cuda_devices=torch.cuda.device_count())
     corpora = read_corpora(experiment.stream)
     experiment = with_corpora(experiment, corpora)
@@ -91,10 +103,27 @@ def run(args: argparse.Namespace) -> int:
         return train(session, stop)
 
 
+def compose_experiment(args: argparse.Namespace, directory: RunDirectory) -> Experiment:
+    """Returns what the command line asks to train.
+
+    Raises:
+        UserError: --cooldown-from without a directory of its own, or beside another source of settings.
+    """
+    if not args.cooldown_from:
+        return load_experiment(args.preset, file=args.config, overrides=args.overrides)
+    if args.run_dir is None or args.preset or args.config:
+        raise UserError(
+            f"--cooldown-from {args.cooldown_from} takes its settings from that run and writes a new one; give "
+            f"--run-dir, and neither --preset nor --config"
+        )
+    return branch_experiment(args.cooldown_from, directory, overrides=args.overrides)
+
+
 def train(session: Session, stop: StopRequest) -> int:
     """Runs one session of a run, with the process group up and the run directory locked."""
     experiment, directory, topology = session.experiment, session.directory, session.topology
     store = CheckpointStore(directory.checkpoints, topology, keep=experiment.checkpoint.keep)
+    adopt_checkpoint(session, store)
     found = store.newest_whole()
     first_step = found.step if found else 0
     if found and first_step == experiment.train.steps and directory.facts.exists():

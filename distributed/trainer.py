@@ -26,10 +26,12 @@ from distributed.checkpoint import CheckpointStore
 from distributed.diagnose import diagnose
 from distributed.engine import gradient_norm, set_learning_rate
 from distributed.experiment import Experiment
-from distributed.guard import CollapseGuard
+from distributed.guard import Alarm, CollapseGuard
 from distributed.preemption import StopRequest
 from distributed.probe_set import ProbeSet
-from distributed.run_directory import write_json
+from distributed.respond import Responder
+from distributed.rollback import Rollback, rate_factor, write_rollbacks
+from distributed.run_directory import RunDirectory, write_json
 from distributed.session_state import ENGINE_FOLDER, write_state
 from distributed.stream_counts import StreamCounts
 from distributed.teacher import Teacher
@@ -64,7 +66,8 @@ class Parts:
     store: CheckpointStore
     probes: ProbeSet | None
     sinks: Sequence[Sink]
-    guard: CollapseGuard = field(default_factory=CollapseGuard)
+    guard: CollapseGuard = field(default_factory=lambda: CollapseGuard(total_steps=0))
+    rollbacks: tuple[Rollback, ...] = ()
 
 
 @dataclass
@@ -103,6 +106,9 @@ class Trainer:
         self._window = Pace()
         self._counts = StreamCounts(parts.stream, device=parts.device)
         self._run_root = run_root
+        self.rollbacks = parts.rollbacks
+        self.rate_factor = rate_factor(parts.rollbacks)
+        self._responder = Responder(RunDirectory(run_root), parts.guard)
 
     def run(self, stop: StopRequest) -> bool:
         """Returns whether the run is finished; False when it was stopped, with the finished steps saved."""
@@ -129,39 +135,55 @@ class Trainer:
         if self.step == self._saved_step:
             return
         started = time.perf_counter()
-        parts = self.parts
-
-        def write(directory: Path) -> None:
-            parts.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
-            write_state(
-                directory,
-                rank=parts.topology.rank,
-                stream=parts.stream,
-                teacher=parts.teacher,
-                config_yaml=to_yaml(self.experiment),
-            )
-
-        facts = {"world_size": parts.topology.world_size, "zero_stage": self.experiment.engine.zero_stage}
-        checkpoint = parts.store.save(self.step, write, facts)
+        checkpoint = self.parts.store.save(self.step, self.write_checkpoint, self.checkpoint_facts())
         self._saved_step = self.step
         logger.info("saved %s in %.1f s", checkpoint.name, time.perf_counter() - started)
 
+    def write_checkpoint(self, directory: Path) -> None:
+        """Writes this rank's part of a checkpoint of the finished steps; all ranks together."""
+        parts = self.parts
+        parts.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
+        write_state(
+            directory,
+            rank=parts.topology.rank,
+            stream=parts.stream,
+            teacher=parts.teacher,
+            config_yaml=to_yaml(self.experiment),
+        )
+        if parts.topology.is_first:
+            write_rollbacks(directory, self.rollbacks)
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says beside its files: who can load it."""
+        return {"world_size": self.parts.topology.world_size, "zero_stage": self.experiment.engine.zero_stage}
+
+    def adopt(self, rollback: Rollback) -> None:
+        """Goes on from other weights, which are saved at once under the present step; all ranks together."""
+        self.rollbacks = (*self.rollbacks, rollback)
+        self.rate_factor = rate_factor(self.rollbacks)
+        self._saved_step = -1
+        self.save()
+
     def _train_step(self, batches: Iterator[Batch], stop: StopRequest) -> int:
         started, waited_before = time.perf_counter(), self.parts.stream.counters()["wait_s"]
-        rate = learning_rate(self.step, self.total_steps, self.experiment.schedule)
-        momentum = ema_momentum(self.step, self.total_steps, self.experiment.ema)
+        experiment = self.experiment
+        rate = learning_rate(self.step, self.total_steps, experiment.schedule, branch=experiment.branch)
+        rate *= self.rate_factor
+        momentum = ema_momentum(self.step, experiment.horizon_steps, experiment.ema)
         set_learning_rate(self.parts.engine, rate)
         losses, norm, batch = self._optimise(batches, stop)
-        self.parts.teacher.follow(momentum)
+        logged = self.step % experiment.telemetry.log_every == 0 or self.step + 1 == self.total_steps
+        movement = self.parts.teacher.follow(momentum, measured=logged)
         seconds = time.perf_counter() - started
         waited_s = self.parts.stream.counters()["wait_s"] - waited_before
         self.pace.add(seconds, waited_s)
         self._window.add(seconds, waited_s)
-        if self.step % self.experiment.telemetry.log_every == 0 or self.step + 1 == self.total_steps:
+        if logged:
             schedule = {"lr": rate, "ema_momentum": momentum, "grad_norm": norm}
             self._log(
                 {"step": self.step, "epoch": batch.epoch, "loss": losses.loss}
                 | schedule
+                | movement
                 | losses.by_strategy
                 | self.parts.stream.mixture()
                 | self._speed()
@@ -221,15 +243,18 @@ class Trainer:
         assert parts.probes is not None
         self.last_diagnostics = diagnose(parts.step, parts.model, probes=parts.probes, teacher=parts.teacher)
         epoch = self.step // parts.stream.steps_per_epoch
-        self._log({"step": self.step, "epoch": epoch} | self.last_diagnostics)
+        row = {"step": self.step, "epoch": epoch} | self.last_diagnostics
+        self._responder.answer(self._log(row), self, row)
 
-    def _log(self, row: dict[str, Any]) -> None:
+    def _log(self, row: dict[str, Any]) -> list[Alarm]:
         if not self.parts.topology.is_first:
-            return
+            return []
         for sink in self.parts.sinks:
             sink.write(row)
-        for warning in self.parts.guard.observe(row):
-            logger.warning("step %d: %s", row["step"], warning)
+        alarms = self.parts.guard.observe(row)
+        for alarm in alarms:
+            logger.warning("step %d: %s: %s", row["step"], alarm.name, alarm.sentence)
+        return alarms
 
     def _speed(self) -> dict[str, float]:
         window, self._window = self._window, Pace()

@@ -1,4 +1,8 @@
-"""The learning rate as a pure function of the step, so that resuming replays nothing."""
+"""The learning rate as a pure function of the step, so that resuming replays nothing.
+
+A run whose rate is constant (wsd) can be ended at any of its checkpoints: a branch, a run of its own, takes a copy and
+lets the rate fall from there, while the parent goes on (Hägele et al. 2024, arXiv 2405.18392).
+"""
 
 import math
 from dataclasses import dataclass
@@ -39,8 +43,48 @@ class ScheduleConfig:
             )
 
 
-def learning_rate(step: int, total_steps: int, config: ScheduleConfig) -> float:
-    """Returns the learning rate of optimiser step `step` in [0, total_steps); the last step has `final_lr`."""
+@dataclass(frozen=True)
+class BranchConfig:
+    """The cooldown of a run that was branched off another one; `step` 0 is none. `train --cooldown-from` fills it in.
+
+    parent: the run directory that it came from, for the record.
+    step: finished steps of the parent where the branch begins.
+    rate: the parent's learning rate at that step; from there it falls linearly to `schedule.final_lr`.
+    horizon_steps: of which the momentum of the teacher and the masks take their fractions: the length of the parent's
+        run, so that the branch changes nothing but the learning rate.
+
+    Raises:
+        UserError: numbers that no branch can have.
+    """
+
+    parent: str = ""
+    step: int = 0
+    rate: float = 0.0
+    horizon_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.step, self.rate, self.horizon_steps) < 0 or bool(self.step) != bool(self.horizon_steps):
+            raise UserError(
+                f"branch.step={self.step}, rate={self.rate} and horizon_steps={self.horizon_steps} describe no branch "
+                f"of a run; leave the section to `train --cooldown-from RUN:STEP`"
+            )
+
+
+def learning_rate(
+    step: int,
+    total_steps: int,
+    config: ScheduleConfig,
+    *,
+    branch: BranchConfig = BranchConfig(),
+) -> float:
+    """Returns the learning rate of optimiser step `step` in [0, total_steps); the last step has `final_lr`.
+
+    Args:
+        branch: where another run's rate begins to fall; it is that of a wsd run which cools down over the same steps.
+    """
+    if branch.step:
+        weight = (total_steps - 1 - step) / (total_steps - branch.step)
+        return config.final_lr + (branch.rate - config.final_lr) * max(weight, 0.0)
     warmup_steps = round(config.warmup_fraction * total_steps)
     if step < warmup_steps:
         return config.peak_lr * (step + 1) / warmup_steps

@@ -2,7 +2,7 @@
 
 A job is {"run_dir", "url", "overrides"}, without a url when the overrides name a mix, and may ask for more: "shadow"
 compares the teacher with a plain average of what the whole student was after every step, and writes RUN/shadow.json;
-"stop_at" asks the last rank alone to stop.
+"stop_at" asks the last rank alone to stop; "cooldown_from" branches off the run of an earlier job.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from data.corpora import read_corpora
 from distributed import train as train_module
+from distributed.branch import branch_experiment
 from distributed.build import build_parts
 from distributed.engine import full_state, prepare_deepspeed
 from distributed.experiment import check, load_experiment, with_corpora
@@ -32,21 +33,30 @@ PRESET = Path(__file__).with_name("small.yaml")
 class ShadowedTeacher(Teacher):
     """A teacher that keeps the average a second time, tensor by tensor, from copies of the whole student's weights."""
 
-    def __init__(self, step):
-        super().__init__(step)
+    def __init__(self, step, **ranks):
         self.step = step
-        self.names = [name for name, _, _ in teacher_pairs(step)]
-        self.shadow = {name: teacher.clone() for name, teacher in zip(self.names, self._teachers)}
+        self.shadow = {name: teacher.data.clone() for name, teacher, _ in teacher_pairs(step)}
+        super().__init__(step, **ranks)
 
-    def follow(self, momentum):
-        super().follow(momentum)
+    def follow(self, momentum, *, measured=False):
+        movement = super().follow(momentum, measured=measured)
         student = full_state(self.step)
-        for name in self.names:
-            self.shadow[name].lerp_(student[f"student.{name}"], 1 - momentum)
+        for name, average in self.shadow.items():
+            average.lerp_(student[f"student.{name}"], 1 - momentum)
+        return movement
 
     def report(self):
-        gap = max((t - self.shadow[n]).abs().max().item() for n, t in zip(self.names, self._teachers))
-        return {"gap": gap, "moved": self.moved(), "distance_to_student": self.distance_to_student()}
+        gap = max((tensor - self.shadow[name]).abs().max().item() for name, tensor in self.state().items())
+        held = [self.held_bytes()]
+        held *= dist.get_world_size()
+        dist.all_gather_object(held, held[dist.get_rank()])
+        return {
+            "gap": gap,
+            "moved": self.moved(),
+            "distance_to_student": self.distance_to_student(),
+            "held_bytes": held,
+            "names": sorted(self.state()),
+        }
 
 
 class StopAt(StopRequest):
@@ -65,10 +75,16 @@ class StopAt(StopRequest):
         pass
 
 
+def compose(job):
+    overrides = job.get("overrides", [])
+    if "cooldown_from" in job:
+        return branch_experiment(job["cooldown_from"], RunDirectory(Path(job["run_dir"])), overrides=overrides)
+    urls = [f"stream.url={job['url']}"] if "url" in job else []
+    return load_experiment([str(PRESET)], overrides=[*urls, *overrides])
+
+
 def run(job, topology):
-    experiment = load_experiment(
-        [str(PRESET)], overrides=[*([f"stream.url={job['url']}"] if "url" in job else []), *job.get("overrides", [])]
-    )
+    experiment = compose(job)
     sizes = check(experiment, world_size=topology.world_size)
     corpora = read_corpora(experiment.stream)
     directory = RunDirectory(Path(job["run_dir"]))

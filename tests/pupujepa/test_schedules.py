@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pupujepa.errors import UserError
-from pupujepa.schedules import ScheduleConfig, learning_rate
+from pupujepa.schedules import BranchConfig, ScheduleConfig, learning_rate
 
 STEPS = 1000
 
@@ -72,3 +72,19 @@ def test_impossible_schedules_are_refused(change, message):
     """A schedule that cannot be followed is refused on construction."""
     with pytest.raises(UserError, match=message):
         ScheduleConfig(**change)
+
+
+def test_a_branch_cools_down_as_a_run_of_that_length_does():
+    """Branched off a wsd run where a run of 1,000 steps begins to cool down: its rates, step by step."""
+    config = ScheduleConfig(kind="wsd", cooldown_fraction=0.2)
+    straight, longer = rates(config), 5 * STEPS
+    branch = BranchConfig("runs/parent", 800, learning_rate(800, longer, config), longer)
+    branched = [learning_rate(step, STEPS, config, branch=branch) for step in range(800, STEPS)]
+    assert branched == pytest.approx(straight[800:], rel=1e-12)
+
+
+@pytest.mark.parametrize("fields", [{"step": 3}, {"horizon_steps": 3}, {"step": -1, "horizon_steps": 3}])
+def test_impossible_branches_are_refused(fields):
+    """Half a branch has no schedule."""
+    with pytest.raises(UserError, match="describe no branch"):
+        BranchConfig(**fields)

@@ -1,0 +1,159 @@
+"""A cooldown branched off another run: `train --cooldown-from RUN[:STEP]`.
+
+The branch is a run of its own that begins with a copy of one of the parent's checkpoints: weights, optimiser, teacher
+and place in the order come with it. From then on it is stopped, continued and moved to other ranks like any run, also
+when the parent is gone. Its configuration is the parent's, but for its end and where the learning rate ends.
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from distributed.checkpoint import POINTER_NAME, CheckpointError, CheckpointStore, committed
+from distributed.experiment import Experiment, differences, load_experiment
+from distributed.run_directory import RunDirectory, RunDirectoryError, write_atomically
+from distributed.session import Session
+from pupujepa.config import from_yaml, to_yaml
+from pupujepa.durable import sync
+from pupujepa.schedules import BranchConfig, learning_rate
+
+# what a branch decides for itself, beside what every run is free to change
+_OWN = ("train.steps", "schedule.final_lr", "branch.")
+
+logger = logging.getLogger(__name__)
+
+
+def branch_experiment(spec: str, directory: RunDirectory, *, overrides: Sequence[str] = ()) -> Experiment:
+    """Composes the experiment of a branch; reads files only, so that every rank can do it alone.
+
+    Args:
+        spec: the parent's run directory, then `:STEP` for another checkpoint than its newest.
+        directory: of the branch; what it holds already decides, so that the same command goes on.
+        overrides: dotted; `train.steps` is where the branch ends. Without it the cooldown is as long as to be
+            `schedule.cooldown_fraction` of the whole.
+
+    Raises:
+        RunDirectoryError: no such run or checkpoint, a directory that holds another run, or overrides that would make
+            the branch differ in more than its cooldown.
+    """
+    parent, step = _parse(spec)
+    if directory.config.exists():
+        return _existing(directory, parent, step, overrides)
+    if not parent.config.is_file():
+        raise RunDirectoryError(f"--cooldown-from {spec}: {parent.config} does not exist, so {parent.root} is no run")
+    before = from_yaml(Experiment, parent.config.read_text())
+    step = _newest(parent) if step is None else step
+    if not (parent.checkpoints / f"step-{step:07d}").is_dir():
+        there = sorted(path.name for path in parent.checkpoints.glob("step-*") if path.name[5:].isdigit())
+        raise RunDirectoryError(
+            f"--cooldown-from {spec}: there is no checkpoint of step {step}; there are: {', '.join(there) or 'none'}"
+        )
+    cooldown = [] if any(o.startswith("train.steps=") for o in overrides) else [f"train.steps={_end(before, step)}"]
+    experiment = load_experiment(file=parent.config, overrides=[*cooldown, *overrides])
+    rate = learning_rate(step, before.train.steps, before.schedule, branch=before.branch)
+    branch = BranchConfig(str(parent.root), step, rate, before.horizon_steps)
+    experiment = replace(experiment, branch=branch)
+    _require_cooldown(before, experiment)
+    return experiment
+
+
+def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
+    """Copies the parent's checkpoint into a branch that has none yet; nothing to do for other runs. All ranks together.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or was deleted meanwhile, or the ranks saw different ones.
+    """
+    branch, directory = session.experiment.branch, session.directory
+    if not branch.step:
+        return
+    seen: list[int] = [0] * session.topology.world_size
+    dist.all_gather_object(seen, branch.step)
+    if len(set(seen)) > 1:
+        raise CheckpointError(
+            f"{branch.parent} made a checkpoint while the ranks looked for its newest (steps {sorted(set(seen))}), and "
+            f"ranks that begin at different steps would wait for each other; name one: --cooldown-from RUN:STEP"
+        )
+    if session.topology.is_first and not store.steps():
+        # first, so that a kill during the copy leaves a directory that the same command takes up again
+        write_atomically(directory.config, to_yaml(session.experiment))
+        _copy(RunDirectory(Path(branch.parent)).checkpoints, directory.checkpoints, step=branch.step)
+        logger.info("branched off %s after %d steps, to cool down", branch.parent, branch.step)
+    dist.barrier()
+
+
+def _parse(spec: str) -> tuple[RunDirectory, int | None]:
+    run, _, step = spec.rpartition(":")
+    return (RunDirectory(Path(run)), int(step)) if run and step.isdigit() else (RunDirectory(Path(spec)), None)
+
+
+def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, overrides: Sequence[str]) -> Experiment:
+    held = from_yaml(Experiment, directory.config.read_text()).branch
+    if not held.step or step not in (None, held.step) or Path(held.parent).resolve() != parent.root.resolve():
+        what = f"the branch of {held.parent} after {held.step} steps" if held.step else "a run that is no branch"
+        raise RunDirectoryError(f"{directory.root} holds {what}; going on would mix two runs: choose another --run-dir")
+    return load_experiment(file=directory.config, overrides=overrides)
+
+
+def _newest(parent: RunDirectory) -> int:
+    pointer = parent.checkpoints / POINTER_NAME
+    if not pointer.is_file():
+        raise RunDirectoryError(f"{parent.root} has no checkpoint to branch off yet; wait for its first, or train it")
+    return int(pointer.read_text().strip().removeprefix("step-"))
+
+
+def _end(before: Experiment, step: int) -> int:
+    """Returns where the branch ends if its cooldown is to be the parent's fraction of the whole."""
+    fraction = before.schedule.cooldown_fraction
+    if not 0 < fraction < 1:
+        raise RunDirectoryError(
+            f"schedule.cooldown_fraction={fraction} does not say how long the branch cools down; set train.steps"
+        )
+    return step + max(1, round(step * fraction / (1 - fraction)))
+
+
+def _require_cooldown(before: Experiment, experiment: Experiment) -> None:
+    branch, schedule = experiment.branch, experiment.schedule
+    changed = [d for d in differences(before, experiment) if not d.startswith(_OWN)]
+    if changed:
+        raise RunDirectoryError(
+            f"a cooldown branch is its parent but for train.steps, schedule.final_lr and what every run may change; "
+            f"this is another experiment: {'; '.join(changed)}; leave it out"
+        )
+    if experiment.train.steps <= branch.step:
+        raise RunDirectoryError(
+            f"train.steps={experiment.train.steps} is where the branch ends, and it begins after {branch.step} steps; "
+            f"set it higher"
+        )
+    warmup_steps = round(schedule.warmup_fraction * before.train.steps)
+    if not before.branch.step and branch.step < warmup_steps:
+        raise RunDirectoryError(
+            f"{branch.parent} was still warming up after {branch.step} steps, so there is nothing to cool down; branch "
+            f"off after step {warmup_steps}"
+        )
+    if schedule.final_lr > branch.rate:
+        raise RunDirectoryError(
+            f"schedule.final_lr={schedule.final_lr} lies above {branch.rate:.3g}, the parent's learning rate after "
+            f"{branch.step} steps, so that the rate would rise; set it lower"
+        )
+
+
+def _copy(source: Path, target: Path, *, step: int) -> None:
+    checkpoint = committed(source, step=step)
+    temporary = target / f"{checkpoint.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint.path, temporary)
+    except (OSError, shutil.Error) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} could not be copied to {target} ({error}); if the parent has deleted it since, branch "
+            f"off a later step or raise its checkpoint.keep"
+        ) from error
+    for path in (*temporary.rglob("*"), temporary):
+        sync(path)
+    temporary.rename(target / checkpoint.name)
+    sync(target)
+    write_atomically(target / POINTER_NAME, checkpoint.name + "\n")
