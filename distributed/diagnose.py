@@ -22,6 +22,7 @@ from pupujepa.objective import TrainingStep
 # rows of a singular value decomposition; more change a rank estimate little and cost much
 MAX_ROWS = 8192
 CROPS_AT_ONCE = 16
+PICTURED_CROPS = 6
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def whole_step(step: TrainingStep, model: PupuJEPA) -> Iterator[tuple[TrainingSt
 def whole_model(step: TrainingStep, model: PupuJEPA) -> PupuJEPA:
     """Copies student, predictor and teacher into a model of its own on the CPU; all ranks call it together."""
     state = full_state(step)
-    state |= {f"teacher.{name}": t.detach().cpu().clone() for name, t in step.teacher.state_dict().items()}
+    state |= {f"teacher.{name}": tensor for name, tensor in full_state(step.teacher).items()}
     with torch.device("meta"):
         copy = PupuJEPA(model.config, frontend=model.frontend)
     copy.load_state_dict(state, assign=True)
@@ -81,8 +82,34 @@ def diagnose(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet, teacher: 
     return row | distances
 
 
+@torch.no_grad()
+def picture_data(
+    step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet, crops: int = PICTURED_CROPS
+) -> dict[str, Tensor]:
+    """Returns what pictures of this moment are drawn from, on the CPU; all ranks call it together.
+
+    Returns:
+        Of the first crops: mel_BTF, normalised, float16; context_BK, target_BM and strategy_B; error_BM, the squared
+        error of each target token per dimension; teacher_BND, the teacher's features, float16.
+    """
+    part = slice(0, crops)
+    with whole_step(step, model) as (step, model):
+        prediction_BMD, target_BMD = _predict(step, probes, part)
+        (teacher_BND,) = _encode(step, model, probes.mel_BTF[part], "teacher")
+    tensors = {
+        "mel_BTF": probes.mel_BTF[part].half(),
+        "context_BK": probes.context_BK[part],
+        "target_BM": probes.target_BM[part],
+        "strategy_B": probes.strategy_B[part],
+        "error_BM": (prediction_BMD - target_BMD).square().mean(-1),
+        "teacher_BND": teacher_BND.half(),
+    }
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def _predict(step: TrainingStep, probes: ProbeSet, part: slice) -> tuple[Tensor, ...]:
-    _, aux = step(probes.mel_BTF[part], probes.context_BK[part], probes.target_BM[part])
+    # past what was compiled for the shapes of training
+    _, aux = step.forward(probes.mel_BTF[part], probes.context_BK[part], probes.target_BM[part])
     return aux["prediction_BMD"], aux["target_BMD"]
 
 

@@ -1,74 +1,200 @@
 """The guard: reads the rows of a run as they are logged and says, once each, when a pattern of collapse shows.
 
-The thresholds are those of the report, so that the log and the page never disagree.
+The report reads the same thresholds, from the run's configuration, so that the log and the page do not disagree. What
+happens at an alarm is in distributed/respond.py.
 """
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from distributed.report.collapse import (
-    COSINE_ALARM,
-    FALL_ALARM,
-    LOSS_FALL_ALARM,
-    LOSS_FALL_STEPS,
-    LOSS_RISE_ALARM,
-    STD_ALARM,
-)
+from pupujepa.errors import UserError, require_known
 
+WARN, SNAPSHOT, ROLLBACK = ACTIONS = ("warn", "snapshot", "rollback")
 _RANK, _EXPLAINED = "diag/effective_rank_teacher", "diag/explained_variance"
+_QUALITY = "probe/mean"
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """When there is an alarm, and what follows. All numbers are our choice; the reasons stand beside them.
+
+    action: "warn" says it; "snapshot" also keeps a checkpoint with the diagnostics and what pictures are made from;
+        "rollback" also puts the last healthy weights back and goes on, with a lower learning rate.
+    std_below: of the teacher's normalised spread, which is 1 for isotropic features. Features that share one vector as
+        large as all else together have 0.7; at 0.3 a tenth of a feature's energy is its own.
+    cosine_above: of the teacher's mean pairwise cosine; the same collapse seen by angles, 0.9 at a spread of 0.3.
+    fall: share of the running maximum that effective rank or explained variance may lose while the loss moves. Between
+        two diagnostics of a healthy run they move by a few per cent.
+    loss_fall, loss_fall_steps: a loss that falls by this share within so many steps, while rank or explained variance
+        has fallen, has become small for nothing.
+    loss_rise: a loss that is this far above its minimum, while rank, explained variance or the probes have fallen, is
+        no longer being learnt. The loss alone may rise: a teacher that gets richer is harder to predict.
+    probe_fall: how far the mean of the in-loop probes may lie below its maximum; twice what one of them wavers by.
+    unexplained_below, unexplained_after: explained variance that is not above this once this share of the run is over.
+        A prediction that is no better than a constant has learnt nothing; before, every run is there.
+    distance_below: relative distance of teacher and student. Any momentum keeps them apart by at least one update,
+        1e-4 or more; equal they are only without one, and then nothing keeps the targets from following.
+    max_snapshots: over the run; each holds a whole checkpoint.
+    rollback_lr_factor: of the learning rate, from each rollback on.
+    max_rollbacks: over the run; a cause that half the learning rate does not cure needs a person.
+    """
+
+    action: str = SNAPSHOT
+    std_below: float = 0.3
+    cosine_above: float = 0.9
+    fall: float = 0.3
+    loss_fall: float = 0.15
+    loss_fall_steps: int = 2000
+    loss_rise: float = 0.3
+    probe_fall: float = 0.05
+    unexplained_below: float = 0.0
+    unexplained_after: float = 0.3
+    distance_below: float = 1e-6
+    max_snapshots: int = 3
+    rollback_lr_factor: float = 0.5
+    max_rollbacks: int = 2
+
+    def __post_init__(self) -> None:
+        require_known("guard.action", self.action, ACTIONS)
+        for name in ("fall", "loss_fall", "unexplained_after"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"guard.{name}={getattr(self, name)} is a share and must lie between 0 and 1")
+        if not 0 < self.rollback_lr_factor <= 1:
+            raise UserError(
+                f"guard.rollback_lr_factor={self.rollback_lr_factor} must lie in (0, 1]: a larger learning rate does "
+                f"not cure a collapse"
+            )
+        if min(self.loss_fall_steps, self.max_snapshots, self.max_rollbacks) < 0 or self.loss_rise <= 0:
+            raise UserError("guard: steps and counts must not be negative, and loss_rise must be positive")
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A pattern of collapse: its name, which never changes, and a sentence with the numbers."""
+
+    name: str
+    sentence: str
 
 
 class CollapseGuard:
-    """Feed it every row in order; rows of an earlier session too, so that maxima are those of the whole run."""
+    """Feed it every row in order; rows of an earlier session too, so that maxima are those of the whole run.
 
-    def __init__(self) -> None:
+    Args:
+        total_steps: of the run.
+    """
+
+    def __init__(self, config: GuardConfig = GuardConfig(), *, total_steps: int):
+        self.config, self._total_steps = config, total_steps
+        self.healthy_step: int | None = None
+        """Step of the newest diagnostics without any alarm, also without one that was said before."""
         self._losses: deque[tuple[int, float]] = deque()
         self._lowest_loss = float("inf")
         self._highest: dict[str, float] = {}
+        self._newest: dict[str, float] = {}
         self._said: set[str] = set()
 
-    def observe(self, row: Mapping[str, Any]) -> list[str]:
-        """Returns the warnings that this row gives rise to and that were not given before."""
+    def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
+        """Returns the alarms that this row gives rise to and that were not given before."""
         if row.get("loss") is not None:
             self._remember_loss(row["step"], row["loss"])
-        alarms = self._alarms(row) if row.get(_RANK) is not None else {}
-        new = [sentence for name, sentence in alarms.items() if name not in self._said]
-        self._said |= set(alarms)
+        for key in (_RANK, _EXPLAINED, _QUALITY):
+            self._remember(key, row.get(key), row["step"])
+        diagnosed = row.get(_RANK) is not None
+        alarms = self._alarms(row) if diagnosed else []
+        if diagnosed and not alarms:
+            self.healthy_step = row["step"]
+        new = [alarm for alarm in alarms if alarm.name not in self._said]
+        self._said |= {alarm.name for alarm in alarms}
         return new
+
+    def begin_again(self, step: int) -> None:
+        """Forgets what led to a rollback at `step`, whose weights are healthy ones; the maxima stay."""
+        self.healthy_step = step
+        self._losses.clear()
+        self._newest.clear()
+        self._said.clear()
 
     def _remember_loss(self, step: int, loss: float) -> None:
         self._losses.append((step, loss))
         self._lowest_loss = min(self._lowest_loss, loss)
-        while step - self._losses[0][0] > LOSS_FALL_STEPS:
+        while step - self._losses[0][0] > self.config.loss_fall_steps:
             self._losses.popleft()
 
-    def _alarms(self, row: Mapping[str, Any]) -> dict[str, str]:
-        alarms = {}
-        if row.get("diag/std_teacher", 1.0) < STD_ALARM:
-            alarms["spread"] = f"the teacher's features have shrunk: spread {row['diag/std_teacher']:.2f} < {STD_ALARM}"
-        if row.get("diag/cosine_teacher", 0.0) > COSINE_ALARM:
-            alarms["angle"] = f"features point one way: mean cosine {row['diag/cosine_teacher']:.2f} > {COSINE_ALARM}"
-        if row["step"] > 0 and row.get("diag/teacher_moved") == 0:
-            alarms["teacher"] = "the teacher has not moved from its first weights: its average is not updated"
-        fallen = [key for key in (_RANK, _EXPLAINED) if self._has_fallen(key, row.get(key), row["step"])]
-        if fallen and self._loss_fell():
-            alarms["joint fall"] = (
-                f"the loss fell while {' and '.join(k.removeprefix('diag/') for k in fallen)} lies more than "
-                f"{FALL_ALARM:.0%} below its maximum: the pattern of a partial collapse"
-            )
-        if fallen and self._losses and self._losses[-1][1] > (1 + LOSS_RISE_ALARM) * self._lowest_loss:
-            alarms["rise"] = f"the loss is {LOSS_RISE_ALARM:.0%} above its minimum while {fallen[0]} falls"
-        return alarms
-
-    def _has_fallen(self, key: str, value: float | None, step: int) -> bool:
+    def _remember(self, key: str, value: float | None, step: int) -> None:
         if value is None:
-            return False
+            return
+        self._newest[key] = value
         if step > 0:  # what an untrained network has was never learnt
-            self._highest[key] = max(self._highest.get(key, 0.0), value)
+            self._highest[key] = max(self._highest.get(key, value), value)
+
+    def _alarms(self, row: Mapping[str, Any]) -> list[Alarm]:
+        found = [*self._state_alarms(row), *self._trend_alarms()]
+        return [Alarm(name, sentence) for name, sentence in found]
+
+    def _state_alarms(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What the weights of this step show by themselves."""
+        config, found = self.config, []
+        std, cosine = row.get("diag/std_teacher"), row.get("diag/cosine_teacher")
+        if std is not None and std < config.std_below:
+            found.append(("spread", f"the teacher's features have shrunk: spread {std:.2f} < {config.std_below}"))
+        if cosine is not None and cosine > config.cosine_above:
+            found.append(("angle", f"features point one way: mean cosine {cosine:.2f} > {config.cosine_above}"))
+        if row["step"] > 0 and row.get("diag/teacher_moved") == 0:
+            found.append(
+                ("teacher stands", "the teacher has not moved from its first weights: its average is not updated")
+            )
+        distance = row.get("diag/teacher_student_distance")
+        if row["step"] > 0 and distance is not None and distance < config.distance_below:
+            found.append(
+                (
+                    "teacher copies",
+                    f"the teacher equals the student (relative distance {distance:.1e}): without inertia nothing keeps "
+                    f"the targets from becoming whatever is easy to predict; look at ema.start and ema.end",
+                )
+            )
+        explained = row.get(_EXPLAINED)
+        late = row["step"] >= config.unexplained_after * self._total_steps
+        if late and explained is not None and explained <= config.unexplained_below:
+            found.append(
+                (
+                    "unexplained",
+                    f"the prediction explains nothing beyond a constant: explained variance {explained:.3f} <= "
+                    f"{config.unexplained_below}, {row['step'] / self._total_steps:.0%} into the run",
+                )
+            )
+        return found
+
+    def _trend_alarms(self) -> list[tuple[str, str]]:
+        """What only the course of the run shows."""
+        config, found = self.config, []
+        fallen = [key for key in (_RANK, _EXPLAINED) if self._has_fallen(key)]
+        names = " and ".join(key.removeprefix("diag/") for key in fallen)
+        if fallen and self._loss_fell():
+            found.append(
+                (
+                    "joint fall",
+                    f"the loss fell while {names} lies more than {config.fall:.0%} below its maximum: the pattern of "
+                    f"a partial collapse",
+                )
+            )
+        if self._probes_have_fallen():
+            fallen.append(_QUALITY)
+        if fallen and self._losses and self._losses[-1][1] > (1 + config.loss_rise) * self._lowest_loss:
+            what = fallen[0].removeprefix("diag/").replace(_QUALITY, "the mean of the probes")
+            found.append(("loss rise", f"the loss is {config.loss_rise:.0%} above its minimum while {what} falls"))
+        return found
+
+    def _has_fallen(self, key: str) -> bool:
         # before anything was explained, nothing can be lost
         highest = self._highest.get(key, 0.0)
-        return highest > 0 and value < (1 - FALL_ALARM) * highest
+        return highest > 0 and key in self._newest and self._newest[key] < (1 - self.config.fall) * highest
+
+    def _probes_have_fallen(self) -> bool:
+        if _QUALITY not in self._highest or _QUALITY not in self._newest:
+            return False
+        return self._newest[_QUALITY] < self._highest[_QUALITY] - self.config.probe_fall
 
     def _loss_fell(self) -> bool:
-        return len(self._losses) > 1 and self._losses[-1][1] < (1 - LOSS_FALL_ALARM) * self._losses[0][1]
+        return len(self._losses) > 1 and self._losses[-1][1] < (1 - self.config.loss_fall) * self._losses[0][1]

@@ -1,0 +1,96 @@
+"""Putting the last healthy weights back after a collapse, and the record of it that travels with every checkpoint.
+
+Weights, optimiser and teacher come from the healthy checkpoint; the step, and with it the order of the samples, goes
+on: the same samples at the same weights would end in the same collapse. From there on the learning rate is a part of
+what the schedule says. The record lies inside the checkpoints, so a run that is resumed from one of them knows exactly
+the rollbacks that led to its weights.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from distributed.checkpoint import Checkpoint, CheckpointError, CheckpointStore, committed
+from distributed.session_state import ENGINE_FOLDER, TEACHER_NAME
+from distributed.teacher import Teacher
+
+ROLLBACKS_NAME = "rollbacks.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """step: finished steps when it happened. to_step: of the checkpoint that was put back. alarms: their names."""
+
+    step: int
+    to_step: int
+    lr_factor: float
+    alarms: tuple[str, ...]
+
+
+def rate_factor(rollbacks: Sequence[Rollback]) -> float:
+    """Returns what the schedule's learning rate is multiplied with; exactly 1.0 without a rollback."""
+    return math.prod(rollback.lr_factor for rollback in rollbacks)
+
+
+def write_rollbacks(directory: Path, rollbacks: Sequence[Rollback]) -> None:
+    """Writes the record into a checkpoint that is being made; a run without rollbacks writes none."""
+    if rollbacks:
+        (directory / ROLLBACKS_NAME).write_text(json.dumps([asdict(r) for r in rollbacks], indent=2) + "\n")
+
+
+def read_rollbacks(directory: Path) -> tuple[Rollback, ...]:
+    """Returns what `write_rollbacks` wrote."""
+    path = directory / ROLLBACKS_NAME
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return tuple(Rollback(**row | {"alarms": tuple(row["alarms"])}) for row in rows)
+
+
+def newest_healthy(
+    store: CheckpointStore, healthy_step: int | None, *, world_size: int, zero_stage: int
+) -> Checkpoint | None:
+    """Finds the newest checkpoint of `healthy_step` or before that this world can load as it is; all ranks together.
+
+    Args:
+        healthy_step: of the newest diagnostics without alarm, as rank 0 knows it.
+    """
+    steps = [store.steps(), healthy_step]
+    dist.broadcast_object_list(steps, src=0)
+    known, healthy = steps
+    for step in [s for s in known if healthy is not None and s <= healthy]:
+        verdicts: list[Any] = [None] * world_size
+        found = _loadable(store.root, step, world_size=world_size, zero_stage=zero_stage)
+        dist.all_gather_object(verdicts, found is not None)
+        if all(verdicts):
+            return found
+    return None
+
+
+def put_back(engine: Any, teacher: Teacher, checkpoint: Checkpoint) -> None:
+    """Loads weights, optimiser and teacher of a checkpoint into a running engine; all ranks together.
+
+    Raises:
+        CheckpointError: DeepSpeed did not find what the manifest says is there.
+    """
+    path, _ = engine.load_checkpoint(str(checkpoint.path), tag=ENGINE_FOLDER)
+    if path is None:
+        raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {checkpoint.path}")
+    teacher.load(checkpoint.path / TEACHER_NAME)
+    dist.barrier()
+
+
+def _loadable(root: Path, step: int, *, world_size: int, zero_stage: int) -> Checkpoint | None:
+    try:
+        checkpoint = committed(root, step=step)
+    except CheckpointError as error:
+        logger.warning("not rolling back to it: %s", error)
+        return None
+    facts = (checkpoint.facts["world_size"], checkpoint.facts["zero_stage"])
+    return checkpoint if facts == (world_size, zero_stage) else None
