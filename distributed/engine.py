@@ -7,18 +7,22 @@ gradients it has a known stream race that gives NaN from the first step.
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distributed.deepspeed_additions import check_additions, with_additions
+from distributed.teacher_shards import full_numel, whole_again
 from pupujepa.errors import UserError, require_known
 from pupujepa.model import MASK_TOKEN
 from pupujepa.positions import POSITION_TABLE
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 MAX_ZERO_STAGE = 3
+NOT_COMPILED = "none"
+COMPILERS = (NOT_COMPILED, "inductor", "aot_eager")
 # parameters gathered at once under stage 3: 64 MiB of float32
 GATHER_ELEMENTS = 1 << 24
 # by the last part of their names: vectors that are added, not maps that are multiplied
@@ -35,6 +39,11 @@ class EngineConfig:
     micro_batch: crops per rank and forward pass; 0 takes the rank's whole part of the global batch. The global batch
         stays fixed by accumulation.
     activation_checkpointing: recompute blocks in the backward pass; less memory, about a third more time.
+    offload_optimizer: keep the optimiser's states in the host's memory and update there; stages 1 to 3.
+    compile: "none", or what torch.compile makes of the training step: "inductor" compiles kernels, "aot_eager" only
+        traces it, to find out which of the two is at fault.
+    shard_teacher: each rank keeps a part of the teacher and gathers block by block; null does so under stage 3.
+    deepspeed: added to DeepSpeed's generated JSON; see deepspeed_additions.py.
     timeout_s: how long ranks wait for each other before a collective fails.
     """
 
@@ -42,6 +51,10 @@ class EngineConfig:
     precision: str = "bf16"
     micro_batch: int = 0
     activation_checkpointing: bool = False
+    offload_optimizer: bool = False
+    compile: str = NOT_COMPILED
+    shard_teacher: bool | None = None
+    deepspeed: dict[str, Any] = field(default_factory=dict)
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
@@ -52,6 +65,24 @@ class EngineConfig:
             raise UserError(f"engine.micro_batch={self.micro_batch} must be 0 (all at once) or a number of crops")
         if self.timeout_s <= 0:
             raise UserError(f"engine.timeout_s={self.timeout_s} must be positive seconds")
+        require_known("engine.compile", self.compile, COMPILERS)
+        if self.offload_optimizer and not self.zero_stage:
+            raise UserError(
+                "engine.offload_optimizer needs engine.zero_stage=1, 2 or 3: stage 0 has no optimiser of DeepSpeed's "
+                "to move to the host"
+            )
+        if self.compile != NOT_COMPILED and (self.teacher_is_sharded or self.zero_stage == MAX_ZERO_STAGE):
+            raise UserError(
+                f"engine.compile={self.compile} does not go with weights that are gathered block by block "
+                f"(engine.zero_stage=3, engine.shard_teacher=true): each gather breaks the graph, and compiling again "
+                f"and again costs more than it saves; use stage 1 or 2 with a whole teacher, or engine.compile=none"
+            )
+        check_additions(self.deepspeed)
+
+    @property
+    def teacher_is_sharded(self) -> bool:
+        """Whether ranks keep parts of the teacher, where there are several."""
+        return self.zero_stage == MAX_ZERO_STAGE if self.shard_teacher is None else self.shard_teacher
 
 
 @dataclass(frozen=True)
@@ -107,18 +138,22 @@ def batch_sizes(global_batch: int, *, micro_batch: int, world_size: int) -> Batc
 
 
 def deepspeed_json(engine: EngineConfig, optimizer: OptimizerConfig, sizes: BatchSizes) -> dict[str, Any]:
-    """The configuration that DeepSpeed is started with; nobody writes it by hand."""
-    return {
+    """The configuration that DeepSpeed is started with; nobody writes it by hand, but a user may add to it."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": False}
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    generated = {
         "train_batch_size": sizes.global_batch,
         "train_micro_batch_size_per_gpu": sizes.micro_batch,
         "gradient_accumulation_steps": sizes.accumulation,
         "gradient_clipping": optimizer.clip_norm,
-        "zero_optimization": {"stage": engine.zero_stage, "overlap_comm": False},
+        "zero_optimization": zero,
         # the optimiser is torch's AdamW, under stages that DeepSpeed did not test it with
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+    return with_additions(generated, engine.deepspeed)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -146,9 +181,16 @@ def prepare_deepspeed(environ: MutableMapping[str, str], *, device: torch.device
     deepspeed.utils.logger.setLevel("WARNING")
 
 
-def start_engine(module: nn.Module, optimizer: OptimizerConfig, ds_config: dict[str, Any]) -> Any:
-    """Wraps the training step; the process group is up. Returns a DeepSpeedEngine."""
+def start_engine(
+    module: nn.Module, engine: EngineConfig, optimizer: OptimizerConfig, *, ds_config: dict[str, Any]
+) -> Any:
+    """Wraps the training step; the process group is up. Returns a DeepSpeedEngine.
+
+    Raises:
+        UserError: DeepSpeed does not take what was added to its configuration.
+    """
     import deepspeed
+    from pydantic import ValidationError
 
     adamw = torch.optim.AdamW(
         parameter_groups(module, optimizer.weight_decay),
@@ -156,8 +198,26 @@ def start_engine(module: nn.Module, optimizer: OptimizerConfig, ds_config: dict[
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,
     )
-    engine, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=ds_config)
-    return engine
+    try:
+        wrapped, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=ds_config)
+    except ValidationError as error:
+        raise UserError(
+            f"DeepSpeed refuses its configuration, so nothing was trained; engine.deepspeed: {error}"
+        ) from error
+    if engine.compile != NOT_COMPILED:
+        # in place, so that names in checkpoints stay; shapes are fixed by the batch
+        module.compile(backend=engine.compile, dynamic=False)
+    return wrapped
+
+
+def update_on_host_by_fused_kernel(engine: Any) -> None:
+    """Lets an offloaded optimiser use torch's fused AdamW for CPUs, which comes compiled with torch.
+
+    DeepSpeed's own optimiser for the purpose does the same sums, but is compiled at the first start, which needs a
+    compiler on every node. Call it when states are loaded: loading brings the kernel of the run that saved them.
+    """
+    for group in engine.optimizer.param_groups:
+        group["fused"] = True
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
@@ -179,24 +239,25 @@ def gradient_norm(engine: Any) -> float:
 
 @contextmanager
 def gathered(parameters: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Makes the full values of `parameters` readable inside the block, also where stage 3 has partitioned them.
+    """Makes the full values of `parameters` readable inside the block, also where they are spread over the ranks.
 
-    Read only: what is written inside is lost under stage 3. All ranks must enter it together.
+    Read only: what is written inside is lost where they are spread. All ranks must enter it together.
     """
-    if not any(hasattr(p, "ds_id") for p in parameters):
-        yield parameters
-        return
-    import deepspeed
+    with whole_again(parameters):
+        if not any(hasattr(p, "ds_id") for p in parameters):
+            yield parameters
+            return
+        import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(parameters)):
-        yield parameters
+        with deepspeed.zero.GatheredParameters(list(parameters)):
+            yield parameters
 
 
 def in_buckets(parameters: Sequence[Tensor], elements: int = GATHER_ELEMENTS) -> Iterator[slice]:
     """Yields slices of `parameters` that hold about `elements` numbers, so that gathering needs little memory."""
     start, size = 0, 0
     for index, parameter in enumerate(parameters):
-        size += getattr(parameter, "ds_numel", parameter.numel())
+        size += full_numel(parameter)
         if size >= elements:
             yield slice(start, index + 1)
             start, size = index + 1, 0
@@ -204,14 +265,19 @@ def in_buckets(parameters: Sequence[Tensor], elements: int = GATHER_ELEMENTS) ->
         yield slice(start, len(parameters))
 
 
-def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies the full parameters of `module` to the CPU, under every stage; all ranks must call it together."""
+def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """Copies the full parameters of `module` to the CPU, under every stage; all ranks must call it together.
+
+    Args:
+        keep: False only takes part in the gathering, and returns nothing.
+    """
     named = list(module.named_parameters())
     parameters = [p for _, p in named]
-    state = {}
+    state: dict[str, Tensor] = {}
     for bucket in in_buckets(parameters):
         with gathered(parameters[bucket]) as full:
-            state.update({name: p.detach().cpu().clone() for (name, _), p in zip(named[bucket], full, strict=True)})
+            if keep:
+                state.update({name: p.detach().cpu().clone() for (name, _), p in zip(named[bucket], full, strict=True)})
     return state
 
 

@@ -34,6 +34,11 @@ class RunDirectory:
         return self.root / "config.yaml"
 
     @property
+    def deepspeed(self) -> Path:
+        """What DeepSpeed was started with, generated."""
+        return self.root / "deepspeed.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per logged step."""
         return self.root / "metrics.jsonl"

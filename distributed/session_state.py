@@ -18,10 +18,10 @@ CONFIG_NAME = "config.yaml"
 
 
 def write_state(directory: Path, *, rank: int, stream: Stream, teacher: Teacher, config_yaml: str) -> None:
-    """Writes this rank's part; the file names tell the checkpoint store whose they are."""
-    torch.save(_random_states(), _random_path(directory, rank))
+    """Writes this rank's part; the file names tell the checkpoint store whose they are. All ranks together."""
+    torch.save(random_states(), _random_path(directory, rank))
+    teacher.save(directory / TEACHER_NAME, writes=rank == 0)
     if rank == 0:
-        teacher.save(directory / TEACHER_NAME)
         state = {"stream": asdict(stream.state()), "frontend": dict(stream.corpora.frontend)}
         (directory / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n")
         (directory / CONFIG_NAME).write_text(config_yaml)
@@ -49,7 +49,8 @@ def _random_path(directory: Path, rank: int) -> Path:
     return directory / f"random-rank-{rank:05d}.pt"
 
 
-def _random_states() -> dict[str, torch.Tensor]:
+def random_states() -> dict[str, torch.Tensor]:
+    """The states of the global generators of this process."""
     # nothing draws from the global generators today; a stage of the user's may
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})

@@ -20,7 +20,7 @@ class EmaConfig:
     averaging horizon 1 / (1 - momentum) is then scaled to the actual length.
 
     Raises:
-        UserError: a momentum or a fraction outside [0, 1], or negative steps.
+        UserError: a momentum or a fraction outside [0, 1], negative steps, or momenta that never move the teacher.
     """
 
     start: float = 0.99995
@@ -31,6 +31,11 @@ class EmaConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:
             raise UserError(f"EMA momenta {self.start} and {self.end} must lie in [0, 1]")
+        if self.start == self.end == 1:
+            raise UserError(
+                "EMA momenta of 1 from start to end keep the teacher at its first, random weights, so that the student "
+                "would learn to predict noise; lower ema.start or ema.end"
+            )
         if not 0 <= self.ramp_fraction <= 1:
             raise UserError(f"ramp_fraction={self.ramp_fraction} must be a fraction of the run in [0, 1]")
         if self.reference_steps < 0:
