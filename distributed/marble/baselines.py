@@ -53,7 +53,7 @@ class Chroma:
 
     name = "chroma"
     layer_names = ("chroma",)
-    only_tasks: frozenset[str] | None = frozenset({"key"})
+    only_tasks: frozenset[str] | None = frozenset({"key", "GS", "HookTheoryKey"})
     frame_rate_hz: float | None = None
     sample_rate_hz = 24_000
     front_end = f"stft {CHROMA_FFT}/{CHROMA_HOP} at {sample_rate_hz} Hz"

@@ -1,8 +1,8 @@
 """A labelled corpus on disk: the track list, what identifies its content, and how tracks are cut into slices."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ class Track:
 
     Attributes:
         group: the piece it is a take of; pieces, not takes, are independent.
+        rate_hz: sample rate of the file, where its windows are counted in samples; None counts them in seconds.
+        num_samples: length of the file at that rate.
+        num_channels: of the file, at that.
+        item: what its slices add up to; empty for the track itself.
     """
 
     uid: str
@@ -28,14 +32,33 @@ class Track:
     group: str
     duration_s: float
     labels: Mapping[str, Any]
+    rate_hz: int | None = None
+    num_samples: int = 0
+    num_channels: int = 1
+    item: str = ""
+
+    def window_samples(self, seconds: float) -> int:
+        """Returns the length of a window at the file's own rate: whole samples, rounded down."""
+        if self.rate_hz is None:
+            raise ValueError(f"{self.uid}: windows of this track are counted in seconds")
+        return int(seconds * self.rate_hz)
+
+    def start_s(self, index: int, seconds: float) -> float:
+        """Returns where the `index`-th window begins."""
+        return index * seconds if self.rate_hz is None else index * self.window_samples(seconds) / self.rate_hz
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All tracks of a list, and the digest of the list and of the audio behind it."""
+    """All tracks of a list, and the digest of the list and of the audio behind it.
+
+    Attributes:
+        fingerprints: of the tracks' audio by uid; empty where `digest` alone names the audio.
+    """
 
     tracks: tuple[Track, ...]
     digest: str
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def of_split(self, split: str) -> tuple[Track, ...]:
         """Returns the tracks of one split, in list order."""
@@ -44,10 +67,20 @@ class Corpus:
 
 @dataclass(frozen=True, order=True)
 class Slice:
-    """The `index`-th window of a track; (uid, index) is its name everywhere."""
+    """The `index`-th window of a track; (uid, index) is its name everywhere.
+
+    Attributes:
+        channel: "mix" is the mean of all channels, "0", "1", ... one of them.
+    """
 
     uid: str
     index: int
+    channel: str = "mix"
+
+    @property
+    def name(self) -> list[str | int]:
+        """Its fields for JSON, the channel only where it is not the mix."""
+        return [self.uid, self.index] if self.channel == "mix" else [self.uid, self.index, self.channel]
 
 
 def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
@@ -71,21 +104,49 @@ def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
         seen.add(track.uid)
     digest = sha256(text)
     for track in tracks:
-        digest.update(_fingerprint(track.path))
+        digest.update(fingerprint(track.path))
     return Corpus(tracks, digest.hexdigest())
 
 
 def cut(track: Track, clips: Clips) -> list[Slice]:
-    """Returns the slices of a track; none when it is too short for a single one."""
-    whole, rest = divmod(track.duration_s + 1e-6, clips.seconds)
-    count = int(whole) + (rest / clips.seconds >= clips.min_ratio)
+    """Returns the slices of a track; none when it is too short for a single one, unless short ones are kept."""
+    if track.rate_hz is None:
+        whole, rest = divmod(track.duration_s + 1e-6, clips.seconds)
+        count = int(whole) + (rest / clips.seconds >= clips.min_ratio)
+    else:
+        window = track.window_samples(clips.seconds)
+        full, remaining = divmod(track.num_samples, window)
+        count = full + (remaining / window >= clips.min_ratio)
+    if not count and clips.keep_short:
+        count = 1
     kept = min(count, clips.max_slices or count)
     return [Slice(track.uid, (2 * i + 1) * count // (2 * kept)) for i in range(kept)]
 
 
-def thin(tracks: Iterable[Track], most: int) -> list[Track]:
+def union(corpora: Sequence[Corpus]) -> Corpus:
+    """Returns the audio of several corpora as one, so that one feature pass serves tasks with lists of their own.
+
+    Its digest depends on the audio and not on labels; its tracks carry the labels of the first list they are in.
+    Corpora without fingerprints, all of one list, are that list.
+    """
+    if not corpora[0].fingerprints:
+        return corpora[0]
+    tracks = {t.uid: t for corpus in reversed(corpora) for t in corpus.tracks}
+    fingerprints = {uid: print_ for corpus in corpora for uid, print_ in corpus.fingerprints.items()}
+    digest = audio_digest(fingerprints)
+    return Corpus(tuple(tracks[uid] for uid in sorted(tracks)), digest, fingerprints)
+
+
+def audio_digest(fingerprints: Mapping[str, str]) -> str:
+    """Returns a digest of the audio of tracks, whatever list they are from."""
+    return sha256(json.dumps(sorted(fingerprints.items())).encode()).hexdigest()
+
+
+def thin(tracks: Iterable[Track], most: int | None) -> list[Track]:
     """Returns at most `most` tracks, in list order, the same ones on every machine and for every encoder."""
     tracks = list(tracks)
+    if most is None:
+        return tracks
     kept = sorted(tracks, key=lambda t: blake2b(t.uid.encode(), digest_size=8).digest())[:most]
     names = {t.uid for t in kept}
     return [t for t in tracks if t.uid in names]
@@ -113,7 +174,7 @@ def _parse(line: bytes, folder: Path, where: str) -> Track:
     return track
 
 
-def _fingerprint(path: Path) -> bytes:
+def fingerprint(path: Path) -> bytes:
     """Returns a digest of a file's size and both ends: enough to notice a corpus that was rendered anew."""
     size = path.stat().st_size
     digest = blake2b(size.to_bytes(8, "little"), digest_size=16)

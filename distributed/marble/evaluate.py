@@ -16,24 +16,24 @@ Writes O/results.jsonl (one row per task, encoder and protocol), O/results.md an
 import argparse
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from distributed.marble.corpus import Corpus, read_corpus
 from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports
-from distributed.marble.features import Plan, compute_features, gather_features, make_plan
-from distributed.marble.probing import Outcome, Subject, probe
+from distributed.marble.inventory import measurable, take_inventory
+from distributed.marble.jobs import Job, deal, featurise
+from distributed.marble.manifests import read_marble
+from distributed.marble.marble_tasks import choose_tasks
+from distributed.marble.probing import Outcome, probe
 from distributed.marble.pupujepa_encoder import HowToEncode
-from distributed.marble.readout import spread_layers
-from distributed.marble.results import Provenance, Row, Sampling, make_rows, markdown_table, write_results
+from distributed.marble.ranks import agreed, all_or_none, gather
+from distributed.marble.results import Row, Sampling, make_rows, markdown_table, write_results
 from distributed.marble.targets import TaskData, prepare
-from distributed.marble.tasks import Clips, Protocol, Task, select_tasks
+from distributed.marble.tasks import Protocol, Task
 from distributed.telemetry import configure_logging
 from distributed.topology import Topology, choose_device, discover, loopback_interface, process_group
 from pupujepa.errors import UserError
@@ -69,15 +69,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoders",
         nargs="+",
-        required=True,
+        default=[],
         metavar="ENCODER",
         help=f"run directories, folders with released weights, or baselines ({', '.join(BASELINES)})",
     )
-    parser.add_argument("--tasks", nargs="+", default=["all"], metavar="TASK", help="tasks by name (default: all)")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="corpus with tracks.jsonl and its audio"
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="tasks by name, or groups: all, offline, marble (default: those that are in DIR)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results.jsonl and the tables go")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="corpus with tracks.jsonl and its audio, or MARBLE's checkout or data folder, or both in one",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results.jsonl and the tables go")
+    parser.add_argument(
+        "--check", action="store_true", help="say for every task what is there and what is missing, and stop"
+    )
     parser.add_argument(
         "--protocol",
         choices=("clean", "marble"),
@@ -99,20 +111,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command in this rank; the first rank writes and prints the table."""
     topology = discover(os.environ)
-    evaluation = Evaluation(
-        encoders=tuple(args.encoders),
-        tasks=select_tasks(args.tasks),
-        data=args.data,
-        out=args.out,
-        cache=args.cache or args.out / "features",
-        protocol=args.protocol,
-        which=args.which,
-        precision=args.precision,
-        sampling=Sampling(args.resamples, args.seed),
-    )
-    if args.resamples < 1:
-        raise UserError(f"--resamples {args.resamples} leaves no interval; use 1000")
     configure_logging(rank=topology.rank)
+    findings = take_inventory(choose_tasks(args.tasks or ["all"]), args.data)
+    if args.check:
+        if topology.is_first:
+            print("\n".join(f.text for f in findings))  # noqa: T201 - the list is the product
+        return 0 if all(f.is_complete for f in findings) else 1
+    for finding in findings:
+        # who did not ask for all tasks is not told of all that are absent
+        if args.tasks or not finding.is_absent:
+            log.info("%s", finding.text)
+    evaluation = _evaluation(args, measurable(findings, args.tasks or [], args.data))
     if topology.world_size > 1:
         # gloo reads the environment, whoever launched us
         os.environ.update(loopback_interface(topology) | dict(os.environ) | topology.environment())
@@ -124,11 +133,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluation(args: argparse.Namespace, tasks: tuple[Task, ...]) -> Evaluation:
+    if not args.encoders or args.out is None:
+        raise UserError("--encoders and --out are needed to measure anything; --check alone does without")
+    if args.resamples < 1:
+        raise UserError(f"--resamples {args.resamples} leaves no interval; use 1000")
+    return Evaluation(
+        encoders=tuple(args.encoders),
+        tasks=tasks,
+        data=args.data,
+        out=args.out,
+        cache=args.cache or args.out / "features",
+        protocol=args.protocol,
+        which=args.which,
+        precision=args.precision,
+        sampling=Sampling(args.resamples, args.seed),
+    )
+
+
 def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device) -> list[Row]:
     """Runs an evaluation inside a process group; the first rank writes the results and returns them, others none."""
-    manifests = dict.fromkeys(task.manifest for task in evaluation.tasks)
-    corpora = {name: _agreed(read_corpus(evaluation.data, name), topology) for name in manifests}
-    prepared = [prepare(task, corpora[task.manifest]) for task in evaluation.tasks]
+    evaluation = replace(evaluation, tasks=tuple(task.under(evaluation.protocol) for task in evaluation.tasks))
+    corpora: dict[str, Corpus] = {}
+    for task in evaluation.tasks:
+        if task.list_name not in corpora:
+            corpora[task.list_name] = agreed(_read(evaluation.data, task), topology)
+    prepared = [prepare(task, corpora[task.list_name]) for task in evaluation.tasks]
     _report_left_out(prepared)
     encoders = resolve_encoders(evaluation.encoders, HowToEncode(evaluation.which, evaluation.precision, device))
     jobs, outcomes = measure(
@@ -148,7 +178,7 @@ def measure(
     evaluation: Evaluation,
     topology: Topology,
     device: torch.device,
-) -> tuple[list["Job"], dict[int, Outcome]]:
+) -> tuple[list[Job], dict[int, Outcome]]:
     """Probes encoders on prepared tasks; all ranks call it together and share the work.
 
     Args:
@@ -163,80 +193,15 @@ def measure(
     """
     jobs: list[Job] = []
     for encoder in encoders:
-        for name, corpus in corpora.items():
-            tasks = [d for d in prepared if d.task.manifest == name and supports(encoder, d.task)]
-            jobs += _featurise(encoder, corpus, tasks, evaluation, topology)
+        tasks = [d for d in prepared if supports(encoder, d.task)]
+        jobs += featurise(encoder, corpora, tasks, cache=evaluation.cache, topology=topology)
     if not jobs:
         raise UserError("none of these encoders supports any of these tasks, so there is nothing to measure")
     return jobs, _probe_all(jobs, evaluation, topology, device=device)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One task on one encoder, with its features in place."""
-
-    data: TaskData
-    subject: Subject
-    provenance: Provenance
-    cost: float
-
-
-def deal(jobs: Sequence[Job], world_size: int) -> list[list[int]]:
-    """Returns the jobs of every rank: the longest first, each to the rank with least to do."""
-    load = [0.0] * world_size
-    hands: list[list[int]] = [[] for _ in range(world_size)]
-    for number in sorted(range(len(jobs)), key=lambda n: (-jobs[n].cost, n)):
-        rank = load.index(min(load))
-        hands[rank].append(number)
-        load[rank] += jobs[number].cost
-    return hands
-
-
-def _featurise(
-    encoder: FrozenEncoder, corpus: Corpus, tasks: list[TaskData], evaluation: Evaluation, topology: Topology
-) -> list[Job]:
-    """Computes the features of one encoder, one pass for all tasks that cut tracks alike."""
-    jobs = []
-    for clips in dict.fromkeys(d.task.clips for d in tasks):
-        sharing = [d for d in tasks if d.task.clips == clips]
-        plan = _plan(clips, sharing)
-        mine = sum(len(p) for n, p in enumerate(plan.parts) if n % topology.world_size == topology.rank)
-        with (
-            Progress(mine, title=f"features of {encoder.name}", unit="slices", shown=topology.is_first) as progress,
-            _all_or_none(topology, f"features of {encoder.name}"),
-        ):
-            folder = compute_features(
-                encoder, corpus, plan, cache=evaluation.cache, topology=topology, on_slices=progress.advance
-            )
-        features = gather_features(folder, plan)
-        subject = Subject(encoder.name, features, encoder.frame_rate_hz)
-        digests = {"checkpoint": encoder.digest, "corpus": corpus.digest, "features": features.key}
-        jobs += [Job(d, subject, _provenance(encoder, d.task, digests), _cost(encoder, d)) for d in sharing]
-    return jobs
-
-
-def _plan(clips: Clips, tasks: Sequence[TaskData]) -> Plan:
-    every = [s for d in tasks for split in d.splits.values() for s in split.slices]
-    framed = [d for d in tasks if d.task.frames is not None]
-    with_frames = [s for d in framed for split in d.splits.values() for s in split.slices]
-    layers = max((d.task.frames.layers for d in framed if d.task.frames), default=0)
-    return make_plan(clips, every, with_frames=with_frames, frame_layers=layers)
-
-
-def _provenance(encoder: FrozenEncoder, task: Task, digests: dict[str, str]) -> Provenance:
-    count = len(encoder.layer_names)
-    layers = tuple(range(count)) if task.frames is None else spread_layers(count, task.frames.layers)
-    return Provenance(tuple(encoder.layer_names[i] for i in layers), layers, digests)
-
-
-def _cost(encoder: FrozenEncoder, data: TaskData) -> float:
-    """A rough measure of the work of a probe bank, to spread the banks over ranks."""
-    task = data.task
-    frames = 1.0 if task.frames is None else task.clips.seconds * (encoder.frame_rate_hz or 1.0)
-    layers = len(encoder.layer_names)
-    probed = layers if task.frames is None else min(layers, task.frames.layers)
-    heads = len(task.fit.learning_rates) * len(task.fit.seeds)
-    return len(data.splits["train"].slices) * frames * probed * heads * max(1, len(data.space.classes))
+def _read(data: Path, task: Task) -> Corpus:
+    return read_corpus(data, task.manifest) if task.source is None else read_marble(data, task)
 
 
 def _probe_all(
@@ -247,7 +212,7 @@ def _probe_all(
     outcomes: dict[int, Outcome] = {}
     with (
         Progress(len(mine), title="probes", unit="banks", shown=topology.is_first) as progress,
-        _all_or_none(topology, "probes"),
+        all_or_none(topology, "probes"),
     ):
         for number in mine:
             job = jobs[number]
@@ -260,7 +225,7 @@ def _probe_all(
                 on_epoch=lambda epoch, what=what: progress.say(f"{what}, epoch {epoch + 1}"),  # type: ignore[misc]
             )
             progress.advance()
-    gathered = _gather(outcomes, topology)
+    gathered = gather(outcomes, topology)
     return {number: outcome for part in gathered for number, outcome in part.items()}
 
 
@@ -292,35 +257,3 @@ def _report_left_out(prepared: Sequence[TaskData]) -> None:
             left_out,
             too_short,
         )
-
-
-def _agreed(corpus: Corpus, topology: Topology) -> Corpus:
-    """Raises when the ranks see different corpora; their features would not belong together."""
-    digests = _gather(corpus.digest, topology)
-    if len(set(digests)) > 1:
-        raise UserError(
-            f"the ranks read different corpora (digests {', '.join(sorted({d[:8] for d in digests}))}); "
-            "--data must be one shared folder, or equal copies"
-        )
-    return corpus
-
-
-@contextmanager
-def _all_or_none(topology: Topology, step: str) -> Iterator[None]:
-    """Ends a step on all ranks together: where one fails, the others stop too instead of waiting for it."""
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        failures = [rank for rank, f in enumerate(_gather(failed, topology)) if f]
-    if failures:
-        raise UserError(f"{step}: rank {failures[0]} failed, so this rank stops too; its own message says why")
-
-
-def _gather(value: Any, topology: Topology) -> list[Any]:
-    values: list[Any] = [None] * topology.world_size
-    if topology.world_size == 1:
-        return [value]
-    dist.all_gather_object(values, value)
-    return values

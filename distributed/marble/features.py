@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,10 +25,10 @@ from torch import Tensor
 from distributed.marble.corpus import Corpus, Slice, Track
 from distributed.marble.encoders import FrozenEncoder
 from distributed.marble.readout import FRAME_DTYPE, SliceFeatures, spread_layers
+from distributed.marble.slice_audio import load_slice
 from distributed.marble.tasks import Clips
 from distributed.run_directory import write_atomically
 from distributed.topology import Topology
-from pupujepa.audio import read_audio, resample
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
@@ -195,12 +195,7 @@ class _FeaturePass:
         return {"pooled": torch.cat(pooled)} | ({"frames": torch.cat(frames)} if frames else {})
 
     def _load(self, which: Slice) -> np.ndarray:
-        """Returns one window at the encoder's rate, zero-padded to the full length: cut first, then resampled."""
-        seconds, rate_hz = self.plan.clips.seconds, self.encoder.sample_rate_hz
-        audio_S, from_hz = read_audio(self.tracks[which.uid].path, start_s=which.index * seconds, duration_s=seconds)
-        audio_S = resample(audio_S, from_hz, rate_hz)
-        length = int(seconds * rate_hz)
-        return np.pad(audio_S[:length], (0, max(0, length - len(audio_S)))).astype(np.float32)
+        return load_slice(self.tracks[which.uid], which, self.plan.clips, rate_hz=self.encoder.sample_rate_hz)
 
 
 def _refuse_overflow(encoder: FrozenEncoder, features: SliceFeatures, batch: Sequence[Slice]) -> None:
@@ -223,12 +218,12 @@ def _slices_of_part(path: Path) -> tuple[Slice, ...] | None:
     except SafetensorError as error:
         log.warning("%s cannot be read (%s); its slices are computed again", path, error)
         return None
-    return tuple(Slice(uid, index) for uid, index in names)
+    return tuple(Slice(*name) for name in names)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], slices: Sequence[Slice]) -> None:
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"slices": json.dumps([[s.uid, s.index] for s in slices])})
+        save_file(tensors, temporary, metadata={"slices": json.dumps([s.name for s in slices])})
 
 
 def _part_path(folder: Path, number: int) -> Path:
@@ -236,12 +231,17 @@ def _part_path(folder: Path, number: int) -> Path:
 
 
 def _key_fields(encoder: FrozenEncoder, corpus: Corpus, plan: Plan) -> dict[str, object]:
-    names = json.dumps([[s.uid, s.index] for s in plan.slices])
+    names = json.dumps([s.name for s in plan.slices])
     return {
         "encoder": encoder.digest,
         "front_end": encoder.front_end,
         "corpus": corpus.digest,
-        "clips": asdict(plan.clips),
+        # what else the clips say is in the slices
+        "clips": {
+            "seconds": plan.clips.seconds,
+            "max_slices": plan.clips.max_slices,
+            "min_ratio": plan.clips.min_ratio,
+        },
         "slices": sha256(names.encode()).hexdigest(),
         "with_frames": plan.with_frames,
         "readout": f"time mean; frames of {plan.frame_layers} layers",

@@ -16,12 +16,9 @@ import mir_eval
 import numpy as np
 from sklearn import metrics as sklearn_metrics
 
-from distributed.marble.beats import decode_beats
-from distributed.marble.targets import Events, Targets
-
-TOLERANCE_S = 0.07
-
-Statistics = dict[str, np.ndarray]
+from distributed.marble import event_metrics, tag_metrics
+from distributed.marble.resampling import Statistics, divide, mean_of_defined, weighted_mean
+from distributed.marble.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def _accuracy(s: Statistics) -> float:
 
 
 def _accuracy_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    return _weighted_mean((s["target"] == s["predicted"]).astype(np.float64), weights_RN)
+    return weighted_mean((s["target"] == s["predicted"]).astype(np.float64), weights_RN)
 
 
 def _balanced_accuracy(s: Statistics) -> float:
@@ -62,8 +59,8 @@ def _balanced_accuracy(s: Statistics) -> float:
 
 def _balanced_accuracy_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
     hit_N = (s["target"] == s["predicted"]).astype(np.float64)
-    recalls_CR = [_weighted_mean(hit_N, weights_RN * (s["target"] == c)) for c in np.unique(s["target"])]
-    return _mean_of_defined(np.stack(recalls_CR))
+    recalls_CR = [weighted_mean(hit_N, weights_RN * (s["target"] == c)) for c in np.unique(s["target"])]
+    return mean_of_defined(np.stack(recalls_CR))
 
 
 def _key_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
@@ -82,67 +79,7 @@ def _mean_score(s: Statistics) -> float:
 
 
 def _mean_score_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    return _weighted_mean(s["score"], weights_RN)
-
-
-def _multilabel_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
-    """Keeps the classes that have both a positive and a negative item: the others have no curve."""
-    positives_C = targets.values.sum(axis=0)
-    kept_C = (positives_C > 0) & (positives_C < len(targets.values))
-    return {"score": logits_NC[:, kept_C].astype(np.float64), "target": targets.values[:, kept_C] > 0}
-
-
-def _roc_auc(s: Statistics) -> float:
-    return float(sklearn_metrics.roc_auc_score(s["target"], s["score"], average="macro")) if s["score"].size else np.nan
-
-
-def _roc_auc_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    return _mean_of_defined(np.stack([_roc_auc_of_class(y, x, weights_RN) for y, x in _columns(s)]))
-
-
-def _roc_auc_of_class(target_N: np.ndarray, score_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Weight of (positive, negative) pairs in the right order; a tie counts half."""
-    order = np.argsort(score_N, kind="stable")
-    start_N, end_N = _tie_bounds(score_N[order])
-    positive_RN = weights_RN[:, order] * target_N[order]
-    negatives_RN = np.cumsum(np.pad(weights_RN[:, order] * ~target_N[order], ((0, 0), (1, 0))), axis=1)
-    ordered_R = (positive_RN * (negatives_RN[:, start_N] + negatives_RN[:, end_N])).sum(axis=1) / 2
-    return _divide(ordered_R, positive_RN.sum(axis=1) * negatives_RN[:, -1])
-
-
-def _average_precision(s: Statistics) -> float:
-    return (
-        float(sklearn_metrics.average_precision_score(s["target"], s["score"], average="macro"))
-        if s["score"].size
-        else np.nan
-    )
-
-
-def _average_precision_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    return _mean_of_defined(np.stack([_average_precision_of_class(y, x, weights_RN) for y, x in _columns(s)]))
-
-
-def _average_precision_of_class(target_N: np.ndarray, score_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Precision at each positive's threshold, averaged over the positives' weight."""
-    order = np.argsort(-score_N, kind="stable")
-    _, end_N = _tie_bounds(score_N[order])
-    sorted_RN = weights_RN[:, order]
-    positive_RN = sorted_RN * target_N[order]
-    hits_RN, seen_RN = np.cumsum(positive_RN, axis=1)[:, end_N - 1], np.cumsum(sorted_RN, axis=1)[:, end_N - 1]
-    precision_RN = np.divide(hits_RN, seen_RN, out=np.zeros_like(hits_RN), where=seen_RN > 0)
-    return _divide((positive_RN * precision_RN).sum(axis=1), positive_RN.sum(axis=1))
-
-
-def _columns(s: Statistics) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(s["target"][:, c], s["score"][:, c]) for c in range(s["score"].shape[1])]
-
-
-def _tie_bounds(sorted_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each place of a sorted array where its run of equal values starts and ends (exclusive)."""
-    changes = np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1
-    edges = np.concatenate([[0], changes, [len(sorted_N)]])
-    run_of_N = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
-    return edges[run_of_N], edges[run_of_N + 1]
+    return weighted_mean(s["score"], weights_RN)
 
 
 def _regression_statistics(outputs_NC: np.ndarray, targets: Targets, column: int | None = None) -> Statistics:
@@ -164,63 +101,7 @@ def _r2_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
     total_R1 = weights_RN.sum(axis=1, keepdims=True)
     mean_RC = weights_RN @ target_NC / total_R1
     spread_RC = weights_RN @ target_NC**2 - total_R1 * mean_RC**2
-    return (1 - _divide(weights_RN @ error_NC, spread_RC)).mean(axis=1)
-
-
-def _event_statistics(logits_NTC: np.ndarray, targets: Targets, channel: int) -> Statistics:
-    events = targets.events
-    if events is None:
-        raise ValueError("event metrics need targets with event times")
-    activation_NT = 1 / (1 + np.exp(-logits_NTC[:, :, channel].astype(np.float64)))
-    estimates = decode_beats(
-        activation_NT,
-        events.frame_rate_hz,
-        bpm_range=events.bpm_ranges[channel],
-        decode_rate_hz=events.decode_rates_hz[channel] if events.decode_rates_hz else None,
-    )
-    return match_counts(_references(events, channel), estimates)
-
-
-def match_counts(references: list[np.ndarray], estimates: list[np.ndarray]) -> Statistics:
-    """Returns for each item how many events mir_eval matches within 70 ms, were estimated, and were annotated."""
-    matched = [
-        len(mir_eval.util.match_events(r, e, TOLERANCE_S)) if len(r) and len(e) else 0
-        for r, e in zip(references, estimates, strict=True)
-    ]
-    return {
-        "matched": np.array(matched, dtype=np.float64),
-        "estimated": np.array([len(e) for e in estimates], dtype=np.float64),
-        "reference": np.array([len(r) for r in references], dtype=np.float64),
-    }
-
-
-def _references(events: Events, channel: int) -> list[np.ndarray]:
-    times = [np.asarray(item[channel], dtype=np.float64) for item in events.times_s]
-    if events.on_grid:
-        return [np.unique(np.round(t * events.frame_rate_hz)) / events.frame_rate_hz for t in times]
-    return times
-
-
-def _pooled_f1(s: Statistics) -> float:
-    return float(_pooled_f1_resampled(s, np.ones((1, len(s["matched"]))))[0])
-
-
-def _pooled_f1_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    return _divide(2 * weights_RN @ s["matched"], weights_RN @ (s["estimated"] + s["reference"]))
-
-
-def _weighted_mean(values_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    return _divide(weights_RN @ values_N, weights_RN.sum(axis=1))
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 1e-12)
-
-
-def _mean_of_defined(values_CR: np.ndarray) -> np.ndarray:
-    """Returns the mean over classes that a resample holds; NaN where it holds none."""
-    defined_CR = ~np.isnan(values_CR)
-    return _divide(np.where(defined_CR, values_CR, 0.0).sum(axis=0), defined_CR.sum(axis=0).astype(np.float64))
+    return (1 - divide(weights_RN @ error_NC, spread_RC)).mean(axis=1)
 
 
 def _of(function: Callable[..., Statistics], **fixed: Any) -> Callable[[np.ndarray, Targets], Statistics]:
@@ -239,20 +120,80 @@ METRICS: dict[str, Metric] = {
             _balanced_accuracy_resampled,
         ),
         Metric("key_weighted", "weighted key score", _key_statistics, _mean_score, _mean_score_resampled),
-        Metric("roc_auc", "ROC-AUC, macro", _multilabel_statistics, _roc_auc, _roc_auc_resampled),
+        Metric(
+            "roc_auc",
+            "ROC-AUC, macro",
+            tag_metrics.curve_statistics,
+            tag_metrics.roc_auc,
+            tag_metrics.roc_auc_resampled,
+        ),
         Metric(
             "average_precision",
             "average precision, macro",
-            _multilabel_statistics,
-            _average_precision,
-            _average_precision_resampled,
+            tag_metrics.curve_statistics,
+            tag_metrics.average_precision,
+            tag_metrics.average_precision_resampled,
+        ),
+        Metric(
+            "roc_auc_all",
+            "ROC-AUC, macro, empty classes 0",
+            tag_metrics.all_class_statistics,
+            tag_metrics.roc_auc_all,
+            tag_metrics.roc_auc_all_resampled,
+        ),
+        Metric(
+            "average_precision_all",
+            "average precision, macro, empty classes 0",
+            tag_metrics.all_class_statistics,
+            tag_metrics.average_precision_all,
+            tag_metrics.average_precision_all_resampled,
+        ),
+        Metric(
+            "f1_macro",
+            "F1, macro",
+            tag_metrics.decision_statistics,
+            tag_metrics.f1_macro,
+            tag_metrics.f1_macro_resampled,
+        ),
+        Metric(
+            "f1_micro",
+            "F1, micro",
+            tag_metrics.decision_statistics,
+            tag_metrics.f1_micro,
+            tag_metrics.f1_micro_resampled,
         ),
         Metric("r2", "R², mean of outputs", _regression_statistics, _r2, _r2_resampled),
         Metric("r2_first", "R², first output", _of(_regression_statistics, column=0), _r2, _r2_resampled),
         Metric("r2_second", "R², second output", _of(_regression_statistics, column=1), _r2, _r2_resampled),
-        Metric("beat_f1", "beat F1, 70 ms", _of(_event_statistics, channel=0), _pooled_f1, _pooled_f1_resampled),
+        Metric("r2_arousal", "R², arousal", _of(_regression_statistics, column=0), _r2, _r2_resampled),
+        Metric("r2_valence", "R², valence", _of(_regression_statistics, column=1), _r2, _r2_resampled),
+        *(
+            Metric(
+                f"{name}_f1{suffix}",
+                f"{name} F1, 70 ms{how}",
+                _of(event_metrics.event_statistics, channel=channel),
+                exact,
+                resampled,
+            )
+            for suffix, how, exact, resampled in (
+                ("", "", event_metrics.pooled_f1, event_metrics.pooled_f1_resampled),
+                ("_tracks", ", mean of tracks", event_metrics.track_f1, event_metrics.track_f1_resampled),
+            )
+            for channel, name in enumerate(("beat", "downbeat"))
+        ),
         Metric(
-            "downbeat_f1", "downbeat F1, 70 ms", _of(_event_statistics, channel=1), _pooled_f1, _pooled_f1_resampled
+            "frame_accuracy",
+            "frame accuracy",
+            event_metrics.chord_statistics,
+            event_metrics.frame_accuracy,
+            event_metrics.frame_accuracy_resampled,
+        ),
+        Metric(
+            "frame_accuracy_batches",
+            "frame accuracy, mean of batches",
+            event_metrics.chord_statistics,
+            event_metrics.batch_frame_accuracy,
+            event_metrics.batch_frame_accuracy_resampled,
         ),
     )
 }

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from distributed.marble.adam import StackedAdam
+from distributed.marble.draws import Variants, dropout_masks, initial_weights, order
 from distributed.marble.outputs import as_outputs, loss_of_heads, pool_items
 from distributed.marble.stopping import StoppingRule
 from distributed.marble.tasks import Fit, Protocol, TargetKind
-from pupujepa.randomness import torch_seed
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +60,14 @@ class Labelled:
         targets: class numbers [N], or float targets [N, C] or [N, T, C].
         item_of_slice: the item of every slice, 0 ... items - 1.
         item_targets: targets of the items.
+        variants: where a slice has several equally likely features, their rows; None where row and slice are one.
     """
 
     features: Features
     targets: Tensor
     item_of_slice: Tensor
     item_targets: Tensor
+    variants: Variants | None = None
 
 
 # (slice logits [L, S, K, N, T, C]) -> one number for each head, larger is better
@@ -152,7 +154,8 @@ def _train_pass(training: Training, train: Labelled, valid: Labelled, *, on_epoc
     shape = (train.features.num_layers, len(fit.seeds), len(fit.learning_rates))
     statistics = _statistics(train.features, standardise=fit.standardise and training.protocol == "clean")
     train, valid = _standardised(train, statistics), _standardised(valid, statistics)
-    weights = _initial_weights(training, shape, train.features.values_LNTD)
+    weights = initial_weights(training.name, fit, shape, (train.features.values_LNTD.shape[-1], training.outputs))
+    weights = tuple(w.to(train.features.values_LNTD.device).requires_grad_() for w in weights)
     kept = tuple(w.detach().clone() for w in weights)
     optimiser = StackedAdam(weights)
     rates = torch.tensor(fit.learning_rates, dtype=torch.float32, device=weights[0].device)
@@ -179,34 +182,18 @@ def _train_epoch(
     epoch: int,
     step: Callable[[tuple[Tensor, ...]], None],
 ) -> None:
-    order_SN = torch.stack([_order(training.name, seed, epoch, train) for seed in training.fit.seeds])
-    for number, start in enumerate(range(0, train.features.num_slices, training.fit.batch_size)):
-        rows_SB = order_SN[:, start : start + training.fit.batch_size]
-        x_LSNTD = train.features.values_LNTD[:, rows_SB]
-        dropout = _dropout_masks(training, rows_SB.shape[1] * x_LSNTD.shape[3], (epoch, number))
+    fit, name, slices = training.fit, training.name, len(train.targets)
+    order_SN = torch.stack([order(name, seed, epoch, slices) for seed in fit.seeds]).to(train.targets.device)
+    features_SN = order_SN if train.variants is None else train.variants.drawn(name, fit.seeds, epoch, order_SN)
+    for number, start in enumerate(range(0, slices, fit.batch_size)):
+        rows_SB = order_SN[:, start : start + fit.batch_size]
+        x_LSNTD = train.features.values_LNTD[:, features_SN[:, start : start + fit.batch_size]]
+        dropout = dropout_masks(name, fit, rows_SB.shape[1] * x_LSNTD.shape[3], (epoch, number))
         logits = as_outputs(_forward(weights, x_LSNTD, dropout), training.kind)
         # targets [S, B, ...] stand beside heads [L, S, K, B, ...]
         targets = train.targets[rows_SB].unsqueeze(1)
         loss = loss_of_heads(logits, targets, training.kind)
         step(torch.autograd.grad(loss.sum(), weights))
-
-
-def _order(name: str, seed: int, epoch: int, train: Labelled) -> Tensor:
-    generator = torch.Generator().manual_seed(torch_seed("probe order", name, seed, epoch))
-    return torch.randperm(train.features.num_slices, generator=generator).to(train.targets.device)
-
-
-def _dropout_masks(training: Training, rows: int, when: tuple[int, int]) -> Tensor | None:
-    """Returns factors [S, rows, U]: one mask a seed, shared by its layers and rates, as if each trained alone."""
-    fit = training.fit
-    if not fit.hidden or not fit.dropout:
-        return None
-    masks = []
-    for seed in fit.seeds:
-        generator = torch.Generator().manual_seed(torch_seed("probe dropout", training.name, seed, *when))
-        kept = torch.rand(rows, fit.hidden, generator=generator) >= fit.dropout
-        masks.append(kept.float() / (1 - fit.dropout))
-    return torch.stack(masks)
 
 
 def _forward(weights: tuple[Tensor, ...], x_LSNTD: Tensor, dropout_SRU: Tensor | None) -> Tensor:
@@ -245,24 +232,6 @@ def _monitor(training: Training, weights: tuple[Tensor, ...], valid: Labelled) -
         return training.monitor(logits)
     items = pool_items(logits, valid.item_of_slice, len(valid.item_targets))
     return -loss_of_heads(as_outputs(items, training.kind), valid.item_targets, training.kind).cpu().numpy()
-
-
-def _initial_weights(training: Training, shape: tuple[int, int, int], like_LNTD: Tensor) -> tuple[Tensor, ...]:
-    """Returns torch's default initialisation of `Linear`, the same for every layer and rate of a seed."""
-    fit, width = training.fit, like_LNTD.shape[-1]
-    sizes = [(fit.hidden, width), (training.outputs, fit.hidden)] if fit.hidden else [(training.outputs, width)]
-    weights = []
-    for number, (rows, columns) in enumerate(sizes):
-        for dims in ((rows, columns), (rows,)):
-            draws = []
-            for seed in fit.seeds:
-                generator = torch.Generator().manual_seed(
-                    torch_seed("probe weights", training.name, seed, number, len(dims))
-                )
-                draws.append((torch.rand(dims, generator=generator) * 2 - 1) / columns**0.5)
-            stacked = torch.stack(draws).reshape(1, shape[1], 1, *dims).expand(*shape, *dims)
-            weights.append(stacked.contiguous().to(like_LNTD.device).requires_grad_())
-    return tuple(weights)
 
 
 def _statistics(features: Features, *, standardise: bool) -> tuple[Tensor, Tensor]:

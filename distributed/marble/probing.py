@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distributed.marble.corpus import Slice
+from distributed.marble.draws import Variants
 from distributed.marble.features import FeatureSet
 from distributed.marble.metrics import METRICS, Statistics
-from distributed.marble.outputs import as_outputs, pool_items
+from distributed.marble.outputs import as_outputs, item_outputs
 from distributed.marble.probes import Bank, Features, Labelled, Monitor, Training, train_bank
 from distributed.marble.targets import Split, Targets, TaskData, item_targets, slice_targets
 from distributed.marble.tasks import Protocol
@@ -174,7 +176,8 @@ class _Reader:
         split = self.data.splits[name]
         framed = self.data.task.frames is not None
         source = self.subject.features
-        values_LNTD = source.frames(split.slices) if framed else source.pooled(split.slices)
+        slices = split.every_slice if split.variants else split.slices
+        values_LNTD = source.frames(slices) if framed else source.pooled(slices)
         if layer is not None:
             values_LNTD = values_LNTD[layer : layer + 1]
         of_slices = self._targets(split, values_LNTD.shape[2])
@@ -184,6 +187,7 @@ class _Reader:
             torch.from_numpy(of_slices.values).to(self.device),
             torch.from_numpy(split.item_of_slice).to(self.device),
             torch.from_numpy(of_items.values).to(self.device),
+            _variants(split, slices, self.device),
         )
         return labelled, of_slices, of_items
 
@@ -193,13 +197,23 @@ class _Reader:
         return slice_targets(self.data, split, protocol=self.protocol, frames=frames)
 
 
+def _variants(split: Split, slices: Sequence[Slice], device: torch.device) -> Variants | None:
+    if not split.variants:
+        return None
+    row_of = {s: row for row, s in enumerate(slices)}
+    most = max(len(v) for v in split.variants)
+    rows = [[row_of[s] for s in v] + [0] * (most - len(v)) for v in split.variants]
+    counts = [len(v) for v in split.variants]
+    return Variants(torch.tensor(rows, device=device), torch.tensor(counts, device=device))
+
+
 def _upstream_monitor(data: TaskData, of_slices: Targets, of_items: Targets, valid: Labelled) -> Monitor:
     """Returns what MARBLE watches: the metric, for most tasks as the mean over batches of slices."""
     fit, name = data.task.fit, data.task.selection
+    batch = fit.loader_batch or fit.batch_size
 
     def of_batches(logits: np.ndarray) -> float:
-        starts = range(0, len(logits), fit.batch_size)
-        rows = [np.arange(s, min(s + fit.batch_size, len(logits))) for s in starts]
+        rows = [np.arange(s, min(s + batch, len(logits))) for s in range(0, len(logits), batch)]
         values = np.array([_score(name, logits[r], of_slices.take(r)) for r in rows])
         sizes = np.array([len(r) for r in rows], dtype=np.float64)
         defined = ~np.isnan(values)
@@ -211,8 +225,7 @@ def _upstream_monitor(data: TaskData, of_slices: Targets, of_items: Targets, val
 
 
 def _item_logits(data: TaskData, logits: Tensor, labelled: Labelled) -> Tensor:
-    pooled = pool_items(logits, labelled.item_of_slice, len(labelled.item_targets))
-    return as_outputs(pooled, data.task.target)
+    return item_outputs(data.task, logits, labelled.item_of_slice, len(labelled.item_targets))
 
 
 def _score(metric: str, logits: np.ndarray, targets: Targets) -> float:

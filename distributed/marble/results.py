@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from distributed.marble.intervals import interval, resample_weights
+from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS, Statistics
 from distributed.marble.probing import Outcome
-from distributed.marble.tasks import TASKS, Protocol, Task
+from distributed.marble.tasks import Protocol, Task
 from distributed.run_directory import write_atomically
 
 RESULTS, TABLE_MARKDOWN, TABLE_HTML = "results.jsonl", "results.md", "results.html"
@@ -84,14 +85,21 @@ def make_rows(
 def write_results(folder: Path, rows: Sequence[Row]) -> list[Row]:
     """Writes results.jsonl, results.md and results.html, and returns all rows now in them.
 
-    Rows of earlier evaluations of the same corpus stay (another protocol, other encoders) unless they are measured
-    anew; rows of another corpus go, because a table must not mix test sets.
+    Rows of earlier evaluations of the same corpus stay (another protocol, other encoders, tasks on another list) unless
+    they are measured anew; rows of another corpus go, because a table must not mix test sets.
     """
     folder.mkdir(parents=True, exist_ok=True)
     place = {_place(r) for r in rows}
-    corpora = {r["digests"]["corpus"] for r in rows}
-    kept = [r for r in read_results(folder) if _place(r) not in place and r["digests"]["corpus"] in corpora]
-    order = {task.name: i for i, task in enumerate(TASKS)}
+    lists = {t.name: t.list_name for t in ALL_TASKS}
+    corpora = {(lists.get(r["task"]), r["digests"]["corpus"]) for r in rows}
+    measured = {name for name, _ in corpora}
+
+    def stays(row: Row) -> bool:
+        of_list = lists.get(row["task"])
+        return of_list not in measured or (of_list, row["digests"]["corpus"]) in corpora
+
+    kept = [r for r in read_results(folder) if _place(r) not in place and stays(r)]
+    order = {task.name: i for i, task in enumerate(ALL_TASKS)}
     merged = sorted([*kept, *rows], key=lambda r: (r["protocol"], order.get(r["task"], len(order))))
     write_atomically(folder / RESULTS, "".join(json.dumps(r) + "\n" for r in merged))
     write_atomically(folder / TABLE_MARKDOWN, markdown_table(merged))
@@ -194,7 +202,7 @@ def _place(row: Row) -> tuple[str, str, str]:
 
 def _layout(rows: Sequence[Row]) -> list[tuple[str, list[str], list[tuple[str, list[Row | None]]]]]:
     tables = []
-    titles = {t.name: t.title for t in TASKS}
+    titles = {t.name: t.title for t in ALL_TASKS}
     for protocol in dict.fromkeys(r["protocol"] for r in rows):
         own = [r for r in rows if r["protocol"] == protocol]
         encoders = list(dict.fromkeys(r["encoder"] for r in own))

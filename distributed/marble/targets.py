@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from distributed.marble.corpus import SPLITS, Corpus, Slice, Track, cut, thin
-from distributed.marble.tasks import Frames, Protocol, Task
+from distributed.marble.frame_targets import FrameGrid, activations, chord_classes, event_times
+from distributed.marble.tasks import ChannelMode, Frames, Protocol, Task
 from pupujepa.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Events:
         decode_rates_hz: activations of each channel are interpolated to about this rate first; None decodes them as
             they are.
         on_grid: whether references are rounded to the frame grid before matching, as upstream does.
+        track_of_item: the number of each item's track; None where nothing asks for it.
     """
 
     times_s: tuple[tuple[np.ndarray, ...], ...]
@@ -35,6 +37,7 @@ class Events:
     bpm_ranges: tuple[tuple[float, float], ...]
     decode_rates_hz: tuple[float, ...] | None
     on_grid: bool
+    track_of_item: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Targets:
     """Targets of slices or of items.
 
     Attributes:
-        values: class numbers [N], 0/1 [N, C], standardised outputs [N, C], or activations in [0, 1] [N, T, C].
+        values: class numbers [N], 0/1 [N, C], standardised outputs [N, C], activations in [0, 1] [N, T, C], or class
+            numbers of frames [N, T], -1 for those that do not count.
     """
 
     values: np.ndarray
@@ -53,7 +57,8 @@ class Targets:
         """Returns the targets of some rows."""
         events = self.events
         if events is not None:
-            events = replace(events, times_s=tuple(events.times_s[int(r)] for r in rows))
+            tracks = None if events.track_of_item is None else events.track_of_item[rows]
+            events = replace(events, times_s=tuple(events.times_s[int(r)] for r in rows), track_of_item=tracks)
         return Targets(self.values[rows], self.classes, events)
 
 
@@ -75,6 +80,8 @@ class Split:
         units: for each item the unit that the bootstrap resamples.
         left_out: tracks without a usable label.
         too_short: tracks too short for a single slice.
+        variants: for each slice, the same window of equally likely channels, of which training draws one every epoch;
+            empty where there is no choice.
     """
 
     tracks: tuple[Track, ...]
@@ -83,6 +90,12 @@ class Split:
     units: tuple[str, ...]
     left_out: int
     too_short: int
+    variants: tuple[tuple[Slice, ...], ...] = ()
+
+    @property
+    def every_slice(self) -> tuple[Slice, ...]:
+        """All slices that need features, without repetition."""
+        return tuple(dict.fromkeys([*self.slices, *(v for of_slice in self.variants for v in of_slice)]))
 
 
 @dataclass(frozen=True)
@@ -123,10 +136,15 @@ def slice_targets(data: TaskData, split: Split, *, protocol: Protocol, frames: t
     tracks = {t.uid: t for t in split.tracks}
     rows = [(tracks[s.uid], s) for s in split.slices]
     task = data.task
-    if task.target == "frames":
-        if frames is None or task.frames is None:
+    if task.frames is not None:
+        if frames is None:
             raise ValueError(f"task {task.name!r} needs an encoder with frames")
-        return _frame_targets(task, task.frames, rows, protocol=protocol, frames=frames)
+        grid = FrameGrid(*frames)
+        if task.target == "frame_classes":
+            return Targets(chord_classes(task, rows, grid, protocol=protocol), data.space.classes)
+        times = event_times(task, rows)
+        events = _events(task.frames, times, rows, protocol=protocol, rate_hz=grid.rate_hz)
+        return Targets(activations(times, task.frames, grid), task.labels, events)
     return Targets(np.stack([_encode(task, data.space, track) for track, _ in rows]), data.space.classes)
 
 
@@ -134,17 +152,6 @@ def item_targets(of_slices: Targets, split: Split) -> Targets:
     """Returns the targets of items: those of each item's first slice."""
     _, first_slice_of_item = np.unique(split.item_of_slice, return_index=True)
     return of_slices.take(first_slice_of_item)
-
-
-def widened(times_s: np.ndarray, *, frames: int, frame_rate_hz: float, neighbours: int) -> np.ndarray:
-    """Returns activations [T]: 1 at an event's frame, halved with every frame away from it up to `neighbours`."""
-    activation_T = np.zeros(frames, dtype=np.float32)
-    centres = np.round(np.asarray(times_s) * frame_rate_hz).astype(np.int64)
-    for offset in range(-neighbours, neighbours + 1):
-        at = centres + offset
-        at = at[(at >= 0) & (at < frames)]
-        np.maximum.at(activation_T, at, np.float32(0.5 ** abs(offset)))
-    return activation_T
 
 
 def _is_labelled(task: Task, track: Track) -> bool:
@@ -158,19 +165,23 @@ def _fit_space(task: Task, tracks: Sequence[Track]) -> LabelSpace:
     if task.target == "multiclass":
         return LabelSpace(classes=task.classes or tuple(sorted({t.labels[task.labels[0]] for t in tracks})))
     if task.target == "multilabel":
-        return LabelSpace(classes=task.classes or tuple(sorted({c for t in tracks for c in t.labels[task.labels[0]]})))
-    if task.target == "regression" and tracks:
+        present = dict.fromkeys(c for t in tracks for c in t.labels[task.labels[0]])
+        return LabelSpace(classes=task.classes or tuple(sorted(present) if task.class_order == "sorted" else present))
+    if task.target == "frame_classes":
+        return LabelSpace(classes=task.classes)
+    if task.target == "regression" and tracks and "raw" not in task.transforms:
         values_NC = np.array([_outputs(task, t) for t in tracks])
         spread_C = np.maximum(values_NC.std(axis=0), 1e-6)
         return LabelSpace(
             classes=task.labels, mean_C=tuple(values_NC.mean(axis=0).tolist()), std_C=tuple(spread_C.tolist())
         )
-    return LabelSpace(classes=task.labels)
+    outputs = len(task.labels)
+    return LabelSpace(classes=task.labels, mean_C=(0.0,) * outputs, std_C=(1.0,) * outputs)
 
 
 def _refuse_constant_labels(task: Task, space: LabelSpace, split: Split, name: str) -> None:
     """Raises when nothing can be told apart: checked before any feature is computed, not hours later."""
-    if task.target == "frames":
+    if task.frames is not None:
         return
     values = np.stack([_encode(task, space, t) for t in split.tracks])
     columns = values.reshape(len(values), -1)
@@ -188,9 +199,13 @@ def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -
     kept = long_enough
     if task.frames is not None and name != "test":
         kept = thin(long_enough, task.frames.train_tracks if name == "train" else task.frames.valid_tracks)
-    slices = [s for t in kept for s in cut(t, task.clips)]
+    training = name == "train"
+    mode = task.channels[0 if training else 1]
+    variants = [tuple(replace(s, channel=c) for c in _channels(t, mode)) for t in kept for s in cut(t, task.clips)]
+    slices = [v[0] for v in variants]
     unit_of = {t.uid: t.group if task.unit == "group" else t.uid for t in kept}
-    names = [s.uid if task.aggregate == "track" else f"{s.uid}#{s.index}" for s in slices]
+    item_of = {t.uid: t.item or t.uid for t in kept}
+    names = [(item_of[s.uid], 0) if task.aggregate == "track" else (s.uid, s.index) for s in slices]
     numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}
     unit_of_item = {numbers[n]: unit_of[s.uid] for n, s in zip(names, slices, strict=True)}
     return Split(
@@ -200,7 +215,20 @@ def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -
         units=tuple(unit_of_item[i] for i in range(len(numbers))),
         left_out=len(tracks) - len(usable),
         too_short=len(usable) - len(long_enough),
+        variants=tuple(variants) if any(len(v) > 1 for v in variants) else (),
     )
+
+
+def _channels(track: Track, mode: ChannelMode) -> tuple[str, ...]:
+    """Returns the equally likely channels of a track, the mix first: one that is likelier stands more than once."""
+    single = tuple(str(c) for c in range(track.num_channels))
+    if mode == "mix" or len(single) == 1:
+        return ("mix",)
+    if mode == "first":
+        return ("0",)
+    if mode == "random":
+        return ("mix", *single)
+    return (*("mix",) * len(single), *single)
 
 
 def _is_in_space(task: Task, space: LabelSpace, track: Track) -> bool:
@@ -212,6 +240,11 @@ def _encode(task: Task, space: LabelSpace, track: Track) -> np.ndarray:
         return np.array(space.classes.index(track.labels[task.labels[0]]), dtype=np.int64)
     if task.target == "multilabel":
         present = set(track.labels[task.labels[0]])
+        if task.classes and not present <= set(task.classes):
+            raise UserError(
+                f"{track.uid}: {sorted(present - set(task.classes))} are none of the {len(task.classes)} classes of "
+                f"task {task.name!r}, so the track would count as without them; fetch the manifest again"
+            )
         return np.array([c in present for c in space.classes], dtype=np.float32)
     return ((_outputs(task, track) - space.mean_C) / space.std_C).astype(np.float32)
 
@@ -221,37 +254,21 @@ def _outputs(task: Task, track: Track) -> np.ndarray:
     return np.array([np.log(v) if kind == "log" else v for v, kind in zip(values, task.transforms, strict=True)])
 
 
-def _frame_targets(
-    task: Task, rule: Frames, rows: list[tuple[Track, Slice]], *, protocol: Protocol, frames: tuple[int, float]
-) -> Targets:
-    num_frames, frame_rate_hz = frames
-    times = tuple(
-        tuple(_within(track.labels[name], s.index * task.clips.seconds, task.clips.seconds) for name in task.labels)
-        for track, s in rows
-    )
-    values_NTC = np.stack(
-        [
-            np.stack(
-                [
-                    widened(t, frames=num_frames, frame_rate_hz=frame_rate_hz, neighbours=rule.neighbours)
-                    for t in channels
-                ],
-                axis=1,
-            )
-            for channels in times
-        ]
-    )
+def _events(
+    rule: Frames,
+    times: tuple[tuple[np.ndarray, ...], ...],
+    rows: Sequence[tuple[Track, Slice]],
+    *,
+    protocol: Protocol,
+    rate_hz: float,
+) -> Events:
     upstream = protocol == "marble"
-    events = Events(
+    numbers = {uid: n for n, uid in enumerate(dict.fromkeys(t.uid for t, _ in rows))}
+    return Events(
         times,
-        frame_rate_hz,
+        rate_hz,
         bpm_ranges=rule.marble_bpm_ranges if upstream else rule.bpm_ranges,
         decode_rates_hz=None if upstream else rule.decode_rates_hz,
         on_grid=upstream,
+        track_of_item=np.array([numbers[t.uid] for t, _ in rows]),
     )
-    return Targets(values_NTC, task.labels, events)
-
-
-def _within(times_s: Sequence[float], start_s: float, duration_s: float) -> np.ndarray:
-    relative = np.asarray(times_s, dtype=np.float64) - start_s
-    return relative[(relative >= 0) & (relative < duration_s)]

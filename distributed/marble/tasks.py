@@ -5,15 +5,18 @@ beside it in what is measured and how items are aggregated. They differ from MAR
 that a score says what the representation holds and not what 512 hidden units can dig out of it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 from pupujepa.errors import UserError
 
-TargetKind = Literal["multiclass", "multilabel", "regression", "frames"]
-Transform = Literal["identity", "log"]
+TargetKind = Literal["multiclass", "multilabel", "regression", "frames", "frame_classes"]
+Transform = Literal["identity", "log", "raw"]
 Protocol = Literal["clean", "marble"]
+ChannelMode = Literal["first", "mix", "random", "random_half_mix"]
+LabelRule = Literal["arousal_valence", "key", "genre", "beats", "section", "tags", "chords"]
 
 _TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in _TONICS)
@@ -27,11 +30,41 @@ class Clips:
         seconds: length of a slice; slices do not overlap.
         max_slices: slices kept per track, spread evenly over it (one: the middle); None keeps all.
         min_ratio: a last, partial slice is kept and zero-padded when it holds this share of a whole one.
+        keep_short: a track that would have no slice at all keeps one, zero-padded.
     """
 
     seconds: float = 5.12
     max_slices: int | None = 1
     min_ratio: float = 0.8
+    keep_short: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task of MARBLE finds its manifests and what is in them.
+
+    Attributes:
+        folder: below MARBLE's data folder.
+        stem: of the manifests' names: STEM.train.jsonl, STEM.val.jsonl, STEM.test.jsonl.
+        label: how the field `label` is read.
+        item_key: the field whose equal values make slices one item.
+        gated: its publisher wants to be asked for access first.
+    """
+
+    folder: str
+    stem: str
+    label: LabelRule
+    item_key: Literal["audio_path", "ori_uid"] = "audio_path"
+    gated: bool = False
+
+    @property
+    def name(self) -> str:
+        """All three manifests in one path."""
+        return f"data/{self.folder}/{self.stem}.{{train,val,test}}.jsonl"
+
+    def manifest(self, split: str) -> str:
+        """Returns the path of a split's manifest as MARBLE's configs have it, relative to its checkout."""
+        return f"data/{self.folder}/{self.stem}.{'val' if split == 'valid' else split}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -45,6 +78,7 @@ class Frames:
             decoding, so that no tempo falls between two intervals. Bars are long enough at 25 frames/s.
         marble_bpm_ranges: protocol marble, which decodes downbeats as if they were beats, at the encoder's rate.
         train_tracks: tracks used for training, drawn by a hash of their id; all layers of all frames would not fit.
+            None keeps all.
         valid_tracks: the same for validation. The test split is never thinned.
         layers: layers probed, evenly spread from the first to the last, for the same reason.
     """
@@ -53,8 +87,8 @@ class Frames:
     bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (18.0, 72.0))
     decode_rates_hz: tuple[float, ...] = (50.0, 25.0)
     marble_bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (55.0, 215.0))
-    train_tracks: int = 150
-    valid_tracks: int = 50
+    train_tracks: int | None = 150
+    valid_tracks: int | None = 50
     layers: int = 3
 
 
@@ -66,6 +100,8 @@ class Fit:
         hidden: 0 for a linear head; 512 for MARBLE's Linear-ReLU-Dropout-Linear.
         learning_rates: one probe each, for every layer and seed.
         batch_size: slices.
+        loader_batch: slices in a batch of the reference's loader, which adds up gradients of several; over such
+            batches its monitors are means. None: as batch_size.
         patience: epochs without a better monitor after which a probe stops.
         plateau_factor: protocol marble: what the rate is multiplied with on a plateau.
         plateau_patience: protocol marble: epochs without a better monitor that are borne before that.
@@ -81,6 +117,7 @@ class Fit:
     seeds: tuple[int, ...] = (0, 1)
     max_epochs: int = 100
     batch_size: int = 64
+    loader_batch: int | None = None
     patience: int = 8
     plateau_factor: float = 0.5
     plateau_patience: int = 5
@@ -103,11 +140,19 @@ class Task:
         manifest: file name of the track list in the corpus folder.
         labels: keys of a track's labels; a track without all of them is left out.
         transforms: of each label, regression only; "log" for what people judge by ratios and what has a long tail.
-        classes: fixed order of the classes; empty means those of the training split, sorted.
+            Both this and "identity" are standardised on the training split, "raw" is not.
+        classes: fixed order of the classes; empty means those of the training split.
+        class_order: of classes that come from the training split: sorted, or as they first appear in it.
         metric: the reported one. All metrics are larger-is-better and live in `metrics.py`.
         selection: metric on validation that chooses layer and learning rate.
         aggregate: slices whose logits are averaged into one item; frame tasks score slices as they are.
+        pooling: what is averaged: logits, logits and their mean rounded to bf16, or softmax probabilities.
         unit: what the bootstrap resamples: pieces (groups), or tracks where no two share one.
+        source: MARBLE's manifests; None for a track list of ours.
+        channels: of multi-channel files: in training, and elsewhere.
+        header_facts: sample rate, length and channels come from the files, not from the manifest.
+        drop_leaks: a group in several splits stays in the last of train, valid, test only.
+        clean: fields that protocol clean has otherwise; the row itself is what protocol marble does.
     """
 
     name: str
@@ -119,13 +164,34 @@ class Task:
     selection: str
     extra_metrics: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    class_order: Literal["sorted", "first_seen"] = "sorted"
     transforms: tuple[Transform, ...] = ()
     manifest: str = "tracks.jsonl"
     clips: Clips = field(default_factory=Clips)
     frames: Frames | None = None
     aggregate: Literal["track", "slice"] = "track"
+    pooling: Literal["logits", "logits_bf16", "probabilities"] = "logits"
     unit: Literal["group", "track"] = "group"
     fit: Fit = field(default_factory=Fit)
+    source: Source | None = None
+    channels: tuple[ChannelMode, ChannelMode] = ("mix", "mix")
+    header_facts: bool = False
+    drop_leaks: bool = False
+    clean: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def list_name(self) -> str:
+        """The name of its track list among those of an evaluation."""
+        return self.manifest if self.source is None else self.source.name
+
+    def under(self, protocol: Protocol) -> "Task":
+        """Returns the row as a protocol has it."""
+        return replace(self, **self.clean, clean={}) if protocol == "clean" else replace(self, clean={})
+
+    @property
+    def by_frame(self) -> bool:
+        """Whether a probe speaks about every frame (a local task) and not about whole slices (a global one)."""
+        return self.frames is not None
 
 
 TASKS: tuple[Task, ...] = (
@@ -189,16 +255,16 @@ TASKS: tuple[Task, ...] = (
 )
 
 
-def select_tasks(names: list[str]) -> tuple[Task, ...]:
-    """Returns the rows that `names` asks for, in table order; "all" means every row.
+def select_tasks(names: Sequence[str], table: tuple[Task, ...] = TASKS) -> tuple[Task, ...]:
+    """Returns the rows of a table that `names` asks for, in table order; "all" means every row.
 
     Raises:
         UserError: a name that no row has, with the nearest one.
     """
-    known = {task.name: task for task in TASKS}
+    known = {task.name: task for task in table}
     for name in names:
         if name != "all" and name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else "no task is near to it."
             raise UserError(f"no task is called {name!r}; {hint} Tasks: all, {', '.join(known)}")
-    return tuple(task for task in TASKS if "all" in names or task.name in names)
+    return tuple(task for task in table if "all" in names or task.name in names)

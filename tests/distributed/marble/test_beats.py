@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distributed.marble.beats import beat_space, decode_beats, viterbi
-from distributed.marble.metrics import match_counts
+from distributed.marble.event_metrics import match_counts
 
 RATE_HZ = 25.0
 

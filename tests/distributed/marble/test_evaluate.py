@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.marble.evaluate import Evaluation, _all_or_none, add_arguments, deal, evaluate, run
+from distributed.marble.evaluate import Evaluation, add_arguments, deal, evaluate, run
+from distributed.marble.ranks import all_or_none
 from distributed.marble.tasks import select_tasks
 from distributed.topology import Topology
 from pupujepa.errors import UserError
@@ -117,13 +118,13 @@ def test_jobs_are_dealt_evenly():
 
 def test_where_one_rank_fails_the_others_stop(monkeypatch: pytest.MonkeyPatch):
     """A rank whose neighbour failed stops with a sentence; the failing rank keeps its own error."""
-    monkeypatch.setattr("distributed.marble.evaluate._gather", lambda failed, topology: [failed, True])
+    monkeypatch.setattr("distributed.marble.ranks.gather", lambda failed, topology: [failed, True])
     with (
         pytest.raises(UserError, match="features: rank 1 failed, so this rank stops too"),
-        _all_or_none(Topology(0, 2, 0), "features"),
+        all_or_none(Topology(0, 2, 0), "features"),
     ):
         pass
-    with pytest.raises(ZeroDivisionError), _all_or_none(Topology(1, 2, 1), "features"):
+    with pytest.raises(ZeroDivisionError), all_or_none(Topology(1, 2, 1), "features"):
         raise ZeroDivisionError
 
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from distributed.marble.metrics import METRICS, key_score_table, match_counts
+from distributed.marble.event_metrics import match_counts
+from distributed.marble.metrics import METRICS, key_score_table
 from distributed.marble.targets import Events, Targets
 from distributed.marble.tasks import KEYS
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from distributed.marble.corpus import Corpus, Track
-from distributed.marble.targets import item_targets, prepare, slice_targets, widened
+from distributed.marble.frame_targets import widened
+from distributed.marble.targets import item_targets, prepare, slice_targets
 from distributed.marble.tasks import TASKS, Clips, Task
 from pupujepa.errors import UserError
 

@@ -1,0 +1,93 @@
+"""Chord labels: Harte's syntax, read by mir_eval, to 25 classes, and to one class for each frame of a slice.
+
+Two rules for frames exist. `exact_frames` believes the annotation: a frame has the chord whose segment holds it.
+`upstream_frames` does what MARBLE v2 does: segments last until the next one begins, whatever their end says, and "no
+chord" is replaced by the chord before it, unless it is what the slice begins with.
+
+Legend: T frames.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import mir_eval
+import numpy as np
+
+from pupujepa.errors import UserError
+
+_ROOTS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+CHORD_CLASSES = (*(f"{root}:{mode}" for mode in ("maj", "min") for root in _ROOTS), "N")
+NO_CHORD = 24
+IGNORED = -1
+_UNKNOWN = "X"
+
+
+@dataclass(frozen=True)
+class ChordSegment:
+    """A chord from `start_s` to `end_s` of a track."""
+
+    start_s: float
+    end_s: float
+    label: str
+
+
+def majmin_class(label: str, *, origin: str = "chord") -> int:
+    """Returns the class of a chord: 0-11 it holds a major triad, 12-23 a minor one, 24 none sounds, -1 anything else.
+
+    Seventh chords and other extensions count by the triad in them. A chord with both triads, such as one with a sharp
+    ninth and minor third written out, is neither.
+
+    Raises:
+        UserError: the label is not in Harte's syntax.
+    """
+    try:
+        root, bitmap_12, _ = mir_eval.chord.encode(label)
+    except mir_eval.chord.InvalidChordException as error:
+        raise UserError(
+            f"{origin}: the chord {label!r} cannot be read ({error}), so its frames would have no class; "
+            "write it in Harte's syntax, such as C:maj7 or N"
+        ) from error
+    if root < 0:
+        return NO_CHORD
+    major, minor = (bool(bitmap_12[[0, third, 7]].all()) for third in (4, 3))
+    if major == minor:
+        return IGNORED
+    return int(root) if major else int(root) + 12
+
+
+def upstream_frames(
+    segments: Sequence[ChordSegment], *, start_s: float, frames: int, frame_rate_hz: float
+) -> np.ndarray:
+    """Returns the classes [T] that MARBLE v2 gives the frames of a slice.
+
+    Args:
+        segments: of the whole track, by start.
+        start_s: of the slice.
+    """
+    starts = [s.start_s for s in segments]
+    times_T = start_s + np.arange(frames) / frame_rate_hz
+    end_s = start_s + frames / frame_rate_hz
+    inside = [i for i, t in enumerate(starts) if start_s <= t < end_s]
+    before = [i for i, t in enumerate(starts) if t < start_s]
+    own: list[tuple[float, int]] = [(starts[i], majmin_class(segments[i].label)) for i in inside]
+    if not own or own[0][0] > start_s:
+        # the last chord that began earlier goes on, though it may have ended
+        own.insert(0, (start_s, majmin_class(segments[before[-1]].label) if before else NO_CHORD))
+    classes = [own[0][1]]
+    for (_, previous), (_, current) in pairwise(own):
+        classes.append(previous if current == NO_CHORD else current)
+    begins = [t for t, _ in own]
+    return np.array([classes[bisect_right(begins, t) - 1] for t in times_T], dtype=np.int64)
+
+
+def exact_frames(segments: Sequence[ChordSegment], *, start_s: float, frames: int, frame_rate_hz: float) -> np.ndarray:
+    """Returns the classes [T] of the segments that hold the frames' times; -1 where there is none or its label is X."""
+    times_T = start_s + np.arange(frames) / frame_rate_hz
+    classes_T = np.full(frames, IGNORED, dtype=np.int64)
+    for segment in segments:
+        inside_T = (times_T >= segment.start_s) & (times_T < segment.end_s)
+        if segment.label != _UNKNOWN and inside_T.any():
+            classes_T[inside_T] = majmin_class(segment.label)
+    return classes_T

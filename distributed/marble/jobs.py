@@ -1,0 +1,109 @@
+"""The jobs of an evaluation: one task on one encoder each, their features computed in as few passes as there can be.
+
+Tasks that cut the same audio into windows of one length share a pass, though each has a list of its own: the four tasks
+on MTG-Jamendo read every window once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed.marble.corpus import Corpus, union
+from distributed.marble.encoders import FrozenEncoder
+from distributed.marble.features import Plan, compute_features, gather_features, make_plan
+from distributed.marble.probing import Subject
+from distributed.marble.ranks import all_or_none
+from distributed.marble.readout import spread_layers
+from distributed.marble.results import Provenance
+from distributed.marble.targets import TaskData
+from distributed.marble.tasks import Clips, Task
+from distributed.topology import Topology
+from pupujepa.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task on one encoder, with its features in place."""
+
+    data: TaskData
+    subject: Subject
+    provenance: Provenance
+    cost: float
+
+
+def deal(jobs: Sequence[Job], world_size: int) -> list[list[int]]:
+    """Returns the jobs of every rank: the longest first, each to the rank with least to do."""
+    load = [0.0] * world_size
+    hands: list[list[int]] = [[] for _ in range(world_size)]
+    for number in sorted(range(len(jobs)), key=lambda n: (-jobs[n].cost, n)):
+        rank = load.index(min(load))
+        hands[rank].append(number)
+        load[rank] += jobs[number].cost
+    return hands
+
+
+def featurise(
+    encoder: FrozenEncoder,
+    corpora: Mapping[str, Corpus],
+    tasks: Sequence[TaskData],
+    *,
+    cache: Path,
+    topology: Topology,
+) -> list[Job]:
+    """Computes the features of one encoder and returns its jobs; all ranks call it together.
+
+    Args:
+        corpora: by the name of their track list.
+        cache: for features, shared by all ranks.
+    """
+    jobs = []
+    for sharing in _sharing(tasks):
+        corpus = union([corpora[d.task.list_name] for d in sharing])
+        plan = _plan(sharing[0].task.clips, sharing)
+        mine = sum(len(p) for n, p in enumerate(plan.parts) if n % topology.world_size == topology.rank)
+        with (
+            Progress(mine, title=f"features of {encoder.name}", unit="slices", shown=topology.is_first) as progress,
+            all_or_none(topology, f"features of {encoder.name}"),
+        ):
+            folder = compute_features(encoder, corpus, plan, cache=cache, topology=topology, on_slices=progress.advance)
+        features = gather_features(folder, plan)
+        subject = Subject(encoder.name, features, encoder.frame_rate_hz)
+        for data in sharing:
+            own = corpora[data.task.list_name].digest
+            digests = {"checkpoint": encoder.digest, "corpus": own, "features": features.key}
+            jobs.append(Job(data, subject, _provenance(encoder, data.task, digests), _cost(encoder, data)))
+    return jobs
+
+
+def _sharing(tasks: Sequence[TaskData]) -> list[list[TaskData]]:
+    """Returns the tasks in groups that one pass serves: the same audio, windows of one length, one rule for frames."""
+    groups: dict[tuple[str, float], list[TaskData]] = {}
+    for data in tasks:
+        task = data.task
+        audio = task.manifest if task.source is None else task.source.folder
+        groups.setdefault((audio, task.clips.seconds), []).append(data)
+    return list(groups.values())
+
+
+def _plan(clips: Clips, tasks: Sequence[TaskData]) -> Plan:
+    every = [s for d in tasks for split in d.splits.values() for s in split.every_slice]
+    framed = [d for d in tasks if d.task.frames is not None]
+    with_frames = [s for d in framed for split in d.splits.values() for s in split.every_slice]
+    layers = max((d.task.frames.layers for d in framed if d.task.frames), default=0)
+    return make_plan(clips, every, with_frames=with_frames, frame_layers=layers)
+
+
+def _provenance(encoder: FrozenEncoder, task: Task, digests: dict[str, str]) -> Provenance:
+    count = len(encoder.layer_names)
+    layers = tuple(range(count)) if task.frames is None else spread_layers(count, task.frames.layers)
+    return Provenance(tuple(encoder.layer_names[i] for i in layers), layers, digests)
+
+
+def _cost(encoder: FrozenEncoder, data: TaskData) -> float:
+    """A rough measure of the work of a probe bank, to spread the banks over ranks."""
+    task = data.task
+    frames = 1.0 if task.frames is None else task.clips.seconds * (encoder.frame_rate_hz or 1.0)
+    layers = len(encoder.layer_names)
+    probed = layers if task.frames is None else min(layers, task.frames.layers)
+    heads = len(task.fit.learning_rates) * len(task.fit.seeds)
+    return len(data.splits["train"].slices) * frames * probed * heads * max(1, len(data.space.classes))

@@ -1,0 +1,44 @@
+"""What the ranks of an evaluation agree on: values from all of them, one corpus, and failing together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from distributed.marble.corpus import Corpus
+from distributed.topology import Topology
+from pupujepa.errors import UserError
+
+
+def agreed(corpus: Corpus, topology: Topology) -> Corpus:
+    """Raises when the ranks see different corpora; their features would not belong together."""
+    digests = gather(corpus.digest, topology)
+    if len(set(digests)) > 1:
+        raise UserError(
+            f"the ranks read different corpora (digests {', '.join(sorted({d[:8] for d in digests}))}); "
+            "--data must be one shared folder, or equal copies"
+        )
+    return corpus
+
+
+@contextmanager
+def all_or_none(topology: Topology, step: str) -> Iterator[None]:
+    """Ends a step on all ranks together: where one fails, the others stop too instead of waiting for it."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        failures = [rank for rank, f in enumerate(gather(failed, topology)) if f]
+    if failures:
+        raise UserError(f"{step}: rank {failures[0]} failed, so this rank stops too; its own message says why")
+
+
+def gather(value: Any, topology: Topology) -> list[Any]:
+    """Returns the value of every rank, on every rank."""
+    values: list[Any] = [None] * topology.world_size
+    if topology.world_size == 1:
+        return [value]
+    dist.all_gather_object(values, value)
+    return values
