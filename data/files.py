@@ -4,6 +4,7 @@ Whatever is written here appears under its name only when it is complete and on 
 existence of a file for the file.
 """
 
+import os
 import shutil
 import tempfile
 import threading
@@ -25,6 +26,10 @@ class StoreError(UserError):
 
 class MissingObjectError(StoreError):
     """The store answers, and has nothing under this name."""
+
+
+class ExistingObjectError(StoreError):
+    """The store has an object under the name of one that was to be new."""
 
 
 class Store(ABC):
@@ -70,6 +75,10 @@ class Store(ABC):
     @abstractmethod
     def write(self, path: str, content: bytes) -> None:
         """Stores the object; a reader sees the old one or the new one, never a part."""
+
+    @abstractmethod
+    def create(self, path: str, content: bytes) -> bool:
+        """Stores the object unless there is one under this name; returns whether it did."""
 
     @abstractmethod
     def upload(self, local_path: Path | str, path: str) -> None:
@@ -133,6 +142,19 @@ class LocalStore(Store):
         """Writes the file: temporary file, fsync, rename."""
         with _named(self.locate(path)), atomic_file(self.local_path(path)) as temporary:
             temporary.write_bytes(content)
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Makes the file with O_EXCL, which one process alone can do, over NFS too; a reader may see it empty."""
+        with _named(self.locate(path)):
+            self.local_path(path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with self.local_path(path).open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except FileExistsError:
+                return False
+        return True
 
     def upload(self, local_path: Path | str, path: str) -> None:
         """Copies a file into the store."""

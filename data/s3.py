@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from data.files import Location, MissingObjectError, Store, StoreError
+from data.files import ExistingObjectError, Location, MissingObjectError, Store, StoreError
 from data.retries import RetryPolicy
 from data.s3_bodies import BodyProgress, read_body
 from data.s3_errors import (
@@ -34,6 +34,7 @@ from data.s3_errors import (
 from pupujepa.durable import atomic_file
 
 Result = TypeVar("Result")
+_PRECONDITION_FAILED = 412
 _LOG = logging.getLogger(__name__)
 
 
@@ -102,6 +103,16 @@ class S3Store(Store):
         """Puts the object."""
         limit_s = self._upload_limit_s(len(content))
         self._insist("write", path, lambda: self._client().pipe_file(self._full(path), content, timeout=limit_s))
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Puts the object with `If-None-Match: *`; a store that does not know the condition replaces what is there."""
+        limit_s, client = self._upload_limit_s(len(content)), self._client
+        put = {"mode": "create", "timeout": limit_s}
+        try:
+            self._insist("write", path, lambda: client().pipe_file(self._full(path), content, **put))
+        except ExistingObjectError:
+            return False
+        return True
 
     def upload(self, local_path: Path | str, path: str) -> None:
         """Puts a file, in parts when it is large."""
@@ -241,6 +252,8 @@ class S3Store(Store):
             )
         if status == 404:
             return MissingObjectError(f"{location} does not exist at {host}; correct the url or restore the object")
+        if status == _PRECONDITION_FAILED:
+            return ExistingObjectError(f"{location} exists at {host}; choose another name")
         if remedy := remedy_of_refusal(status, code):
             return StoreError(f"{location}: {host} refuses these credentials ({status} {code}); {remedy}")
         return StoreError(

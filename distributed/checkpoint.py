@@ -1,109 +1,182 @@
-"""Checkpoints in two phases: every rank's files, on disk and digested, then one rename; and loading by the digests.
+"""Checkpoints in two phases: every rank's files, on disk and digested, then one commit; and loading by the digests.
 
 DeepSpeed alone names a checkpoint `latest` before the other ranks' files exist, and loads a file with a flipped bit
 without complaint. Here a checkpoint is written under a temporary name, its manifest of digests when all ranks have
 reported theirs, and only then it gets its name. A kill at any moment leaves the previous one whole. On load all ranks
 verify before any of them touches the model, and agree.
+
+The writing is done by a thread of each rank while training goes on. Whether all are done, and what it came to, is asked
+between two steps (`poll`), so that all ranks learn of it, and stop if they must, at the same step.
 """
 
-import json
 import logging
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from distributed.run_directory import write_atomically, write_json
+from distributed.background_save import BackgroundTask, Outcome, outcome_of
+from distributed.checkpoint_config import STOP, CheckpointConfig
+from distributed.checkpoint_files import (
+    MANIFEST_NAME,
+    Checkpoint,
+    CheckpointError,
+    checkpoint_at,
+    digests_of_rank,
+    parse_manifest,
+    render_manifest,
+    step_name,
+)
+from distributed.checkpoint_place import POINTER_NAME, Place, SharedDirectory
+from distributed.checkpoint_reading import committed
+from distributed.fencing import Fence, SupersededError
+from distributed.retention import best_step, kept
+from distributed.telemetry import read_metrics
 from distributed.topology import Topology
-from pupujepa.durable import sync
-from pupujepa.errors import UserError
 
-FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
-POINTER_NAME = "LATEST"
-_TEMPORARY, _DELETED = ".tmp", ".deleted"
-_STEP_NAME = re.compile(r"step-(\d{7,})")
-_RANK_OF_FILE = re.compile(r"(?:zero_pp_rank_|rank-)(\d+)")
+__all__ = [
+    "MANIFEST_NAME",
+    "POINTER_NAME",
+    "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointError",
+    "CheckpointStore",
+    "committed",
+]
+
+_WAIT_S = 0.02
 
 logger = logging.getLogger(__name__)
+# writes a rank's files into a directory, or returns a function that does so, to be called in another thread
+Write = Callable[[Path], Callable[[], None] | None]
 
 
-class CheckpointError(UserError):
-    """No checkpoint can be used, or one could not be made."""
+@dataclass
+class _Flight:
+    """A checkpoint that is being written: first each rank's files, then the commit by rank 0."""
 
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """every: steps between checkpoints. keep: how many of the newest stay on disk."""
-
-    every: int = 1000
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 1:
-            raise UserError(f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint: where it lies, and its manifest without the table of files."""
-
-    path: Path
     step: int
     facts: dict[str, Any]
-    digest: str
-
-    @property
-    def name(self) -> str:
-        """Such as step-0000100; also DeepSpeed's tag."""
-        return self.path.name
+    begun: float
+    committing: bool = False
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in a directory that all ranks share.
+    """The checkpoints of one run. All methods but `steps` and `holds` are collective: every rank calls them together.
 
-    All methods but `steps` are collective: every rank calls them together.
+    Args:
+        place: where they lie; a path is a directory that all ranks share.
+        keep: how many of the newest stay, where there is no `config`.
+        fence: the generation that this start of the run has taken; without one nothing is fenced.
+        metrics: the run's metrics.jsonl, for `keep_best`.
     """
 
-    def __init__(self, root: Path, topology: Topology, *, keep: int):
-        self.root, self.topology, self.keep = root, topology, keep
+    def __init__(
+        self,
+        place: Place | Path,
+        topology: Topology,
+        *,
+        keep: int = 2,
+        config: CheckpointConfig | None = None,
+        fence: Fence | None = None,
+        metrics: Path | None = None,
+    ):
+        generation = fence.generation if fence else None
+        self.place: Place = SharedDirectory(place, generation=generation) if isinstance(place, Path) else place
+        self.topology, self.fence = topology, fence
+        self.config = config or CheckpointConfig(keep=keep)
+        self.last: Checkpoint | None = None
+        self.refused: list[str] = []
+        self._metrics = metrics
+        self._task = BackgroundTask()
+        self._flight: _Flight | None = None
 
-    def save(self, step: int, write: Callable[[Path], None], facts: dict[str, Any]) -> Checkpoint:
-        """Makes the checkpoint of `step` (the number of finished steps).
+    @property
+    def root(self) -> Path:
+        """Of a directory that all ranks share."""
+        assert isinstance(self.place, SharedDirectory), "an object store has no path"
+        return self.place.root
+
+    def save(self, step: int, write: Write, facts: dict[str, Any]) -> Checkpoint:
+        """Makes the checkpoint of `step` and waits for it, as `begin` and `finish` do."""
+        self.begin(step, write, facts)
+        self.finish(step)
+        assert self.last is not None
+        return self.last
+
+    def begin(self, step: int, write: Write, facts: dict[str, Any]) -> None:
+        """Begins the checkpoint of `step` (the number of finished steps); one that is still in flight is waited for.
 
         Args:
-            write: called on every rank with the temporary directory; writes this rank's files there. File names that
-                hold `rank-<r>` or DeepSpeed's `zero_pp_rank_<r>` belong to that rank, all others to rank 0.
-            facts: goes into the manifest.
+            write: called on every rank with the temporary directory; see `Write`. File names that hold `rank-<r>` or
+                DeepSpeed's `zero_pp_rank_<r>` belong to that rank, all others to rank 0. What ranks do together belongs
+                into the call itself, what can fail on one of them alone into the function that it returns.
+            facts: go into the manifest.
 
         Raises:
-            CheckpointError: a rank's files are not visible to rank 0, so the directory is not shared.
+            CheckpointError: nothing can be written, or the directory is not shared.
         """
-        name = f"step-{step:07d}"
-        temporary = self.root / (name + _TEMPORARY)
-        if self.topology.is_first:
-            self.clean()
-            temporary.mkdir(parents=True)
-        dist.barrier()
-        if not temporary.is_dir():
+        if self._flight is not None:
+            logger.info("waiting for %s, which is still being written", step_name(self._flight.step))
+            self.poll(wait=True)
+        begun = time.monotonic()
+        generation = {"generation": self.fence.generation} if self.fence else {}
+        for task in (partial(self._prepare, step), partial(self._join, step)):
+            if failure := next((o for o in self._gathered(outcome_of(task)) if o.error), None):
+                self._failed(step, failure)
+                return
+        rest = write(self.place.temporary(step))
+        self._flight = _Flight(step, {"step": step, **generation, **facts}, begun)
+        self._task.start(partial(self._written, step, rest))
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Goes on with the checkpoint in flight when all ranks are ready to; call it after every step.
+
+        Args:
+            wait: until it is published.
+
+        Raises:
+            CheckpointError: a rank could not write, and the setting says to stop.
+            SupersededError: the run was started again since.
+        """
+        while self._flight is not None:
+            if not self._all_done():
+                if not wait:
+                    return
+                # no rank waits inside a collective operation, whose time limit a slow disk would exceed
+                time.sleep(_WAIT_S)
+                continue
+            outcomes = self._gathered(self._task.outcome())
+            flight, failure = self._flight, next((o for o in outcomes if o.error), None)
+            if failure or flight.committing:
+                self._flight = None
+                self._failed(flight.step, failure) if failure else self._landed(flight, outcomes[0].result["manifest"])
+                return
+            files = {name: entry for o in outcomes for name, entry in sorted(o.result.items())}
+            flight.committing = True
+            self._task.start(partial(self._committed, flight, files) if self.topology.is_first else dict)
+
+    def finish(self, step: int) -> None:
+        """Waits until nothing is in flight; call it before the run ends or stops.
+
+        Raises:
+            CheckpointError: the checkpoint of `step` could not be made, whatever the setting.
+        """
+        self.poll(wait=True)
+        if not self.holds(step):
             raise CheckpointError(
-                f"rank {self.topology.rank} does not see {temporary}, which rank 0 made: the run directory is not "
-                f"shared between the nodes, so no checkpoint can be made; put it on a file system that all nodes mount"
+                f"{step_name(step)} could not be made (the warning above says why), so the steps since {self._older()} "
+                f"would be lost; mend it and run the same command again"
             )
-        write(temporary)
-        # every file exists before any rank looks for its own
-        dist.barrier()
-        files = self._gather(self._digest_own(temporary))
-        if self.topology.is_first:
-            self._commit(temporary, {"format_version": FORMAT_VERSION, "step": step, **facts, "files": files})
-        dist.barrier()
-        return _read_manifest(self.root / name)[0]
+
+    def holds(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is in flight, or the last one that was made or loaded."""
+        return step == (self._flight.step if self._flight else self.last.step if self.last else None)
 
     def newest_whole(self) -> Checkpoint | None:
         """Finds the newest checkpoint whose every byte is what was written; damaged ones are named in a warning.
@@ -112,150 +185,125 @@ class CheckpointStore:
             None if there is no checkpoint at all.
 
         Raises:
-            CheckpointError: there are checkpoints, but none of them is whole.
+            CheckpointError: there are checkpoints, but none of them is whole; or they cannot be reached.
         """
-        damage = ""
-        for step in self._agree(self.steps()):
-            path = self.root / f"step-{step:07d}"
-            damage = self._damage(path)
-            if not damage:
-                return _read_manifest(path)[0]
+        self.refused = []
+        for step in self._agreed_steps():
+            found = self.verified(step)
+            if isinstance(found, Checkpoint):
+                self.last = found
+                return found
+            self.refused.append(found)
             if self.topology.is_first:
-                logger.warning("%s; falling back to the checkpoint before it", damage)
-        if damage:
+                logger.warning("%s; falling back to the checkpoint before it", found)
+        if self.refused:
             raise CheckpointError(
-                f"none of the checkpoints in {self.root} is whole (the oldest: {damage}), and training does not start "
-                f"from zero over a run that exists; restore one from a copy, or start again with another --run-dir"
+                f"none of the checkpoints is whole (the oldest: {self.refused[-1]}), and training does not start from "
+                f"zero over a run that exists; restore one from a copy, or start again with another --run-dir"
             )
         return None
 
+    def verified(self, step: int) -> Checkpoint | str:
+        """The checkpoint of `step` if every byte is what was written, else what is wrong with it.
+
+        Raises:
+            CheckpointError: it cannot be reached.
+        """
+        verdicts = self._gathered(outcome_of(partial(self._verdict, step)))
+        if error := next((v.error for v in verdicts if v.error), ""):
+            raise CheckpointError(f"{step_name(step)} cannot be verified: {error}")
+        damage = next((v.result["damage"] for v in verdicts if v.result["damage"]), "")
+        return damage or checkpoint_at(self.place.path(step))
+
     def steps(self) -> list[int]:
-        """The steps of all checkpoints that got their name, whole or not, newest first."""
-        if not self.root.is_dir():
-            return []
-        return sorted((int(m[1]) for p in self.root.iterdir() if (m := _STEP_NAME.fullmatch(p.name))), reverse=True)
+        """The steps of all checkpoints that were committed, whole or not, newest first."""
+        return self.place.steps()
 
-    def clean(self) -> None:
-        """Removes what a kill left half written or half deleted. Rank 0 alone, as the run's only writer."""
-        for path in self.root.glob("step-*"):
-            if path.suffix in (_TEMPORARY, _DELETED):
-                shutil.rmtree(path)
+    def _prepare(self, step: int) -> dict[str, Any]:
+        if self.topology.is_first:
+            self._require_current()
+            self.place.prepare(step)
+        return {}
 
-    def _commit(self, temporary: Path, manifest: dict[str, Any]) -> None:
-        found = {str(p.relative_to(temporary)) for p in _files(temporary)}
-        lost = sorted(found ^ set(manifest["files"]))
-        if lost:
-            raise CheckpointError(
-                f"rank 0 and the others disagree about {', '.join(lost[:3])} in {temporary}: the run directory is not "
-                f"the same on all nodes; put it on a file system that all nodes mount"
-            )
-        write_json(temporary / MANIFEST_NAME, manifest)
-        for directory in {p.parent for p in _files(temporary)}:
-            sync(directory)
-        final = temporary.with_suffix("")
-        if final.exists():
-            # a damaged one that a resumed run has reached again
-            self._delete(final)
-        temporary.rename(final)
-        sync(self.root)
-        write_atomically(self.root / POINTER_NAME, final.name + "\n")
-        for step in self.steps()[self.keep :]:
-            self._delete(self.root / f"step-{step:07d}")
+    def _verdict(self, step: int) -> dict[str, Any]:
+        return {"damage": self.place.damage(step, self.topology)}
 
-    def _delete(self, path: Path) -> None:
-        # under another name first: half a deletion must not look like a damaged checkpoint
-        doomed = path.with_name(path.name + _DELETED)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+    def _join(self, step: int) -> dict[str, Any]:
+        self.place.join(step)
+        return {}
 
-    def _digest_own(self, directory: Path) -> dict[str, Any]:
-        own = [p for p in _files(directory) if _owner(p, self.topology.world_size) == self.topology.rank]
-        return {str(p.relative_to(directory)): _sync_and_digest(p) for p in own}
+    def _require_current(self) -> None:
+        if self.fence is not None:
+            self.fence.require_current()
 
-    def _gather(self, own: dict[str, Any]) -> dict[str, Any]:
-        of_ranks: list[dict[str, Any]] = [{} for _ in range(self.topology.world_size)]
+    def _written(self, step: int, rest: Callable[[], None] | None) -> dict[str, Any]:
+        """Writes, digests and delivers this rank's files; in the thread."""
+        if rest is not None:
+            rest()
+        directory = self.place.temporary(step)
+        files = digests_of_rank(directory, rank=self.topology.rank, world_size=self.topology.world_size)
+        self.place.deliver(step, files)
+        return files
+
+    def _committed(self, flight: _Flight, files: dict[str, Any]) -> dict[str, Any]:
+        """Publishes, then deletes what retention does not keep; in rank 0's thread."""
+        manifest = render_manifest(flight.facts, files)
+        self._require_current()
+        self.place.commit(flight.step, manifest, names=files)
+        there = self.place.steps()
+        for step in sorted(set(there) - self._kept(there)):
+            try:
+                self.place.delete(step)
+            except OSError as error:
+                raise CheckpointError(
+                    f"it is there, but {step_name(step)}, which retention does not keep, cannot be deleted ({error})"
+                ) from error
+        return {"manifest": manifest}
+
+    def _kept(self, there: list[int]) -> set[int]:
+        config = self.config
+        rows = read_metrics(self._metrics) if config.keep_best and self._metrics else []
+        best = best_step(rows, config.keep_best, among=there)
+        return kept(there, keep=config.keep, keep_every=config.keep_every, best=best)
+
+    def _landed(self, flight: _Flight, text: str) -> None:
+        manifest = parse_manifest(text.encode(), step_name(flight.step))
+        self.last = Checkpoint(self.place.path(flight.step), flight.step, manifest.facts, manifest.digest)
+        self._discard(flight.step)
+        logger.info("saved %s, %.1f s after it was begun", self.last.name, time.monotonic() - flight.begun)
+
+    def _failed(self, step: int, failure: Outcome) -> None:
+        self._discard(step)
+        if failure.superseded:
+            raise SupersededError(failure.error)
+        said = f"{step_name(step)} could not be written: {failure.error}; the newest whole one is {self._older()}"
+        if self.config.on_failure == STOP:
+            raise CheckpointError(f"{said}; mend this and run the same command again, which continues from there")
+        if self.topology.is_first:
+            logger.warning("%s; training goes on, and the next checkpoint is tried when it is due", said)
+
+    def _discard(self, step: int) -> None:
+        if self.topology.local_rank == 0:
+            self.place.discard(step)
+
+    def _older(self) -> str:
+        return self.last.name if self.last else "none, the run would begin again"
+
+    def _all_done(self) -> bool:
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        done = torch.tensor(int(self._task.is_done), device=device)
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)
+        return bool(done)
+
+    def _gathered(self, own: Outcome) -> list[Outcome]:
+        of_ranks = [Outcome()] * self.topology.world_size
         dist.all_gather_object(of_ranks, own)
-        return {name: entry for files in of_ranks for name, entry in sorted(files.items())}
+        return of_ranks
 
-    def _agree(self, steps: list[int]) -> list[int]:
-        shared = [steps]
+    def _agreed_steps(self) -> list[int]:
+        found = outcome_of(lambda: {"steps": self.steps()}) if self.topology.is_first else Outcome()
+        shared = [found]
         dist.broadcast_object_list(shared, src=0)
-        return shared[0]
-
-    def _damage(self, path: Path) -> str:
-        """Returns what is wrong with a checkpoint, "" if nothing; each rank verifies a part of the files."""
-        verdicts = [""] * self.topology.world_size
-        dist.all_gather_object(verdicts, self._own_verdict(path))
-        return next((v for v in verdicts if v), "")
-
-    def _own_verdict(self, path: Path) -> str:
-        try:
-            _, files = _read_manifest(path)
-        except CheckpointError as error:
-            return str(error)
-        names = sorted(files)[self.topology.rank :: self.topology.world_size]
-        return next((damage for name in names if (damage := _file_damage(path / name, files[name]))), "")
-
-
-def committed(root: Path, *, step: int | None = None) -> Checkpoint:
-    """A checkpoint for readers that are not the run itself: that of `step`, or the one LATEST names; verified.
-
-    Raises:
-        CheckpointError: it does not exist, or it is damaged.
-    """
-    pointer = root / POINTER_NAME
-    if step is None and not pointer.is_file():
-        raise CheckpointError(
-            f"{root} has no {POINTER_NAME}: the run has not finished a checkpoint yet; wait, or train"
-        )
-    path = root / (pointer.read_text().strip() if step is None else f"step-{step:07d}")
-    if not path.is_dir():
-        there = sorted(p.name for p in root.glob("step-*") if _STEP_NAME.fullmatch(p.name))
-        raise CheckpointError(f"there is no checkpoint {path}; there are: {', '.join(there) or 'none'}")
-    checkpoint, files = _read_manifest(path)
-    for name, entry in files.items():
-        if damage := _file_damage(path / name, entry):
-            raise CheckpointError(f"{damage}; continue the run, which falls back to an older one, or restore a copy")
-    return checkpoint
-
-
-def _read_manifest(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    file = path / MANIFEST_NAME
-    try:
-        text = file.read_bytes()
-        manifest = json.loads(text)
-        version, files, step = manifest["format_version"], manifest.pop("files"), manifest["step"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST_NAME} ({error})") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"checkpoint {path} has format version {version}, this code reads {FORMAT_VERSION}")
-    return Checkpoint(path, step, manifest, sha256(text).hexdigest()), files
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    return (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != MANIFEST_NAME)
-
-
-def _owner(path: Path, world_size: int) -> int:
-    match = _RANK_OF_FILE.search(path.name)
-    rank = int(match[1]) if match else 0
-    return rank if rank < world_size else 0
-
-
-def _sync_and_digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
-
-
-def _file_damage(path: Path, entry: dict[str, Any]) -> str:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry["bytes"]:
-                return f"{path} has {size} bytes instead of {entry['bytes']}"
-            if file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                return f"{path} is damaged: its sha256 is not the one that was written"
-    except OSError as error:
-        return f"{path} cannot be read ({error.strerror})"
-    return ""
+        if shared[0].error:
+            raise CheckpointError(f"the checkpoints cannot be listed: {shared[0].error}")
+        return shared[0].result["steps"]

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from distributed import checkpoint as checkpoint_module
 from distributed.checkpoint import CheckpointError, CheckpointStore, committed
+from distributed.checkpoint_files import owner
 from distributed.topology import Topology, process_group
 
 
@@ -156,9 +157,11 @@ def operations_of_a_commit(tmp_path, monkeypatch, crash_at):
             patch.setattr(target, name, counted(getattr(target, name)))
         try:
             store.save(10, writer("ten"), {})
+            crashed = False
         except CrashError:
-            return store, True
-    return store, False
+            crashed = True
+    # what is left of a process that was killed is its files
+    return CheckpointStore(store.root, Topology(), keep=1), crashed
 
 
 def test_a_crash_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
@@ -207,7 +210,7 @@ def test_files_that_rank_0_does_not_see_are_an_error(store, monkeypatch):
     """A node with a run directory of its own would leave a checkpoint with holes; it is refused, and not named."""
 
     def gather_one_more(of_ranks, own):
-        of_ranks[0] = own | {"random-rank-00001.pt": {"bytes": 1, "sha256": ""}}
+        of_ranks[0] = replace(own, result=own.result | {"random-rank-00001.pt": {"bytes": 1, "sha256": ""}})
 
     monkeypatch.setattr(dist, "all_gather_object", gather_one_more)
     with pytest.raises(CheckpointError, match=r"random-rank-00001.pt .* not the same on all nodes"):
@@ -226,7 +229,6 @@ def test_asking_for_a_checkpoint_that_is_not_there(store):
 
 def test_every_file_has_one_owner():
     """DeepSpeed's files of a rank belong to that rank, what is written once to rank 0: each has one digest."""
-    owner = checkpoint_module._owner
     assert owner(Path("zero_pp_rank_3_mp_rank_00_optim_states.pt"), 8) == 3
     assert owner(Path("bf16_zero_pp_rank_5_mp_rank_00_optim_states.pt"), 8) == 5
     assert owner(Path("random-rank-00007.pt"), 8) == 7
