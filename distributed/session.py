@@ -1,6 +1,6 @@
 """The facts that everything in one session of a run shares, decided before anything is built."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -9,6 +9,7 @@ from distributed.engine import BatchSizes
 from distributed.experiment import Experiment
 from distributed.run_directory import RunDirectory
 from distributed.topology import Topology
+from distributed.watchdog import Whereabouts
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,4 @@ class Session:
     device: torch.device
     corpora: Corpora
     directory: RunDirectory
+    whereabouts: Whereabouts = field(default_factory=Whereabouts)
