@@ -142,7 +142,8 @@ def _counted(step: StepConfig) -> int:
 
 
 def _memory_rows(memory: list[Memory]) -> Iterator[str]:
-    for part in asdict(memory[0]):
+    # what is 0 here is not known here
+    for part in (name for name, size in asdict(memory[0]).items() if size):
         yield f"  {part:<20}" + "".join(f"{getattr(m, part) / GIB:>10.3f}" for m in memory)
     yield f"  {'total':<20}" + "".join(f"{m.total / GIB:>10.3f}" for m in memory)
 

@@ -2,10 +2,10 @@
 
 ZeRO (arXiv 1910.02054) shards the optimiser's states over the ranks from stage 1 on, the gradients from 2, the
 parameters at 3. Ours are float32 throughout (bf16 is computed by autocast), and the teacher, float32 too, is whole on
-every rank. Buffers of the communication library and the fragmentation of the allocator come on top.
+every rank. Buffers of engine and communication library and the fragmentation of the allocator come on top.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pupujepa.cost import ParameterCounts
 
@@ -16,18 +16,23 @@ _ADAM_STATES = 2
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank, by part; `optimizer` are Adam's two moments and, from stage 1 on, its copy of the weights."""
+    """Bytes on one rank, by part.
+
+    optimizer: Adam's two moments and, from stage 1 on, its copy of the weights.
+    buffers: what the engine allocates beside them; not known here, but to distributed/memory_plan.py.
+    """
 
     parameters: int
     gradients: int
     optimizer: int
     teacher: int
     activations: int
+    buffers: int = 0
 
     @property
     def total(self) -> int:
         """All parts."""
-        return self.parameters + self.gradients + self.optimizer + self.teacher + self.activations
+        return sum(getattr(self, part.name) for part in fields(self))
 
 
 def memory_per_rank(counts: ParameterCounts, *, zero_stage: int, ranks: int, activation_bytes: int) -> Memory:

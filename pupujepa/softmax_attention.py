@@ -29,7 +29,9 @@ _SAFE_EXPONENT = 64.0
 
 def attend(query_BHND: Tensor, key_BHKD: Tensor, value_BHKD: Tensor) -> Tensor:
     """Returns softmax(query key^T / sqrt(D)) value, [B, H, N, D], in the inputs' dtype."""
-    if query_BHND.device.type != "cpu" or query_BHND.dtype != torch.bfloat16:
+    # where only shapes are traced there is no cache to fit into; torch's kernel keeps as much for the backward pass
+    only_shapes = not torch.compiler.is_compiling() and is_fake(query_BHND)
+    if query_BHND.device.type != "cpu" or query_BHND.dtype != torch.bfloat16 or only_shapes:
         return functional.scaled_dot_product_attention(query_BHND, key_BHKD, value_BHKD)
     heads = (x.flatten(0, 1) for x in (query_BHND, key_BHKD, value_BHKD))
     return _AttentionInPieces.apply(*heads).unflatten(0, query_BHND.shape[:2])
@@ -79,11 +81,8 @@ def _pieces(query_GND: Tensor, key_GKD: Tensor) -> Iterator[tuple[slice, slice]]
     """Yields as many whole heads, or else as many queries of one head, as have their scores in the cache; in order."""
     heads, queries = query_GND.shape[:2]
     keys = key_GKD.shape[1]
-    # where only shapes are traced there is no cache, and hundreds of pieces would only take time
-    only_shapes = not torch.compiler.is_compiling() and is_fake(query_GND)
-    at_a_time = heads * queries * keys if only_shapes else SCORES_IN_CACHE
-    per_piece = max(1, at_a_time // (queries * keys))
-    rows = min(queries, max(1, at_a_time // keys))
+    per_piece = max(1, SCORES_IN_CACHE // (queries * keys))
+    rows = min(queries, max(1, SCORES_IN_CACHE // keys))
     for head in range(0, heads, per_piece):
         for row in range(0, queries, rows):
             yield slice(head, head + per_piece), slice(row, row + rows)

@@ -1,17 +1,22 @@
 """What a training step needs, found by tracing the real one without computing anything: memory and operations.
 
 Memory: every tensor that autograd keeps is counted once per storage. What grows with the batch are the activations;
-what does not are the bf16 copies of the weights. Operations: those that torch's own counter counts, as a check on the
-arithmetic of cost.py.
+what does not are the bf16 copies of the weights. Peaks count whatever is alive, operation by operation, and note how
+much of it is left when each gradient is done, since what becomes of gradients is the engine's choice. Operations: those that torch's
+own counter counts, as a check on the arithmetic of cost.py.
 """
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pupujepa.architecture import ModelConfig
@@ -28,6 +33,19 @@ class SavedBytes:
 
     per_crop: int
     constant: int
+
+
+@dataclass(frozen=True)
+class StepPeaks:
+    """Bytes alive beside parameters and their gradients, as the largest of each stretch of a step.
+
+    forward: of the forward pass.
+    backward: one pair per gradient, in the order in which they are done: the bytes since the one before, and how many
+        entries of gradients are done with it.
+    """
+
+    forward: int
+    backward: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,14 @@ def saved_bytes(config: StepConfig) -> SavedBytes:
     more = config.model.depth - _SHALLOW[0]
     per_crop, constant = (a + more * (b - a) for a, b in zip(*by_depth, strict=True))
     return SavedBytes(per_crop, constant)
+
+
+def step_peaks(config: StepConfig, *, crops: int) -> StepPeaks:
+    """Traces forward and backward of one and of two crops; bytes grow by as much with each further crop."""
+    one, two = (_peaks_of(config, crops=n) for n in (1, 2))
+    more = crops - 1
+    backward = tuple((a + more * (b - a), done) for (a, done), (b, _) in zip(one.backward, two.backward, strict=True))
+    return StepPeaks(one.forward + more * (two.forward - one.forward), backward)
 
 
 def counted_flops(config: StepConfig) -> int:
@@ -120,3 +146,57 @@ def _kept_by_forward(step: TrainingStep, masks: MaskConfig, *, crops: int, own: 
         loss = _loss(step, masks, crops=crops)
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the storages that operations make, from their making to when nobody holds them."""
+
+    def __init__(self, own: set[int]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = own
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return result
+
+    def peak_since_last(self) -> int:
+        """Returns the most bytes alive since the last call."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _peaks_of(config: StepConfig, *, crops: int) -> StepPeaks:
+    done, backward = 0, []
+    with FakeTensorMode():
+        step = _step_without_values(config)
+        with _LiveBytes({p.untyped_storage()._cdata for p in (*step.parameters(), *step.teacher.parameters())}) as live:
+
+            def take(parameter: Tensor) -> None:
+                nonlocal done
+                done += parameter.numel()
+                backward.append((live.peak_since_last(), done))
+                parameter.grad = None
+
+            for parameter in step.parameters():
+                parameter.register_post_accumulate_grad_hook(take)
+            loss = _loss(step, config.masks, crops=crops)
+            forward = live.peak_since_last()
+            loss.backward()
+    return StepPeaks(forward, tuple(backward))
