@@ -32,8 +32,9 @@ class GuardConfig:
     loss_rise: a loss that is this far above its minimum, while rank, explained variance or the probes have fallen, is
         no longer being learnt. The loss alone may rise: a teacher that gets richer is harder to predict.
     probe_fall: how far the mean of the in-loop probes may lie below its maximum; twice what one of them wavers by.
-    unexplained_below, unexplained_after: explained variance that is not above this once this share of the run is over.
-        A prediction that is no better than a constant has learnt nothing; before, every run is there.
+    unexplained_below, unexplained_after, unexplained_steps: explained variance that is not above this once this share
+        of the run, and so many steps, are over. A prediction that is no better than a constant has learnt nothing;
+        every run begins there, and one of a few hundred steps may end there.
     distance_below: relative distance of teacher and student. Any momentum keeps them apart by at least one update,
         1e-4 or more; equal they are only without one, and then nothing keeps the targets from following.
     max_snapshots: over the run; each holds a whole checkpoint.
@@ -51,6 +52,7 @@ class GuardConfig:
     probe_fall: float = 0.05
     unexplained_below: float = 0.0
     unexplained_after: float = 0.3
+    unexplained_steps: int = 400
     distance_below: float = 1e-6
     max_snapshots: int = 3
     rollback_lr_factor: float = 0.5
@@ -66,7 +68,10 @@ class GuardConfig:
                 f"guard.rollback_lr_factor={self.rollback_lr_factor} must lie in (0, 1]: a larger learning rate does "
                 f"not cure a collapse"
             )
-        if min(self.loss_fall_steps, self.max_snapshots, self.max_rollbacks) < 0 or self.loss_rise <= 0:
+        if (
+            min(self.unexplained_steps, self.loss_fall_steps, self.max_snapshots, self.max_rollbacks) < 0
+            or self.loss_rise <= 0
+        ):
             raise UserError("guard: steps and counts must not be negative, and loss_rise must be positive")
 
 
@@ -155,7 +160,7 @@ class CollapseGuard:
                 )
             )
         explained = row.get(_EXPLAINED)
-        late = row["step"] >= config.unexplained_after * self._total_steps
+        late = row["step"] >= max(config.unexplained_after * self._total_steps, config.unexplained_steps)
         if late and explained is not None and explained <= config.unexplained_below:
             found.append(
                 (

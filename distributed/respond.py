@@ -7,17 +7,17 @@ drawn later.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from distributed.checkpoint import CheckpointStore
 from distributed.diagnose import picture_data
 from distributed.guard import ROLLBACK, WARN, Alarm, CollapseGuard
+from distributed.host_snapshot import write_state_file
 from distributed.rollback import Rollback, newest_healthy, put_back
 from distributed.run_directory import RunDirectory
 from distributed.run_history import note_rollback
@@ -69,12 +69,18 @@ class Responder:
         assert trainer.parts.probes is not None
         pictures = picture_data(trainer.parts.step, trainer.parts.model, probes=trainer.parts.probes)
 
-        def write(directory: Path) -> None:
-            trainer.write_checkpoint(directory)
-            if topology.is_first:
-                what = {"alarms": [asdict(alarm) for alarm in alarms], "row": dict(row), "guard": asdict(self._config)}
-                (directory / ALARM_NAME).write_text(json.dumps(what, indent=2) + "\n")
-                save_file(pictures, directory / PICTURES_NAME)
+        def write(directory: Path) -> Callable[[], None]:
+            write_training = trainer.write_checkpoint(directory)
+
+            def write_all() -> None:
+                write_training()
+                if topology.is_first:
+                    what = {"alarms": [asdict(alarm) for alarm in alarms], "row": dict(row)}
+                    what["guard"] = asdict(self._config)
+                    (directory / ALARM_NAME).write_text(json.dumps(what, indent=2) + "\n")
+                    write_state_file(pictures, directory / PICTURES_NAME)
+
+            return write_all
 
         names = {"alarms": [alarm.name for alarm in alarms]}
         kept = store.save(trainer.step, write, trainer.checkpoint_facts() | names)
@@ -86,6 +92,8 @@ class Responder:
         if len(trainer.rollbacks) >= config.max_rollbacks:
             self._say("not rolling back: it was done %d times; a person should look at this run", config.max_rollbacks)
             return
+        # no checkpoint may be deleted while one of them is chosen and loaded
+        parts.store.poll(wait=True)
         facts = trainer.checkpoint_facts()
         found = newest_healthy(
             parts.store,

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distributed.checkpoint import Checkpoint, CheckpointError, CheckpointStore, committed
+from distributed.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from distributed.host_snapshot import HostSnapshot
 from distributed.session_state import ENGINE_FOLDER, TEACHER_NAME
 from distributed.teacher import Teacher
 
@@ -40,14 +41,14 @@ def rate_factor(rollbacks: Sequence[Rollback]) -> float:
     return math.prod(rollback.lr_factor for rollback in rollbacks)
 
 
-def write_rollbacks(directory: Path, rollbacks: Sequence[Rollback]) -> None:
-    """Writes the record into a checkpoint that is being made; a run without rollbacks writes none."""
+def snapshot_rollbacks(snapshot: HostSnapshot, directory: Path, rollbacks: Sequence[Rollback]) -> None:
+    """Adds the record to a checkpoint that is being made; a run without rollbacks has none."""
     if rollbacks:
-        (directory / ROLLBACKS_NAME).write_text(json.dumps([asdict(r) for r in rollbacks], indent=2) + "\n")
+        snapshot.add(json.dumps([asdict(r) for r in rollbacks], indent=2) + "\n", directory / ROLLBACKS_NAME)
 
 
 def read_rollbacks(directory: Path) -> tuple[Rollback, ...]:
-    """Returns what `write_rollbacks` wrote."""
+    """Returns what `snapshot_rollbacks` wrote."""
     path = directory / ROLLBACKS_NAME
     rows = json.loads(path.read_text()) if path.exists() else []
     return tuple(Rollback(**row | {"alarms": tuple(row["alarms"])}) for row in rows)
@@ -61,14 +62,14 @@ def newest_healthy(
     Args:
         healthy_step: of the newest diagnostics without alarm, as rank 0 knows it.
     """
-    steps = [store.steps(), healthy_step]
-    dist.broadcast_object_list(steps, src=0)
-    known, healthy = steps
+    shared: list[Any] = [store.steps(), healthy_step]
+    dist.broadcast_object_list(shared, src=0)
+    known, healthy = shared
     for step in [s for s in known if healthy is not None and s <= healthy]:
-        verdicts: list[Any] = [None] * world_size
-        found = _loadable(store.root, step, world_size=world_size, zero_stage=zero_stage)
-        dist.all_gather_object(verdicts, found is not None)
-        if all(verdicts):
+        found = store.verified(step)
+        if isinstance(found, str):
+            logger.warning("not rolling back to it: %s", found)
+        elif (found.facts["world_size"], found.facts["zero_stage"]) == (world_size, zero_stage):
             return found
     return None
 
@@ -84,13 +85,3 @@ def put_back(engine: Any, teacher: Teacher, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {checkpoint.path}")
     teacher.load(checkpoint.path / TEACHER_NAME)
     dist.barrier()
-
-
-def _loadable(root: Path, step: int, *, world_size: int, zero_stage: int) -> Checkpoint | None:
-    try:
-        checkpoint = committed(root, step=step)
-    except CheckpointError as error:
-        logger.warning("not rolling back to it: %s", error)
-        return None
-    facts = (checkpoint.facts["world_size"], checkpoint.facts["zero_stage"])
-    return checkpoint if facts == (world_size, zero_stage) else None

@@ -19,7 +19,10 @@ class Counting(Protocol):
 
 
 class StreamCounts:
-    """Rows hold what was counted since the row before, so that a run's total is the sum of its rows, resumed or not."""
+    """Rows hold what was counted since the row before, so that a run's total is the sum of its rows, resumed or not.
+
+    What a session that fails had counted since its last row is in its end record (distributed/session_end.py).
+    """
 
     def __init__(self, stream: Counting, *, device: torch.device):
         self._stream, self._device = stream, device
@@ -27,9 +30,13 @@ class StreamCounts:
 
     def since_last(self) -> dict[str, float]:
         """Returns `data/NAME` for each name of `data.tally.COUNTED`, and `data/wait_s`; all ranks call it together."""
-        now = self._stream.counters()
-        counted = [now[name] - self._before[name] for name in _SUMMED]
-        self._before = {name: now[name] for name in _SUMMED}
-        total = torch.tensor(counted, dtype=torch.float64, device=self._device)
+        own = self.unsaid()
+        self._before = dict(self._stream.counters())
+        total = torch.tensor(list(own.values()), dtype=torch.float64, device=self._device)
         dist.all_reduce(total)
-        return {f"data/{name}": value for name, value in zip(_SUMMED, total.tolist(), strict=True)}
+        return dict(zip(own, total.tolist(), strict=True))
+
+    def unsaid(self) -> dict[str, float]:
+        """Returns what this rank alone counted since the last row: what would be lost when the run ends here."""
+        now = self._stream.counters()
+        return {f"data/{name}": now[name] - self._before[name] for name in _SUMMED}

@@ -9,16 +9,16 @@ import logging
 import math
 import netrc
 import os
-import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
 from distributed.run_directory import RunDirectory, write_atomically
+from distributed.wandb_log import FINISHED, WandbSink
 from pupujepa.errors import UserError, require_known
 from pupujepa.front_door import ROOMS
 
@@ -35,16 +35,23 @@ class TelemetryConfig:
 
     wandb: "auto" goes online when there is a key and offline otherwise; "online", "offline" or "disabled" say so.
     name: of the run in wandb; null takes the run directory's.
+    peak_tflops: of one device, for the share of it that is used (MFU); 0 looks it up by the device's name, and a device
+        that is not known, such as a CPU, has none.
     """
 
     log_every: int = 10
     wandb: str = "auto"
     wandb_project: str = "pupujepa"
     name: str | None = None
+    peak_tflops: float = 0.0
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
             raise UserError(f"telemetry.log_every={self.log_every} must be at least 1")
+        if self.peak_tflops < 0:
+            raise UserError(
+                f"telemetry.peak_tflops={self.peak_tflops} must be 0 (look the device up) or TFLOP/s of one device"
+            )
         require_known("telemetry.wandb", self.wandb, WANDB_MODES)
 
 
@@ -54,8 +61,12 @@ class Sink(Protocol):
     def write(self, row: Row) -> None:
         """Takes one row; it has a "step"."""
 
-    def close(self) -> None:
-        """Everything taken is on its way to where it belongs."""
+    def close(self, outcome: str = FINISHED) -> None:
+        """Everything taken is on its way to where it belongs.
+
+        Args:
+            outcome: of the session: finished, stopped (it is to be continued) or failed.
+        """
 
 
 class MetricsLog:
@@ -75,7 +86,7 @@ class MetricsLog:
         self._file.write(json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def close(self, outcome: str = FINISHED) -> None:
         """Closes the file."""
         self._file.close()
 
@@ -85,41 +96,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _complete_lines(path)]
 
 
-class WandbSink:
-    """A wandb run that goes on under its id after every restart, with our step as its axis."""
-
-    def __init__(self, run: RunDirectory, config: TelemetryConfig, *, mode: str, settings: Mapping[str, Any]):
-        import wandb
-
-        self._run = wandb.init(
-            project=config.wandb_project,
-            name=config.name or run.root.resolve().name,
-            id=_wandb_id(run.root / "wandb-id.txt"),
-            resume="allow",
-            mode=mode,  # type: ignore[arg-type]
-            dir=run.root,
-            config=dict(settings),
-            settings=wandb.Settings(silent=True),
-        )
-        # wandb's own counter must only grow, but a resumed run logs some steps again
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, row: Row) -> None:
-        """Logs the row under its step."""
-        self._run.log(dict(row))
-
-    def close(self) -> None:
-        """Ends the session; its id stays in the run directory."""
-        self._run.finish()
-
-
 class ProgressSink:
     """A bar on a terminal, plain lines of the log elsewhere."""
 
-    def __init__(self, *, total_steps: int, first_step: int):
+    def __init__(self, *, total_steps: int, first_step: int, stream: TextIO | None = None):
         self._total = total_steps
-        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=None)
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=None, file=stream
+        )
 
     def write(self, row: Row) -> None:
         """Moves the bar, or writes a line; rows without a loss are for the others."""
@@ -134,7 +118,7 @@ class ProgressSink:
         else:
             self._bar.set_postfix(shown)
 
-    def close(self) -> None:
+    def close(self, outcome: str = FINISHED) -> None:
         """Leaves the bar where it is."""
         self._bar.close()
 
@@ -146,13 +130,14 @@ def open_sinks(
 
     Args:
         steps: first step of this session, and of the whole run.
-        settings: the resolved configuration, for wandb; it holds no secrets.
+        settings: the resolved configuration, for wandb.
     """
     first_step, total_steps = steps
     sinks: list[Sink] = [MetricsLog(run.metrics, resume_step=first_step)]
     mode = wandb_mode(config.wandb, os.environ)
     if mode != "disabled":
-        sinks.append(WandbSink(run, config, mode=mode, settings=settings))
+        project, name = config.wandb_project, config.name
+        sinks.append(WandbSink(run, project=project, name=name, mode=mode, settings=settings))
     return [*sinks, ProgressSink(total_steps=total_steps, first_step=first_step)]
 
 
@@ -194,12 +179,6 @@ def _complete_lines(path: Path) -> list[str]:
 def _json_number(value: Any) -> Any:
     # NaN is no JSON; a reader must be able to trust the file
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _wandb_id(path: Path) -> str:
-    if not path.is_file():
-        write_atomically(path, secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
 
 
 def _netrc_has_key(environ: Mapping[str, str]) -> bool:

@@ -8,16 +8,12 @@ the prediction explains beyond a constant.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distributed.guard import GuardConfig
 from distributed.report.inputs import Row, column
 from distributed.report.terms import FEATURES, Terms
 from distributed.report.wording import fixed, percent, significant
 
-STD_ALARM = 0.3
-COSINE_ALARM = 0.9
-FALL_ALARM = 0.3
-LOSS_RISE_ALARM = 0.3
-LOSS_FALL_ALARM = 0.15
-LOSS_FALL_STEPS = 2000
+DEFAULTS = GuardConfig()
 HARDLY_MOVED = 0.1
 
 
@@ -38,14 +34,16 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
-def judge(rows: Sequence[Row], terms: Terms = FEATURES) -> Verdict:
+def judge(rows: Sequence[Row], terms: Terms = FEATURES, guard: GuardConfig = DEFAULTS) -> Verdict:
     """Returns the verdict on a run from its metric rows; rows without diagnostics give an open one.
 
     Args:
         terms: for what the run predicts.
+        guard: the run's thresholds, so that its log and its page do not disagree.
     """
-    found = [test(rows) for test in (_spread, _angle, _rank)]
-    found += [_explained(rows, terms), _joint_fall(rows), _loss_rise(rows, terms), _teacher(rows, terms)]
+    found = [test(rows, guard) for test in (_spread, _angle, _rank, _joint_fall)]
+    found[3:3] = [_explained(rows, terms)]
+    found += [_loss_rise(rows, terms, guard), _teacher(rows, terms)]
     findings = tuple(f for f in found if f is not None)
     states = [f.state for f in findings]
     if "alarm" in states:
@@ -55,44 +53,46 @@ def judge(rows: Sequence[Row], terms: Terms = FEATURES) -> Verdict:
     return Verdict("open", "Not enough diagnostics to tell", findings)
 
 
-def _spread(rows: Sequence[Row]) -> Finding | None:
+def _spread(rows: Sequence[Row], guard: GuardConfig) -> Finding | None:
     _, values = column(rows, "diag/std_teacher")
     if not values:
         return None
-    if values[-1] < STD_ALARM:
+    if values[-1] < guard.std_below:
         return Finding(
             "alarm",
-            f"The teacher's features have shrunk: normalised spread {fixed(values[-1], 2)}, below {STD_ALARM}.",
+            f"The teacher's features have shrunk: normalised spread {fixed(values[-1], 2)}, below {guard.std_below}.",
         )
     return Finding(
         "good",
-        f"Features stay spread out: normalised standard deviation {fixed(values[-1], 2)} (alarm below {STD_ALARM}).",
+        f"Features stay spread out: normalised standard deviation {fixed(values[-1], 2)} (alarm below "
+        f"{guard.std_below}).",
     )
 
 
-def _angle(rows: Sequence[Row]) -> Finding | None:
+def _angle(rows: Sequence[Row], guard: GuardConfig) -> Finding | None:
     _, values = column(rows, "diag/cosine_teacher")
     if not values:
         return None
-    if values[-1] > COSINE_ALARM:
+    if values[-1] > guard.cosine_above:
         return Finding(
             "alarm",
-            f"Features point the same way: mean cosine {fixed(values[-1], 2)}, above {COSINE_ALARM}. A common vector "
-            "carries most of each feature.",
+            f"Features point the same way: mean cosine {fixed(values[-1], 2)}, above {guard.cosine_above}. A common "
+            "vector carries most of each feature.",
         )
     return Finding(
         "good",
-        f"Features point in different directions: mean cosine {fixed(values[-1], 2)} (alarm above {COSINE_ALARM}).",
+        f"Features point in different directions: mean cosine {fixed(values[-1], 2)} (alarm above "
+        f"{guard.cosine_above}).",
     )
 
 
-def _rank(rows: Sequence[Row]) -> Finding | None:
+def _rank(rows: Sequence[Row], guard: GuardConfig) -> Finding | None:
     at, values = column(rows, "diag/effective_rank_teacher")
     if not values:
         return None
     # what an untrained network has was never learnt
     peak, last = max((v for step, v in zip(at, values, strict=True) if step > 0), default=values[0]), values[-1]
-    if last < (1 - FALL_ALARM) * peak:
+    if last < (1 - guard.fall) * peak:
         return Finding(
             "alarm",
             f"Effective rank has fallen to {significant(last)} from a maximum of {significant(peak)}: dimensions are "
@@ -114,7 +114,7 @@ def _explained(rows: Sequence[Row], terms: Terms) -> Finding | None:
     return Finding("good", f"{terms.hidden.format(percent(last))}{beyond}.")
 
 
-def _joint_fall(rows: Sequence[Row]) -> Finding | None:
+def _joint_fall(rows: Sequence[Row], guard: GuardConfig) -> Finding | None:
     """Loss down by 15 % within 2,000 steps while rank or explained variance lies 30 % below its running maximum."""
     steps, losses = column(rows, "loss")
     watched = {"diag/effective_rank_teacher": "effective rank", "diag/explained_variance": "explained variance"}
@@ -124,24 +124,24 @@ def _joint_fall(rows: Sequence[Row]) -> Finding | None:
         for step, value in zip(at, values, strict=True):
             if step > 0:
                 peak = max(peak, value)
-            window = [v for s, v in zip(steps, losses, strict=True) if step - LOSS_FALL_STEPS <= s <= step]
-            fell = len(window) > 1 and window[-1] < (1 - LOSS_FALL_ALARM) * window[0]
-            if fell and peak > 0 and value < (1 - FALL_ALARM) * peak:
+            window = [v for s, v in zip(steps, losses, strict=True) if step - guard.loss_fall_steps <= s <= step]
+            fell = len(window) > 1 and window[-1] < (1 - guard.loss_fall) * window[0]
+            if fell and peak > 0 and value < (1 - guard.fall) * peak:
                 return Finding(
                     "alarm",
-                    f"At step {step:.0f} the loss fell while the {name} lay more than {percent(FALL_ALARM, 0)} below "
+                    f"At step {step:.0f} the loss fell while the {name} lay more than {percent(guard.fall, 0)} below "
                     "its maximum: the pattern of a partial collapse.",
                 )
     return None
 
 
-def _loss_rise(rows: Sequence[Row], terms: Terms) -> Finding | None:
+def _loss_rise(rows: Sequence[Row], terms: Terms, guard: GuardConfig) -> Finding | None:
     _, losses = column(rows, "loss")
     if len(losses) < 8:
         return None
     tail = sum(losses[-4:]) / 4
     runs = [sum(losses[i : i + 4]) / 4 for i in range(len(losses) - 3)]
-    if tail > (1 + LOSS_RISE_ALARM) * min(runs):
+    if tail > (1 + guard.loss_rise) * min(runs):
         return Finding(
             "open",
             f"The loss ends {percent(tail / min(runs) - 1, 0)} above its minimum. {terms.rise}",

@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from distributed.guard import GuardConfig
 from distributed.report.charts import Chart, Event, Series, Threshold, line_chart
-from distributed.report.collapse import COSINE_ALARM, STD_ALARM, Verdict, judge
+from distributed.report.collapse import Verdict, judge
 from distributed.report.inputs import Missing, Row, RunInputs, column
 from distributed.report.terms import terms_of
 from distributed.report.wording import MINUS, listed
+from pupujepa.config import compose
 
 # an untrained predictor is far below zero, which would flatten all that follows
 LOWEST_EXPLAINED = -0.1
@@ -25,6 +27,20 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """A threshold that the run's guard has: the name of its setting, and the label."""
+
+    setting: str
+    label: str
+    above: bool
+
+    def threshold(self, guard: GuardConfig) -> Threshold:
+        """Returns the line as this run has it."""
+        at = getattr(guard, self.setting)
+        return Threshold(at, self.label.format(at), alarm_above=self.above)
+
+
+@dataclass(frozen=True)
 class _Plan:
     """One chart: which columns it draws and how. A chart without any logged column is left out and named.
 
@@ -34,7 +50,7 @@ class _Plan:
     title: str
     sentence: str
     lines: tuple[tuple[str, str, str], ...]  # (key of the row, label, tone)
-    thresholds: tuple[Threshold, ...] = ()
+    thresholds: tuple[Threshold | Alarm, ...] = ()
     log: bool = False
     include: tuple[float, ...] = ()
     lowest: float = -math.inf
@@ -70,6 +86,19 @@ TRAINING = (
         include=(0.0,),
     ),
     _Plan("Speed", "Crops trained per second over all ranks.", (("crops_per_s", "crops/s", "tone-1"),), include=(0.0,)),
+)
+
+QUALITY = _Plan(
+    "Quality while it trains",
+    "Linear probes of the teacher on a fixed part of the offline benchmark, each by its task's own metric.",
+    (
+        ("probe/key/key_weighted", "key", "tone-1"),
+        ("probe/beats/beat_f1", "beats", "tone-2"),
+        ("probe/instruments/roc_auc", "instruments", "tone-3"),
+        ("probe/tempo/r2", "tempo", "tone-4"),
+        ("probe/collection/accuracy", "collection", "tone-5"),
+        ("probe/mean", "mean", "tone-6"),
+    ),
 )
 
 DIAGNOSTICS = (
@@ -127,14 +156,14 @@ DIAGNOSTICS = (
         "Spread of features",
         "Normalised standard deviation; 1 means that every dimension varies equally.",
         (("diag/std_teacher", "teacher", "tone-1"), ("diag/std_student", "student", "tone-2")),
-        (Threshold(STD_ALARM, f"alarm below {STD_ALARM}", alarm_above=False),),
+        (Alarm("std_below", "alarm below {:g}", above=False),),
         include=(0.0, 1.0),
     ),
     _Plan(
         "Mean cosine",
         "How alike the features of different patches are; 1 means all the same.",
         (("diag/cosine_teacher", "teacher", "tone-1"), ("diag/cosine_student", "student", "tone-2")),
-        (Threshold(COSINE_ALARM, f"alarm above {COSINE_ALARM}", alarm_above=True),),
+        (Alarm("cosine_above", "alarm above {:g}", above=True),),
         include=(0.0, 1.0),
     ),
     _Plan(
@@ -150,7 +179,9 @@ def training_section(run: RunInputs) -> Curves | Missing:
     """Returns the curves of the training itself."""
     if not run.metrics:
         return Missing("metrics.jsonl, the log of the training", "python -m distributed train --preset demo ...")
-    charts, absent = _draw(TRAINING, _with_shares(run.metrics), run)
+    # a run is probed only where there is something to probe it on, so without a curve nothing is missing
+    probed = any("probe/mean" in row for row in run.metrics)
+    charts, absent = _draw((*TRAINING, QUALITY) if probed else TRAINING, _with_shares(run.metrics), run)
     return Curves(charts, absent=absent)
 
 
@@ -161,12 +192,17 @@ def collapse_section(run: RunInputs) -> Curves | Missing:
         return Missing(
             "the diagnostics (rows of metrics.jsonl with diag/ keys)", "python -m distributed train --preset demo ..."
         )
-    return Curves(charts, judge(run.metrics, terms_of(run)), absent)
+    return Curves(charts, judge(run.metrics, terms_of(run), guard_of(run)), absent)
+
+
+def guard_of(run: RunInputs) -> GuardConfig:
+    """Returns the guard's settings of a run; the defaults for one that is older than they are."""
+    return compose(GuardConfig, presets=[run.config.get("guard") or {}])
 
 
 def _draw(plans: Sequence[_Plan], rows: Sequence[Row], run: RunInputs) -> tuple[tuple[Chart, ...], str]:
     charts, absent = [], []
-    phrases, events = asdict(terms_of(run)), _resumes(run)
+    phrases, events, guard = asdict(terms_of(run)), _resumes(run), guard_of(run)
     for plan in plans:
         series = [Series(label, *column(rows, key), tone=tone) for key, label, tone in plan.lines]
         series = [s for s in series if s.x]
@@ -178,7 +214,7 @@ def _draw(plans: Sequence[_Plan], rows: Sequence[Row], run: RunInputs) -> tuple[
                 plan.title,
                 plan.sentence.format_map(phrases),
                 series=series,
-                thresholds=plan.thresholds,
+                thresholds=[t.threshold(guard) if isinstance(t, Alarm) else t for t in plan.thresholds],
                 events=events,
                 log=plan.log,
                 include=plan.include,
@@ -202,4 +238,6 @@ def _with_shares(rows: Sequence[Row]) -> list[Row]:
 
 
 def _resumes(run: RunInputs) -> list[Event]:
-    return [Event(float(r["step"]), "killed, resumed") for r in run.facts.get("resumed") or () if "step" in r]
+    resumed = [Event(float(r["step"]), "killed, resumed") for r in run.facts.get("resumed") or () if "step" in r]
+    sessions = run.facts.get("sessions") or ()
+    return resumed + [Event(float(r["step"]), "rolled back") for s in sessions for r in s.get("rollbacks") or ()]

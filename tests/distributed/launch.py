@@ -66,9 +66,10 @@ def losses(run_dir: Path) -> list[float]:
 def deterministic_rows(run_dir: Path) -> list[dict]:
     """All rows without what a clock measured, and without what workers read again when a run is resumed."""
     timed = ("crops_per_s", "step_s", "data_wait_s")
+    measured = ("data/", "speed/", "memory/")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in row.items() if name not in timed and not name.startswith("data/")}
+        {name: value for name, value in row.items() if name not in timed and not name.startswith(measured)}
         for row in rows
     ]
 

@@ -5,7 +5,8 @@ import pytest
 from distributed.guard import GuardConfig
 from tests.distributed.tiny_training import Recipe, train, without_predictor
 
-GUARD = GuardConfig()
+# the trainings are short
+GUARD = GuardConfig(unexplained_steps=0)
 
 
 def alarms_of(recipe, *, until):

@@ -108,7 +108,7 @@ def test_a_rising_loss_with_falling_probes_is_an_alarm():
 
 def test_a_prediction_that_explains_nothing_is_an_alarm_once_it_had_time():
     """Every run begins there, so the first share of it does not count."""
-    guard = CollapseGuard(GuardConfig(unexplained_after=0.5), total_steps=100)
+    guard = CollapseGuard(GuardConfig(unexplained_after=0.5, unexplained_steps=0), total_steps=100)
     nothing = HEALTHY | {"diag/explained_variance": -0.01}
     assert guard.observe({"step": 49} | nothing) == []
     assert [alarm.name for alarm in guard.observe({"step": 50} | nothing)] == ["unexplained"]

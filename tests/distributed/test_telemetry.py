@@ -2,15 +2,14 @@
 
 import json
 import logging
-import subprocess
-import sys
+import os
+import pty
+import termios
 
 import pytest
 
-from distributed.run_directory import RunDirectory
 from distributed.telemetry import MetricsLog, ProgressSink, TelemetryConfig, read_metrics, wandb_mode
 from pupujepa.errors import UserError
-from tests.distributed.launch import environment
 
 
 def test_rows_come_back_to_the_last_bit(tmp_path):
@@ -79,19 +78,29 @@ def test_plain_lines_where_there_is_no_terminal(caplog):
     ]
 
 
-def test_wandb_continues_under_the_same_id_offline(tmp_path):
-    """Two sessions of a run are one wandb run: same id, offline files in the run directory, no network."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from distributed.run_directory import RunDirectory\n"
-        "from distributed.telemetry import TelemetryConfig, WandbSink\n"
-        "sink = WandbSink(RunDirectory(Path(sys.argv[1])), TelemetryConfig(), mode='offline', settings={'a': 1})\n"
-        "sink.write({'step': 3, 'loss': 0.5}); sink.close()"
-    )
-    run = RunDirectory(tmp_path)
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", code, str(run.root)], check=True, timeout=600, env=environment())
-    run_id = (tmp_path / "wandb-id.txt").read_text().strip()
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert files, "no offline files"
-    assert {path.name for path in files} == {f"run-{run_id}.wandb"}
+def test_a_bar_on_a_terminal(caplog):
+    """There the rows move a bar, and no line is written for each."""
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    with os.fdopen(terminal, "w") as stream, caplog.at_level(logging.INFO):
+        sink = ProgressSink(total_steps=100, first_step=0, stream=stream)
+        sink.write({"step": 9, "loss": 0.5, "crops_per_s": 80.0, "lr": 1e-3, "step_s": 0.2, "data_wait_s": 0.05})
+        sink.close()
+        shown = os.read(controller, 65536).decode()
+    os.close(controller)
+    assert "10/100" in shown
+    assert "loss=0.5000" in shown
+    assert caplog.records == []
+
+
+def test_the_log_is_only_ever_appended_to(tmp_path):
+    """What was written stays as it is, byte for byte, while rows are added and when nothing is cut."""
+    path = tmp_path / "m.jsonl"
+    seen = b""
+    for step in range(3):
+        log = MetricsLog(path, resume_step=step)
+        log.write({"step": step, "loss": 1.0})
+        log.close()
+        assert path.read_bytes().startswith(seen)
+        seen = path.read_bytes()
+    assert seen.count(b"\n") == 3

@@ -2,6 +2,7 @@
 
 import json
 from html import unescape
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,42 @@ def test_the_table_holds_the_numbers_of_the_results(visit, made_run):
             assert float(shown.replace(MINUS, "-")) == pytest.approx(value, abs=5.01e-4)
             read = [float(part.replace(MINUS, "-")) for part in bounds.strip("[]").split(", ")]
             assert read == pytest.approx(limits, abs=5.01e-4)
+
+
+QUALITY = """(() => {
+  const figure = [...document.querySelectorAll("#training figure")].find((f) => f.innerText.includes("Quality while"));
+  return figure && { text: figure.innerText, lines: figure.querySelectorAll("svg .line").length,
+    label: figure.querySelector("svg").getAttribute("aria-label"),
+    width: figure.querySelector("svg .line").getBoundingClientRect().width };
+})()"""
+
+
+def test_a_run_that_was_probed_has_a_curve_of_quality(browser, made_page):
+    """One line per task and their mean, over the steps at which it was probed, ending at the log's last values."""
+    found = browser.visit(made_page.as_uri(), QUALITY).result
+    assert found["lines"] == 6
+    assert found["width"] > 100
+    for label in ("key", "beats", "instruments", "tempo", "collection", "mean"):
+        assert label in found["text"]
+    assert "key ends at 0.7" in found["label"]
+
+
+def test_a_run_that_was_not_probed_lacks_nothing(bare_run, tmp_path):
+    """Neither a curve nor a gap."""
+    rows = [json.loads(line) for line in (bare_run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{key: value for key, value in row.items() if not key.startswith("probe/")} for row in rows]
+    (bare_run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = Path(build_report(bare_run, out=tmp_path / "page.html")).read_text().lower()
+    assert "quality while it trains" not in text
+
+
+def test_thresholds_are_those_of_the_run(bare_run, tmp_path):
+    """The page draws and judges by the guard's settings in config.yaml, as the log does."""
+    with (bare_run / "config.yaml").open("a") as file:
+        file.write("guard:\n  std_below: 0.99\n")
+    text = Path(build_report(bare_run, out=tmp_path / "page.html")).read_text()
+    assert "alarm below 0.99" in text
+    assert "below 0.99." in text, "the verdict says so too"
 
 
 def test_the_headline_counts_the_gains(visit):

@@ -1,0 +1,136 @@
+"""How fast a run is: crops, tokens and hours of audio per time, the share of the device's peak, step times, memory."""
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pupujepa.cost import training_cost
+from pupujepa.frontend import FrontendConfig
+from pupujepa.masks import MaskConfig
+from pupujepa.model import ModelConfig
+from pupujepa.objective import ObjectiveConfig
+
+TERA = 1e12
+PERCENTILES = (50, 95, 99)
+# dense bf16, TFLOP/s, from NVIDIA's data sheets; the first name that is part of the device's counts
+PEAK_BF16_TFLOPS = {
+    "B200": 2250.0,
+    "GH200": 989.4,
+    "H200": 989.4,
+    "H100 PCIe": 756.5,
+    "H100 NVL": 835.5,
+    "H100": 989.4,
+    "H800": 989.4,
+    "A100": 312.0,
+    "A800": 312.0,
+    "A10G": 70.0,
+    "A40": 149.7,
+    "L40S": 362.0,
+    "RTX A6000": 154.8,
+    "RTX 4090": 165.2,
+}
+
+
+@dataclass
+class Pace:
+    """Time spent in training steps and waiting for data, without diagnostics, probes and checkpoints."""
+
+    step_s: list[float] = field(default_factory=list)
+    waited_s: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float, waited_s: float) -> None:
+        """Counts one step."""
+        self.step_s.append(seconds)
+        self.steps += 1
+        self.seconds += seconds
+        self.waited_s += waited_s
+
+    def percentiles(self) -> dict[str, float]:
+        """Returns `speed/step_s_p50` and so on, over the steps since the object was made."""
+        values = np.percentile(self.step_s, PERCENTILES)
+        return {f"speed/step_s_p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)}
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a crop is, for rates: its tokens, its seconds of audio, its operations, and the peak of all devices.
+
+    peak_flops: operations per second of all ranks together; 0 where it is not known.
+    """
+
+    global_batch: int
+    tokens_per_crop: int
+    seconds_per_crop: float
+    flops_per_crop: int
+    peak_flops: float = 0.0
+
+    def rates(self, window: Pace) -> dict[str, float]:
+        """Returns what a row says of the speed since the row before."""
+        crops_per_s = window.steps * self.global_batch / window.seconds
+        rates = {
+            "crops_per_s": crops_per_s,
+            "step_s": window.seconds / window.steps,
+            "data_wait_s": window.waited_s / window.steps,
+            "speed/tokens_per_s": crops_per_s * self.tokens_per_crop,
+            "speed/audio_hours_per_hour": crops_per_s * self.seconds_per_crop,
+        }
+        if self.peak_flops:
+            rates["speed/mfu"] = crops_per_s * self.flops_per_crop / self.peak_flops
+        return rates | window.percentiles()
+
+
+def yardstick(
+    model: ModelConfig,
+    masks: MaskConfig,
+    objective: ObjectiveConfig,
+    *,
+    frontend: FrontendConfig,
+    global_batch: int,
+    peak_flops: float,
+) -> Yardstick:
+    """Returns the yardstick of a run; operations are counted from the model's description (pupujepa/cost.py)."""
+    return Yardstick(
+        global_batch,
+        tokens_per_crop=model.num_patches,
+        seconds_per_crop=model.crop_frames * frontend.hop_samples / frontend.sample_rate_hz,
+        flops_per_crop=training_cost(model, masks, objective).total,
+        peak_flops=peak_flops,
+    )
+
+
+def peak_flops_of(device_name: str, *, precision: str, given_tflops: float = 0.0) -> float:
+    """Returns the peak of one device in operations per second, 0 where it is not known.
+
+    Args:
+        device_name: as CUDA says it; "" for a CPU.
+        precision: of the computation; the table holds bf16 alone.
+        given_tflops: by the user, who is believed; 0 looks the device up.
+    """
+    if given_tflops:
+        return given_tflops * TERA
+    if precision != "bf16" or not device_name:
+        return 0.0
+    return TERA * next((peak for name, peak in PEAK_BF16_TFLOPS.items() if name in device_name), 0.0)
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Returns the most that any rank uses, in bytes; all ranks call it together.
+
+    `memory/rss_bytes`: of the host, the largest since the process began. `memory/accelerator_peak_bytes`: allocated at
+    once since the run began; absent on CPU.
+    """
+    # Linux counts it in KiB, macOS in bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    own: Mapping[str, int] = {"memory/rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        own = {**own, "memory/accelerator_peak_bytes": torch.cuda.max_memory_allocated(device)}
+    most = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return dict(zip(own, most.tolist(), strict=True))
