@@ -72,7 +72,6 @@ class CheckpointStore:
     Args:
         place: where they lie; a path is a directory that all ranks share.
         keep: how many of the newest stay, where there is no `config`.
-        fence: the generation that this start of the run has taken; without one nothing is fenced.
         metrics: the run's metrics.jsonl, for `keep_best`.
     """
 
@@ -83,15 +82,15 @@ class CheckpointStore:
         *,
         keep: int = 2,
         config: CheckpointConfig | None = None,
-        fence: Fence | None = None,
         metrics: Path | None = None,
     ):
-        generation = fence.generation if fence else None
-        self.place: Place = SharedDirectory(place, generation=generation) if isinstance(place, Path) else place
-        self.topology, self.fence = topology, fence
+        self.place: Place = SharedDirectory(place) if isinstance(place, Path) else place
+        self.topology = topology
+        self.fence: Fence | None = None
         self.config = config or CheckpointConfig(keep=keep)
         self.last: Checkpoint | None = None
         self.refused: list[str] = []
+        self.longest_save_s = 0.0
         self._metrics = metrics
         self._task = BackgroundTask()
         self._flight: _Flight | None = None
@@ -101,6 +100,10 @@ class CheckpointStore:
         """Of a directory that all ranks share."""
         assert isinstance(self.place, SharedDirectory), "an object store has no path"
         return self.place.root
+
+    def write_as(self, fence: Fence) -> None:
+        """Writes as this generation of the run from now on; a store that is never told so is not fenced."""
+        self.fence, self.place.generation = fence, fence.generation
 
     def save(self, step: int, write: Write, facts: dict[str, Any]) -> Checkpoint:
         """Makes the checkpoint of `step` and waits for it, as `begin` and `finish` do."""
@@ -270,12 +273,17 @@ class CheckpointStore:
         manifest = parse_manifest(text.encode(), step_name(flight.step))
         self.last = Checkpoint(self.place.path(flight.step), flight.step, manifest.facts, manifest.digest)
         self._discard(flight.step)
-        logger.info("saved %s, %.1f s after it was begun", self.last.name, time.monotonic() - flight.begun)
+        seconds = time.monotonic() - flight.begun
+        self.longest_save_s = max(self.longest_save_s, seconds)
+        logger.info("saved %s in %.1f s", self.last.name, seconds)
 
     def _failed(self, step: int, failure: Outcome) -> None:
         self._discard(step)
         if failure.superseded:
             raise SupersededError(failure.error)
+        if self.fence is not None:
+            # a newer start has removed what this one was writing, maybe
+            self.fence.near.require_current()
         said = f"{step_name(step)} could not be written: {failure.error}; the newest whole one is {self._older()}"
         if self.config.on_failure == STOP:
             raise CheckpointError(f"{said}; mend this and run the same command again, which continues from there")

@@ -82,9 +82,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise CheckpointError(
             f"checkpoint {where} has format version {version}, this code reads {' and '.join(map(str, _READ_VERSIONS))}"
         )
-    if version > 1 and render_manifest({k: v for k, v in facts.items() if k != "format_version"}, files) != (
-        content.decode()
-    ):
+    told = {key: value for key, value in facts.items() if key != "format_version"}
+    if version > 1 and render_manifest(told, files).encode() != content:
         raise CheckpointError(f"checkpoint {where} has a damaged {MANIFEST_NAME}: its own digest does not fit it")
     return Manifest(facts, files, sha256(content).hexdigest())
 

@@ -36,8 +36,9 @@ class ObjectPrefix:
         staging: a directory of this machine, where files wait for their upload and downloads for their reader.
     """
 
-    def __init__(self, url: str, *, staging: Path, generation: int | None = None):
-        self.store, self.staging, self.generation = open_store(url), staging, generation
+    def __init__(self, url: str, *, staging: Path):
+        self.store, self.staging = open_store(url), staging
+        self.generation: int | None = None
 
     def temporary(self, step: int) -> Path:
         """Such as STAGING/step-0000100-g3.tmp."""

@@ -30,7 +30,12 @@ _UNFINISHED = re.compile(r"step-\d{7,}(?:-g(\d+))?(?:\.tmp|\.deleted)")
 
 
 class Place(Protocol):
-    """What a CheckpointStore needs of a place; `prepare`, `commit` and `delete` are for rank 0 alone."""
+    """What a CheckpointStore needs of a place; `prepare`, `commit` and `delete` are for rank 0 alone.
+
+    generation: of the start of the run that writes there; see fencing.py.
+    """
+
+    generation: int | None
 
     def temporary(self, step: int) -> Path:
         """The local directory that a checkpoint is written into."""
@@ -67,10 +72,11 @@ class Place(Protocol):
 
 
 class SharedDirectory:
-    """Checkpoints in a directory. `generation` is that of the run's start that writes; see fencing.py."""
+    """Checkpoints in a directory."""
 
-    def __init__(self, root: Path, *, generation: int | None = None):
-        self.root, self.generation = root, generation
+    def __init__(self, root: Path):
+        self.root = root
+        self.generation: int | None = None
 
     def temporary(self, step: int) -> Path:
         """Such as step-0000100-g3.tmp."""

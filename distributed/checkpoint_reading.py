@@ -28,20 +28,20 @@ class Inspection:
 
 
 def place_of(
-    directory: RunDirectory, url: str = "", *, topology: Topology = _ALONE, generation: int | None = None
+    directory: RunDirectory, url: str = "", *, topology: Topology = _ALONE, staging: Path | None = None
 ) -> Place:
     """Where the checkpoints of a run lie.
 
     Args:
         url: checkpoint.url of its configuration.
         topology: of the caller; each machine has files of its own for what lies in an object store.
-        generation: of the start of the run that will write there.
+        staging: for those files, of a reader who must not meet the training's.
     """
     if url and "://" in url:
         # two nodes may be one machine, so its name is not enough
         node = f"{socket.gethostname()}-{topology.rank - topology.local_rank}"
-        return ObjectPrefix(url, staging=directory.checkpoints / f"staging-{node}", generation=generation)
-    return SharedDirectory(Path(url) if url else directory.checkpoints, generation=generation)
+        return ObjectPrefix(url, staging=staging or directory.checkpoints / f"staging-{node}")
+    return SharedDirectory(Path(url) if url else directory.checkpoints)
 
 
 def committed(place: Path | Place, *, step: int | None = None) -> Checkpoint:

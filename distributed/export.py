@@ -11,6 +11,7 @@ Read it back with pupujepa.weights.load(DIR), or python -m pupujepa embed DIR so
 
 import argparse
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distributed.checkpoint import Checkpoint, committed
+from distributed.checkpoint_reading import place_of
 from distributed.experiment import Experiment
+from distributed.list_checkpoints import checkpoint_settings
 from distributed.run_directory import RunDirectory
 from distributed.session_state import CONFIG_NAME, ENGINE_FOLDER, TEACHER_NAME, read_frontend
 from distributed.telemetry import configure_logging
@@ -41,9 +44,12 @@ def run(args: argparse.Namespace) -> int:
     """Reads a checkpoint, verified, and writes the release."""
     configure_logging(rank=0)
     directory = RunDirectory(args.run_dir)
-    checkpoint = committed(directory.checkpoints, step=args.step)
-    path = write_release(model_of(checkpoint), args.out or directory.export, checkpoint=checkpoint)
-    logger.info("wrote %s from %s", path, checkpoint.path)
+    # a folder of checkpoints without its config.yaml can be exported too
+    url = checkpoint_settings(directory).url if directory.config.is_file() else ""
+    with tempfile.TemporaryDirectory(prefix="pupujepa-") as staging:
+        checkpoint = committed(place_of(directory, url, staging=Path(staging)), step=args.step)
+        path = write_release(model_of(checkpoint), args.out or directory.export, checkpoint=checkpoint)
+    logger.info("wrote %s from %s of %s", path, checkpoint.name, url or directory.checkpoints)
     return 0
 
 

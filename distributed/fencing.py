@@ -15,13 +15,14 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from data.store import MissingObjectError, Store, open_store
+from distributed.wandb_log import FINISHED
 from pupujepa.errors import UserError
 
 GENERATIONS = "generations"
@@ -33,11 +34,20 @@ class SupersededError(UserError):
 
 @dataclass(frozen=True)
 class Fence:
-    """The generation that this start of a run has taken, at `url`."""
+    """The generation that this start of a run has taken, in `store`.
 
-    url: str
+    beside: the one that it has taken in its run directory, where the checkpoints lie elsewhere.
+    """
+
+    store: Store
     generation: int
     token: str
+    beside: "Fence | None" = None
+
+    @property
+    def near(self) -> "Fence":
+        """The one on a file system, which answers at once."""
+        return self.beside or self
 
     def require_current(self) -> None:
         """Returns if no newer start of the run exists.
@@ -46,12 +56,13 @@ class Fence:
             SupersededError: there is one, which is named.
             StoreError: the store cannot be asked.
         """
-        store = open_store(self.url)
-        newest = max(generations(store), default=0)
-        by = read_generation(store, newest)
+        if self.beside is not None:
+            self.beside.require_current()
+        newest = max(generations(self.store), default=0)
+        by = read_generation(self.store, newest)
         if newest > self.generation or by.get("token") != self.token:
             raise SupersededError(
-                f"generation {self.generation} of the run at {self.url} is over: generation {newest} was started"
+                f"generation {self.generation} of the run at {self.store.url} is over: generation {newest} was started"
                 f"{_where(by)}; this process (pid {os.getpid()} on {socket.gethostname()}) is a leftover and writes "
                 f"nothing any more; end it if it does not end by itself"
             )
@@ -61,13 +72,14 @@ class FencedSink:
     """The first of a run's sinks: stops a leftover before it appends a row to metrics.jsonl."""
 
     def __init__(self, fence: Fence):
-        self._fence = fence
+        # a row is no reason to ask an object store
+        self._fence = fence.near
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Raises SupersededError when the run was started again since."""
         self._fence.require_current()
 
-    def close(self) -> None:
+    def close(self, outcome: str = FINISHED) -> None:
         """Nothing is held."""
 
 
@@ -94,16 +106,21 @@ def take_generation(root: Path | str, *, facts: Mapping[str, Any]) -> Fence:
                 f"room there, or choose another --run-dir"
             ) from error
         if made and read_generation(store, number).get("token") == token:
-            return Fence(store.url, number, token)
+            return Fence(store, number, token)
 
 
-def take_together(root: Path | str, *, is_first: bool, facts: Mapping[str, Any]) -> Fence:
-    """Takes a generation for all ranks of a start, which call this together."""
-    shared = [take_generation(root, facts=facts) if is_first else None]
+def take_together(root: Path | str, *, is_first: bool, facts: Mapping[str, Any], beside: Fence | None = None) -> Fence:
+    """Takes a generation for all ranks of a start, which call this together; see `take_generation`."""
+    shared: list[Any] = [None]
+    if is_first:
+        try:
+            shared = [take_generation(root, facts=facts)]
+        except UserError as error:
+            shared = [str(error)]
     dist.broadcast_object_list(shared, src=0)
-    fence = shared[0]
-    assert fence is not None
-    return fence
+    if isinstance(shared[0], str):
+        raise UserError(shared[0])
+    return replace(shared[0], beside=beside)
 
 
 def generations(store: Store) -> list[int]:
@@ -124,4 +141,4 @@ def _name(number: int) -> str:
 
 
 def _where(by: Mapping[str, Any]) -> str:
-    return f" on {by['host']} (pid {by['pid']}) at {by['time']}" if by else ""
+    return f" on {by['host']} (pid {by['pid']}) at {by['time']}" if by.get("host") else ""

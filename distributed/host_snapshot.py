@@ -34,9 +34,13 @@ class HostSnapshot:
         """Begins a new snapshot; the one before must have been written, or is dropped."""
         self._states, self._used = [], 0
 
-    def add(self, state: Any, path: Path | str) -> None:
-        """Copies what `torch.save`, or safetensors by the name's suffix, will write to `path`."""
-        self._states.append((self._copied(state, {}) if self._copies else state, Path(path)))
+    def add(self, state: Any, path: Path | str, *, owned: bool = False) -> None:
+        """Copies what is to be written to `path`: text as it is, the rest by torch.save or, by its suffix, safetensors.
+
+        Args:
+            owned: the state is a copy already, which nobody will change.
+        """
+        self._states.append((state if owned or not self._copies else self._copied(state, {}), Path(path)))
         if torch.cuda.is_available():
             self._ordered = torch.cuda.Event()
             self._ordered.record()
@@ -105,11 +109,14 @@ def snapshot_save(snapshot: HostSnapshot) -> Any:
 
 
 def write_state_file(state: Any, path: Path) -> None:
-    """Writes a state by torch.save, or by safetensors where the name ends so.
+    """Writes text, or a state by safetensors where the name ends so and by torch.save elsewhere.
 
     Raises:
         OSError: also where the libraries hide it behind errors of their own.
     """
+    if isinstance(state, str):
+        path.write_text(state)
+        return
     if path.suffix == ".safetensors":
         try:
             save_file(state, path)

@@ -1,109 +1,132 @@
 """Loading a checkpoint into an engine, also one with another number of ranks or another ZeRO stage.
 
-DeepSpeed's own files fit the world and stage that wrote them. For any other they are first converted, by DeepSpeed's
-tool, to a universal checkpoint: one float32 slice per parameter and optimiser state. The conversion is thrown away once
-it is loaded; the next checkpoint has the new world's own files.
+DeepSpeed loads the files of the same world and stage. Its own conversion of others writes a second checkpoint first,
+keeps to its families of stages, and gives torch's AdamW one shared step and the first group's settings to all. Here
+every rank takes its part of each parameter's weights and moments straight from the files, from any stage into any.
 """
 
-import logging
-import shutil
-import subprocess
-import sys
+import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from distributed.checkpoint import Checkpoint, CheckpointError
+from distributed.saved_engine import MOMENTS, WEIGHTS, SavedEngine
 from distributed.session import Session
 from distributed.session_state import ENGINE_FOLDER
-
-_CONVERSION = "resharded.tmp"
-_TIMEOUT_S = 3600
-# stages whose files DeepSpeed converts into each other
-_CONVERTIBLE = ((0,), (1, 2), (3,))
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an engine loads from, and what its JSON needs for that."""
+    """What an engine loads. same: DeepSpeed's own loading fits. ds_config: what its JSON needs for that."""
 
-    directory: Path
-    tag: str = ENGINE_FOLDER
+    found: Checkpoint
+    same: bool
     ds_config: dict[str, Any] = field(default_factory=dict)
-    temporary: bool = False
 
 
 def loadable(found: Checkpoint, session: Session) -> Source:
-    """Returns what the engine of this session can load for `found`; all ranks together.
-
-    Raises:
-        CheckpointError: it was saved at a ZeRO stage that cannot be converted to this session's.
-    """
-    world_size, stage = found.facts["world_size"], found.facts["zero_stage"]
+    """Returns how the engine of this session loads `found`."""
+    saved = (found.facts["world_size"], found.facts["zero_stage"])
     now = (session.topology.world_size, session.experiment.engine.zero_stage)
-    if (world_size, stage) == now or stage == now[1] == 0:
-        # at stage 0 every rank holds everything, so the number of ranks does not matter
-        return Source(found.path)
-    family = next(family for family in _CONVERTIBLE if stage in family)
-    if now[1] not in family:
-        raise CheckpointError(
-            f"{found.name} was saved at ZeRO stage {stage} and cannot be continued at stage {now[1]}, because "
-            f"DeepSpeed does not convert between them; use engine.zero_stage={' or '.join(map(str, family))}, with any "
-            f"number of ranks"
-        )
-    target = found.path.parent / _CONVERSION
-    if session.topology.is_first:
-        logger.info("resharding %s from %d ranks at stage %d to %d at stage %d", found.name, world_size, stage, *now)
-        _convert(found.path / ENGINE_FOLDER, target / ENGINE_FOLDER, stage=stage)
-    dist.barrier()
-    return Source(target, ds_config={"checkpoint": {"load_universal": True}}, temporary=True)
+    # at stage 0 every rank holds everything, so the number of ranks does not matter
+    return Source(found, same=saved == now or saved[1] == now[1] == 0)
 
 
 def load_engine(engine: Any, source: Source, session: Session) -> None:
     """Loads weights and optimiser; all ranks together.
 
     Raises:
-        CheckpointError: DeepSpeed did not find what the manifest says is there.
+        CheckpointError: what the manifest says is there does not fit the model.
     """
-    decay_of_groups = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    path, _ = engine.load_checkpoint(str(source.directory), tag=source.tag)
-    if source.temporary:
-        _repair_optimizer(engine, decay_of_groups)
-    if path is None:
-        raise CheckpointError(f"DeepSpeed could not load {source.tag} from {source.directory}")
+    if source.same:
+        path, _ = engine.load_checkpoint(str(source.found.path), tag=ENGINE_FOLDER)
+        if path is None:
+            raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {source.found.path}")
+    else:
+        take_apart(engine, source.found)
     dist.barrier()
-    if source.temporary and session.topology.is_first:
-        shutil.rmtree(source.directory)
 
 
-def _repair_optimizer(engine: Any, decay_of_groups: list[float]) -> None:
-    """Puts right what DeepSpeed 0.19's universal loading under stage 3 does to torch's AdamW.
+def take_apart(engine: Any, found: Checkpoint) -> None:
+    """Puts this rank's part of a checkpoint into a new engine; all ranks together."""
+    stage = engine.zero_optimization_stage()
+    names = {id(p): name for name, p in engine.module.named_parameters()}
+    groups = _GROUPS[stage](engine.optimizer)
+    saved = SavedEngine(
+        found.path / ENGINE_FOLDER,
+        world_size=found.facts["world_size"],
+        stage=found.facts["zero_stage"],
+        order=[names[id(p)] for group in groups for p in group],
+    )
+    _TAKE[stage](engine.optimizer, groups, names=names, saved=saved)
+    engine.global_steps = found.step
+    engine.global_samples = found.step * engine.train_batch_size()
 
-    It gives all parameters one and the same `step` tensor, which then counts once per parameter, and all groups the
-    settings of the first, so that biases and norms would decay.
-    """
-    for group, decay in zip(engine.optimizer.param_groups, decay_of_groups, strict=True):
-        group["weight_decay"] = decay
-    for state in engine.optimizer.optimizer.state.values():
-        if torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()
+
+@torch.no_grad()
+def _take_all(optimizer: Any, groups: list[list[Tensor]], *, names: dict[int, str], saved: SavedEngine) -> None:
+    """Stage 0: every rank has all of it."""
+    for parameter in (p for group in groups for p in group):
+        name = names[id(parameter)]
+        parameter.copy_(saved.whole(name, WEIGHTS).view_as(parameter))
+        moments = {key: torch.empty_like(parameter).copy_(saved.whole(name, key).view_as(parameter)) for key in MOMENTS}
+        optimizer.state[parameter] = {"step": saved.optimizer_steps.clone(), **moments}
 
 
-def _convert(source: Path, target: Path, *, stage: int) -> None:
-    shutil.rmtree(target.parent, ignore_errors=True)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(source), "--output_folder", str(target)]
-    if stage < 3:
-        # stages 1 and 2 do not write the table that the tool asks for
-        command.append("--inject_missing_state")
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    if done.returncode:
-        raise CheckpointError(
-            f"{source} could not be converted for another number of ranks or ZeRO stage; start with those it was saved "
-            f"with, or see what DeepSpeed said:\n{done.stderr[-2000:]}"
-        )
+@torch.no_grad()
+def _take_of_groups(zero: Any, groups: list[list[Tensor]], *, names: dict[int, str], saved: SavedEngine) -> None:
+    """Stages 1 and 2: each rank has a stretch of all parameters of a group, laid end to end."""
+    for group, settings in zip(groups, zero.optimizer.param_groups, strict=True):
+        (flat,) = settings["params"]
+        parts = {WEIGHTS: flat.data, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        for parameter in group:
+            if parameter._hp_mapping is None:  # type: ignore[attr-defined]  # all of it lies on other ranks
+                continue
+            here = parameter._hp_mapping.get_hp_fragment_address()  # type: ignore[attr-defined]
+            there = parameter._hp_mapping.lp_fragment_address  # type: ignore[attr-defined]
+            for key, part in parts.items():
+                whole = saved.whole(names[id(parameter)], key)
+                part.narrow(0, here.start, here.numel).copy_(whole.narrow(0, there.start, there.numel))
+        zero.optimizer.state[flat] = {"step": saved.optimizer_steps.clone(), **{key: parts[key] for key in MOMENTS}}
+    zero.update_lp_params()
+
+
+@torch.no_grad()
+def _take_of_parameters(zero: Any, groups: list[list[Tensor]], *, names: dict[int, str], saved: SavedEngine) -> None:
+    """Stage 3: each rank has a stretch of every parameter, filled up with zeros to the same length on all ranks."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    for number, (group, flat) in enumerate(zip(groups, zero.fp32_partitioned_groups_flat, strict=True)):
+        parts = {WEIGHTS: flat.data, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        start = 0
+        for parameter in group:
+            numel = parameter.ds_numel  # type: ignore[attr-defined]
+            each = math.ceil(numel / world_size)
+            own = max(0, min(each, numel - rank * each))
+            for key, part in parts.items():
+                whole = saved.whole(names[id(parameter)], key)
+                part.narrow(0, start, each).zero_()
+                part.narrow(0, start, own).copy_(whole.narrow(0, min(rank * each, numel), own))
+            start += each
+        zero.optimizer.state[flat] = {"step": saved.optimizer_steps.clone(), **{key: parts[key] for key in MOMENTS}}
+        # the partitions that the forward pass gathers are views into this one
+        zero.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
+        partitions = zero.fp16_partitioned_groups[number]
+        for partition, value in zip(partitions, zero.unflatten(zero.fp16_partitioned_groups_flat[number], partitions)):
+            partition.data = value.data
+    if zero.persistent_parameters:
+        # small ones stay gathered
+        zero.persistent_parameters[0].partition(zero.persistent_parameters)
+        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+_GROUPS = {
+    0: lambda optimizer: [group["params"] for group in optimizer.param_groups],
+    1: lambda zero: zero.bit16_groups,
+    2: lambda zero: zero.bit16_groups,
+    3: lambda zero: zero.fp16_groups,
+}
+_TAKE = {0: _take_all, 1: _take_of_groups, 2: _take_of_groups, 3: _take_of_parameters}

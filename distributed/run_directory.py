@@ -24,8 +24,8 @@ class RunDirectory:
     def __post_init__(self):
         if "://" in str(self.root):
             raise RunDirectoryError(
-                f"--run-dir {self.root} is a URL: checkpoints are written with rename and fsync, which object stores "
-                f"lack; give a directory that all nodes share"
+                f"--run-dir {self.root} is a URL: logs are appended to and locked, which object stores cannot do; give "
+                f"a directory that all nodes share, and checkpoint.url={self.root} if checkpoints belong there"
             )
 
     @property

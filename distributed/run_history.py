@@ -4,10 +4,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed.checkpoint import POINTER_NAME, Checkpoint
+from distributed.checkpoint import Checkpoint
+from distributed.checkpoint_place import Place
+from distributed.checkpoint_reading import place_of
 from distributed.experiment import Experiment, differences
 from distributed.run_directory import RunDirectory, RunDirectoryError, write_atomically, write_json
 from distributed.session import Session
@@ -27,7 +30,8 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
     Raises:
         RunDirectoryError: with the first differences, or what is missing.
     """
-    holds_checkpoints = directory.checkpoints.is_dir() and any(directory.checkpoints.glob("step-*"))
+    place = place_of(directory, experiment.checkpoint.url)
+    holds_checkpoints = bool(place.steps())
     if fresh and (directory.config.exists() or holds_checkpoints):
         raise RunDirectoryError(
             f"--fresh was asked for, but {directory.root} holds a run, which would be lost; choose another --run-dir, "
@@ -47,36 +51,39 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
             f"{directory.root} holds another run: {'; '.join(changed[:_SHOWN_DIFFERENCES])}{more}; going on would mix "
             f"the two: choose another --run-dir, or give the settings that the run was started with"
         )
-    _require_checkpoints_still_there(directory, experiment, holds_checkpoints=holds_checkpoints)
+    if not holds_checkpoints:
+        _require_none_was_made(directory, experiment, place)
 
 
-def _require_checkpoints_still_there(
-    directory: RunDirectory, experiment: Experiment, *, holds_checkpoints: bool
-) -> None:
-    if holds_checkpoints:
-        return
+def _require_none_was_made(directory: RunDirectory, experiment: Experiment, place: Place) -> None:
     rows = read_metrics(directory.metrics)
     trained = rows[-1]["step"] if rows else 0
     begun = experiment.branch.step
-    if (directory.checkpoints / POINTER_NAME).exists() or trained > begun + experiment.checkpoint.every:
+    if place.latest() is not None or trained > begun + experiment.checkpoint.every:
         raise RunDirectoryError(
             f"{directory.root} was trained to step {trained}, but its checkpoints are gone, and training does not "
             f"begin again over the log of a run; restore them, or choose another --run-dir"
         )
 
 
-def begin_session(session: Session, found: Checkpoint | None) -> None:
-    """Notes the start of a session, and says what it starts from. Rank 0 alone."""
+def begin_session(session: Session, found: Checkpoint | None, *, refused: Sequence[str] = ()) -> None:
+    """Notes the start of a session, and says what it starts from. Rank 0 alone.
+
+    Args:
+        refused: what was wrong with newer checkpoints than `found`.
+    """
     directory, experiment = session.directory, session.experiment
     sessions = read_sessions(directory)
     write_atomically(directory.config, to_yaml(experiment))
-    started = {
+    started: dict[str, Any] = {
         "step": found.step if found else 0,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ranks": session.topology.world_size,
         "zero_stage": experiment.engine.zero_stage,
         "command": " ".join(sys.argv[1:]),
     }
+    if refused:
+        started["refused"] = list(refused)
     if found and experiment.branch.step and not sessions:
         parent = {"run": experiment.branch.parent, "checkpoint": found.name, "digest": found.digest}
         started["branched_from"] = parent

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from data.stream import Stream, StreamState
+from distributed.host_snapshot import HostSnapshot
 from distributed.teacher import Teacher
 from pupujepa.frontend import FrontendConfig
 
@@ -17,18 +18,21 @@ STATE_NAME = "state.json"
 CONFIG_NAME = "config.yaml"
 
 
-def write_state(directory: Path, *, rank: int, stream: Stream, teacher: Teacher, config_yaml: str) -> None:
-    """Writes this rank's part; the file names tell the checkpoint store whose they are. All ranks together."""
-    torch.save(random_states(), _random_path(directory, rank))
-    teacher.save(directory / TEACHER_NAME, writes=rank == 0)
+def snapshot_state(
+    snapshot: HostSnapshot, directory: Path, *, rank: int, stream: Stream, teacher: Teacher, config_yaml: str
+) -> None:
+    """Takes a copy of this rank's part; the file names tell the checkpoint store whose they are. All ranks together."""
+    snapshot.add(random_states(), _random_path(directory, rank))
+    of_teacher = teacher.state(keep=rank == 0)
     if rank == 0:
+        snapshot.add(of_teacher, directory / TEACHER_NAME, owned=True)
         state = {"stream": asdict(stream.state()), "frontend": dict(stream.corpora.frontend)}
-        (directory / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n")
-        (directory / CONFIG_NAME).write_text(config_yaml)
+        snapshot.add(json.dumps(state, indent=2) + "\n", directory / STATE_NAME)
+        snapshot.add(config_yaml, directory / CONFIG_NAME)
 
 
 def read_state(directory: Path, *, rank: int, stream: Stream, teacher: Teacher) -> None:
-    """Puts stream, teacher and random generators where `write_state` found them.
+    """Puts stream, teacher and random generators where `snapshot_state` found them.
 
     Raises:
         StreamError: the shards or the order's settings are others.

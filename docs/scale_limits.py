@@ -77,9 +77,9 @@ def limits() -> str:
         ),
         (
             "checkpoints",
-            f"every 2,000 steps are {in_words(2000 * tiny.step_s)} apart for Tiny on 512 GPUs, and training waits "
-            "while they are written",
-            "checkpoint.every in minutes: about 20,000 steps there; writing in the background (not built)",
+            f"every 2,000 steps are {in_words(2000 * tiny.step_s)} apart for Tiny on 512 GPUs, and the next one "
+            "waits for the one that is being written",
+            "checkpoint.every in minutes: about 20,000 steps there",
         ),
         (
             "cores",

@@ -1,7 +1,9 @@
-"""Shards that whole trainings run on."""
+"""Shards that whole trainings run on, and a process group of one."""
 
 import pytest
+import torch
 
+from distributed.topology import Topology, process_group
 from tests.data.shardsets import build_shard_set
 
 
@@ -11,3 +13,10 @@ def shards(tmp_path_factory):
     url = tmp_path_factory.mktemp("shards") / "train"
     build_shard_set(str(url), (16, 16, 16, 16), num_frames=lambda number: 64 + number % 9)
     return str(url)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """A process group of this process alone, which collective operations need."""
+    with process_group(Topology(), timeout_s=300, device=torch.device("cpu")):
+        yield

@@ -10,22 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from distributed.checkpoint import CheckpointError, CheckpointStore, committed
-from distributed.checkpoint_files import owner
-from distributed.topology import Topology, process_group
+from distributed.checkpoint_files import owner, parse_manifest
+from distributed.topology import Topology
 
 
 class CrashError(Exception):
     """Stands for a kill at one point."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with process_group(Topology(), timeout_s=30, device=torch.device("cpu")):
-        yield
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture
@@ -110,6 +106,26 @@ def test_a_damaged_manifest_is_passed_over(store, caplog, text):
     (store.root / "step-0000010" / "manifest.json").write_text(text)
     assert store.newest_whole().step == 5
     assert "step-0000010" in caplog.text
+
+
+def test_no_bit_of_a_manifest_can_be_flipped(store):
+    """The manifest vouches for itself: any bit of it flipped makes the checkpoint damaged, also in its spaces."""
+    saved = store.save(5, writer(), {"world_size": 1})
+    content = (saved.path / "manifest.json").read_bytes()
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        with pytest.raises(CheckpointError, match=r"manifest\.json|format version"):
+            parse_manifest(bytes(flipped), "step-0000005")
+
+
+def test_checkpoints_of_the_first_format_are_read(store):
+    """A manifest without a digest of its own, as earlier versions wrote it, is still a manifest."""
+    saved = store.save(5, writer(), {"world_size": 1})
+    manifest = json.loads((saved.path / "manifest.json").read_text())
+    del manifest["manifest_sha256"]
+    (saved.path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}, indent=2) + "\n")
+    assert store.newest_whole().facts["world_size"] == 1
 
 
 def test_when_none_is_whole_nothing_starts_from_zero(store):

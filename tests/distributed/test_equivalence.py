@@ -4,13 +4,14 @@ The runs are made once, in three launches; each test looks at some of them.
 """
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from data.tally import COUNTED
-from distributed.checkpoint import committed
+from distributed.checkpoint import CheckpointError, committed
 from distributed.export import model_of
 from pupujepa import weights
 from tests.distributed.launch import deterministic_rows, interrupted_copy, losses, run_jobs
@@ -54,8 +55,13 @@ def resumed(runs, shards):
     on_two = [job("two-bf16", "two-bf16", zero(2), "engine.precision=bf16", "stream.workers=1")]
     on_two.append(job("two-1-to-2", "two-1", zero(2)))
     on_two.append({"run_dir": str(runs / "two-stopped"), "url": shards, "overrides": [zero(1)]})
+    on_two.append(job("one-to-two", "one-2", zero(2)))
+    on_two += [job(f"two-{old}-to-{new}", f"two-{old}", zero(new)) for old, new in ((0, 1), (3, 0), (3, 2))]
     on_two += [job(f"two-{stage}", f"two-{stage}", zero(stage)) for stage in STAGES]
+    on_two.append(job("two-2-to-3", "two-2", zero(3)))
     run_jobs(root / "two.json", on_two, ranks=2)
+    on_four = [job("two-2-to-four-1", "two-2", zero(1)), job("two-2-to-four-3", "two-2", zero(3))]
+    run_jobs(root / "four.json", on_four, ranks=4)
     on_one = [job(f"one-{stage}", f"two-{stage}", zero(stage)) for stage in STAGES]
     run_jobs(root / "one.json", on_one, ranks=1)
     return root
@@ -98,9 +104,15 @@ def test_straight_equals_resumed_to_the_last_bit(runs, resumed, name):
     assert deterministic_rows(resumed / name) == deterministic_rows(runs / name)
 
 
-@pytest.mark.parametrize("name", [f"one-{stage}" for stage in STAGES] + ["two-1-to-2"])
-def test_another_world_may_continue(runs, resumed, name):
-    """On another number of ranks, or from stage 1 to 2, the losses go on within 1e-5 of the straight run's."""
+CHANGED = ["two-1-to-2", "one-to-two", "two-0-to-1", "two-3-to-0", "two-3-to-2", "two-2-to-3"]
+
+
+@pytest.mark.parametrize(
+    "name", [f"one-{stage}" for stage in STAGES] + CHANGED + ["two-2-to-four-1", "two-2-to-four-3"]
+)
+def test_another_world_or_stage_may_continue(runs, resumed, name):
+    """From 2 ranks to 1 or 4, from 1 to 2, and from any stage to any, the losses stay within 1e-5 of a straight run."""
+    assert len(losses(resumed / name)) == 20
     assert losses(resumed / name) == pytest.approx(losses(runs / "two-1"), rel=1e-5)
 
 
@@ -109,6 +121,23 @@ def test_one_rank_that_is_asked_to_stop_stops_all(runs, resumed):
     facts = json.loads((runs / "two-stopped" / "facts.json").read_text())
     assert [s["step"] for s in facts["resumed"]] == [12]
     assert deterministic_rows(runs / "two-stopped") == deterministic_rows(runs / "two-1")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_caught(runs, tmp_path, stage):
+    """DeepSpeed's files of every rank, teacher, state, random states, configuration and the manifest itself."""
+    shutil.copytree(committed(runs / f"two-{stage}" / "checkpoints").path, tmp_path / "step-0000020")
+    files = [path for path in (tmp_path / "step-0000020").rglob("*") if path.is_file()]
+    assert len(files) == {0: 7, 1: 9, 2: 9, 3: 10}[stage], files
+    for path in files:
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=f"{path.name}"):
+            committed(tmp_path, step=20)
+        path.write_bytes(whole)
+    assert committed(tmp_path, step=20).step == 20
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,0 +1,180 @@
+"""Checkpoints in a real object store: the manifest is written last; what has none is no checkpoint."""
+
+import json
+import logging
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from data.store import StoreError, open_store
+from distributed import checkpoint_objects, fencing
+from distributed.checkpoint import CheckpointError, CheckpointStore, committed
+from distributed.checkpoint_objects import ObjectPrefix
+from distributed.checkpoint_reading import place_of
+from distributed.fencing import SupersededError, take_generation
+from distributed.run_directory import RunDirectory
+from distributed.topology import Topology
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+@pytest.fixture
+def open_run(bucket, tmp_path, monkeypatch):
+    """Opens the checkpoints of a run on a machine, as a start of the run that may write."""
+    # a client takes longer to make than all requests of a test
+    opened = cache(open_store)
+    for module in (checkpoint_objects, fencing):
+        monkeypatch.setattr(module, "open_store", opened)
+
+    def make(machine="one", *, keep=3):
+        place = place_of(RunDirectory(tmp_path / machine), bucket)
+        assert isinstance(place, ObjectPrefix)
+        store = CheckpointStore(place, Topology(), keep=keep)
+        store.write_as(take_generation(bucket, facts={}))
+        return store
+
+    return make
+
+
+def writer(text):
+    def write(directory: Path):
+        (directory / "engine").mkdir(exist_ok=True)
+
+        def rest():
+            (directory / "engine" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_text(text * 1000)
+            (directory / "state.json").write_text(text)
+
+        return rest
+
+    return write
+
+
+def test_what_one_machine_saves_another_loads(bucket, open_run):
+    """The newest whole checkpoint comes back verified, by the run and by readers; LATEST names it; no copies stay."""
+    one = open_run("one")
+    one.save(5, writer("five"), {"world_size": 1})
+    saved = one.save(10, writer("ten"), {"world_size": 1})
+    other = open_run("two")
+    found = other.newest_whole()
+    assert (found.step, found.digest, found.facts) == (10, saved.digest, saved.facts)
+    assert (found.path / "engine" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").read_text() == "ten" * 1000
+    assert open_store(bucket).read("LATEST") == b"step-0000010\n"
+    assert (committed(other.place, step=5).path / "state.json").read_text() == "five"
+    other.save(15, writer("fifteen"), {})
+    assert other.steps() == [15, 10, 5]
+    manifest = json.loads(open_store(bucket).read("step-0000005/manifest.json"))
+    assert manifest["generation"] == 1
+    assert set(manifest["files"]) == {"state.json", "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt"}
+    for store in (one, other):
+        assert [p for p in store.place.staging.rglob("*") if p.is_file()] == []
+
+
+def test_older_ones_are_deleted_by_their_manifest_first(bucket, open_run):
+    """Retention leaves the objects of the newest only."""
+    store = open_run(keep=1)
+    for step in (5, 10, 15):
+        store.save(step, writer("w"), {})
+    assert store.steps() == [15]
+    assert open_store(bucket).list("step-") == [
+        "step-0000015/g1/engine/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "step-0000015/g1/state.json",
+        "step-0000015/manifest.json",
+    ]
+
+
+def test_a_flipped_bit_in_any_object_is_passed_over(bucket, open_run, caplog):
+    """A damaged object, or one that is missing, is named, and the checkpoint before it is taken."""
+    store = open_run()
+    store.save(5, writer("five"), {})
+    store.save(10, writer("ten"), {})
+    objects = store.place.store
+    names = objects.list("step-0000010/")
+    assert len(names) == 3
+    for name in names:
+        whole = objects.read(name)
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        objects.write(name, bytes(flipped))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert store.newest_whole().step == 5
+        assert name in caplog.text or "manifest.json" in caplog.text
+        objects.remove(name)
+        assert store.newest_whole().step == 5
+        objects.write(name, whole)
+    assert store.newest_whole().step == 10
+
+
+def test_a_kill_at_any_request_leaves_a_whole_checkpoint(open_run, monkeypatch):
+    """Ended before the k-th change of the store, for every k: one checkpoint is whole, and the next start cleans up."""
+
+    class CrashError(Exception):
+        """Stands for a kill."""
+
+    outcomes, crashed, crash_at = [], True, 0
+    while crashed:
+        crash_at += 1
+        store = open_run(keep=1)
+        store.save(5, writer("five"), {})
+        count = 0
+
+        def counted(method, crash_at=crash_at):
+            def call(*args):
+                nonlocal count
+                count += 1
+                if count == crash_at:
+                    raise CrashError
+                return method(*args)
+
+            return call
+
+        crashed = False
+        with monkeypatch.context() as patch:
+            for name in ("write", "upload", "remove"):
+                patch.setattr(store.place.store, name, counted(getattr(store.place.store, name)))
+            try:
+                store.save(10, writer("ten"), {})
+            except CrashError:
+                crashed = True
+        after = open_run("after", keep=1)
+        found = after.newest_whole()
+        outcomes.append(found.step)
+        assert (found.path / "state.json").read_text() == {5: "five", 10: "ten"}[found.step]
+        after.save(20, writer("twenty"), {})
+        assert after.steps() == [20]
+        assert {name.split("/")[0] for name in after.place.store.list("step-")} == {"step-0000020"}
+        after.place.delete(20)
+    assert outcomes[0] == 5
+    assert outcomes[-1] == 10
+    assert outcomes == sorted(outcomes), "once the new one is whole it stays"
+    assert len(outcomes) > 5, "the crash points were not reached"
+
+
+def test_a_leftover_cannot_damage_what_a_newer_start_has_written(open_run):
+    """An older start that writes the files of the same step writes them elsewhere, and is told before it commits."""
+    old = open_run("one")
+    old.begin(5, writer("old"), {})
+    new = open_run("two")
+    new.save(5, writer("new"), {})
+    with pytest.raises(SupersededError, match="generation 2 was started"):
+        old.poll(wait=True)
+    found = open_run("three").newest_whole()
+    assert (found.path / "state.json").read_text() == "new"
+    assert found.facts["generation"] == 2
+
+
+def test_a_store_that_cannot_be_reached_is_no_damage(open_run, monkeypatch):
+    """An outage must not make a run fall back, or begin again."""
+    store = open_run()
+    store.save(5, writer("five"), {})
+
+    def fail(*args):
+        raise StoreError("cannot read s3://: 3 tries failed")
+
+    monkeypatch.setattr(store.place.store, "read", fail)
+    with pytest.raises(CheckpointError, match="step-0000005 cannot be verified: cannot read s3://"):
+        store.newest_whole()
+    monkeypatch.setattr(store.place.store, "list", fail)
+    with pytest.raises(CheckpointError, match="cannot be listed"):
+        store.newest_whole()
