@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": Command("distributed.marble.evaluate", "probe frozen encoders on labelled tasks"),
     "report": Command("distributed.report.page", "build the self-contained HTML page of a run"),
     "export": Command("distributed.export", "write a checkpoint in the released weight format"),
+    "checkpoints": Command("distributed.list_checkpoints", "list the checkpoints of a run, and verify them"),
     "plan": Command("distributed.plan", "memory, FLOPs and hours of an experiment before it is queued"),
 }
 

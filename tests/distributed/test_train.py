@@ -91,7 +91,8 @@ def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
     """SIGKILL of the launcher, twice: ranks and workers end with it, and the same command continues to the same log."""
     run_dir = tmp_path / "run"
     command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5", "stream.workers=1", ranks=2)
-    for step in (8, 31):
+    # the checkpoint of step 10 was begun, so that of step 5 is there
+    for step in (11, 31):
         words, environ = slowed(command, from_step=step)
         process = subprocess.Popen(words, env=environ, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
         wait_for_step(run_dir, step, process)
