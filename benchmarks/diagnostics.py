@@ -1,0 +1,170 @@
+"""What the diagnostics cost, as a share of the training: counted in operations for all sizes, measured for some.
+
+  python -m benchmarks diagnostics                        measured for the demo, on one CPU thread or on a GPU
+  python -m benchmarks diagnostics --presets demo tiny    a step of Tiny takes some seconds on a CPU
+
+Counted: the probe set's passes through student, teacher and predictor, and the decompositions behind the effective
+ranks, on every rank alike, against the training of a rank's own crops between two of them. Measured: CPU seconds (on a
+GPU seconds) of one round of diagnostics, and of what a logged step looks at, against those of a training step.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from benchmarks.alternate import machine
+from distributed.diagnose import MAX_ROWS, diagnose
+from distributed.engine import PRECISIONS
+from distributed.experiment import Experiment, load_experiment
+from distributed.observe import StepObserver
+from distributed.probe_set import ProbeSet
+from distributed.teacher import Teacher
+from pupujepa.cost import inference_flops, training_cost
+from pupujepa.masks import draw_mask
+from pupujepa.model import PupuJEPA
+from pupujepa.objective import TrainingStep
+from pupujepa.randomness import generator
+
+AIM = 0.02
+PREDICTION = (
+    "below 1 % for the demo, whose probe set is small and looked at every 250 steps; about 0.1 % for the paper's sizes "
+    "on 8 ranks. It is the same work on every rank, so the share grows with their number: about 3 % on 512, where "
+    "diagnostics.every should be doubled. What a logged step looks at is below 0.5 % of that step."
+)
+COUNTED = ("demo", "tiny", "small", "base", "large", "huge", "giant")
+RANKS = (1, 8, 64, 512)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a training step on all crops of the global batch, of one round of diagnostics, of one observation."""
+
+    step_s: float
+    diagnostics_s: float
+    observation_s: float
+    every: int
+    log_every: int
+
+    @property
+    def share(self) -> float:
+        """Of the training time, at the default intervals, on one rank."""
+        return (self.diagnostics_s / self.every + self.observation_s / self.log_every) / self.step_s
+
+
+def main() -> None:
+    """Prints both tables as Markdown."""
+    args = parse(sys.argv[sys.argv.index("diagnostics") + 1 :] if "diagnostics" in sys.argv else [])
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = torch.cuda.get_device_name() if device.type == "cuda" else machine()
+    print(f"{where}\n\nprediction: {PREDICTION}\n\nshare of the operations, by number of ranks\n")
+    print("| preset | every | " + " | ".join(f"{ranks} ranks" for ranks in RANKS) + " |")
+    print("|---" * (2 + len(RANKS)) + "|")
+    for name in COUNTED:
+        experiment = load_experiment([name])
+        shares = [counted_share(experiment, ranks=ranks) for ranks in RANKS]
+        cells = [f"{share:.2%}" if share is not None else "-" for share in shares]
+        print(f"| {name} | {experiment.diagnostics.every} | " + " | ".join(cells) + " |")
+    print(f"\nmeasured, {'CPU ' if device.type == 'cpu' else ''}seconds, one rank, aim under {AIM:.0%}\n")
+    print("| preset | step | diagnostics | observation | share |\n|---|---|---|---|---|")
+    for name in args.presets:
+        found = measure(load_experiment([name]), device=device, runs=args.runs)
+        times = f"{found.step_s:.3f} | {found.diagnostics_s:.3f} | {found.observation_s:.4f}"
+        print(f"| {name} | {times} | {found.share:.2%} |")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Reads the benchmark's own arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks diagnostics")
+    parser.add_argument("--presets", nargs="+", default=["demo"], help="measured; all are counted (default: demo)")
+    parser.add_argument("--runs", type=int, default=5, help="of each (default: %(default)s)")
+    return parser.parse_args(words)
+
+
+def counted_share(experiment: Experiment, *, ranks: int) -> float | None:
+    """Returns the diagnostics' operations over the training's between two of them; None where crops do not divide."""
+    own_crops, rest = divmod(experiment.stream.global_batch, ranks)
+    if rest or not own_crops:
+        return None
+    model, config = experiment.model, experiment.diagnostics
+    cost = training_cost(model, experiment.masks, experiment.objective)
+    # the forward pass is a third of forward and backward; nothing flows back into the spectrogram
+    forward = cost.patch_embed // 2 + cost.student // 3 + cost.predictor // 3 + cost.teacher
+    passes = config.clips * config.crops_per_clip * (forward + 2 * inference_flops(model))
+    return (passes + rank_flops(model.width, bands=model.grid_bands)) / (config.every * own_crops * cost.total)
+
+
+def rank_flops(width: int, *, bands: int) -> int:
+    """Operations of the singular values: of student and teacher, and of the teacher once per band.
+
+    A tall matrix is first reduced to a square one, 2 n D^2, whose values take about 8/3 D^3 (Golub and Van Loan).
+    """
+    rows = (MAX_ROWS, MAX_ROWS, *[2 * MAX_ROWS // bands] * bands)
+    return sum(2 * max(n, width) * min(n, width) ** 2 + 8 * min(n, width) ** 3 // 3 for n in rows)
+
+
+def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measured:
+    """Times a training step of a few crops, a round of diagnostics and an observation."""
+    model = PupuJEPA(experiment.model).to(device)
+    step = TrainingStep(model, experiment.objective, PRECISIONS[experiment.engine.precision])
+    config, crops = experiment.diagnostics, min(8, experiment.stream.global_batch)
+    probes = made_up(experiment, config.clips * config.crops_per_clip, crops_per_clip=config.crops_per_clip).to(device)
+    batch = made_up(experiment, crops).to(device)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=1e-4)
+    seen: dict[str, Any] = {}
+
+    def train() -> None:
+        optimizer.zero_grad()
+        loss, seen["aux"] = step(batch.mel_BTF, batch.context_BK, batch.target_BM)
+        loss.backward()
+        optimizer.step()
+
+    step_s = seconds(train, runs=runs, device=device) * experiment.stream.global_batch / crops
+    teacher = Teacher(step)
+    looked = SimpleNamespace(target=batch.target_BM, strategy=batch.strategy_B, uids=["track"] * crops)
+
+    def look() -> None:
+        StepObserver(bands=experiment.model.grid_bands).after_forward(looked, seen["aux"])
+
+    observation_s = seconds(look, runs=runs, device=device) * experiment.stream.global_batch / crops
+    diagnostics_s = seconds(
+        lambda: diagnose(step, model, probes=probes, teacher=teacher), runs=max(1, runs // 2), device=device
+    )
+    return Measured(step_s, diagnostics_s, observation_s, config.every, experiment.telemetry.log_every)
+
+
+def made_up(experiment: Experiment, count: int, *, crops_per_clip: int = 1) -> ProbeSet:
+    """Noise in place of music: the same operations."""
+    model, rng = experiment.model, generator("diagnostics benchmark", count)
+    masks = [
+        draw_mask(rng, experiment.masks, steps=model.grid_steps, bands=model.grid_bands, progress=1.0)
+        for _ in range(count)
+    ]
+    mel_BTF = torch.randn(count, model.crop_frames, model.mel_bands, generator=torch.Generator().manual_seed(0))
+    context_BK = torch.stack([torch.from_numpy(mask.context) for mask in masks])
+    target_BM = torch.stack([torch.from_numpy(mask.target) for mask in masks])
+    return ProbeSet(mel_BTF, context_BK, target_BM, torch.tensor([mask.strategy for mask in masks]), crops_per_clip)
+
+
+def seconds(work: Callable[[], object], *, runs: int, device: torch.device) -> float:
+    """Returns the median after one uncounted run: of CPU time, which other processes do not slow, or on a GPU."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    taken = []
+    for _ in range(runs + 1):
+        started = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(clock() - started)
+    return statistics.median(taken[1:])
+
+
+if __name__ == "__main__":
+    main()
