@@ -1,6 +1,7 @@
 """Writing in the background: nothing is published before all is written, and a failure reaches the training."""
 
 import errno
+import json
 import logging
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from distributed.checkpoint import CheckpointError, CheckpointStore
 from distributed.checkpoint_config import CheckpointConfig
 from distributed.topology import Topology
+from tests.distributed.launch import launch, torchrun
 from tests.distributed.test_host_snapshot import BEYOND_BYTES, LIMIT_BYTES, files_up_to
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -165,3 +167,16 @@ def test_retention_while_writing(tmp_path):
     for step in range(2, 17, 2):
         store.save(step, Writer().go(), {})
     assert store.steps() == [16, 14, 10, 4]
+
+
+def test_two_ranks_agree(tmp_path):
+    """Nothing is published before the slower rank has written; a refusal, or damage, that one sees is both's."""
+    done = launch([*torchrun(2), str(Path(__file__).with_name("checkpoint_ranks.py")), str(tmp_path)])
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert (first["steps"], first["last"]) == ([5], 5)
+    assert first["files"] == ["manifest.json", "random-rank-00000.pt", "random-rank-00001.pt"]
+    assert "step-0000010 could not be written: No space left on device" in first["error"]
+    assert first["taken"] == 5
+    assert "random-rank-00001.pt is damaged" in first["refused"][0]
