@@ -81,7 +81,8 @@ class Teacher:
 
         Returns:
             What a row of metrics says about it, or nothing: `teacher/moved` is the length of this one move, relative to
-            the weights, over a sample of them. It is a function of the step alone, so a resumed run logs the same.
+            the weights, both over as many entries of small tensors as of large ones. It is a function of the step
+            alone, not of the row before, so a resumed run logs the same.
 
         Raises:
             FrozenTeacherError: the teacher did not make the move; on all ranks.

@@ -46,16 +46,15 @@ class ShadowedTeacher(Teacher):
         return movement
 
     def report(self):
-        gap = max((tensor - self.shadow[name]).abs().max().item() for name, tensor in self.state().items())
-        held = [self.held_bytes()]
-        held *= dist.get_world_size()
-        dist.all_gather_object(held, held[dist.get_rank()])
+        state = self.state()
+        held = [0] * dist.get_world_size()
+        dist.all_gather_object(held, self.held_bytes())
         return {
-            "gap": gap,
+            "gap": max((tensor - self.shadow[name]).abs().max().item() for name, tensor in state.items()),
             "moved": self.moved(),
             "distance_to_student": self.distance_to_student(),
             "held_bytes": held,
-            "names": sorted(self.state()),
+            "names": sorted(state),
         }
 
 

@@ -1,5 +1,6 @@
 """The engine's plain parts: batch sizes, the generated JSON, parameter groups, gathering in buckets."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,11 @@ from distributed.engine import (
     full_state,
     in_buckets,
     parameter_groups,
+    prepare_deepspeed,
+    start_engine,
 )
+from distributed.topology import Topology, process_group
+from pupujepa.config import from_yaml, to_yaml
 from pupujepa.errors import UserError
 from pupujepa.model import ModelConfig, PupuJEPA
 from pupujepa.objective import ObjectiveConfig, TrainingStep
@@ -63,7 +68,63 @@ def test_the_json_is_generated():
     assert not {"bf16", "fp16", "torch_autocast"} & set(config)
 
 
-@pytest.mark.parametrize("field", [{"zero_stage": 4}, {"precision": "fp16"}, {"micro_batch": -1}, {"timeout_s": 0}])
+def test_an_optimiser_on_the_host_is_asked_for_in_the_json():
+    """Torch's own optimiser updates there; DeepSpeed may not insist on its own, which would have to be compiled."""
+    engine = EngineConfig(zero_stage=2, offload_optimizer=True)
+    config = deepspeed_json(engine, OptimizerConfig(), BatchSizes(8, 8, 1))
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert config["zero_force_ds_cpu_optimizer"] is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"zero_stage": 0, "offload_optimizer": True}, r"engine\.zero_stage=1, 2 or 3"),
+        ({"zero_stage": 3, "compile": "inductor"}, r"engine\.compile=none"),
+        ({"zero_stage": 3, "compile": "inductor", "shard_teacher": False}, r"engine\.compile=none"),
+        ({"shard_teacher": True, "compile": "aot_eager"}, r"a whole teacher"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(fields, said):
+    """Each message says which of them to change."""
+    with pytest.raises(UserError, match=said):
+        EngineConfig(**fields)
+
+
+def test_the_teacher_is_cut_where_parameters_are():
+    """Under stage 3 unless it is said otherwise, under the others only when asked for."""
+    assert [EngineConfig(zero_stage=stage).teacher_is_sharded for stage in range(4)] == [False, False, False, True]
+    assert EngineConfig(zero_stage=1, shard_teacher=True).teacher_is_sharded
+    assert not EngineConfig(zero_stage=3, shard_teacher=False).teacher_is_sharded
+
+
+def test_the_configuration_of_an_older_run_still_means_what_it_did():
+    """Without the newer keys: no offload, nothing compiled, nothing added, the teacher whole at its stage."""
+    text = "zero_stage: 2\nprecision: bf16\nmicro_batch: 0\nactivation_checkpointing: false\ntimeout_s: 600.0\n"
+    engine = from_yaml(EngineConfig, text)
+    assert engine == EngineConfig(zero_stage=2)
+    assert from_yaml(EngineConfig, to_yaml(engine)) == engine
+    added = EngineConfig(deepspeed={"zero_optimization": {"reduce_bucket_size": 1000}}, shard_teacher=False)
+    assert from_yaml(EngineConfig, to_yaml(added)) == added
+
+
+def test_what_deepspeed_itself_refuses_is_said_in_our_words(monkeypatch):
+    """A value that its own checks do not take is the user's mistake, not a crash."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    prepare_deepspeed(os.environ, device=torch.device("cpu"))
+    engine = EngineConfig(deepspeed={"zero_optimization": {"reduce_bucket_size": -1}})
+    config = deepspeed_json(engine, OptimizerConfig(), BatchSizes(8, 8, 1))
+    with (
+        process_group(Topology(), timeout_s=60, device=torch.device("cpu")),
+        pytest.raises(UserError, match=r"correct engine\.deepspeed: .*\n.*reduce_bucket_size"),
+    ):
+        start_engine(training_step(), engine, OptimizerConfig(), ds_config=config)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"zero_stage": 4}, {"precision": "fp16"}, {"micro_batch": -1}, {"timeout_s": 0}, {"compile": "eager"}],
+)
 def test_impossible_engines_are_refused(field):
     """Each message names the key."""
     with pytest.raises(UserError, match=f"engine.{next(iter(field))}"):
