@@ -7,8 +7,14 @@
 
 An encoder is a run directory, a folder with released weights, or one of the baselines random_init (the same network,
 untrained), log_mel (spectrogram statistics) and chroma (for key). D holds tracks.jsonl and its audio, as
-`python -m data scores D` makes them. Features are computed once, spread over the ranks, and kept under --cache; running
-the command again continues where it stopped.
+`python -m data scores D` makes them, or is a checkout of MARBLE whose data sets lie where its download.py puts them
+(docs/marble.md). Before anything is computed every task says what it found, or which file is missing and whence it is:
+
+  python -m distributed evaluate --tasks all --data MARBLE --check
+  python -m distributed evaluate --tasks GS MTT GTZANBeatTracking --data MARBLE --encoders runs/base --out runs/base
+
+Features are computed once, spread over the ranks, and kept under --cache; running the command again continues where it
+stopped.
 
 Writes O/results.jsonl (one row per task, encoder and protocol), O/results.md and O/results.html.
 """
@@ -42,6 +48,7 @@ from pupujepa.progress import Progress
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 4 * 3600.0
+PROTOCOLS: tuple[Protocol, ...] = ("marble", "clean")
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--protocol",
-        choices=("clean", "marble"),
+        choices=("clean", "marble", "both"),
         default="clean",
-        help="clean: best epoch on validation (default); marble: last epoch and monitors as MARBLE v2 has them",
+        help="clean: best epoch on validation (default); marble: as MARBLE v2 does it, quirks included; "
+        "both: one after the other, and what differs",
     )
     parser.add_argument("--which", choices=("teacher", "student"), default="teacher", help="blocks of a run to probe")
     parser.add_argument(
@@ -127,7 +135,9 @@ def run(args: argparse.Namespace) -> int:
         os.environ.update(loopback_interface(topology) | dict(os.environ) | topology.environment())
     # plain numbers and small arrays are exchanged, so gloo serves on GPUs too
     with process_group(topology, timeout_s=TIMEOUT_S, device=torch.device("cpu")):
-        rows = evaluate(evaluation, topology, device=choose_device(topology, cuda_devices=torch.cuda.device_count()))
+        device = choose_device(topology, cuda_devices=torch.cuda.device_count())
+        for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
+            rows = evaluate(replace(evaluation, protocol=protocol), topology, device=device)
     if topology.is_first:
         print(markdown_table(rows))  # noqa: T201 - the table is the product
     return 0
@@ -144,7 +154,6 @@ def _evaluation(args: argparse.Namespace, tasks: tuple[Task, ...]) -> Evaluation
         data=args.data,
         out=args.out,
         cache=args.cache or args.out / "features",
-        protocol=args.protocol,
         which=args.which,
         precision=args.precision,
         sampling=Sampling(args.resamples, args.seed),

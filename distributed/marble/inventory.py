@@ -5,7 +5,7 @@ It looks and computes nothing, so that a missing file is told in seconds and not
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distributed.marble.corpus import SPLITS
@@ -24,7 +24,7 @@ class Finding:
 
     Attributes:
         tracks: of each split, in its lists.
-        missing_lists: lists that are not there, as their makers name them and where they were looked for.
+        missing_lists: where lists were looked for that are not there.
         missing_audio: files that the lists name and that are not there.
         files: how many files the lists name.
         remark: about the labels, where something is odd.
@@ -32,7 +32,7 @@ class Finding:
 
     task: Task
     tracks: dict[str, int]
-    missing_lists: tuple[tuple[str, Path], ...]
+    missing_lists: tuple[Path, ...]
     missing_audio: tuple[Path, ...]
     files: int
     remark: str = ""
@@ -55,8 +55,7 @@ class Finding:
         if self.is_complete:
             return f"{self.task.name}: found {found}; all {self.files} audio files are there"
         if self.missing_lists:
-            names = "; ".join(f"{name} (looked for {path})" for name, path in self.missing_lists)
-            return f"{self.task.name}: missing {names}; {_whence(self.task)}"
+            return f"{self.task.name}: missing {', '.join(map(str, self.missing_lists))}; {_whence(self.task)}"
         shown = ", ".join(str(p) for p in self.missing_audio[:_SHOWN])
         more = ", ..." if len(self.missing_audio) > _SHOWN else ""
         return (
@@ -76,10 +75,7 @@ def take_inventory(tasks: Sequence[Task], root: Path) -> tuple[Finding, ...]:
     for task in tasks:
         if task.list_name not in known:
             known[task.list_name] = _look(task, root)
-        found = known[task.list_name]
-        findings.append(
-            Finding(task, found.tracks, found.missing_lists, found.missing_audio, found.files, found.remark)
-        )
+        findings.append(replace(known[task.list_name], task=task))
     return tuple(findings)
 
 
@@ -109,7 +105,7 @@ def _look(task: Task, root: Path) -> Finding:
     tracks: dict[str, int] = {}
     audio: dict[Path, None] = {}
     classes: set[str] = set()
-    for _, path, split in lists:
+    for path, split in lists:
         if not path.is_file():
             continue
         if split is not None:
@@ -126,18 +122,18 @@ def _look(task: Task, root: Path) -> Finding:
     return Finding(
         task=task,
         tracks=tracks,
-        missing_lists=tuple((name, path) for name, path, _ in lists if not path.is_file()),
+        missing_lists=tuple(path for path, _ in lists if not path.is_file()),
         missing_audio=tuple(path for path, is_there in zip(audio, there) if not is_there),
         files=len(audio),
         remark=_remark(task, len(classes)),
     )
 
 
-def _lists(task: Task, root: Path) -> list[tuple[str, Path, str | None]]:
-    """Returns (name, path, split) of a task's lists; ours holds all splits."""
+def _lists(task: Task, root: Path) -> list[tuple[Path, str | None]]:
+    """Returns the paths of a task's lists and their splits; ours holds all splits."""
     if task.source is None:
-        return [(task.manifest, root / task.manifest, None)]
-    return [(task.source.manifest(split), manifest_path(root, task.source, split), split) for split in SPLITS]
+        return [(root / task.manifest, None)]
+    return [(manifest_path(root, task.source, split), split) for split in SPLITS]
 
 
 def _remark(task: Task, classes: int) -> str:

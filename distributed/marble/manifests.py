@@ -98,7 +98,7 @@ def read_marble(root: Path, task: Task) -> Corpus:
     for split in SPLITS:
         path = manifest_path(root, source, split)
         if not path.is_file():
-            raise UserError(f"no {source.manifest(split)} ({path}): {where_from(source)}")
+            raise UserError(f"no {path}, the {split} split of {task.name}: {where_from(source)}")
         digest.update(path.read_bytes())
         for line in read_manifest_lines(path):
             tracks.append(_track(line, root, split, source, seen))
@@ -114,11 +114,11 @@ def read_marble(root: Path, task: Task) -> Corpus:
 
 def where_from(source: Source) -> str:
     """Returns where MARBLE's instructions get a task's files from."""
-    gate = "; access is on request" if source.gated else ""
-    extract = ", then runs its extract.sh" if source.folder == "HookTheory" else ""
+    gate = ", to those who asked its publisher for access" if source.gated else ""
+    extract = " and runs its extract.sh" if source.folder == "HookTheory" else ""
     return (
-        f"MARBLE's download.py fetches the data set m-a-p/{source.folder} into data/{source.folder}/{extract}{gate}; "
-        "--data is MARBLE's checkout or its data folder"
+        f"MARBLE's download.py puts the data set m-a-p/{source.folder} into data/{source.folder}/ of its "
+        f"checkout{extract}{gate}; --data names that checkout or its data folder"
     )
 
 

@@ -16,6 +16,7 @@ from distributed.marble.intervals import interval, resample_weights
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS, Statistics
 from distributed.marble.probing import Outcome
+from distributed.marble.protocols import comparison
 from distributed.marble.tasks import Protocol, Task
 from distributed.run_directory import write_atomically
 
@@ -114,7 +115,10 @@ def read_results(folder: Path) -> list[Row]:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Returns one table per protocol: tasks down, encoders across, value and 95 % interval in each cell."""
+    """Returns one table per protocol: tasks down, encoders across, value and 95 % interval in each cell.
+
+    Tasks that were measured under both protocols follow side by side, with what differs.
+    """
     lines = []
     for protocol, encoders, tasks in _layout(rows):
         lines += [f"Protocol {protocol}: {_explain(protocol)}", ""]
@@ -123,7 +127,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
             texts = [_text(c, best=_best(cells)) if c else "-" for c in cells]
             lines.append(f"| {title} | " + " | ".join(texts) + " |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines) + comparison(rows)
 
 
 def html_table(rows: Sequence[Row]) -> str:

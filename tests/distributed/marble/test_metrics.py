@@ -97,6 +97,15 @@ def test_references_lie_on_the_grid_only_under_the_upstream_protocol():
     assert scores[True] < 0.1
 
 
+def test_arousal_and_valence_have_an_r2_each():
+    """Column 0 is arousal and column 1 valence, as in EMO's labels; the headline is their mean."""
+    logits, targets = example("r2", np.random.default_rng(3))
+    values = {n: METRICS[n].exact(METRICS[n].statistics(logits, targets)) for n in ("r2_arousal", "r2_valence", "r2")}
+    expected = sklearn_metrics.r2_score(targets.values, logits, multioutput="raw_values")
+    np.testing.assert_allclose([values["r2_arousal"], values["r2_valence"]], expected)
+    assert values["r2"] == pytest.approx(expected.mean())
+
+
 def test_a_metric_without_a_defined_class_is_nan():
     """ROC-AUC of labels that are all alike is no number; it must never pass as 0.5."""
     targets = Targets(np.ones((4, 2), dtype=np.float32), ("a", "b"))

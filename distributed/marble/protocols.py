@@ -1,0 +1,74 @@
+"""The two protocols side by side: what a row does otherwise in each, in words, and what it comes to, in numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distributed.marble.marble_tasks import ALL_TASKS
+from distributed.marble.metrics import METRICS
+from distributed.marble.tasks import Task
+
+# of every task, whatever its row says
+_TRAINING = "the last epoch's weights, monitors and plateaus as upstream / the best epoch's, the loss, scaled features"
+
+
+def differences(task: Task) -> list[str]:
+    """Returns what protocols marble and clean do otherwise, as "subject: marble / clean"."""
+    marble, clean = task.under("marble"), task.under("clean")
+    told = [
+        ("weights and monitors", *_TRAINING.split(" / ")),
+        ("metric", METRICS[marble.metric].title, METRICS[clean.metric].title),
+        ("learning rates", _rates(marble), _rates(clean)),
+        ("tracks too short for a slice", _short(marble), _short(clean)),
+        ("channels in training", marble.channels[0], clean.channels[0]),
+        ("channels elsewhere", marble.channels[1], clean.channels[1]),
+        ("averaged over slices", marble.pooling, clean.pooling),
+        ("an item is", _item(marble), _item(clean)),
+        ("length and rate of files", _facts(marble), _facts(clean)),
+        ("recordings in several splits", _leaks(marble), _leaks(clean)),
+    ]
+    if task.target == "frame_classes":
+        told.append(("chords", "last until the next, N inside a slice is the chord before", "as annotated"))
+    if task.target == "frames":
+        told.append(("references", "rounded to frames, downbeats decoded as beats", "as annotated, bars of 18-72 bpm"))
+    return [f"{subject}: {one} / {other}" for subject, one, other in told if one != other]
+
+
+def comparison(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns a table of both values of every task and encoder that has them, and what differs; empty without any."""
+    values = {(r["task"], r["encoder"], r["protocol"]): r for r in rows}
+    both = [(t, e) for t, e, p in values if p == "marble" and (t, e, "clean") in values]
+    if not both:
+        return ""
+    lines = ["What differs between the protocols", "", "| task | encoder | marble | clean |", "|---|---|---|---|"]
+    for task, encoder in both:
+        cells = [values[task, encoder, p] for p in ("marble", "clean")]
+        shown = " | ".join(f"{c['value']:.3f} ({METRICS[c['metric']].title}, {c['test_items']} items)" for c in cells)
+        lines.append(f"| {task} | {encoder} | {shown} |")
+    lines.append("")
+    of_name = {t.name: t for t in ALL_TASKS}
+    for name in dict.fromkeys(task for task, _ in both):
+        if name in of_name:
+            lines.append(f"- {name} (marble / clean): {'; '.join(differences(of_name[name]))}.")
+    return "\n".join([*lines, ""])
+
+
+def _rates(task: Task) -> str:
+    return ", ".join(f"{rate:g}" for rate in task.fit.learning_rates)
+
+
+def _short(task: Task) -> str:
+    return "kept, padded" if task.clips.keep_short else "dropped"
+
+
+def _item(task: Task) -> str:
+    if task.source is None or task.aggregate == "slice":
+        return task.aggregate
+    return "file" if task.source.item_key == "audio_path" else "recording"
+
+
+def _facts(task: Task) -> str:
+    return "the file's header" if task.header_facts else "the manifest's"
+
+
+def _leaks(task: Task) -> str:
+    return "in the last one only" if task.drop_leaks else "in all of them"
