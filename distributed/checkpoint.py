@@ -17,9 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
+from distributed.agreement import all_are, of_first, outcomes
 from distributed.background_save import BackgroundTask, Outcome, outcome_of
 from distributed.checkpoint_config import STOP, CheckpointConfig
 from distributed.checkpoint_files import (
@@ -130,7 +128,7 @@ class CheckpointStore:
         begun = time.monotonic()
         generation = {"generation": self.fence.generation} if self.fence else {}
         for task in (partial(self._prepare, step), partial(self._join, step)):
-            if failure := next((o for o in self._gathered(outcome_of(task)) if o.error), None):
+            if failure := next((o for o in outcomes(outcome_of(task)) if o.error), None):
                 self._failed(step, failure)
                 return
         rest = write(self.place.temporary(step))
@@ -148,19 +146,19 @@ class CheckpointStore:
             SupersededError: the run was started again since.
         """
         while self._flight is not None:
-            if not self._all_done():
+            if not all_are(self._task.is_done):
                 if not wait:
                     return
                 # no rank waits inside a collective operation, whose time limit a slow disk would exceed
                 time.sleep(_WAIT_S)
                 continue
-            outcomes = self._gathered(self._task.outcome())
-            flight, failure = self._flight, next((o for o in outcomes if o.error), None)
+            of_ranks = outcomes(self._task.outcome())
+            flight, failure = self._flight, next((o for o in of_ranks if o.error), None)
             if failure or flight.committing:
                 self._flight = None
-                self._failed(flight.step, failure) if failure else self._landed(flight, outcomes[0].result["manifest"])
+                self._failed(flight.step, failure) if failure else self._landed(flight, of_ranks[0].result["manifest"])
                 return
-            files = {name: entry for o in outcomes for name, entry in sorted(o.result.items())}
+            files = {name: entry for o in of_ranks for name, entry in sorted(o.result.items())}
             flight.committing = True
             self._task.start(partial(self._committed, flight, files) if self.topology.is_first else dict)
 
@@ -191,7 +189,10 @@ class CheckpointStore:
             CheckpointError: there are checkpoints, but none of them is whole; or they cannot be reached.
         """
         self.refused = []
-        for step in self._agreed_steps():
+        there = of_first(lambda: {"steps": self.steps()})
+        if there.error:
+            raise CheckpointError(f"the checkpoints cannot be listed: {there.error}")
+        for step in there.result["steps"]:
             found = self.verified(step)
             if isinstance(found, Checkpoint):
                 self.last = found
@@ -212,7 +213,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it cannot be reached.
         """
-        verdicts = self._gathered(outcome_of(partial(self._verdict, step)))
+        verdicts = outcomes(outcome_of(partial(self._verdict, step)))
         if error := next((v.error for v in verdicts if v.error), ""):
             raise CheckpointError(f"{step_name(step)} cannot be verified: {error}")
         damage = next((v.result["damage"] for v in verdicts if v.result["damage"]), "")
@@ -224,7 +225,9 @@ class CheckpointStore:
 
     def _prepare(self, step: int) -> dict[str, Any]:
         if self.topology.is_first:
-            self._require_current()
+            if self.fence is not None:
+                # training waits for this one; the commit asks everywhere
+                self.fence.near.require_current()
             self.place.prepare(step)
         return {}
 
@@ -234,10 +237,6 @@ class CheckpointStore:
     def _join(self, step: int) -> dict[str, Any]:
         self.place.join(step)
         return {}
-
-    def _require_current(self) -> None:
-        if self.fence is not None:
-            self.fence.require_current()
 
     def _written(self, step: int, rest: Callable[[], None] | None) -> dict[str, Any]:
         """Writes, digests and delivers this rank's files; in the thread."""
@@ -251,7 +250,8 @@ class CheckpointStore:
     def _committed(self, flight: _Flight, files: dict[str, Any]) -> dict[str, Any]:
         """Publishes, then deletes what retention does not keep; in rank 0's thread."""
         manifest = render_manifest(flight.facts, files)
-        self._require_current()
+        if self.fence is not None:
+            self.fence.require_current()
         self.place.commit(flight.step, manifest, names=files)
         there = self.place.steps()
         for step in sorted(set(there) - self._kept(there)):
@@ -296,22 +296,3 @@ class CheckpointStore:
 
     def _older(self) -> str:
         return self.last.name if self.last else "none, the run would begin again"
-
-    def _all_done(self) -> bool:
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        done = torch.tensor(int(self._task.is_done), device=device)
-        dist.all_reduce(done, op=dist.ReduceOp.MIN)
-        return bool(done)
-
-    def _gathered(self, own: Outcome) -> list[Outcome]:
-        of_ranks = [Outcome()] * self.topology.world_size
-        dist.all_gather_object(of_ranks, own)
-        return of_ranks
-
-    def _agreed_steps(self) -> list[int]:
-        found = outcome_of(lambda: {"steps": self.steps()}) if self.topology.is_first else Outcome()
-        shared = [found]
-        dist.broadcast_object_list(shared, src=0)
-        if shared[0].error:
-            raise CheckpointError(f"the checkpoints cannot be listed: {shared[0].error}")
-        return shared[0].result["steps"]

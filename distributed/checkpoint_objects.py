@@ -2,7 +2,7 @@
 
 Each generation of the run writes its files below a prefix of its own, step-0000100/g3/..., and the manifest beside them
 names them; so a leftover of an older start cannot damage what a newer one has written. A prefix without a manifest is
-no checkpoint, and is removed by the next save. For loading, one rank of each machine downloads a checkpoint to local
+no checkpoint, and is removed with the next commit. For loading, one rank of each machine downloads a checkpoint to its
 disk and verifies it there.
 """
 
@@ -45,8 +45,7 @@ class ObjectPrefix:
         return self.staging / f"{step_name(step)}-g{self._own}.tmp"
 
     def prepare(self, step: int) -> None:
-        """Removes objects of checkpoints that were not finished. Raises StoreError."""
-        self.clean()
+        """Nothing: training waits meanwhile, and a store may take its time."""
 
     def join(self, step: int) -> None:
         """Makes the temporary directory of this machine, and removes what was downloaded there to be loaded."""
@@ -67,6 +66,7 @@ class ObjectPrefix:
             raise CheckpointError(f"{self.store.locate(sorted(missing)[0])} was uploaded and is not in the store")
         self.store.write(f"{step_name(step)}/{MANIFEST_NAME}", manifest.encode())
         self.store.write(POINTER_NAME, f"{step_name(step)}\n".encode())
+        self.clean()
 
     def discard(self, step: int) -> None:
         """Removes the local copies of what was uploaded, or will not be."""

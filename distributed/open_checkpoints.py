@@ -4,9 +4,7 @@ import os
 import shutil
 import tempfile
 
-import torch.distributed as dist
-
-from distributed.background_save import Outcome, outcome_of
+from distributed.agreement import of_first
 from distributed.checkpoint import CheckpointError, CheckpointStore
 from distributed.checkpoint_files import read_manifest
 from distributed.checkpoint_objects import ObjectPrefix
@@ -48,11 +46,9 @@ def require_room(session: Session, store: CheckpointStore, step: TrainingStep) -
     Raises:
         CheckpointError: they will not, with what they take and what there is.
     """
-    own = outcome_of(lambda: _look(session, store, step)) if session.topology.is_first else Outcome()
-    shared = [own]
-    dist.broadcast_object_list(shared, src=0)
-    if shared[0].error:
-        raise CheckpointError(f"checkpoints cannot be made: {shared[0].error}")
+    seen = of_first(lambda: _look(session, store, step))
+    if seen.error:
+        raise CheckpointError(f"checkpoints cannot be made: {seen.error}")
 
 
 def _look(session: Session, store: CheckpointStore, step: TrainingStep) -> dict[str, int]:

@@ -41,7 +41,7 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
         if holds_checkpoints:
             raise RunDirectoryError(
                 f"{directory.root} holds checkpoints but no config.yaml, so it is not known what they were trained "
-                f"with; restore it from {directory.checkpoints}/step-*/config.yaml"
+                f"with; restore it from the newest of them, in {experiment.checkpoint.url or directory.checkpoints}"
             )
         return
     changed = differences(from_yaml(Experiment, directory.config.read_text()), experiment)

@@ -6,15 +6,20 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.store import StoreError, open_store
-from distributed import checkpoint_objects, fencing
+from distributed import checkpoint_objects, export, fencing
+from distributed.__main__ import COMMANDS
 from distributed.checkpoint import CheckpointError, CheckpointStore, committed
 from distributed.checkpoint_objects import ObjectPrefix
 from distributed.checkpoint_reading import place_of
 from distributed.fencing import SupersededError, take_generation
 from distributed.run_directory import RunDirectory
 from distributed.topology import Topology
+from pupujepa import weights
+from pupujepa.front_door import enter
+from tests.distributed.launch import deterministic_rows, run_jobs
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -178,3 +183,34 @@ def test_a_store_that_cannot_be_reached_is_no_damage(open_run, monkeypatch):
     monkeypatch.setattr(store.place.store, "list", fail)
     with pytest.raises(CheckpointError, match="cannot be listed"):
         store.newest_whole()
+
+
+def test_a_training_keeps_its_checkpoints_in_a_store(bucket, tmp_path, shards, capsys, monkeypatch):
+    """Two ranks, stopped and continued: the rows of a run on disk, bit for bit; listed and exported from there."""
+
+    def job(name, *overrides, **more):
+        overrides = ["train.steps=12", "checkpoint.every=4", *overrides]
+        return {"run_dir": str(tmp_path / name), "url": shards, "overrides": overrides} | more
+
+    remote = job("remote", f"checkpoint.url={bucket}")
+    run_jobs(tmp_path / "jobs.json", [job("local"), remote | {"stop_at": 6}, remote], ranks=2)
+    assert deterministic_rows(tmp_path / "remote") == deterministic_rows(tmp_path / "local")
+    assert not list((tmp_path / "remote").rglob("*.pt"))
+    assert [fencing.generations(open_store(f"{root}/generations")) for root in (bucket, tmp_path / "remote")] == [
+        [1, 2],
+        [1, 2],
+    ]
+    assert enter("distributed", COMMANDS, manual="", argv=["checkpoints", "--run", str(tmp_path / "remote")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(line[0], line[5]) for line in lines[1:]] == [
+        ("4", "whole"),
+        ("7", "whole"),
+        ("8", "whole"),
+        ("12", "whole"),
+    ]
+    # the test's own log stays
+    monkeypatch.setattr(export, "configure_logging", lambda rank: None)
+    words = ["export", str(tmp_path / "remote"), "--out", str(tmp_path / "weights")]
+    assert enter("distributed", COMMANDS, manual="", argv=words) == 0
+    exported, own = (weights.load(path).state_dict() for path in (tmp_path / "weights", tmp_path / "local" / "export"))
+    assert all(torch.equal(exported[name], tensor) for name, tensor in own.items())
