@@ -202,7 +202,7 @@ def start_engine(
         wrapped, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=ds_config)
     except ValidationError as error:
         raise UserError(
-            f"DeepSpeed refuses its configuration, so nothing was trained; engine.deepspeed: {error}"
+            f"DeepSpeed refuses its configuration, so nothing was trained; correct engine.deepspeed: {error}"
         ) from error
     if engine.compile != NOT_COMPILED:
         # in place, so that names in checkpoints stay; shapes are fixed by the batch
