@@ -23,7 +23,9 @@ from data.stream_config import StreamConfig, named_corpora
 from distributed.checkpoint import CheckpointConfig
 from distributed.diagnose import DiagnosticsConfig
 from distributed.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes
+from distributed.faults import FaultConfig
 from distributed.guard import ROLLBACK, GuardConfig
+from distributed.probe_config import ProbeConfig
 from distributed.telemetry import TelemetryConfig
 from pupujepa.config import ConfigError, compose
 from pupujepa.ema import EmaConfig
@@ -41,7 +43,9 @@ FREE_TO_CHANGE = (
     "checkpoint.",
     "diagnostics.",
     "guard.",
+    "probe.",
     "telemetry.",
+    "faults.",
     # where the parent lay; the branch has its own copy of what it started from
     "branch.parent",
     "engine.micro_batch",
@@ -98,7 +102,9 @@ class Experiment:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
 
     @property
     def horizon_steps(self) -> int:

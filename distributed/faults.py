@@ -12,8 +12,8 @@ _SHARE_OF_TIMEOUT = 0.8
 class FaultConfig:
     """skipped_in_row: steps in a row whose loss or gradient is no number that are left out before the run stops.
 
-    0 stops at the first. stall_s: a rank that has stood in one place for so many seconds is ended, with its stacks;
-    0 takes four fifths of engine.timeout_s.
+    0 stops at the first. stall_s: a rank that has stood in one place of a step for so many seconds is ended, with its
+    stacks; 0 takes what holds outside of steps, and in the first one, which compiles: four fifths of engine.timeout_s.
     """
 
     skipped_in_row: int = 5
@@ -25,6 +25,15 @@ class FaultConfig:
         if self.stall_s < 0:
             raise UserError(f"faults.stall_s={self.stall_s} must be 0 (follow engine.timeout_s) or seconds")
 
-    def stall_limit_s(self, collective_timeout_s: float) -> float:
-        """How long a rank may stand in one place, given how long collectives wait for it."""
-        return self.stall_s or _SHARE_OF_TIMEOUT * collective_timeout_s
+    def limits(self, collective_timeout_s: float) -> "StallLimits":
+        """Returns how long a rank may stand in one place, given how long collectives wait for it."""
+        elsewhere_s = _SHARE_OF_TIMEOUT * collective_timeout_s
+        return StallLimits(self.stall_s or elsewhere_s, elsewhere_s)
+
+
+@dataclass(frozen=True)
+class StallLimits:
+    """How long a rank may stand in one place: of a step but the first, and elsewhere (start, checkpoint, ...)."""
+
+    step_s: float
+    elsewhere_s: float

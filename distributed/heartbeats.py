@@ -69,7 +69,7 @@ class Heartbeats:
         """Reads what the other ranks told last, without those that have left in order."""
         try:
             now = self._path(self._rank).stat().st_mtime
-        except FileNotFoundError:  # a later session has taken the folder
+        except OSError:  # a later session has taken the folder, or the disk has failed
             return []
         return [sign for rank in range(self._world_size) if rank != self._rank and (sign := self._read(rank, now))]
 
@@ -92,7 +92,7 @@ class Heartbeats:
         path = self._path(rank)
         try:
             written, text = path.stat().st_mtime, path.read_text()
-        except FileNotFoundError:
+        except OSError:
             return None
         sign, age_s = Sign(**json.loads(text)), max(0.0, now - written)
         return replace(sign, age_s=age_s, silent=not sign.ended and age_s > self.silent_after_s)

@@ -21,13 +21,15 @@ to train.steps (by default so long that the cooldown is schedule.cooldown_fracti
 
 Everything is written below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export/ (weights in the released
 format), facts.json. When the run directory holds a run, training continues from its newest whole checkpoint, on the
-same samples and with the same losses as if it had never stopped. A run asked to stop (SIGTERM, SIGUSR2) saves on all
-ranks at the same step and exits with code 85.
+same samples and with the same losses as if it had never stopped. A run asked to stop (SIGTERM, SIGUSR2, the end of its
+job or of --time-limit) saves on all ranks at the same step and exits with code 85. When a rank is gone or stands still,
+the others name it and exit with code 86 (docs/training_faults.md).
 """
 
 import argparse
 import logging
 import os
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,18 +39,20 @@ import torch.distributed as dist
 from data.corpora import read_corpora
 from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.build import build_parts
-from distributed.checkpoint import CheckpointStore
 from distributed.engine import prepare_deepspeed
 from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora
 from distributed.facts import write_facts
 from distributed.finish import export_weights
-from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher
+from distributed.open_checkpoints import begin_generation, open_checkpoints, require_room
+from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher, end_of_time_s
 from distributed.run_directory import RunDirectory, only_writer
 from distributed.run_history import begin_session, require_same_run
 from distributed.session import Session
+from distributed.session_end import SessionEnd
 from distributed.telemetry import configure_logging
 from distributed.topology import choose_device, discover, exported, process_group
 from distributed.trainer import Trainer
+from distributed.watchdog import END, watchdog_of
 from pupujepa.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -72,12 +76,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN[:STEP]",
         help="a new run: begins at a checkpoint of another (its newest, or that of STEP) and lets the rate fall",
     )
+    parser.add_argument(
+        "--time-limit",
+        metavar="H:M:S",
+        help="save and exit with code 85 before so much time has passed; under SLURM also before the job's end",
+    )
     parser.add_argument("--fresh", action="store_true", help="insist on a new run: refuse a directory that holds one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, and model=NAME")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains; returns 0 when the run is finished and 85 when it was asked to stop and saved."""
+    ends_s = end_of_time_s(os.environ, time_limit=args.time_limit, now_s=time.time())
     topology = discover(os.environ)
     die_with_launcher(os.environ)
     configure_logging(rank=topology.rank)
@@ -93,14 +103,25 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(ends_s=ends_s))
         stack.enter_context(exported(os.environ, topology))
-        stack.enter_context(process_group(topology, timeout_s=experiment.engine.timeout_s, device=device))
+        timeout_s = experiment.engine.timeout_s
+        stack.enter_context(process_group(topology, timeout_s=timeout_s, device=device))
         if topology.is_first:
             stack.enter_context(only_writer(directory))
         dist.barrier()
         session = Session(experiment, sizes, topology, device, corpora, directory)
-        return train(session, stop)
+        watchdog = watchdog_of(
+            directory.root, topology, session.whereabouts, limits=experiment.faults.limits(timeout_s)
+        )
+        stack.enter_context(watchdog)
+        # every rank has given its first sign of life
+        dist.barrier()
+        try:
+            return train(session, stop)
+        except RuntimeError as error:
+            watchdog.explain(error)
+            raise
 
 
 def compose_experiment(args: argparse.Namespace, directory: RunDirectory) -> Experiment:
@@ -122,26 +143,26 @@ def compose_experiment(args: argparse.Namespace, directory: RunDirectory) -> Exp
 def train(session: Session, stop: StopRequest) -> int:
     """Runs one session of a run, with the process group up and the run directory locked."""
     experiment, directory, topology = session.experiment, session.directory, session.topology
-    store = CheckpointStore(directory.checkpoints, topology, keep=experiment.checkpoint.keep)
+    store = open_checkpoints(session)
     adopt_checkpoint(session, store)
     found = store.newest_whole()
     first_step = found.step if found else 0
     if found and first_step == experiment.train.steps and directory.facts.exists():
         logger.info("%s is finished: all %d steps are trained; nothing to do", directory.root, first_step)
         return 0
-    dist.barrier()
+    begin_generation(session, store)
     if topology.is_first:
-        begin_session(session, found)
+        begin_session(session, found, refused=store.refused)
     parts = build_parts(session, store, found)
-    trainer = Trainer(experiment, parts, first_step=first_step, run_root=directory.root)
-    try:
+    require_room(session, store, parts.step)
+    where = session.whereabouts
+    trainer = Trainer(experiment, parts, first_step=first_step, run_root=directory.root, whereabouts=where)
+    with SessionEnd(trainer, directory.root):
         finished = trainer.run(stop)
+        where.at(END, trainer.step)
         if finished:
             export_weights(session, parts)
             write_facts(session, parts, trainer)
-    finally:
-        for sink in parts.sinks:
-            sink.close()
     if not finished:
         logger.warning(
             "saved at step %d; the same command continues from there (exit code %d)", trainer.step, EXIT_CODE_REQUEUE

@@ -9,47 +9,46 @@ at the weights after s steps, before batch s.
 """
 
 import logging
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from data.batches import Batch
 from data.stream import Stream
 from distributed.checkpoint import CheckpointStore
 from distributed.diagnose import diagnose
-from distributed.engine import gradient_norm, set_learning_rate
+from distributed.engine import set_learning_rate
 from distributed.experiment import Experiment
+from distributed.faulty_steps import FaultySteps
 from distributed.guard import Alarm, CollapseGuard
+from distributed.host_snapshot import HostSnapshot, engine_writes_to
+from distributed.in_loop_probe import InLoopProbe
+from distributed.observe import StepObserver
+from distributed.pace import Pace, Yardstick, memory
 from distributed.preemption import StopRequest
 from distributed.probe_set import ProbeSet
 from distributed.respond import Responder
-from distributed.rollback import Rollback, rate_factor, write_rollbacks
-from distributed.run_directory import RunDirectory, write_json
-from distributed.session_state import ENGINE_FOLDER, write_state
+from distributed.rollback import Rollback, rate_factor, snapshot_rollbacks
+from distributed.run_directory import RunDirectory
+from distributed.session_state import ENGINE_FOLDER, snapshot_state
 from distributed.stream_counts import StreamCounts
 from distributed.teacher import Teacher
 from distributed.telemetry import Sink
 from distributed.topology import Topology
+from distributed.update import update
+from distributed.watchdog import CHECKPOINT, DIAGNOSTICS, METRICS, PROBES, TEACHER, Whereabouts
 from pupujepa.config import to_yaml
 from pupujepa.ema import ema_momentum
-from pupujepa.errors import UserError
-from pupujepa.masks import STRATEGIES
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
 from pupujepa.schedules import learning_rate
 
 logger = logging.getLogger(__name__)
-
-
-class DivergedError(UserError):
-    """The loss or the gradient is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -66,48 +65,41 @@ class Parts:
     store: CheckpointStore
     probes: ProbeSet | None
     sinks: Sequence[Sink]
+    yardstick: Yardstick
     guard: CollapseGuard = field(default_factory=lambda: CollapseGuard(total_steps=0))
     rollbacks: tuple[Rollback, ...] = ()
-
-
-@dataclass
-class Pace:
-    """Time spent in training steps and waiting for data, without diagnostics and checkpoints."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    waited_s: float = 0.0
-
-    def add(self, seconds: float, waited_s: float) -> None:
-        """Counts one step."""
-        self.steps += 1
-        self.seconds += seconds
-        self.waited_s += waited_s
-
-
-@dataclass(frozen=True)
-class StepLosses:
-    """Mean losses of a global batch over all ranks, and how many ranks were asked to stop."""
-
-    loss: float
-    by_strategy: dict[str, float]
-    stops: int
+    quality: InLoopProbe | None = None
 
 
 class Trainer:
-    """Trains from `first_step` to the end, or until it is asked to stop."""
+    """Trains from `first_step` to the end, or until it is asked to stop.
 
-    def __init__(self, experiment: Experiment, parts: Parts, *, first_step: int, run_root: Path):
+    Args:
+        whereabouts: is told where the training stands.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        parts: Parts,
+        *,
+        first_step: int,
+        run_root: Path,
+        whereabouts: Whereabouts | None = None,
+    ):
         self.experiment, self.parts = experiment, parts
-        self.step = self._saved_step = first_step
+        self._whereabouts = whereabouts or Whereabouts()
+        self.step = first_step
+        self._snapshot = HostSnapshot(copies=experiment.checkpoint.background)
         self.total_steps = experiment.train.steps
         self.pace = Pace()
         self.last_diagnostics: dict[str, float] = {}
         self._window = Pace()
         self._counts = StreamCounts(parts.stream, device=parts.device)
-        self._run_root = run_root
+        self._faulty = FaultySteps(experiment.faults, run_root, rank=parts.topology.rank)
         self.rollbacks = parts.rollbacks
         self.rate_factor = rate_factor(parts.rollbacks)
+        self._longest_probe_s = 0.0
         self._responder = Responder(RunDirectory(run_root), parts.guard)
 
     def run(self, stop: StopRequest) -> bool:
@@ -115,35 +107,54 @@ class Trainer:
         batches: Iterator[Batch] = iter(self.parts.stream)
         while self.step < self.total_steps:
             self._diagnose_when_due()
+            self._probe_when_due()
             stops = self._train_step(batches, stop)
             self.step += 1
             if stops:
-                logger.warning(
-                    "asked to stop (%d of %d ranks): saving step %d", stops, self.parts.topology.world_size, self.step
-                )
+                ranks = self.parts.topology.world_size
+                logger.warning("asked to stop (%d of %d ranks): saving step %d", stops, ranks, self.step)
                 self.save()
                 return False
-            if self.step % self.experiment.checkpoint.every == 0:
-                self.save()
+            self.parts.store.poll()
+            # weights that bring no finite loss must not push those out that did
+            if self.step % self.experiment.checkpoint.every == 0 and not self._faulty.in_row:
+                self.save(wait=False)
         self.save()
         if self.parts.probes is not None:
             self._diagnose()
+        self._probe_when_due()
         return True
 
-    def save(self) -> None:
-        """Makes a checkpoint of the finished steps, unless there is one; all ranks together."""
-        if self.step == self._saved_step:
-            return
-        started = time.perf_counter()
-        checkpoint = self.parts.store.save(self.step, self.write_checkpoint, self.checkpoint_facts())
-        self._saved_step = self.step
-        logger.info("saved %s in %.1f s", checkpoint.name, time.perf_counter() - started)
+    def save(self, *, wait: bool = True, again: bool = False) -> None:
+        """Makes a checkpoint of the finished steps, unless there is one; all ranks together.
 
-    def write_checkpoint(self, directory: Path) -> None:
-        """Writes this rank's part of a checkpoint of the finished steps; all ranks together."""
-        parts = self.parts
-        parts.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
-        write_state(
+        Args:
+            wait: until it is there; else it is written while training goes on, and `store.poll` finishes it.
+            again: also when there is one.
+        """
+        store = self.parts.store
+        self._whereabouts.at(CHECKPOINT, self.step)
+        if again or not store.holds(self.step):
+            store.begin(self.step, self.write_checkpoint, self.checkpoint_facts())
+        if wait:
+            store.finish(self.step)
+        elif not self.experiment.checkpoint.background:
+            store.poll(wait=True)
+
+    def write_checkpoint(self, directory: Path) -> Callable[[], None]:
+        """Takes a snapshot of this rank's part of a checkpoint of the finished steps; all ranks together.
+
+        Returns:
+            What writes it, in any thread. The next snapshot waits for it.
+        """
+        parts, snapshot = self.parts, self._snapshot
+        # it uses the same memory
+        parts.store.poll(wait=True)
+        snapshot.begin()
+        with engine_writes_to(parts.engine, snapshot):
+            parts.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
+        snapshot_state(
+            snapshot,
             directory,
             rank=parts.topology.rank,
             stream=parts.stream,
@@ -151,7 +162,8 @@ class Trainer:
             config_yaml=to_yaml(self.experiment),
         )
         if parts.topology.is_first:
-            write_rollbacks(directory, self.rollbacks)
+            snapshot_rollbacks(snapshot, directory, self.rollbacks)
+        return snapshot.write
 
     def checkpoint_facts(self) -> dict[str, Any]:
         """What a checkpoint's manifest says beside its files: who can load it."""
@@ -161,8 +173,7 @@ class Trainer:
         """Goes on from other weights, which are saved at once under the present step; all ranks together."""
         self.rollbacks = (*self.rollbacks, rollback)
         self.rate_factor = rate_factor(self.rollbacks)
-        self._saved_step = -1
-        self.save()
+        self.save(again=True)
 
     def _train_step(self, batches: Iterator[Batch], stop: StopRequest) -> int:
         started, waited_before = time.perf_counter(), self.parts.stream.counters()["wait_s"]
@@ -171,76 +182,69 @@ class Trainer:
         rate *= self.rate_factor
         momentum = ema_momentum(self.step, experiment.horizon_steps, experiment.ema)
         set_learning_rate(self.parts.engine, rate)
-        losses, norm, batch = self._optimise(batches, stop)
-        logged = self.step % experiment.telemetry.log_every == 0 or self.step + 1 == self.total_steps
-        movement = self.parts.teacher.follow(momentum, measured=logged)
+        # a faulty step is always told of, so that none is lost to a count when the run is continued
+        due = self.step % experiment.telemetry.log_every == 0 or self.step + 1 == self.total_steps
+        observer = self._observer() if due else None
+        done = update(
+            self.parts.engine,
+            batches,
+            step=self.step,
+            asked=partial(stop.asked, self._needed_to_stop_s()),
+            whereabouts=self._whereabouts,
+            observer=observer,
+        )
+        logged = due or bool(done.fault)
+        self._whereabouts.at(TEACHER, self.step)
+        movement = {} if done.fault else self.parts.teacher.follow(momentum, measured=logged)
         seconds = time.perf_counter() - started
         waited_s = self.parts.stream.counters()["wait_s"] - waited_before
         self.pace.add(seconds, waited_s)
         self._window.add(seconds, waited_s)
         if logged:
-            schedule = {"lr": rate, "ema_momentum": momentum, "grad_norm": norm}
+            learnt = {"loss": done.losses.loss, "grad_norm": done.norm} | movement | done.losses.by_strategy
+            if observer is not None and not done.fault:
+                learnt |= observer.row()
             self._log(
-                {"step": self.step, "epoch": batch.epoch, "loss": losses.loss}
-                | schedule
-                | movement
-                | losses.by_strategy
+                {"step": self.step, "epoch": done.micro_batches[-1][0].epoch, "lr": rate, "ema_momentum": momentum}
+                | ({"skipped": 1} if done.fault else {"skipped": 0} | learnt)
                 | self.parts.stream.mixture()
                 | self._speed()
+                | memory(self.parts.device)
                 | self._counts.since_last()
             )
-        return losses.stops
+        if done.fault:
+            # what is in flight is from before, and must not be lost if this is the end
+            self.parts.store.poll(wait=True)
+            last = self.parts.store.last
+            self._faulty.skip(self.step, done.fault, done.micro_batches, last_saved=last.step if last else 0)
+        else:
+            self._faulty.forget()
+        return done.losses.stops
 
-    def _optimise(self, batches: Iterator[Batch], stop: StopRequest) -> tuple[StepLosses, float, Batch]:
-        engine = self.parts.engine
-        sums = torch.zeros(2, len(STRATEGIES), dtype=torch.float64, device=self.parts.device)
-        per_rank: list[tuple[Batch, Tensor]] = []
-        accumulation = engine.gradient_accumulation_steps()
-        norm = 0.0
-        for micro in range(accumulation):
-            batch = next(batches)
-            assert batch.step == self.step, f"the stream is at step {batch.step}, the trainer at {self.step}"
-            on_device = batch.to(self.parts.device)
-            loss, aux = engine(on_device.mel, on_device.context, on_device.target)
-            engine.backward(loss)
-            sums += _sums_by_strategy(aux["per_sample_loss_B"], on_device.strategy)
-            per_rank.append((batch, aux["per_sample_loss_B"]))
-            if micro + 1 == accumulation:
-                losses = _reduce(sums, stop)
-                if not math.isfinite(losses.loss):
-                    self._give_up(f"the loss is {losses.loss}", per_rank)
-                if not engine.zero_optimization_stage():
-                    norm = gradient_norm(engine)
-            engine.step()
-        if engine.zero_optimization_stage():
-            norm = gradient_norm(engine)
-        if not math.isfinite(norm):
-            self._give_up(f"the norm of the gradient is {norm}", per_rank)
-        return losses, norm, batch
-
-    def _give_up(self, what: str, per_rank: list[tuple[Batch, Tensor]]) -> None:
-        """Leaves a file per rank with what went in, then raises; every rank comes here, for the numbers are shared."""
-        snapshot = [
-            {"uids": batch.uids, "crop_starts": batch.crop_starts.tolist(), "loss": [str(x) for x in loss_B.tolist()]}
-            for batch, loss_B in per_rank
-        ]
-        path = self._run_root / f"diverged-step-{self.step:07d}-rank-{self.parts.topology.rank}.json"
-        write_json(path, {"step": self.step, "what": what, "micro_batches": snapshot})
-        saved = self.parts.store.steps()
-        raise DivergedError(
-            f"training diverged: {what} at step {self.step} (its samples are in {path}); the checkpoint of "
-            f"step {saved[0] if saved else 0} is from before; lower schedule.peak_lr or optimizer.clip_norm in a new "
-            f"run, or use engine.precision=fp32"
-        )
+    def _needed_to_stop_s(self) -> float:
+        """How long before its time is over the run must stop, to have saved by then: a probe, two steps, two saves."""
+        step_s = self.pace.seconds / self.pace.steps if self.pace.steps else 0.0
+        return self._longest_probe_s + 2 * (step_s + self.parts.store.longest_save_s)
 
     def _diagnose_when_due(self) -> None:
         every = self.experiment.diagnostics.every
         if self.parts.probes is not None and every and self.step % every == 0:
             self._diagnose()
 
+    def _probe_when_due(self) -> None:
+        every = self.experiment.probe.interval(self.total_steps)
+        if self.parts.quality is None or not (self.step % every == 0 or self.step == self.total_steps):
+            return
+        self._whereabouts.at(PROBES, self.step)
+        epoch, started = self.step // self.parts.stream.steps_per_epoch, time.perf_counter()
+        found = self.parts.quality.measure(self.parts.step, self.parts.model, at=self.step)
+        self._longest_probe_s = max(self._longest_probe_s, time.perf_counter() - started)
+        self._log({"step": self.step, "epoch": epoch} | found)
+
     def _diagnose(self) -> None:
         parts = self.parts
         assert parts.probes is not None
+        self._whereabouts.at(DIAGNOSTICS, self.step)
         self.last_diagnostics = diagnose(parts.step, parts.model, probes=parts.probes, teacher=parts.teacher)
         epoch = self.step // parts.stream.steps_per_epoch
         row = {"step": self.step, "epoch": epoch} | self.last_diagnostics
@@ -249,6 +253,7 @@ class Trainer:
     def _log(self, row: dict[str, Any]) -> list[Alarm]:
         if not self.parts.topology.is_first:
             return []
+        self._whereabouts.at(METRICS, row["step"])
         for sink in self.parts.sinks:
             sink.write(row)
         alarms = self.parts.guard.observe(row)
@@ -256,26 +261,14 @@ class Trainer:
             logger.warning("step %d: %s: %s", row["step"], alarm.name, alarm.sentence)
         return alarms
 
+    def unsaid_counts(self) -> dict[str, float]:
+        """What this rank's stream counted since the last row."""
+        return self._counts.unsaid()
+
     def _speed(self) -> dict[str, float]:
         window, self._window = self._window, Pace()
-        return {
-            "crops_per_s": window.steps * self.experiment.stream.global_batch / window.seconds,
-            "step_s": window.seconds / window.steps,
-            "data_wait_s": window.waited_s / window.steps,
-        }
+        return self.parts.yardstick.rates(window)
 
-
-def _sums_by_strategy(loss_B: Tensor, strategy_B: Tensor) -> Tensor:
-    """Sums of losses and counts of crops per strategy, [2, strategies]; by products, which have a fixed order."""
-    chosen_BS = (strategy_B[:, None] == torch.arange(len(STRATEGIES), device=strategy_B.device)).double()
-    return torch.stack([loss_B.double() @ chosen_BS, chosen_BS.sum(0)])
-
-
-def _reduce(sums: Tensor, stop: StopRequest) -> StepLosses:
-    asked = torch.tensor([float(stop.received is not None)], dtype=torch.float64, device=sums.device)
-    total = torch.cat([sums.flatten(), asked])
-    dist.all_reduce(total)
-    *numbers, stops = total.tolist()
-    losses, counts = numbers[: len(STRATEGIES)], numbers[len(STRATEGIES) :]
-    by_strategy = {f"loss_{name}": s / n for name, s, n in zip(STRATEGIES, losses, counts, strict=True) if n}
-    return StepLosses(sum(losses) / sum(counts), by_strategy, int(stops))
+    def _observer(self) -> StepObserver:
+        names = [corpus.name for corpus in self.parts.stream.corpora.members]
+        return StepObserver(bands=self.experiment.model.grid_bands, corpora=names)

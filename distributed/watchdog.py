@@ -20,13 +20,14 @@ from types import TracebackType
 
 import torch.distributed as dist
 
+from distributed.faults import StallLimits
 from distributed.heartbeats import Heartbeats, Sign
 from distributed.topology import Topology
 
 # a rank is gone or stands still; the same command, run again, goes on from the newest checkpoint
 EXIT_CODE_LOST = 86
 # in the order of a step: of two ranks at the same step, the one in the earlier place is behind
-START, DATA, FORWARD, COLLECTIVE, BACKWARD, OPTIMIZER, TEACHER, METRICS, DIAGNOSTICS, PROBES, CHECKPOINT, END = PLACES = (
+PLACES = (
     "the start",
     "the wait for data",
     "the forward pass",
@@ -40,6 +41,8 @@ START, DATA, FORWARD, COLLECTIVE, BACKWARD, OPTIMIZER, TEACHER, METRICS, DIAGNOS
     "the checkpoint",
     "the end of the run",
 )
+START, DATA, FORWARD, COLLECTIVE, BACKWARD, OPTIMIZER, TEACHER, METRICS, DIAGNOSTICS, PROBES, CHECKPOINT, END = PLACES
+STEP_PLACES = (DATA, FORWARD, COLLECTIVE, BACKWARD, OPTIMIZER, TEACHER)
 _STDERR = 2
 _SHOWN_RANKS = 8
 
@@ -51,9 +54,12 @@ class Whereabouts:
 
     def __init__(self) -> None:
         self._now = (START, 0, time.monotonic())
+        self._first_step: int | None = None
 
     def at(self, place: str, step: int) -> None:
         """Notes that the main thread has come to one of PLACES."""
+        if self._first_step is None and place == DATA:
+            self._first_step = step
         self._now = (place, step, time.monotonic())
 
     def now(self) -> tuple[str, int, float]:
@@ -61,12 +67,17 @@ class Whereabouts:
         place, step, since = self._now
         return place, step, time.monotonic() - since
 
+    def in_later_step(self) -> bool:
+        """Whether the main thread is in a step that is not the first of this session."""
+        place, step, _ = self._now
+        return place in STEP_PLACES and self._first_step is not None and step > self._first_step
+
 
 class Watchdog:
     """Watches this rank while it is entered as a context manager.
 
     Args:
-        stall_s: how long the rank may stand in one place.
+        limits: how long the rank may stand in one place.
         leave: ends the process.
     """
 
@@ -75,10 +86,10 @@ class Watchdog:
         heartbeats: Heartbeats,
         whereabouts: Whereabouts,
         *,
-        stall_s: float,
+        limits: StallLimits,
         leave: Callable[[int], object] = os._exit,
     ):
-        self._heartbeats, self._whereabouts, self._stall_s, self._leave = heartbeats, whereabouts, stall_s, leave
+        self._heartbeats, self._whereabouts, self._limits, self._leave = heartbeats, whereabouts, limits, leave
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._told_of_error = False
@@ -121,7 +132,8 @@ class Watchdog:
         while not self._over.wait(self._heartbeats.period_s):
             self._beat()
             place, step, stood_s = self._whereabouts.now()
-            if stood_s > self._stall_s:
+            limit_s = self._limits.step_s if self._whereabouts.in_later_step() else self._limits.elsewhere_s
+            if stood_s > limit_s:
                 self._stalled(place, step, stood_s)
                 return
 
@@ -137,10 +149,11 @@ class Watchdog:
                 logger.warning("no signs of life can be written (%s): if ranks are lost, none can be named", error)
             self._told_of_error = True
         # a timer without Python, wound up by every sign: it ends the process if nothing in Python can run any more
-        faulthandler.dump_traceback_later(self._stall_s + self._heartbeats.silent_after_s, exit=True, file=_STDERR)
+        timer_s = max(self._limits.step_s, self._limits.elsewhere_s) + self._heartbeats.silent_after_s
+        faulthandler.dump_traceback_later(timer_s, exit=True, file=_STDERR)
 
     def _stalled(self, place: str, step: int, stood_s: float) -> None:
-        own = f"has stood in {place} of step {step} for {stood_s:.0f} s"
+        own = f"has stood in {place} (step {step}) for {stood_s:.0f} s"
         others = self._heartbeats.others()
         behind = [s for s in others if s.silent or s.stalled or (s.step, _order(s.place)) < (step, _order(place))]
         waits_for = f"it waits for {_describe(behind)}" if behind else "no rank is behind it"
@@ -148,7 +161,7 @@ class Watchdog:
         os.write(_STDERR, f"{self._heartbeats.own}: the stacks of all threads, this one's main thread last\n".encode())
         faulthandler.dump_traceback(_STDERR, all_threads=True)
         self._beat(ended=own, stalled=True)
-        self._end(f"{self._heartbeats.own} {own}, more than {self._stall_s:.0f} s; {waits_for}")
+        self._end(f"{self._heartbeats.own} {own}; {waits_for}")
 
     def _end(self, sentence: str) -> None:
         logger.error(
@@ -161,14 +174,14 @@ class Watchdog:
         self._leave(EXIT_CODE_LOST)
 
 
-def watchdog_of(run_root: Path, topology: Topology, whereabouts: Whereabouts, *, stall_s: float) -> Watchdog:
+def watchdog_of(run_root: Path, topology: Topology, whereabouts: Whereabouts, *, limits: StallLimits) -> Watchdog:
     """The watchdog of this rank in a new session of a run; all ranks call it together."""
     name = [secrets.token_hex(4)]
     dist.broadcast_object_list(name, src=0)
     heartbeats = Heartbeats(run_root, name[0], rank=topology.rank, world_size=topology.world_size)
     if topology.is_first:
         heartbeats.remove_of_earlier_sessions()
-    return Watchdog(heartbeats, whereabouts, stall_s=stall_s)
+    return Watchdog(heartbeats, whereabouts, limits=limits)
 
 
 def _order(place: str) -> int:
@@ -183,7 +196,7 @@ def _describe(signs: list[Sign]) -> str:
 def _describe_one(sign: Sign) -> str:
     if sign.ended:
         return f"{sign}, which ended: {sign.ended}"
-    where = f"{sign.place} of step {sign.step}"
+    where = f"{sign.place} (step {sign.step})"
     if sign.silent:
         return f"{sign}, of which there is no sign since {sign.age_s:.0f} s, last seen in {where}"
     return f"{sign}, which has stood in {where} for {sign.stood_s + sign.age_s:.0f} s"

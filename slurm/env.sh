@@ -8,6 +8,9 @@ export PUPUJEPA_VENV="${PUPUJEPA_VENV:-$PUPUJEPA_ROOT/.venv}"
 # Modules, if your site has them:
 # module load cuda/13.0
 
+# How often a training is started at most that loses a rank again and again. Preemptions count too, and are not limited.
+export PUPUJEPA_MAX_RESTARTS="${PUPUJEPA_MAX_RESTARTS:-20}"
+
 # Where shards are cached on each node: fast and local, as large as you can spare.
 export PUPUJEPA_CACHE_DIR="${PUPUJEPA_CACHE_DIR:-${TMPDIR:-/tmp}/pupujepa-cache-$(id -un)}"
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from distributed.preemption import EXIT_CODE_REQUEUE, STOP_SIGNALS, StopRequest
+from distributed.preemption import EXIT_CODE_REQUEUE, NOTICE_S, STOP_SIGNALS, StopRequest, duration_s, end_of_time_s
+from pupujepa.errors import UserError
 
 
 def test_the_code_that_slurm_requeues():
@@ -49,3 +50,37 @@ def test_a_forked_child_dies_of_the_signal():
     os.close(ready)
     os.close(tell)
     assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1:30", 90), ("3:55:00", 14_100), ("2-00:00:01", 172_801), ("119:00", 7140)]
+)
+def test_a_time_limit_is_read_as_slurm_writes_it(text, seconds):
+    """Days, hours, minutes and seconds."""
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["90", "1h", "", "1:2:3:4", "-1:00"])
+def test_other_time_limits_are_refused(text):
+    """A bare number too: minutes to SLURM, seconds to others."""
+    with pytest.raises(UserError, match="write hours:minutes:seconds"):
+        duration_s(text)
+
+
+def test_the_earlier_end_counts():
+    """The job's end and the process's own limit; a job's end that is no number is refused, not ignored."""
+    job = {"SLURM_JOB_END_TIME": "5000"}
+    assert end_of_time_s({}, time_limit=None, now_s=0.0) is None
+    assert end_of_time_s(job, time_limit=None, now_s=0.0) == 5000
+    assert end_of_time_s(job, time_limit="1:00:00", now_s=0.0) == 3600
+    assert end_of_time_s(job, time_limit="1:00:00", now_s=4000.0) == 5000
+    with pytest.raises(UserError, match="would not stop in time"):
+        end_of_time_s({"SLURM_JOB_END_TIME": "tomorrow"}, time_limit=None, now_s=0.0)
+
+
+def test_the_clock_asks_early_enough_for_what_saving_takes():
+    """A stop is due when less is left than the notice and the time needed; never without an end."""
+    stop = StopRequest(ends_s=1000.0)
+    assert not stop.asked(100.0, clock=lambda: 899.0 - NOTICE_S)
+    assert stop.asked(100.0, clock=lambda: 900.0 - NOTICE_S)
+    assert not StopRequest().asked(1e9)

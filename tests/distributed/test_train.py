@@ -159,6 +159,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, shards):
     """A rate that explodes: one sentence with step, last good checkpoint and remedy; the samples are left in a file."""
     run_dir = tmp_path / "run"
     wild = ("schedule.peak_lr=1e30", "optimizer.clip_norm=0", "checkpoint.every=1", "diagnostics.every=0")
+    wild += ("faults.skipped_in_row=0",)
     done = launch(train_command(run_dir, shards, *wild))
     assert done.returncode == 2
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))

@@ -118,7 +118,8 @@ def test_dry_run_prints_the_launch(cluster, shards, tmp_path):
     """PUPUJEPA_DRY_RUN=1 shows what would be launched and launches nothing."""
     submit(cluster | {"PUPUJEPA_DRY_RUN": "1"}, tmp_path / "run", shards, "--wait")
     printed = (tmp_path / "job.log").read_text()
-    assert "2 nodes, 2 tasks: python -m distributed train --preset demo" in printed
+    assert "start 1, 2 nodes, 2 tasks, ends " in printed
+    assert ": srun --kill-on-bad-exit=0 --wait=300 python -m distributed train --preset demo" in printed
     assert not (tmp_path / "run").exists()
 
 

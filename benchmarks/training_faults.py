@@ -1,0 +1,58 @@
+"""What each fault of a training on two ranks costs: the run with the fault, to its end, against the run without.
+
+  python -m benchmarks training_faults            all cases, about 8 min
+  python -m benchmarks training_faults --write    also puts the table into docs/training_faults.md
+
+The cases are those of the tests (tests/distributed/fault_cases.py): a small model on two CPU ranks, started again as
+often as it takes to finish. Seconds lost contain what a start costs, the steps since the last checkpoint, and waiting.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.distributed.fault_cases import CASES, Case, Outcome, Site, build_shards, start_anew, straight
+
+PAGE = Path(__file__).parents[1] / "docs" / "training_faults.md"
+HEADER = "| fault | outcome | exit codes | what is said | starts | seconds lost |\n|---|---|---|---|---|---|\n"
+MARKS = ("<!-- table: python -m benchmarks training_faults --write -->\n", "<!-- end of table -->\n")
+
+
+def main() -> None:
+    """Plays all cases and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/training_faults.md")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
+    args = parser.parse_args([word for word in sys.argv[1:] if word.startswith("-")])
+    print(HEADER, end="", flush=True)
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="training-faults-") as folder:
+        for row in _rows(Path(folder), args.only):
+            print(row, end="", flush=True)
+            lines.append(row)
+    if args.write:
+        before, _, rest = PAGE.read_text().partition(MARKS[0])
+        PAGE.write_text(before + MARKS[0] + HEADER + "".join(lines) + MARKS[1] + rest.partition(MARKS[1])[2])
+
+
+def _rows(folder: Path, only: str) -> Iterator[str]:
+    shards = str(folder / "shards")
+    build_shards(shards)
+    straight(Site(folder / "warm", shards, start_anew))  # files are read from disk once
+    usual_s = straight(Site(folder / "straight", shards, start_anew)).seconds
+    for number, case in enumerate(CASES):
+        if re.search(only, case.fault):
+            outcome = case.play(Site(folder / str(number), shards, start_anew))
+            yield row_of(case, outcome, lost_s=outcome.seconds - usual_s)
+
+
+def row_of(case: Case, outcome: Outcome, *, lost_s: float) -> str:
+    """Returns a row of the table: what came of the case, as it was seen."""
+    lines = [line for text in outcome.said for line in text.splitlines() if re.search(case.said, line)]
+    said = re.sub(r"^\d\d:\d\d:\d\d (rank \d: )?", "", lines[0]) if lines else "-"
+    said = re.sub(r"127\.0\.0\.1(\]?:)\d+", "HOST", re.sub(r"/\S*/run/", "RUN/", said)).replace("|", "/")
+    codes = " and ".join(str(code) for code in outcome.codes[0])
+    return f"| {case.fault} | {case.outcome} | {codes} | {said} | {len(outcome.codes)} | {max(lost_s, 0.0):.0f} |\n"

@@ -1,0 +1,287 @@
+"""The faults of a training on two ranks, one case each: what strikes which rank, and what must come of it.
+
+The tests play those that cost little; `python -m benchmarks training_faults` plays all, measures what each costs, and
+writes the table of docs/training_faults.md. Ranks are started as srun starts them: a process each, nobody above them.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data.local_s3 import LocalS3
+from distributed.run_directory import RunDirectory
+from distributed.telemetry import read_metrics
+from tests.data.fault_site import environment as variables
+from tests.data.shardsets import build_shard_set
+from tests.distributed.launch import ROOT, TIMEOUT_S, environment, train_command
+from tests.faultproxy import Fault, FaultProxy
+from tests.slurm_cluster import free_ports
+
+STEPS, STRUCK_STEP, STALL_S = 20, 9, 20.0
+# a checkpoint at 7 and 14: a rank that is killed at 9 has lost two steps
+SETTINGS = (f"train.steps={STEPS}", f"faults.stall_s={STALL_S}", "faults.skipped_in_row=2", "diagnostics.every=0")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a case is played.
+
+    Args:
+        folder: of its own.
+        shards: that all cases share.
+        start: starts ranks, see RankServer.
+        to_the_end: whether a training that was ended is continued until it is through.
+    """
+
+    folder: Path
+    shards: str
+    start: Callable[[dict[str, Any]], list[int]]
+    to_the_end: bool = True
+
+    @property
+    def run_dir(self) -> Path:
+        """Of the training that is struck."""
+        return self.folder / "run"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case.
+
+    Args:
+        codes: exit codes of the ranks, for each start of the command.
+        said: what the first start wrote to stderr, by rank.
+        losses: by step, of the whole run.
+        skipped: steps that were left out.
+        counters: of the data, over the run.
+    """
+
+    codes: list[tuple[int, ...]]
+    said: tuple[str, ...]
+    losses: dict[int, float]
+    skipped: list[int]
+    counters: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault.
+
+    Args:
+        fault: in words.
+        outcome: in words, for the table.
+        play: strikes a training on the site, continues it as often as it asks for, and returns what was seen.
+        codes: exit codes of the ranks in the start that was struck; None is whatever the launcher gives it.
+        said: regular expression of what a rank that is left says.
+        in_suite: whether it is cheap enough to be played by the tests.
+    """
+
+    fault: str
+    outcome: str
+    play: Callable[[Site], Outcome] = field(repr=False)
+    codes: tuple[int, ...]
+    said: str
+    skipped: tuple[int, ...] = ()
+    in_suite: bool = True
+
+
+def build_shards(url: str) -> None:
+    """Writes what all cases read. The first shard is large: one that fits into buffers would outlive its store."""
+    build_shard_set(url, (16, 16, 16, 16), num_frames=lambda number: 12_000 if number < 16 else 64 + number % 9)
+
+
+def straight(site: Site) -> Outcome:
+    """No fault: what the others are compared with."""
+    return _played(site, None)
+
+
+def _played(site: Site, fault: dict[str, Any] | None, *words: str, **changes: str) -> Outcome:
+    """Starts the ranks with a fault, and then without until they are through; what diverged is not tried again."""
+    started = time.monotonic()
+    starts = [_start(site, fault, words, changes)]
+    while site.to_the_end and any(starts[-1][0]) and 2 not in starts[-1][0]:
+        assert len(starts) < 5, starts[-1][1]
+        starts.append(_start(site, None, (), changes))
+    rows = read_metrics(RunDirectory(site.run_dir).metrics)
+    counters = ("data/retries", "data/wait_s")
+    return Outcome(
+        codes=[codes for codes, _ in starts],
+        said=starts[0][1],
+        losses={row["step"]: row["loss"] for row in rows if "loss" in row},
+        skipped=[row["step"] for row in rows if row.get("skipped")],
+        counters={name: sum(row.get(name, 0.0) for row in rows) for name in counters},
+        seconds=time.monotonic() - started,
+    )
+
+
+def _start(
+    site: Site, fault: dict[str, Any] | None, words: Sequence[str], changes: dict[str, str]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Starts two ranks, waits for them, and returns their exit codes and what they said."""
+    site.folder.mkdir(parents=True, exist_ok=True)
+    (port,) = free_ports(1)
+    command = train_command(site.run_dir, site.shards, *SETTINGS, *words)
+    ranks = []
+    for rank in range(2):
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environ = environment() | changes | {name: str(value) for name, value in place.items()}
+        argv = command[command.index("train") :]
+        ranks.append({"argv": argv, "environ": environ, "log": str(site.folder / f"rank-{rank}.log")})
+    codes = site.start({"fault": fault, "ranks": ranks})
+    return tuple(codes), tuple(Path(str(rank["log"])).read_text() for rank in ranks)
+
+
+class RankServer:
+    """A process of faulty.py, which has imported what ranks need before the first start, as a context manager."""
+
+    def __enter__(self) -> "RankServer":
+        script = str(Path(__file__).with_name("faulty.py"))
+        self._process = subprocess.Popen(
+            [sys.executable, script],
+            env=environment(),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=TIMEOUT_S)
+
+    def start(self, order: dict[str, Any]) -> list[int]:
+        """Starts ranks and returns their exit codes when they have ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+
+def start_anew(order: dict[str, Any]) -> list[int]:
+    """Starts ranks with all that a start takes."""
+    with RankServer() as server:
+        return server.start(order)
+
+
+def struck(what: str, *steps: int, rank: int = 1) -> Callable[[Site], Outcome]:
+    """Strikes one rank at certain steps; `what` as in faulty.strike."""
+    return partial(_played, fault={"rank": rank, "steps": steps or (STRUCK_STEP,), "what": what})
+
+
+def _out_of_time(site: Site) -> Outcome:
+    """A limit that is nearly over when training begins: one step a start would do, were it not for the next start."""
+    return _played(site, None, "--time-limit=0:01")
+
+
+def _store_away(site: Site) -> Outcome:
+    """The store is killed while a shard is on its way, and comes back on another port, where the proxy finds it."""
+    with (
+        LocalS3(site.folder / "server", buckets=["set"]) as server,
+        FaultProxy(upstream_port=server.port) as proxy,
+        variables(**server.environment(), AWS_PROFILE=None, AWS_SESSION_TOKEN=None),
+    ):
+        url = "s3://set/train"
+        build_shards(url)
+        proxy.inject(Fault("hold", match="shard-000000.tar$"))
+        over = threading.Event()
+        accident = threading.Thread(target=_kill_server, args=(server, proxy, over))
+        accident.start()
+        through = {"AWS_ENDPOINT_URL": proxy.endpoint_url, "AWS_ENDPOINT_URL_S3": proxy.endpoint_url}
+        through |= {name: value for name, value in server.environment().items() if "ENDPOINT" not in name}
+        words = (f"stream.cache_dir={site.folder / 'cache'}", "stream.prefetch_bytes=0")
+        try:
+            outcome = _played(replace(site, shards=url), None, *words, **through)
+        finally:
+            over.set()
+            accident.join()
+    return outcome
+
+
+def _kill_server(server: LocalS3, proxy: FaultProxy, over: threading.Event) -> None:
+    try:
+        assert proxy.holding.wait(TIMEOUT_S), "the shard was not asked for"
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        server.stop()
+    finally:
+        proxy.go_on.set()
+    server.port = 0
+    server.start()
+    proxy.upstream_port = server.port
+    over.wait()  # a server ends with the thread that started it
+
+
+_SAVED = rf"asked to stop \(1 of 2 ranks\): saving step {STRUCK_STEP + 1}"
+_GONE = r"rank 1 on \S+ \(process \d+\), of which there is no sign since \d+ s, last seen in .*: rank 0 cannot go on"
+
+CASES: tuple[Case, ...] = (
+    *(
+        Case(f"{name} on one rank", "both save the same step", struck(name), (85, 85), _SAVED, in_suite=False)
+        for name in ("SIGTERM", "SIGUSR2")
+    ),
+    Case(
+        "time limit",
+        "saved before its end",
+        _out_of_time,
+        (85, 85),
+        r"asked to stop \(2 of 2 ranks\): saving step 1",
+        in_suite=False,
+    ),
+    Case("SIGKILL of a rank", "the other names it and ends", struck("SIGKILL"), (86, -9), _GONE),
+    Case(
+        "SIGKILL of rank 0",
+        "the other names it and ends",
+        struck("SIGKILL", rank=0),
+        (-9, 86),
+        _GONE.replace("rank 0", "rank 2").replace("rank 1", "rank 0").replace("rank 2", "rank 1"),
+        in_suite=False,
+    ),
+    Case(
+        "a rank stands still",
+        "it shows its stacks and ends; the other names it",
+        struck("hang"),
+        (86, 86),
+        rf"rank 1 on \S+ .*has stood in the wait for data \(step {STRUCK_STEP}\)",
+    ),
+    Case(
+        "a rank is frozen (SIGSTOP)",
+        "the other names it and ends",
+        struck("SIGSTOP"),
+        (86, -9),
+        r"it waits for rank 1 on \S+ \(process \d+\), of which there is no sign since \d+ s",
+        in_suite=False,
+    ),
+    Case(
+        "a loss of NaN on one rank, once",
+        "the step is left out on both",
+        struck("nan"),
+        (0, 0),
+        rf"step {STRUCK_STEP}: the loss is nan: left out on all ranks \(1 in a row\)",
+        skipped=(STRUCK_STEP,),
+    ),
+    Case(
+        "losses of NaN, three in a row",
+        "it stops, with what went in",
+        struck("nan", 9, 10, 11),
+        (2, 2),
+        r"training diverged: the loss is nan at step 11, the last of 3 in a row \(what went in is in \S+\); "
+        r"the checkpoint of step 7 is from before",
+        skipped=(9, 10, 11),
+    ),
+    Case(
+        "the object store is killed and comes back",
+        "the training waits for it",
+        _store_away,
+        (0, 0),
+        r"download s3://set/train/shard-000000.tar: .*(cut short|connection was lost|no connection|fell silent)",
+    ),
+)
