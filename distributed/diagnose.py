@@ -3,11 +3,13 @@
 Shapes: B crops, N patches, M target patches, D width, C clips, Q crops of a clip.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from distributed.engine import full_state
@@ -70,11 +72,15 @@ def whole_model(step: TrainingStep, model: PupuJEPA) -> PupuJEPA:
 def diagnose(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet, teacher: Teacher) -> dict[str, float]:
     """Returns the row of diagnostics, keys starting with "diag/"; all ranks call it together and get the same."""
     with whole_step(step, model) as (step, model):
-        predictions = _in_parts(lambda part: _predict(step, probes, part), len(probes.mel_BTF))
+        # a teacher in parts is gathered by all ranks, which so run the same crops
+        together = any(not parameter.numel() for parameter in step.teacher.parameters())
+        predictions = _in_parts(lambda part: _predict(step, probes, part), len(probes.mel_BTF), together=together)
         values = _prediction_values(*predictions, probes=probes, bands=model.config.grid_bands)
         for which in ("teacher", "student"):
             states = _in_parts(
-                lambda part, which=which: _encode(step, model, probes.mel_BTF[part], which), len(probes.mel_BTF)
+                lambda part, which=which: _encode(step, model, probes.mel_BTF[part], which),  # type: ignore[misc]
+                len(probes.mel_BTF),
+                together=together,
             )
             values |= _feature_values(states[0], which=which, probes=probes, bands=model.config.grid_bands)
     row = {f"diag/{name}": float(value) for name, value in values.items()}
@@ -119,9 +125,31 @@ def _encode(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor, which: str) ->
         return (model.encode(mel_BTF, which=which, layers=[-1])[0].float(),)
 
 
-def _in_parts(function, count: int) -> Sequence[Tensor]:
-    parts = [function(slice(start, start + CROPS_AT_ONCE)) for start in range(0, count, CROPS_AT_ONCE)]
-    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], count: int, *, together: bool) -> Sequence[Tensor]:
+    """Runs the crops part by part, the parts dealt to the ranks, and returns all of them on every rank.
+
+    Args:
+        together: every rank runs every part.
+    """
+    parts = [slice(start, start + CROPS_AT_ONCE) for start in range(0, count, CROPS_AT_ONCE)]
+    if together or not dist.is_initialized() or dist.get_world_size() == 1:
+        outputs = [function(part) for part in parts]
+    else:
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        own = {number: function(parts[number]) for number in range(rank, len(parts), ranks)}
+        outputs = [_from_rank(number % ranks, own.get(number)) for number in range(len(parts))]
+    return [torch.cat(tensors) for tensors in zip(*outputs, strict=True)]
+
+
+def _from_rank(source: int, tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    """Returns the tensors that rank `source` has, on every rank."""
+    described: list[Any] = [[(t.shape, t.dtype, t.device.type) for t in tensors] if tensors is not None else None]
+    dist.broadcast_object_list(described, src=source)
+    if tensors is None:
+        tensors = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in described[0])
+    for tensor in tensors:
+        dist.broadcast(tensor.contiguous() if source == dist.get_rank() else tensor, src=source)
+    return tensors
 
 
 def _prediction_values(

@@ -118,6 +118,7 @@ class CollapseGuard:
         """Forgets what led to a rollback at `step`, whose weights are healthy ones; the maxima stay."""
         self.healthy_step = step
         self._losses.clear()
+        self._lowest_loss = float("inf")
         self._newest.clear()
         self._said.clear()
 

@@ -57,12 +57,11 @@ class InLoopProbe:
         self._topology, self._device = topology, device
         self._how = HowToEncode("teacher", precision, device)
         self._cache = run_root / FEATURES_FOLDER
-        data, tasks = Path(config.data), select_tasks(list(OFFLINE_TASKS))
-        self._corpora = {
-            name: probing_corpus(read_corpus(data, name), config.tracks)
-            for name in dict.fromkeys(task.manifest for task in tasks)
-        }
-        self._prepared = [prepare(task, self._corpora[task.manifest]) for task in tasks]
+        data = Path(config.data)
+        tasks = tuple(task.under("clean") for task in select_tasks(list(OFFLINE_TASKS)))
+        lists = {task.list_name: task.manifest for task in tasks}
+        self._corpora = {name: probing_corpus(read_corpus(data, file), config.tracks) for name, file in lists.items()}
+        self._prepared = [prepare(task, self._corpora[task.list_name]) for task in tasks]
         self._evaluation = Evaluation((), tasks, data=data, out=run_root, cache=self._cache, precision=precision)
 
     def measure(self, step: TrainingStep, model: PupuJEPA, *, at: int) -> dict[str, float]:
@@ -115,4 +114,5 @@ def probing_corpus(corpus: Corpus, tracks: int) -> Corpus:
     groups = sorted({track.group for track in held_out}, key=lambda group: sha256(group.encode()).digest())
     scoring = set(groups[1::2])
     divided = [replace(t, split="test" if t.group in scoring else "valid") for t in held_out]
-    return Corpus((*train, *divided), sha256(f"{corpus.digest}/in training/{tracks}".encode()).hexdigest())
+    digest = sha256(f"{corpus.digest}/in training/{tracks}".encode()).hexdigest()
+    return replace(corpus, tracks=(*train, *divided), digest=digest)

@@ -125,8 +125,9 @@ def own_gradients(module: nn.Module, engine: Any) -> Iterator[Tensor]:
             gradient = safe_get_local_grad(parameter)
         else:
             # what deepspeed.utils.safe_get_full_grad adds up over the ranks; None where the rank owns no part of it
-            mapping = parameter._hp_mapping
-            gradient = mapping and mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+            linked: Any = parameter
+            mapping = linked._hp_mapping
+            gradient = mapping and mapping.get_lp_grad_fragment(linked._index_in_param_group)
         if gradient is not None:
             yield gradient.float()
 

@@ -57,7 +57,7 @@ class WandbSink:
             ),
         }
         try:
-            self._run = wandb.init(mode=mode, **start)
+            self._run = wandb.init(mode=mode, **start)  # type: ignore[arg-type]
         except wandb.errors.CommError as error:
             logger.warning("wandb cannot be reached (%s): its numbers are kept offline, in %s/wandb", error, run.root)
             self._run = wandb.init(mode="offline", **start)

@@ -26,23 +26,23 @@ ALARMED += ["guard.unexplained_steps=0", "guard.cosine_above=2", "diagnostics.ev
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, shards):
-    """Two ranks: rolled back twice, straight and stopped in between, at stages 2 and 3; probed and not probed."""
+    """Two ranks: rolled back twice at stage 3, straight and stopped in between; probed and not probed at stage 1."""
     root = tmp_path_factory.mktemp("watched")
     corpus = make_corpus(root / "corpus", Recipe(pieces=48))
 
     def job(name, *overrides, **more):
         return {"run_dir": str(root / name), "url": shards, "overrides": list(overrides)} | more
 
-    probed = ["probe.every_steps=15", f"probe.data={corpus}", "engine.zero_stage=1"]
+    alarmed, short = (*ALARMED, "engine.zero_stage=3"), ("train.steps=12", "engine.zero_stage=1")
     run_jobs(
         root / "jobs.json",
         [
-            job("plain", "engine.zero_stage=1"),
-            job("probed", *probed),
-            job("straight", *ALARMED, "engine.zero_stage=2"),
-            job("stopped", *ALARMED, "engine.zero_stage=2", stop_at=12),
-            job("stopped", *ALARMED, "engine.zero_stage=2"),
-            job("three", *ALARMED, "engine.zero_stage=3"),
+            job("plain", *short),
+            job("probed", *short, "probe.every_steps=8", f"probe.data={corpus}"),
+            # stage 3 last: DeepSpeed then replaces torch's linear function for the rest of the process
+            job("straight", *alarmed),
+            job("stopped", *alarmed, stop_at=12),
+            job("stopped", *alarmed),
         ],
         ranks=2,
     )
@@ -53,10 +53,9 @@ def rows_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["straight", "three"])
-def test_a_rollback_puts_the_healthy_weights_back(runs, name):
+def test_a_rollback_puts_the_healthy_weights_back(runs):
     """Checkpoint 10 holds what checkpoint 5 held: student, predictor and teacher; 15, after the second one, what 10."""
-    five, ten, fifteen = (committed(runs / name / "checkpoints", step=step) for step in (5, 10, 15))
+    five, ten, fifteen = (committed(runs / "straight" / "checkpoints", step=step) for step in (5, 10, 15))
     for healthy, rolled_back in ((five, ten), (ten, fifteen)):
         before, after = model_of(healthy).state_dict(), model_of(rolled_back).state_dict()
         assert all(torch.equal(after[key], before[key]) for key in before)
@@ -139,7 +138,7 @@ def test_probes_do_not_touch_the_training(runs):
 def test_probes_give_a_curve_of_quality(runs):
     """On their own schedule, and at the end, every metric of every offline task; their features are gone."""
     rows = [row for row in rows_of(runs / "probed") if MEAN in row]
-    assert [row["step"] for row in rows] == [0, 15, 20]
+    assert [row["step"] for row in rows] == [0, 8, 12]
     for name in ("key/key_weighted", "beats/beat_f1", "beats/downbeat_f1", "instruments/roc_auc", "tempo/r2"):
         assert all(isinstance(row[f"probe/{name}"], float) for row in rows)
     own = ("key/key_weighted", "beats/beat_f1", "instruments/roc_auc", "tempo/r2", "collection/accuracy")
@@ -148,8 +147,8 @@ def test_probes_give_a_curve_of_quality(runs):
 
 
 def test_gradients_by_module_add_up(runs):
-    """Their squares are those of the whole gradient, over all ranks, at every stage."""
-    for name in ("plain", "straight", "three"):
+    """Their squares are those of the whole gradient, over all ranks, at stages 1 and 3."""
+    for name in ("plain", "straight"):
         for row in rows_of(runs / name):
             if "loss" in row:
                 parts = [row[f"grad_norm/{module}"] for module in ("patch_embed", "student", "predictor")]
