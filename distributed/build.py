@@ -1,12 +1,19 @@
 """Builds the parts of a training session in the order in which they depend on each other."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+
+import torch
 
 from data.stream import Stream
 from distributed.checkpoint import Checkpoint, CheckpointStore
 from distributed.engine import PRECISIONS, deepspeed_json, start_engine, update_on_host_by_fused_kernel
+from distributed.fencing import Fence, FencedSink
 from distributed.guard import CollapseGuard
+from distributed.in_loop_probe import InLoopProbe
+from distributed.pace import Yardstick, peak_flops_of, yardstick
+from distributed.probe_config import ProbeConfig
 from distributed.probe_set import ProbeSet, read_probe_set
 from distributed.reshard import load_engine, loadable
 from distributed.rollback import Rollback, read_rollbacks
@@ -19,6 +26,8 @@ from distributed.trainer import Parts
 from pupujepa.frontend import FrontendConfig
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
+
+logger = logging.getLogger(__name__)
 
 
 def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | None) -> Parts:
@@ -51,9 +60,11 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
         stream=stream,
         store=store,
         probes=_read_probes(session),
-        sinks=_open_sinks(session, first_step),
+        sinks=_open_sinks(session, first_step, fence=store.fence),
+        yardstick=_build_yardstick(session),
         guard=_warm_guard(session, first_step, rollbacks),
         rollbacks=rollbacks,
+        quality=_build_quality(session),
     )
 
 
@@ -103,12 +114,55 @@ def _read_probes(session: Session) -> ProbeSet | None:
     return probes.to(session.device)
 
 
-def _open_sinks(session: Session, first_step: int) -> list[Sink]:
+def _build_quality(session: Session) -> InLoopProbe | None:
+    experiment = session.experiment
+    if not experiment.probe.interval(experiment.train.steps):
+        if session.topology.is_first:
+            warn_of_missing_data(experiment.probe)
+        return None
+    return InLoopProbe(
+        experiment.probe,
+        topology=session.topology,
+        device=session.device,
+        precision=experiment.engine.precision,
+        run_root=session.directory.root,
+    )
+
+
+def warn_of_missing_data(probe: ProbeConfig) -> None:
+    """Says that a run which is to be probed will not be, because there is nothing to probe it on."""
+    if probe.every_fraction and not probe.data:
+        logger.warning(
+            "no curve of quality: probe.data is not set; make a labelled corpus with `python -m data scores DIR` and "
+            "set probe.data=DIR"
+        )
+
+
+def _build_yardstick(session: Session) -> Yardstick:
+    experiment, device = session.experiment, session.device
+    peak_flops = peak_flops_of(
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        precision=experiment.engine.precision,
+        given_tflops=experiment.telemetry.peak_tflops,
+    )
+    return yardstick(
+        experiment.model,
+        experiment.masks,
+        experiment.objective,
+        frontend=FrontendConfig(**session.corpora.frontend),
+        global_batch=session.sizes.global_batch,
+        peak_flops=peak_flops * session.topology.world_size,
+    )
+
+
+def _open_sinks(session: Session, first_step: int, *, fence: Fence | None) -> list[Sink]:
     if not session.topology.is_first:
         return []
     experiment = session.experiment
     steps = (first_step, experiment.train.steps)
-    return open_sinks(session.directory, experiment.telemetry, steps=steps, settings=asdict(experiment))
+    sinks = open_sinks(session.directory, experiment.telemetry, steps=steps, settings=asdict(experiment))
+    # first, so that a leftover of an older start writes to none of them
+    return [FencedSink(fence), *sinks] if fence else sinks
 
 
 def _warm_guard(session: Session, first_step: int, rollbacks: Sequence[Rollback]) -> CollapseGuard:
