@@ -14,6 +14,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from distributed.checkpoint import POINTER_NAME, CheckpointError, CheckpointStore, committed
+from distributed.checkpoint_place import Place, SharedDirectory, step_name
+from distributed.checkpoint_reading import place_of
 from distributed.experiment import Experiment, differences, load_experiment
 from distributed.run_directory import RunDirectory, RunDirectoryError, write_atomically
 from distributed.session import Session
@@ -46,18 +48,17 @@ def branch_experiment(spec: str, directory: RunDirectory, *, overrides: Sequence
     if not parent.config.is_file():
         raise RunDirectoryError(f"--cooldown-from {spec}: {parent.config} does not exist, so {parent.root} is no run")
     before = from_yaml(Experiment, parent.config.read_text())
-    step = _newest(parent) if step is None else step
-    if not (parent.checkpoints / f"step-{step:07d}").is_dir():
-        there = sorted(path.name for path in parent.checkpoints.glob("step-*") if path.name[5:].isdigit())
-        raise RunDirectoryError(
-            f"--cooldown-from {spec}: there is no checkpoint of step {step}; there are: {', '.join(there) or 'none'}"
-        )
-    cooldown = [] if any(o.startswith("train.steps=") for o in overrides) else [f"train.steps={_end(before, step)}"]
-    experiment = load_experiment(file=parent.config, overrides=[*cooldown, *overrides])
+    step = _existing_step(_place_of_parent(parent, directory), step, spec=spec)
+    # two runs must not write to one place; in the branch's own directory, unless it is told another
+    defaults = ["checkpoint.url=''"]
+    if not any(o.startswith("train.steps=") for o in overrides):
+        defaults.append(f"train.steps={_end(before, step)}")
+    experiment = load_experiment(file=parent.config, overrides=[*defaults, *overrides])
     rate = learning_rate(step, before.train.steps, before.schedule, branch=before.branch)
     branch = BranchConfig(str(parent.root), step, rate, before.horizon_steps)
     experiment = replace(experiment, branch=branch)
     _require_cooldown(before, experiment)
+    _require_own_place(before, experiment)
     return experiment
 
 
@@ -80,7 +81,8 @@ def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
     if session.topology.is_first and not store.steps():
         # first, so that a kill during the copy leaves a directory that the same command takes up again
         write_atomically(directory.config, to_yaml(session.experiment))
-        _copy(RunDirectory(Path(branch.parent)).checkpoints, directory.checkpoints, step=branch.step)
+        assert isinstance(store.place, SharedDirectory), "a branch begins in a directory"
+        _copy(_place_of_parent(RunDirectory(Path(branch.parent)), directory), store.place.root, step=branch.step)
         logger.info("branched off %s after %d steps, to cool down", branch.parent, branch.step)
     dist.barrier()
 
@@ -98,11 +100,18 @@ def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, o
     return load_experiment(file=directory.config, overrides=overrides)
 
 
-def _newest(parent: RunDirectory) -> int:
-    pointer = parent.checkpoints / POINTER_NAME
-    if not pointer.is_file():
-        raise RunDirectoryError(f"{parent.root} has no checkpoint to branch off yet; wait for its first, or train it")
-    return int(pointer.read_text().strip().removeprefix("step-"))
+def _place_of_parent(parent: RunDirectory, directory: RunDirectory) -> Place:
+    url = from_yaml(Experiment, parent.config.read_text()).checkpoint.url
+    return place_of(parent, url, staging=directory.root / "staging-of-parent")
+
+
+def _existing_step(place: Place, step: int | None, *, spec: str) -> int:
+    chosen, there = place.latest() if step is None else step, place.steps()
+    if chosen is None or chosen not in there:
+        missing = "no checkpoint yet" if chosen is None else f"no checkpoint of step {chosen}"
+        names = ", ".join(map(step_name, sorted(there)))
+        raise RunDirectoryError(f"--cooldown-from {spec}: there is {missing}; there are: {names or 'none'}")
+    return chosen
 
 
 def _end(before: Experiment, step: int) -> int:
@@ -141,8 +150,18 @@ def _require_cooldown(before: Experiment, experiment: Experiment) -> None:
         )
 
 
-def _copy(source: Path, target: Path, *, step: int) -> None:
+def _require_own_place(before: Experiment, experiment: Experiment) -> None:
+    url = experiment.checkpoint.url
+    if "://" in url or (url and url == before.checkpoint.url):
+        raise RunDirectoryError(
+            f"checkpoint.url={url}: a branch begins with a copy in a directory of its own; leave it empty, for the run "
+            f"directory, or name another directory"
+        )
+
+
+def _copy(source: Place, target: Path, *, step: int) -> None:
     checkpoint = committed(source, step=step)
+    target.mkdir(parents=True, exist_ok=True)
     temporary = target / f"{checkpoint.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -24,7 +24,7 @@ from pupujepa.tracing import StepConfig, StepPeaks, step_peaks
 
 _FLOAT32 = 4
 # DeepSpeed's defaults, in entries: of a bucket of gradients, at most gathered, and never spread under stage 3
-_BUCKET, _LIVE, _PERSISTENT = 500_000_000, 1_000_000_000, 100_000
+_BUCKET, _LIVE, _PERSISTENT, _PREFETCHED = 500_000_000, 1_000_000_000, 100_000, 50_000_000
 
 
 def plan_memory(
@@ -130,7 +130,10 @@ class _Ranks:
         if self.stage < 3:
             return 0
         limits = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
-        return min(self._all - self._persistent, *(_FLOAT32 * self._zero.get(limit, _LIVE) for limit in limits))
+        spread = self._all - self._persistent
+        whole = min(spread, *(_FLOAT32 * self._zero.get(limit, _LIVE) for limit in limits))
+        # they are copied out of one flat buffer, into which several are gathered together
+        return whole + min(spread, _FLOAT32 * self._zero.get("stage3_prefetch_bucket_size", _PREFETCHED))
 
     @property
     def _gathered_teacher(self) -> int:

@@ -1,107 +1,117 @@
 """Memory, operations and hours of an experiment, before it waits in a queue. Needs no GPU, no data and a few seconds.
 
-  python -m distributed plan --preset large --gpus 64
-  python -m distributed plan --preset giant engine.zero_stage=2 engine.micro_batch=8 --gpus 128 --gpu-memory-gb 80
-  python -m distributed plan --preset robust model=base --gpus 8 --plot schedules.png
+  python -m distributed plan --preset large --nodes 8 --gpus-per-node 8 --device h100
+  python -m distributed plan --preset giant engine.zero_stage=2 engine.micro_batch=8 --nodes 16 --device a100-40gb
+  python -m distributed plan --preset large engine.activation_checkpointing=true --gpus 4 --gpu-memory-gb 24
+  python -m distributed plan --preset robust model=base --plot schedules.png       what changes over the run, drawn
+  python -m distributed plan --config runs/large-cooled/config.yaml --plot schedules.png        also of a branch
 
-Memory: float32 parameters, gradients and AdamW states sharded as the ZeRO stage says, the replicated float32 teacher,
-and what the backward pass keeps, found by tracing the training step. Buffers of the communication library and
-fragmentation come on top: leave a tenth free. Hours assume a share of the GPU's peak (MFU) that you state; 0.35 is our
-guess for the larger models, small ones reach less.
+Memory: float32 weights, gradients and AdamW's states as the ZeRO stage shards them, the float32 teacher, activations
+found by tracing the training step, and what DeepSpeed allocates beside them, at the moment of the step that needs most;
+`python -m benchmarks engine --plan-memory` measures by how much that is off. The device's own context, the
+communication library and fragmentation come on top: a tenth is left free for them. Settings that would fit are listed.
+
+Hours assume a share of the GPU's peak (MFU) that you state; 0.35 is our guess for the larger models, small ones reach
+less. The store must deliver what the crops need, a third of which is looked at unless stream.crops_per_sample says 3.
 """
 
 import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from distributed.engine import PRECISIONS, BatchSizes, batch_sizes
+from data.features import FeatureConfig
+from data.ranks import lanes_of_rank
+from distributed.engine import BatchSizes, batch_sizes
 from distributed.experiment import Experiment, load_experiment, preset_names
+from distributed.memory_fit import USABLE, Fit, fits, peak
+from distributed.pace import PEAK_BF16_TFLOPS
+from distributed.plan_plot import plot_schedules
 from pupujepa.cost import TrainingCost, count_parameters, training_cost
-from pupujepa.ema import ema_momentum
-from pupujepa.masks import STRATEGIES, strategy_probabilities
-from pupujepa.memory import Memory, memory_per_rank
-from pupujepa.schedules import learning_rate
-from pupujepa.tracing import StepConfig, saved_bytes
+from pupujepa.errors import UserError
+from pupujepa.frontend import FrontendConfig
 
-GIB, TERA = 2**30, 1e12
+GIB, MEGA, GIGA, TERA = 2**30, 1e6, 1e9, 1e12
 H100_BF16_TFLOPS = 989.0
-_PLOTTED_STEPS = 400
+LONG_RUN_STEPS = 500_000
+BYTES_OF_VALUE = {"uint8": 1, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What of a GPU matters here: memory in GB, and dense bf16 TFLOP/s."""
+
+    memory_gb: float
+    peak_tflops: float
+
+
+# of NVIDIA's data sheets
+DEVICES = {
+    "a10g": Device(24, PEAK_BF16_TFLOPS["A10G"]),
+    "a100-40gb": Device(40, PEAK_BF16_TFLOPS["A100"]),
+    "a100": Device(80, PEAK_BF16_TFLOPS["A100"]),
+    "l40s": Device(48, PEAK_BF16_TFLOPS["L40S"]),
+    "h100": Device(80, H100_BF16_TFLOPS),
+    "h200": Device(141, PEAK_BF16_TFLOPS["H200"]),
+    "b200": Device(180, PEAK_BF16_TFLOPS["B200"]),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line of `plan`."""
     parser.add_argument("--preset", action="append", default=[], metavar="NAME", help=", ".join(preset_names()))
     parser.add_argument("--config", type=Path, metavar="FILE", help="a whole experiment, such as a run's config.yaml")
-    parser.add_argument("--gpus", type=int, default=8, help="ranks (default: %(default)s)")
-    parser.add_argument("--gpu-memory-gb", type=float, default=80.0, help="of one GPU (default: %(default)s)")
-    parser.add_argument(
-        "--peak-tflops", type=float, default=H100_BF16_TFLOPS, help="dense bf16 (default: %(default)s, H100)"
-    )
+    parser.add_argument("--nodes", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="ranks on each (default: %(default)s)")
+    parser.add_argument("--gpus", type=int, help="ranks of all nodes together, in place of the two")
+    parser.add_argument("--device", choices=sorted(DEVICES), default="h100", help="default: %(default)s")
+    parser.add_argument("--gpu-memory-gb", type=float, help="of one GPU, in place of the device's")
+    parser.add_argument("--peak-tflops", type=float, help="of one GPU, dense bf16, in place of the device's")
     parser.add_argument(
         "--mfu", type=float, default=0.35, help="share of the peak that is reached (default: %(default)s)"
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw learning rate, momentum and masks over the run")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw learning rate, momentum, masks and weight decay over the run"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, and model=NAME")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the plan."""
+    """Prints the plan.
+
+    Raises:
+        UserError: numbers that no cluster has, or an experiment that contradicts itself.
+    """
+    gpus = args.nodes * args.gpus_per_node if args.gpus is None else args.gpus
+    if min(gpus, args.nodes, args.gpus_per_node) < 1 or args.mfu <= 0:
+        raise UserError(f"{args.nodes} nodes, {gpus} GPUs and --mfu {args.mfu:g} must all be positive")
+    device = Device(
+        args.gpu_memory_gb or DEVICES[args.device].memory_gb, args.peak_tflops or DEVICES[args.device].peak_tflops
+    )
     experiment = load_experiment(args.preset, file=args.config, overrides=args.overrides)
-    sizes = batch_sizes(experiment.stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=args.gpus)
-    memory = memory_per_gpu(experiment, sizes, world_size=args.gpus)
+    sizes = batch_sizes(experiment.stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=gpus)
+    lanes_of_rank(experiment.stream.lanes, 0, gpus)
     cost = training_cost(experiment.model, experiment.masks, experiment.objective)
-    speed = args.gpus * args.peak_tflops * TERA * args.mfu / cost.total
-    lines = [*_size_lines(experiment, sizes, args.gpus), *_memory_lines(memory, experiment, args.gpu_memory_gb)]
-    lines += _cost_lines(cost)
-    lines += _time_lines(experiment, speed, mfu=args.mfu)
+    crops_per_s = gpus * device.peak_tflops * TERA * args.mfu / cost.total
+    device_bytes = device.memory_gb * GIGA
+    lines = [
+        *_size_lines(experiment, sizes, gpus),
+        *_memory_lines(experiment, sizes, gpus=gpus, device_bytes=device_bytes),
+        *_fit_lines(fits(experiment, world_size=gpus, device_bytes=device_bytes), experiment, gpus),
+        *_cost_lines(cost),
+        *_time_lines(experiment, crops_per_s, mfu=args.mfu, gpus=gpus),
+        *_store_lines(experiment, crops_per_s, nodes=-(-gpus // args.gpus_per_node)),
+    ]
     print("\n".join(lines))  # noqa: T201 - the text is the product
     if args.plot:
         plot_schedules(experiment, args.plot)
     return 0
 
 
-def memory_per_gpu(experiment: Experiment, sizes: BatchSizes, *, world_size: int) -> Memory:
-    """Memory of one rank, without the communication library's buffers."""
-    engine = experiment.engine
-    kept = saved_bytes(
-        StepConfig(
-            experiment.model,
-            experiment.masks,
-            experiment.objective,
-            PRECISIONS[engine.precision],
-            activation_checkpointing=engine.activation_checkpointing,
-        )
-    )
-    return memory_per_rank(
-        count_parameters(experiment.model),
-        zero_stage=engine.zero_stage,
-        ranks=world_size,
-        activation_bytes=kept.constant + sizes.micro_batch * kept.per_crop,
-    )
-
-
-def plot_schedules(experiment: Experiment, path: Path) -> None:
-    """Draws what changes over the run."""
-    from matplotlib.figure import Figure
-
-    total = experiment.train.steps
-    steps = sorted({round(i * (total - 1) / _PLOTTED_STEPS) for i in range(_PLOTTED_STEPS + 1)})
-    curves = (
-        ("learning rate", [learning_rate(s, total, experiment.schedule) for s in steps]),
-        ("1 - EMA momentum", [1 - ema_momentum(s, total, experiment.ema) for s in steps]),
-    )
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    axes = figure.subplots(1, 3)
-    for axis, (title, values) in zip(axes, curves):
-        axis.plot(steps, values, color="#1f5f8b")
-        axis.set_title(title)
-        axis.set_ylim(0)
-    shares = [strategy_probabilities(s / total, experiment.masks) for s in steps]
-    axes[2].stackplot(steps, list(zip(*shares)), labels=STRATEGIES, colors=("#c9d8e4", "#6f9fc0", "#1f5f8b"))
-    axes[2].set_title("masking strategies")
-    axes[2].legend(loc="lower left")
-    for axis in axes:
-        axis.set_xlabel("step")
-    figure.savefig(path, dpi=150)
+def store_bytes_per_s(experiment: Experiment, crops_per_s: float, *, dtype: str) -> float:
+    """Returns what is read of stored arrays so that crops come as fast; a sample is read whole for its crops."""
+    values = FeatureConfig().part_frames * experiment.model.mel_bands
+    return crops_per_s / experiment.stream.crops_per_sample * values * BYTES_OF_VALUE[dtype]
 
 
 def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[str]:
@@ -118,16 +128,43 @@ def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[st
     ]
 
 
-def _memory_lines(memory: Memory, experiment: Experiment, gpu_memory_gb: float) -> list[str]:
-    share = memory.total / (gpu_memory_gb * 1e9)
-    verdict = "fits" if share < 0.9 else "tight" if share < 1 else "DOES NOT FIT"
-    advice = "" if share < 0.9 else "; try a smaller engine.micro_batch, activation checkpointing, a higher stage"
+def _memory_lines(experiment: Experiment, sizes: BatchSizes, *, gpus: int, device_bytes: float) -> list[str]:
+    moment, memory = peak(experiment, sizes, world_size=gpus)
+    share = memory.total / device_bytes
+    verdict = "fits" if share <= USABLE else "tight" if share < 1 else "DOES NOT FIT"
+    engine = experiment.engine
+    recomputed = ", blocks recomputed" if engine.activation_checkpointing else ""
     return [
-        f"memory per GPU, ZeRO stage {experiment.engine.zero_stage}, {experiment.engine.precision}",
+        f"memory per GPU at its peak ({moment}), ZeRO stage {engine.zero_stage}, {engine.precision}{recomputed}",
         *(f"  {name:<12}{value / GIB:8.2f} GiB" for name, value in vars(memory).items()),
-        f"  {'total':<12}{memory.total / GIB:8.2f} GiB = {share:.0%} of {gpu_memory_gb:g} GB: {verdict}{advice}",
+        f"  {'total':<12}{memory.total / GIB:8.2f} GiB = {share:.0%} of {device_bytes / GIGA:g} GB: {verdict}",
+        *([_on_host(experiment, gpus)] if engine.offload_optimizer else []),
         "",
     ]
+
+
+def _on_host(experiment: Experiment, gpus: int) -> str:
+    trained = count_parameters(experiment.model).trained
+    # weights, gradients and two moments, float32
+    return f"  {'on the host':<12}{16 * -(-trained // gpus) / GIB:8.2f} GiB for each GPU: the optimiser"
+
+
+def _fit_lines(found: Iterable[Fit], experiment: Experiment, gpus: int) -> Iterator[str]:
+    rows: dict[bool, list[Fit]] = {False: [], True: []}
+    for fit in found:
+        rows[fit.recomputed].append(fit)
+    per_gpu = experiment.stream.global_batch // gpus
+    yield f"what fits: the largest engine.micro_batch (of {per_gpu} crops a GPU) by engine.zero_stage, and its GiB"
+    yield f"  {'':<28}" + "".join(f"{f'stage {fit.zero_stage}':>16}" for fit in rows[False])
+    for recomputed, name in ((False, "blocks kept"), (True, "activation_checkpointing")):
+        yield f"  {name:<28}" + "".join(f"{_one_fit(fit):>16}" for fit in rows[recomputed])
+    if not any(fit.micro_batch for row in rows.values() for fit in row):
+        yield "  nothing fits: take more GPUs at stage 3, larger ones, engine.offload_optimizer=true or a smaller model"
+    yield ""
+
+
+def _one_fit(fit: Fit) -> str:
+    return f"{fit.micro_batch or 'none'} ({fit.peak_bytes / GIB:.1f})"
 
 
 def _cost_lines(cost: TrainingCost) -> list[str]:
@@ -139,11 +176,23 @@ def _cost_lines(cost: TrainingCost) -> list[str]:
     ]
 
 
-def _time_lines(experiment: Experiment, crops_per_s: float, *, mfu: float) -> list[str]:
-    steps, batch = experiment.train.steps, experiment.stream.global_batch
-    hours = steps * batch / crops_per_s / 3600
-    audio_hours = steps * batch * experiment.model.crop_frames / 100 / 3600
-    return [
-        f"time         {crops_per_s:,.0f} crops/s at MFU {mfu:g}: {batch / crops_per_s:.3g} s per step",
-        f"             {steps:,} steps = {steps * batch:,} crops = {audio_hours:,.0f} h of audio in {hours:,.1f} h",
-    ]
+def _time_lines(experiment: Experiment, crops_per_s: float, *, mfu: float, gpus: int) -> Iterator[str]:
+    batch, own = experiment.stream.global_batch, experiment.train.steps
+    begun = experiment.branch.step
+    yield f"time         {crops_per_s:,.0f} crops/s at MFU {mfu:g}: {batch / crops_per_s:.3g} s per step"
+    for steps in dict.fromkeys((own - begun, LONG_RUN_STEPS)):
+        hours = steps * batch / crops_per_s / 3600
+        audio_hours = steps * batch * experiment.model.crop_frames / FrontendConfig().frames_per_s / 3600
+        yield (
+            f"             {steps:,} steps = {steps * batch:,} crops = {audio_hours:,.0f} h of audio in "
+            f"{hours:,.1f} h = {hours * gpus:,.0f} GPU-hours"
+        )
+
+
+def _store_lines(experiment: Experiment, crops_per_s: float, *, nodes: int) -> Iterator[str]:
+    for dtype in BYTES_OF_VALUE:
+        needed = store_bytes_per_s(experiment, crops_per_s, dtype=dtype)
+        yield (
+            f"{'store' if dtype == 'uint8' else '':<13}{needed / MEGA:,.0f} MB/s of shards in {dtype}, "
+            f"{needed / nodes / MEGA:,.0f} MB/s a node"
+        )

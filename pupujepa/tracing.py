@@ -2,13 +2,14 @@
 
 Memory: every tensor that autograd keeps is counted once per storage. What grows with the batch are the activations;
 what does not are the bf16 copies of the weights. Peaks count whatever is alive, operation by operation, and note how
-much of it is left when each gradient is done, since what becomes of gradients is the engine's choice. Operations: those that torch's
-own counter counts, as a check on the arithmetic of cost.py.
+much of it is left when each gradient is done, since what becomes of gradients is the engine's choice. Operations:
+those that torch's own counter counts, as a check on the arithmetic of cost.py.
 """
 
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -182,6 +183,7 @@ class _LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+@cache
 def _peaks_of(config: StepConfig, *, crops: int) -> StepPeaks:
     done, backward = 0, []
     with FakeTensorMode():

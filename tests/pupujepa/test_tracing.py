@@ -10,7 +10,7 @@ from pupujepa.masks import MaskConfig, num_context, num_targets
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import ObjectiveConfig, TrainingStep
 from pupujepa.sizes import model_size, size_names
-from pupujepa.tracing import StepConfig, counted_flops, saved_bytes
+from pupujepa.tracing import StepConfig, _LiveBytes, _loss, counted_flops, saved_bytes, step_peaks
 from tests.pupujepa.models import SMALL
 
 DEMO = StepConfig(model_size("demo"), MaskConfig(), ObjectiveConfig(), torch.bfloat16)
@@ -61,3 +61,27 @@ def test_tracing_allocates_nothing():
     """A model far beyond this machine's memory is traced all the same."""
     huge = replace(SMALL, width=65_536, heads=1024, depth=96, predictor_width=4096, predictor_heads=64)
     assert saved_bytes(StepConfig(huge, MaskConfig(), ObjectiveConfig())).per_crop > 2**30
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_peaks_hold_what_a_real_step_holds(recomputed):
+    """The most bytes alive in forward and in backward are those of a real step in float32, counted the same way."""
+    config = replace(DEMO, autocast_dtype=None, activation_checkpointing=recomputed)
+    traced = step_peaks(config, crops=3)
+    step = TrainingStep(PupuJEPA(config.model), config.objective, activation_checkpointing=recomputed)
+    live = _LiveBytes({p.untyped_storage()._cdata for p in (*step.parameters(), *step.teacher.parameters())})
+    peaks = []
+
+    def take(parameter):
+        peaks.append(live.peak_since_last())
+        parameter.grad = None
+
+    for parameter in step.parameters():
+        parameter.register_post_accumulate_grad_hook(take)
+    with live:
+        loss = _loss(step, config.masks, crops=3)
+        forward = live.peak_since_last()
+        loss.backward()
+    assert traced.forward == pytest.approx(forward, rel=0.02)
+    assert max(alive for alive, _ in traced.backward) == pytest.approx(max(peaks), rel=0.02)
+    assert traced.backward[-1][1] == sum(p.numel() for p in step.parameters())

@@ -1,0 +1,145 @@
+"""Memory of a training step against its plan: peaks of ranks, by moment of the step.
+
+On a GPU the counter is torch.cuda.max_memory_allocated. On a CPU it is the same thing for torch's CPU allocator: every
+allocation and release that it reports to the profiler, summed from before the model is built. The process's own peak
+(VmHWM) is no substitute: it leaves out what was allocated and never written, as most of DeepSpeed's bucket, and holds
+half a gigabyte of libraries; it is shown beside. Blocks that gloo's threads give back are not reported; those are the
+ones that nobody holds at the end, and they are taken off when the operation that made them ends.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.engine_bare import MOMENTUM, Inputs, OurEngine, experiment_of, inputs_of
+from benchmarks.engine_launch import on_ranks
+from distributed.engine import batch_sizes
+from distributed.memory_plan import plan_memory
+from distributed.topology import Topology
+
+MIB = 2**20
+_PHASE = "phase:"
+# two steps: the optimiser's states are made in the first
+_STEPS = 2
+
+
+def measure(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
+    """Trains two steps; returns the second's peak bytes, by phase, of the rank that holds most; `peak` is over all."""
+    measured = (_on_gpu if device.type == "cuda" else _on_cpu)(settings, topology, device)
+    most = torch.tensor(list(measured.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return dict(zip(measured, most.tolist(), strict=True))
+
+
+def compare(settings: dict[str, Any], *, ranks: int) -> str:
+    """Measures a setting and returns a row of a Markdown table: peak as planned, as measured, and the difference."""
+    experiment = experiment_of(settings, ranks=ranks)
+    micro_batch = max(experiment.engine.micro_batch, 1)
+    sizes = batch_sizes(experiment.stream.global_batch, micro_batch=micro_batch, world_size=ranks)
+    measured = on_ranks(measure, settings, ranks=ranks)
+    moments = plan_memory(experiment, sizes, world_size=ranks, on_cpu=not torch.cuda.is_available())
+    moment, planned = max(moments.items(), key=lambda item: item[1].total)
+    off = planned.total / measured["peak"] - 1
+    others = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in measured.items() if name != "peak")
+    name = f"{settings['name']}, stage {experiment.engine.zero_stage}, {ranks} ranks"
+    return f"| {name} | {planned.total / MIB:,.0f} ({moment}) | {measured['peak'] / MIB:,.0f} | {off:+.1%} | {others} |"
+
+
+HEADER = "| what | planned, MiB (when) | measured, MiB | off by | measured by phase, MiB |\n|---|---|---|---|---|"
+
+
+def _on_gpu(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
+    experiment = experiment_of(settings, ranks=topology.world_size)
+    ours = OurEngine(experiment, topology, device)
+    inputs = inputs_of(experiment, crops=max(experiment.engine.micro_batch, 1), device=device)
+    peaks: dict[str, float] = {}
+    for _ in range(_STEPS):
+        for name, work in _phases(ours, inputs):
+            torch.cuda.reset_peak_memory_stats(device)
+            work()
+            torch.cuda.synchronize(device)
+            peaks[name] = float(torch.cuda.max_memory_allocated(device))
+    return {"peak": max(peaks.values()), **peaks, "reserved": float(torch.cuda.max_memory_reserved(device))}
+
+
+def _on_cpu(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
+    experiment = experiment_of(settings, ranks=topology.world_size)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with record_function(f"{_PHASE}build"):
+            ours = OurEngine(experiment, topology, device)
+            inputs = inputs_of(experiment, crops=max(experiment.engine.micro_batch, 1), device=device)
+        for _ in range(_STEPS):
+            for name, work in _phases(ours, inputs):
+                with record_function(f"{_PHASE}{name}"):
+                    work()
+    gc.collect()
+    alive = {t.untyped_storage().data_ptr() for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)}
+    alive |= {p.grad.untyped_storage().data_ptr() for p in ours.step.parameters() if p.grad is not None}
+    assert profiler.profiler is not None
+    peaks = _peaks(profiler.profiler.kineto_results.experimental_event_tree(), alive)
+    process = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {"peak": max(peaks.values()), **peaks, "process": 1024.0 * int(process.split()[1])}
+
+
+def _phases(ours: OurEngine, inputs: Inputs) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yields the phases of a step in turn, each to be run before the next is asked for."""
+    ours.set_rate()
+    loss = []
+    yield "forward", lambda: loss.append(ours.forward(inputs))
+    yield "backward", lambda: ours.engine.backward(loss.pop())
+    yield "update", ours.engine.step
+    yield "teacher", lambda: ours.teacher.follow(MOMENTUM)
+
+
+def _peaks(tree: Any, alive: set[int]) -> dict[str, float]:
+    """Returns the most bytes held during the last phase of each name."""
+    phases, events = _events(tree)
+    held: dict[int, tuple[int, int]] = {}
+    changes = []
+    for start, pointer, size, operation_end in events:
+        if size > 0:
+            if pointer in held:
+                # given back unreported, and its address is used again
+                lost_end, lost = held[pointer]
+                changes.append((min(lost_end, start), -lost))
+            held[pointer] = (operation_end, size)
+            changes.append((start, size))
+        elif held.pop(pointer, None):
+            changes.append((start, size))
+    changes += [(end, -size) for pointer, (end, size) in held.items() if pointer not in alive]
+    peaks: dict[str, float] = {}
+    total, position = 0, 0
+    changes.sort()
+    for begin, end, name in phases:
+        while position < len(changes) and changes[position][0] < begin:
+            total += changes[position][1]
+            position += 1
+        peak = total
+        while position < len(changes) and changes[position][0] <= end:
+            total += changes[position][1]
+            peak = max(peak, total)
+            position += 1
+        peaks[name] = float(peak)
+    return peaks
+
+
+def _events(nodes: Any) -> tuple[list[tuple[int, int, str]], list[tuple[int, int, int, int]]]:
+    """Returns phases (start, end, name) and allocations (start, pointer, bytes, end of their operation), in ns."""
+    phases, allocations = [], []
+    todo = list(nodes)
+    while todo:
+        node = todo.pop()
+        todo += node.children
+        if node.tag == _EventType.Allocation:
+            fields, start = node.extra_fields, node.start_time_ns
+            end = node.parent.end_time_ns if node.parent else start
+            allocations.append((start, fields.ptr, fields.alloc_size, end))
+        elif node.name.startswith(_PHASE):
+            phases.append((node.start_time_ns, node.end_time_ns, node.name.removeprefix(_PHASE)))
+    return sorted(phases), sorted(allocations)

@@ -1,0 +1,34 @@
+"""One rank of the engine's benchmark: `torchrun -m benchmarks.engine_rank TASK.json`, started by engine_launch.py."""
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from distributed.engine import prepare_deepspeed
+from distributed.topology import choose_device, discover, exported, process_group
+
+TIMEOUT_S = 1800.0
+
+
+def main(path: Path) -> None:
+    """Runs the task's function on this rank; what it returns on the first rank is the result."""
+    task = json.loads(path.read_text())
+    torch.set_num_threads(1)
+    topology = discover(os.environ)
+    device = choose_device(topology, cuda_devices=torch.cuda.device_count())
+    prepare_deepspeed(os.environ, device=device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    module, _, function = task["function"].partition(":")
+    with exported(os.environ, topology), process_group(topology, timeout_s=TIMEOUT_S, device=device):
+        result = getattr(import_module(module), function)(task["settings"], topology, device)
+    if topology.is_first:
+        path.with_suffix(".result").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

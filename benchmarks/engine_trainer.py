@@ -1,0 +1,225 @@
+"""The trainer as it is, on synthetic shards: its step against a bare loop, checkpoints, resuming, diagnostics, scaling.
+
+Every function runs on fresh ranks (engine_launch.py) and returns plain numbers. One batch is read from the shards and
+then repeated, so that both sides compute the same and nobody waits for data.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.alternate import alternate
+from benchmarks.engine_bare import Inputs, bare_loop
+from data.batches import Batch
+from data.corpora import read_corpora
+from distributed.build import build_parts
+from distributed.engine import batch_sizes
+from distributed.experiment import Experiment, load_experiment, with_corpora
+from distributed.open_checkpoints import begin_generation, open_checkpoints
+from distributed.preemption import StopRequest
+from distributed.run_directory import RunDirectory
+from distributed.session import Session
+from distributed.topology import Topology
+from distributed.trainer import Trainer
+
+# no run of the benchmark comes to its end
+_MANY_STEPS = 1_000_000
+
+
+class Replay:
+    """A stream that hands out its first step's batches at every step."""
+
+    def __init__(self, stream: Any, *, accumulation: int):
+        self._stream = stream
+        batches = iter(stream)
+        self.batches = [next(batches) for _ in range(accumulation)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Yields the batches of `step` and of all steps after it."""
+        while True:
+            yield from (replace(batch, step=step) for batch in self.batches)
+            step += 1
+
+
+class Steps:
+    """A trainer whose steps are taken one by one."""
+
+    def __init__(self, settings: dict[str, Any], topology: Topology, device: torch.device):
+        self.session = session_of(settings, topology, device)
+        self.store = open_checkpoints(self.session)
+        found = self.store.newest_whole()
+        begin_generation(self.session, self.store)
+        parts = build_parts(self.session, self.store, found)
+        self.replay = Replay(parts.stream, accumulation=self.session.sizes.accumulation)
+        self.parts = replace(parts, stream=self.replay)  # type: ignore[arg-type]
+        self.stop = StopRequest()
+        self.trainer = self.trainer_with(self.session.experiment, first_step=found.step if found else 0)
+        self.batches = self.replay.from_step(self.trainer.step)
+
+    def trainer_with(self, experiment: Experiment, *, first_step: int) -> Trainer:
+        """Returns another trainer over the same parts."""
+        return Trainer(experiment, self.parts, first_step=first_step, run_root=self.session.directory.root)
+
+    def take(self, count: int = 1) -> None:
+        """Trains so many steps."""
+        for _ in range(count):
+            self.trainer._train_step(self.batches, self.stop)
+            self.trainer.step += 1
+
+    def change(self, experiment: Experiment) -> None:
+        """Goes on under other settings."""
+        self.trainer = self.trainer_with(experiment, first_step=self.trainer.step)
+
+
+def session_of(settings: dict[str, Any], topology: Topology, device: torch.device) -> Session:
+    """Returns the session of {"preset", "overrides", "shards", "run"}."""
+    overrides = [f"stream.url={settings['shards']}", f"train.steps={_MANY_STEPS}", "telemetry.wandb=disabled"]
+    experiment = load_experiment([settings["preset"]], overrides=[*overrides, *settings["overrides"]])
+    batch, micro_batch = experiment.stream.global_batch, experiment.engine.micro_batch
+    sizes = batch_sizes(batch, micro_batch=micro_batch, world_size=topology.world_size)
+    corpora = read_corpora(experiment.stream)
+    directory = RunDirectory(Path(settings["run"]))
+    return Session(with_corpora(experiment, corpora), sizes, topology, device, corpora, directory)
+
+
+def overhead(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of our step and of the bare loop's, in pairs; logging included, every telemetry.log_every steps."""
+    steps = Steps(settings, topology, device)
+    batch = steps.replay.batches[0].to(device)
+    bare, inputs = (
+        bare_loop(steps.session.experiment, device, ranks=topology.world_size),
+        Inputs(batch.mel, batch.context, batch.target),
+    )
+
+    def ours() -> None:
+        steps.take(settings["steps"])
+        _wait(device)
+
+    def peer() -> None:
+        for _ in range(settings["steps"]):
+            bare(inputs)
+        _wait(device)
+
+    compared = alternate(ours, peer, runs=settings["runs"])
+    return {"ours_s": list(compared.ours_s), "peer_s": list(compared.peer_s)}
+
+
+def checkpoints(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, Any]:
+    """Seconds that a save adds to `steps` steps, beside those steps without one; synchronous and in the background."""
+    steps = Steps(settings, topology, device)
+    experiment = steps.session.experiment
+    found: dict[str, Any] = {}
+    for name, background in (("synchronous", False), ("background", True)):
+        steps.change(replace(experiment, checkpoint=replace(experiment.checkpoint, background=background)))
+        runs = [(_saving(steps, settings["steps"], saves=True), _saving(steps, settings["steps"], saves=False))]
+        runs += [
+            (_saving(steps, settings["steps"], saves=True), _saving(steps, settings["steps"], saves=False))
+            for _ in range(settings["runs"])
+        ]
+        counted = runs[1:]
+        found[name] = {
+            "stall_s": [saving - plain for (saving, _), (plain, _) in counted],
+            "call_s": [call for (_, call), _ in counted],
+            "step_s": statistics.median(plain for _, (plain, _) in counted) / settings["steps"],
+        }
+    return found
+
+
+def one_checkpoint(settings: dict[str, Any], topology: Topology, device: torch.device) -> None:
+    """Leaves a run with a checkpoint of its first step."""
+    steps = Steps(settings, topology, device)
+    steps.take()
+    steps.trainer.save()
+
+
+def resume(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
+    """Seconds from the launch to the first resumed step, one after the other; the run holds a checkpoint."""
+    seconds = {"launch, imports, rendezvous": time.time() - settings["launched"]}
+    started = time.perf_counter()
+    session = session_of(settings, topology, device)
+    store = open_checkpoints(session)
+    found = store.newest_whole()
+    assert found is not None, "nothing to resume"
+    seconds["verify"] = time.perf_counter() - started
+    started = time.perf_counter()
+    begin_generation(session, store)
+    parts = build_parts(session, store, found)
+    seconds["build and load"] = time.perf_counter() - started
+    started = time.perf_counter()
+    trainer = Trainer(session.experiment, parts, first_step=found.step, run_root=session.directory.root)
+    trainer._train_step(iter(parts.stream), StopRequest())
+    seconds["first batch and step"] = time.perf_counter() - started
+    return seconds
+
+
+def diagnostics(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
+    """Seconds of a plain step, what a logged one and a look at the probe set add, and their share of the time."""
+    steps = Steps(settings, topology, device)
+    experiment = steps.session.experiment
+    telemetry = experiment.telemetry
+    logged = steps.trainer_with(replace(experiment, telemetry=replace(telemetry, log_every=1)), first_step=0)
+    plain = steps.trainer_with(replace(experiment, telemetry=replace(telemetry, log_every=_MANY_STEPS)), first_step=1)
+
+    def one(trainer: Trainer) -> None:
+        # step 1 of many: due for the one, not for the other
+        trainer.step = 1
+        trainer._train_step(steps.replay.from_step(1), steps.stop)
+        _wait(device)
+
+    compared = alternate(lambda: one(logged), lambda: one(plain), runs=settings["runs"])
+    looks = []
+    for _ in range(3):
+        started = time.perf_counter()
+        steps.trainer._diagnose()
+        _wait(device)
+        looks.append(time.perf_counter() - started)
+    step_s = statistics.median(compared.peer_s)
+    extra_s = statistics.median(a - b for a, b in zip(compared.ours_s, compared.peer_s))
+    look_s = statistics.median(looks)
+    return {
+        "step_s": step_s,
+        "logged_extra_s": extra_s,
+        "look_s": look_s,
+        "share": (extra_s / telemetry.log_every + look_s / max(experiment.diagnostics.every, 1)) / step_s,
+    }
+
+
+def speed(settings: dict[str, Any], topology: Topology, device: torch.device) -> float:
+    """Crops per second of all ranks together."""
+    steps = Steps(settings, topology, device)
+    steps.take(3)
+    _wait(device)
+    started = time.perf_counter()
+    steps.take(settings["steps"])
+    _wait(device)
+    return steps.session.sizes.global_batch * settings["steps"] / (time.perf_counter() - started)
+
+
+def _saving(steps: Steps, count: int, *, saves: bool) -> tuple[float, float]:
+    """Returns the seconds of `count` steps, with one save at their beginning or none, and those of its call alone."""
+    started = time.perf_counter()
+    steps.take()
+    called = time.perf_counter()
+    if saves:
+        steps.trainer.save(wait=False)
+    call_s = time.perf_counter() - called
+    for _ in range(count - 1):
+        steps.take()
+        steps.store.poll()
+    _wait(steps.session.device)
+    seconds = time.perf_counter() - started
+    steps.store.poll(wait=True)
+    return seconds, call_s
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
