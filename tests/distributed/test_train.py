@@ -163,12 +163,15 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, shards):
     done = launch(train_command(run_dir, shards, *wild))
     assert done.returncode == 2
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    match = re.search(r"training diverged: the .* is (nan|inf) at step (\d+) .* lower schedule.peak_lr", said)
+    match = re.search(
+        r"training diverged: the .* is (nan|inf) at step (\d+), the last of (\d+) in a row .* lower schedule.peak_lr",
+        said,
+    )
     assert match, said
-    step = int(match[2])
+    step, in_row = int(match[2]), int(match[3])
     snapshot = json.loads((run_dir / f"diverged-step-{step:07d}-rank-0.json").read_text())
     assert len(snapshot["micro_batches"][0]["uids"]) == 8
-    assert f"the checkpoint of step {step} is from before" in said
+    assert f"the checkpoint of step {step - in_row + 1} is from before" in said
 
 
 def test_a_checkpoint_can_be_exported_by_hand(tmp_path, straight, front_door):
