@@ -1,7 +1,9 @@
 """The streaming benchmark's side of ours: `data.stream` as training uses it, without masks, since no peer draws any."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from multiprocessing import get_context
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +13,7 @@ from benchmarks.stream_corpus import CROP_FRAMES, SEED, Facts
 from data.manifest import read_manifest
 from data.stream import Stream, StreamState
 from data.stream_config import StreamConfig
+from data.workers import start_server
 
 SHUFFLE = "every batch from 4 lanes, each shuffled over windows of 2 shards; exact and the same for any worker count"
 LANES, WINDOW_SHARDS = 4, 2
@@ -64,5 +67,10 @@ class OurReader:
 
 
 def open_reader(reading: Reading, facts: Facts) -> OurReader:
-    """Returns the reader."""
+    """Returns the reader, once the server of its workers has imported what theirs inherit from this process."""
+    if reading.workers:
+        start_server()
+        first = get_context("forkserver").Process(target=os.getpid)
+        first.start()
+        first.join()
     return OurReader(reading, facts)

@@ -4,21 +4,21 @@ Crop and mask of a draw are pure functions of (seed, epoch, uid, draw) and, for 
 not depend on the rank, the worker or the micro-batch that makes them.
 
 A sample in flight is a dict. The source gives `__key__`, `__url__`, `mel.npy` and `json` (bytes), `uid` and `place`.
-`crop` adds `mel` (float32 [crop_frames, F], normalised) and `crop_start`; `mask` adds `context`, `target`, `strategy`.
+`crop` adds `mel` (float32 [crop_frames, F], normalised; a row of `mel_of_batch`) and `crop_start`; `mask` adds
+`context`, `target`, `strategy`.
 Shape legend: B batch, T frames, F mel bands, K context patches, M target patches.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from data.shards import decode_mel, read_npy
+from data.shards import decode_mel_into, read_npy
 from data.tally import Tally
 from pupujepa.errors import UserError
 from pupujepa.frontend import LOG_FLOOR, normalise_in_place
@@ -88,9 +88,30 @@ class Batch:
         """Returns the batch on a device; does not wait for copies from page-locked memory."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the fields that are tensors, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
     def _mapped(self, function: Any) -> "Batch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+
+
+class BatchRows:
+    """The memory of the micro-batch in the making, so that crops are decoded where they are handed over from.
+
+    Args:
+        allocate: returns an uninitialised float32 tensor of a shape.
+    """
+
+    def __init__(self, micro_batch: int, allocate: Callable[[tuple[int, ...]], Tensor] = torch.empty):
+        self.micro_batch, self.allocate = micro_batch, allocate
+        self._mel_BTF = torch.empty(0)
+
+    def batch_of(self, place: Place, shape_TF: tuple[int, int]) -> Tensor:
+        """Returns the mel [B, T, F] of the batch that a place belongs to; rows come in order."""
+        if place.row == 0 or self._mel_BTF.shape[1:] != shape_TF:
+            self._mel_BTF = self.allocate((self.micro_batch, *shape_TF))
+        return self._mel_BTF
 
 
 @dataclass(frozen=True)
@@ -110,29 +131,26 @@ class CropStage:
     mean: float
     std: float
 
-    def __call__(self, sample: SampleDict, *, tally: Tally) -> SampleDict:
-        """Adds `mel` and `crop_start`."""
+    def __call__(self, sample: SampleDict, *, tally: Tally, rows: BatchRows) -> SampleDict:
+        """Adds `mel`, a row of `mel_of_batch`, and `crop_start`."""
         place, uid = sample["place"], sample["uid"]
         stored_TF = read_npy(sample["mel.npy"])
         start = crop_start(len(stored_TF), self.crop_frames, key=(self.seed, place.epoch, uid, place.draw))
-        if len(stored_TF) < self.crop_frames:
-            tally.add("padded")
+        crop_TF = stored_TF[start : start + self.crop_frames]
+        mel_BTF = rows.batch_of(place, (self.crop_frames, stored_TF.shape[1]))
+        mel_TF = mel_BTF[place.row]
         lo, hi = self.ranges[place.corpus]
-        crop_TF = decode_mel(stored_TF[start : start + self.crop_frames], lo=lo, hi=hi)
-        mel_TF = torch.from_numpy(pad_to(crop_TF, self.crop_frames))
+        decode_mel_into(mel_TF[: len(crop_TF)], crop_TF, lo=lo, hi=hi)
+        if len(crop_TF) < self.crop_frames:
+            mel_TF[len(crop_TF) :] = LOG_FLOOR
+            tally.add("padded")
         normalise_in_place(mel_TF, self.mean, self.std)
-        return {**sample, "mel": mel_TF.numpy(), "crop_start": start}
+        return {**sample, "mel": mel_TF.numpy(), "mel_of_batch": mel_BTF, "crop_start": start}
 
 
 def crop_start(num_frames: int, crop_frames: int, *, key: tuple[int | str, ...]) -> int:
     """Returns the first frame of the crop that belongs to `key`, uniform over all that fit; 0 in a short sample."""
     return int(generator(*key, "crop").integers(0, max(num_frames - crop_frames, 0), endpoint=True))
-
-
-def pad_to(mel_TF: NDArray[np.float32], num_frames: int) -> NDArray[np.float32]:
-    """Returns the log-mel spectrogram with silence appended, at least `num_frames` long."""
-    lacking = max(num_frames - len(mel_TF), 0)
-    return np.pad(mel_TF, ((0, lacking), (0, 0)), constant_values=LOG_FLOOR) if lacking else mel_TF
 
 
 @dataclass(frozen=True)
@@ -196,14 +214,24 @@ def stack(rows: list[SampleDict]) -> Batch:
         epoch=place.epoch_of_run,
         micro=place.micro,
         uids=[row["uid"] for row in rows],
-        # in a worker process it stacks into shared memory, where the batch would be copied to otherwise
-        mel=default_collate([torch.from_numpy(row["mel"]) for row in rows]),
+        mel=_mel_of_batch(rows),
         context=torch.from_numpy(np.stack([row.get("context", nothing) for row in rows])),
         target=torch.from_numpy(np.stack([row.get("target", nothing) for row in rows])),
         strategy=torch.tensor([row.get("strategy", -1) for row in rows]),
         draws=torch.tensor([row["place"].draw for row in rows]),
         crop_starts=torch.tensor([row["crop_start"] for row in rows]),
     )
+
+
+def _mel_of_batch(rows: list[SampleDict]) -> Tensor:
+    """Returns the memory that the crops were decoded into, or a new one when a stage put others in their place."""
+    mel_BTF = rows[0].get("mel_of_batch", torch.empty(0))
+    if len(mel_BTF) == len(rows) and all(
+        row["mel"].__array_interface__ == part.numpy().__array_interface__ for row, part in zip(rows, mel_BTF)
+    ):
+        return mel_BTF
+    # in a worker process it stacks into shared memory, where the batch would be copied to otherwise
+    return default_collate([torch.from_numpy(row["mel"]) for row in rows])
 
 
 def _batch_of(sample: Mapping[str, Any]) -> tuple[int, int]:

@@ -180,8 +180,8 @@ class ShardCache:
         if reservation is None:
             return False
         try:
-            self._download_index(entry)
-            fetch_shard(self.store, entry, reservation, tally=self.tally)
+            index = self._download_index(entry)
+            fetch_shard(self.store, entry, index, reservation, tally=self.tally)
             mark_unread(reservation, self._clock_ns())
             reservation.replace(self._path(entry))
         finally:

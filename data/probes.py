@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from data.batches import crop_start, pad_to
+from data.batches import crop_start
 from data.manifest import Manifest, read_manifest
 from data.order import permutation
 from data.reader import BadSampleError, ShardReader
+from pupujepa.frontend import LOG_FLOOR
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def probe_crops(
                 _LOG.warning("passing over a probe: %s", error)
                 continue
             start = crop_start(len(mel_TF), crop_frames, key=(seed, "probe", info["uid"]))
-            crops.append(pad_to(mel_TF[start : start + crop_frames], crop_frames))
+            crop_TF = mel_TF[start : start + crop_frames]
+            crops.append(np.pad(crop_TF, ((0, crop_frames - len(crop_TF)), (0, 0)), constant_values=LOG_FLOOR))
             uids.append(str(info["uid"]))
     finally:
         reader.close()

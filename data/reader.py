@@ -57,7 +57,7 @@ class OpenShard(Protocol):
 
     index: ShardIndex
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes | memoryview:
         """Returns up to `length` bytes from `offset`; fewer only at the end of the shard."""
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class ShardReader:
             raise ShardError(wrong_length(self._location(entry), start + len(span), entry))
         self.tally.add("bytes_read", len(span) if not isinstance(opened, _FromCache) else 0)
         mel_npy = memoryview(span)[mel_offset - start : mel_offset - start + index.mel_bytes[sample]]
-        info_json = span[json_offset - start : json_offset - start + index.json_bytes[sample]]
+        info_json = bytes(span[json_offset - start : json_offset - start + index.json_bytes[sample]])
         where = f"sample {uid} of {self._location(entry)}"
         try:
             check_member(mel_npy, index.mel_crc32[sample], uid=uid, member="mel.npy")
@@ -184,14 +184,20 @@ def _decode(mel_npy: bytes | memoryview, info_json: bytes) -> tuple[NDArray[Any]
     return stored_TF, info
 
 
+def _read(file: int, offset: int, length: int) -> memoryview:
+    # into memory of ours, which may be written to, so that torch takes it without a copy
+    content = np.empty(length, dtype=np.uint8).data
+    return content[: os.preadv(file, [content], offset)]
+
+
 class _FromFile:
     """A shard on this machine, read in place."""
 
     def __init__(self, file: int, index: ShardIndex):
         self.file, self.index = file, index
 
-    def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.file, length, offset)
+    def read(self, offset: int, length: int) -> memoryview:
+        return _read(self.file, offset, length)
 
     def close(self) -> None:
         os.close(self.file)
@@ -255,8 +261,8 @@ class _FromCache:
     def __init__(self, cached: CachedShard):
         self.cached, self.index = cached, cached.index
 
-    def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.cached.file, length, offset)
+    def read(self, offset: int, length: int) -> memoryview:
+        return _read(self.cached.file, offset, length)
 
     def close(self) -> None:
         self.cached.close()

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from data.files import ExistingObjectError, Location, MissingObjectError, Store, StoreError
 from data.retries import RetryPolicy
-from data.s3_bodies import BodyProgress, read_body
+from data.s3_bodies import BodyProgress, read_body, write_body
 from data.s3_errors import (
     EXPIRED_CODES,
     TRANSIENT_CODES,
@@ -64,13 +64,7 @@ class S3Store(Store):
     def read(self, path: str = "") -> bytes:
         """Returns the whole object, checked against the store's checksum where it has one."""
 
-        def get() -> bytes:
-            from fsspec.asyn import sync
-
-            client = self._client()
-            return sync(client.loop, read_body, client, self.bucket, self._key(path), self._progress())
-
-        return self._insist("read", path, get)
+        return self._insist("read", path, lambda: self._whole(read_body, path))
 
     def read_range(self, path: str, offset: int, *, length: int) -> bytes:
         """Returns `length` bytes from `offset`, unchecked but for their number."""
@@ -90,12 +84,7 @@ class S3Store(Store):
 
         def get() -> int:
             with atomic_file(Path(local_path)) as temporary:
-                progress = self._progress()
-                self._client().get_file(self._full(path), str(temporary), callback=progress)
-                size = temporary.stat().st_size
-                if progress.size is not None and progress.size != size:
-                    raise ShortBodyError(f"{size} of {progress.size} bytes came")
-                return size
+                return self._whole(write_body, path, temporary)
 
         return self._insist("download", path, get)
 
@@ -156,8 +145,13 @@ class S3Store(Store):
     def _upload_limit_s(self, size_bytes: int) -> float:
         return self.policy.read_timeout_s + size_bytes / self.policy.min_upload_bytes_per_s
 
-    def _progress(self) -> BodyProgress:
-        return BodyProgress(self._clock, self.policy.read_timeout_s, self.policy.min_download_bytes_per_s)
+    def _whole(self, take: Callable[..., Any], path: str, *target: Path) -> Any:
+        """Runs one of `data.s3_bodies` on the client's thread."""
+        from fsspec.asyn import sync
+
+        client, policy = self._client(), self.policy
+        progress = BodyProgress(self._clock, policy.read_timeout_s, policy.min_download_bytes_per_s)
+        return sync(client.loop, take, client, self.bucket, self._key(path), progress, *target)
 
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)

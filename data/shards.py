@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 from webdataset import TarWriter
 
 from pupujepa.errors import UserError
@@ -54,15 +55,23 @@ def encode_mel(mel_TF: np.ndarray, dtype: str, *, lo: float, hi: float) -> np.nd
 
 def decode_mel(stored_TF: np.ndarray, *, lo: float, hi: float) -> np.ndarray:
     """Returns float32 log-mel values; the opposite of `encode_mel` up to its rounding. Other dtypes: ValueError."""
+    mel_TF = torch.empty(stored_TF.shape)
+    decode_mel_into(mel_TF, stored_TF, lo=lo, hi=hi)
+    return mel_TF.numpy()
+
+
+def decode_mel_into(mel_TF: Tensor, stored_TF: np.ndarray, *, lo: float, hi: float) -> None:
+    """Writes what `decode_mel` returns into a float32 tensor of the same shape; passes over memory once per operation.
+
+    Raises:
+        ValueError: stored as neither uint8 nor float16.
+    """
+    if stored_TF.dtype not in (np.uint8, np.float16):
+        raise ValueError(f"a shard holds {DTYPES}, not {stored_TF.dtype}")
+    # torch takes no array that must not be written to; it reads float16 up to a hundred times sooner than numpy does
+    mel_TF.copy_(torch.from_numpy(stored_TF if stored_TF.flags.writeable else stored_TF.copy()))
     if stored_TF.dtype == np.uint8:
-        mel_TF = stored_TF.astype(np.float32)
-        mel_TF *= np.float32((hi - lo) / 255)
-        mel_TF += np.float32(lo)
-        return mel_TF
-    if stored_TF.dtype == np.float16:
-        # the same values as numpy's own conversion, up to a hundred times sooner; a copy, because views are read-only
-        return torch.from_numpy(stored_TF.copy()).float().numpy()
-    raise ValueError(f"a shard holds {DTYPES}, not {stored_TF.dtype}")
+        mel_TF.mul_((hi - lo) / 255).add_(lo)
 
 
 def sample_uid(track: str, part: int) -> str:

@@ -183,9 +183,9 @@ class Stream:
                 self._wait_s += time.perf_counter() - started
                 if delivery is None:
                     return
+                self._counters.update(delivery.counts)
                 if isinstance(delivery, Failure):
                     raise delivery.error
-                self._counters.update(delivery.counts)
                 if delivery.batch is None:
                     continue
                 self._take(delivery.batch, delivery.damaged)

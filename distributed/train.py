@@ -37,6 +37,7 @@ import torch
 import torch.distributed as dist
 
 from data.corpora import read_corpora
+from data.workers import start_server
 from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.build import build_parts
 from distributed.engine import prepare_deepspeed
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     experiment = with_corpora(experiment, corpora)
     # before the ranks meet, and so before any of them can have written there
     require_same_run(directory, experiment, fresh=args.fresh)
+    if experiment.stream.workers:
+        start_server()  # its imports take as long as DeepSpeed's, and pass beside them
     prepare_deepspeed(os.environ, device=device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -144,7 +144,7 @@ class FaultProxy:
         streams = [client_out]
         self._streams.add(client_out)
         try:
-            server_in, server_out = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)
+            server_in, server_out = await self._open_upstream()
             streams.append(server_out)
             self._streams.add(server_out)
             while await self._exchange(client_in, client_out, server_in, server_out):
@@ -157,6 +157,18 @@ class FaultProxy:
                 with suppress(ConnectionError):
                     await stream.wait_closed()
                 self._streams.discard(stream)
+
+    async def _open_upstream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        upstream = socket.socket()
+        # kernels keep up to tens of MiB otherwise, and a body would be here as a whole before its server is killed
+        upstream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+        upstream.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(upstream, ("127.0.0.1", self.upstream_port))
+            return await asyncio.open_connection(sock=upstream, limit=1 << 20)
+        except OSError:
+            upstream.close()
+            raise
 
     async def _exchange(self, client_in, client_out, server_in, server_out) -> bool:
         """Passes one request and its answer; False ends the connection."""
