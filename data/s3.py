@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -36,6 +36,18 @@ from pupujepa.durable import atomic_file
 Result = TypeVar("Result")
 _PRECONDITION_FAILED = 412
 _LOG = logging.getLogger(__name__)
+# hosts that ever answered this process or the one it works for: only there can "no connection" be a passing thing
+_ANSWERED: set[str] = set()
+
+
+def answered_hosts() -> frozenset[str]:
+    """Returns the servers that have answered; a worker process is told by `remember_hosts`."""
+    return frozenset(_ANSWERED)
+
+
+def remember_hosts(hosts: Iterable[str]) -> None:
+    """Takes servers for such that have answered: when they do not, they are restarted, and waited for."""
+    _ANSWERED.update(hosts)
 
 
 class S3Store(Store):
@@ -54,7 +66,6 @@ class S3Store(Store):
     ):
         super().__init__(url)
         self.bucket, self.prefix, self.policy = bucket, prefix, policy
-        self.reached = False  # whether a server ever answered: only then can "no connection" be a passing thing
         self._rng, self._clock, self._sleep = rng, clock, sleep
         self._clients: dict[int, Any] = {}
 
@@ -185,7 +196,7 @@ class S3Store(Store):
         while True:
             try:
                 result = operation()
-                self.reached = True
+                _ANSWERED.add(self._host())
                 return result
             except client_errors() as error:
                 passing = self._judge(error, path)
@@ -209,7 +220,7 @@ class S3Store(Store):
 
         response = next((e.response for e in causes(error) if isinstance(e, boto.ClientError)), None)
         if response is not None:
-            self.reached = True
+            _ANSWERED.add(self._host())
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code = str(response.get("Error", {}).get("Code", status))
             if code in EXPIRED_CODES:
@@ -225,7 +236,7 @@ class S3Store(Store):
             ) from error
         if isinstance(error, (boto.ParamValidationError, boto.ProfileNotFound, ValueError)):
             raise StoreError(f"{self.locate(path)} cannot be requested: {' '.join(str(error).split())}") from error
-        if isinstance(error, boto.ConnectionError) and not self.reached:
+        if isinstance(error, boto.ConnectionError) and self._host() not in _ANSWERED:
             raise StoreError(
                 f"{self.locate(path)}: no S3 server answers at {self._host()}; start it, or correct AWS_ENDPOINT_URL"
             ) from error

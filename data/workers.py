@@ -26,6 +26,7 @@ from data.batches import Batch, BatchRows, CropStage, MaskStage, stack_batches
 from data.corpora import Corpora
 from data.pool import leave_with_parent
 from data.readers import opened
+from data.s3 import answered_hosts, remember_hosts
 from data.slots import SlotRing
 from data.source import ReadPlan, SampleSource
 from data.stream_config import StreamConfig
@@ -183,7 +184,7 @@ def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
         "multiprocessing_context": _worker_context(),
         "prefetch_factor": recipe.config.prefetch_batches,
         "persistent_workers": True,
-        "worker_init_fn": partial(_prepare_worker, _store_environment()),
+        "worker_init_fn": partial(_prepare_worker, _store_environment(), answered_hosts()),
     }
     return DataLoader(
         _Deliveries(recipe, _slots(recipe) if workers else None),
@@ -231,8 +232,9 @@ def _store_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
-def _prepare_worker(environment: dict[str, str], worker: int) -> None:
+def _prepare_worker(environment: dict[str, str], hosts: frozenset[str], worker: int) -> None:
     leave_with_parent()
+    remember_hosts(hosts)
     # glibc keeps memory of up to the largest size that was ever freed, and gives larger pieces back to the kernel at
     # once; samples are larger than what it starts with, and fresh pages would cost as much as decoding them
     freed_at_once = bytearray(_KEPT_BYTES)

@@ -1,6 +1,7 @@
 """The store: whole objects or a named error, over plain paths, a real S3 server, and a proxy that breaks answers."""
 
 import logging
+import os
 import pickle
 import random
 import socket
@@ -9,11 +10,13 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from data.files import LocalStore
 from data.local_s3 import LocalS3
+from data.s3 import answered_hosts, remember_hosts
 from data.store import MissingObjectError, RetryPolicy, S3Store, Store, StoreError, open_store
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
@@ -243,6 +246,7 @@ def test_no_server_is_an_error_at_once(bare_aws_environment: pytest.MonkeyPatch)
         ("SECRET_ACCESS_KEY", "b"),
     ):
         bare_aws_environment.setenv(f"AWS_{name}", value)
+    bare_aws_environment.setattr("data.s3._ANSWERED", set())
     store = open_store("s3://bucket")
     with pytest.raises(
         StoreError, match=rf"no S3 server answers at 127\.0\.0\.1:{port}; start it, or correct AWS_ENDPOINT"
@@ -271,13 +275,16 @@ def test_a_server_that_was_there_is_waited_for(bucket: str, s3_environment: Loca
     proxy.__exit__()
 
 
-def test_a_worker_knows_that_the_server_was_there(bucket: str):
-    """A worker that starts while the server restarts waits too: its copy of the store remembers the first answer."""
-    store = open_store(bucket)
-    assert isinstance(store, S3Store)
-    assert not pickle.loads(pickle.dumps(store)).reached
-    assert store.list() == []
-    assert pickle.loads(pickle.dumps(store)).reached
+def test_a_worker_knows_that_the_server_was_there(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    """Whoever is told which servers have answered waits for them, and so does every store of one process."""
+    monkeypatch.setattr("data.s3._ANSWERED", set())
+    assert answered_hosts() == frozenset()
+    assert open_store(bucket).list() == []
+    (host,) = answered_hosts()
+    assert host == urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
+    monkeypatch.setattr("data.s3._ANSWERED", set())
+    remember_hosts([host])
+    assert answered_hosts() == {host}
 
 
 def test_a_pickled_store_works_in_another_process(bucket: str):
