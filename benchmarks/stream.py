@@ -10,7 +10,8 @@ Every contender runs in a fresh process each round. From each sample it takes th
 1,024 frames, makes it float32 and normalised, and hands over batches [B, T, F], shuffled by its own means. What it
 delivers is counted and added up: a run that lost, repeated or changed a sample is void. Places: `cached` (local files
 that the kernel holds), `cold` (local files that it was asked to forget), `s3` (a SeaweedFS on this machine, on the same
-cores), `resume` (a fresh process goes on in the middle of an epoch).
+cores), `resume` (a fresh process goes on in the middle of an epoch), `resume-large` (the same in a corpus of many more
+samples, --times over, without webdataset, which would have to read them all).
 """
 
 import argparse
@@ -29,6 +30,7 @@ from benchmarks.alternate import machine
 from benchmarks.profiled import profile
 from benchmarks.stream_contender import LAYOUTS, MODULES, Reading
 from benchmarks.stream_corpus import CorpusConfig, Facts, converted, make_corpus
+from benchmarks.stream_enlarged import enlarged
 from benchmarks.stream_limits import WAYS
 from benchmarks.stream_ours import open_reader
 from benchmarks.stream_peers import chosen_python, default_folder, set_up, versions
@@ -38,7 +40,7 @@ from data.local_s3 import LocalS3
 from data.store import open_store
 
 BUCKET = "stream"
-PLACES = ("cached", "cold", "s3", "resume")
+PLACES = ("cached", "cold", "s3", "resume", "resume-large")
 PREDICTION = (
     "after a profile of one small setting. Cached, without workers, uint8: 0.65 of the best peer (litdata) in samples "
     "per CPU second, because ours parses every .npy header twice, copies the sample three times and checks its crc32; "
@@ -121,6 +123,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=2048, help="of an epoch, a multiple of --batch (default: 2048)")
     parser.add_argument("--epochs", type=int, default=3, help="of the cached setting (default: 3)")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--times", type=int, default=500, help="copies of the corpus in resume-large (default: 500)")
     parser.add_argument("--shard-mib", type=float, default=32.0)
     parser.add_argument("--profile", action="store_true", help="profile our side, cached and without workers, and stop")
     parser.add_argument("--folder", type=Path, help="keeps corpora and S3 objects for the next time (default: nothing)")
@@ -164,10 +167,13 @@ def settings_of(stand: Stand, args: argparse.Namespace) -> Iterator[Setting]:
         if place in ("cold", "s3") and workers != max(args.workers):
             continue
         setting = Setting(place, dtype, workers)
-        names = list(args.contenders) if place == "resume" else [*args.contenders, RAW]
         if place == "resume":
-            resume_rounds(setting, stand, names, rounds=args.rounds)
+            resume_rounds(setting, stand, args.contenders, rounds=args.rounds)
+        elif place == "resume-large":
+            names = [name for name in args.contenders if name != "webdataset"]
+            resume_rounds(setting, stand, names, rounds=args.rounds, times=args.times)
         else:
+            names = [*args.contenders, RAW]
             read_rounds(setting, replace(stand, epochs=stand.epochs if place == "cached" else 1), names, args.rounds)
         yield setting
 
@@ -197,13 +203,14 @@ def read_rounds(setting: Setting, stand: Stand, names: Sequence[str], rounds: in
         setting.add(name, found, reason=reason)
 
 
-def resume_rounds(setting: Setting, stand: Stand, names: Sequence[str], *, rounds: int) -> None:
-    """Leaves a state in the middle of an epoch once, then goes on from it in fresh processes, in turn."""
+def resume_rounds(setting: Setting, stand: Stand, names: Sequence[str], *, rounds: int, times: int = 1) -> None:
+    """Leaves a state within an epoch once, then goes on from it in fresh processes, in turn."""
     middle = stand.facts.config.samples // stand.batch // 2
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         readings = {}
         for name in names:
-            url, state = str(stand.corpus / LAYOUTS[name]), str(Path(folder) / name)
+            layout, state = LAYOUTS[name], str(Path(folder) / name)
+            url = str(stand.corpus / layout if times == 1 else enlarged(stand.corpus, layout, times))
             reading = replace(stand.reading(name, url, folder, workers=setting.workers), state=state, epochs=1)
             _, reason = stand.run(replace(reading, pause_after=middle))
             if reason:

@@ -17,7 +17,7 @@ class Setting:
     """One table: a place, a dtype, a number of workers, and what each contender took, round by round.
 
     Args:
-        place: "cached", "cold", "s3" or "resume".
+        place: one of those of `benchmarks.stream`.
         runs: by contender; None is a round whose figures are void.
         void: why, by contender.
     """
@@ -57,7 +57,7 @@ def quickness(run: Measured) -> float:
 def table(setting: Setting) -> str:
     """Returns heading, table, voids and the aim of a setting."""
     lines = [f"### {setting.place}, {setting.dtype}, {setting.workers} workers", ""]
-    lines += _resume_rows(setting) if setting.place == "resume" else _rows(setting)
+    lines += _resume_rows(setting) if setting.place.startswith("resume") else _rows(setting)
     lines += [f"\n{name} is void: {reason}" for name, reason in setting.void.items()]
     return "\n".join([*lines, "", *_verdicts(setting)])
 
@@ -116,7 +116,7 @@ def _resume_rows(setting: Setting) -> list[str]:
 
 def _verdicts(setting: Setting) -> list[str]:
     peers = [name for name in setting.runs if name not in (OURS, RAW)]
-    if setting.place == "resume":
+    if setting.place.startswith("resume"):
         peers = [name for name in peers if all(run.continues for run in setting.valid(name))]
         return _verdict(setting, peers, quickness, "quickness to go on, of those that can", AIM_RESUME)
     said = _verdict(setting, peers, per_cpu_s, "samples per CPU second", AIM_PER_CPU_S)

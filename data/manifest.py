@@ -7,7 +7,7 @@ shard for a shorter one. Count, bytes and digest are therefore written down here
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -143,10 +143,15 @@ def write_manifest(url: str, manifest: Manifest) -> None:
 
 
 def _require_fields(schema: type, raw: Mapping[str, Any], *, origin: str) -> None:
-    expected, found = {field.name for field in fields(schema)}, set(raw)
+    expected, found = _field_names(schema), raw.keys()
     if expected != found:
         missing, unknown = sorted(expected - found), sorted(found - expected)
         raise ManifestError(
             f"{origin}: {schema.__name__} lacks fields {missing} and has unknown fields {unknown}, so another version "
             "wrote it; build the shards again with `python -m data build`"
         )
+
+
+@cache
+def _field_names(schema: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(schema))
