@@ -3,7 +3,7 @@
 Every process of a node may use one cache at once; they meet only through `flock`, which the kernel lets go of when a
 process dies, so a `kill -9` leaves no stale lock. Each shard has two lock files. `<shard>.pin` is held shared by
 whoever reads the shard and taken exclusively to evict it. `<shard>.fetch` is held by the one process that downloads it,
-while the others wait. A shard appears under its name only after its length and sha256 were compared with the manifest.
+while the others wait. A shard appears under its name only after its length and the crc32 of its members were compared.
 
 How many shards there may be, and which go first, is `data.cache_room`'s.
 """
