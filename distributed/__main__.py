@@ -12,6 +12,7 @@ The same train command, run again, continues from the newest whole checkpoint.
 
 import sys
 
+from distributed.process_end import end_process
 from pupujepa.front_door import Command, enter
 
 COMMANDS = {
@@ -26,4 +27,4 @@ COMMANDS = {
 if __name__ == "__main__":
     # DeepSpeed's launcher adds it for scripts that do not read the environment
     arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
-    sys.exit(enter("distributed", COMMANDS, manual=__doc__, argv=arguments))
+    end_process(enter("distributed", COMMANDS, manual=__doc__, argv=arguments))

@@ -23,6 +23,7 @@ import torch._dynamo  # noqa: F401
 
 from distributed import build, train  # noqa: F401
 from distributed.__main__ import COMMANDS
+from distributed.process_end import end_process
 from pupujepa.front_door import enter
 
 # how long a frozen rank is left alone when the other has ended: srun's --wait
@@ -99,4 +100,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # a fork inherits threads' objects without the threads, which the ordinary end would trip over
+    end_process(main())

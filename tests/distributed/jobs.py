@@ -20,6 +20,7 @@ from distributed.build import build_parts
 from distributed.engine import full_state, prepare_deepspeed
 from distributed.experiment import check, load_experiment, with_corpora
 from distributed.preemption import StopRequest
+from distributed.process_end import end_process
 from distributed.run_directory import RunDirectory, only_writer
 from distributed.session import Session
 from distributed.teacher import Teacher
@@ -136,3 +137,4 @@ def main(path):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    end_process(0)

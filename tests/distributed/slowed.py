@@ -6,6 +6,7 @@ import time
 
 from distributed import telemetry
 from distributed.__main__ import COMMANDS
+from distributed.process_end import end_process
 from pupujepa.front_door import enter
 
 PAUSE_S = 1.0
@@ -22,4 +23,4 @@ class SlowLog(telemetry.MetricsLog):
 
 if __name__ == "__main__":
     telemetry.MetricsLog = SlowLog
-    sys.exit(enter("distributed", COMMANDS, manual="", argv=sys.argv[1:]))
+    end_process(enter("distributed", COMMANDS, manual="", argv=sys.argv[1:]))
