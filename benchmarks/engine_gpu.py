@@ -51,12 +51,7 @@ def lines(folder: Path, *, quick: bool) -> Iterator[str]:
 
 def measure(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
     """Median seconds of a step on all ranks, and the most bytes allocated at once."""
-    experiment = experiment_of(settings, ranks=topology.world_size)
-    ours = OurEngine(experiment, topology, device)
-    inputs = inputs_of(experiment, crops=experiment.engine.micro_batch, device=device)
-    for _ in range(3):
-        ours.update(inputs)
-    torch.cuda.synchronize(device)
+    ours, inputs = _warm(settings, topology, device)
     torch.cuda.reset_peak_memory_stats(device)
     times = []
     for _ in range(settings["steps"]):
@@ -69,16 +64,22 @@ def measure(settings: dict[str, Any], topology: Topology, device: torch.device) 
 
 def profiled(settings: dict[str, Any], topology: Topology, device: torch.device) -> str:
     """The kernels of one step by their time on the GPU."""
+    ours, inputs = _warm(settings, topology, device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        ours.update(inputs)
+        torch.cuda.synchronize(device)
+    return profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=_ROWS)
+
+
+def _warm(settings: dict[str, Any], topology: Topology, device: torch.device) -> tuple[OurEngine, Any]:
+    """An engine that has made its first steps, and what it makes them with."""
     experiment = experiment_of(settings, ranks=topology.world_size)
     ours = OurEngine(experiment, topology, device)
     inputs = inputs_of(experiment, crops=experiment.engine.micro_batch, device=device)
     for _ in range(3):
         ours.update(inputs)
     torch.cuda.synchronize(device)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        ours.update(inputs)
-        torch.cuda.synchronize(device)
-    return profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=_ROWS)
+    return ours, inputs
 
 
 def _settings(name: str, crops: int, stage: int, compiled: str, *, quick: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ way through `torch.multiprocessing`, so a slot is never awaited and never overwr
 The memory is a memfd: it needs no room in /dev/shm, of which containers often have 64 MiB.
 """
 
+import math
 import mmap
 import os
 import weakref
@@ -23,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# offset in the slot, dtype, shape
+Place = tuple[int, torch.dtype, tuple[int, ...]]
 _ALIGNED_BYTES = 64
 _RINGS: WeakValueDictionary[str, "SlotRing"] = WeakValueDictionary()
 
@@ -32,12 +35,12 @@ class Packed:
     """A dict of tensors, on its way to the process that made the ring; unpickling gives the tensors.
 
     Args:
-        places: (offset in the slot, dtype, shape) of those that lie in it; the others travel by themselves.
+        places: of those that lie in the slot; the others travel by themselves.
     """
 
     ring: str
     slot: int
-    places: Mapping[str, tuple[int, torch.dtype, tuple[int, ...]]]
+    places: Mapping[str, Place]
     others: Mapping[str, Tensor]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,14 +98,13 @@ class SlotRing:
         self._leases.pop(slot).detach()
         return Packed(self.key, slot, places, others)
 
-    def unpack(self, packed: Packed) -> dict[str, Tensor]:
+    def unpack(self, slot: int, places: Mapping[str, Place]) -> dict[str, Tensor]:
         """Returns the tensors; the slot is in use as long as anything refers to the memory of one of them."""
-        room_S = self._held(packed.slot)
-        tensors = {}
-        for name, (start, dtype, shape) in packed.places.items():
-            length = dtype.itemsize * int(np.prod(shape))
+        room_S, tensors = self._held(slot), {}
+        for name, (start, dtype, shape) in places.items():
+            length = dtype.itemsize * math.prod(shape)
             tensors[name] = room_S[start : start + length].view(dtype).view(shape)
-        return tensors | dict(packed.others)
+        return tensors
 
     def __getstate__(self) -> dict[str, Any]:
         plain = {name: vars(self)[name] for name in ("key", "workers", "slots", "slot_bytes", "_head_bytes")}
@@ -133,5 +135,5 @@ class SlotRing:
         return slot if offset == 0 and slot in self._leases and tensor.is_contiguous() else None
 
 
-def _unpacked(ring: str, slot: int, places: Any, others: Any) -> dict[str, Tensor]:
-    return _RINGS[ring].unpack(Packed(ring, slot, places, others))
+def _unpacked(ring: str, slot: int, places: Mapping[str, Place], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _RINGS[ring].unpack(slot, places) | dict(others)

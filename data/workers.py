@@ -51,13 +51,12 @@ class Delivery:
     slots: SlotRing | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        batch, tensors = self.batch, None
-        if batch is not None and self.slots is not None:
-            tensors = self.slots.pack(batch.tensors(), first="mel")
-        if tensors is None:
-            return Delivery, (batch, self.counts, self.damaged)
-        plain = {name: value for name, value in vars(batch).items() if not isinstance(value, Tensor)}
-        return _unpacked, (plain, tensors, self.counts, self.damaged)
+        tensors = self.batch.tensors() if self.batch is not None and self.slots is not None else {}
+        packed = self.slots.pack(tensors, first="mel") if self.slots is not None and tensors else None
+        if packed is None:
+            return Delivery, (self.batch, self.counts, self.damaged)
+        plain = {name: value for name, value in vars(self.batch).items() if name not in tensors}
+        return _unpacked, (plain, packed, self.counts, self.damaged)
 
     def pin_memory(self) -> "Delivery":
         """Returns it with the batch in page-locked memory; called by the data loader."""

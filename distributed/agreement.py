@@ -1,12 +1,14 @@
 """What ranks must know of each other's tasks, so that all go on, or all stop, at the same place."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from distributed.background_save import Outcome, outcome_of
+
+Value = TypeVar("Value")
 
 
 def outcomes(own: Outcome) -> list[Outcome]:
@@ -18,7 +20,12 @@ def outcomes(own: Outcome) -> list[Outcome]:
 
 def of_first(task: Callable[[], dict[str, Any]]) -> Outcome:
     """Runs a task on rank 0 and tells the others what it came to; all ranks together."""
-    shared = [outcome_of(task) if dist.get_rank() == 0 else Outcome()]
+    return from_first(outcome_of(task) if dist.get_rank() == 0 else Outcome())
+
+
+def from_first(value: Value) -> Value:
+    """Returns the value that rank 0 has; all ranks together."""
+    shared = [value]
     dist.broadcast_object_list(shared, src=0)
     return shared[0]
 

@@ -15,7 +15,7 @@ from distributed.in_loop_probe import InLoopProbe
 from distributed.pace import Yardstick, peak_flops_of, yardstick
 from distributed.probe_config import ProbeConfig
 from distributed.probe_set import ProbeSet, read_probe_set
-from distributed.reshard import load_engine, loadable
+from distributed.reshard import load_engine
 from distributed.rollback import Rollback, read_rollbacks
 from distributed.run_directory import write_json
 from distributed.session import Session
@@ -37,14 +37,12 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
     # before anything is loaded: it remembers the first weights
     teacher = _build_teacher(session, step)
     stream = _build_stream(session)
-    source = loadable(found, session) if found else None
     ds_config = deepspeed_json(experiment.engine, experiment.optimizer, session.sizes)
-    ds_config |= source.ds_config if source else {}
     if session.topology.is_first:
         write_json(session.directory.deepspeed, ds_config)
     engine = start_engine(step, experiment.engine, experiment.optimizer, ds_config=ds_config)
-    if found and source:
-        load_engine(engine, source, session)
+    if found:
+        load_engine(engine, found)
         read_state(found.path, rank=session.topology.rank, stream=stream, teacher=teacher)
     if experiment.engine.offload_optimizer:
         update_on_host_by_fused_kernel(engine)

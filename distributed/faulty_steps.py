@@ -74,7 +74,7 @@ class FaultySteps:
         path = self._run_root / f"diverged-step-{step:07d}-rank-{self._rank}.json"
         rows = [_names(batch, loss_B) for batch, loss_B in micro_batches]
         write_json(path, {"step": step, "what": what, "in_row": self.in_row, "micro_batches": rows})
-        tensors = [{n: v for n, v in vars(batch).items() if isinstance(v, Tensor)} for batch, _ in micro_batches]
+        tensors = [batch.tensors() for batch, _ in micro_batches]
         torch.save({"micro_batches": tensors, "random_states": random_states()}, path.with_suffix(".pt"))
         return path
 

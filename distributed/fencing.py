@@ -15,11 +15,9 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from data.store import MissingObjectError, Store, open_store
 from distributed.wandb_log import FINISHED
@@ -107,20 +105,6 @@ def take_generation(root: Path | str, *, facts: Mapping[str, Any]) -> Fence:
             ) from error
         if made and read_generation(store, number).get("token") == token:
             return Fence(store, number, token)
-
-
-def take_together(root: Path | str, *, is_first: bool, facts: Mapping[str, Any], beside: Fence | None = None) -> Fence:
-    """Takes a generation for all ranks of a start, which call this together; see `take_generation`."""
-    shared: list[Any] = [None]
-    if is_first:
-        try:
-            shared = [take_generation(root, facts=facts)]
-        except UserError as error:
-            shared = [str(error)]
-    dist.broadcast_object_list(shared, src=0)
-    if isinstance(shared[0], str):
-        raise UserError(shared[0])
-    return replace(shared[0], beside=beside)
 
 
 def generations(store: Store) -> list[int]:

@@ -13,7 +13,8 @@ from pupujepa.errors import UserError, require_known
 
 WARN, SNAPSHOT, ROLLBACK = ACTIONS = ("warn", "snapshot", "rollback")
 _RANK, _EXPLAINED = "diag/effective_rank_teacher", "diag/explained_variance"
-_QUALITY = "probe/mean"
+# of the in-loop probes
+PROBE_MEAN = "probe/mean"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class CollapseGuard:
         """Returns the alarms that this row gives rise to and that were not given before."""
         if row.get("loss") is not None:
             self._remember_loss(row["step"], row["loss"])
-        for key in (_RANK, _EXPLAINED, _QUALITY):
+        for key in (_RANK, _EXPLAINED, PROBE_MEAN):
             self._remember(key, row.get(key), row["step"])
         diagnosed = row.get(_RANK) is not None
         alarms = self._alarms(row) if diagnosed else []
@@ -186,9 +187,9 @@ class CollapseGuard:
                 )
             )
         if self._probes_have_fallen():
-            fallen.append(_QUALITY)
+            fallen.append(PROBE_MEAN)
         if fallen and self._losses and self._losses[-1][1] > (1 + config.loss_rise) * self._lowest_loss:
-            what = fallen[0].removeprefix("diag/").replace(_QUALITY, "the mean of the probes")
+            what = fallen[0].removeprefix("diag/").replace(PROBE_MEAN, "the mean of the probes")
             found.append(("loss rise", f"the loss is {config.loss_rise:.0%} above its minimum while {what} falls"))
         return found
 
@@ -198,9 +199,9 @@ class CollapseGuard:
         return highest > 0 and key in self._newest and self._newest[key] < (1 - self.config.fall) * highest
 
     def _probes_have_fallen(self) -> bool:
-        if _QUALITY not in self._highest or _QUALITY not in self._newest:
+        if PROBE_MEAN not in self._highest or PROBE_MEAN not in self._newest:
             return False
-        return self._newest[_QUALITY] < self._highest[_QUALITY] - self.config.probe_fall
+        return self._newest[PROBE_MEAN] < self._highest[PROBE_MEAN] - self.config.probe_fall
 
     def _loss_fell(self) -> bool:
         return len(self._losses) > 1 and self._losses[-1][1] < (1 - self.config.loss_fall) * self._losses[0][1]

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from distributed.diagnose import whole_model
+from distributed.guard import PROBE_MEAN
 from distributed.marble.corpus import Corpus, read_corpus, thin
 from distributed.marble.evaluate import Evaluation, measure
 from distributed.marble.metrics import METRICS
@@ -35,7 +36,6 @@ from pupujepa.objective import TrainingStep
 
 OFFLINE_TASKS = ("key", "beats", "instruments", "tempo", "collection")
 FEATURES_FOLDER = "probe-features"
-MEAN = "probe/mean"
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ class InLoopProbe:
                 seeds = outcomes[number].statistics[name]
                 row[f"probe/{task.name}/{name}"] = fmean(METRICS[name].exact(seed) for seed in seeds)
             own.append(row[f"probe/{task.name}/{task.metric}"])
-        row[MEAN] = fmean(own)
-        logger.info("probes at step %d: mean %.3f, in %.1f s", at, row[MEAN], time.perf_counter() - started)
+        row[PROBE_MEAN] = fmean(own)
+        logger.info("probes at step %d: mean %.3f, in %.1f s", at, row[PROBE_MEAN], time.perf_counter() - started)
         return row
 
     def _clear(self) -> None:

@@ -3,14 +3,20 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from distributed.agreement import of_first
 from distributed.checkpoint import CheckpointError, CheckpointStore
 from distributed.checkpoint_files import read_manifest
 from distributed.checkpoint_objects import ObjectPrefix
 from distributed.checkpoint_reading import place_of
-from distributed.fencing import take_together
+from distributed.fencing import Fence, take_generation
 from distributed.session import Session
+from distributed.teacher_shards import full_numel
+from pupujepa.errors import UserError
 from pupujepa.objective import TrainingStep
 
 # float32: the weights, what the optimiser keeps of each of them (a copy and two moments), and the teacher
@@ -33,10 +39,10 @@ def begin_generation(session: Session, store: CheckpointStore) -> None:
     """
     topology, url = session.topology, session.experiment.checkpoint.url
     facts = {"ranks": topology.world_size, "job": os.environ.get("SLURM_JOB_ID")}
-    fence = take_together(session.directory.root, is_first=topology.is_first, facts=facts)
+    fence = _take_together(session.directory.root, facts)
     if url:
         # another node may have a run directory of its own
-        fence = take_together(url, is_first=topology.is_first, facts=facts, beside=fence)
+        fence = replace(_take_together(url, facts), beside=fence)
     store.write_as(fence)
 
 
@@ -49,6 +55,13 @@ def require_room(session: Session, store: CheckpointStore, step: TrainingStep) -
     seen = of_first(lambda: _look(session, store, step))
     if seen.error:
         raise CheckpointError(f"checkpoints cannot be made: {seen.error}")
+
+
+def _take_together(root: Path | str, facts: Mapping[str, Any]) -> Fence:
+    taken = of_first(lambda: {"fence": take_generation(root, facts=facts)})
+    if taken.error:
+        raise UserError(taken.error)
+    return taken.result["fence"]
 
 
 def _look(session: Session, store: CheckpointStore, step: TrainingStep) -> dict[str, int]:
@@ -79,6 +92,6 @@ def _size_of_last(store: CheckpointStore) -> int:
 
 
 def _expected_bytes(step: TrainingStep) -> int:
-    numbers = sum(getattr(p, "ds_numel", p.numel()) for p in step.parameters())
-    of_teacher = sum(getattr(p, "ds_numel", p.numel()) for p in step.student.parameters())
+    numbers = sum(full_numel(p) for p in step.parameters())
+    of_teacher = sum(full_numel(p) for p in step.student.parameters())
     return _BYTES_PER_PARAMETER * numbers + _BYTES_PER_TEACHER_PARAMETER * of_teacher + _MIB

@@ -6,7 +6,6 @@ every rank takes its part of each parameter's weights and moments straight from 
 """
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,39 +14,24 @@ from torch import Tensor
 
 from distributed.checkpoint import Checkpoint, CheckpointError
 from distributed.saved_engine import MOMENTS, WEIGHTS, SavedEngine
-from distributed.session import Session
 from distributed.session_state import ENGINE_FOLDER
 
 
-@dataclass(frozen=True)
-class Source:
-    """What an engine loads. same: DeepSpeed's own loading fits. ds_config: what its JSON needs for that."""
-
-    found: Checkpoint
-    same: bool
-    ds_config: dict[str, Any] = field(default_factory=dict)
-
-
-def loadable(found: Checkpoint, session: Session) -> Source:
-    """Returns how the engine of this session loads `found`."""
-    saved = (found.facts["world_size"], found.facts["zero_stage"])
-    now = (session.topology.world_size, session.experiment.engine.zero_stage)
-    # at stage 0 every rank holds everything, so the number of ranks does not matter
-    return Source(found, same=saved == now or saved[1] == now[1] == 0)
-
-
-def load_engine(engine: Any, source: Source, session: Session) -> None:
+def load_engine(engine: Any, found: Checkpoint) -> None:
     """Loads weights and optimiser; all ranks together.
 
     Raises:
         CheckpointError: what the manifest says is there does not fit the model.
     """
-    if source.same:
-        path, _ = engine.load_checkpoint(str(source.found.path), tag=ENGINE_FOLDER)
+    saved = (found.facts["world_size"], found.facts["zero_stage"])
+    now = (dist.get_world_size(), engine.zero_optimization_stage())
+    # at stage 0 every rank holds everything, so the number of ranks does not matter
+    if saved == now or saved[1] == now[1] == 0:
+        path, _ = engine.load_checkpoint(str(found.path), tag=ENGINE_FOLDER)
         if path is None:
-            raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {source.found.path}")
+            raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {found.path}")
     else:
-        take_apart(engine, source.found)
+        take_apart(engine, found)
     dist.barrier()
 
 

@@ -12,8 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
-
+from distributed.agreement import from_first
 from distributed.checkpoint import CheckpointStore
 from distributed.diagnose import picture_data
 from distributed.guard import ROLLBACK, WARN, Alarm, CollapseGuard
@@ -50,9 +49,7 @@ class Responder:
         """
         if self._config.action == WARN:
             return
-        shared: list[Any] = [list(alarms)]
-        dist.broadcast_object_list(shared, src=0)
-        alarms = shared[0]
+        alarms = from_first(list(alarms))
         if not alarms:
             return
         self._keep_snapshot(alarms, trainer, row)
@@ -62,9 +59,7 @@ class Responder:
     def _keep_snapshot(self, alarms: Sequence[Alarm], trainer: "Trainer", row: Mapping[str, Any]) -> None:
         topology = trainer.parts.topology
         store = CheckpointStore(self._run.root / ALARMS_FOLDER, topology, keep=max(1, self._config.max_snapshots))
-        count: list[Any] = [len(store.steps())]
-        dist.broadcast_object_list(count, src=0)
-        if count[0] >= self._config.max_snapshots:
+        if from_first(len(store.steps())) >= self._config.max_snapshots:
             return
         assert trainer.parts.probes is not None
         pictures = picture_data(trainer.parts.step, trainer.parts.model, probes=trainer.parts.probes)

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from distributed.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from distributed.agreement import from_first
+from distributed.checkpoint import Checkpoint, CheckpointStore
 from distributed.host_snapshot import HostSnapshot
-from distributed.session_state import ENGINE_FOLDER, TEACHER_NAME
+from distributed.reshard import load_engine
+from distributed.session_state import TEACHER_NAME
 from distributed.teacher import Teacher
 
 ROLLBACKS_NAME = "rollbacks.json"
@@ -62,9 +62,7 @@ def newest_healthy(
     Args:
         healthy_step: of the newest diagnostics without alarm, as rank 0 knows it.
     """
-    shared: list[Any] = [store.steps(), healthy_step]
-    dist.broadcast_object_list(shared, src=0)
-    known, healthy = shared
+    known, healthy = from_first((store.steps(), healthy_step))
     for step in [s for s in known if healthy is not None and s <= healthy]:
         found = store.verified(step)
         if isinstance(found, str):
@@ -80,8 +78,5 @@ def put_back(engine: Any, teacher: Teacher, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: DeepSpeed did not find what the manifest says is there.
     """
-    path, _ = engine.load_checkpoint(str(checkpoint.path), tag=ENGINE_FOLDER)
-    if path is None:
-        raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {checkpoint.path}")
+    load_engine(engine, checkpoint)
     teacher.load(checkpoint.path / TEACHER_NAME)
-    dist.barrier()

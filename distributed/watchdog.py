@@ -18,8 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-import torch.distributed as dist
-
+from distributed.agreement import from_first
 from distributed.faults import StallLimits
 from distributed.heartbeats import Heartbeats, Sign
 from distributed.topology import Topology
@@ -176,9 +175,9 @@ class Watchdog:
 
 def watchdog_of(run_root: Path, topology: Topology, whereabouts: Whereabouts, *, limits: StallLimits) -> Watchdog:
     """The watchdog of this rank in a new session of a run; all ranks call it together."""
-    name = [secrets.token_hex(4)]
-    dist.broadcast_object_list(name, src=0)
-    heartbeats = Heartbeats(run_root, name[0], rank=topology.rank, world_size=topology.world_size)
+    heartbeats = Heartbeats(
+        run_root, from_first(secrets.token_hex(4)), rank=topology.rank, world_size=topology.world_size
+    )
     if topology.is_first:
         heartbeats.remove_of_earlier_sessions()
     return Watchdog(heartbeats, whereabouts, limits=limits)

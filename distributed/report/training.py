@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from distributed.guard import GuardConfig
+from distributed.guard import PROBE_MEAN, GuardConfig
 from distributed.report.charts import Chart, Event, Series, Threshold, line_chart
 from distributed.report.collapse import Verdict, judge
 from distributed.report.inputs import Missing, Row, RunInputs, column
@@ -97,7 +97,7 @@ QUALITY = _Plan(
         ("probe/instruments/roc_auc", "instruments", "tone-3"),
         ("probe/tempo/r2", "tempo", "tone-4"),
         ("probe/collection/accuracy", "collection", "tone-5"),
-        ("probe/mean", "mean", "tone-6"),
+        (PROBE_MEAN, "mean", "tone-6"),
     ),
 )
 
@@ -180,7 +180,7 @@ def training_section(run: RunInputs) -> Curves | Missing:
     if not run.metrics:
         return Missing("metrics.jsonl, the log of the training", "python -m distributed train --preset demo ...")
     # a run is probed only where there is something to probe it on, so without a curve nothing is missing
-    probed = any("probe/mean" in row for row in run.metrics)
+    probed = any(PROBE_MEAN in row for row in run.metrics)
     charts, absent = _draw((*TRAINING, QUALITY) if probed else TRAINING, _with_shares(run.metrics), run)
     return Curves(charts, absent=absent)
 

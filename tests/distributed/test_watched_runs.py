@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from distributed.checkpoint import committed
 from distributed.experiment import load_experiment
 from distributed.export import model_of
-from distributed.in_loop_probe import FEATURES_FOLDER, MEAN
+from distributed.guard import PROBE_MEAN
+from distributed.in_loop_probe import FEATURES_FOLDER
 from distributed.respond import ALARM_NAME, ALARMS_FOLDER, PICTURES_NAME
 from distributed.rollback import Rollback, read_rollbacks
 from pupujepa.schedules import learning_rate
@@ -131,18 +132,18 @@ def test_an_alarm_leaves_a_snapshot(runs):
 
 def test_probes_do_not_touch_the_training(runs):
     """With and without them the rows of the training are the same to the last bit."""
-    probed = [row for row in deterministic_rows(runs / "probed") if MEAN not in row]
+    probed = [row for row in deterministic_rows(runs / "probed") if PROBE_MEAN not in row]
     assert probed == deterministic_rows(runs / "plain")
 
 
 def test_probes_give_a_curve_of_quality(runs):
     """On their own schedule, and at the end, every metric of every offline task; their features are gone."""
-    rows = [row for row in rows_of(runs / "probed") if MEAN in row]
+    rows = [row for row in rows_of(runs / "probed") if PROBE_MEAN in row]
     assert [row["step"] for row in rows] == [0, 8, 12]
     for name in ("key/key_weighted", "beats/beat_f1", "beats/downbeat_f1", "instruments/roc_auc", "tempo/r2"):
         assert all(isinstance(row[f"probe/{name}"], float) for row in rows)
     own = ("key/key_weighted", "beats/beat_f1", "instruments/roc_auc", "tempo/r2", "collection/accuracy")
-    assert rows[0][MEAN] == pytest.approx(sum(rows[0][f"probe/{name}"] for name in own) / 5)
+    assert rows[0][PROBE_MEAN] == pytest.approx(sum(rows[0][f"probe/{name}"] for name in own) / 5)
     assert not (runs / "probed" / FEATURES_FOLDER).exists()
 
 
