@@ -16,7 +16,7 @@ from data.features import FeatureConfig
 from data.layout import Layout
 from data.stream_config import StreamConfig
 from distributed.experiment import load_experiment
-from distributed.plan import H100_BF16_TFLOPS
+from distributed.pace import PEAK_BF16_TFLOPS
 from pupujepa.cost import training_cost
 from pupujepa.frontend import FrontendConfig
 
@@ -41,12 +41,12 @@ MEASURED = {
     "overhead_bytes": Number(
         2816, "bytes", "tar headers, .npy header and JSON of a sample, in the shards of `make demo`"
     ),
-    "crop_cpu_s": Number(0.7e-3, "core-seconds", f"one crop read, checked, decoded, masked: {_START}"),
-    "start_s": Number(4e-5, "seconds a shard", f"manifest parsed, digested, handed on, ordered: {_START}"),
+    "crop_cpu_s": Number(3.7e-4, "core-seconds", f"one crop read, checked, decoded, masked: {_START}"),
+    "start_s": Number(1.6e-5, "seconds a shard", f"manifest parsed, digested, handed on, ordered: {_START}"),
     "manifest_bytes": Number(271, "bytes a shard", f"length of manifest.json: {_START}"),
 }
 ASSUMED = {
-    "peak_flops": Number(H100_BF16_TFLOPS * 1e12, "FLOP/s", "H100, dense bf16, by its maker's sheet"),
+    "peak_flops": Number(PEAK_BF16_TFLOPS["H100"] * 1e12, "FLOP/s", "H100, dense bf16, by its maker's sheet"),
     "mfu": Number(0.35, "", "share of the peak; **a guess**: nothing of ours was timed on a GPU yet"),
     "connection": Number(90e6, "bytes/s", "one GET from an object store; stores advise to plan with 85 to 90 MB/s"),
     "node": Number(25e9 / 8, "bytes/s", "a node's link to the store, 25 Gbit/s"),
