@@ -26,7 +26,7 @@ from pupujepa.hub import download, parse_hub_id
 from pupujepa.model import ModelConfig, PupuJEPA
 from pupujepa.release_args import ARGS_NAME, WEIGHTS_NAME, WeightsError, args_of, described_model, read_args
 
-__all__ = ["WeightsError", "find_weights", "load", "save_release"]
+__all__ = ["WeightsError", "find_weights", "load", "locate_weights", "save_release"]
 
 _CHECKPOINT = "checkpoint"
 _SHOWN_DIFFERENCES = 6
@@ -56,7 +56,7 @@ def load(
             what args.json describes; the first differences are listed.
         UserError: a device that cannot be used here.
     """
-    directory, weights_path = _located(path_or_hub_id, revision)
+    directory, weights_path = locate_weights(path_or_hub_id, revision)
     args_path = directory / ARGS_NAME
     args = read_args(args_path)
     tensors = _read_tensors(weights_path, usable_device(device))
@@ -137,8 +137,12 @@ def find_weights(directory: Path) -> Path:
     return steps[max(steps)]
 
 
-def _located(path_or_hub_id: str | Path, revision: str | None) -> tuple[Path, Path]:
-    """Returns the folder of args.json and the path of the weights."""
+def locate_weights(path_or_hub_id: str | Path, revision: str | None = None) -> tuple[Path, Path]:
+    """Returns the folder of args.json and the path of the weights, which are downloaded when they lie on the hub.
+
+    Raises:
+        WeightsError: neither a folder with weights nor an id of the hub.
+    """
     path = Path(path_or_hub_id).expanduser()
     if not path.is_dir():
         directory = _downloaded(path_or_hub_id, revision)

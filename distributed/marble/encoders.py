@@ -1,14 +1,28 @@
-"""What the evaluator asks of an encoder, and how the names on the command line become encoders.
+"""What the evaluator asks of an encoder, and how the words on the command line become encoders.
+
+    runs/demo                      a PupuJEPA: run directory, export, release or step of one, model.safetensors, hub id
+    runs/demo:student:region:4x2   its student, and another readout than frames; either may be left out
+    random_init, log_mel, chroma   baselines; random_init:mean has a readout too
+    mert:m-a-p/MERT-v1-95M         an encoder of others: adapters/mert.py
+    my_encoder.py:ARGUMENT         a file of yours with the same function, open_encoder
+
+docs/encoders.md has the table of them, and how to add one.
 
 Legend: B slices, S samples, L layers, T frames, D width.
 """
 
+import pkgutil
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 from torch import Tensor
 
+from distributed.marble import adapters
 from distributed.marble.baselines import Chroma, LogMel
 from distributed.marble.pupujepa_encoder import FrozenPupuJEPA, HowToEncode, load_frozen, random_twin
 from distributed.marble.readout import SliceFeatures
@@ -61,37 +75,103 @@ def resolve_encoders(specs: Sequence[str], how: HowToEncode, *, random_seed: int
     """Loads the encoders named on the command line, in that order.
 
     Args:
-        specs: run directories, release folders, or random_init, log_mel, chroma. `random_init` copies the shape and
-            the input normalisation of the first run or release in the list.
+        specs: as above. `random_init` copies the shape and the input normalisation of the first PupuJEPA in the list.
+        how: which blocks and which readout of a PupuJEPA that does not say.
         random_seed: of the untrained network.
 
     Raises:
-        UserError: a folder without weights, `random_init` without an encoder to copy, or two encoders of one name.
+        UserError: no weights, an option or a file that cannot be understood, a package that is missing, `random_init`
+            without an encoder to copy, or two encoders of one name.
     """
-    trained = {s: load_frozen(Path(s), how) for s in specs if s not in BASELINES}
-    encoders: list[FrozenEncoder] = []
-    for spec in specs:
-        if spec == "random_init":
-            encoders.append(_random_init(list(trained.values()), how, random_seed))
-        elif spec == "log_mel":
-            encoders.append(LogMel(FrontendConfig()))
-        elif spec == "chroma":
-            encoders.append(Chroma())
-        else:
-            encoders.append(trained[spec])
+    first: FrozenPupuJEPA | None = None
+    opened: dict[int, FrozenEncoder] = {}
+    for place, spec in enumerate(specs):
+        if _source(spec) != "random_init":
+            encoder = opened[place] = _open(spec, how)
+            first = encoder if first is None and isinstance(encoder, FrozenPupuJEPA) else first
+    for place, spec in enumerate(specs):
+        if place not in opened:
+            opened[place] = _random_init(first, _options(spec, how)[1], random_seed)
+    encoders = tuple(opened[place] for place in range(len(specs)))
     names = [e.name for e in encoders]
     for name in names:
         if names.count(name) > 1:
             raise UserError(
                 f"two encoders are called {name!r}, so their results could not be told apart; rename a folder"
             )
-    return tuple(encoders)
+    return encoders
 
 
-def _random_init(trained: Sequence[FrozenPupuJEPA], how: HowToEncode, seed: int) -> FrozenPupuJEPA:
-    if not trained:
+def adapter_names() -> tuple[str, ...]:
+    """Returns the encoders of others: the files in adapters/."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(adapters.__path__)))
+
+
+def _open(spec: str, how: HowToEncode) -> FrozenEncoder:
+    source, _, argument = spec.partition(":")
+    if spec == "log_mel":
+        return LogMel(FrontendConfig())
+    if spec == "chroma":
+        return Chroma()
+    if source in adapter_names():
+        return import_module(f"{adapters.__name__}.{source}").open_encoder(argument, how)
+    if source.endswith(".py"):
+        return _complete(_module_of(Path(source)).open_encoder(argument, how), source)
+    return load_frozen(*_options(spec, how))
+
+
+def _source(spec: str) -> str:
+    return spec.partition(":")[0]
+
+
+def _options(spec: str, how: HowToEncode) -> tuple[str, HowToEncode]:
+    """Splits SOURCE[:teacher|:student][:READOUT]; a path that exists as it is has no options."""
+    if Path(spec).exists():
+        return spec, how
+    source, _, rest = spec.partition(":")
+    words = rest.split(":") if rest else []
+    if words and words[0] in ("teacher", "student"):
+        how = replace(how, which=words.pop(0))
+    readout = ":".join(words)
+    if readout and not readout.startswith("region:") and readout not in ("frames", "mean"):
+        raise UserError(
+            f"encoder {spec!r}: {readout!r} is no readout (frames, mean, region:FxT) and {source!r} is no adapter "
+            f"({', '.join(adapter_names())}), so it is not known what to measure"
+        )
+    return source, replace(how, readout=readout) if readout else how
+
+
+def _module_of(path: Path) -> ModuleType:
+    """Runs a file of the user's."""
+    description = spec_from_file_location(path.stem, path)
+    if not path.is_file() or description is None or description.loader is None:
+        raise UserError(f"there is no file {path}, so no encoder can come from it; give the path of a Python file")
+    module = module_from_spec(description)
+    description.loader.exec_module(module)
+    if not hasattr(module, "open_encoder"):
+        raise UserError(
+            f"{path} has no function open_encoder(argument, how), which is what is called for an encoder; "
+            "docs/encoders.md shows one"
+        )
+    return module
+
+
+def _complete(encoder: FrozenEncoder, source: str) -> FrozenEncoder:
+    """Refuses an encoder that lacks something now, not after hours."""
+    wanted = [name for name in vars(FrozenEncoder) if not name.startswith("_")]
+    missing = [name for name in wanted if not hasattr(encoder, name)]
+    if missing:
+        raise UserError(
+            f"the encoder of {source} has no {', '.join(missing)}, which the evaluator reads; add them, or build it on "
+            "HiddenStates as docs/encoders.md shows"
+        )
+    return encoder
+
+
+def _random_init(trained: FrozenPupuJEPA | None, how: HowToEncode, seed: int) -> FrozenPupuJEPA:
+    if trained is None:
         raise UserError(
             "random_init is an untrained network of the same shape as a trained one, and none is given; "
             "name a run directory too: --encoders runs/demo random_init"
         )
-    return random_twin(trained[0], how, seed=seed)
+    return random_twin(trained, how, seed=seed)

@@ -1,4 +1,6 @@
-"""PupuJEPA as a frozen encoder: the teacher's hidden states at 25 frames per second, bands side by side.
+"""PupuJEPA as a frozen encoder: the hidden states of its teacher or its student, read out as one wishes.
+
+By default bands lie side by side, 25 frames per second; the readouts are those of pupujepa/readout.py.
 
 A slice longer than the training crop is cut into crops that do not overlap, so that the network sees what it was
 trained on and every patch is encoded once.
@@ -6,9 +8,10 @@ trained on and every patch is encoded once.
 Legend: B slices, S samples, W crops of a slice, T frames, F mel bands.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from hashlib import sha256
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from hashlib import file_digest, sha256
 from json import dumps
 from pathlib import Path
 
@@ -20,10 +23,12 @@ from pupujepa.encoder import Encoder
 from pupujepa.errors import UserError
 from pupujepa.frontend import frontend_digest, log_mel, normalise
 from pupujepa.model import PupuJEPA
-from pupujepa.weights import load
+from pupujepa.readout import parse_readout, pool_region
+from pupujepa.release_args import WEIGHTS_NAME
+from pupujepa.weights import load, locate_weights
 
 CROPS_PER_PASS = 8
-_READ_BYTES = 1 << 20
+EXPORT = "export"
 
 
 @dataclass(frozen=True)
@@ -34,42 +39,58 @@ class HowToEncode:
         which: teacher or student.
         precision: "bf16" runs the blocks under autocast, as MARBLE does, with weights and features in float32;
             "fp32" does not.
+        readout: of a PupuJEPA: "frames", "mean" or "region:FxT". A region of several blocks in time is one vector a
+            slice, without frames.
     """
 
     which: str = "teacher"
     precision: str = "bf16"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    readout: str = "frames"
 
 
 class FrozenPupuJEPA:
     """A trained or untrained PupuJEPA.
 
     Args:
-        digest: of the weights; everything else that shapes the features is added to it.
+        digest: of the weights, or a function that reads it off them when it is asked for: it takes seconds, and one
+            rank of a node is enough. Everything else that shapes the features is added to it.
     """
 
     only_tasks: frozenset[str] | None = None
 
-    def __init__(self, model: PupuJEPA, how: "HowToEncode", *, name: str, digest: str):
+    def __init__(self, model: PupuJEPA, how: "HowToEncode", *, name: str, digest: str | Callable[[], str]):
         autocast_dtype = torch.bfloat16 if how.precision == "bf16" else None
         self._encoder = Encoder(model, device=how.device, autocast_dtype=autocast_dtype, batch_size=CROPS_PER_PASS)
         self._which = how.which
+        self._readout = parse_readout(how.readout, bands=model.config.grid_bands)
         self._device = how.device
         self.model = model
         self.name = name
         frontend = self._encoder.frontend
         self.front_end = frontend_digest(frontend)
-        self.digest = sha256(
-            f"{digest}/{how.which}/{how.precision}/{self.front_end}/{model.config}".encode()
-        ).hexdigest()
+        self._digest_of_weights = digest
+        self._how_in_words = f"{how.which}/{how.precision}/{self.front_end}/{model.config}"
+        if how.readout != "frames":
+            self._how_in_words += f"/{self._readout}"
         self.sample_rate_hz = frontend.sample_rate_hz
-        self.frame_rate_hz = frontend.sample_rate_hz / frontend.hop_samples / model.config.patch_frames
+        rate_hz = frontend.sample_rate_hz / frontend.hop_samples / model.config.patch_frames
+        self.frame_rate_hz: float | None = rate_hz if self._readout.time_blocks == 1 else None
         blocks = [f"block {i}" for i in range(1, model.config.depth)]
         self.layer_names = ("patch embedding", *blocks, "last block, normed")
 
+    @cached_property
+    def digest(self) -> str:
+        """Changes whenever the features could."""
+        weights = self._digest_of_weights if isinstance(self._digest_of_weights, str) else self._digest_of_weights()
+        return sha256(f"{weights}/{self._how_in_words}".encode()).hexdigest()
+
     @torch.no_grad()
     def embed(self, audio_BS: Tensor, *, frame_layers: Sequence[int]) -> SliceFeatures:
-        """Returns [B, L, bands * D] and the frames [B, M, T / patch_frames, bands * D] of `frame_layers`."""
+        """Returns [B, L, bands * D] and the frames [B, M, T / patch_frames, bands * D] of `frame_layers`.
+
+        Of another readout, the width is the number of its blocks times D.
+        """
         config = self.model.config
         mel_BTF = log_mel(audio_BS.to(self._device), self._encoder.frontend)
         mel_BTF = normalise(mel_BTF, config.mel_mean, config.mel_std)
@@ -82,42 +103,65 @@ class FrozenPupuJEPA:
             parts.append([s.reshape(len(mel_BTF), -1, s.shape[-1]) for s in states])
         if rest:
             parts.append(self._encoder.encode_mel(mel_BTF[:, whole : whole + rest], which=self._which))
-        return pool_states([torch.cat(pieces, dim=1).cpu() for pieces in zip(*parts, strict=True)], frame_layers)
+        return self._read_out([torch.cat(pieces, dim=1).cpu() for pieces in zip(*parts, strict=True)], frame_layers)
+
+    def _read_out(self, states_LBTD: list[Tensor], frame_layers: Sequence[int]) -> SliceFeatures:
+        if self._readout.name == "frames":
+            return pool_states(states_LBTD, frame_layers)
+        if self._readout.time_blocks == 1:
+            steps = states_LBTD[0].shape[1]
+            return pool_states([self._blocks(s, steps).transpose(1, 2).flatten(2) for s in states_LBTD], frame_layers)
+        pooled = [self._blocks(s, self._readout.time_blocks).flatten(1) for s in states_LBTD]
+        return SliceFeatures(torch.stack(pooled, dim=1))
+
+    def _blocks(self, states_BTD: Tensor, time_blocks: int) -> Tensor:
+        """Returns the grid pooled to blocks, [B, f, t, D]; `states_BTD` has the bands side by side."""
+        bands, blocks = (
+            self.model.config.grid_bands,
+            1 if self._readout.name == "mean" else self._readout.frequency_blocks,
+        )
+        tokens_BND = states_BTD.unflatten(2, (bands, -1)).flatten(1, 2)
+        pooled = pool_region(tokens_BND, bands=bands, frequency_blocks=blocks, time_blocks=time_blocks)
+        return pooled.unflatten(1, (blocks, time_blocks, -1))
 
 
-def load_frozen(folder: Path, how: HowToEncode) -> FrozenPupuJEPA:
-    """Loads a run directory (its export) or a release folder.
+def load_frozen(source: Path | str, how: HowToEncode) -> FrozenPupuJEPA:
+    """Loads a run directory (its export), an export, a release, a step of one, model.safetensors itself, or a hub id.
 
     Raises:
-        UserError: the folder holds no weights.
+        UserError: there are no weights.
     """
-    release = folder / "export" if (folder / "export").is_dir() else folder
-    weights = sorted(release.rglob("model.safetensors"))
-    if not weights:
+    folder = Path(source).expanduser()
+    if folder.name == WEIGHTS_NAME:
+        folder = folder.parent
+    if (folder / EXPORT).is_dir():
+        folder = folder / EXPORT
+    if folder.is_dir() and not any(folder.rglob(WEIGHTS_NAME)):
         raise UserError(
-            f"no model.safetensors in {folder} or {folder / 'export'}: there are no weights to evaluate; "
-            f"train first, or write them from a checkpoint with `python -m distributed export {folder}`"
+            f"no {WEIGHTS_NAME} in {source} or {Path(source) / EXPORT}: there are no weights to evaluate; "
+            f"train first, or write them from a checkpoint with `python -m distributed export {source}`"
         )
-    model = load(release)
-    return FrozenPupuJEPA(model, how, name=_name(folder, how.which), digest=_digest_of_files(weights))
+    release = folder if folder.is_dir() else source
+    _, weights = locate_weights(release)
+    named = folder.resolve().parent if folder.name == EXPORT else folder.resolve()
+    return FrozenPupuJEPA(load(release), how, name=_name(named.name, how), digest=partial(_digest_of_file, weights))
 
 
 def random_twin(trained: FrozenPupuJEPA, how: HowToEncode, *, seed: int) -> FrozenPupuJEPA:
     """Returns an untrained network of the same shape, with the same input normalisation."""
     model = PupuJEPA(trained.model.config, seed=seed, frontend=trained.model.frontend)
     config = dumps(asdict(trained.model.config), sort_keys=True)
-    return FrozenPupuJEPA(model, how, name="random_init", digest=f"random/{seed}/{config}")
+    name = _name("random_init", replace(how, which="teacher"))
+    return FrozenPupuJEPA(model, how, name=name, digest=f"random/{seed}/{config}")
 
 
-def _name(folder: Path, which: str) -> str:
-    name = folder.resolve().name
-    return name if which == "teacher" else f"{name}:{which}"
+def _name(name: str, how: HowToEncode) -> str:
+    """Returns the name with what is not the default of it."""
+    which = [] if how.which == "teacher" else [how.which]
+    readout = [] if how.readout == "frames" else [how.readout]
+    return ":".join([name, *which, *readout])
 
 
-def _digest_of_files(paths: Sequence[Path]) -> str:
-    digest = sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

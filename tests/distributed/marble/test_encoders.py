@@ -1,16 +1,23 @@
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from distributed.marble.encoders import resolve_encoders, supports
+from distributed.marble.hidden_states import Description, HiddenStates
 from distributed.marble.pupujepa_encoder import HowToEncode
 from distributed.marble.readout import spread_layers
 from distributed.marble.tasks import TASKS
 from pupujepa.encoder import Encoder
 from pupujepa.errors import UserError
 from pupujepa.frontend import log_mel, normalise
-from pupujepa.weights import load
+from pupujepa.model import PupuJEPA
+from pupujepa.readout import pool_region
+from pupujepa.weights import load, save_release
+
+ROOT = Path(__file__).resolve().parents[3]
 
 FP32 = HowToEncode(precision="fp32")
 ROWS = {t.name: t for t in TASKS}
@@ -98,3 +105,119 @@ def test_layers_for_frames_are_spread_over_the_network():
     assert spread_layers(25, 3) == (0, 12, 24)
     assert spread_layers(2, 3) == (0, 1)
     assert spread_layers(9, 1) == (8,)
+
+
+def changed_student(run_folder: Path, tmp_path: Path) -> Path:
+    """A run whose student is not its teacher."""
+    folder = tmp_path / "apart"
+    copytree(run_folder, folder)
+    weights = load_file(folder / "export" / "model.safetensors")
+    for name, tensor in weights.items():
+        if name.startswith("student.") and tensor.ndim == 2:
+            weights[name] = tensor * 1.5
+    save_file(weights, folder / "export" / "model.safetensors")
+    return folder
+
+
+def test_one_table_may_hold_a_student_and_its_teacher(run_folder: Path, tmp_path: Path):
+    """What follows the folder says which, and the name tells them apart."""
+    folder = changed_student(run_folder, tmp_path)
+    teacher, student, again = resolve_encoders(
+        [str(folder), f"{folder}:student", f"{folder}:teacher:mean"], HowToEncode(precision="fp32")
+    )
+    assert [e.name for e in (teacher, student, again)] == ["apart", "apart:student", "apart:mean"]
+    features = [e.embed(audio(64), frame_layers=()).pooled_BLD for e in (teacher, student)]
+    assert not torch.allclose(features[0], features[1])
+    assert len({teacher.digest, student.digest, again.digest}) == 3
+
+
+def test_readouts_are_those_of_the_embedding(run_folder: Path):
+    """mean and region equal pupujepa/readout.py on the same grid, for every layer; regions in time have no frames."""
+    specs = [f"{run_folder}{suffix}" for suffix in ("", ":mean", ":region:4x1", ":region:8x1", ":region:2x3")]
+    encoders = resolve_encoders(specs, FP32)
+    frames, mean, quarter, whole, region = (
+        e.embed(audio(64 + 32), frame_layers=(0, 2) if e.frame_rate_hz else ()) for e in encoders
+    )
+    assert [e.frame_rate_hz for e in encoders] == [25.0, 25.0, 25.0, 25.0, None]
+    assert frames.frames_BMTD is not None and mean.frames_BMTD is not None and quarter.frames_BMTD is not None
+    grid = frames.frames_BMTD.unflatten(-1, (8, 16))
+    torch.testing.assert_close(mean.frames_BMTD, grid.mean(-2))
+    torch.testing.assert_close(mean.pooled_BLD[:, 2], grid[:, 1].mean((1, 2)))
+    torch.testing.assert_close(quarter.frames_BMTD, grid.unflatten(-2, (4, 2)).mean(-2).flatten(-2))
+    torch.testing.assert_close(whole.pooled_BLD, frames.pooled_BLD)
+    assert region.frames_BMTD is None
+    tokens_BND = grid[:, 1].flatten(1, 2)
+    expected = pool_region(tokens_BND, bands=8, frequency_blocks=2, time_blocks=3)
+    torch.testing.assert_close(region.pooled_BLD[:, 2], expected)
+    assert not supports(encoders[-1], ROWS["beats"]) and supports(encoders[-1], ROWS["key"])
+
+
+def test_weights_are_found_wherever_they_lie(run_folder: Path, tmp_path: Path):
+    """A run, its export, the file, a release and a step of it give equal features; only the newest step counts."""
+    model = load(run_folder / "export")
+    release = tmp_path / "pupujepaV2_25hz_small"
+    for step in (1000, 2000):
+        save_release(PupuJEPA(model.config, seed=9) if step == 1000 else model, model.config, release, step=step)
+    specs = [run_folder, run_folder / "export", run_folder / "export" / "model.safetensors", release]
+    specs.append(release / "checkpoint" / "step-0002000")
+    found = [resolve_encoders([str(s)], FP32)[0] for s in specs]
+    assert [e.name for e in found] == ["tiny", "tiny", "tiny", "pupujepaV2_25hz_small", "step-0002000"]
+    features = [e.embed(audio(64), frame_layers=()).pooled_BLD for e in found]
+    assert all(torch.equal(features[0], f) for f in features[1:])
+    assert len({e.digest for e in found[:3]}) == 1
+    [older] = resolve_encoders([str(release / "checkpoint" / "step-0001000")], FP32)
+    assert not torch.equal(older.embed(audio(64), frame_layers=()).pooled_BLD, features[0])
+
+
+def test_random_init_has_a_readout_too(run_folder: Path):
+    """So that the baseline of a readout is the untrained network with the same one."""
+    _, plain, mean = resolve_encoders([str(run_folder), "random_init", "random_init:mean"], FP32)
+    assert mean.name == "random_init:mean"
+    torch.testing.assert_close(
+        mean.embed(audio(64), frame_layers=()).pooled_BLD,
+        plain.embed(audio(64), frame_layers=()).pooled_BLD.unflatten(-1, (8, 16)).mean(-2),
+    )
+
+
+def test_what_cannot_be_understood_is_refused(run_folder: Path):
+    with pytest.raises(UserError, match=r"'flat' is no readout \(frames, mean, region:FxT\) and 'mrt' is no adapter"):
+        resolve_encoders(["mrt:flat"], FP32)
+    with pytest.raises(UserError, match="region:9x1 needs 1 to 8 blocks"):
+        resolve_encoders([f"{run_folder}:region:9x1"], FP32)
+
+
+def test_adding_an_encoder_is_one_file(tmp_path: Path):
+    """The example of the documentation, saved as a file of the user's, is an encoder."""
+    text = (ROOT / "docs" / "encoders.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0]
+    (tmp_path / "my_encoder.py").write_text(example)
+    torch.save({"weight": torch.eye(4, 480), "bias": torch.zeros(4)}, tmp_path / "filters.pt")
+    spec = f"{tmp_path / 'my_encoder.py'}:{tmp_path / 'filters.pt'}"
+    [encoder] = resolve_encoders([spec], FP32)
+    features = encoder.embed(torch.ones(2, 16_000), frame_layers=(0, 1))
+    assert features.pooled_BLD.shape == (2, 2, 4)
+    assert features.frames_BMTD is not None and features.frames_BMTD.shape[2] == 16_000 // 480
+    assert encoder.frame_rate_hz == pytest.approx(100 / 3)
+    before = encoder.digest
+    torch.save({"weight": 2 * torch.eye(4, 480), "bias": torch.zeros(4)}, tmp_path / "filters.pt")
+    assert resolve_encoders([spec], FP32)[0].digest != before
+
+
+def test_a_file_that_gives_no_encoder_says_what_it_lacks(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    with pytest.raises(UserError, match="there is no file"):
+        resolve_encoders([str(file)], FP32)
+    file.write_text("x = 1\n")
+    with pytest.raises(UserError, match="has no function open_encoder"):
+        resolve_encoders([str(file)], FP32)
+    file.write_text("class E:\n    name = digest = 'e'\n\ndef open_encoder(argument, how):\n    return E()\n")
+    with pytest.raises(UserError, match=r"has no front_end, sample_rate_hz, .*embed, which the evaluator reads"):
+        resolve_encoders([str(file)], FP32)
+
+
+def test_states_and_their_names_must_agree():
+    """A wrong count would put scores down to the wrong layers."""
+    description = Description("e", lambda: "", "", 16_000, 25.0, ("one", "two"))
+    encoder = HiddenStates(lambda audio_BS: [audio_BS[:, :, None]], description, FP32)
+    with pytest.raises(UserError, match="names 2 layers but gives the states of 1"):
+        encoder.embed(audio(64), frame_layers=())
