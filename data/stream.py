@@ -60,6 +60,7 @@ class Stream:
 
     Args:
         manifest: of the corpus at the configuration's url, or all corpora of its mix.
+        ranks_of_node: ranks that share the node's cache, this one counted.
         total_steps: length of the run; the stream ends there.
         horizon_steps: what the masks' warm-up takes its fractions of; None is the length of the run.
         normalisation: (mean, std) of the log-mel values; by default those of the corpora.
@@ -81,6 +82,7 @@ class Stream:
         rank: int,
         world_size: int,
         micro_batch: int,
+        ranks_of_node: int = 1,
         masks: MaskConfig | None = None,
         total_steps: int | None = None,
         horizon_steps: int | None = None,
@@ -95,7 +97,7 @@ class Stream:
         self.mix = _mix(config, corpora)
         lanes = tuple(lanes_of_rank(config.lanes, rank, world_size))
         self.micro_batches_per_step = micro_batches_per_step(config.global_batch, world_size, micro_batch)
-        _check_cache(config, corpora, len(lanes))
+        _check_cache(config, corpora, len(lanes) * ranks_of_node)
         mean, std = normalisation or (corpora.mean, corpora.std)
         ranges = tuple((of_corpus.lo, of_corpus.hi) for of_corpus in corpora.manifests)
         crop = CropStage(config.seed, config.crop_frames, ranges, mean, std)
@@ -243,7 +245,7 @@ def _mix(config: StreamConfig, corpora: Corpora) -> Mix:
 
 
 def _check_cache(config: StreamConfig, corpora: Corpora, num_lanes: int) -> None:
-    """Refuses a cache that cannot hold what one rank reads at a time: it would fetch shards over and over, or stop."""
+    """Refuses a cache that cannot hold what a node reads at a time: it would fetch shards over and over, or stop."""
     needed = 0
     for corpus in corpora.members:
         if open_store(corpus.url).local_path() is None:
@@ -252,7 +254,7 @@ def _check_cache(config: StreamConfig, corpora: Corpora, num_lanes: int) -> None
     if needed > config.cache_bytes:
         raise StreamError(
             f"cache_bytes {config.cache_bytes} cannot hold the {num_lanes} lanes x {config.window_shards} shards that "
-            f"a rank reads at a time{' of each corpus' if len(corpora.members) > 1 else ''}, up to {needed} bytes; "
+            f"a node reads at a time{' of each corpus' if len(corpora.members) > 1 else ''}, up to {needed} bytes; "
             "raise cache_bytes, or in a new run lower window_shards or lanes"
         )
 

@@ -1,5 +1,6 @@
 """What ranks must know of each other's tasks, so that all go on, or all stop, at the same place."""
 
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,6 +29,14 @@ def from_first(value: Value) -> Value:
     shared = [value]
     dist.broadcast_object_list(shared, src=0)
     return shared[0]
+
+
+def ranks_of_node() -> int:
+    """How many ranks run on this rank's machine, this one counted; all ranks together."""
+    own = socket.gethostname()
+    machines = [own] * dist.get_world_size()
+    dist.all_gather_object(machines, own)
+    return machines.count(own)
 
 
 def all_are(true: bool) -> bool:

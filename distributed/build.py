@@ -7,6 +7,7 @@ from dataclasses import asdict
 import torch
 
 from data.stream import Stream
+from distributed.agreement import ranks_of_node
 from distributed.checkpoint import Checkpoint, CheckpointStore
 from distributed.engine import PRECISIONS, deepspeed_json, start_engine, update_on_host_by_fused_kernel
 from distributed.fencing import Fence, FencedSink
@@ -23,6 +24,7 @@ from distributed.session_state import read_state
 from distributed.teacher import Teacher
 from distributed.telemetry import Sink, open_sinks, read_metrics
 from distributed.trainer import Parts
+from pupujepa.cost import count_parameters
 from pupujepa.frontend import FrontendConfig
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
@@ -37,7 +39,8 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
     # before anything is loaded: it remembers the first weights
     teacher = _build_teacher(session, step)
     stream = _build_stream(session)
-    ds_config = deepspeed_json(experiment.engine, experiment.optimizer, session.sizes)
+    num_trained = count_parameters(experiment.model).trained
+    ds_config = deepspeed_json(experiment.engine, experiment.optimizer, session.sizes, num_trained=num_trained)
     if session.topology.is_first:
         write_json(session.directory.deepspeed, ds_config)
     engine = start_engine(step, experiment.engine, experiment.optimizer, ds_config=ds_config)
@@ -93,6 +96,7 @@ def _build_stream(session: Session) -> Stream:
         rank=session.topology.rank,
         world_size=session.topology.world_size,
         micro_batch=session.sizes.micro_batch,
+        ranks_of_node=ranks_of_node(),
         masks=experiment.masks,
         total_steps=experiment.train.steps,
         horizon_steps=experiment.horizon_steps,

@@ -410,10 +410,16 @@ def test_wrong_credentials_are_one_sentence(s3_set, monkeypatch):
 
 
 def test_a_cache_that_cannot_hold_a_window_is_refused_at_once(s3_set):
-    """Before anything is fetched, with the number of bytes that are needed."""
+    """Before anything is fetched, with the number of bytes; all ranks count that share the node's cache."""
     bucket, manifest, cache = s3_set
     with pytest.raises(StreamError, match=r"cache_bytes 50000 cannot hold the 4 lanes x 2 shards .* up to \d+ bytes"):
         make_stream(bucket, manifest, **{**cache, "cache_bytes": 50_000})
+    shards_of_a_rank = sorted(shard.bytes for shard in manifest.shards)[-2:]
+    for_one = replace(make_stream(bucket, manifest, **cache).config, cache_bytes=sum(shards_of_a_rank))
+    alone = {"manifest": manifest, "rank": 0, "world_size": 4, "micro_batch": 2}
+    Stream(for_one, **alone)
+    with pytest.raises(StreamError, match="cannot hold the 2 lanes x 2 shards that a node reads at a time"):
+        Stream(for_one, **alone, ranks_of_node=2)
 
 
 def test_random_access_to_a_bucket_reads_ranges_and_checks_them(bucket, faulty_s3, local_set):
