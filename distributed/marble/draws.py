@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distributed.marble.tasks import Fit
+from distributed.marble.tasks import Fit, Readout
 from pupujepa.randomness import torch_seed
 
 
@@ -56,6 +56,21 @@ def dropout_masks(name: str, fit: Fit, rows: int, when: tuple[int, int]) -> Tens
     return torch.stack(masks)
 
 
+def initial_mixing(name: str, fit: Fit, readout: Readout, *, sizes: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Returns what a readout starts from, [1, S, K, ...]: equal shares [L], or torch's `Linear` from L * D to D.
+
+    Args:
+        sizes: layers and width.
+    """
+    heads, (layers, width) = (1, len(fit.seeds), len(fit.learning_rates)), sizes
+    if readout == "weighted":
+        return (torch.zeros(*heads, layers),)
+    if readout != "reduced":
+        return ()
+    shapes = ((width, layers * width), (width,))
+    return tuple(_uniform("probe reduction", name, fit, heads, shape, layers * width) for shape in shapes)
+
+
 def initial_weights(name: str, fit: Fit, heads: tuple[int, int, int], sizes: tuple[int, int]) -> tuple[Tensor, ...]:
     """Returns torch's default initialisation of `Linear`, the same for every layer and rate of a seed.
 
@@ -65,13 +80,19 @@ def initial_weights(name: str, fit: Fit, heads: tuple[int, int, int], sizes: tup
     """
     width, outputs = sizes
     shapes = [(fit.hidden, width), (outputs, fit.hidden)] if fit.hidden else [(outputs, width)]
-    weights = []
-    for number, (rows, columns) in enumerate(shapes):
-        for dims in ((rows, columns), (rows,)):
-            draws = []
-            for seed in fit.seeds:
-                generator = torch.Generator().manual_seed(torch_seed("probe weights", name, seed, number, len(dims)))
-                draws.append((torch.rand(dims, generator=generator) * 2 - 1) / columns**0.5)
-            stacked = torch.stack(draws).reshape(1, heads[1], 1, *dims).expand(*heads, *dims)
-            weights.append(stacked.contiguous())
-    return tuple(weights)
+    return tuple(
+        _uniform("probe weights", name, fit, heads, dims, columns, number)
+        for number, (rows, columns) in enumerate(shapes)
+        for dims in ((rows, columns), (rows,))
+    )
+
+
+def _uniform(
+    what: str, name: str, fit: Fit, heads: tuple[int, int, int], dims: tuple[int, ...], fan_in: int, *number: int
+) -> Tensor:
+    """Returns uniform draws within 1 / sqrt(fan_in), [*heads, *dims]: one a seed."""
+    draws = []
+    for seed in fit.seeds:
+        generator = torch.Generator().manual_seed(torch_seed(what, name, seed, *number, len(dims)))
+        draws.append((torch.rand(dims, generator=generator) * 2 - 1) / fan_in**0.5)
+    return torch.stack(draws).reshape(1, heads[1], 1, *dims).expand(*heads, *dims).contiguous()

@@ -2,8 +2,8 @@
 
 A row is what protocol marble does, after github.com/a43992899/MARBLE at 938c03a (configs/probe.*.yaml and
 marble/tasks/*); its `clean` holds what protocol clean does otherwise. What each difference is, and why, is told task by
-task in docs/marble.md. Numbers that upstream sets for each encoder are those of its MERT-v1-95M configs; the layer,
-which it sets by hand as well, is chosen on validation here.
+task in docs/marble.md. Numbers that upstream sets for each encoder are those of its MERT-v1-95M configs; the layer or
+the reduction of all, which it sets by hand as well, is chosen on validation here.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from distributed.marble.chords import CHORD_CLASSES
-from distributed.marble.tasks import KEYS, TASKS, Clips, Fit, Frames, Source, Task, select_tasks
+from distributed.marble.tasks import KEYS, TASKS, Clips, Fit, Frames, Readout, Source, Task, select_tasks
 from pupujepa.errors import UserError
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
@@ -32,25 +32,29 @@ MTT_TAGS = tuple(
 )
 # of upstream's search scripts (scripts/run3.sh to run5.sh); protocol clean tries them all
 LEARNING_RATES = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
+# upstream has a layer or `MLPReduce` in its configs, and code for the other two; protocol clean tries them all
+READOUTS: tuple[Readout, ...] = ("layers", "mean", "weighted", "reduced")
 
 _FIT = Fit(
     hidden=512,
     dropout=0.2,
+    readouts=("layers", "reduced"),
     learning_rates=(1e-3,),
     seeds=(1234,),
     max_epochs=50,
     batch_size=64,
-    loader_batch=8,
+    accumulate=8,
     patience=10,
 )
 _KEY_FIT = replace(_FIT, plateau_factor=0.1)
-_TAG_FIT = replace(_FIT, batch_size=128, loader_batch=32, plateau_patience=3, batch_mean_monitor=False)
+# four GPUs with batches of 32, whose gradients are averaged: one batch of 128
+_TAG_FIT = replace(_FIT, batch_size=128, accumulate=1, plateau_patience=3, batch_mean_monitor=False)
 
 
 def _clean(fit: Fit, clips: Clips, **changes: Any) -> dict[str, Any]:
     """Returns what protocol clean changes in every row, and what it changes in one."""
     return {
-        "fit": replace(fit, learning_rates=LEARNING_RATES),
+        "fit": replace(fit, learning_rates=LEARNING_RATES, readouts=READOUTS, accumulate=1),
         "clips": replace(clips, keep_short=True),
         "channels": ("mix", "mix"),
         "pooling": "logits",
@@ -89,7 +93,7 @@ def _tagging(name: str, title: str, source: Source, *, classes: tuple[str, ...] 
 
 
 def _emo() -> Task:
-    clips, fit = Clips(15.0, None, 0.8), replace(_FIT, max_epochs=100, loader_batch=16, patience=20)
+    clips, fit = Clips(15.0, None, 0.8), replace(_FIT, max_epochs=100, accumulate=4, patience=20)
     return Task(
         name="EMO",
         title="EMO: arousal and valence",
@@ -109,7 +113,7 @@ def _emo() -> Task:
 
 
 def _gs() -> Task:
-    clips, fit = Clips(30.0, None, 0.8), replace(_KEY_FIT, loader_batch=16, patience=20)
+    clips, fit = Clips(30.0, None, 0.8), replace(_KEY_FIT, accumulate=4, patience=20)
     return Task(
         name="GS",
         title="GiantSteps: key",
@@ -162,7 +166,7 @@ def _gtzan_beats() -> Task:
         selection="beat_f1",
         extra_metrics=("downbeat_f1",),
         clips=clips,
-        frames=Frames(train_tracks=None, valid_tracks=None),
+        frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
         aggregate="slice",
         fit=_FIT,
         source=Source("GTZAN", "GTZANBeatTracking", "beats"),
@@ -200,7 +204,7 @@ def _hooktheory_key() -> Task:
 
 
 def _hooktheory_structure() -> Task:
-    clips, fit = Clips(15.0, None, 0.1), replace(_KEY_FIT, loader_batch=16)
+    clips, fit = Clips(15.0, None, 0.1), replace(_KEY_FIT, accumulate=4)
     return Task(
         name="HookTheoryStructure",
         title="HookTheory: structure",
@@ -233,7 +237,7 @@ def _chords() -> Task:
         selection="frame_accuracy_batches",
         extra_metrics=("frame_accuracy",),
         clips=clips,
-        frames=Frames(train_tracks=None, valid_tracks=None),
+        frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
         aggregate="slice",
         fit=_FIT,
         source=Source("Chords1217", "Chords1217", "chords", gated=True),

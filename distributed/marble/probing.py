@@ -1,9 +1,9 @@
 """One task on one encoder: train the bank, choose on validation, then read the test split, once.
 
 The order is in `probe`: everything up to `Choice` is computed from the training and validation splits; features of the
-test split are loaded only after it, for the one layer and learning rate that it names.
+test split are loaded only after it, for the one layer (or readout of all layers) and learning rate that it names.
 
-Legend: L layers, S seeds, K learning rates, N items.
+Legend: L layers, R layers and readouts of all of them, S seeds, K learning rates, N items.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,10 @@ from torch import Tensor
 from distributed.marble.corpus import Slice
 from distributed.marble.draws import Variants
 from distributed.marble.features import FeatureSet
+from distributed.marble.frozen_features import open_features
 from distributed.marble.metrics import METRICS, Statistics
 from distributed.marble.outputs import as_outputs, item_outputs
-from distributed.marble.probes import Bank, Features, Labelled, Monitor, Training, train_bank
+from distributed.marble.probes import Bank, Labelled, Monitor, Training, train_bank
 from distributed.marble.targets import Split, Targets, TaskData, item_targets, slice_targets
 from distributed.marble.tasks import Protocol
 from pupujepa.errors import UserError
@@ -29,10 +30,10 @@ class Choice:
     """The probe that is tested, chosen on validation alone.
 
     Attributes:
-        layer: among the layers probed.
+        layer: place among the layers and, after them, the readouts of all layers that were probed.
         rate: place in the task's learning rates.
         score: validation score of the choice, mean over seeds.
-        layer_profile: best validation score of every layer probed.
+        layer_profile: best validation score of each of them.
         kept_epochs: of the chosen probes, one a seed, counted from 1.
     """
 
@@ -101,35 +102,38 @@ def probe(
         protocol=protocol,
         name=data.task.name,
         monitor=monitor,
+        bf16=protocol == "marble",
     )
     bank = train_bank(training, train, valid, on_epoch=on_epoch)
     choice = choose(data, bank, valid, of_items)
     chosen = bank.only(choice.layer, choice.rate)
-    kept = valid.features.layers(choice.layer, choice.layer + 1)
+    kept = valid.features.layers(chosen.of_layers.start, chosen.of_layers.stop)
     validation = _statistics_of_seeds(data, chosen, replace(valid, features=kept), of_items, (data.task.selection,))
     return _test(data, reader, chosen, choice, validation[data.task.selection])
 
 
 def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Choice:
-    """Picks layer and learning rate by the validation score of the items, mean over seeds; ties go to the first.
+    """Picks row and learning rate by the validation score of the items, mean over seeds; ties go to the first.
 
     Raises:
         UserError: no probe has a score, e.g. because validation holds one class only.
     """
-    logits = _item_logits(data, bank.logits(valid.features), valid)
-    scores_LSK = _per_head(logits, lambda x: _score(data.task.selection, x, of_items))
-    scores_LK = scores_LSK.mean(axis=1)
-    if np.isnan(scores_LK).all():
+    scores_RSK = [
+        _per_head(_item_logits(data, logits, valid), lambda x: _score(data.task.selection, x, of_items))
+        for logits in bank.logits(valid.features)
+    ]
+    scores_RK = np.concatenate(scores_RSK).mean(axis=1)
+    if np.isnan(scores_RK).all():
         raise UserError(
             f"task {data.task.name!r}: {data.task.selection} is not defined on the validation split "
             f"({len(of_items.values)} items), so no layer can be chosen; use a corpus with more pieces"
         )
-    layer, rate = np.unravel_index(np.nanargmax(scores_LK), scores_LK.shape)
+    layer, rate = np.unravel_index(np.nanargmax(scores_RK), scores_RK.shape)
     return Choice(
         layer=int(layer),
         rate=int(rate),
-        score=float(scores_LK[layer, rate]),
-        layer_profile=tuple(float(v) for v in np.nanmax(scores_LK, axis=1)),
+        score=float(scores_RK[layer, rate]),
+        layer_profile=tuple(float(v) for v in np.nanmax(scores_RK, axis=1)),
         kept_epochs=tuple(int(e) + 1 for e in bank.kept_epoch[layer, :, rate]),
         epochs=bank.epochs,
     )
@@ -139,7 +143,7 @@ def _test(
     data: TaskData, reader: "_Reader", chosen: Bank, choice: Choice, validation: tuple[Statistics, ...]
 ) -> Outcome:
     """Reads the test split: the only place that does, and only for the chosen probe."""
-    test, _, of_items = reader.read("test", layer=choice.layer)
+    test, _, of_items = reader.read("test", layers=chosen.of_layers)
     names = (data.task.metric, *data.task.extra_metrics)
     return Outcome(
         task=data.task.name,
@@ -150,7 +154,7 @@ def _test(
         validation=validation,
         validation_units=data.splits["valid"].units,
         classes=of_items.classes,
-        width=test.features.values_LNTD.shape[-1],
+        width=test.features.shape[-1],
         train_items=len(data.splits["train"].units),
     )
 
@@ -159,7 +163,8 @@ def _statistics_of_seeds(
     data: TaskData, chosen: Bank, labelled: Labelled, of_items: Targets, names: Sequence[str]
 ) -> dict[str, tuple[Statistics, ...]]:
     """Returns, for every metric, the statistics of each seed of the one probe in `chosen`."""
-    logits = _item_logits(data, chosen.logits(labelled.features), labelled)
+    [of_slices] = chosen.logits(labelled.features)
+    logits = _item_logits(data, of_slices, labelled)
     per_seed_SN = logits[0, :, 0].cpu().numpy()
     return {n: tuple(METRICS[n].statistics(x, of_items) for x in per_seed_SN) for n in names}
 
@@ -171,19 +176,16 @@ class _Reader:
     protocol: Protocol
     device: torch.device
 
-    def read(self, name: str, layer: int | None = None) -> tuple[Labelled, Targets, Targets]:
-        """Returns a split with its targets of slices and of items; `layer` keeps only that one."""
+    def read(self, name: str, layers: range | None = None) -> tuple[Labelled, Targets, Targets]:
+        """Returns a split with its targets of slices and of items; `layers` keeps only those."""
         split = self.data.splits[name]
-        framed = self.data.task.frames is not None
-        source = self.subject.features
         slices = split.every_slice if split.variants else split.slices
-        values_LNTD = source.frames(slices) if framed else source.pooled(slices)
-        if layer is not None:
-            values_LNTD = values_LNTD[layer : layer + 1]
-        of_slices = self._targets(split, values_LNTD.shape[2])
+        framed = self.data.task.by_frame
+        features = open_features(self.subject.features, slices, framed=framed, layers=layers, device=self.device)
+        of_slices = self._targets(split, features.shape[2])
         of_items = item_targets(of_slices, split)
         labelled = Labelled(
-            Features(values_LNTD.contiguous().to(self.device)),
+            features,
             torch.from_numpy(of_slices.values).to(self.device),
             torch.from_numpy(split.item_of_slice).to(self.device),
             torch.from_numpy(of_items.values).to(self.device),

@@ -32,9 +32,9 @@ def pool_states(states_LBTD: Sequence[Tensor], frame_layers: Sequence[int]) -> S
     return SliceFeatures(pooled_BLD, frames)
 
 
-def spread_layers(num_layers: int, most: int) -> tuple[int, ...]:
-    """Returns at most `most` layers, evenly spread, the first and the last among them."""
-    if most >= num_layers:
+def spread_layers(num_layers: int, most: int | None) -> tuple[int, ...]:
+    """Returns at most `most` layers (None: all), evenly spread, the first and the last among them."""
+    if most is None or most >= num_layers:
         return tuple(range(num_layers))
     if most == 1:
         return (num_layers - 1,)

@@ -15,9 +15,15 @@ from pupujepa.errors import UserError
 TargetKind = Literal["multiclass", "multilabel", "regression", "frames", "frame_classes"]
 Transform = Literal["identity", "log", "raw"]
 Protocol = Literal["clean", "marble"]
+Readout = Literal["layers", "mean", "weighted", "reduced"]
 ChannelMode = Literal["first", "mix", "random", "random_half_mix"]
 LabelRule = Literal["arousal_valence", "key", "genre", "beats", "section", "tags", "chords"]
 
+READOUT_TITLES: dict[Readout, str] = {
+    "mean": "mean of layers",
+    "weighted": "weighted sum of layers",
+    "reduced": "reduction of all layers",
+}
 _TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in _TONICS)
 
@@ -80,7 +86,7 @@ class Frames:
         train_tracks: tracks used for training, drawn by a hash of their id; all layers of all frames would not fit.
             None keeps all.
         valid_tracks: the same for validation. The test split is never thinned.
-        layers: layers probed, evenly spread from the first to the last, for the same reason.
+        layers: layers probed, evenly spread from the first to the last; None for all.
     """
 
     neighbours: int = 2
@@ -89,7 +95,7 @@ class Frames:
     marble_bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (55.0, 215.0))
     train_tracks: int | None = 150
     valid_tracks: int | None = 50
-    layers: int = 3
+    layers: int | None = 3
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,11 @@ class Fit:
 
     Attributes:
         hidden: 0 for a linear head; 512 for MARBLE's Linear-ReLU-Dropout-Linear.
-        learning_rates: one probe each, for every layer and seed.
-        batch_size: slices.
-        loader_batch: slices in a batch of the reference's loader, which adds up gradients of several; over such
-            batches its monitors are means. None: as batch_size.
+        readouts: what is probed: every layer by itself, and all of them together in one or more ways (heads.py).
+        learning_rates: one probe each, for every layer or readout and seed.
+        batch_size: slices of a step.
+        accumulate: batches of the loader whose gradients add up to one step, each divided by this number, also in the
+            last and smaller group of an epoch. Over batches of the loader upstream's monitors are means.
         patience: epochs without a better monitor after which a probe stops.
         plateau_factor: protocol marble: what the rate is multiplied with on a plateau.
         plateau_patience: protocol marble: epochs without a better monitor that are borne before that.
@@ -113,16 +120,33 @@ class Fit:
 
     hidden: int = 0
     dropout: float = 0.0
+    readouts: tuple[Readout, ...] = ("layers",)
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1)
     max_epochs: int = 100
     batch_size: int = 64
-    loader_batch: int | None = None
+    accumulate: int = 1
     patience: int = 8
     plateau_factor: float = 0.5
     plateau_patience: int = 5
     batch_mean_monitor: bool = True
     standardise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}, so a step would end "
+                "inside a batch of the loader"
+            )
+
+    @property
+    def loader_batch(self) -> int:
+        """Slices in a batch of the reference's loader."""
+        return self.batch_size // self.accumulate
+
+    def readouts_of(self, layers: int) -> tuple[Readout, ...]:
+        """Returns the readouts of an encoder with so many layers: one layer is all there is to read out of one."""
+        return self.readouts if layers > 1 else ("layers",)
 
     @property
     def head(self) -> str:

@@ -7,7 +7,8 @@ from distributed.marble.metrics import METRICS
 from distributed.marble.tasks import KEYS, TASKS
 from pupujepa.errors import UserError
 
-# task: clip, least share of a last slice, batch, loader's batch, epochs, patience, plateau's factor and patience, rate
+# task: clip, least share of a last slice, slices of a step and of a batch (MTT and MTG: four GPUs together), epochs,
+# patience, plateau's factor and patience, rate
 TABLE = {
     "EMO": (15.0, 0.8, 64, 16, 100, 20, 0.5, 5, 1e-3),
     "GS": (30.0, 0.8, 64, 16, 50, 20, 0.1, 5, 1e-3),
@@ -15,11 +16,11 @@ TABLE = {
     "GTZANBeatTracking": (10.0, 0.8, 64, 8, 50, 10, 0.5, 5, 1e-3),
     "HookTheoryKey": (15.0, 0.8, 64, 8, 50, 10, 0.1, 5, 1e-3),
     "HookTheoryStructure": (15.0, 0.1, 64, 16, 50, 10, 0.1, 5, 1e-3),
-    "MTT": (30.0, 0.8, 128, 32, 50, 10, 0.5, 3, 1e-3),
-    "MTGGenre": (30.0, 0.8, 128, 32, 20, 10, 0.5, 3, 1e-3),
-    "MTGInstrument": (30.0, 0.8, 128, 32, 20, 10, 0.5, 3, 1e-3),
-    "MTGMood": (30.0, 0.8, 128, 32, 20, 10, 0.5, 3, 1e-3),
-    "MTGTop50": (30.0, 0.8, 128, 32, 20, 10, 0.5, 3, 1e-3),
+    "MTT": (30.0, 0.8, 128, 128, 50, 10, 0.5, 3, 1e-3),
+    "MTGGenre": (30.0, 0.8, 128, 128, 20, 10, 0.5, 3, 1e-3),
+    "MTGInstrument": (30.0, 0.8, 128, 128, 20, 10, 0.5, 3, 1e-3),
+    "MTGMood": (30.0, 0.8, 128, 128, 20, 10, 0.5, 3, 1e-3),
+    "MTGTop50": (30.0, 0.8, 128, 128, 20, 10, 0.5, 3, 1e-3),
     "Chords1217": (15.0, 0.1, 64, 8, 50, 10, 0.5, 5, 1e-3),
 }
 OUTPUTS = {"GS": 24, "HookTheoryKey": 24, "GTZANGenre": 10, "HookTheoryStructure": 7, "MTT": 50, "Chords1217": 25}
