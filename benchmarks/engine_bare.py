@@ -18,6 +18,7 @@ from distributed.engine import (
 from distributed.experiment import Experiment, load_experiment
 from distributed.teacher import Teacher
 from distributed.topology import Topology
+from pupujepa.cost import count_parameters
 from pupujepa.ema import update_ema
 from pupujepa.masks import num_context, num_targets
 from pupujepa.model import PupuJEPA
@@ -66,7 +67,8 @@ class OurEngine:
         self.step = training_step(experiment, device)
         in_parts = {"rank": topology.rank, "world_size": ranks} if engine.teacher_is_sharded else {}
         self.teacher = Teacher(self.step, **in_parts)
-        ds_config = deepspeed_json(engine, experiment.optimizer, sizes)
+        num_trained = count_parameters(experiment.model).trained
+        ds_config = deepspeed_json(engine, experiment.optimizer, sizes, num_trained=num_trained)
         self.engine = start_engine(self.step, engine, experiment.optimizer, ds_config=ds_config)
 
     def forward(self, inputs: Inputs) -> Tensor:

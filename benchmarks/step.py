@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from benchmarks.alternate import HEADER, Comparison, alternate, machine
 from benchmarks.masks import loop_blocks, loop_random, loop_stripes
+from distributed.pace import peak_flops_of
 from pupujepa.cost import training_cost
 from pupujepa.masks import MaskConfig, draw_mask
 from pupujepa.model import ModelConfig, PupuJEPA
@@ -33,7 +34,6 @@ PREDICTION = (
     "of the sums is faster; 1.4x at Base, where matrix products weigh more. On a GPU 1.1x without compilation: both "
     "sides use the same kernels, and ours saves the masks' host syncs and the complex rotation."
 )
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bf16, of NVIDIA's data sheets
 OBJECTIVE = ObjectiveConfig()
 MASKS = MaskConfig()
 
@@ -173,8 +173,8 @@ def throughput(config: ModelConfig, compared: Comparison, batch: int, device: to
     tflops = training_cost(config, MASKS, OBJECTIVE).total * batch / seconds / 1e12
     text = f"{batch / seconds:.2f} crops/s, {tflops:.2f} TFLOP/s"
     if device.type == "cuda":
-        peak = next((v for k, v in PEAK_TFLOPS.items() if k in torch.cuda.get_device_name()), None)
-        text += f", {100 * tflops / peak:.0f} % of the bf16 peak" if peak else ""
+        peak_flops = peak_flops_of(torch.cuda.get_device_name(), precision="bf16")
+        text += f", {tflops * 1e12 / peak_flops:.0%} of the bf16 peak" if peak_flops else ""
     return text
 
 

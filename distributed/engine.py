@@ -25,6 +25,9 @@ NOT_COMPILED = "none"
 COMPILERS = (NOT_COMPILED, "inductor", "aot_eager")
 # parameters gathered at once under stage 3: 64 MiB of float32
 GATHER_ELEMENTS = 1 << 24
+# entries of DeepSpeed's bucket of gradients at most: 200 MB. Longer messages are no faster, and the bucket is allocated
+# once and copied once more while it is reduced
+REDUCE_ENTRIES = 50_000_000
 # by the last part of their names: vectors that are added, not maps that are multiplied
 NOT_DECAYED = (MASK_TOKEN, POSITION_TABLE)
 
@@ -137,9 +140,17 @@ def batch_sizes(global_batch: int, *, micro_batch: int, world_size: int) -> Batc
     return BatchSizes(global_batch, micro_batch, accumulation)
 
 
-def deepspeed_json(engine: EngineConfig, optimizer: OptimizerConfig, sizes: BatchSizes) -> dict[str, Any]:
-    """The configuration that DeepSpeed is started with; nobody writes it by hand, but a user may add to it."""
+def deepspeed_json(
+    engine: EngineConfig, optimizer: OptimizerConfig, sizes: BatchSizes, *, num_trained: int
+) -> dict[str, Any]:
+    """The configuration that DeepSpeed is started with; nobody writes it by hand, but a user may add to it.
+
+    Args:
+        num_trained: entries of all trained parameters; DeepSpeed's bucket holds half a billion, two gigabytes, even for
+            a model of one million.
+    """
     zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": False}
+    zero["reduce_bucket_size"] = min(num_trained, REDUCE_ENTRIES)
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     generated = {

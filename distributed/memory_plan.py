@@ -1,10 +1,10 @@
 """Memory of a rank at each moment of a training step, by part, before any of it is allocated.
 
 Activations come from tracing the training step; the rest is arithmetic on the number of parameters, with what DeepSpeed
-0.19 allocates beside them: a bucket for the reduction of gradients under stages 1 to 3 (two gigabytes, unless
-`engine.deepspeed.zero_optimization.reduce_bucket_size` says otherwise), flat copies of the gradients, AdamW's
-temporaries, whole parameters while stage 3 computes. `python -m benchmarks engine --plan-memory` measures by how much
-it is off. Not in it: the device's own context, the communication library's buffers, fragmentation.
+0.19 allocates beside them: a bucket for the reduction of gradients under stages 1 to 3 (docs/engine.md), flat copies of
+the gradients, AdamW's temporaries, whole parameters while stage 3 computes.
+`python -m benchmarks engine --plan-memory` measures by how much it is off. Not in it: the device's own context, the
+communication library's buffers, fragmentation.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from pupujepa.model import PupuJEPA
 from pupujepa.tracing import StepConfig, StepPeaks, step_peaks
 
 _FLOAT32 = 4
-# DeepSpeed's defaults, in entries: of a bucket of gradients, at most gathered, and never spread under stage 3
+# of DeepSpeed, in entries: a bucket of gradients at stage 0; at most gathered, and never spread under stage 3
 _BUCKET, _LIVE, _PERSISTENT, _PREFETCHED = 500_000_000, 1_000_000_000, 100_000, 50_000_000
 
 
@@ -97,7 +97,8 @@ class _Ranks:
     @cached_property
     def _zero(self) -> dict[str, Any]:
         experiment = self.experiment
-        return deepspeed_json(experiment.engine, experiment.optimizer, self.sizes)["zero_optimization"]
+        json = deepspeed_json(experiment.engine, experiment.optimizer, self.sizes, num_trained=sum(self._entries))
+        return json["zero_optimization"]
 
     @cached_property
     def _entries(self) -> list[int]:
@@ -113,7 +114,7 @@ class _Ranks:
 
     @property
     def _bucket(self) -> int:
-        return _FLOAT32 * self._zero.get("reduce_bucket_size", _BUCKET)
+        return _FLOAT32 * self._zero["reduce_bucket_size"]
 
     def _bucket_if(self, *stages: int) -> int:
         return self._bucket if self.stage in stages else 0

@@ -32,7 +32,6 @@ from pupujepa.errors import UserError
 from pupujepa.frontend import FrontendConfig
 
 GIB, MEGA, GIGA, TERA = 2**30, 1e6, 1e9, 1e12
-H100_BF16_TFLOPS = 989.0
 LONG_RUN_STEPS = 500_000
 BYTES_OF_VALUE = {"uint8": 1, "float16": 2}
 
@@ -51,7 +50,7 @@ DEVICES = {
     "a100-40gb": Device(40, PEAK_BF16_TFLOPS["A100"]),
     "a100": Device(80, PEAK_BF16_TFLOPS["A100"]),
     "l40s": Device(48, PEAK_BF16_TFLOPS["L40S"]),
-    "h100": Device(80, H100_BF16_TFLOPS),
+    "h100": Device(80, PEAK_BF16_TFLOPS["H100"]),
     "h200": Device(141, PEAK_BF16_TFLOPS["H200"]),
     "b200": Device(180, PEAK_BF16_TFLOPS["B200"]),
 }

@@ -22,25 +22,41 @@ _SHADES = (_FAINT, "#6f9fc0", _LINE)
 
 
 def plot_schedules(experiment: Experiment, path: Path) -> None:
-    """Writes the picture; of a branch, from where it begins."""
+    """Writes the picture; of a branch, from where it begins, and the learning rate of the run that it leaves."""
     from matplotlib.figure import Figure
 
     total, horizon, first = experiment.train.steps, experiment.horizon_steps, experiment.branch.step
-    steps = sorted({first + round(i * (total - 1 - first) / _POINTS) for i in range(_POINTS + 1)})
+    steps = _some_of(first, total)
     figure = Figure(figsize=(11, 6), layout="constrained")
-    rate, momentum, masks, decay = figure.subplots(2, 2).flat
-    rates = [learning_rate(s, total, experiment.schedule, branch=experiment.branch) for s in steps]
-    _draw(rate, steps, rates, f"learning rate ({'cooldown branch' if first else experiment.schedule.kind})")
+    axes = rate, momentum, masks, decay = tuple(figure.subplots(2, 2).flat)
+    for axis in axes:
+        axis.set_xlabel("step")
+        axis.set_xlim(first, max(total - 1, first + 1))
+    _draw_rate(rate, steps, experiment)
     _draw(momentum, steps, [1 - ema_momentum(s, horizon, experiment.ema) for s in steps], "1 - momentum of the teacher")
     shares = [strategy_probabilities(min(s / horizon, 1.0), experiment.masks) for s in steps]
     masks.stackplot(steps, list(zip(*shares)), labels=STRATEGIES, colors=_SHADES)
     masks.set_title(f"masking strategies, ratio {experiment.masks.ratio:g}")
     masks.legend(loc="lower left")
     _draw_decay(decay, steps, experiment)
-    for axis in (rate, momentum, masks, decay):
-        axis.set_xlabel("step")
-        axis.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
     figure.savefig(path, dpi=150)
+
+
+def _some_of(first: int, end: int) -> list[int]:
+    """Steps from `first` on and before `end`, both ends of them."""
+    return sorted({first + round(i * (end - 1 - first) / _POINTS) for i in range(_POINTS + 1)})
+
+
+def _draw_rate(axis: Any, steps: list[int], experiment: Experiment) -> None:
+    total, horizon, branch = experiment.train.steps, experiment.horizon_steps, experiment.branch
+    title = f"learning rate ({'cooldown branch' if branch.step else experiment.schedule.kind})"
+    if branch.step:
+        whole = _some_of(0, horizon)
+        rates = [learning_rate(s, horizon, experiment.schedule) for s in whole]
+        axis.plot(whole, rates, color=_SHADES[1], linestyle="--", label="the run that it leaves")
+        axis.legend(loc="lower left")
+        axis.set_xlim(0, max(horizon, total) - 1)
+    _draw(axis, steps, [learning_rate(s, total, experiment.schedule, branch=branch) for s in steps], title)
 
 
 def _draw(axis: Any, steps: list[int], values: list[float], title: str) -> None:

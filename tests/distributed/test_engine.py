@@ -21,6 +21,8 @@ from distributed.engine import (
     prepare_deepspeed,
     start_engine,
 )
+from distributed.experiment import load_experiment
+from distributed.memory_plan import trained_entries
 from distributed.topology import Topology, process_group
 from pupujepa.config import from_yaml, to_yaml
 from pupujepa.errors import UserError
@@ -57,21 +59,31 @@ def test_batches_that_do_not_divide_are_refused_with_a_number_that_does():
 
 def test_the_json_is_generated():
     """Batch sizes are those of the configuration, communication does not overlap, and no CPU optimiser is compiled."""
-    config = deepspeed_json(EngineConfig(zero_stage=3), OptimizerConfig(clip_norm=1.5), BatchSizes(64, 8, 4))
+    engine, optimizer = EngineConfig(zero_stage=3), OptimizerConfig(clip_norm=1.5)
+    config = deepspeed_json(engine, optimizer, BatchSizes(64, 8, 4), num_trained=5)
     assert config["train_batch_size"] == 64
     assert config["train_micro_batch_size_per_gpu"] == 8
     assert config["gradient_accumulation_steps"] == 4
     assert config["gradient_clipping"] == 1.5
-    assert config["zero_optimization"] == {"stage": 3, "overlap_comm": False}
+    assert config["zero_optimization"] == {"stage": 3, "overlap_comm": False, "reduce_bucket_size": 5}
     assert config["zero_force_ds_cpu_optimizer"] is False
     # bf16 is autocast inside the step: parameters, gradients and the teacher's source stay float32
     assert not {"bf16", "fp16", "torch_autocast"} & set(config)
 
 
+def test_the_bucket_of_gradients_is_as_large_as_the_model():
+    """Up to 200 MB; and no parameter of any size is larger than that, which DeepSpeed would reduce by itself."""
+    for size in ("demo", "tiny", "small", "base", "large", "huge", "giant"):
+        entries = trained_entries(load_experiment([size]).model)
+        config = deepspeed_json(EngineConfig(), OptimizerConfig(), BatchSizes(8, 8, 1), num_trained=sum(entries))
+        bucket = config["zero_optimization"]["reduce_bucket_size"]
+        assert max(entries) <= bucket == min(sum(entries), 50_000_000)
+
+
 def test_an_optimiser_on_the_host_is_asked_for_in_the_json():
     """Torch's own optimiser updates there; DeepSpeed may not insist on its own, which would have to be compiled."""
     engine = EngineConfig(zero_stage=2, offload_optimizer=True)
-    config = deepspeed_json(engine, OptimizerConfig(), BatchSizes(8, 8, 1))
+    config = deepspeed_json(engine, OptimizerConfig(), BatchSizes(8, 8, 1), num_trained=5)
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     assert config["zero_force_ds_cpu_optimizer"] is False
 
@@ -113,7 +125,7 @@ def test_what_deepspeed_itself_refuses_is_said_in_our_words(monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     prepare_deepspeed(os.environ, device=torch.device("cpu"))
     engine = EngineConfig(deepspeed={"zero_optimization": {"reduce_bucket_size": -1}})
-    config = deepspeed_json(engine, OptimizerConfig(), BatchSizes(8, 8, 1))
+    config = deepspeed_json(engine, OptimizerConfig(), BatchSizes(8, 8, 1), num_trained=5)
     with (
         process_group(Topology(), timeout_s=60, device=torch.device("cpu")),
         pytest.raises(UserError, match=r"correct engine\.deepspeed: .*\n.*reduce_bucket_size"),

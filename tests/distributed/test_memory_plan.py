@@ -46,10 +46,12 @@ def test_entries_are_the_trained_parameters():
     assert sum(trained_entries(model)) == count_parameters(model).trained
 
 
-def test_the_bucket_is_deepspeeds_unless_it_is_set(by_stage):
-    """Two gigabytes under stages 1 to 3 for a model of five megabytes; none at stage 0."""
+def test_the_bucket_is_as_large_as_the_model_unless_it_is_set(by_stage):
+    """Under stages 1 to 3, four bytes for each parameter up to 200 MB; none at stage 0."""
     assert by_stage[1]["backward"].buffers == 800_000
-    assert moments("engine.zero_stage=1")["backward"].buffers == 2_000_000_000
+    trained = sum(trained_entries(load_experiment(["demo"]).model))
+    assert moments("engine.zero_stage=1")["backward"].buffers == 4 * trained
+    assert moments("engine.zero_stage=1", "model=large")["backward"].buffers == 200_000_000
     assert by_stage[0]["backward"].buffers == 0
 
 
