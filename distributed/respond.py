@@ -89,15 +89,9 @@ class Responder:
             return
         # no checkpoint may be deleted while one of them is chosen and loaded
         parts.store.poll(wait=True)
-        facts = trainer.checkpoint_facts()
-        found = newest_healthy(
-            parts.store,
-            self._guard.healthy_step,
-            world_size=facts["world_size"],
-            zero_stage=facts["zero_stage"],
-        )
+        found = newest_healthy(parts.store, self._guard.healthy_step)
         if found is None:
-            self._say("not rolling back: no checkpoint from before the alarm is there that this world can load")
+            self._say("not rolling back: no whole checkpoint from before the alarm is there")
             return
         put_back(parts.engine, parts.teacher, found)
         done = Rollback(trainer.step, found.step, config.rollback_lr_factor, tuple(alarm.name for alarm in alarms))

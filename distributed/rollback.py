@@ -54,10 +54,8 @@ def read_rollbacks(directory: Path) -> tuple[Rollback, ...]:
     return tuple(Rollback(**row | {"alarms": tuple(row["alarms"])}) for row in rows)
 
 
-def newest_healthy(
-    store: CheckpointStore, healthy_step: int | None, *, world_size: int, zero_stage: int
-) -> Checkpoint | None:
-    """Finds the newest checkpoint of `healthy_step` or before that this world can load as it is; all ranks together.
+def newest_healthy(store: CheckpointStore, healthy_step: int | None) -> Checkpoint | None:
+    """Finds the newest whole checkpoint of `healthy_step` or before, of whatever world; all ranks together.
 
     Args:
         healthy_step: of the newest diagnostics without alarm, as rank 0 knows it.
@@ -65,10 +63,9 @@ def newest_healthy(
     known, healthy = from_first((store.steps(), healthy_step))
     for step in [s for s in known if healthy is not None and s <= healthy]:
         found = store.verified(step)
-        if isinstance(found, str):
-            logger.warning("not rolling back to it: %s", found)
-        elif (found.facts["world_size"], found.facts["zero_stage"]) == (world_size, zero_stage):
+        if not isinstance(found, str):
             return found
+        logger.warning("not rolling back to it: %s", found)
     return None
 
 
@@ -76,7 +73,7 @@ def put_back(engine: Any, teacher: Teacher, checkpoint: Checkpoint) -> None:
     """Loads weights, optimiser and teacher of a checkpoint into a running engine; all ranks together.
 
     Raises:
-        CheckpointError: DeepSpeed did not find what the manifest says is there.
+        CheckpointError: what the manifest says is there does not fit the model.
     """
     load_engine(engine, checkpoint)
     teacher.load(checkpoint.path / TEACHER_NAME)

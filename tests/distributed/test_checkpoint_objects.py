@@ -186,7 +186,7 @@ def test_a_store_that_cannot_be_reached_is_no_damage(open_run, monkeypatch):
 
 
 def test_a_training_keeps_its_checkpoints_in_a_store(bucket, tmp_path, shards, capsys, monkeypatch):
-    """Two ranks, stopped and continued: the rows of a run on disk, bit for bit; listed and exported from there."""
+    """Two ranks, stopped and continued: the rows of a run on disk, bit for bit; listed, exported, branched off."""
 
     def job(name, *overrides, **more):
         overrides = ["train.steps=12", "checkpoint.every=4", *overrides]
@@ -214,3 +214,19 @@ def test_a_training_keeps_its_checkpoints_in_a_store(bucket, tmp_path, shards, c
     assert enter("distributed", COMMANDS, manual="", argv=words) == 0
     exported, own = (weights.load(path).state_dict() for path in (tmp_path / "weights", tmp_path / "local" / "export"))
     assert all(torch.equal(exported[name], tensor) for name, tensor in own.items())
+    check_a_branch(tmp_path, open_store(bucket))
+
+
+def check_a_branch(folder, of_parent):
+    """One rank at stage 2 cools down from what two ranks at stage 1 have in the store, which stays as it is."""
+    before = {name: of_parent.read(name) for name in of_parent.list("")}
+    branch = {"cooldown_from": f"{folder / 'remote'}:8", "overrides": ["train.steps=11", "engine.zero_stage=2"]}
+    run_jobs(folder / "branch.json", [{"run_dir": str(folder / "branch"), **branch}], ranks=1)
+    own, parents = ({row["step"]: row for row in deterministic_rows(folder / run)} for run in ("branch", "remote"))
+    for key in ("loss", "grad_norm"):
+        assert own[8][key] == pytest.approx(parents[8][key], rel=1e-5)
+    assert own[8]["lr"] < parents[8]["lr"]
+    assert own[10]["lr"] == pytest.approx(1e-6)
+    assert max(own) == 11
+    assert committed(folder / "branch" / "checkpoints", step=11).facts["world_size"] == 1
+    assert {name: of_parent.read(name) for name in of_parent.list("")} == before

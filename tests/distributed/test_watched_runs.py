@@ -4,6 +4,7 @@ All are made in one launch; each test looks at some of them.
 """
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from distributed.guard import PROBE_MEAN
 from distributed.in_loop_probe import FEATURES_FOLDER
 from distributed.respond import ALARM_NAME, ALARMS_FOLDER, PICTURES_NAME
 from distributed.rollback import Rollback, read_rollbacks
+from distributed.saved_engine import MOMENTS, WEIGHTS, SavedEngine
+from distributed.session_state import ENGINE_FOLDER
 from pupujepa.schedules import learning_rate
 from tests.distributed.launch import PRESET, deterministic_rows, losses, run_jobs
 from tests.distributed.marble.corpora import Recipe, make_corpus
@@ -27,19 +30,24 @@ ALARMED += ["guard.unexplained_steps=0", "guard.cosine_above=2", "diagnostics.ev
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, shards):
-    """Two ranks: rolled back twice at stage 3, straight and stopped in between; probed and not probed at stage 1."""
+    """Two ranks: rolled back twice at stage 3, straight and stopped in between; probed and not probed at stage 1.
+
+    One more is stopped between its rollbacks at stage 1, and goes on alone at stage 2.
+    """
     root = tmp_path_factory.mktemp("watched")
     corpus = make_corpus(root / "corpus", Recipe(pieces=48))
 
     def job(name, *overrides, **more):
         return {"run_dir": str(root / name), "url": shards, "overrides": list(overrides)} | more
 
-    alarmed, short = (*ALARMED, "engine.zero_stage=3"), ("train.steps=12", "engine.zero_stage=1")
+    alarmed, short = (*ALARMED, "engine.zero_stage=3"), ("train.steps=14", "engine.zero_stage=1")
+    kept = ("checkpoint.every=6", "checkpoint.keep=1", f"checkpoint.keep_best={PROBE_MEAN}")
     run_jobs(
         root / "jobs.json",
         [
             job("plain", *short),
-            job("probed", *short, "probe.every_steps=8", f"probe.data={corpus}"),
+            job("probed", *short, *kept, "probe.every_steps=6", f"probe.data={corpus}"),
+            job("moved", *ALARMED, "engine.zero_stage=1", stop_at=12),
             # stage 3 last: DeepSpeed then replaces torch's linear function for the rest of the process
             job("straight", *alarmed),
             job("stopped", *alarmed, stop_at=12),
@@ -47,6 +55,7 @@ def runs(tmp_path_factory, shards):
         ],
         ranks=2,
     )
+    run_jobs(root / "moved.json", [job("moved", *ALARMED, "engine.zero_stage=2")], ranks=1)
     return root
 
 
@@ -108,6 +117,23 @@ def test_a_rolled_back_run_is_resumed_to_the_last_bit(runs):
     assert deterministic_rows(runs / "stopped") == deterministic_rows(runs / "straight")
 
 
+def test_a_run_is_rolled_back_to_what_other_ranks_have_saved(runs):
+    """Alone at stage 2, to the checkpoint of two ranks at stage 1: its weights, moments and teacher are back."""
+    ten, fifteen = (committed(runs / "moved" / "checkpoints", step=step) for step in (10, 15))
+    assert [(c.facts["world_size"], c.facts["zero_stage"]) for c in (ten, fifteen)] == [(2, 1), (1, 2)]
+    assert read_rollbacks(fifteen.path)[-1] == Rollback(15, 10, 0.5, ("unexplained",))
+    before, after = model_of(ten).state_dict(), model_of(fifteen).state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    saved = [
+        SavedEngine(found.path / ENGINE_FOLDER, world_size=ranks, stage=stage, order=[])
+        for found, ranks, stage in ((ten, 2, 1), (fifteen, 1, 2))
+    ]
+    names = [name for name in before if not name.startswith("teacher.")]
+    for name, key in product(names, (WEIGHTS, *MOMENTS)):
+        assert torch.equal(saved[1].whole(name, key), saved[0].whole(name, key))
+    assert saved[0].optimizer_steps == saved[1].optimizer_steps
+
+
 def test_the_history_tells_of_rollbacks(runs):
     """Each session with its own; the run that was stopped made one in each."""
     sessions = json.loads((runs / "stopped" / "history.json").read_text())
@@ -139,12 +165,21 @@ def test_probes_do_not_touch_the_training(runs):
 def test_probes_give_a_curve_of_quality(runs):
     """On their own schedule, and at the end, every metric of every offline task; their features are gone."""
     rows = [row for row in rows_of(runs / "probed") if PROBE_MEAN in row]
-    assert [row["step"] for row in rows] == [0, 8, 12]
+    assert [row["step"] for row in rows] == [0, 6, 12, 14]
     for name in ("key/key_weighted", "beats/beat_f1", "beats/downbeat_f1", "instruments/roc_auc", "tempo/r2"):
         assert all(isinstance(row[f"probe/{name}"], float) for row in rows)
     own = ("key/key_weighted", "beats/beat_f1", "instruments/roc_auc", "tempo/r2", "collection/accuracy")
     assert rows[0][PROBE_MEAN] == pytest.approx(sum(rows[0][f"probe/{name}"] for name in own) / 5)
     assert not (runs / "probed" / FEATURES_FOLDER).exists()
+
+
+def test_the_best_by_the_probes_is_kept(runs):
+    """Of the checkpoints of steps 6 and 12, beside the newest of step 14; the other one is gone."""
+    means = {row["step"]: row[PROBE_MEAN] for row in rows_of(runs / "probed") if PROBE_MEAN in row}
+    best = max((12, 6), key=means.__getitem__)
+    there = sorted(path.name for path in (runs / "probed" / "checkpoints").glob("step-*"))
+    assert there == [f"step-{best:07d}", "step-0000014"]
+    assert committed(runs / "probed" / "checkpoints", step=best).step == best
 
 
 def test_gradients_by_module_add_up(runs):
