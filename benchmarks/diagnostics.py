@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from benchmarks.alternate import machine
-from distributed.diagnose import CROPS_AT_ONCE, MAX_ROWS, diagnose
+from distributed.diagnose import CROPS_AT_ONCE, MAX_ROWS, DiagnosticsConfig, diagnose
 from distributed.engine import PRECISIONS
 from distributed.experiment import Experiment, load_experiment
 from distributed.observe import StepObserver
 from distributed.probe_set import ProbeSet
 from distributed.teacher import Teacher
 from pupujepa.cost import inference_flops, training_cost
-from pupujepa.masks import draw_mask
+from pupujepa.masks import draw_mask, num_context
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
 from pupujepa.randomness import generator
@@ -36,7 +36,7 @@ from pupujepa.randomness import generator
 AIM = 0.02
 PREDICTION = (
     "about 1.5 % for the demo, whose steps are small, and below 0.1 % for the paper's sizes on 8 ranks. Ranks share "
-    "the passes in parts of 16 crops, so the share grows once there are more ranks than parts: about 1 % on 512. What "
+    "the passes in parts of 2 crops, so the share grows once there are more ranks than parts: below 1 % on 512. What "
     "a logged step looks at is below 1 % of that step."
 )
 COUNTED = ("demo", "tiny", "small", "base", "large", "huge", "giant")
@@ -45,18 +45,25 @@ RANKS = (1, 8, 64, 512)
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a training step on all crops of the global batch, of one round of diagnostics, of one observation."""
+    """Seconds of a training step on all crops of the global batch, of diagnostics, of one observation.
+
+    Attributes:
+        diagnostics_s: of one round with one crop of each clip.
+        lidar_s: what one with all of them takes more.
+    """
 
     step_s: float
     diagnostics_s: float
+    lidar_s: float
     observation_s: float
-    every: int
+    config: DiagnosticsConfig
     log_every: int
 
     @property
     def share(self) -> float:
         """Of the training time, at the default intervals, on one rank."""
-        return (self.diagnostics_s / self.every + self.observation_s / self.log_every) / self.step_s
+        look_s = self.diagnostics_s + self.lidar_s / self.config.lidar_every
+        return (look_s / self.config.every + self.observation_s / self.log_every) / self.step_s
 
 
 def main() -> None:
@@ -74,10 +81,10 @@ def main() -> None:
         cells = [f"{share:.2%}" if share is not None else "-" for share in shares]
         print(f"| {name} | {experiment.diagnostics.every} | " + " | ".join(cells) + " |")
     print(f"\nmeasured, {'CPU ' if device.type == 'cpu' else ''}seconds, one rank, aim under {AIM:.0%}\n")
-    print("| preset | step | diagnostics | observation | share |\n|---|---|---|---|---|")
+    print("| preset | step | diagnostics | LiDAR | observation | share |\n|---|---|---|---|---|---|")
     for name in args.presets:
         found = measure(load_experiment([name]), device=device, runs=args.runs)
-        times = f"{found.step_s:.3f} | {found.diagnostics_s:.3f} | {found.observation_s:.4f}"
+        times = f"{found.step_s:.3f} | {found.diagnostics_s:.3f} | {found.lidar_s:.3f} | {found.observation_s:.4f}"
         print(f"| {name} | {times} | {found.share:.2%} |")
 
 
@@ -98,21 +105,28 @@ def counted_share(experiment: Experiment, *, ranks: int) -> float | None:
     cost = training_cost(model, experiment.masks, experiment.objective)
     # the forward pass is a third of forward and backward; nothing flows back into the spectrogram
     forward = cost.patch_embed // 2 + cost.student // 3 + cost.predictor // 3 + cost.teacher
-    crops = config.clips * config.crops_per_clip
-    # the parts are dealt to the ranks: the busiest one counts
-    num_parts = -(-crops // CROPS_AT_ONCE)
-    own_parts = -(-num_parts // ranks)
-    passes = min(crops, own_parts * CROPS_AT_ONCE) * (forward + 2 * inference_flops(model))
-    return (passes + rank_flops(model.width, bands=model.grid_bands)) / (config.every * own_crops * cost.total)
+    encoding = inference_flops(model)
+    passes = _busiest(config.clips, ranks) * (forward + encoding)
+    passes += _busiest(config.clips * (config.crops_per_clip - 1), ranks) * encoding // config.lidar_every
+    return (passes + rank_flops(experiment)) / (config.every * own_crops * cost.total)
 
 
-def rank_flops(width: int, *, bands: int) -> int:
+def rank_flops(experiment: Experiment) -> int:
     """Operations of the singular values: of student and teacher, and of the teacher once per band.
 
     A tall matrix is first reduced to a square one, 2 n D^2, whose values take about 8/3 D^3 (Golub and Van Loan).
     """
-    rows = (MAX_ROWS, MAX_ROWS, *[2 * MAX_ROWS // bands] * bands)
+    model, clips = experiment.model, experiment.diagnostics.clips
+    student = min(clips * num_context(experiment.masks, model.num_patches), MAX_ROWS)
+    teacher, width = min(clips * model.num_patches, MAX_ROWS), model.width
+    rows = (student, teacher, *[teacher // model.grid_bands] * model.grid_bands)
     return sum(2 * max(n, width) * min(n, width) ** 2 + 8 * min(n, width) ** 3 // 3 for n in rows)
+
+
+def _busiest(crops: int, ranks: int) -> int:
+    """Crops of the rank that has most, when parts are dealt."""
+    parts = -(-crops // CROPS_AT_ONCE)
+    return min(crops, -(-parts // ranks) * CROPS_AT_ONCE)
 
 
 def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measured:
@@ -120,42 +134,48 @@ def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measu
     model = PupuJEPA(experiment.model).to(device)
     step = TrainingStep(model, experiment.objective, PRECISIONS[experiment.engine.precision])
     config, crops = experiment.diagnostics, min(8, experiment.stream.global_batch)
-    probes = made_up(experiment, config.clips * config.crops_per_clip, crops_per_clip=config.crops_per_clip).to(device)
+    probes = made_up(experiment, config.clips, crops_per_clip=config.crops_per_clip).to(device)
     batch = made_up(experiment, crops).to(device)
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-4)
     seen: dict[str, Any] = {}
 
     def train() -> None:
         optimizer.zero_grad()
-        loss, seen["aux"] = step(batch.mel_BTF, batch.context_BK, batch.target_BM)
+        loss, seen["aux"] = step(batch.mel_BTF, batch.context_CK, batch.target_CM)
         loss.backward()
         optimizer.step()
 
     step_s = seconds(train, runs=runs, device=device) * experiment.stream.global_batch / crops
     teacher = Teacher(step)
-    looked: Any = SimpleNamespace(target=batch.target_BM, strategy=batch.strategy_B, uids=["track"] * crops)
+    looked: Any = SimpleNamespace(target=batch.target_CM, strategy=batch.strategy_C, uids=["track"] * crops)
 
     def look() -> None:
         StepObserver(bands=experiment.model.grid_bands).after_forward(looked, seen["aux"])
 
     observation_s = seconds(look, runs=runs, device=device) * experiment.stream.global_batch / crops
-    diagnostics_s = seconds(
-        lambda: diagnose(step, model, probes=probes, teacher=teacher), runs=max(1, runs // 2), device=device
+    few_s, all_s = (
+        seconds(
+            lambda all_crops=all_crops: diagnose(step, model, probes=probes, teacher=teacher, all_crops=all_crops),
+            runs=runs,
+            device=device,
+        )
+        for all_crops in (False, True)
     )
-    return Measured(step_s, diagnostics_s, observation_s, config.every, experiment.telemetry.log_every)
+    log_every = experiment.telemetry.log_every
+    return Measured(step_s, few_s, max(0.0, all_s - few_s), observation_s, config, log_every)
 
 
-def made_up(experiment: Experiment, count: int, *, crops_per_clip: int = 1) -> ProbeSet:
+def made_up(experiment: Experiment, clips: int, *, crops_per_clip: int = 1) -> ProbeSet:
     """Noise in place of music: the same operations."""
-    model, rng = experiment.model, generator("diagnostics benchmark", count)
+    model, rng, crops = experiment.model, generator("diagnostics benchmark", clips), clips * crops_per_clip
     masks = [
         draw_mask(rng, experiment.masks, steps=model.grid_steps, bands=model.grid_bands, progress=1.0)
-        for _ in range(count)
+        for _ in range(clips)
     ]
-    mel_BTF = torch.randn(count, model.crop_frames, model.mel_bands, generator=torch.Generator().manual_seed(0))
-    context_BK = torch.stack([torch.from_numpy(mask.context) for mask in masks])
-    target_BM = torch.stack([torch.from_numpy(mask.target) for mask in masks])
-    return ProbeSet(mel_BTF, context_BK, target_BM, torch.tensor([mask.strategy for mask in masks]), crops_per_clip)
+    mel_BTF = torch.randn(crops, model.crop_frames, model.mel_bands, generator=torch.Generator().manual_seed(0))
+    context_CK = torch.stack([torch.from_numpy(mask.context) for mask in masks])
+    target_CM = torch.stack([torch.from_numpy(mask.target) for mask in masks])
+    return ProbeSet(mel_BTF, context_CK, target_CM, torch.tensor([mask.strategy for mask in masks]), crops_per_clip)
 
 
 def seconds(work: Callable[[], object], *, runs: int, device: torch.device) -> float:

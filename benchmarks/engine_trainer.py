@@ -175,20 +175,22 @@ def diagnostics(settings: dict[str, Any], topology: Topology, device: torch.devi
         _wait(device)
 
     compared = alternate(lambda: one(logged), lambda: one(plain), runs=settings["runs"])
-    looks = []
-    for _ in range(3):
+    every, looks = max(experiment.diagnostics.every, 1), []
+    # each kind of look as often as a run has it
+    for number in range(2 * experiment.diagnostics.lidar_every):
+        steps.trainer.step = number * every
         started = time.perf_counter()
         steps.trainer._diagnose()
         _wait(device)
         looks.append(time.perf_counter() - started)
     step_s = statistics.median(compared.peer_s)
     extra_s = statistics.median(a - b for a, b in zip(compared.ours_s, compared.peer_s))
-    look_s = statistics.median(looks)
+    look_s = statistics.fmean(looks)
     return {
         "step_s": step_s,
         "logged_extra_s": extra_s,
         "look_s": look_s,
-        "share": (extra_s / telemetry.log_every + look_s / max(experiment.diagnostics.every, 1)) / step_s,
+        "share": (extra_s / telemetry.log_every + look_s / every) / step_s,
     }
 
 

@@ -1,17 +1,23 @@
 """Diagnostics on the probe set: is the model learning, or has it found a way to make the loss small for nothing?
 
-Shapes: B crops, N patches, M target patches, D width, C clips, Q crops of a clip.
+Over the first crop of each clip: the training step, for what is predicted and for the student's features of the
+context that it predicts from, and the teacher over the whole crop, as the model is used. Over the other crops the
+teacher alone, for what varies within a clip: LiDAR and the variances. That is most of the work, and may be done less
+often.
+
+Shapes: B crops, N patches, K context patches, M target patches, D width, C clips, Q crops of a clip, n tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed.agreement import from_first
 from distributed.engine import full_state
 from distributed.probe_set import ProbeSet
 from distributed.teacher import Teacher
@@ -21,27 +27,40 @@ from pupujepa.masks import STRATEGIES
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
 
-# rows of a singular value decomposition; more change a rank estimate little and cost much
-MAX_ROWS = 8192
-CROPS_AT_ONCE = 16
+# tokens of a singular value decomposition, those of a band an eighth of them; more change a rank little and cost much
+MAX_ROWS = 16384
+# few, so that many ranks have something to do
+CROPS_AT_ONCE = 2
 PICTURED_CROPS = 6
 
 
 @dataclass(frozen=True)
 class DiagnosticsConfig:
-    """every: steps between diagnostics, 0 never. clips, crops_per_clip: size of the probe set."""
+    """When the model is looked at, and on how much. docs/watching.md tells what it costs and what it takes.
+
+    every: steps between diagnostics, 0 never.
+    clips: of which there is one crop for all diagnostics but LiDAR and the variances between and within clips.
+    crops_per_clip: for these two; 10 are usual for LiDAR, 1 leaves them out.
+    lidar_every: diagnostics, each so many-th of which has these two; so has the last of a run.
+    """
 
     every: int = 1000
     clips: int = 24
-    crops_per_clip: int = 4
+    crops_per_clip: int = 10
+    lidar_every: int = 1
 
     def __post_init__(self) -> None:
         if self.every < 0:
             raise UserError(f"diagnostics.every={self.every} must be 0 (never) or a number of steps")
-        if self.clips < 2 or self.crops_per_clip < 1:
+        if self.clips < 2 or self.crops_per_clip < 1 or self.lidar_every < 1:
             raise UserError(
-                f"diagnostics.clips={self.clips} must be at least 2, crops_per_clip={self.crops_per_clip} at least 1"
+                f"diagnostics.clips={self.clips} must be at least 2, crops_per_clip={self.crops_per_clip} and "
+                f"lidar_every={self.lidar_every} at least 1"
             )
+
+    def takes_all_crops(self, step: int, *, total_steps: int) -> bool:
+        """Whether the diagnostics after so many steps have LiDAR and the variances."""
+        return step % (self.every * self.lidar_every) == 0 or step == total_steps
 
 
 @contextmanager
@@ -69,20 +88,34 @@ def whole_model(step: TrainingStep, model: PupuJEPA) -> PupuJEPA:
 
 
 @torch.no_grad()
-def diagnose(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet, teacher: Teacher) -> dict[str, float]:
-    """Returns the row of diagnostics, keys starting with "diag/"; all ranks call it together and get the same."""
+def diagnose(
+    step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet, teacher: Teacher, all_crops: bool = True
+) -> dict[str, float]:
+    """Returns the row of diagnostics, keys starting with "diag/"; all ranks call it together and get the same.
+
+    Args:
+        all_crops: of each clip; without them there is neither LiDAR nor the variances between and within clips.
+    """
+    bands, masked_CTF, others = model.config.grid_bands, probes.masked_crops, probes.crops_per_clip - 1
+    stride = stride_to_fit(len(masked_CTF) * model.config.num_patches)
     with whole_step(step, model) as (step, model):
         # a teacher in parts is gathered by all ranks, which so run the same crops
-        together = any(not parameter.numel() for parameter in step.teacher.parameters())
-        predictions = _in_parts(lambda part: _predict(step, probes, part), len(probes.mel_BTF), together=together)
-        values = _prediction_values(*predictions, probes=probes, bands=model.config.grid_bands)
-        for which in ("teacher", "student"):
-            states = _in_parts(
-                lambda part, which=which: _encode(step, model, probes.mel_BTF[part], which),  # type: ignore[misc]
-                len(probes.mel_BTF),
-                together=together,
-            )
-            values |= _feature_values(states[0], which=which, probes=probes, bands=model.config.grid_bands)
+        in_parts = partial(_in_parts, together=any(not p.numel() for p in step.teacher.parameters()))
+        prediction_CMD, target_CMD, context_CKD = in_parts(lambda part: _predict(step, probes, part), masked_CTF)
+        states_CND, pooled_CD = in_parts(lambda part: _teach(step, model, masked_CTF[part], stride), masked_CTF)
+        pooled_CQD = pooled_CD[:, None]
+        if all_crops and others:
+            other_BTF = probes.other_crops
+            (other_BD,) = in_parts(lambda part: (_encode(step, model, other_BTF[part]).mean(1),), other_BTF)
+            pooled_CQD = torch.cat([pooled_CQD, other_BD.unflatten(0, (-1, others))], dim=1)
+    values = _prediction_values(prediction_CMD, target_CMD, probes=probes, bands=bands)
+    kept_CKD = context_CKD[:, :: stride_to_fit(context_CKD.shape[:2].numel())]
+    values |= _spread("student", kept_CKD.flatten(0, 1), context_CKD.mean(1))
+    values |= _spread("teacher", states_CND.flatten(0, 1), pooled_CD)
+    ranks = diagnostics.effective_rank_per_band(states_CND, bands)
+    values |= {f"effective_rank_band_{band}": ranks[band] for band in range(bands)}
+    if pooled_CQD.shape[1] > 1:
+        values |= _clip_values(pooled_CQD)
     row = {f"diag/{name}": float(value) for name, value in values.items()}
     distances = {"diag/teacher_student_distance": teacher.distance_to_student(), "diag/teacher_moved": teacher.moved()}
     return row | distances
@@ -95,105 +128,109 @@ def picture_data(
     """Returns what pictures of this moment are drawn from, on the CPU; all ranks call it together.
 
     Returns:
-        Of the first crops: mel_BTF, normalised, float16; context_BK, target_BM and strategy_B; error_BM, the squared
-        error of each target token per dimension; teacher_BND, the teacher's features, float16.
+        Of the first crops that have masks: mel_BTF, normalised, float16; context_BK, target_BM and strategy_B;
+        error_BM, the squared error of each target token per dimension; teacher_BND, the teacher's features, float16.
     """
     part = slice(0, crops)
     with whole_step(step, model) as (step, model):
-        prediction_BMD, target_BMD = _predict(step, probes, part)
-        (teacher_BND,) = _encode(step, model, probes.mel_BTF[part], "teacher")
+        prediction_BMD, target_BMD, _ = _predict(step, probes, part)
+        teacher_BND = _encode(step, model, probes.masked_crops[part])
     tensors = {
-        "mel_BTF": probes.mel_BTF[part].half(),
-        "context_BK": probes.context_BK[part],
-        "target_BM": probes.target_BM[part],
-        "strategy_B": probes.strategy_B[part],
+        "mel_BTF": probes.masked_crops[part].half(),
+        "context_BK": probes.context_CK[part],
+        "target_BM": probes.target_CM[part],
+        "strategy_B": probes.strategy_C[part],
         "error_BM": (prediction_BMD - target_BMD).square().mean(-1),
         "teacher_BND": teacher_BND.half(),
     }
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _predict(step: TrainingStep, probes: ProbeSet, part: slice) -> tuple[Tensor, ...]:
-    # past what was compiled for the shapes of training
-    _, aux = step.forward(probes.mel_BTF[part], probes.context_BK[part], probes.target_BM[part])
-    return aux["prediction_BMD"], aux["target_BMD"]
+def stride_to_fit(tokens: int) -> int:
+    """Every so many-th of the tokens leaves about MAX_ROWS."""
+    return -(-tokens // MAX_ROWS)
 
 
-def _encode(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor, which: str) -> tuple[Tensor, ...]:
+def _predict(step: TrainingStep, probes: ProbeSet, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Prediction and target [C, M, D], and the student's features of the context [C, K, D], of some clips."""
+    contexts: list[Tensor] = []
+    with step.student.register_forward_hook(lambda module, inputs, output: contexts.append(output)):
+        # past what was compiled for the shapes of training
+        _, aux = step.forward(probes.masked_crops[part], probes.context_CK[part], probes.target_CM[part])
+    return aux["prediction_BMD"], aux["target_BMD"], contexts[0].float()
+
+
+def _teach(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """The teacher's features of every so many-th time step, whole [B, fewer, D], and the mean of all [B, D]."""
+    states_BND = _encode(step, model, mel_BTF)
+    grid_BTWD = states_BND.unflatten(1, (-1, model.config.grid_bands))
+    return grid_BTWD[:, ::stride].flatten(1, 2), states_BND.mean(1)
+
+
+def _encode(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor) -> Tensor:
+    """The teacher's features of whole crops, [B, N, D]."""
     dtype = step.autocast_dtype
     with torch.autocast(mel_BTF.device.type, dtype=dtype, enabled=dtype is not None):
-        return (model.encode(mel_BTF, which=which, layers=[-1])[0].float(),)
+        return model.encode(mel_BTF, layers=[-1])[0].float()
 
 
-def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], count: int, *, together: bool) -> Sequence[Tensor]:
+def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], mel_BTF: Tensor, *, together: bool) -> Sequence[Tensor]:
     """Runs the crops part by part, the parts dealt to the ranks, and returns all of them on every rank.
 
     Args:
+        function: of a part, which gives tensors with a row for each of its crops.
         together: every rank runs every part.
     """
-    parts = [slice(start, start + CROPS_AT_ONCE) for start in range(0, count, CROPS_AT_ONCE)]
+    count = len(mel_BTF)
+    parts = [slice(start, min(start + CROPS_AT_ONCE, count)) for start in range(0, count, CROPS_AT_ONCE)]
     if together or not dist.is_initialized() or dist.get_world_size() == 1:
-        outputs = [function(part) for part in parts]
-    else:
-        rank, ranks = dist.get_rank(), dist.get_world_size()
-        own = {number: function(parts[number]) for number in range(rank, len(parts), ranks)}
-        outputs = [_from_rank(number % ranks, own.get(number)) for number in range(len(parts))]
-    return [torch.cat(tensors) for tensors in zip(*outputs, strict=True)]
-
-
-def _from_rank(source: int, tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-    """Returns the tensors that rank `source` has, on every rank."""
-    described: list[Any] = [[(t.shape, t.dtype, t.device.type) for t in tensors] if tensors is not None else None]
-    dist.broadcast_object_list(described, src=source)
-    if tensors is None:
-        tensors = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in described[0])
-    for tensor in tensors:
-        dist.broadcast(tensor.contiguous() if source == dist.get_rank() else tensor, src=source)
-    return tensors
+        return [torch.cat(tensors) for tensors in zip(*map(function, parts), strict=True)]
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    own = {number: function(parts[number]) for number in range(rank, len(parts), ranks)}
+    # rank 0 always has a part
+    described = from_first([(tensor.shape[1:], tensor.dtype) for tensor in own.get(0, ())])
+    whole = [torch.empty(count, *shape, dtype=dtype, device=mel_BTF.device) for shape, dtype in described]
+    for number, part in enumerate(parts):
+        for index, tensor in enumerate(whole):
+            if number in own:
+                tensor[part] = own[number][index]
+            dist.broadcast(tensor[part], src=number % ranks)
+    return whole
 
 
 def _prediction_values(
-    prediction_BMD: Tensor, target_BMD: Tensor, *, probes: ProbeSet, bands: int
+    prediction_CMD: Tensor, target_CMD: Tensor, *, probes: ProbeSet, bands: int
 ) -> dict[str, Tensor]:
-    index_BM = probes.target_BM
+    index_CM = probes.target_CM
     values = {
-        "explained_variance": diagnostics.explained_variance(prediction_BMD, target_BMD),
+        "explained_variance": diagnostics.explained_variance(prediction_CMD, target_CMD),
         "explained_variance_position": diagnostics.explained_variance(
-            prediction_BMD, target_BMD, index_BM, baseline=diagnostics.POSITION
+            prediction_CMD, target_CMD, index_CM, baseline=diagnostics.POSITION
         ),
     }
     for strategy, name in enumerate(STRATEGIES):
-        rows = probes.strategy_B == strategy
+        rows = probes.strategy_C == strategy
         if rows.any():
             values[f"explained_variance_{name}"] = diagnostics.explained_variance(
-                prediction_BMD[rows], target_BMD[rows]
+                prediction_CMD[rows], target_CMD[rows]
             )
-    per_band = diagnostics.explained_variance_per_band(prediction_BMD, target_BMD, index_BM, bands=bands)
+    per_band = diagnostics.explained_variance_per_band(prediction_CMD, target_CMD, index_CM, bands=bands)
     return values | {f"explained_variance_band_{band}": per_band[band] for band in range(bands)}
 
 
-def _feature_values(states_BND: Tensor, *, which: str, probes: ProbeSet, bands: int) -> dict[str, Tensor]:
-    tokens_nD = _thinned(states_BND, bands).flatten(0, 1)
-    pooled_CQD = states_BND.mean(1).unflatten(0, (-1, probes.crops_per_clip))
-    values = {
+def _spread(which: str, tokens_nD: Tensor, pooled_BD: Tensor) -> dict[str, Tensor]:
+    return {
         f"effective_rank_{which}": diagnostics.effective_rank(tokens_nD),
-        f"effective_rank_pooled_{which}": diagnostics.effective_rank(pooled_CQD.flatten(0, 1)),
+        f"effective_rank_pooled_{which}": diagnostics.effective_rank(pooled_BD),
         f"std_{which}": diagnostics.normalised_std(tokens_nD),
         f"cosine_{which}": diagnostics.mean_cosine(tokens_nD),
     }
-    if which == "teacher" and probes.crops_per_clip > 1:
-        between, within = diagnostics.between_within_variance(pooled_CQD)
-        values |= {"clip_variance_between": between, "clip_variance_within": within}
-        values["lidar"] = diagnostics.lidar(pooled_CQD)
-    if which == "teacher":
-        ranks = diagnostics.effective_rank_per_band(_thinned(states_BND, bands, rows=MAX_ROWS * 2), bands)
-        values |= {f"effective_rank_band_{band}": ranks[band] for band in range(bands)}
-    return values
 
 
-def _thinned(states_BND: Tensor, bands: int, rows: int = MAX_ROWS) -> Tensor:
-    """Keeps every n-th time step of every crop, whole, so that about `rows` tokens are left: [B, fewer, D]."""
-    crops, tokens, _ = states_BND.shape
-    stride = -(-crops * tokens // rows)
-    grid_BTWD = states_BND.unflatten(1, (-1, bands))
-    return grid_BTWD[:, ::stride].flatten(1, 2)
+def _clip_values(pooled_CQD: Tensor) -> dict[str, Tensor]:
+    between, within = diagnostics.between_within_variance(pooled_CQD)
+    return {
+        "clip_variance_between": between,
+        "clip_variance_within": within,
+        "lidar": diagnostics.lidar(pooled_CQD),
+    }

@@ -1,8 +1,11 @@
 """The probe set: a fixed, seeded handful of crops on which the diagnostics look at the model, the same on all ranks.
 
-Always the same crops and masks, so that a curve moves because the model did. Masks go in turn through the strategies
-that the training ends with, as many of each whatever their weights, so that each strategy's curve is as sure. A
-strategy of weight 0 is left out, also where the curriculum begins with it: it is not what the model is trained for.
+Always the same crops and masks, so that a curve moves because the model did. The first crop of each clip is masked,
+for what is predicted; the others tell what varies within a clip, which LiDAR discounts. Masks go in turn through the
+strategies that the training ends with, as many of each whatever their weights, so that each strategy's curve is as
+sure. A strategy of weight 0 is left out, also where the curriculum begins with it: the model is not trained for it.
+
+Shapes: B crops, C clips, Q crops of a clip, T frames, F mel bands, K context patches, M target patches.
 """
 
 from dataclasses import dataclass, replace
@@ -22,28 +25,38 @@ from pupujepa.randomness import generator
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Crops of some samples, the consecutive crops of each beside each other.
+    """Crops of some samples, those of a clip beside each other.
 
     Attributes:
         mel_BTF: normalised, float32, B = clips * crops_per_clip.
-        context_BK, target_BM: token indices.
-        strategy_B: indices into STRATEGIES.
+        context_CK, target_CM: token indices in the first crop of each clip.
+        strategy_C: indices into STRATEGIES.
     """
 
     mel_BTF: Tensor
-    context_BK: Tensor
-    target_BM: Tensor
-    strategy_B: Tensor
+    context_CK: Tensor
+    target_CM: Tensor
+    strategy_C: Tensor
     crops_per_clip: int
+
+    @property
+    def masked_crops(self) -> Tensor:
+        """The crops that the masks belong to, the first of each clip: [C, T, F]."""
+        return self.mel_BTF[:: self.crops_per_clip]
+
+    @property
+    def other_crops(self) -> Tensor:
+        """The crops without masks, clip by clip: [C * (Q - 1), T, F]."""
+        return self.mel_BTF.unflatten(0, (-1, self.crops_per_clip))[:, 1:].flatten(0, 1)
 
     def to(self, device: torch.device) -> "ProbeSet":
         """Returns the probe set on a device."""
         return replace(
             self,
             mel_BTF=self.mel_BTF.to(device),
-            context_BK=self.context_BK.to(device),
-            target_BM=self.target_BM.to(device),
-            strategy_B=self.strategy_B.to(device),
+            context_CK=self.context_CK.to(device),
+            target_CM=self.target_CM.to(device),
+            strategy_C=self.strategy_C.to(device),
         )
 
 
@@ -55,18 +68,20 @@ def read_probe_set(
     Args:
         corpora: give clips in proportion to their shares of the training.
         seed: of the stream.
-        shape: clips, and crops of each; fewer of both where the samples are fewer or shorter.
+        shape: clips, and crops of each: one after the other where they fit, else spread over the sample so that they
+            overlap. Fewer clips where there are fewer samples; fewer crops where less than an eighth of one would be
+            its own.
 
     Raises:
         UserError: no two samples can be read.
     """
     clips, crops_per_clip = shape
-    fitting = min(manifest.frames // manifest.samples for manifest in corpora.manifests) // model.crop_frames
-    crops_per_clip = max(1, min(crops_per_clip, fitting))
-    crop_frames = crops_per_clip * model.crop_frames
+    frames = min(manifest.frames // manifest.samples for manifest in corpora.manifests)
+    starts = _starts(crops_per_clip, frames=frames, crop_frames=model.crop_frames)
+    span_frames = starts[-1] + model.crop_frames
     mel_CTF = np.concatenate(
         [
-            probe_crops(corpus.url, count, crop_frames=crop_frames, seed=seed, manifest=corpus.manifest)[0]
+            probe_crops(corpus.url, count, crop_frames=span_frames, seed=seed, manifest=corpus.manifest)[0]
             for corpus, count in zip(corpora.members, divided(clips, corpora.parts))
         ]
     )
@@ -75,7 +90,7 @@ def read_probe_set(
             f"{' and '.join(corpora.urls)}: {len(mel_CTF)} readable samples, too few to look at a model with; run "
             f"`python -m data verify` on them"
         )
-    mel_BTF = torch.from_numpy(mel_CTF).unflatten(1, (crops_per_clip, model.crop_frames)).flatten(0, 1)
+    mel_CQTF = torch.stack([torch.from_numpy(mel_CTF)[:, s : s + model.crop_frames] for s in starts], dim=1)
     used = [s for s, weight in enumerate((masks.random, masks.block, masks.time_frequency)) if weight > 0]
     assert used and max(used) < len(STRATEGIES)
     drawn = [
@@ -87,12 +102,20 @@ def read_probe_set(
             progress=1.0,
             strategy=used[row % len(used)],
         )
-        for row in range(len(mel_BTF))
+        for row in range(len(mel_CTF))
     ]
     return ProbeSet(
-        normalise(mel_BTF, model.mel_mean, model.mel_std).float(),
+        normalise(mel_CQTF.flatten(0, 1), model.mel_mean, model.mel_std).float(),
         torch.stack([torch.from_numpy(mask.context) for mask in drawn]),
         torch.stack([torch.from_numpy(mask.target) for mask in drawn]),
         torch.tensor([mask.strategy for mask in drawn]),
-        crops_per_clip,
+        len(starts),
     )
+
+
+def _starts(crops: int, *, frames: int, crop_frames: int) -> list[int]:
+    """First frames of the crops of a clip, for samples of so many frames."""
+    free = max(frames - crop_frames, 0)
+    crops = min(crops, 1 + 8 * free // crop_frames)
+    apart = min(crop_frames, free // max(crops - 1, 1))
+    return [number * apart for number in range(crops)]

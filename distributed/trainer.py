@@ -245,7 +245,10 @@ class Trainer:
         parts = self.parts
         assert parts.probes is not None
         self._whereabouts.at(DIAGNOSTICS, self.step)
-        self.last_diagnostics = diagnose(parts.step, parts.model, probes=parts.probes, teacher=parts.teacher)
+        all_crops = self.experiment.diagnostics.takes_all_crops(self.step, total_steps=self.total_steps)
+        self.last_diagnostics = diagnose(
+            parts.step, parts.model, probes=parts.probes, teacher=parts.teacher, all_crops=all_crops
+        )
         epoch = self.step // parts.stream.steps_per_epoch
         row = {"step": self.step, "epoch": epoch} | self.last_diagnostics
         self._responder.answer(self._log(row), self, row)

@@ -15,6 +15,12 @@ def test_diagnostics_cost_less_than_two_per_cent(preset):
     assert all(0 < counted_share(experiment, ranks=count) < AIM for count in ranks)
 
 
+def test_the_demo_is_looked_at_fifteen_times():
+    """Enough for curves, while training: not counting the last look, at its end."""
+    experiment = load_experiment(["demo"])
+    assert experiment.train.steps // experiment.diagnostics.every >= 15
+
+
 def test_the_ranks_share_the_passes():
     """As long as there are parts for all of them the share stays, but for the decompositions."""
     experiment = load_experiment(["base"])
@@ -24,10 +30,22 @@ def test_the_ranks_share_the_passes():
     assert counted_share(experiment, ranks=7) is None
 
 
+def test_lidar_costs_what_its_crops_do():
+    """Ten crops of a clip, each of them a pass of the teacher, cost less when every second look takes them in."""
+    base = ["diagnostics.clips=24"]
+    without, all_, half = (
+        counted_share(load_experiment(["base"], overrides=[*base, *more]), ranks=1)
+        for more in (["diagnostics.crops_per_clip=1"], [], ["diagnostics.lidar_every=2"])
+    )
+    assert half - without == pytest.approx((all_ - without) / 2, rel=1e-6)
+    assert 2 < all_ / without < 9
+
+
 def test_a_measurement():
     """All three parts take time, and the share is made of them."""
-    small = ["model.crop_frames=64", "diagnostics.clips=2", "diagnostics.crops_per_clip=1", "stream.global_batch=4"]
+    small = ["model.crop_frames=64", "diagnostics.clips=2", "diagnostics.crops_per_clip=2", "stream.global_batch=4"]
     found = measure(load_experiment(["demo"], overrides=small), device=torch.device("cpu"), runs=2)
     assert min(found.step_s, found.diagnostics_s, found.observation_s) > 0
-    spent = found.diagnostics_s / found.every + found.observation_s / found.log_every
+    look_s = found.diagnostics_s + found.lidar_s / found.config.lidar_every
+    spent = look_s / found.config.every + found.observation_s / found.log_every
     assert found.share == pytest.approx(spent / found.step_s)
