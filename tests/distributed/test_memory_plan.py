@@ -51,7 +51,7 @@ def test_the_bucket_is_as_large_as_the_model_unless_it_is_set(by_stage):
     assert by_stage[1]["backward"].buffers == 800_000
     trained = sum(trained_entries(load_experiment(["demo"]).model))
     assert moments("engine.zero_stage=1")["backward"].buffers == 4 * trained
-    assert moments("engine.zero_stage=1", "model=large")["backward"].buffers == 200_000_000
+    assert moments("engine.zero_stage=1", "model=base", micro_batch=1)["backward"].buffers == 200_000_000
     assert by_stage[0]["backward"].buffers == 0
 
 
