@@ -67,8 +67,7 @@ def initial_mixing(name: str, fit: Fit, readout: Readout, *, sizes: tuple[int, i
         return (torch.zeros(*heads, layers),)
     if readout != "reduced":
         return ()
-    shapes = ((width, layers * width), (width,))
-    return tuple(_uniform("probe reduction", name, fit, heads, shape, layers * width) for shape in shapes)
+    return _linear(("probe reduction", name, 0), fit, heads=heads, size=(width, layers * width))
 
 
 def initial_weights(name: str, fit: Fit, heads: tuple[int, int, int], sizes: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -80,19 +79,21 @@ def initial_weights(name: str, fit: Fit, heads: tuple[int, int, int], sizes: tup
     """
     width, outputs = sizes
     shapes = [(fit.hidden, width), (outputs, fit.hidden)] if fit.hidden else [(outputs, width)]
-    return tuple(
-        _uniform("probe weights", name, fit, heads, dims, columns, number)
-        for number, (rows, columns) in enumerate(shapes)
-        for dims in ((rows, columns), (rows,))
-    )
+    pairs = [_linear(("probe weights", name, i), fit, heads=heads, size=size) for i, size in enumerate(shapes)]
+    return tuple(tensor for pair in pairs for tensor in pair)
 
 
-def _uniform(
-    what: str, name: str, fit: Fit, heads: tuple[int, int, int], dims: tuple[int, ...], fan_in: int, *number: int
-) -> Tensor:
-    """Returns uniform draws within 1 / sqrt(fan_in), [*heads, *dims]: one a seed."""
-    draws = []
-    for seed in fit.seeds:
-        generator = torch.Generator().manual_seed(torch_seed(what, name, seed, *number, len(dims)))
-        draws.append((torch.rand(dims, generator=generator) * 2 - 1) / fan_in**0.5)
-    return torch.stack(draws).reshape(1, heads[1], 1, *dims).expand(*heads, *dims).contiguous()
+def _linear(
+    what: tuple[str, str, int], fit: Fit, *, heads: tuple[int, int, int], size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Returns weight [*heads, *size] and bias [*heads, rows], uniform within 1 / sqrt(columns): a draw a seed."""
+    use, name, number = what
+
+    def drawn(*dims: int) -> Tensor:
+        draws = []
+        for seed in fit.seeds:
+            generator = torch.Generator().manual_seed(torch_seed(use, name, seed, number, len(dims)))
+            draws.append((torch.rand(dims, generator=generator) * 2 - 1) / size[1] ** 0.5)
+        return torch.stack(draws).reshape(1, heads[1], 1, *dims).expand(*heads, *dims).contiguous()
+
+    return drawn(*size), drawn(size[0])

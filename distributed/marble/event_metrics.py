@@ -10,7 +10,7 @@ import mir_eval
 import numpy as np
 
 from distributed.marble.beats import decode_beats
-from distributed.marble.resampling import Statistics, divide, weighted_mean
+from distributed.marble.resampling import Statistics, divide, unweighted, weighted_mean
 from distributed.marble.targets import Events, Targets
 
 TOLERANCE_S = 0.07
@@ -58,7 +58,7 @@ def _references(events: Events, channel: int, *, frames: int) -> list[np.ndarray
 
 def pooled_f1(s: Statistics) -> float:
     """Returns the F1 of all events of all items together (micro F1)."""
-    return float(pooled_f1_resampled(s, np.ones((1, len(s["matched"]))))[0])
+    return unweighted(pooled_f1_resampled, s)
 
 
 def pooled_f1_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def pooled_f1_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 
 def track_f1(s: Statistics) -> float:
     """Returns the mean of the F1 of each track, from its slices' counts; tracks without an event are left out."""
-    return float(track_f1_resampled(s, np.ones((1, len(s["matched"]))))[0])
+    return unweighted(track_f1_resampled, s)
 
 
 def track_f1_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
@@ -89,7 +89,7 @@ def chord_statistics(logits_NTC: np.ndarray, targets: Targets) -> Statistics:
 
 def frame_accuracy(s: Statistics) -> float:
     """Returns the share of all frames that are right."""
-    return float(frame_accuracy_resampled(s, np.ones((1, len(s["frames"]))))[0])
+    return unweighted(frame_accuracy_resampled, s)
 
 
 def frame_accuracy_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
@@ -102,7 +102,7 @@ def batch_frame_accuracy(s: Statistics) -> float:
 
     A batch weighs as many slices as it has, however many of their frames count; one without such a frame is left out.
     """
-    return float(batch_frame_accuracy_resampled(s, np.ones((1, len(s["frames"]))))[0])
+    return unweighted(batch_frame_accuracy_resampled, s)
 
 
 def batch_frame_accuracy_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:

@@ -3,9 +3,17 @@
 Legend: N items, C classes, R resamples.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 Statistics = dict[str, np.ndarray]
+
+
+def unweighted(resampled: Callable[[Statistics, np.ndarray], np.ndarray], s: Statistics) -> float:
+    """Returns a resampled metric of items that all count once."""
+    items = len(next(iter(s.values())))
+    return float(resampled(s, np.ones((1, items)))[0])
 
 
 def weighted_mean(values_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:

@@ -10,10 +10,15 @@ import numpy as np
 from distributed.marble.tasks import Fit, Protocol
 
 _PLATEAU_THRESHOLD = 1e-4
+# torch's `eps`: a rate that would fall by less than this stays
+_LEAST_FALL = 1e-8
 
 
 class StoppingRule:
     """Follows one monitor per head; larger is better.
+
+    Args:
+        shape: of the heads; its last dimension is the learning rates.
 
     Attributes:
         rate: factor on each head's learning rate.
@@ -52,6 +57,8 @@ class StoppingRule:
         improved = monitor > threshold
         self._plateau_best = np.where(improved, monitor, self._plateau_best)
         self._plateau_waited = np.where(improved, 0, self._plateau_waited + 1)
-        lower = self._plateau_waited > self._fit.plateau_patience
-        self.rate[lower] *= self._fit.plateau_factor
-        self._plateau_waited[lower] = 0
+        tired = self._plateau_waited > self._fit.plateau_patience
+        factor = self._fit.plateau_factor
+        fall = self.rate * self._fit.learning_rates * (1 - factor)
+        self.rate[tired & (fall > _LEAST_FALL)] *= factor
+        self._plateau_waited[tired] = 0

@@ -9,7 +9,7 @@ Legend: N items, C classes, R resamples.
 import numpy as np
 from sklearn import metrics as sklearn_metrics
 
-from distributed.marble.resampling import Statistics, divide, mean_of_defined
+from distributed.marble.resampling import Statistics, divide, mean_of_defined, unweighted
 from distributed.marble.targets import Targets
 
 
@@ -72,7 +72,7 @@ def all_class_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
 
 def roc_auc_all(s: Statistics) -> float:
     """Returns macro ROC-AUC over all classes; one without positives or without negatives counts as 0."""
-    return float(roc_auc_all_resampled(s, np.ones((1, len(s["target"]))))[0])
+    return unweighted(roc_auc_all_resampled, s)
 
 
 def roc_auc_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ def roc_auc_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 
 def average_precision_all(s: Statistics) -> float:
     """Returns macro average precision over all classes; one without positives counts as 0."""
-    return float(average_precision_all_resampled(s, np.ones((1, len(s["target"]))))[0])
+    return unweighted(average_precision_all_resampled, s)
 
 
 def average_precision_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:

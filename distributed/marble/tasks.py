@@ -19,7 +19,7 @@ Readout = Literal["layers", "mean", "weighted", "reduced"]
 ChannelMode = Literal["first", "mix", "random", "random_half_mix"]
 LabelRule = Literal["arousal_valence", "key", "genre", "beats", "section", "tags", "chords"]
 
-READOUT_TITLES: dict[Readout, str] = {
+READOUT_TITLES: dict[str, str] = {
     "mean": "mean of layers",
     "weighted": "weighted sum of layers",
     "reduced": "reduction of all layers",

@@ -4,11 +4,12 @@ A number alone says little: the table holds the untrained network of the same sh
 the trained encoder, and the paired difference over the same test items with its interval.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distributed.marble.metrics import METRICS
-from distributed.marble.tasks import TASKS
+from distributed.marble.tasks import READOUT_TITLES, TASKS
 from distributed.report.charts import Chart, Series, line_chart
 from distributed.report.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, forest_plot, shared_axis
 from distributed.report.inputs import Missing, Row, RunInputs
@@ -169,21 +170,35 @@ def reading(gains: dict[str, Difference | None]) -> list[str]:
 
 
 def layer_profiles(rows: Sequence[Row]) -> tuple[Chart, ...]:
-    """Draws the validation score of every layer, for each task and encoder that recorded them."""
+    """Draws the validation score of every layer, for each task and encoder that recorded them.
+
+    The best layer is a dot; what reads all layers together is a dashed line, for it has no place among them.
+    """
     charts = []
     for task in dict.fromkeys(r["task"] for r in rows):
-        series = []
-        for row in (r for r in rows if r["task"] == task):
-            extra = row.get("extra") or {}
-            profile = extra.get("layer_profile")
-            if profile and len(profile) > 1:
-                x = tuple(map(float, extra.get("layers") or range(len(profile))))
-                tone = TONES.get(row["encoder"], "tone-1")
-                series.append(Series(encoder_label(row["encoder"]), x, tuple(map(float, profile)), tone))
+        series = [s for row in rows if row["task"] == task for s in _profile(row)]
         if series:
-            sentence = "Validation score of a probe on each layer; the table uses the best one."
+            sentence = "Validation score of a probe on each layer, the best one marked; dashed: all layers together."
             charts.append(line_chart(task_label(task), sentence, series=series, x_label="layer"))
     return tuple(charts)
+
+
+def _profile(row: Row) -> list[Series]:
+    extra = row.get("extra") or {}
+    scores = [float(v) for v in extra.get("layer_profile") or ()]
+    places = extra.get("layers") or range(len(scores))
+    single = [(float(x), y) for x, y in zip(places, scores, strict=True) if not isinstance(x, str)]
+    if len(single) < 2:
+        return []
+    name, tone = encoder_label(row["encoder"]), TONES.get(row["encoder"], "tone-1")
+    x, y = zip(*single, strict=True)
+    best = max(range(len(y)), key=lambda i: -math.inf if math.isnan(y[i]) else y[i])
+    together = [(p, v) for p, v in zip(places, scores, strict=True) if isinstance(p, str)]
+    return [
+        Series(name, x, y, tone),
+        Series(f"{name}, layer {x[best]:g}", (x[best],), (y[best],), tone),
+        *(Series(f"{name}, {READOUT_TITLES[p]}", (x[0], x[-1]), (v, v), tone, dashed=True) for p, v in together),
+    ]
 
 
 def _line(task: str, rows: Sequence[Row | None], gain: Difference | None, axis) -> Line:
@@ -202,7 +217,7 @@ def _line(task: str, rows: Sequence[Row | None], gain: Difference | None, axis) 
 def _cell(row: Row, best: float) -> Cell:
     lo, hi = row["interval"]
     layer, rate = row.get("layer"), row.get("learning_rate")
-    detail = [f"layer {layer}"] if layer is not None else []
+    detail = [READOUT_TITLES.get(layer, f"layer {layer}")] if layer is not None else []
     detail += [f"lr {scientific(rate, 0)}"] if isinstance(rate, float) else []
     return Cell(row["value"], lo, hi, row["value"] == best, ", ".join(detail))
 

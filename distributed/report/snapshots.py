@@ -15,11 +15,12 @@ FIGURES = {
     "diagnostics": "#collapse .charts",
     "attention": "#attention .explorers",
     "probes": "#probes .scroll",
+    "layers": "#probes .charts",
 }
 
 
 def figure_files(run_dir: str | Path, out_dir: str | Path, *, dark: bool = False) -> list[Path]:
-    """Writes overview, masks, prediction, training, diagnostics, attention and probes as PNG, and returns their paths.
+    """Writes each of `FIGURES` as PNG, and returns their paths.
 
     Args:
         run_dir: a run with its report.html, a path or URL.
