@@ -58,8 +58,9 @@ def opened(
 
 
 def default_cache_dir() -> Path:
-    """Returns the folder for shards when the configuration names none: one for each user of the node."""
-    return Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
+    """Returns the folder for shards when the configuration names none: the site's, or one for each user of the node."""
+    site = os.environ.get("PUPUJEPA_CACHE_DIR")  # slurm/env.sh
+    return Path(site) if site else Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
 
 
 def node_cache(config: StreamConfig, corpus: Corpus, *, tally: Tally) -> ShardCache | None:

@@ -41,7 +41,8 @@ class StreamConfig:
     window_shards: shards of a lane (and corpus) that are shuffled together; each lane keeps so many in use.
     workers: processes of each rank that make batches; 0 makes them in the training process.
     crops_per_sample: draws of each sample in an epoch.
-    cache_dir: folder on the node's disk for shards of an object store; null: below the system's temporary folder.
+    cache_dir: folder on the node's disk for shards of an object store; null: PUPUJEPA_CACHE_DIR, or below the system's
+        temporary folder.
     cache_bytes: the cache never takes more.
     max_bad_fraction: the run stops when more of a rank's draws of an epoch are damaged.
     prefetch_batches: micro-batches that each worker makes ahead.

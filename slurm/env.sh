@@ -8,8 +8,12 @@ export PUPUJEPA_VENV="${PUPUJEPA_VENV:-$PUPUJEPA_ROOT/.venv}"
 # Modules, if your site has them:
 # module load cuda/13.0
 
-# How often a training is started at most that loses a rank again and again. Preemptions count too, and are not limited.
+# How often a job is started at most that loses a rank again and again. Preemptions count too, and are not limited.
 export PUPUJEPA_MAX_RESTARTS="${PUPUJEPA_MAX_RESTARTS:-20}"
+
+# For how many seconds the other tasks go on when one has ended. A rank that saves takes a moment longer than its
+# neighbour, so none is ended at once; but one that has not followed by then is frozen, and would hold the nodes for ever.
+export PUPUJEPA_WAIT_S="${PUPUJEPA_WAIT_S:-300}"
 
 # Where shards are cached on each node: fast and local, as large as you can spare.
 export PUPUJEPA_CACHE_DIR="${PUPUJEPA_CACHE_DIR:-${TMPDIR:-/tmp}/pupujepa-cache-$(id -un)}"

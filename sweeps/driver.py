@@ -1,7 +1,8 @@
 """The process that holds Ray: `python -m sweeps.driver OUT --ray-dir DIR --cpus N` runs the plan in OUT and exits.
 
-`sweeps run` starts it under a leash, with the environment that Ray reads when it is imported (`ray_environment`). Exit
-code: 0 when every trial has its results, 1 when one failed, 130 when it was stopped before.
+`sweeps run` starts it under a leash, with the environment that Ray reads when it is imported (`ray_environment`). With
+`--host ADDRESS` other nodes may join its Ray, at what it writes to DIR/address. Exit code: 0 when every trial has its
+results, 1 when one failed, 130 when it was stopped before.
 """
 
 import argparse
@@ -9,29 +10,37 @@ import logging
 import secrets
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from distributed.run_directory import write_atomically
 from sweeps.plan import Plan, read_plan
 from sweeps.record import read_record
 
 OBJECT_STORE_BYTES = 80 * 2**20  # trials exchange files, not objects; Ray's default takes 30 % of the memory
 EXIT_FAILED, EXIT_STOPPED = 1, 130
+TOKEN_NAME, ADDRESS_NAME = "RAY_AUTH_TOKEN", "address"
+# Ray's sockets lie below its directory, and Linux cuts socket paths at 107 characters; Ray needs about 70 of them
+LONGEST_RAY_DIR = 36
 
 
-def ray_environment(environ: Mapping[str, str], *, root: Path) -> dict[str, str]:
-    """Returns the environment of a driver whose Ray nobody else can join and that tells nobody about itself.
+def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None = None) -> dict[str, str]:
+    """Returns the environment of a Ray that nobody else can join and that tells nobody about itself.
 
     Ray runs any code that a client with its token sends, so a private Ray has a token that was drawn for it alone and
     lives in the environment of its processes. Tune's own console output and log files are off: metrics.jsonl and the
     records hold more.
+
+    Args:
+        token: that the nodes of a sweep share; None draws one.
     """
     outer = {name: value for name, value in environ.items() if not name.startswith("RAY_")}
     return outer | {
         "PYTHONPATH": str(root),
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        TOKEN_NAME: token or secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -39,12 +48,19 @@ def ray_environment(environ: Mapping[str, str], *, root: Path) -> dict[str, str]
     }
 
 
+def private_directory() -> Path:
+    """Returns a new directory for Ray's sockets, in the system's place for such, or in /tmp when that path is long."""
+    preferred = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="sweep-", dir=preferred if len(preferred) < LONGEST_RAY_DIR - 16 else "/tmp"))
+
+
 def main(argv: Sequence[str]) -> int:
-    """Runs the plan of a sweep directory on a private local Ray; returns the exit code."""
+    """Runs the plan of a sweep directory on a Ray of its own; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--ray-dir", required=True, help="where Ray keeps sockets and logs; a short path")
-    parser.add_argument("--cpus", type=int, required=True, help="cores that the trials share")
+    parser.add_argument("--cpus", type=int, required=True, help="cores of this node that the trials share")
+    parser.add_argument("--host", help="the address of this node, for others that join")
     args = parser.parse_args(argv)
     plan = read_plan(args.out)
     stopped = _run(plan, args)
@@ -72,7 +88,9 @@ def _run(plan: Plan, args: argparse.Namespace) -> bool:
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
         _temp_dir=args.ray_dir,
+        _node_ip_address=args.host,
     )
+    write_atomically(Path(args.ray_dir) / ADDRESS_NAME, ray.get_runtime_context().gcs_address)
     stopped: list[int] = []
     # after ray.init, which installs a handler of its own that exits at once
     signal.signal(signal.SIGTERM, lambda number, frame: _stop_tune(stopped, number, frame))

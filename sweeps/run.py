@@ -6,13 +6,14 @@
 
 A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/axes.py describes it.
 Trials run beside each other as far as cores and GPUs hold, on a Ray that is started for this sweep alone and stopped
-with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process.
+with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process. Under srun, with a task
+on each of several nodes, they share one Ray (slurm/sweep.sbatch).
 
 The same command, run again, goes on: what is finished is kept, what was interrupted continues from its checkpoint, what
 crashed is tried again. When the sweep file has changed since, --resume says that you mean it: equal trials are kept.
 
-Exit code: 0 when every trial has its results, 1 when one diverged or crashed, 2 for a wrong input, 130 when stopped.
-Then: python -m sweeps report runs/sweep
+Exit code: 0 when every trial has its results, 1 when one diverged or crashed, 2 for a wrong input, 130 when stopped, 86
+when a node was lost. Then: python -m sweeps report runs/sweep
 """
 
 import argparse
@@ -20,7 +21,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -28,18 +28,18 @@ from types import FrameType
 from distributed.marble.tasks import select_tasks
 from distributed.run_directory import RunDirectory, only_writer
 from distributed.telemetry import configure_logging
+from distributed.watchdog import EXIT_CODE_LOST
 from pupujepa.errors import UserError
 from sweeps.axes import SweepConfig, read_sweep
-from sweeps.driver import ray_environment
+from sweeps.driver import ADDRESS_NAME, TOKEN_NAME, private_directory, ray_environment
 from sweeps.leash import Leash
+from sweeps.nodes import OtherNodes, lend_node, sweep_topology
 from sweeps.plan import Commands, Launch, Plan, commands_for, read_plan, write_plan
 from sweeps.planning import make_plan
 from sweeps.record import is_finished, read_record
 from sweeps.subset import write_subset
 from sweeps.trial import ROOT
 
-# Ray's sockets lie below its directory, and Linux cuts socket paths at 107 characters; Ray needs about 70 of them
-LONGEST_RAY_DIR = 36
 POLL_S = 0.2
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, default=1, help="processes of one trial (default: %(default)s)")
     parser.add_argument("--cpus-per-trial", type=float, default=1, help="cores of one trial (default: %(default)s)")
     parser.add_argument("--gpus-per-trial", type=float, default=0, help="GPUs of one trial (default: 0, on the CPU)")
-    parser.add_argument("--cpus", type=int, help="cores that the sweep may use (default: all of this process)")
+    parser.add_argument("--cpus", type=int, help="cores of a node that the sweep may use (default: all)")
     parser.add_argument("--grace", type=float, default=20, help="seconds a stopped trial has to save (default: 20)")
     parser.add_argument("--resume", action="store_true", help="go on although the sweep file has changed since")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the trials, start nothing")
@@ -70,9 +70,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plans and runs the sweep; returns the exit code."""
-    configure_logging(rank=0)
+    topology = sweep_topology(os.environ)
+    configure_logging(rank=topology.rank)
     out = (args.out or Path("runs") / args.sweep.stem).resolve()
     cpus = args.cpus or len(os.sched_getaffinity(0))
+    if not topology.is_first:
+        return lend_node(topology, out=out, cpus=cpus, grace_s=args.grace)
+    with OtherNodes(topology) as others:
+        return _run(args, out, cpus, others)
+
+
+def _run(args: argparse.Namespace, out: Path, cpus: int, others: OtherNodes) -> int:
+    """Plans and runs the sweep from its first node."""
     if args.cpus_per_trial > cpus:
         raise UserError(
             f"--cpus-per-trial {args.cpus_per_trial:g} is more than the {cpus} cores of this sweep, so no trial would "
@@ -96,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             write_subset(args.corpus, out / "corpus", tracks=sweep.probe_tracks)
         write_plan(plan, out)
         logger.info("%s", describe(plan, out))
-        code = drive(out, cpus=cpus, grace_s=args.grace)
+        code = drive(out, others, cpus=cpus, grace_s=args.grace)
     logger.info("%s; the table: python -m sweeps report %s", summary(plan, out), out)
     return code
 
@@ -151,35 +160,41 @@ def summary(plan: Plan, out: Path) -> str:
     return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
 
 
-def drive(out: Path, *, cpus: int, grace_s: float) -> int:
-    """Runs the driver under a leash until it ends, or ends it on SIGINT and SIGTERM; returns its exit code."""
+def drive(out: Path, others: OtherNodes, *, cpus: int, grace_s: float) -> int:
+    """Runs the driver under a leash until it ends, or ends it on SIGINT, SIGTERM and the loss of a node.
+
+    Returns:
+        the exit code.
+    """
+    host = others.meet()
     asked: list[int] = []
     previous = {number: signal.signal(number, _remember(asked)) for number in (signal.SIGINT, signal.SIGTERM)}
     ray_dir = private_directory()
+    command = [sys.executable, "-m", "sweeps.driver", str(out), "--ray-dir", str(ray_dir), "--cpus", str(cpus)]
     leash = Leash(
-        [sys.executable, "-m", "sweeps.driver", str(out), "--ray-dir", str(ray_dir), "--cpus", str(cpus)],
-        env=ray_environment(os.environ, root=ROOT),
+        command if host is None else [*command, "--host", host],
+        env=ray_environment(os.environ, root=ROOT, token=os.environ[TOKEN_NAME] if host else None),
         cwd=ROOT,
         remove=ray_dir,
         grace_s=grace_s + 10,  # the driver stops Ray after its trials
         linger_s=grace_s + 1,  # trials that lost their driver have leashes of their own
     )
+    lost = False
     try:
-        while leash.poll() is None and not asked:
+        while leash.poll() is None and not asked and not lost:
+            others.tell(ray_dir / ADDRESS_NAME)
             time.sleep(POLL_S)
-        if asked:
-            logger.warning("stopping: trials get %.0f s to save", grace_s)
+            lost = others.lost()
+        if asked or lost:
+            why = "" if asked else "a node is lost: "
+            logger.warning("%sstopping: trials get %.0f s to save", why, grace_s)
     finally:
         code = leash.end()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return 128 + asked[0] if asked else code
-
-
-def private_directory() -> Path:
-    """Returns a new directory for Ray's sockets, in the system's place for such, or in /tmp when that path is long."""
-    preferred = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="sweep-", dir=preferred if len(preferred) < LONGEST_RAY_DIR - 16 else "/tmp"))
+    if asked:
+        return 128 + asked[0]
+    return EXIT_CODE_LOST if lost else code
 
 
 def _remember(asked: list[int]):

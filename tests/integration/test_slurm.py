@@ -1,35 +1,11 @@
-"""SLURM launches it: a real two-node cluster trains, is preempted, requeues, and resumes exactly."""
+"""SLURM launches it: a real two-node cluster trains, and whatever stops a job, it is requeued and resumes exactly."""
 
-import json
-import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.data.shardsets import build_shard_set
-from tests.slurm_cluster import slurm_cluster
-
-ROOT = Path(__file__).parents[2]
-STEPS = 240
-SMALL = (
-    "model.crop_frames=64 model.width=32 model.depth=2 model.heads=2 model.predictor_width=32 "
-    "model.predictor_depth=1 model.predictor_heads=2 objective.target_layers=1 stream.global_batch=8 stream.lanes=2 "
-    f"stream.window_shards=2 train.steps={STEPS} checkpoint.every=40 diagnostics.every=0 telemetry.log_every=1 "
-    "telemetry.wandb=disabled"
-).split()
-ON_BOTH_NODES = ("--partition=low", "--nodes=2", "--ntasks-per-node=1")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """The environment of a running cluster; n1 and n2 are names on this host, so the rendezvous address is given."""
-    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as environment:
-        yield environment | {"MASTER_ADDR": "127.0.0.1", "PUPUJEPA_VENV": sys.prefix}
+from tests.integration.slurm_jobs import STEPS, Job, losses
 
 
 @pytest.fixture(scope="module")
@@ -42,99 +18,49 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight_losses(cluster, shards, tmp_path_factory):
     """The losses of a run on both nodes that nothing interrupts."""
-    run_dir = tmp_path_factory.mktemp("straight") / "run"
-    submit(cluster, run_dir, shards, "--wait")
-    return losses(run_dir)
-
-
-def submit(cluster, run_dir, shards, *options):
-    """Submits slurm/train.sbatch as a user would and returns the job's number."""
-    log = run_dir.parent / "job.log"
-    command = ["sbatch", "--parsable", *ON_BOTH_NODES, f"--output={log}", *options, "slurm/train.sbatch"]
-    command += ["--preset", "demo", "--run-dir", str(run_dir), f"stream.url={shards}", *SMALL]
-    done = subprocess.run(command, check=False, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
-    return int(done.stdout.split(";")[0].split()[0])
-
-
-def losses(run_dir):
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
-
-
-def wait_for(condition, what, log, timeout_s=500.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}:\n{log.read_text()[-3000:]}"
-        time.sleep(0.2)
-
-
-def ranks_of(run_dir) -> list[psutil.Process]:
-    """The training processes of a run directory, as the nodes have them."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if process.name().startswith("python") and str(run_dir) in process.cmdline():
-                found.append(process)
-    return found
-
-
-def was_signalled(rank: psutil.Process) -> bool:
-    """Whether a stop signal waits for a process that is held, or woke it."""
-    if rank.status() != psutil.STATUS_STOPPED:
-        return True
-    rows = Path(f"/proc/{rank.pid}/status").read_text().splitlines()
-    (pending,) = (int(row.split()[1], 16) for row in rows if row.startswith("ShdPnd:"))
-    return any(pending >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGUSR2))
+    job = Job(cluster, tmp_path_factory.mktemp("straight")).train(shards)
+    assert job.wait_for_end() == "COMPLETED", job.log
+    return losses(job.run_dir)
 
 
 def test_srun_trains_on_two_nodes(straight_losses):
     """One srun task per node makes one world of two ranks, trained to the end, every step logged once."""
-    assert sorted(straight_losses) == list(range(STEPS)) or sorted(straight_losses) == list(range(1, STEPS + 1))
+    assert list(straight_losses) == list(range(STEPS))
 
 
-def test_a_preempted_job_saves_requeues_and_resumes_exactly(cluster, shards, straight_losses, tmp_path):
-    """A job of higher priority takes the nodes; ours saves, is requeued, and its losses equal a straight run."""
-    run_dir, log = tmp_path / "run", tmp_path / "job.log"
-    job = submit(cluster, run_dir, shards)
-    wait_for((run_dir / "checkpoints" / "LATEST").exists, "the first checkpoint", log)
-    # however fast the machine is, the run does not end before the scheduler has come to it
-    ranks = ranks_of(run_dir)
-    assert len(ranks) == 2, log.read_text()
-    for rank in ranks:
-        rank.suspend()
-    urgent = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
-    subprocess.run(urgent, check=True, cwd=ROOT, env=cluster, capture_output=True, timeout=300)
-    wait_for(lambda: all(was_signalled(rank) for rank in ranks), "the signal of the preemption", log)
-    for rank in ranks:
-        rank.resume()
-    wait_for(lambda: "COMPLETED" in state(cluster, job), "the requeued job to complete", log)
-    history = log.read_text()
-    assert "start 2" in history, "the job was never requeued:\n" + history
-    assert losses(run_dir) == straight_losses
+def test_a_job_outlives_its_time_a_lost_rank_and_preemption(cluster, shards, straight_losses, tmp_path):
+    """Each start ends in another way, the next one continues, and in the end the losses equal a straight run.
+
+    First the job's time is nearly over. Then a rank is killed and the other one frozen, which must not hold the nodes.
+    Then a job of higher priority takes the nodes.
+    """
+    job = Job(cluster | {"PUPUJEPA_WAIT_S": "3"}, tmp_path)
+    # USR2 comes late, so that the run itself has to see the end coming
+    job.train(shards, options=("--time=1", "--signal=USR2@1"))
+    job.run_out_of_time()
+    assert "asked to stop (2 of 2 ranks): saving step 1" in job.log
+    job.kill_and_freeze()
+    assert "a task was lost (exit code 137)" in job.log
+    job.preempt(job.suspended_ranks())
+    assert job.wait_for_end() == "COMPLETED", job.log
+    assert "start 4, " in job.log
+    assert losses(job.run_dir) == straight_losses
 
 
 def test_dry_run_prints_the_launch(cluster, shards, tmp_path):
-    """PUPUJEPA_DRY_RUN=1 shows what would be launched and launches nothing."""
-    submit(cluster | {"PUPUJEPA_DRY_RUN": "1"}, tmp_path / "run", shards, "--wait")
-    printed = (tmp_path / "job.log").read_text()
-    assert "start 1, 2 nodes, 2 tasks, ends " in printed
-    assert ": srun --kill-on-bad-exit=0 --wait=300 python -m distributed train --preset demo" in printed
-    assert not (tmp_path / "run").exists()
+    """PUPUJEPA_DRY_RUN=1 shows what would be launched, and when it would have to end, and launches nothing."""
+    job = Job(cluster | {"PUPUJEPA_DRY_RUN": "1"}, tmp_path).train(shards, options=("--time=30",), tasks_per_node=2)
+    assert job.wait_for_end() == "COMPLETED"
+    (launch,) = job.log.splitlines()
+    start = time.mktime(time.strptime(job.shown("StartTime"), "%Y-%m-%dT%H:%M:%S"))
+    assert f", start 1, 2 nodes, 4 tasks, ends {start + 1800:.0f}: " in launch
+    assert ": srun --kill-on-bad-exit=0 --wait=300 python -m distributed train --preset demo" in launch
+    assert not job.run_dir.exists()
 
 
 def test_a_wrong_key_fails_the_job(cluster, tmp_path):
     """A misspelt key ends the job with its sentence and a failure, so that afterok dependencies do not run on."""
-    log = tmp_path / "job.log"
-    command = ["sbatch", "--wait", *ON_BOTH_NODES, f"--output={log}", "slurm/train.sbatch", "--preset", "demo"]
-    ended = subprocess.run(
-        [*command, "train.step=3"], check=False, cwd=ROOT, env=cluster, capture_output=True, timeout=300
-    )
-    assert ended.returncode != 0
-    assert "unknown key train.step; did you mean train.steps?" in log.read_text()
-
-
-def state(cluster, job):
-    return subprocess.run(
-        ["scontrol", "show", "job", str(job)], check=True, env=cluster, capture_output=True, text=True
-    ).stdout
+    job = Job(cluster, tmp_path).submit("train.sbatch", "--preset", "demo", "train.step=3")
+    assert job.wait_for_end() == "FAILED"
+    assert "unknown key train.step; did you mean train.steps?" in job.log
+    assert "start 2" not in job.log

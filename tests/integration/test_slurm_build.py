@@ -2,29 +2,18 @@
 
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
-
-import pytest
 
 from data.build import Build
 from data.build_config import BuildConfig
 from data.corpus import read_corpus
 from tests.data.songs import write_album
 from tests.data.test_build import content_of
-from tests.slurm_cluster import slurm_cluster
 
 ROOT = Path(__file__).parents[2]
 CONFIG = BuildConfig(shard_bytes=1 << 19)
 OPTIONS = ("--shard-mib=0.5", "--workers=1")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """The environment of a running cluster of two nodes."""
-    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as environment:
-        yield environment | {"PUPUJEPA_VENV": sys.prefix}
 
 
 def test_an_array_builds_and_a_dependent_job_closes_the_set(cluster, tmp_path):

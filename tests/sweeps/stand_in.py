@@ -4,7 +4,8 @@
   python stand_in.py evaluate RUN_DIR FLAG [overrides]   writes one result, larger for a larger ratio
 
 0.5 crashes at step 2; 0.6 loses its loss at step 2; 0.7 starts a rank in a session of its own, ignores SIGTERM and goes
-on for ten minutes. When the file FLAG exists, all of them behave. Every start leaves a line in RUN_DIR/starts.
+on for ten minutes; 0.91 and 0.92 wait until both run. When the file FLAG exists, all of them behave. Every start leaves
+a line in RUN_DIR/starts.
 """
 
 import json
@@ -41,6 +42,8 @@ def train(run_dir: Path, ratio: float) -> int:
         rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         (run_dir / "pids.new").write_text(f"{os.getpid()} {rank.pid}")
         (run_dir / "pids.new").rename(run_dir / "pids")
+    while ratio in (0.91, 0.92) and len([*run_dir.parent.glob("ratio=0.9[12]-*/starts")]) < 2:
+        time.sleep(0.05)
     for step in range(6000 if ratio == 0.7 else 5):
         loss = None if ratio == 0.6 and step == 2 else 1 / (step + 1)
         with metrics.open("a") as file:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.driver import ray_environment
-from sweeps.run import LONGEST_RAY_DIR, private_directory
+from sweeps.driver import LONGEST_RAY_DIR, private_directory, ray_environment
 from tests.processes import is_running
 from tests.sweeps.test_leash import wait_until
 

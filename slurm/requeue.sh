@@ -1,0 +1,24 @@
+# Runs the command of a job, and asks SLURM to start the job again where that helps; the jobs source it after env.sh.
+#
+# `run_or_requeue COMMAND...` ends the job. It is started again after 85 (saved before the end of its time) and, for the
+# first PUPUJEPA_MAX_RESTARTS starts, after what tells of a lost task: 86 (another one is gone or stands still) and more
+# than 128 (killed by a signal). SLURM requeues by itself what exits with 85 when slurm.conf has RequeueExit=85; where it
+# may, the job asks for it too. After scancel nothing is asked: the signal ends this shell.
+
+start=$((${SLURM_RESTART_COUNT:-0} + 1))
+
+run_or_requeue() {
+    local code=0
+    echo "job $SLURM_JOB_ID, start $start, $SLURM_NNODES nodes, $SLURM_NTASKS tasks${SLURM_JOB_END_TIME:+, ends $SLURM_JOB_END_TIME}: $*"
+    if [ "${PUPUJEPA_DRY_RUN:-0}" = 1 ]; then exit 0; fi
+    "$@" || code=$?
+    if [ "$code" -eq 85 ]; then
+        echo "job $SLURM_JOB_ID: saved before the end of its time, asking to be requeued"
+    elif { [ "$code" -eq 86 ] || [ "$code" -gt 128 ]; } && [ "$start" -lt "$PUPUJEPA_MAX_RESTARTS" ]; then
+        echo "job $SLURM_JOB_ID: a task was lost (exit code $code), asking to be requeued"
+    else
+        exit "$code"
+    fi
+    scontrol requeue "$SLURM_JOB_ID" 2>/dev/null || true
+    exit 85
+}
