@@ -68,12 +68,16 @@ def test_beats_are_heard_in_clicks(results: Path):
 def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
     results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Everything is seeded and cached: the same rows again, without one pass of an encoder."""
+    """Everything is seeded and cached: the same rows again, without one pass of an encoder.
+
+    That holds to the last bit when no split fits into memory and every batch is read from the store.
+    """
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("features were computed again")
 
     monkeypatch.setattr("distributed.marble.pupujepa_encoder.FrozenPupuJEPA.embed", refuse)
+    monkeypatch.setattr("distributed.marble.frozen_features.CPU_RESIDENT_BYTES", 0)
     evaluation = Evaluation(
         encoders=(str(run_folder), *ENCODERS),
         tasks=select_tasks(["all"]),
