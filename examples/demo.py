@@ -184,7 +184,7 @@ def evaluate(demo: Demo) -> None:
 def sweep(demo: Demo) -> None:
     """A small ablation: two trials beside each other, one core each."""
     inputs = ("--shards", f"{demo.shards}/train", "--corpus", demo.corpus, "--out", demo.out / "sweep")
-    demo.run("python", "-m", "sweeps", "run", ROOT / "sweeps" / "ablations" / "demo.yaml", *inputs)
+    demo.run("python", "-m", "sweeps", "run", ROOT / "sweeps" / "ablations" / "quick.yaml", *inputs)
     demo.run("python", "-m", "sweeps", "report", demo.out / "sweep")
 
 

@@ -1,7 +1,7 @@
 """Front door of the sweeps room: ablations as data, trials as ordinary runs, deltas with intervals.
 
-python -m sweeps run sweeps/ablations/demo.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
-python -m sweeps run sweeps/ablations/demo.yaml ... --resume        after anything that stopped it
+python -m sweeps run sweeps/ablations/quick.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
+python -m sweeps run sweeps/ablations/quick.yaml ... --resume        after anything that stopped it
 python -m sweeps report runs/sweep                                  the table and the page
 """
 

@@ -1,4 +1,4 @@
-"""Axes as data: a YAML file says what is varied around which base; pure functions expand it into trials.
+"""Axes as data: a YAML file says what is varied around which base; pure functions expand it (sweeps/points.py).
 
     question: Do the strategies beat random masks?       shown on the report
     base:
@@ -9,24 +9,32 @@
       masks:                                                         several keys that move together, by name
         values:
           random_only: {masks.random: 1, masks.block: 0, masks.time_frequency: 0}
-    plan: one_at_a_time                                  or grid
+      rate: {key: schedule.peak_lr, low: 1.0e-4, high: 1.0e-2, log: true}    for plans that draw
+      layers: {key: objective.target_layers, values: [1, 8], when: {objective: jepa}}    only beside that value
+    plan: one_at_a_time                                  or grid, random, optuna
+    draws: 20                                            of random and optuna
     seeds: [0]
     tasks: [collection, tempo]                           of the evaluator
     probe_tracks: 400                                    so many of the corpus' tracks; all when left out
     compare_on: test                                     or valid, to search for a recipe without looking at the test
     budget: {samples: 4800}                              or {steps: 300}
+    scheduler: {kind: asha}                              ends trials that are behind, by their probes in training
     commands: {train: [...], evaluate: [...]}            only for a launcher of one's own
 
 A budget in samples keeps trials comparable when an axis moves the batch size: each trial takes as many steps as the
 budget holds global batches. Every trial is composed into a full experiment before anything starts, so a misspelt key
 costs a second and not a night (sweeps/planning.py).
+
+Keys of a base or a value are the trainer's, but for those that are the sweep's own (sweeps/points.py): `preset` puts a
+recipe on top of the base's, `equal` says what the value shares with the base instead of the budget (steps, tokens or
+flops), `data.share` trains on the first shards only, and `evaluate.*` are options of the evaluator, such as
+`evaluate.readout: mean`: a value that changes nothing else is a second look at a model that is trained once.
 """
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +43,15 @@ from omegaconf import OmegaConf
 from pupujepa.config import compose
 from pupujepa.errors import UserError
 
-PLANS = ("one_at_a_time", "grid")
+ONE_AT_A_TIME, GRID, RANDOM, OPTUNA = PLANS = ("one_at_a_time", "grid", "random", "optuna")
+NO_SCHEDULER, WATCH, ASHA = SCHEDULERS = ("none", "watch", "asha")
 SPLITS = ("test", "valid")
 BASE = "base"
-SEED_KEYS = ("train.seed", "stream.seed")  # initial weights; order, crops and masks
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What all trials share: a preset of the training room and dotted overrides of it."""
+    """What all trials share: a preset of the training room and overrides of it."""
 
     preset: str = "demo"
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -51,10 +59,23 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class AxisConfig:
-    """One thing that is varied: a `key` with a list of values, or named bundles of keys (`values` is a mapping)."""
+    """One thing that is varied: a `key` with a list of values, or named bundles of keys (`values` is a mapping).
+
+    low, high, log: instead of values, a range that plans which draw take numbers of `key` from.
+    when: {another axis, declared before: one of its values, or a list of them}; elsewhere this axis does not exist.
+    """
 
     key: str | None = None
     values: Any = None
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    when: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_range(self) -> bool:
+        """True for an axis of numbers between two bounds."""
+        return self.low is not None or self.high is not None
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,21 @@ class Budget:
 
     steps: int | None = None
     samples: int | None = None
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """What happens to trials on the way, judged by `probe/mean`, the quality of their probes in training.
+
+    kind: "watch" probes and ends nobody, for the curves of the report; "asha" ends those that are behind others at an
+        equal number of samples (sweeps/schedulers.py).
+    every: share of the budget between two probes.
+    reduction_factor: about one of so many goes on at each comparison, the first after `every`.
+    """
+
+    kind: str = NO_SCHEDULER
+    every: float = 0.1
+    reduction_factor: int = 3
 
 
 @dataclass(frozen=True)
@@ -83,41 +119,15 @@ class SweepConfig:
     question: str = ""
     base: BaseConfig = field(default_factory=BaseConfig)
     axes: dict[str, AxisConfig] = field(default_factory=dict)
-    plan: str = "one_at_a_time"
+    plan: str = ONE_AT_A_TIME
+    draws: int = 0
     seeds: list[int] = field(default_factory=lambda: [0])
     tasks: list[str] = field(default_factory=list)
     probe_tracks: int | None = None
     compare_on: str = "test"
     budget: Budget = field(default_factory=Budget)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     commands: CommandsConfig = field(default_factory=CommandsConfig)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One value of one axis: how it is called, and the overrides that make it."""
-
-    axis: str
-    value: str
-    overrides: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run to train and probe: the base with at most a few keys changed.
-
-    `axis` and `value` are "base" and "" for the base itself; a grid joins several with " + ".
-    """
-
-    name: str
-    axis: str
-    value: str
-    seed: int
-    overrides: tuple[str, ...]
-
-    @property
-    def is_base(self) -> bool:
-        """True for the trial that all deltas refer to."""
-        return self.axis == BASE
 
 
 def read_sweep(path: Path) -> SweepConfig:
@@ -128,28 +138,9 @@ def read_sweep(path: Path) -> SweepConfig:
             exist, or a budget that is missing or given twice.
     """
     sweep = compose(SweepConfig, file=path)
-    for complaint in _complaints(sweep):
+    for complaint in (*_about_axes(sweep), *_about_plan(sweep), *_about_scheduler(sweep), *_about_the_rest(sweep)):
         raise UserError(f"{path}: {complaint}")
     return sweep
-
-
-def settings(sweep: SweepConfig) -> dict[str, tuple[Setting, ...]]:
-    """Returns the settings of every axis, by the axis' name, in the order of the file."""
-    return {name: tuple(_settings_of(name, axis)) for name, axis in sweep.axes.items()}
-
-
-def expand(sweep: SweepConfig, *, shared: Sequence[str] = ()) -> list[Trial]:
-    """Returns the trials of a sweep: for each seed the base, then what the plan makes of the axes.
-
-    Args:
-        shared: overrides that all trials get after the base's and before the axes', which have the last word.
-    """
-    axes = list(settings(sweep).values())
-    if sweep.plan == "grid":
-        points: list[tuple[Setting, ...]] = [*product(*axes)] if axes else []
-    else:
-        points = [(setting,) for axis in axes for setting in axis]
-    return [_trial(sweep, point, seed, shared) for seed in sweep.seeds for point in [(), *points]]
 
 
 def override(key: str, value: Any) -> str:
@@ -158,15 +149,31 @@ def override(key: str, value: Any) -> str:
     return f"{key}={text}"
 
 
-def _complaints(sweep: SweepConfig) -> Iterable[str]:
-    if sweep.plan not in PLANS:
-        yield f"plan {sweep.plan!r} does not exist; choose one of {', '.join(PLANS)}"
-    if sweep.compare_on not in SPLITS:
-        yield f"compare_on: {sweep.compare_on} is no split that probes are scored on; choose {' or '.join(SPLITS)}"
+def allowed(condition: Any) -> tuple[str, ...]:
+    """Returns the labels that a condition of `when` names: one or a list."""
+    several = condition if isinstance(condition, Sequence) and not isinstance(condition, str) else [condition]
+    return tuple(label_of(value) for value in several)
+
+
+def label_of(value: Any) -> str:
+    """Returns how a value of a list is called."""
+    return value if isinstance(value, str) else override("", value)[1:]
+
+
+def labels(axis: AxisConfig) -> tuple[str, ...]:
+    """Returns what the values of an axis are called; none for a range."""
+    if axis.values is None:
+        return ()
+    return tuple(str(label) if isinstance(axis.values, Mapping) else label_of(label) for label in axis.values)
+
+
+def _about_axes(sweep: SweepConfig) -> Iterable[str]:
     for name, axis in sweep.axes.items():
         if name == BASE:
             yield f"an axis cannot be called {BASE!r}: that is the trial without any axis"
-        if isinstance(axis.values, Mapping):
+        if axis.is_range:
+            yield from _about_range(name, axis, sweep.plan)
+        elif isinstance(axis.values, Mapping):
             if axis.key is not None:
                 yield f"axis {name!r} has a key and named values; named values carry their own keys, so drop `key`"
             for label, bundle in axis.values.items():
@@ -176,6 +183,58 @@ def _complaints(sweep: SweepConfig) -> Iterable[str]:
             yield f"axis {name!r} needs `values`: a list for its `key`, or named bundles of keys"
         elif axis.key is None:
             yield f"axis {name!r} has a list of values and no `key` to set, e.g. key: masks.ratio"
+        yield from _about_condition(name, axis, sweep)
+
+
+def _about_range(name: str, axis: AxisConfig, plan: str) -> Iterable[str]:
+    if axis.low is None or axis.high is None or not axis.low < axis.high or axis.key is None or axis.values is not None:
+        yield f"axis {name!r} is a range, which has a `key`, `low` < `high` and no `values`"
+    elif axis.log and not axis.low > 0:
+        yield f"axis {name!r} cannot be drawn by its logarithm from {axis.low:g} on; raise `low` above 0"
+    elif plan not in (RANDOM, OPTUNA):
+        yield f"axis {name!r} is a range, which plan {plan} cannot go through; list `values`, or draw: plan: {RANDOM}"
+
+
+def _about_condition(name: str, axis: AxisConfig, sweep: SweepConfig) -> Iterable[str]:
+    before = list(sweep.axes)[: list(sweep.axes).index(name)]
+    for parent, condition in axis.when.items():
+        if parent not in before:
+            yield f"axis {name!r} depends on {parent!r}, which is no axis declared before it"
+            continue
+        for label in allowed(condition):
+            if label not in labels(sweep.axes[parent]):
+                known = ", ".join(labels(sweep.axes[parent])) or "a range, which has no names"
+                yield f"axis {name!r} depends on {parent}={label}, which does not exist; it has: {known}"
+
+
+def _about_plan(sweep: SweepConfig) -> Iterable[str]:
+    if sweep.plan not in PLANS:
+        yield f"plan {sweep.plan!r} does not exist; choose one of {', '.join(PLANS)}"
+    if sweep.plan in (RANDOM, OPTUNA) and (sweep.draws < 1 or not sweep.axes):
+        yield f"plan {sweep.plan} draws from axes; say how often, e.g. draws: 20"
+    if sweep.plan == OPTUNA and (sweep.compare_on != "valid" or len(sweep.seeds) != 1):
+        yield (
+            "plan optuna chooses by the scores it sees, so it needs compare_on: valid, or the test split would be "
+            "fitted; and one seed: confirm what it finds with a plan of several"
+        )
+
+
+def _about_scheduler(sweep: SweepConfig) -> Iterable[str]:
+    scheduler = sweep.scheduler
+    if scheduler.kind not in SCHEDULERS:
+        yield f"scheduler.kind {scheduler.kind!r} does not exist; choose one of {', '.join(SCHEDULERS)}"
+    if not 0 < scheduler.every < 1 or scheduler.reduction_factor < 2:
+        yield (
+            f"scheduler: every={scheduler.every} is a share of the budget between 0 and 1, and "
+            f"reduction_factor={scheduler.reduction_factor} at least 2"
+        )
+    if scheduler.kind != NO_SCHEDULER and sweep.budget.samples is None:
+        yield f"scheduler {scheduler.kind} compares trials at equal samples, so the budget must be in samples"
+
+
+def _about_the_rest(sweep: SweepConfig) -> Iterable[str]:
+    if sweep.compare_on not in SPLITS:
+        yield f"compare_on: {sweep.compare_on} is no split that probes are scored on; choose {' or '.join(SPLITS)}"
     if (sweep.budget.steps is None) == (sweep.budget.samples is None):
         yield "budget needs exactly one of steps and samples, e.g. budget: {samples: 4800}"
     if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
@@ -184,30 +243,6 @@ def _complaints(sweep: SweepConfig) -> Iterable[str]:
         yield f"probe_tracks: {sweep.probe_tracks} leaves nothing to probe; leave it out to use all tracks"
     if not sweep.tasks:
         yield "tasks names what the evaluator measures after training, e.g. tasks: [collection, tempo]"
-
-
-def _settings_of(name: str, axis: AxisConfig) -> Iterable[Setting]:
-    if isinstance(axis.values, Mapping):
-        for label, bundle in axis.values.items():
-            yield Setting(name, str(label), tuple(override(key, value) for key, value in bundle.items()))
-    else:
-        for value in axis.values:
-            written = override(str(axis.key), value)
-            yield Setting(name, written.partition("=")[2], (written,))
-
-
-def _trial(sweep: SweepConfig, point: Sequence[Setting], seed: int, shared: Sequence[str]) -> Trial:
-    axis = " + ".join(setting.axis for setting in point) or BASE
-    value = " + ".join(setting.value for setting in point)
-    label = ",".join(f"{setting.axis}={setting.value}" for setting in point) or BASE
-    base = tuple(override(key, value) for key, value in sweep.base.overrides.items())
-    varied = tuple(text for setting in point for text in setting.overrides)
-    seeded = tuple(override(key, seed) for key in SEED_KEYS)
-    return Trial(f"{_file_name(label)}-seed{seed}", axis, value, seed, (*base, *shared, *seeded, *varied))
-
-
-def _file_name(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9=.,+-]+", "_", label).strip("_")
 
 
 def _reads_back(text: str) -> bool:

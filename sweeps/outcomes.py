@@ -10,17 +10,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from scipy.stats import t as student_t
 
+from distributed.telemetry import read_metrics
 from sweeps.axes import BASE
 from sweeps.plan import Plan, PlannedTrial
 from sweeps.planning import IRRELEVANT
+from sweeps.points import SEED_KEYS
 from sweeps.record import read_record, read_results, score_on
+from sweeps.trial import METRICS, qualities
 
 LEVEL = 0.95
-SEEDS = ("train.seed", "stream.seed")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Point:
         differs: what sets it apart from the base, `{key: (base, here)}`.
         values: mean over seeds, by task.
         deltas: by task; none for the base, and for a value without results.
-        same_as: "base" for a value that is the base's own, and so on; empty for one that was trained itself.
+        curve: quality of its probes in training, (crops, mean over seeds); empty where none were asked for.
     """
 
     axis: str
@@ -56,12 +59,22 @@ class Point:
     differs: dict[str, tuple[Any, Any]]
     values: dict[str, float]
     deltas: dict[str, Delta]
-    same_as: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def label(self) -> str:
         """How a table calls it."""
         return BASE if self.axis == BASE else f"{self.axis} = {self.value}"
+
+    @property
+    def score(self) -> float | None:
+        """Mean of the tasks' values, each in its own metric; None without results."""
+        return fmean(self.values.values()) if self.values else None
+
+    @property
+    def flops(self) -> int:
+        """Operations of the training of one of its models."""
+        return int(self.rows[0]["flops"])
 
 
 def trial_rows(plan: Plan, out: Path) -> list[dict[str, Any]]:
@@ -79,6 +92,16 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
     of_base = {row["seed"]: row for row in rows if row["axis"] == BASE}
     places = dict.fromkeys((row["axis"], row["value"]) for row in rows)
     return [_point([dict(r) for r in rows if (r["axis"], r["value"]) == place], of_base) for place in places]
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Returns the points that no other beats in quality at no more operations, the cheapest first."""
+    best: list[Point] = []
+    scored = [(point, point.score) for point in points]
+    for point, score in sorted(scored, key=lambda pair: (pair[0].flops, -(pair[1] or 0.0))):
+        if score is not None and (not best or score > (best[-1].score or 0.0)):
+            best.append(point)
+    return best
 
 
 def seed_delta(differences: Sequence[float]) -> Delta:
@@ -115,15 +138,24 @@ def _row(planned: PlannedTrial, base: PlannedTrial, plan: Plan, out: Path) -> di
         "differs": differing(base.settings, planned.settings),
         "steps": planned.steps,
         "crops": planned.samples,
+        "flops": planned.flops,
+        "model": planned.model,
+        "curve": [] if planned.model else _curve(planned, out),
         "train_s": round(record.train_s, 1),
         "evaluate_s": round(record.evaluate_s, 1),
         "results": results,
     }
 
 
+def _curve(planned: PlannedTrial, out: Path) -> list[list[float]]:
+    path = out / planned.directory / METRICS
+    rows = read_metrics(path) if path.is_file() else []
+    return [[found["samples"], found["quality"]] for found in qualities(planned, rows)]
+
+
 def differing(base: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Returns `{key: [base, here]}` for all settings that can matter; seeds and places are left out."""
-    keys = [key for key in here if not key.startswith(IRRELEVANT) and key not in SEEDS]
+    keys = [key for key in here if not key.startswith(IRRELEVANT) and key not in SEED_KEYS]
     return {key: [base.get(key), here[key]] for key in keys if base.get(key) != here[key]}
 
 
@@ -145,4 +177,13 @@ def _point(rows: Sequence[dict[str, Any]], of_base: Mapping[int, Mapping[str, An
             differences = [here["value"] - base["value"] for here, base in whole]
             deltas[task] = seed_delta(differences) if len(whole) > 1 else item_delta(*whole[0])
     differs = {key: (pair[0], pair[1]) for key, pair in rows[0]["differs"].items()}
-    return Point(rows[0]["axis"], rows[0]["value"], tuple(rows), differs, values, deltas)
+    return Point(rows[0]["axis"], rows[0]["value"], tuple(rows), differs, values, deltas, _mean_curve(rows))
+
+
+def _mean_curve(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float], ...]:
+    """The mean over the seeds that have come as far."""
+    at: dict[float, list[float]] = {}
+    for row in rows:
+        for samples, quality in row["curve"]:
+            at.setdefault(samples, []).append(quality)
+    return tuple((samples, fmean(values)) for samples, values in sorted(at.items()))

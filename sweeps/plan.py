@@ -5,7 +5,9 @@ carries a digest of everything that decides its result, so a sweep file may be c
 found finished, changed ones get a new directory, and nothing is ever mixed.
 
     OUT/plan.json                the plan
+        sweep.yaml               the sweep file that it was made from
         trials/<name>-<digest>/  an ordinary run directory, with trial.json, train.log, evaluate.log and results.jsonl
+        parts/                   manifests of parts of the shards, where an axis varies the amount of data
         corpus/                  the part of the labelled corpus that is probed, where the sweep asks for a part
         tune/                    Ray Tune's own state, from which an interrupted sweep goes on
         sweep.jsonl, sweep.md, sweep.html    the report
@@ -13,32 +15,35 @@ found finished, changed ones get a new directory, and nothing is ever mixed.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from distributed.run_directory import write_json
 from pupujepa.errors import UserError
-from sweeps.axes import Trial
+from sweeps.axes import NO_SCHEDULER
+from sweeps.points import Trial
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PLAN_NAME, SWEEP_NAME = "plan.json", "sweep.yaml"
 
 _DISTRIBUTED = ("-m", "distributed")
 _TORCHRUN = (
     *("-m", "torch.distributed.run", "--nproc-per-node", "{ranks}"),
     *("--master-addr", "127.0.0.1", "--master-port", "{port}", "-m", "distributed"),
 )
-_TRAIN = ("train", "--preset", "{preset}", "--run-dir", "{run_dir}", "{overrides}")
-_EVALUATE = ("evaluate", "--encoders", "{run_dir}", "--tasks", "{tasks}", "--data", "{corpus}", "--out", "{run_dir}")
+_TRAIN = ("train", "{presets}", "--run-dir", "{run_dir}", "{overrides}")
+_EVALUATE = ("evaluate", "--encoders", "{encoder}", "--tasks", "{tasks}", "--data", "{corpus}", "--out", "{run_dir}")
 
 
 @dataclass(frozen=True)
 class Commands:
     """Argv templates of the two commands of a trial.
 
-    Placeholders: {python} {preset} {run_dir} {shards} {corpus} {ranks} {port} {seed}; {overrides} and {tasks}, alone in
-    their word, become one word each.
+    Placeholders: {python} {preset} {run_dir} {encoder} {shards} {corpus} {ranks} {port} {seed}; {presets} (with
+    --preset before each), {overrides} and {tasks}, alone in their word, become as many words as there are. {encoder} is
+    the run directory with what varies in how it is looked at, or that of the trial whose model is looked at once more.
     """
 
     train: tuple[str, ...]
@@ -56,6 +61,7 @@ class Launch:
     """What all trials have in common: inputs, commands, resources.
 
     Attributes:
+        parts: folder for parts of the shards.
         compare_on: the split whose scores the report shows. A recipe that is chosen by its scores is chosen on `valid`.
     """
 
@@ -69,6 +75,41 @@ class Launch:
     gpus: float = 0.0
     grace_s: float = 10.0
     compare_on: str = "test"
+    parts: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How trials are compared on the way; see `sweeps.axes.SchedulerConfig`.
+
+    Attributes:
+        every_samples: crops between two probes of a trial.
+        total_samples: of the budget.
+    """
+
+    kind: str = NO_SCHEDULER
+    every_samples: int = 0
+    total_samples: int = 0
+    reduction_factor: int = 3
+
+
+@dataclass(frozen=True)
+class Search:
+    """What planning a further trial needs, for a plan that grows while it runs.
+
+    Attributes:
+        draws: trials that are to be found.
+        space: identifies the axes that it searches.
+        planned_before: trials that were in the plan before the search; the others were found.
+        inputs: what decides the result of a trial beside its settings.
+        shared: overrides that all trials get.
+    """
+
+    draws: int
+    space: str
+    planned_before: int
+    inputs: dict[str, Any]
+    shared: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +119,12 @@ class PlannedTrial:
     Attributes:
         steps: optimiser steps that it trains.
         samples: crops that it sees in them.
-        settings: its resolved experiment, flat, by dotted key.
+        settings: its resolved experiment, flat, by dotted key, and what it adds to that.
+        tokens: patches of these crops.
+        flops: operations of its training, by arithmetic (pupujepa/cost.py).
+        training: identifies what decides its model.
+        model: name of the trial whose model it looks at in another way; "" for one that trains its own.
+        drawn: what a search said of each axis.
     """
 
     trial: Trial
@@ -86,6 +132,11 @@ class PlannedTrial:
     steps: int
     samples: int
     settings: dict[str, Any]
+    tokens: int = 0
+    flops: int = 0
+    training: str = ""
+    model: str = ""
+    drawn: dict[str, Any] = field(default_factory=dict)
 
     @property
     def directory(self) -> str:
@@ -108,11 +159,25 @@ class Plan:
     trials: tuple[PlannedTrial, ...]
     same_as: dict[str, str]
     session: str = ""
+    schedule: Schedule = Schedule()
+    search: Search | None = None
 
     @property
     def digest(self) -> str:
-        """Identifies the set of trials; Ray Tune's state belongs to exactly one."""
-        return digest_of([planned.digest for planned in self.trials])
+        """Identifies the set of trials, those that are found later left out; Ray Tune's state belongs to one."""
+        if self.search is None:
+            return digest_of([planned.digest for planned in self.trials])
+        before = self.trials[: self.search.planned_before]
+        return digest_of([*(planned.digest for planned in before), self.search.space])
+
+    @property
+    def models(self) -> list[PlannedTrial]:
+        """The trials that train a model."""
+        return [planned for planned in self.trials if not planned.model]
+
+    def looks_at(self, name: str) -> list[PlannedTrial]:
+        """Returns the trials that look at the model of the trial called `name` in other ways."""
+        return [planned for planned in self.trials if planned.model == name]
 
     def planned(self, name: str) -> PlannedTrial:
         """Returns the trial called `name`."""
@@ -137,7 +202,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_plan(plan: Plan, out: Path) -> Path:
     """Writes OUT/plan.json atomically and returns its path."""
-    path = out / "plan.json"
+    path = out / PLAN_NAME
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, {"format_version": FORMAT_VERSION, **asdict(plan)})
     return path
@@ -149,7 +214,7 @@ def read_plan(out: Path) -> Plan:
     Raises:
         UserError: there is no plan in `out`, or one of another version.
     """
-    path = out / "plan.json"
+    path = out / PLAN_NAME
     if not path.is_file():
         raise UserError(
             f"{out} holds no sweep (no plan.json); start one with: python -m sweeps run SWEEP.yaml --out {out}"
@@ -163,7 +228,11 @@ def read_plan(out: Path) -> Plan:
     launch["commands"] = Commands(**{name: tuple(argv) for name, argv in launch["commands"].items()})
     launch["tasks"] = tuple(launch["tasks"])
     trials = tuple(_planned_trial(planned) for planned in raw.pop("trials"))
-    return Plan(launch=Launch(**launch), trials=trials, **raw)
+    search = raw.pop("search")
+    if search is not None:
+        search = Search(**{**search, "shared": tuple(search["shared"])})
+    schedule = Schedule(**raw.pop("schedule"))
+    return Plan(launch=Launch(**launch), trials=trials, schedule=schedule, search=search, **raw)
 
 
 def fill(template: Sequence[str], values: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> list[str]:
@@ -181,4 +250,5 @@ def fill(template: Sequence[str], values: Mapping[str, str], lists: Mapping[str,
 
 def _planned_trial(raw: dict[str, Any]) -> PlannedTrial:
     trial = raw.pop("trial")
-    return PlannedTrial(trial=Trial(**{**trial, "overrides": tuple(trial["overrides"])}), **raw)
+    trial |= {name: tuple(trial[name]) for name in ("overrides", "presets")}
+    return PlannedTrial(trial=Trial(**trial | {"evaluate": tuple(map(tuple, trial["evaluate"]))}), **raw)

@@ -1,7 +1,7 @@
 """From a sweep file to a plan: every trial is composed into a full experiment before anything starts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,124 @@ from data.manifest import read_manifest
 from distributed.experiment import Experiment, check, load_experiment
 from distributed.marble.corpus import read_corpus
 from pupujepa.config import ConfigError
+from pupujepa.cost import training_cost
 from pupujepa.errors import UserError
-from sweeps.axes import Budget, SweepConfig, Trial, expand, override
-from sweeps.plan import Launch, Plan, PlannedTrial, digest_of, flatten
+from sweeps.axes import NO_SCHEDULER, OPTUNA, SweepConfig, override
+from sweeps.parts import part_of, part_url
+from sweeps.plan import Launch, Plan, PlannedTrial, Schedule, Search, digest_of, flatten
+from sweeps.points import FLOPS, STEPS, TOKENS, Trial, expand
 
-# what does not decide a trial's result: where the same shards lie, and what is written about the run on the way
-IRRELEVANT = ("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoint.", "telemetry.")
-STEPS_KEY = "train.steps"
+# what does not decide a trial's result: where the same shards and labels lie, and what is written on the way
+IRRELEVANT = ("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoint.", "telemetry.", "probe.")
+STEPS_KEY, BATCH_KEY = "train.steps", "stream.global_batch"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a trial trains."""
+
+    steps: int
+    samples: int
+    tokens: int
+    flops: int
+
+
+class Planner:
+    """Plans the trials of a sweep one after the other and knows which of them would repeat another.
+
+    Args:
+        inputs: what decides the result beside the settings, such as the digests of the sweep's shards and the corpus;
+            an axis over stream.url leads to other shards.
+        known: trials of this sweep that were planned before.
+    """
+
+    def __init__(
+        self, sweep: SweepConfig, launch: Launch, *, inputs: Mapping[str, Any], known: Sequence[PlannedTrial] = ()
+    ):
+        self._sweep, self._launch, self._inputs = sweep, launch, inputs
+        self.planned: dict[str, PlannedTrial] = {planned.digest: planned for planned in known}
+        self.same_as: dict[str, str] = {}
+        self._models = {planned.training: planned.trial.name for planned in known if not planned.model}
+        self._bases = {planned.trial.seed: planned for planned in known if planned.trial.is_base}
+
+    def add(self, trial: Trial, *, drawn: Mapping[str, Any] | None = None) -> PlannedTrial:
+        """Composes a trial and returns it, or the one that it would repeat; the base of a seed comes first.
+
+        Raises:
+            UserError: a key that no configuration declares (with the nearest name), or fields that contradict each
+                other or the number of ranks. It names the axis and the value.
+        """
+        candidate = self._plan(trial)
+        # an axis value that the base has already would train the base once more
+        kept = self.planned.get(candidate.digest)
+        if kept is not None:
+            self.same_as[trial.name] = kept.trial.name
+            return kept
+        model = self._models.setdefault(candidate.training, trial.name)
+        candidate = replace(candidate, model="" if model == trial.name else model, drawn=dict(drawn or {}))
+        self.planned[candidate.digest] = candidate
+        if trial.is_base:
+            self._bases[trial.seed] = candidate
+        return candidate
+
+    def _plan(self, trial: Trial) -> PlannedTrial:
+        trial = self._with_data(trial)
+        experiment = _compose(trial, self._launch)
+        length = self._length(trial, experiment)
+        own = length | self._probes(length.get(BATCH_KEY, experiment.stream.global_batch))
+        trial = replace(trial, overrides=(*trial.overrides, *(override(key, value) for key, value in own.items())))
+        experiment = _with(experiment, own)
+        check(experiment, world_size=self._launch.ranks)
+        settings = flatten(asdict(experiment))
+        relevant = {key: value for key, value in settings.items() if not key.startswith(IRRELEVANT)}
+        inputs = dict(self._inputs)
+        url = experiment.stream.url
+        if trial.share < 1:
+            inputs["shards"] = part_of(read_manifest(self._launch.shards), trial.share).digest
+        elif url and url != self._launch.shards:
+            inputs["shards"] = read_manifest(url).digest
+        training = {"settings": relevant, "shards": inputs["shards"], "ranks": self._launch.ranks}
+        return PlannedTrial(
+            trial,
+            digest_of({"settings": relevant, **inputs, "evaluate": trial.evaluate}),
+            settings=settings | trial.own_settings,
+            training=digest_of(training),
+            **vars(size_of(experiment)),
+        )
+
+    def _with_data(self, trial: Trial) -> Trial:
+        """Points a trial that takes a part of the shards to it."""
+        if trial.share == 1:
+            return trial
+        url = part_url(self._launch.shards, self._launch.parts, trial.share)
+        return replace(trial, overrides=(*trial.overrides, override("stream.url", url)))
+
+    def _length(self, trial: Trial, experiment: Experiment) -> dict[str, Any]:
+        """Returns what spends the budget, or what the trial shares with the base instead.
+
+        An override of train.steps, as an axis has it, goes before.
+        """
+        if any(text.startswith(f"{STEPS_KEY}=") for text in trial.overrides):
+            return {}
+        budget, batch = self._sweep.budget, experiment.stream.global_batch
+        base = self._bases.get(trial.seed)
+        if not trial.equal or base is None:
+            return {STEPS_KEY: budget.steps or max(1, (budget.samples or 0) // batch)}
+        if trial.equal == FLOPS:
+            size = size_of(experiment)
+            return {STEPS_KEY: max(1, round(base.flops / (size.flops / size.steps)))}
+        if trial.equal == TOKENS:
+            return {STEPS_KEY: base.steps, BATCH_KEY: round(base.tokens / base.steps / experiment.model.num_patches)}
+        assert trial.equal == STEPS, trial.equal
+        return {STEPS_KEY: base.steps}
+
+    def _probes(self, global_batch: int) -> dict[str, Any]:
+        """Returns what probes the trial while it trains, where a scheduler wants to know."""
+        scheduler = self._sweep.scheduler
+        if scheduler.kind == NO_SCHEDULER:
+            return {}
+        every = round(scheduler.every * (self._sweep.budget.samples or 0) / global_batch)
+        return {"probe.data": self._launch.corpus, "probe.every_steps": max(1, every)}
 
 
 def make_plan(
@@ -28,8 +139,7 @@ def make_plan(
         extra: overrides for all trials, such as a cache directory.
 
     Raises:
-        UserError: a key that no configuration declares (with the nearest name), fields that contradict each other or
-            the number of ranks, shards, corpus or tasks that are not there. Each names the axis and the value.
+        UserError: as `Planner.add`, or shards, corpus or tasks that are not there.
     """
     inputs = {
         "shards": read_manifest(launch.shards).digest,
@@ -39,45 +149,38 @@ def make_plan(
         "commands": asdict(launch.commands),
         "ranks": launch.ranks,
     }
-    planned: dict[str, PlannedTrial] = {}
-    same_as: dict[str, str] = {}
-    for trial in expand(sweep, shared=(override("stream.url", launch.shards), *extra)):
-        candidate = plan_trial(trial, launch, budget=sweep.budget, inputs=inputs)
-        # an axis value that the base has already would train the base once more
-        kept = planned.setdefault(candidate.digest, candidate)
-        if kept is not candidate:
-            same_as[trial.name] = kept.trial.name
-    return Plan(name, sweep.question, launch, tuple(planned.values()), same_as, session)
+    shared = (override("stream.url", launch.shards), *extra)
+    planner = Planner(sweep, launch, inputs=inputs)
+    for trial in expand(sweep, shared=shared):
+        planner.add(trial)
+    trials = tuple(planner.planned.values())
+    space = digest_of({name: asdict(axis) for name, axis in sweep.axes.items()})
+    search = Search(sweep.draws, space, len(trials), inputs, shared) if sweep.plan == OPTUNA else None
+    total = sweep.budget.samples or 0
+    scheduler = sweep.scheduler
+    schedule = Schedule(scheduler.kind, round(scheduler.every * total), total, scheduler.reduction_factor)
+    return Plan(name, sweep.question, launch, trials, planner.same_as, session, schedule, search)
 
 
-def plan_trial(trial: Trial, launch: Launch, *, budget: Budget, inputs: Mapping[str, Any]) -> PlannedTrial:
-    """Composes one trial and spends its budget; an override of train.steps, as an axis has it, goes before the budget.
+def size_of(experiment: Experiment) -> Size:
+    """Returns how much an experiment trains; operations are those of pupujepa/cost.py."""
+    samples = experiment.train.steps * experiment.stream.global_batch
+    per_crop = training_cost(experiment.model, experiment.masks, experiment.objective).total
+    return Size(experiment.train.steps, samples, samples * experiment.model.num_patches, samples * per_crop)
 
-    Args:
-        inputs: what decides the result beside the settings, such as the digests of the sweep's shards and the corpus;
-            an axis over stream.url leads to other shards.
-    """
-    if not any(text.startswith(f"{STEPS_KEY}=") for text in trial.overrides):
-        global_batch = _compose(trial, launch).stream.global_batch
-        steps = budget.steps or max(1, (budget.samples or 0) // global_batch)
-        trial = replace(trial, overrides=(*trial.overrides, override(STEPS_KEY, steps)))
-    experiment = _compose(trial, launch)
-    settings = flatten(asdict(experiment))
-    relevant = {key: value for key, value in settings.items() if not key.startswith(IRRELEVANT)}
-    url = experiment.stream.url
-    shards = {"shards": read_manifest(url).digest} if url and url != launch.shards else {}
-    return PlannedTrial(
-        trial=trial,
-        digest=digest_of({"settings": relevant, **inputs, **shards}),
-        steps=experiment.train.steps,
-        samples=experiment.train.steps * experiment.stream.global_batch,
-        settings=settings,
-    )
+
+def _with(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """Returns the experiment with values by dotted key; composing it again would take as long as all the rest."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        changed = replace(getattr(experiment, section), **{name: value})
+        experiment = replace(experiment, **{section: changed})
+    return experiment
 
 
 def _compose(trial: Trial, launch: Launch) -> Experiment:
     try:
-        experiment = load_experiment([launch.preset], overrides=trial.overrides)
+        experiment = load_experiment([launch.preset, *trial.presets], overrides=trial.overrides)
         check(experiment, world_size=launch.ranks)
     except UserError as error:
         which = "base" if trial.is_base else f"axis {trial.axis!r}, value {trial.value!r}"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from distributed.run_directory import write_json
 from sweeps.plan import PlannedTrial
 
-Status = Literal["waiting", "running", "stopped", "finished", "diverged", "crashed"]
+Status = Literal["waiting", "running", "stopped", "finished", "diverged", "crashed", "pruned"]
 LOG_TAIL_LINES = 25
 
 
@@ -23,7 +23,7 @@ class Record:
         digest: of the trial that this is the record of.
         session: the start of the sweep in which it was written.
         status: stopped: its trainer was asked to stop, and saved. Waiting and running mean, once no sweep runs any
-            more, that it was not reached and that it was killed.
+            more, that it was not reached and that it was killed. Pruned: ended by the scheduler, behind others.
         reason: one sentence about a failure.
         log_tail: the last lines of the failed command's output.
         train_s: seconds of training, over all starts of the trial.
@@ -44,6 +44,11 @@ class Record:
     def failed(self) -> bool:
         """True when a command of the trial ended without its result."""
         return self.status in ("diverged", "crashed")
+
+    @property
+    def is_over(self) -> bool:
+        """True when no session tries the trial again: the same would come of it."""
+        return self.status in ("diverged", "pruned")
 
     def but(self, **changes: Any) -> "Record":
         """Returns a copy with `changes`."""
@@ -117,6 +122,15 @@ class MetricsTail:
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+def divergence(run_dir: Path) -> str:
+    """Returns what the trainer left about a divergence that ended it (distributed/faulty_steps.py); "" for none."""
+    found = sorted(run_dir.glob("diverged-step-*-rank-*.json"))
+    if not found:
+        return ""
+    said = json.loads(found[-1].read_text())
+    return f"{said['what']} at step {said['step']}, the last of {said['in_row']} in a row"
 
 
 def lost_its_loss(row: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Run the trials of an ablation on Ray Tune: each is trained and probed with the ordinary commands.
 
-  python -m sweeps run sweeps/ablations/demo.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
-  python -m sweeps run sweeps/ablations/demo.yaml --shards ... --corpus ... --dry-run       what would run
+  python -m sweeps run sweeps/ablations/quick.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
+  python -m sweeps run sweeps/ablations/quick.yaml --shards ... --corpus ... --dry-run       what would run
   python -m sweeps run ABLATION.yaml --shards s3://music/shards/train --corpus D --ranks 2 --gpus-per-trial 2
 
 A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/axes.py describes it.
@@ -22,19 +22,22 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
 from distributed.marble.tasks import select_tasks
-from distributed.run_directory import RunDirectory, only_writer
+from distributed.run_directory import RunDirectory, only_writer, write_atomically
 from distributed.telemetry import configure_logging
 from distributed.watchdog import EXIT_CODE_LOST
 from pupujepa.errors import UserError
-from sweeps.axes import SweepConfig, read_sweep
+from sweeps.axes import OPTUNA, SweepConfig, read_sweep
 from sweeps.driver import ADDRESS_NAME, TOKEN_NAME, private_directory, ray_environment
 from sweeps.leash import Leash
 from sweeps.nodes import OtherNodes, lend_node, sweep_topology
-from sweeps.plan import Commands, Launch, Plan, commands_for, read_plan, write_plan
+from sweeps.parts import write_part
+from sweeps.plan import PLAN_NAME, SWEEP_NAME, Commands, Launch, Plan, commands_for, read_plan, write_plan
 from sweeps.planning import make_plan
 from sweeps.record import is_finished, read_record
 from sweeps.subset import write_subset
@@ -88,6 +91,8 @@ def _run(args: argparse.Namespace, out: Path, cpus: int, others: OtherNodes) -> 
             f"ever start; lower it, or raise --cpus"
         )
     sweep = read_sweep(args.sweep)
+    if sweep.plan == OPTUNA and find_spec("optuna") is None:
+        raise UserError(f"plan {OPTUNA} needs Optuna, which is not installed; pip install 'pupujepa[search]'")
     plan = make_plan(
         sweep,
         launch_of(args, sweep, out),
@@ -101,12 +106,10 @@ def _run(args: argparse.Namespace, out: Path, cpus: int, others: OtherNodes) -> 
         return 0
     require_same_sweep(plan, out, resume=args.resume)
     with only_writer(RunDirectory(out)):
-        if sweep.probe_tracks is not None:
-            write_subset(args.corpus, out / "corpus", tracks=sweep.probe_tracks)
-        write_plan(plan, out)
+        plan = prepare(plan, sweep, args, out)
         logger.info("%s", describe(plan, out))
         code = drive(out, others, cpus=cpus, grace_s=args.grace)
-    logger.info("%s; the table: python -m sweeps report %s", summary(plan, out), out)
+    logger.info("%s; the table: python -m sweeps report %s", summary(read_plan(out), out), out)
     return code
 
 
@@ -127,12 +130,36 @@ def launch_of(args: argparse.Namespace, sweep: SweepConfig, out: Path) -> Launch
         gpus=args.gpus_per_trial,
         grace_s=args.grace,
         compare_on=sweep.compare_on,
+        parts=str(out / "parts"),
     )
+
+
+def prepare(plan: Plan, sweep: SweepConfig, args: argparse.Namespace, out: Path) -> Plan:
+    """Writes what the trials read, and returns the plan with what a search has found before."""
+    if sweep.probe_tracks is not None:
+        write_subset(args.corpus, out / "corpus", tracks=sweep.probe_tracks)
+    for share in {planned.trial.share for planned in plan.trials} - {1.0}:
+        write_part(plan.launch.shards, plan.launch.parts, share)
+    if plan.search is not None:
+        plan = with_found(plan, out)
+    write_atomically(out / SWEEP_NAME, args.sweep.read_text())
+    write_plan(plan, out)
+    return plan
+
+
+def with_found(plan: Plan, out: Path) -> Plan:
+    """Returns a plan with the trials that its search has found in `out` so far; those of another search are none."""
+    if not (out / PLAN_NAME).is_file():
+        return plan
+    before = read_plan(out)
+    if before.search is None or before.digest != plan.digest:
+        return plan
+    return replace(plan, trials=(*plan.trials, *before.trials[before.search.planned_before :]))
 
 
 def require_same_sweep(plan: Plan, out: Path, *, resume: bool) -> None:
     """Raises UserError when `out` holds a sweep of other trials and nobody said that it may change."""
-    if not (out / "plan.json").is_file() or resume:
+    if not (out / PLAN_NAME).is_file() or resume:
         return
     before = read_plan(out)
     if before.digest != plan.digest:

@@ -2,7 +2,8 @@
 
 Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/leash.py), so that all ranks end with the
 process that runs the trial, follows metrics.jsonl, hands its rows to `report`, and leaves a record. What the commands
-do is theirs: the trainer continues from its newest checkpoint when a trial is started again.
+do is theirs: the trainer continues from its newest checkpoint when a trial is started again. A trial that only looks
+at another one's model in its own way runs the evaluator alone.
 """
 
 import socket
@@ -11,14 +12,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from distributed.guard import PROBE_MEAN
 from distributed.preemption import EXIT_CODE_REQUEUE
 from sweeps.leash import Leash
 from sweeps.plan import Plan, PlannedTrial, fill
 from sweeps.record import (
     MetricsTail,
     Record,
+    divergence,
     is_finished,
     lost_its_loss,
     read_record,
@@ -28,6 +32,7 @@ from sweeps.record import (
     write_record,
 )
 
+METRICS = "metrics.jsonl"
 ROOT = Path(__file__).resolve().parents[1]
 POLL_S = 0.25
 # what a launcher around the sweep says about the sweep's process must not be read by a trial's ranks
@@ -46,17 +51,22 @@ class Site:
 def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
     """Trains and probes one trial, unless it is finished already.
 
-    A trial that diverged, or failed in this session, is not tried again; one that crashed in an earlier session is.
+    A trial that diverged, was pruned, or failed in this session is not tried again; one that crashed in an earlier
+    session is.
 
     Args:
-        report: is given {"step", "samples", "loss"} while the trial trains, and {"status", "task/..."} in the end.
+        report: is given {"step", "samples", "loss"} while the trial trains, {"samples", "quality"} for each of its
+            probes, those of earlier sessions too, and {"status", "score", "task/..."} in the end.
 
     Returns:
         the record, also written to trial.json, whether the commands succeeded or not.
     """
     record = read_record(planned, site.out)
-    settled = record.status == "diverged" or (record.failed and record.session == plan.session)
-    if not settled and not is_finished(planned, site.out):
+    settled = record.is_over or (record.failed and record.session == plan.session)
+    if settled or is_finished(planned, site.out):
+        for row in qualities(planned, MetricsTail(site.out / planned.directory / METRICS).new_rows()):
+            report(row)
+    else:
         record = write_record(_attempt(plan, planned, site, report), planned, site.out)
     metrics = final_metrics(read_results(planned, site.out), split=plan.launch.compare_on)
     report({"step": planned.steps, "samples": planned.samples, "status": record.status, **metrics})
@@ -64,8 +74,19 @@ def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable
 
 
 def final_metrics(results: Sequence[Mapping[str, Any]], *, split: str) -> dict[str, float]:
-    """Returns the value of each task on the split that is compared, as a scheduler or a progress line wants them."""
-    return {f"task/{row['task']}": score_on(split, row)["value"] for row in results}
+    """Returns the value of each task on the split that is compared, and `score`, their mean, which a search raises."""
+    values = {f"task/{row['task']}": score_on(split, row)["value"] for row in results}
+    return values | ({"score": fmean(values.values())} if values else {})
+
+
+def qualities(planned: PlannedTrial, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns {"step", "samples", "quality"} for each row that holds a probe of the model in training."""
+    per_step = planned.samples / planned.steps
+    return [
+        {"step": row["step"], "samples": row["step"] * per_step, "quality": row[PROBE_MEAN], "status": "running"}
+        for row in rows
+        if PROBE_MEAN in row
+    ]
 
 
 def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, str]) -> dict[str, str]:
@@ -97,11 +118,17 @@ def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, s
 def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int]) -> dict[str, list[str]]:
     """Returns the argv of the trainer and of the evaluator; `ports` are where their ranks meet."""
     launch, trial = plan.launch, planned.trial
-    lists = {"overrides": trial.overrides, "tasks": launch.tasks}
+    lists = {
+        "presets": [word for preset in (launch.preset, *trial.presets) for word in ("--preset", preset)],
+        "overrides": trial.overrides,
+        "tasks": launch.tasks,
+    }
+    model = plan.planned(planned.model) if planned.model else planned
     values = {
         "python": sys.executable,
         "preset": launch.preset,
         "run_dir": str(out / planned.directory),
+        "encoder": trial.encoder(str(out / model.directory)),
         "shards": launch.shards,
         "corpus": launch.corpus,
         "ranks": str(launch.ranks),
@@ -128,8 +155,11 @@ def _attempt(plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[di
     )
     write_record(record, planned, site.out)
     started = time.monotonic()
-    failure = _train(commands["train"], plan, planned, site, report)
-    record = record.but(train_s=record.train_s + time.monotonic() - started)
+    if planned.model:
+        failure = _missing_model(plan.planned(planned.model), site)
+    else:
+        failure = _train(commands["train"], plan, planned, site, report)
+        record = record.but(train_s=record.train_s + time.monotonic() - started)
     if failure is None:
         started = time.monotonic()
         failure = _evaluate(commands["evaluate"], plan, planned, site)
@@ -137,18 +167,29 @@ def _attempt(plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[di
     return record.but(**(failure or {"status": "finished"}))
 
 
+def _missing_model(model: PlannedTrial, site: Site) -> dict[str, Any] | None:
+    """Returns what the record says when there is no model to look at."""
+    if is_finished(model, site.out):
+        return None
+    status = read_record(model, site.out).status
+    return {"status": "crashed", "reason": f"there is no model to look at: {model.trial.name} is {status}"}
+
+
 def _train(
     argv: list[str], plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any] | None:
     """Runs the trainer; returns None, or what the record says about its failure."""
-    metrics = MetricsTail(site.out / planned.directory / "metrics.jsonl")
+    metrics = MetricsTail(site.out / planned.directory / METRICS)
     samples_per_step = planned.samples / planned.steps
 
     def follow() -> str:
-        rows = [row for row in metrics.new_rows() if "loss" in row]
+        new_rows = metrics.new_rows()
+        rows = [row for row in new_rows if "loss" in row]
         for row in rows:
             if lost_its_loss(row):
                 return f"the loss is {row['loss']} at step {row['step']}"
+        for quality in qualities(planned, new_rows):
+            report(quality)
         if rows:
             step = rows[-1]["step"] + 1  # rows count from 0
             report({"step": step, "samples": step * samples_per_step, "loss": rows[-1]["loss"], "status": "running"})
@@ -156,6 +197,7 @@ def _train(
 
     code, diverged = _run(argv, plan, planned, site, "train.log", follow)
     log = site.out / planned.directory / "train.log"
+    diverged = diverged or (code != 0 and divergence(site.out / planned.directory)) or ""
     if diverged:
         return {"status": "diverged", "reason": diverged, "log_tail": tail(log)}
     if code == EXIT_CODE_REQUEUE:

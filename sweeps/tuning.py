@@ -1,4 +1,6 @@
-"""The sweep on Ray Tune: one Tune trial per planned trial, Tune's state in OUT/tune, progress in the driver.
+"""The sweep on Ray Tune: one Tune trial per model, Tune's state in OUT/tune, progress in the driver.
+
+A Tune trial trains one model and probes it in every way that the plan asks for.
 
 Tune's configuration of a trial is its name and the sweep's directory; all else is read from the plan, so that what a
 trial does can be read from files and repeated without Ray. Imported by the driver and by the trials' processes only.
@@ -7,16 +9,21 @@ trial does can be read from files and repeated without Ray. Imported by the driv
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from tqdm import tqdm
 
+from pupujepa.errors import UserError
+from sweeps.axes import ASHA
 from sweeps.plan import Plan, read_plan
-from sweeps.record import Record, read_record, write_record
-from sweeps.trial import Site, run_trial
+from sweeps.record import Record, read_record, read_results, write_record
+from sweeps.schedulers import scheduler_of
+from sweeps.trial import Site, final_metrics, run_trial
 
 # a trial whose Ray worker is lost (killed, node gone) is started again so often; a trial whose command fails is not
 WORKER_LOSSES = 3
@@ -25,17 +32,26 @@ logger = logging.getLogger(__name__)
 
 
 def tune_trial(config: dict[str, Any]) -> None:
-    """The function trainable: runs one planned trial in a Ray worker."""
+    """The function trainable: runs one planned trial, and those that look at its model, in a Ray worker."""
     out = Path(config["out"])
     plan = read_plan(out)
-    run_trial(plan, plan.planned(config["trial"]), site=Site(out, dict(os.environ)), report=tune.report)
+    planned = plan.planned(config["trial"])
+    site = Site(out, dict(os.environ))
+    run_trial(plan, planned, site=site, report=tune.report)
+    for other in plan.looks_at(planned.trial.name):
+        run_trial(plan, other, site=site, report=tune.report)
 
 
 def fit(plan: Plan, out: Path) -> None:
     """Runs every trial of the plan that is not finished, beside each other as far as the cores and GPUs hold.
 
-    Where Tune left its state for the same set of trials, the sweep goes on from there.
+    Where Tune left its state for the same set of trials, the sweep goes on from there; a search goes on from what its
+    trials left.
+
+    Raises:
+        UserError: no node of this Ray could hold a trial, which would wait for ever.
     """
+    require_room(plan, ray.nodes())
     # all ranks of a trial share one bundle, so that they are on one node
     bundle = {"CPU": plan.launch.cpus, "GPU": plan.launch.gpus}
     trainable = tune.with_resources(tune_trial, tune.PlacementGroupFactory([bundle]))
@@ -47,6 +63,12 @@ def fit(plan: Plan, out: Path) -> None:
 
 def _tuner(plan: Plan, out: Path, trainable: Any) -> tune.Tuner:
     path = out / "tune" / plan.digest
+    if plan.search is not None:
+        from sweeps.search import PlanningSearch  # here, as it composes experiments
+
+        search = PlanningSearch(out)
+        how = {"search_alg": search, "num_samples": search.left, "scheduler": scheduler_of(plan)}
+        return _new_tuner(plan, out, trainable, space={}, tune_config=how)
     # to Tune a trial whose command failed or stopped is over, so a sweep that starts such trials again needs a new
     # state; what is finished ends at once in it
     over = any(read_record(planned, out).status in ("crashed", "diverged", "stopped") for planned in plan.trials)
@@ -54,18 +76,39 @@ def _tuner(plan: Plan, out: Path, trainable: Any) -> tune.Tuner:
     has_state = any(path.glob("experiment_state-*.json"))
     if tune.Tuner.can_restore(path) and has_state and not over:
         return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
+    space = {"trial": tune.grid_search([p.trial.name for p in plan.models]), "out": str(out)}
+    return _new_tuner(plan, out, trainable, space=space, tune_config={"scheduler": scheduler_of(plan)})
+
+
+def _new_tuner(
+    plan: Plan, out: Path, trainable: Any, *, space: dict[str, Any], tune_config: dict[str, Any]
+) -> tune.Tuner:
     return tune.Tuner(
         trainable,
-        param_space={"trial": tune.grid_search([p.trial.name for p in plan.trials]), "out": str(out)},
-        tune_config=tune.TuneConfig(trial_name_creator=_name, trial_dirname_creator=_name, reuse_actors=True),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            trial_name_creator=_name, trial_dirname_creator=_name, reuse_actors=True, **tune_config
+        ),
         run_config=tune.RunConfig(
             name=plan.digest,
-            storage_path=str(path.parent),
+            storage_path=str(out / "tune"),
             failure_config=tune.FailureConfig(max_failures=WORKER_LOSSES),
             callbacks=[Progress(out)],
             verbose=0,
         ),
     )
+
+
+def require_room(plan: Plan, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError when no living node of `ray.nodes()` has the cores and GPUs of one trial."""
+    wanted = {"CPU": plan.launch.cpus, "GPU": plan.launch.gpus}
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in alive):
+        there = "; ".join(f"{node.get('CPU', 0):g} cores, {node.get('GPU', 0):g} GPUs" for node in alive)
+        raise UserError(
+            f"a trial takes {wanted['CPU']:g} cores and {wanted['GPU']:g} GPUs on one node, and no node has them "
+            f"({there}), so no trial would ever start; lower --cpus-per-trial or --gpus-per-trial"
+        )
 
 
 class Progress(tune.Callback):
@@ -89,9 +132,10 @@ class Progress(tune.Callback):
         **info: Any,
     ) -> None:
         """Starts the bar."""
-        self._plan = read_plan(self._out)
-        finished = sum(read_record(p, self._out).status == "finished" for p in self._plan.trials)
-        self._bar = tqdm(total=len(self._plan.trials), initial=finished, desc="trials", unit="trial", disable=None)
+        plan = read_plan(self._out)
+        finished = sum(read_record(p, self._out).status == "finished" for p in plan.trials)
+        total = len(plan.trials) if plan.search is None else plan.search.planned_before + plan.search.draws
+        self._bar = tqdm(total=total, initial=finished, desc="trials", unit="trial", disable=None)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Says that a trial starts."""
@@ -106,14 +150,18 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Says how long a trial took and what came out, or why it failed, with the end of its log."""
-        planned = self._plan.planned(trial.config["trial"])
-        record = read_record(planned, self._out)
-        metrics = {k.removeprefix("task/"): v for k, v in trial.last_result.items() if k.startswith("task/")}
-        found = ", ".join(f"{task} {value:.3f}" for task, value in metrics.items())
-        seconds = record.train_s + record.evaluate_s
-        self._say(f"{planned.trial.name}: {record.status} after {seconds:.0f} s: {record.reason or found}", done=1)
-        for line in record.log_tail:
-            self._say(f"    | {line}")
+        plan = read_plan(self._out)
+        name = trial.config["trial"]
+        for planned in (plan.planned(name), *plan.looks_at(name)):
+            record = read_record(planned, self._out)
+            if plan.schedule.kind == ASHA and record.status in ("waiting", "running"):
+                record = write_record(_pruned(record, trial.last_result), planned, self._out)
+            metrics = final_metrics(read_results(planned, self._out), split=plan.launch.compare_on)
+            found = ", ".join(f"{key.removeprefix('task/')} {value:.3f}" for key, value in metrics.items())
+            seconds = record.train_s + record.evaluate_s
+            self._say(f"{planned.trial.name}: {record.status} after {seconds:.0f} s: {record.reason or found}", done=1)
+            for line in record.log_tail:
+                self._say(f"    | {line}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Says that a trial was lost for good."""
@@ -128,6 +176,13 @@ class Progress(tune.Callback):
         tqdm.write(line, file=sys.stderr)
         if self._bar is not None:
             self._bar.update(done)
+
+
+def _pruned(record: Record, last_result: Mapping[str, Any]) -> Record:
+    """Returns the record of a trial that the scheduler has ended, or that looks at the model of one."""
+    at = f"after {last_result['samples']:.0f} crops, at a quality of {last_result['quality']:.3f}"
+    train_s = record.train_s + last_result["time_total_s"] if record.status == "running" else 0.0
+    return record.but(status="pruned", reason=f"behind others {at}", train_s=train_s)
 
 
 def _name(trial: TuneTrial) -> str:

@@ -4,8 +4,9 @@
   python stand_in.py evaluate RUN_DIR FLAG [overrides]   writes one result, larger for a larger ratio
 
 0.5 crashes at step 2; 0.6 loses its loss at step 2; 0.7 starts a rank in a session of its own, ignores SIGTERM and goes
-on for ten minutes; 0.91 and 0.92 wait until both run. When the file FLAG exists, all of them behave. Every start leaves
-a line in RUN_DIR/starts.
+on for ten minutes; 0.91 and 0.92 wait until both run. Probes, where they are asked for, come after every step and grow
+with the ratio. When the file FLAG exists, all of them behave. Every start leaves a line in RUN_DIR/starts: phase,
+process, GPUs.
 """
 
 import json
@@ -23,17 +24,18 @@ def main(phase: str, run_dir: Path, flag: Path, overrides: list[str]) -> int:
     ratio = 0.8 if flag.exists() else float(settings.get("masks.ratio", "0.8"))
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "starts").open("a") as file:
-        file.write(f"{phase} {os.getpid()}\n")
+        file.write(f"{phase} {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}\n")
     if phase == "train":
-        return train(run_dir, ratio)
+        return train(run_dir, ratio, probes="probe.every_steps" in settings)
     value = 0.5 + float(settings.get("masks.ratio", "0.8")) / 10
     row = {"task": "collection", "encoder": run_dir.name, "protocol": "clean", "metric": "accuracy"}
-    row |= {"value": value, "interval": [value - 0.1, value + 0.1], "test_items": 40}
+    score = {"value": value, "interval": [value - 0.1, value + 0.1]}
+    row |= score | {"test_items": 40, "selection": {"metric": "accuracy", "items": 20} | score}
     (run_dir / "results.jsonl").write_text(json.dumps(row) + "\n")
     return 0
 
 
-def train(run_dir: Path, ratio: float) -> int:
+def train(run_dir: Path, ratio: float, *, probes: bool) -> int:
     """Logs five steps, or fails on the way."""
     metrics = run_dir / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
@@ -48,12 +50,15 @@ def train(run_dir: Path, ratio: float) -> int:
         loss = None if ratio == 0.6 and step == 2 else 1 / (step + 1)
         with metrics.open("a") as file:
             file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+            if probes:
+                file.write(json.dumps({"step": step + 1, "probe/mean": ratio}) + "\n")
         if ratio == 0.5 and step == 2:
             sys.stderr.write("out of memory on purpose\n")
             return 7
         if ratio == 0.6 and step == 2:
             time.sleep(600)  # a run without a loss would go on for long: it must be ended
-        time.sleep(0.1 if ratio == 0.7 else 0.02)
+        # probes of a real run take seconds; here the sweep has time to act on each
+        time.sleep(0.1 if ratio == 0.7 else 0.6 if probes else 0.02)
     return 0
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweeps.outcomes import differing, item_delta, points, seed_delta
-from sweeps.report import cell
+from sweeps.outcomes import differing, front, item_delta, points, seed_delta
+from sweeps.tables import cell
 
 
-def row(axis, value, seed, score, *, half=0.1, status="finished"):
+def row(axis, value, seed, score, *, half=0.1, status="finished", flops=100):
     results = (
         {}
         if score is None
@@ -17,7 +17,7 @@ def row(axis, value, seed, score, *, half=0.1, status="finished"):
     return {
         "name": f"{axis}{value}-seed{seed}", "axis": axis, "value": value, "seed": seed, "status": status,
         "differs": {} if axis == "base" else {"a": [1, 2]}, "results": results, "also": [], "crops": 80,
-        "train_s": 1.0, "evaluate_s": 1.0,
+        "train_s": 1.0, "evaluate_s": 1.0, "flops": flops, "model": "", "curve": [[8, 0.1], [16, score or 0]],
     }  # fmt: skip
 
 
@@ -65,3 +65,24 @@ def test_what_differs_leaves_out_seeds_and_places():
     base = {"masks.ratio": 0.8, "train.seed": 0, "stream.url": "a", "telemetry.log_every": 1}
     here = {"masks.ratio": 0.6, "train.seed": 1, "stream.url": "b", "telemetry.log_every": 2}
     assert differing(base, here) == {"masks.ratio": [0.8, 0.6]}
+
+
+def test_the_front_holds_what_nothing_beats_for_as_little():
+    """Sorted by cost; of two at one cost the better one, and nothing that costs more without being better."""
+    made = [
+        ("base", "", 0.5, 100),
+        ("a", "1", 0.4, 50),
+        ("a", "2", 0.3, 60),
+        ("a", "3", 0.6, 100),
+        ("a", "4", None, 10),
+    ]
+    found = points([row(axis, value, 0, score, flops=flops) for axis, value, score, flops in made])
+    assert [point.label for point in front(found)] == ["a = 1", "a = 3"]
+
+
+def test_a_curve_is_the_mean_of_the_seeds_that_came_so_far():
+    """At equal crops; a trial that was ended early leaves the rest to the others."""
+    rows = [row("base", "", 0, 0.5), row("base", "", 1, 0.7)]
+    rows[1]["curve"].append([24, 0.9])
+    (point,) = points(rows)
+    assert point.curve == ((8, pytest.approx(0.1)), (16, pytest.approx(0.6)), (24, pytest.approx(0.9)))

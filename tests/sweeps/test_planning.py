@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from data.manifest import read_manifest
+from distributed.experiment import load_experiment
 from pupujepa.config import ConfigError
+from pupujepa.control import match
 from pupujepa.errors import UserError
 from sweeps.axes import read_sweep
+from sweeps.parts import part_url, write_part
 from sweeps.plan import Launch, commands_for, read_plan, write_plan
 from sweeps.planning import make_plan
+from sweeps.points import expand
 from tests.data.shardsets import build_shard_set
 from tests.sweeps.conftest import PRESET
+
+ABLATIONS = Path(__file__).parents[2] / "sweeps" / "ablations"
 
 
 @pytest.fixture
@@ -100,9 +107,99 @@ def test_a_directory_without_a_sweep_is_named(tmp_path):
         read_plan(Path(tmp_path))
 
 
-def test_the_demo_sweep_composes(shards, corpus):
-    """The sweep file that comes with the checkout names keys that exist."""
-    demo = read_sweep(Path(__file__).parents[2] / "sweeps" / "ablations" / "demo.yaml")
-    launch = Launch(demo.base.preset, str(shards), str(corpus), tuple(demo.tasks), commands_for(1))
-    plan = make_plan(demo, launch, corpus=corpus, name="demo", session="s")
-    assert len(plan.trials) == 2
+def test_a_value_that_changes_the_evaluation_only_trains_nothing(plan_of):
+    """Readouts look at the model of the trial that has the same training; a changed training has a model of its own."""
+    values = {"mean": {"evaluate.readout": "mean"}, "both": {"evaluate.readout": "mean", "masks.ratio": 0.6}}
+    plan = plan_of(axes={"readout": {"values": values}}, seeds=[0, 1])
+    models = {p.trial.name: p.model for p in plan.trials}
+    assert models["readout=mean-seed0"] == "base-seed0"
+    assert models["readout=mean-seed1"] == "base-seed1"
+    assert models["readout=both-seed0"] == models["base-seed0"] == ""
+    assert [p.trial.name for p in plan.looks_at("base-seed1")] == ["readout=mean-seed1"]
+    base, look = plan.planned("base-seed0").settings, plan.planned("readout=mean-seed0").settings
+    assert {k for k in look if base[k] != look[k]} == {"evaluate.readout"}
+
+
+def test_a_control_is_matched_in_steps_tokens_or_operations(plan_of):
+    """Against pupujepa.control.match, which counts for the two structures alone."""
+    values = {equal: {"model.structure": "1d", "equal": equal} for equal in ("steps", "tokens", "flops")}
+    plan = plan_of(axes={"control": {"values": values}}, budget={"samples": 800})
+    base, *matched = (plan.planned(f"{name}-seed0") for name in ("base", *(f"control={equal}" for equal in values)))
+    steps, tokens, flops = matched
+    experiment = load_experiment([str(PRESET)])
+    factors = match(experiment.model, experiment.masks, experiment.objective)
+    assert (steps.steps, steps.samples) == (base.steps, base.samples)
+    assert (tokens.steps, tokens.tokens) == (base.steps, base.tokens)
+    assert flops.steps == round(base.steps * factors.flops_per_crop)
+    assert flops.flops == pytest.approx(base.flops, rel=0.5 / flops.steps)
+    assert base.flops / steps.flops == pytest.approx(factors.flops_per_crop)
+
+
+def test_a_scheduler_probes_all_trials_at_the_same_crops(plan_of):
+    """Whatever the batch: the interval in steps follows from the share of the budget in samples."""
+    fields = {"budget": {"samples": 160}, "axes": {"batch": {"key": "stream.global_batch", "values": [16]}}}
+    plan = plan_of(scheduler={"kind": "asha", "every": 0.2}, **fields)
+    assert [p.settings["probe.every_steps"] * p.settings["stream.global_batch"] for p in plan.trials] == [32, 32]
+    assert (plan.schedule.every_samples, plan.schedule.total_samples) == (32, 160)
+    # probes change no result, so a sweep may take a scheduler on later
+    assert [p.digest for p in plan.trials] == [p.digest for p in plan_of(**fields).trials]
+
+
+def test_the_amount_of_data_is_an_axis(plan_of, shards, tmp_path):
+    """A part of the shards is another corpus: fewer of the same shards, under their own manifest, readable as any."""
+    axes = {"data": {"values": {"half": {"data.share": 0.5}}}}
+    base, half = plan_of({"parts": str(tmp_path)}, axes=axes).trials
+    assert half.settings["stream.url"] == str(tmp_path / "0.5")
+    assert half.settings["data.share"] == 0.5
+    assert half.digest != base.digest
+    write_part(str(shards), str(tmp_path), 0.5)
+    whole, part = read_manifest(str(shards)), read_manifest(half.settings["stream.url"])
+    assert (part.shards, part.samples) == (whole.shards[:2], 16)
+    assert part.audio_hours == pytest.approx(whole.audio_hours * part.frames / whole.frames)
+    assert all((tmp_path / "0.5" / shard.name).read_bytes() for shard in part.shards)
+
+
+def test_a_part_of_an_object_store_is_refused():
+    """There are no links in one."""
+    with pytest.raises(UserError, match=r"data\.share takes a part of s3://b/train by links"):
+        part_url("s3://b/train", "parts", 0.5)
+
+
+def test_a_plan_that_searches_begins_with_the_base(plan_of):
+    """What is found later does not change which search it is; another space does."""
+    fields = {"plan": "optuna", "draws": 3, "compare_on": "valid"}
+    plan = plan_of(axes={"ratio": {"key": "masks.ratio", "values": [0.6]}}, **fields)
+    assert [p.trial.name for p in plan.trials] == ["base-seed0"]
+    grown = dataclasses.replace(plan, trials=(*plan.trials, *plan_of(seeds=[1]).trials))
+    assert grown.digest == plan.digest
+    assert plan_of(axes={"ratio": {"key": "masks.ratio", "values": [0.7]}}, **fields).digest != plan.digest
+
+
+@pytest.mark.parametrize("path", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_ready_made_sweep_composes(path, corpus, shards, monkeypatch, tmp_path):
+    """Every key and every value of the files that come with the checkout; the sizes of its trials."""
+    sweep = read_sweep(path)
+    one_seed = dataclasses.replace(sweep, seeds=sweep.seeds[:1])
+    launch = Launch(
+        sweep.base.preset, str(shards), str(corpus), tuple(sweep.tasks), commands_for(1), parts=str(tmp_path)
+    )
+    if path.stem == "codes":
+        # its shards are built beside it
+        shutil.copytree(shards, tmp_path / "runs" / "codes" / "uint8" / "train")
+        monkeypatch.chdir(tmp_path)
+    plan = make_plan(one_seed, launch, corpus=corpus, name=path.stem, session="s")
+    assert len(plan.trials) + len(plan.same_as) == len(expand(one_seed))
+    assert {p.trial.name for p in plan.trials} >= {p.model for p in plan.trials} - {""}
+
+
+def test_the_structure_sweep_makes_the_three_comparisons(corpus, shards):
+    """Equal steps, tokens and operations, as counted; every pair of models is read out alike."""
+    sweep = read_sweep(ABLATIONS / "structure.yaml")
+    launch = Launch("tiny", str(shards), str(corpus), tuple(sweep.tasks), commands_for(1))
+    plan = make_plan(dataclasses.replace(sweep, seeds=[0]), launch, corpus=corpus, name="s", session="s")
+    base, steps, tokens, flops, *looks = plan.trials
+    assert steps.samples == base.samples == 20_480_000
+    assert tokens.tokens == base.tokens
+    assert flops.flops == pytest.approx(base.flops, rel=1e-4)
+    assert {p.settings["evaluate.readout"] for p in (base, steps, tokens, flops)} == {"mean"}
+    assert [look.model for look in looks] == [base.trial.name, steps.trial.name]

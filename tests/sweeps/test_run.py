@@ -64,35 +64,65 @@ def processes_about(text: str) -> list[str]:
     return found
 
 
-def test_two_tiny_trials_end_to_end(sweep_command, tmp_path):
-    """The real trainer and evaluator on real Ray, two trials beside each other, and the report of both."""
+def ray_worker_of(pid: int) -> int:
+    """The process that runs a trial in Ray: the parent of the leash that the trainer is on."""
+    for _ in range(2):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
+
+
+def phases_of(out: Path) -> dict[str, list[str]]:
+    return {
+        path.parent.name.rpartition("-")[0]: [line.split()[0] for line in path.read_text().splitlines()]
+        for path in out.glob("trials/*/starts")
+    }
+
+
+def test_tiny_trials_of_two_ranks_end_to_end(sweep_command, tmp_path):
+    """The real trainer and evaluator on real Ray, DeepSpeed over two ranks, a model that is looked at twice, a report.
+
+    Ranks of a trial meet at a port of their own, and none outlives the sweep.
+    """
+    axes = {"ratio": RATIO | {"values": [0.6]}, "readout": {"key": "evaluate.readout", "values": ["mean"]}}
     command = sweep_command(
-        budget={"samples": 32}, tasks=["collection"], probe_tracks=16, axes={"ratio": RATIO | {"values": [0.6]}}
+        *("--ranks", "2", "--cpus-per-trial", "2"),
+        budget={"samples": 32},
+        tasks=["collection"],
+        probe_tracks=16,
+        axes=axes,
     )
     done = launch(command)
     assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "out"
-    for directory in out.glob("trials/*"):
+    trained = [path.parent for path in out.glob("trials/*/metrics.jsonl")]
+    assert len(trained) == 2  # of three trials
+    for directory in trained:
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3]
         assert (directory / "export" / "args.json").exists()
+        assert json.loads((directory / "facts.json").read_text())["ranks"] == 2
     reported = launch([sys.executable, "-m", "sweeps", "report", str(out)])
     assert reported.returncode == 0, reported.stderr
     assert "masks.ratio: 0.8 \N{RIGHTWARDS ARROW} 0.6" in reported.stdout
     assert "There is one seed (0), so there is no interval over seeds" in reported.stdout
     rows = [json.loads(line) for line in (out / "sweep.jsonl").read_text().splitlines()]
-    base, other = rows
+    base, other, look = rows
+    assert look["differs"] == {"evaluate.readout": ["frames", "mean"]}
+    assert (look["train_s"], look["model"]) == (0, base["name"])
+    assert look["results"]["collection"]["value"] != pytest.approx(base["results"]["collection"]["value"], abs=1e-12)
     difference = other["results"]["collection"]["value"] - base["results"]["collection"]["value"]
     assert other["delta"]["collection"]["value"] == pytest.approx(difference)
-    assert [row["crops"] for row in rows] == [32, 32]
+    assert [row["crops"] for row in rows] == [32, 32, 32]
+    assert base["flops"] < other["flops"]  # more context at a lower ratio
     assert (out / "sweep.html").read_text().count("<svg") >= 1
     wait_until(lambda: not processes_about(str(out)))
 
 
 def test_failures_kill_and_continue(sweep_command, stand_in_commands, tmp_path):
-    """A crash and a divergence are recorded while others go on; after SIGKILL nothing lives; the same command goes on.
+    """A crash and a divergence are recorded while others go on; a trial whose Ray worker is killed is started again.
 
-    In the end no finished trial was run twice, the crashed one was tried again, the interrupted one went on.
+    After SIGKILL of the driver nothing lives; the same command goes on. In the end no finished trial was run twice, the
+    crashed one was tried again, the interrupted one went on.
     """
     axes = {"ratio": RATIO | {"values": [0.5, 0.6, 0.7]}}
     command = sweep_command(axes=axes, commands=stand_in_commands)
@@ -106,6 +136,11 @@ def test_failures_kill_and_continue(sweep_command, stand_in_commands, tmp_path):
             return statuses == ["crashed", "diverged", "finished", "running"] and bool([*out.glob("trials/*/pids")])
 
         wait_until(settled, timeout_s=500)
+        lost = trainer_and_rank(out)
+        os.kill(ray_worker_of(lost[0]), signal.SIGKILL)
+        wait_until(lambda: phases_of(out)["ratio=0.7-seed0"] == ["train", "train"], timeout_s=500)
+        wait_until(lambda: trainer_and_rank(out) != lost)
+        wait_until(lambda: not any(is_running(pid) for pid in lost))
     finally:
         sweep.kill()
         sweep.wait()
@@ -120,16 +155,41 @@ def test_failures_kill_and_continue(sweep_command, stand_in_commands, tmp_path):
         "base-seed0": "finished", "ratio=0.5-seed0": "finished", "ratio=0.6-seed0": "diverged",
         "ratio=0.7-seed0": "finished",
     }  # fmt: skip
-    phases = {
-        path.parent.name.rpartition("-")[0]: [line.split()[0] for line in path.read_text().splitlines()]
-        for path in out.glob("trials/*/starts")
-    }
-    assert phases == {
+    assert phases_of(out) == {
         "base-seed0": ["train", "evaluate"], "ratio=0.5-seed0": ["train", "train", "evaluate"],
-        "ratio=0.6-seed0": ["train"], "ratio=0.7-seed0": ["train", "train", "evaluate"],
+        "ratio=0.6-seed0": ["train"], "ratio=0.7-seed0": ["train", "train", "train", "evaluate"],
     }  # fmt: skip
     reported = launch([sys.executable, "-m", "sweeps", "report", str(out)])
     assert "**ratio=0.6-seed0 diverged**: the loss is None at step 2" in reported.stdout
+
+
+def test_a_search_that_ends_what_is_behind(sweep_command, stand_in_commands, tmp_path):
+    """Optuna suggests, probes at equal crops decide who goes on; started again, nothing runs twice.
+
+    One after the other, so that who is compared with whom is known: the base, which is never ended, then four draws
+    from a worse and a better ratio.
+    """
+    axes = {"ratio": RATIO | {"values": [0.3, 0.9]}}
+    fields = {"plan": "optuna", "draws": 4, "compare_on": "valid", "budget": {"samples": 40}}
+    scheduler = {"kind": "asha", "every": 0.2, "reduction_factor": 2}
+    command = sweep_command("--cpus", "1", axes=axes, commands=stand_in_commands, scheduler=scheduler, **fields)
+    out = tmp_path / "out"
+    done = launch(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = records(out)
+    assert {name: record["status"] for name, record in found.items()} == {
+        "base-seed0": "finished", "ratio=0.3-seed0": "pruned", "ratio=0.9-seed0": "finished",
+    }  # fmt: skip
+    assert found["ratio=0.3-seed0"]["reason"].startswith("behind others after 8 crops, at a quality of 0.300")
+    phases = phases_of(out)
+    assert phases["ratio=0.9-seed0"] == ["train", "evaluate"]
+    assert phases["ratio=0.3-seed0"] == ["train"]
+    again = launch(command)
+    assert again.returncode == 0, again.stderr
+    assert phases_of(out) == phases
+    wait_until(lambda: not processes_about(str(out)))
+    reported = launch([sys.executable, "-m", "sweeps", "report", str(out)])
+    assert "| ratio = 0.9 | 0.590" in reported.stdout
 
 
 def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):

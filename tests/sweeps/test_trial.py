@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.axes import Trial
 from sweeps.plan import Commands, Launch, Plan, PlannedTrial, commands_for, fill
+from sweeps.points import Trial
 from sweeps.record import MetricsTail, read_record, tail
 from sweeps.trial import Site, command_lines, run_trial, trial_environment
 from tests.processes import is_running
@@ -45,7 +45,8 @@ def test_a_trial_trains_reports_and_evaluates(trial_of, tmp_path):
     assert record.status == "finished"
     assert (reports[-2]["step"], reports[-2]["samples"]) == (5, 40)
     assert all(r["samples"] == 8 * r["step"] for r in reports)
-    assert reports[-1] == {"step": 5, "samples": 40, "status": "finished", "task/collection": pytest.approx(0.58)}
+    value = pytest.approx(0.58)
+    assert reports[-1] == {"step": 5, "samples": 40, "status": "finished", "task/collection": value, "score": value}
 
 
 def test_a_finished_trial_is_not_run_again(trial_of, tmp_path):
@@ -90,6 +91,48 @@ def test_a_trial_that_diverges_is_ended_and_recorded_for_good(trial_of, tmp_path
     assert time.monotonic() - started < 300, "the stand-in was left to sleep for 600 s"
     assert run(trial_of(0.6, session="later"), tmp_path)[0].status == "diverged"
     assert len(starts(trial_of(0.6), tmp_path)) == 1
+
+
+def test_a_trainer_that_gives_up_has_diverged(trial_of, tmp_path):
+    """It skips single steps without a finite loss itself; when it ends for them, it leaves a file that says so."""
+    plan = trial_of(0.8)
+    said = {"step": 7, "what": "loss nan", "in_row": 11, "micro_batches": []}
+    path = tmp_path / plan.trials[0].directory / "diverged-step-0000007-rank-0.json"
+    write = f"open({str(path)!r}, 'w').write({json.dumps(said)!r})"
+    gives_up = Commands(("{python}", "-c", f"{write}; raise SystemExit(2)"), plan.launch.commands.evaluate)
+    record, _ = run(replace(plan, launch=replace(plan.launch, commands=gives_up)), tmp_path)
+    assert (record.status, record.reason) == ("diverged", "loss nan at step 7, the last of 11 in a row")
+
+
+def test_probes_are_reported_by_samples_and_told_again(trial_of, tmp_path):
+    """A scheduler compares them at equal samples; when a sweep goes on, it hears those of finished trials once more."""
+    plan = trial_of(0.8)
+    probed = replace(plan.trials[0], trial=replace(plan.trials[0].trial, overrides=("probe.every_steps=1",)))
+    plan = replace(plan, trials=(probed,))
+    (tmp_path / "behave").touch()
+    for session in ("s", "later"):
+        _, reports = run(replace(plan, session=session), tmp_path)
+        found = [(r["samples"], r["quality"]) for r in reports if "quality" in r]
+        assert found == [(8, 0.8), (16, 0.8), (24, 0.8), (32, 0.8), (40, 0.8)]
+    assert len(starts(plan, tmp_path)) == 2
+
+
+def test_a_second_look_trains_nothing(trial_of, tmp_path):
+    """The evaluator alone runs, on the other trial's model, in a directory and with a record of its own."""
+    plan = trial_of(0.8)
+    first = plan.trials[0]
+    look = Trial("look-seed0", "readout", "mean", 0, (), evaluate=(("readout", "mean"),))
+    second = PlannedTrial(look, "fedcba9876543210", 5, 40, {}, model=first.trial.name)
+    plan = replace(plan, trials=(first, second))
+    record = run_trial(plan, second, site=Site(tmp_path, os.environ), report=[].append)
+    assert record.reason == "there is no model to look at: one-seed0 is waiting"
+    run(plan, tmp_path)
+    record = run_trial(replace(plan, session="t"), second, site=Site(tmp_path, os.environ), report=[].append)
+    assert (record.status, record.train_s) == ("finished", 0)
+    assert (tmp_path / second.directory / "starts").read_text().split()[::2] == ["evaluate"]
+    ordinary = replace(plan, launch=replace(plan.launch, commands=commands_for(1)))
+    evaluate = command_lines(ordinary, second, out=tmp_path, ports=[1, 2])["evaluate"]
+    assert evaluate[evaluate.index("--encoders") + 1] == f"{tmp_path / first.directory}:mean"
 
 
 def test_a_trainer_that_was_asked_to_stop_goes_on_in_the_next_session(trial_of, tmp_path):

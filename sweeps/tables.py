@@ -1,0 +1,146 @@
+"""The table of a sweep in Markdown and LaTeX, its cells in words, and sentences on what it can and cannot say."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distributed.marble.tasks import TASKS
+from distributed.report.wording import count_of, duration, fixed, grouped, interval, listed, significant
+from sweeps.outcomes import Delta, Point
+from sweeps.plan import Plan
+
+ABSENT = "\N{EN DASH}"
+TERA = 1e12
+COST_HEADS = ("crops", "TFLOP", "time")
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    | {"\N{RIGHTWARDS ARROW}": r"$\to$", "\N{MINUS SIGN}": "$-$", ABSENT: "--", "\N{NARROW NO-BREAK SPACE}": r"\,"}
+)
+
+
+def to_markdown(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
+    """Returns the table, what it can and cannot say, and what went wrong."""
+    tasks = tasks_of(rows)
+    lines = [f"# {plan.name}", "", *([plan.question, ""] if plan.question else [])]
+    heads = ["", *(title(task, rows) for task in tasks), "differs from the base in", *COST_HEADS]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for point in found:
+        cells = [point.label, *(cell(point, task) for task in tasks), differences(point), *cost(point)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *reading(plan, found), ""]
+    for row in failures(rows):
+        lines += [f"**{row['name']} {row['status']}**: {row['reason'] or 'not finished'}", "", "```"]
+        lines += [*row["log_tail"], "```", ""]
+    return "\n".join(lines)
+
+
+def to_latex(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
+    """Returns the same table for a paper: `booktabs` rows, the base first, what could not be measured as a dash."""
+    tasks = tasks_of(rows)
+    heads = ["", *(title(task, rows) for task in tasks), "differs from the base in", *COST_HEADS]
+    lines = [
+        f"% {plan.name}, written by `python -m sweeps report`; needs \\usepackage{{booktabs}}",
+        r"\begin{tabular}{l" + "r" * len(tasks) + "lrrr}",
+        r"\toprule",
+        _latex_row(heads),
+        r"\midrule",
+        *(
+            _latex_row([point.label, *(cell(point, t) for t in tasks), differences(point), *cost(point)])
+            for point in found
+        ),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join([*lines, *(f"% {sentence}" for sentence in reading(plan, found)), ""])
+
+
+def tasks_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the tasks that any trial has results for, in the order of the evaluator."""
+    return list(dict.fromkeys(task for row in rows for task in row["results"]))
+
+
+def title(task: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Returns a task's title and metric, as a column head."""
+    titles = {row.name: row.title for row in TASKS}
+    metric = next(row["results"][task]["metric"] for row in rows if task in row["results"])
+    return f"{titles.get(task, task)} ({metric})"
+
+
+def cell(point: Point, task: str) -> str:
+    """Returns the value of a task and its difference to the base, or a dash."""
+    if task not in point.values:
+        return ABSENT
+    if task not in point.deltas:
+        return fixed(point.values[task])
+    delta = point.deltas[task]
+    return f"{fixed(point.values[task])} ({fixed(delta.value, sign=True)} {interval(delta.lo, delta.hi)})"
+
+
+def differences(point: Point) -> str:
+    """Returns the hyperparameters that differ, `key: base -> here`."""
+    texts = [f"{key}: {before} → {here}" for key, (before, here) in point.differs.items()]
+    also = sorted({name.rpartition("-seed")[0] for row in point.rows for name in row["also"]})
+    same = [f"also stands for {listed(also)}"] if also else []
+    return "; ".join([*texts, *same]) or ABSENT
+
+
+def cost(point: Point) -> tuple[str, str, str]:
+    """Returns what a trial cost on average: crops seen, 10^12 operations of training, and time with its probes.
+
+    A second look at a model trained nothing.
+    """
+    seconds = sum(row["train_s"] + row["evaluate_s"] for row in point.rows) / len(point.rows)
+    if point.rows[0]["model"]:
+        return ABSENT, ABSENT, duration(seconds)
+    return grouped(point.rows[0]["crops"]), significant(point.flops / TERA), duration(seconds)
+
+
+def reading(plan: Plan, found: Sequence[Point]) -> list[str]:
+    """Returns sentences on what the numbers can and cannot say."""
+    seeds = sorted({planned.trial.seed for planned in plan.trials})
+    sentences = [_about_intervals(seeds), _about_split(plan.launch.compare_on)]
+    clear = [(p, {task: d for task, d in p.deltas.items() if d.is_clear}) for p in found]
+    for point, deltas in clear:
+        changes = [f"{'raises' if d.value > 0 else 'lowers'} {task} by {_size(d)}" for task, d in deltas.items()]
+        if changes:
+            sentences.append(f"{point.label} {listed(changes)}.")
+    if any(p.deltas for p in found) and not any(deltas for _, deltas in clear):
+        sentences.append("No difference is clear of zero: at this size and length nothing here tells the values apart.")
+    return sentences
+
+
+def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of trials without results."""
+    return [row for row in rows if row["status"] not in ("finished", "pruned")]
+
+
+def _size(delta: Delta) -> str:
+    return (
+        f"{fixed(abs(delta.value))} (95 % interval of the difference {interval(delta.lo, delta.hi)}, over {delta.over})"
+    )
+
+
+def _about_split(split: str) -> str:
+    if split == "valid":
+        return (
+            "Scores are those of the validation split, which also chose each probe's layer and learning rate: they "
+            "serve to choose between trials, and are too high as results."
+        )
+    return "Scores are those of the test split; layer and learning rate of each probe were chosen on validation."
+
+
+def _about_intervals(seeds: Sequence[int]) -> str:
+    if len(seeds) > 1:
+        return (
+            f"Differences are paired by seed over {count_of(len(seeds), 'seed')}; intervals are Student's t, 95 %, and "
+            f"hold the spread between runs."
+        )
+    return (
+        f"There is one seed ({seeds[0]}), so there is no interval over seeds: another seed may move every number. "
+        f"Intervals cover the choice of items only (95 %, both runs' bootstrap intervals combined as if "
+        f"independent, which is on the safe side)."
+    )
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
