@@ -125,13 +125,18 @@ def _source(spec: str) -> str:
 
 
 def _options(spec: str, how: HowToEncode) -> tuple[str, HowToEncode]:
-    """Splits SOURCE[:teacher|:student][:READOUT]; a path that exists as it is has no options."""
+    """Splits SOURCE[:teacher|:student][:READOUT][:rope=MODE][:window=FRAMES]; a path that exists has no options."""
     if Path(spec).exists():
         return spec, how
     source, _, rest = spec.partition(":")
     words = rest.split(":") if rest else []
     if words and words[0] in ("teacher", "student"):
         how = replace(how, which=words.pop(0))
+    while words and words[-1].startswith(("rope=", "window=")):
+        option, _, value = words.pop().partition("=")
+        if option == "window" and not value.isdigit():
+            raise UserError(f"encoder {spec!r}: window={value} is no number of frames; write e.g. window=1024")
+        how = replace(how, rope=value) if option == "rope" else replace(how, window_frames=int(value))
     readout = ":".join(words)
     if readout and not readout.startswith("region:") and readout not in ("frames", "mean"):
         raise UserError(

@@ -5,7 +5,7 @@ By default bands lie side by side, 25 frames per second; the readouts are those 
 A slice longer than the training crop is cut into crops that do not overlap, so that the network sees what it was
 trained on and every patch is encoded once.
 
-Legend: B slices, S samples, W crops of a slice, T frames, F mel bands.
+Legend: B slices, S samples, W windows of a slice, T frames, F mel bands.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,12 +41,22 @@ class HowToEncode:
             "fp32" does not.
         readout: of a PupuJEPA: "frames", "mean" or "region:FxT". A region of several blocks in time is one vector a
             slice, without frames.
+        rope: how a PupuJEPA lays out rotary positions; "" as it was trained.
+        window_frames: frames that a PupuJEPA sees at once; 0 those of a training crop.
     """
 
     which: str = "teacher"
     precision: str = "bf16"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     readout: str = "frames"
+    rope: str = ""
+    window_frames: int = 0
+
+    @property
+    def positions(self) -> list[str]:
+        """What differs from the positions of training, as the words of an encoder's name; empty for nothing."""
+        rope = [f"rope={self.rope}"] if self.rope else []
+        return [*rope, f"window={self.window_frames}"] if self.window_frames else rope
 
 
 class FrozenPupuJEPA:
@@ -55,11 +65,22 @@ class FrozenPupuJEPA:
     Args:
         digest: of the weights, or a function that reads it off them when it is asked for: it takes seconds, and one
             rank of a node is enough. Everything else that shapes the features is added to it.
+
+    Raises:
+        UserError: a readout or a window that the patches do not fit, or a layout for positions that are not rotary.
     """
 
     only_tasks: frozenset[str] | None = None
 
     def __init__(self, model: PupuJEPA, how: "HowToEncode", *, name: str, digest: str | Callable[[], str]):
+        if how.rope:
+            model.config = replace(model.config, rope=how.rope)
+        self._window_frames = how.window_frames or model.config.crop_frames
+        if self._window_frames % model.config.patch_frames:
+            raise UserError(
+                f"a window of {self._window_frames} frames cannot be cut into patches of {model.config.patch_frames}; "
+                f"make it a multiple of that"
+            )
         autocast_dtype = torch.bfloat16 if how.precision == "bf16" else None
         self._encoder = Encoder(model, device=how.device, autocast_dtype=autocast_dtype, batch_size=CROPS_PER_PASS)
         self._which = how.which
@@ -73,6 +94,7 @@ class FrozenPupuJEPA:
         self._how_in_words = f"{how.which}/{how.precision}/{self.front_end}/{model.config}"
         if how.readout != "frames":
             self._how_in_words += f"/{self._readout}"
+        self._how_in_words += "".join(f"/{word}" for word in how.positions)
         self.sample_rate_hz = frontend.sample_rate_hz
         rate_hz = frontend.sample_rate_hz / frontend.hop_samples / model.config.patch_frames
         self.frame_rate_hz: float | None = rate_hz if self._readout.time_blocks == 1 else None
@@ -91,14 +113,14 @@ class FrozenPupuJEPA:
 
         Of another readout, the width is the number of its blocks times D.
         """
-        config = self.model.config
+        config, window = self.model.config, self._window_frames
         mel_BTF = log_mel(audio_BS.to(self._device), self._encoder.frontend)
         mel_BTF = normalise(mel_BTF, config.mel_mean, config.mel_std)
-        whole = mel_BTF.shape[1] // config.crop_frames * config.crop_frames
+        whole = mel_BTF.shape[1] // window * window
         rest = (mel_BTF.shape[1] - whole) // config.patch_frames * config.patch_frames
         parts: list[list[Tensor]] = []
         if whole:
-            crops = mel_BTF[:, :whole].reshape(-1, config.crop_frames, mel_BTF.shape[2])  # [B * W, crop, F]
+            crops = mel_BTF[:, :whole].reshape(-1, window, mel_BTF.shape[2])  # [B * W, window, F]
             states = self._encoder.encode_mel(crops, which=self._which)
             parts.append([s.reshape(len(mel_BTF), -1, s.shape[-1]) for s in states])
         if rest:
@@ -159,7 +181,7 @@ def _name(name: str, how: HowToEncode) -> str:
     """Returns the name with what is not the default of it."""
     which = [] if how.which == "teacher" else [how.which]
     readout = [] if how.readout == "frames" else [how.readout]
-    return ":".join([name, *which, *readout])
+    return ":".join([name, *which, *readout, *how.positions])
 
 
 def _digest_of_file(path: Path) -> str:

@@ -221,3 +221,20 @@ def test_states_and_their_names_must_agree():
     encoder = HiddenStates(lambda audio_BS: [audio_BS[:, :, None]], description, FP32)
     with pytest.raises(UserError, match="names 2 layers but gives the states of 1"):
         encoder.embed(audio(64), frame_layers=())
+
+
+def test_positions_and_window_are_part_of_how_a_model_is_looked_at(run_folder):
+    """Windows of the trained length are what there is by default; twice as long, the two layouts differ."""
+    window = 2 * resolve_encoders([str(run_folder)], FP32)[0].model.config.crop_frames
+    words = ["", f":window={window}", f":rope=clip_relative:window={window}"]
+    encoders = resolve_encoders([f"{run_folder}{word}" for word in words], FP32)
+    assert [e.name.partition(":")[2] for e in encoders] == [word[1:] for word in words]
+    assert len({e.digest for e in encoders}) == 3
+    plain, exact, stretched = (e.embed(audio(window), frame_layers=()).pooled_BLD for e in encoders)
+    torch.testing.assert_close(exact[:, 0], plain[:, 0])  # the patch embedding knows no positions
+    assert not torch.allclose(exact[:, -1], plain[:, -1])
+    assert not torch.allclose(exact[:, -1], stretched[:, -1])
+    with pytest.raises(UserError, match="window=x is no number of frames"):
+        resolve_encoders([f"{run_folder}:window=x"], FP32)
+    with pytest.raises(UserError, match="a window of 3 frames cannot be cut into patches"):
+        resolve_encoders([f"{run_folder}:window=3"], FP32)
