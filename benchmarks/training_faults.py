@@ -1,7 +1,8 @@
 """What each fault of a training on two ranks costs: the run with the fault, to its end, against the run without.
 
   python -m benchmarks training_faults            all cases, about 8 min
-  python -m benchmarks training_faults --write    also puts the table into docs/training_faults.md
+  python -m benchmarks training_faults --write    also puts the rows into docs/training_faults.md
+  python -m benchmarks training_faults --only=NaN --write    plays those cases alone, and keeps the other rows
 
 The cases are those of the tests (tests/distributed/fault_cases.py): a small model on two CPU ranks, started again as
 often as it takes to finish. Seconds lost contain what a start costs, the steps since the last checkpoint, and waiting.
@@ -11,7 +12,7 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.distributed.fault_cases import CASES, Case, Outcome, Site, build_shards, start_anew, straight
@@ -24,21 +25,29 @@ MARKS = ("<!-- table: python -m benchmarks training_faults --write -->\n", "<!--
 def main() -> None:
     """Plays all cases and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/training_faults.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/training_faults.md")
     parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
     args = parser.parse_args([word for word in sys.argv[1:] if word.startswith("-")])
     print(HEADER, end="", flush=True)
-    lines = []
+    rows = {}
     with tempfile.TemporaryDirectory(prefix="training-faults-") as folder:
-        for row in _rows(Path(folder), args.only):
+        for case, row in _rows(Path(folder), args.only):
             print(row, end="", flush=True)
-            lines.append(row)
+            rows[case.fault] = row
     if args.write:
-        before, _, rest = PAGE.read_text().partition(MARKS[0])
-        PAGE.write_text(before + MARKS[0] + HEADER + "".join(lines) + MARKS[1] + rest.partition(MARKS[1])[2])
+        PAGE.write_text(updated(PAGE.read_text(), rows))
 
 
-def _rows(folder: Path, only: str) -> Iterator[str]:
+def updated(page: str, rows: Mapping[str, str]) -> str:
+    """Returns the page with new rows, by fault; cases that have none keep the one they had."""
+    before, _, rest = page.partition(MARKS[0])
+    table, _, after = rest.partition(MARKS[1])
+    known = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines(keepends=True)} | dict(rows)
+    lines = [known[case.fault] for case in CASES if case.fault in known]
+    return before + MARKS[0] + HEADER + "".join(lines) + MARKS[1] + after
+
+
+def _rows(folder: Path, only: str) -> Iterator[tuple[Case, str]]:
     shards = str(folder / "shards")
     build_shards(shards)
     straight(Site(folder / "warm", shards, start_anew))  # files are read from disk once
@@ -46,7 +55,7 @@ def _rows(folder: Path, only: str) -> Iterator[str]:
     for number, case in enumerate(CASES):
         if re.search(only, case.fault):
             outcome = case.play(Site(folder / str(number), shards, start_anew))
-            yield row_of(case, outcome, lost_s=outcome.seconds - usual_s)
+            yield case, row_of(case, outcome, lost_s=outcome.seconds - usual_s)
 
 
 def row_of(case: Case, outcome: Outcome, *, lost_s: float) -> str:

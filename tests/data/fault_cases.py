@@ -91,7 +91,7 @@ def _server_killed(site: Site, *, comes_back: bool) -> Outcome:
         # 24 MB a shard, because the buffers of sockets hold several
         manifest = build_shard_set(url, (6, 2), num_frames=lambda number: 32_000)
         proxy.inject(Fault("hold", match=f"{manifest.shards[0].name}$"))
-        accident = threading.Thread(target=_kill, args=(server, proxy, comes_back, done))
+        accident = threading.Thread(target=kill_server, args=(server, proxy, comes_back, done))
         accident.start()
         try:
             retries = site.retries if comes_back else site.insistent
@@ -106,7 +106,8 @@ def _server_killed(site: Site, *, comes_back: bool) -> Outcome:
     return outcome
 
 
-def _kill(server: LocalS3, proxy: FaultProxy, comes_back: bool, done: threading.Event) -> None:
+def kill_server(server: LocalS3, proxy: FaultProxy, comes_back: bool, done: threading.Event) -> None:
+    """Kills a server when the proxy holds a body of it, and perhaps starts the next one, which lives until `done`."""
     try:
         assert proxy.holding.wait(120), "the shard was not asked for"
         assert server.pid is not None

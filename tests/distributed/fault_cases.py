@@ -7,8 +7,11 @@ writes the table of docs/training_faults.md. Ranks are started as srun starts th
 import json
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 from data.local_s3 import LocalS3
 from distributed.run_directory import RunDirectory
 from distributed.telemetry import read_metrics
+from tests.data.fault_cases import kill_server
 from tests.data.fault_site import environment as variables
 from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import ROOT, TIMEOUT_S, environment, train_command
@@ -179,19 +183,37 @@ def _out_of_time(site: Site) -> Outcome:
     return _played(site, None, "--time-limit=0:01")
 
 
-def _store_refuses(site: Site) -> Outcome:
-    """The store answers five times in a row that it cannot serve a shard, some five seconds of waits."""
+@contextmanager
+def _store(site: Site) -> Iterator[tuple[LocalS3, FaultProxy, Callable[[], Outcome]]]:
+    """The shards in an object store, a proxy before it, and a training that reads them through it."""
+    url, words = "s3://set/train", (f"stream.cache_dir={site.folder / 'cache'}", "stream.prefetch_bytes=0")
     with (
         LocalS3(site.folder / "server", buckets=["set"]) as server,
         FaultProxy(upstream_port=server.port) as proxy,
         variables(**server.environment(), AWS_PROFILE=None, AWS_SESSION_TOKEN=None),
     ):
-        url = "s3://set/train"
         build_shards(url)
-        proxy.inject(Fault("503", times=5, match="shard-000000.tar$"))
         through = {"AWS_ENDPOINT_URL": proxy.endpoint_url, "AWS_ENDPOINT_URL_S3": proxy.endpoint_url}
-        words = (f"stream.cache_dir={site.folder / 'cache'}", "stream.prefetch_bytes=0")
-        return _played(replace(site, shards=url), None, *words, **through)
+        yield server, proxy, partial(_played, replace(site, shards=url), None, *words, **through)
+
+
+def _store_refuses(site: Site) -> Outcome:
+    """The store answers five times in a row that it cannot serve a shard, some five seconds of waits."""
+    with _store(site) as (_, proxy, play):
+        proxy.inject(Fault("503", times=5, match="shard-000000.tar$"))
+        return play()
+
+
+def _store_killed(site: Site) -> Outcome:
+    """The store's server is killed while it sends a shard, and another one starts on what it has left."""
+    with _store(site) as (server, proxy, play), ThreadPoolExecutor(1) as accident:
+        proxy.inject(Fault("hold", match="shard-000000.tar$"))
+        over = threading.Event()
+        accident.submit(kill_server, server, proxy, True, over)
+        try:
+            return play()
+        finally:
+            over.set()
 
 
 _SAVED = rf"asked to stop \(1 of 2 ranks\): saving step {STRUCK_STEP + 1}"
@@ -257,5 +279,13 @@ CASES: tuple[Case, ...] = (
         _store_refuses,
         (0, 0),
         r"download s3://set/train/shard-000000.tar: 503 SlowDown",
+    ),
+    Case(
+        "the object store's server is killed and comes back",
+        "the training waits for it",
+        _store_killed,
+        (0, 0),
+        r"download s3://set/train/shard-00000\d.tar: .*(cut short|connection was lost|no connection)",
+        in_suite=False,
     ),
 )
