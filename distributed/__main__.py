@@ -4,6 +4,7 @@
   torchrun --nproc-per-node 8 -m distributed train --preset tiny stream.url=s3://bucket/shards/train
   srun python -m distributed train --preset tiny stream.url=s3://bucket/shards/train       one task per GPU
   python -m distributed evaluate --encoders runs/demo random_init --data corpora/scores --out runs/demo
+  python -m distributed leaderboard runs/demo runs/tiny                         results side by side
   python -m distributed report runs/demo                                        the page of a run
   python -m distributed plan --preset large --gpus 64                           memory, FLOPs, hours: before you queue
 
@@ -18,6 +19,7 @@ from pupujepa.front_door import Command, enter
 COMMANDS = {
     "train": Command("distributed.train", "pre-train, or continue a run"),
     "evaluate": Command("distributed.marble.evaluate", "probe frozen encoders on labelled tasks"),
+    "leaderboard": Command("distributed.marble.leaderboard", "lay results beside each other and beside published ones"),
     "report": Command("distributed.report.page", "build the self-contained HTML page of a run"),
     "export": Command("distributed.export", "write a checkpoint in the released weight format"),
     "checkpoints": Command("distributed.list_checkpoints", "list the checkpoints of a run, and verify them"),

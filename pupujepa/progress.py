@@ -60,6 +60,11 @@ class Progress:
         self._bar.close()
 
     @property
+    def done_now(self) -> int:
+        """Things done since the start, without those that were done before."""
+        return self.done - self._skipped
+
+    @property
     def elapsed_s(self) -> float:
         """Seconds since the start."""
         return max(self._clock() - self._started_at, 1e-9)
@@ -92,7 +97,7 @@ class Progress:
         if not self._shown:
             return
         self._shown_at = self._clock()
-        left_s = self.elapsed_s / max(self.done - self._skipped, 1) * (self.total - self.done)
+        left_s = self.elapsed_s / max(self.done_now, 1) * (self.total - self.done)
         rest = f", about {_duration(left_s)} left" if self.done < self.total else f" in {_duration(self.elapsed_s)}"
         note = f", {note}" if note else ""
         self._stream.write(f"{self.title}: {self.done}/{self.total} {self.unit}{rest}{note}\n")

@@ -65,7 +65,7 @@ class Corpus:
         return tuple(t for t in self.tracks if t.split == split)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Slice:
     """The `index`-th window of a track; (uid, index) is its name everywhere.
 

@@ -13,10 +13,15 @@ untrained), log_mel (spectrogram statistics) and chroma (for key). D holds track
   python -m distributed evaluate --tasks all --data MARBLE --check
   python -m distributed evaluate --tasks GS MTT GTZANBeatTracking --data MARBLE --encoders runs/base --out runs/base
 
-Features are computed once, spread over the ranks, and kept under --cache; running the command again continues where it
-stopped.
+Features are computed once, spread over the ranks, and kept under --cache, a folder or s3://bucket/prefix that all
+ranks see; what changes them (weights, lists, a single byte of audio) changes the name they are kept under. The same
+command, run again, continues where it stopped. Layer and learning rate are chosen on validation; the test split is read
+once, by the choice alone.
 
-Writes O/results.jsonl (one row per task, encoder and protocol), O/results.md and O/results.html.
+Writes O/results.jsonl (one row per task, encoder and protocol), O/results.md and O/results.html. Results of several
+folders, beside each other and beside published numbers:
+
+  python -m distributed leaderboard runs/base runs/large
 """
 
 import argparse
@@ -28,6 +33,8 @@ from pathlib import Path
 
 import torch
 
+from data.files import Location
+from distributed.marble.audio_digests import with_audio_digests
 from distributed.marble.corpus import Corpus, read_corpus
 from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports
 from distributed.marble.inventory import measurable, take_inventory
@@ -37,7 +44,9 @@ from distributed.marble.marble_tasks import choose_tasks
 from distributed.marble.probing import Outcome, probe
 from distributed.marble.pupujepa_encoder import HowToEncode
 from distributed.marble.ranks import agreed, all_or_none, gather
-from distributed.marble.results import Row, Sampling, make_rows, markdown_table, write_results
+from distributed.marble.result_tables import result_tables
+from distributed.marble.results import Resamples, Row, Sampling, make_rows, write_results
+from distributed.marble.tables import to_markdown
 from distributed.marble.targets import TaskData, prepare
 from distributed.marble.tasks import Protocol, Task
 from distributed.telemetry import configure_logging
@@ -56,7 +65,7 @@ class Evaluation:
     """An evaluation, fully specified.
 
     Attributes:
-        cache: folder for features, shared by all ranks.
+        cache: path or url of the folder for features, shared by all ranks.
         which: teacher or student.
     """
 
@@ -64,7 +73,7 @@ class Evaluation:
     tasks: tuple[Task, ...]
     data: Path
     out: Path
-    cache: Path
+    cache: Location | Path
     protocol: Protocol = "clean"
     which: str = "teacher"
     precision: str = "bf16"
@@ -111,7 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="bf16",
         help="of the frozen encoder: bf16 autocast (default, as MARBLE) or fp32, for processors without bf16",
     )
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="shared folder for features (default: OUT/features)")
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="folder for features that all ranks see, or s3://bucket/prefix (default: OUT/features); several "
+        "evaluations may share one, and it may be deleted at any time between them",
+    )
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
 
@@ -139,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
         for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
             rows = evaluate(replace(evaluation, protocol=protocol), topology, device=device)
     if topology.is_first:
-        print(markdown_table(rows))  # noqa: T201 - the table is the product
+        print(to_markdown(result_tables(rows)))  # noqa: T201 - the table is the product
     return 0
 
 
@@ -166,7 +180,8 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
     corpora: dict[str, Corpus] = {}
     for task in evaluation.tasks:
         if task.list_name not in corpora:
-            corpora[task.list_name] = agreed(_read(evaluation.data, task), topology)
+            corpus = agreed(_read(evaluation.data, task), topology)
+            corpora[task.list_name] = with_audio_digests(corpus, cache=evaluation.cache, topology=topology)
     prepared = [prepare(task, corpora[task.list_name]) for task in evaluation.tasks]
     _report_left_out(prepared)
     encoders = resolve_encoders(evaluation.encoders, HowToEncode(evaluation.which, evaluation.precision, device))
@@ -175,8 +190,7 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
     )
     if not topology.is_first:
         return []
-    rows = _tabulate(evaluation, jobs, outcomes)
-    return write_results(evaluation.out, rows)
+    return write_results(evaluation.out, *_tabulate(evaluation, jobs, outcomes))
 
 
 def measure(
@@ -238,12 +252,13 @@ def _probe_all(
     return {number: outcome for part in gathered for number, outcome in part.items()}
 
 
-def _tabulate(evaluation: Evaluation, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> list[Row]:
+def _tabulate(evaluation: Evaluation, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> tuple[list[Row], Resamples]:
     rows: list[Row] = []
+    resamples: Resamples = {}
     for task in evaluation.tasks:
         numbers = [n for n, job in enumerate(jobs) if job.data.task.name == task.name]
         if numbers:
-            rows += make_rows(
+            made, drawn = make_rows(
                 task,
                 [outcomes[n] for n in numbers],
                 {jobs[n].subject.name: jobs[n].provenance for n in numbers},
@@ -251,7 +266,9 @@ def _tabulate(evaluation: Evaluation, jobs: Sequence[Job], outcomes: dict[int, O
                 baselines=BASELINES,
                 sampling=evaluation.sampling,
             )
-    return rows
+            rows += made
+            resamples |= drawn
+    return rows, resamples
 
 
 def _report_left_out(prepared: Sequence[TaskData]) -> None:

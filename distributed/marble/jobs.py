@@ -6,17 +6,19 @@ on MTG-Jamendo read every window once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from data.files import Location
 from distributed.marble.corpus import Corpus, union
 from distributed.marble.encoders import FrozenEncoder
 from distributed.marble.features import Plan, compute_features, gather_features, make_plan
 from distributed.marble.probing import Subject
-from distributed.marble.ranks import all_or_none
+from distributed.marble.ranks import agreed_digest, all_or_none
 from distributed.marble.readout import spread_layers
 from distributed.marble.results import Provenance
 from distributed.marble.targets import TaskData
-from distributed.marble.tasks import Clips, Task
+from distributed.marble.tasks import READOUT_TITLES, Clips, Task
 from distributed.topology import Topology
 from pupujepa.progress import Progress
 
@@ -47,32 +49,50 @@ def featurise(
     corpora: Mapping[str, Corpus],
     tasks: Sequence[TaskData],
     *,
-    cache: Path,
+    cache: Location | Path,
     topology: Topology,
 ) -> list[Job]:
     """Computes the features of one encoder and returns its jobs; all ranks call it together.
 
     Args:
         corpora: by the name of their track list.
-        cache: for features, shared by all ranks.
+        cache: path or url of the folder for features, shared by all ranks.
     """
     jobs = []
+    digest = agreed_digest(lambda: encoder.digest, topology, f"the weights of {encoder.name}")
     for sharing in _sharing(tasks):
         corpus = union([corpora[d.task.list_name] for d in sharing])
         plan = _plan(sharing[0].task.clips, sharing)
-        mine = sum(len(p) for n, p in enumerate(plan.parts) if n % topology.world_size == topology.rank)
+        mine = sum(len(plan.part(n)) for n in range(topology.rank, plan.num_parts, topology.world_size))
         with (
             Progress(mine, title=f"features of {encoder.name}", unit="slices", shown=topology.is_first) as progress,
             all_or_none(topology, f"features of {encoder.name}"),
         ):
-            folder = compute_features(encoder, corpus, plan, cache=cache, topology=topology, on_slices=progress.advance)
-        features = gather_features(folder, plan)
+            store = compute_features(
+                encoder,
+                corpus,
+                plan,
+                cache=cache,
+                topology=topology,
+                digest=digest,
+                on_slices=partial(_count, progress, plan.clips.seconds, topology.world_size),
+            )
+        features = gather_features(store, plan)
         subject = Subject(encoder.name, features, encoder.frame_rate_hz)
         for data in sharing:
             own = corpora[data.task.list_name].digest
-            digests = {"checkpoint": encoder.digest, "corpus": own, "features": features.key}
+            digests = {"checkpoint": digest, "corpus": own, "features": features.key}
             jobs.append(Job(data, subject, _provenance(encoder, data.task, digests), _cost(encoder, data)))
     return jobs
+
+
+def _count(progress: Progress, slice_s: float, ranks: int, count: int, computed: bool) -> None:
+    """Counts slices; the rate is that of all ranks, taken to be as fast as this one."""
+    if not computed:
+        progress.skip(count)
+        return
+    rate = ranks * (progress.done_now + count) / progress.elapsed_s
+    progress.advance(count, note=f"{rate:.3g} slices/s, {rate * slice_s:.3g} times real time")
 
 
 def _sharing(tasks: Sequence[TaskData]) -> list[list[TaskData]]:
@@ -89,21 +109,24 @@ def _plan(clips: Clips, tasks: Sequence[TaskData]) -> Plan:
     every = [s for d in tasks for split in d.splits.values() for s in split.every_slice]
     framed = [d for d in tasks if d.task.frames is not None]
     with_frames = [s for d in framed for split in d.splits.values() for s in split.every_slice]
-    layers = max((d.task.frames.layers for d in framed if d.task.frames), default=0)
+    wanted = [d.task.frames.layers for d in framed if d.task.frames]
+    layers = None if None in wanted else max((w for w in wanted if w is not None), default=0)
     return make_plan(clips, every, with_frames=with_frames, frame_layers=layers)
 
 
 def _provenance(encoder: FrozenEncoder, task: Task, digests: dict[str, str]) -> Provenance:
     count = len(encoder.layer_names)
-    layers = tuple(range(count)) if task.frames is None else spread_layers(count, task.frames.layers)
-    return Provenance(tuple(encoder.layer_names[i] for i in layers), layers, digests)
+    layers = spread_layers(count, None if task.frames is None else task.frames.layers)
+    together = [r for r in task.fit.readouts_of(len(layers)) if r != "layers"]
+    names = (*(encoder.layer_names[i] for i in layers), *(READOUT_TITLES[r] for r in together))
+    return Provenance(names, (*layers, *together), digests)
 
 
 def _cost(encoder: FrozenEncoder, data: TaskData) -> float:
     """A rough measure of the work of a probe bank, to spread the banks over ranks."""
     task = data.task
     frames = 1.0 if task.frames is None else task.clips.seconds * (encoder.frame_rate_hz or 1.0)
-    layers = len(encoder.layer_names)
-    probed = layers if task.frames is None else min(layers, task.frames.layers)
+    layers = len(spread_layers(len(encoder.layer_names), None if task.frames is None else task.frames.layers))
+    probed = layers + len(task.fit.readouts_of(layers)) - 1
     heads = len(task.fit.learning_rates) * len(task.fit.seeds)
     return len(data.splits["train"].slices) * frames * probed * heads * max(1, len(data.space.classes))

@@ -1,14 +1,17 @@
 """The two protocols side by side: what a row does otherwise in each, in words, and what it comes to, in numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
+from distributed.marble.tables import Cell, Group, Table
 from distributed.marble.tasks import Task
 
 # of every task, whatever its row says
-_TRAINING = "the last epoch's weights, monitors and plateaus as upstream / the best epoch's, the loss, scaled features"
+_TRAINING = (
+    "the last epoch's weights, upstream's monitors, plateaus, bf16 / the best epoch's, the loss, scaled features"
+)
 
 
 def differences(task: Task) -> list[str]:
@@ -18,6 +21,7 @@ def differences(task: Task) -> list[str]:
         ("weights and monitors", *_TRAINING.split(" / ")),
         ("metric", METRICS[marble.metric].title, METRICS[clean.metric].title),
         ("learning rates", _rates(marble), _rates(clean)),
+        ("read out", ", ".join(marble.fit.readouts), ", ".join(clean.fit.readouts)),
         ("tracks too short for a slice", _short(marble), _short(clean)),
         ("channels in training", marble.channels[0], clean.channels[0]),
         ("channels elsewhere", marble.channels[1], clean.channels[1]),
@@ -33,23 +37,25 @@ def differences(task: Task) -> list[str]:
     return [f"{subject}: {one} / {other}" for subject, one, other in told if one != other]
 
 
-def comparison(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns a table of both values of every task and encoder that has them, and what differs; empty without any."""
+def comparison(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Returns both values of every task and encoder that has them, and what differs; None without any."""
     values = {(r["task"], r["encoder"], r["protocol"]): r for r in rows}
     both = [(t, e) for t, e, p in values if p == "marble" and (t, e, "clean") in values]
     if not both:
-        return ""
-    lines = ["What differs between the protocols", "", "| task | encoder | marble | clean |", "|---|---|---|---|"]
+        return None
+    lines = []
     for task, encoder in both:
         cells = [values[task, encoder, p] for p in ("marble", "clean")]
-        shown = " | ".join(f"{c['value']:.3f} ({METRICS[c['metric']].title}, {c['test_items']} items)" for c in cells)
-        lines.append(f"| {task} | {encoder} | {shown} |")
-    lines.append("")
+        numbers = [Cell(f"{c['value']:.3f}", f"({METRICS[c['metric']].title}, {c['test_items']} items)") for c in cells]
+        lines.append((Cell(task), Cell(encoder), *numbers))
     of_name = {t.name: t for t in ALL_TASKS}
-    for name in dict.fromkeys(task for task, _ in both):
-        if name in of_name:
-            lines.append(f"- {name} (marble / clean): {'; '.join(differences(of_name[name]))}.")
-    return "\n".join([*lines, ""])
+    notes = [
+        f"{name} (marble / clean): {'; '.join(differences(of_name[name]))}."
+        for name in dict.fromkeys(task for task, _ in both)
+        if name in of_name
+    ]
+    head = ("task", "encoder", "marble", "clean")
+    return Table("What differs between the protocols", head, (Group("", tuple(lines)),), tuple(notes))
 
 
 def _rates(task: Task) -> str:

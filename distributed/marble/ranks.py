@@ -1,6 +1,6 @@
 """What the ranks of an evaluation agree on: values from all of them, one corpus, and failing together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,25 @@ def agreed(corpus: Corpus, topology: Topology) -> Corpus:
             "--data must be one shared folder, or equal copies"
         )
     return corpus
+
+
+def agreed_digest(compute: Callable[[], str], topology: Topology, what: str) -> str:
+    """Returns a digest that one rank of each node computes, and all nodes must find alike.
+
+    Args:
+        compute: reads files that every rank of a node sees.
+        what: has the digest, e.g. "the weights of base".
+
+    Raises:
+        UserError: the nodes see different files.
+    """
+    found = {d for d in gather(compute() if topology.local_rank == 0 else None, topology) if d is not None}
+    if len(found) > 1:
+        raise UserError(
+            f"{what} differ between the nodes (digests {', '.join(sorted(d[:8] for d in found))}), so their features "
+            "would not belong together; name one shared folder, or equal copies"
+        )
+    return found.pop()
 
 
 @contextmanager

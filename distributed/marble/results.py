@@ -1,28 +1,37 @@
-"""From outcomes to rows, and from rows to a table in Markdown and HTML.
+"""From outcomes to rows of results.jsonl, and the folder that keeps them.
 
-Legend: R resamples, N test items.
+Beside the rows lie the resampled values of their metrics, from which differences between any two encoders follow, whose
+evaluations need not have been one: equal units and seed give equal resamples, so the values are paired.
+
+Legend: R resamples, N test items, M metrics of a task.
 """
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from distributed.marble.intervals import interval, resample_weights
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS, Statistics
 from distributed.marble.probing import Outcome
-from distributed.marble.protocols import comparison
+from distributed.marble.result_tables import result_tables
+from distributed.marble.tables import to_markdown, to_page
 from distributed.marble.tasks import Protocol, Task
 from distributed.run_directory import write_atomically
+from pupujepa.durable import atomic_file
 
-RESULTS, TABLE_MARKDOWN, TABLE_HTML = "results.jsonl", "results.md", "results.html"
+RESULTS, RESAMPLES = "results.jsonl", "resamples.safetensors"
+TABLE_MARKDOWN, TABLE_HTML = "results.md", "results.html"
 
 Row = dict[str, Any]
+# [M, R], by digest, which rows name in bootstrap.values
+Resamples = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,13 @@ class Provenance:
     """What a row says about where its features came from.
 
     Attributes:
-        layer_names: of the layers that the task probed.
-        layers: their numbers among all layers of the encoder.
+        layer_names: of the layers that the task probed, then of the readouts of all of them.
+        layers: their numbers among all layers of the encoder, then the readouts.
         digests: checkpoint, corpus, features.
     """
 
     layer_names: tuple[str, ...]
-    layers: tuple[int, ...]
+    layers: tuple[int | str, ...]
     digests: Mapping[str, str]
 
 
@@ -56,13 +65,24 @@ def make_rows(
     protocol: Protocol,
     baselines: Sequence[str],
     sampling: Sampling,
-) -> list[Row]:
-    """Returns one row per encoder of a task; differences to the baselines are paired over the same resamples."""
-    weights_RN = resample_weights(outcomes[0].units, resamples=sampling.resamples, seed=sampling.seed)
-    values = {o.encoder: _value(task.metric, o.statistics[task.metric], weights_RN) for o in outcomes}
-    rows = []
+) -> tuple[list[Row], Resamples]:
+    """Returns one row per encoder of a task, and the resampled values that they name.
+
+    Differences to the baselines are paired over the same resamples.
+    """
+    units = outcomes[0].units
+    weights_RN = resample_weights(units, resamples=sampling.resamples, seed=sampling.seed)
+    names = (task.metric, *task.extra_metrics)
+    values = {o.encoder: {n: _value(n, o.statistics[n], weights_RN) for n in names} for o in outcomes}
+    drawn = {"resamples": sampling.resamples, "seed": sampling.seed, "units": _digest(json.dumps(units).encode())}
+    rows: list[Row] = []
+    resamples: Resamples = {}
     for outcome in outcomes:
-        value, values_R = values[outcome.encoder]
+        own = values[outcome.encoder]
+        value, values_R = own[task.metric]
+        values_MR = np.stack([own[n][1] for n in names])
+        digest = _digest(values_MR.tobytes())
+        resamples[digest] = values_MR
         rows.append(
             {
                 "task": task.name,
@@ -72,19 +92,20 @@ def make_rows(
                 "value": value,
                 "interval": list(interval(values_R)),
                 **_choice_fields(task, outcome, provenance[outcome.encoder], sampling),
-                "extra": _extra(task, outcome, weights_RN, provenance[outcome.encoder]),
+                "bootstrap": {**drawn, "metrics": list(names), "values": digest},
+                "extra": _extra(task, outcome, own, provenance[outcome.encoder]),
                 "difference_to": {
-                    b: _difference(values[outcome.encoder], values[b])
+                    b: _difference(own[task.metric], values[b][task.metric])
                     for b in baselines
                     if b in values and b != outcome.encoder
                 },
             }
         )
-    return rows
+    return rows, resamples
 
 
-def write_results(folder: Path, rows: Sequence[Row]) -> list[Row]:
-    """Writes results.jsonl, results.md and results.html, and returns all rows now in them.
+def write_results(folder: Path, rows: Sequence[Row], resamples: Resamples) -> list[Row]:
+    """Writes results.jsonl, resamples.safetensors, results.md and results.html, and returns all rows now in them.
 
     Rows of earlier evaluations of the same corpus stay (another protocol, other encoders, tasks on another list) unless
     they are measured anew; rows of another corpus go, because a table must not mix test sets.
@@ -102,9 +123,14 @@ def write_results(folder: Path, rows: Sequence[Row]) -> list[Row]:
     kept = [r for r in read_results(folder) if _place(r) not in place and stays(r)]
     order = {task.name: i for i, task in enumerate(ALL_TASKS)}
     merged = sorted([*kept, *rows], key=lambda r: (r["protocol"], order.get(r["task"], len(order))))
+    all_resamples = read_resamples(folder) | resamples
+    named = {r["bootstrap"]["values"] for r in merged if "bootstrap" in r}
+    with atomic_file(folder / RESAMPLES) as temporary:
+        save_file({name: all_resamples[name] for name in sorted(named & set(all_resamples))}, temporary)
     write_atomically(folder / RESULTS, "".join(json.dumps(r) + "\n" for r in merged))
-    write_atomically(folder / TABLE_MARKDOWN, markdown_table(merged))
-    write_atomically(folder / TABLE_HTML, html_table(merged))
+    tables = result_tables(merged)
+    write_atomically(folder / TABLE_MARKDOWN, to_markdown(tables))
+    write_atomically(folder / TABLE_HTML, to_page(tables, title="Probe scores"))
     return merged
 
 
@@ -114,37 +140,10 @@ def read_results(folder: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Returns one table per protocol: tasks down, encoders across, value and 95 % interval in each cell.
-
-    Tasks that were measured under both protocols follow side by side, with what differs.
-    """
-    lines = []
-    for protocol, encoders, tasks in _layout(rows):
-        lines += [f"Protocol {protocol}: {_explain(protocol)}", ""]
-        lines += ["| task | " + " | ".join(encoders) + " |", "|---|" + "---|" * len(encoders)]
-        for title, cells in tasks:
-            texts = [_text(c, best=_best(cells)) if c else "-" for c in cells]
-            lines.append(f"| {title} | " + " | ".join(texts) + " |")
-        lines.append("")
-    return "\n".join(lines) + comparison(rows)
-
-
-def html_table(rows: Sequence[Row]) -> str:
-    """Returns the same tables as an HTML fragment without styles."""
-    parts = []
-    for protocol, encoders, tasks in _layout(rows):
-        head = "".join(f"<th>{html.escape(e)}</th>" for e in encoders)
-        body = []
-        for title, cells in tasks:
-            texts = "".join(f"<td>{_cell(c, best=_best(cells)) if c else '-'}</td>" for c in cells)
-            body.append(f"<tr><th>{html.escape(title)}</th>{texts}</tr>")
-        caption = f"Protocol {protocol}: {_explain(protocol)}"
-        parts.append(
-            f'<table class="probes"><caption>{caption}</caption><thead><tr><th>task</th>{head}</tr></thead>'
-            f"<tbody>{''.join(body)}</tbody></table>"
-        )
-    return "\n".join(parts) + "\n"
+def read_resamples(folder: Path) -> Resamples:
+    """Returns the resampled values that the rows of a folder name; none when it has none."""
+    path = folder / RESAMPLES
+    return load_file(path) if path.is_file() else {}
 
 
 def _value(name: str, seeds: Sequence[Statistics], weights_RN: np.ndarray) -> tuple[float, np.ndarray]:
@@ -152,6 +151,10 @@ def _value(name: str, seeds: Sequence[Statistics], weights_RN: np.ndarray) -> tu
     metric = METRICS[name]
     exact = float(np.mean([metric.exact(s) for s in seeds]))
     return exact, np.mean([metric.resampled(s, weights_RN) for s in seeds], axis=0)
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()[:16]
 
 
 def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> dict[str, Any]:
@@ -178,7 +181,9 @@ def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, samplin
     }
 
 
-def _extra(task: Task, outcome: Outcome, weights_RN: np.ndarray, provenance: Provenance) -> dict[str, Any]:
+def _extra(
+    task: Task, outcome: Outcome, values: Mapping[str, tuple[float, np.ndarray]], provenance: Provenance
+) -> dict[str, Any]:
     extra: dict[str, Any] = {
         "head": task.fit.head,
         "follows": task.follows,
@@ -189,61 +194,17 @@ def _extra(task: Task, outcome: Outcome, weights_RN: np.ndarray, provenance: Pro
         "layer_name": provenance.layer_names[outcome.choice.layer],
         "layers": list(provenance.layers),
         "layer_profile": list(outcome.choice.layer_profile),
+        "learning_rates": list(task.fit.learning_rates),
         "kept_epochs": list(outcome.choice.kept_epochs),
         "epochs": outcome.choice.epochs,
     }
     if task.target == "regression":
         extra["outputs"] = list(outcome.classes)
     for name in task.extra_metrics:
-        value, values_R = _value(name, outcome.statistics[name], weights_RN)
+        value, values_R = values[name]
         extra[name] = {"value": value, "interval": list(interval(values_R))}
     return extra
 
 
 def _place(row: Row) -> tuple[str, str, str]:
     return row["task"], row["encoder"], row["protocol"]
-
-
-def _layout(rows: Sequence[Row]) -> list[tuple[str, list[str], list[tuple[str, list[Row | None]]]]]:
-    tables = []
-    titles = {t.name: t.title for t in ALL_TASKS}
-    for protocol in dict.fromkeys(r["protocol"] for r in rows):
-        own = [r for r in rows if r["protocol"] == protocol]
-        encoders = list(dict.fromkeys(r["encoder"] for r in own))
-        cells = {(r["task"], r["encoder"]): r for r in own}
-        tasks = []
-        for name in dict.fromkeys(r["task"] for r in own):
-            of_task = [cells.get((name, e)) for e in encoders]
-            measure = METRICS[next(r["metric"] for r in of_task if r)].title
-            tasks.append((f"{titles.get(name, name)} ({measure})", of_task))
-        tables.append((protocol, encoders, tasks))
-    return tables
-
-
-def _explain(protocol: str) -> str:
-    return {
-        "clean": "best epoch on validation, exact metrics, standardised features; layer and learning rate chosen on "
-        "validation; 95 % intervals over pieces.",
-        "marble": "last epoch, monitors as MARBLE v2 logs them, raw features; layer and learning rate chosen on "
-        "validation; 95 % intervals over pieces.",
-    }[protocol]
-
-
-def _best(cells: Sequence[Row | None]) -> float:
-    return max(c["value"] for c in cells if c)
-
-
-def _numbers(cell: Row) -> tuple[str, str]:
-    low, high = cell["interval"]
-    return f"{cell['value']:.3f}", f"[{low:.3f}, {high:.3f}]"
-
-
-def _text(cell: Row, *, best: float) -> str:
-    value, bounds = _numbers(cell)
-    return f"**{value}** {bounds}" if cell["value"] == best else f"{value} {bounds}"
-
-
-def _cell(cell: Row, *, best: float) -> str:
-    value, bounds = _numbers(cell)
-    shown = f"<strong>{value}</strong>" if cell["value"] == best else value
-    return f"{shown} <small>{bounds}</small>"

@@ -1,4 +1,8 @@
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,14 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from distributed.marble.audio_digests import with_audio_digests
 from distributed.marble.corpus import Corpus, Slice, read_corpus
+from distributed.marble.feature_store import PartStore
 from distributed.marble.features import FeatureSet, Plan, compute_features, gather_features, make_plan
+from distributed.marble.pupujepa_encoder import HowToEncode, load_frozen
 from distributed.marble.readout import SliceFeatures
 from distributed.marble.tasks import Clips
 from distributed.topology import Topology
 from pupujepa.errors import UserError
-from tests.distributed.marble.corpora import Recipe, make_corpus
+from pupujepa.model import PupuJEPA
+from pupujepa.weights import load, save_release
+from tests.distributed.marble.corpora import Recipe, make_corpus, read_rows, write_rows
+from tests.processes import members, wait_until_gone
 
+ROOT = Path(__file__).parents[3]
 CLIPS = Clips(seconds=0.1, max_slices=None)
 
 
@@ -50,17 +61,24 @@ def plan_of(corpus: Corpus) -> Plan:
     return make_plan(CLIPS, slices, with_frames=slices[:37], frame_layers=2)
 
 
-def computed(corpus: Corpus, cache: Path, world_size: int, encoder: Fingerprint | None = None) -> Path:
+def run_ranks(
+    corpus: Corpus, cache: Path | str, world_size: int, encoder: Fingerprint | None = None, plan: Plan | None = None
+) -> PartStore:
     """Runs the ranks one after the other."""
     for rank in reversed(range(world_size)):
-        folder = compute_features(
+        store = compute_features(
             encoder or Fingerprint(),
             corpus,
-            plan_of(corpus),
+            plan or plan_of(corpus),
             cache=cache,
             topology=Topology(rank, world_size, rank),
         )
-    return folder
+    return store
+
+
+def computed(corpus: Corpus, cache: Path, world_size: int, encoder: Fingerprint | None = None) -> Path:
+    """Returns the folder of the parts."""
+    return Path(run_ranks(corpus, cache, world_size, encoder).location)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -76,7 +94,7 @@ def test_any_number_of_ranks_writes_the_same_bytes(corpus: Corpus, tmp_path: Pat
 def test_features_come_back_by_slice_in_any_order(corpus: Corpus, tmp_path: Path):
     """Reading by (uid, slice) gives each slice its own audio's features, pooled for all and frames where planned."""
     plan = plan_of(corpus)
-    features = gather_features(computed(corpus, tmp_path, 2), plan)
+    features = gather_features(run_ranks(corpus, tmp_path, 2), plan)
     asked = [plan.slices[i] for i in (100, 3, 36, 77, 3)]
     pooled = features.pooled(asked)
     assert pooled.shape == (3, 5, 1, 6)
@@ -121,7 +139,7 @@ def test_another_encoder_corpus_or_plan_has_another_key(corpus: Corpus, tmp_path
     other_corpus = Corpus(corpus.tracks, "other")
     shorter = make_plan(CLIPS, plan.slices[:-1], with_frames=plan.slices[:37], frame_layers=2)
     folders = {
-        compute_features(e, c, p, cache=tmp_path, topology=Topology())
+        compute_features(e, c, p, cache=tmp_path, topology=Topology()).location
         for e, c, p in (
             (Fingerprint(), corpus, plan),
             (Fingerprint(digest="fingerprint/2"), corpus, plan),
@@ -136,18 +154,19 @@ def test_another_encoder_corpus_or_plan_has_another_key(corpus: Corpus, tmp_path
 def test_holes_and_duplicates_are_refused(corpus: Corpus, tmp_path: Path):
     """A missing part, a part that is there twice and a part of another plan are errors that say what to do."""
     plan = plan_of(corpus)
-    folder = computed(corpus, tmp_path, 1)
+    store = run_ranks(corpus, tmp_path, 1)
+    folder = Path(store.location)
     part = folder / "part-00003.safetensors"
     shutil.copy(part, folder / "part-00009.safetensors")
-    with pytest.raises(UserError, match="is also in part 3, so it would count twice"):
-        gather_features(folder, plan)
+    with pytest.raises(UserError, match=r"part 9 .* belongs to no task .*, so slices could count twice"):
+        gather_features(store, plan)
     (folder / "part-00009.safetensors").unlink()
+    shutil.copy(part, folder / "part-00002.safetensors")
+    with pytest.raises(UserError, match=r"part-00002.safetensors holds other slices than its number says"):
+        gather_features(store, plan).pooled(plan.slices)
     part.unlink()
     with pytest.raises(UserError, match=r"32 of 135 slices have no features.*--cache"):
-        gather_features(folder, plan)
-    smaller = make_plan(CLIPS, plan.slices[:40], with_frames=plan.slices[:37], frame_layers=2)
-    with pytest.raises(UserError, match="belongs to no task"):
-        gather_features(folder, smaller)
+        gather_features(store, plan)
 
 
 def test_a_partial_last_window_is_padded_with_silence(tmp_path: Path):
@@ -156,8 +175,8 @@ def test_a_partial_last_window_is_padded_with_silence(tmp_path: Path):
     uid = corpus.tracks[0].uid
     plan = make_plan(CLIPS, [Slice(uid, 0), Slice(uid, 1)], with_frames=[Slice(uid, 1)], frame_layers=1)
     encoder = Fingerprint(sample_rate_hz=16_000)
-    folder = compute_features(encoder, corpus, plan, cache=tmp_path / "f", topology=Topology())
-    features: FeatureSet = gather_features(folder, plan)
+    store = compute_features(encoder, corpus, plan, cache=tmp_path / "f", topology=Topology())
+    features: FeatureSet = gather_features(store, plan)
     assert features.pooled(plan.slices).isfinite().all()
 
 
@@ -171,3 +190,106 @@ def test_features_that_overflow_are_refused(corpus: Corpus, tmp_path: Path):
 
     with pytest.raises(UserError, match="'fingerprint' gives values that are not finite or beyond 65504"):
         computed(corpus, tmp_path, 1, Loud())
+
+
+@pytest.mark.parametrize("slices", [1, 7, 31, 32, 33, 65])
+def test_awkward_counts_are_gathered_alike_from_one_two_and_three_ranks(corpus: Corpus, tmp_path: Path, slices: int):
+    """Fewer slices than ranks or than a batch, a part that is just full or just not: the values are equal, exactly."""
+    every = plan_of(corpus).slices[:slices]
+    plan = make_plan(CLIPS, every, with_frames=every[: slices // 2], frame_layers=None)
+    read = []
+    for world_size in (1, 2, 3):
+        features = gather_features(run_ranks(corpus, tmp_path / str(world_size), world_size, plan=plan), plan)
+        framed = features.frames(plan.slices[: plan.with_frames]) if plan.with_frames else torch.zeros(0)
+        read.append((features.pooled(plan.slices[::-1]), framed))
+    for pooled, frames in read[1:]:
+        assert torch.equal(pooled, read[0][0])
+        assert torch.equal(frames, read[0][1])
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from distributed.marble.corpus import read_corpus
+from distributed.marble.features import compute_features
+from distributed.topology import Topology
+from tests.distributed.marble import test_features
+
+class Stuck(test_features.Fingerprint):
+    def embed(self, audio_BS, *, frame_layers):
+        if len(self.batches) == 6:
+            print("stuck", flush=True)
+            time.sleep(3600)
+        return super().embed(audio_BS, frame_layers=frame_layers)
+
+corpus = read_corpus(Path(sys.argv[1]))
+rank = 0 if os.fork() else 1
+compute_features(Stuck(), corpus, test_features.plan_of(corpus), cache=sys.argv[2], topology=Topology(rank, 2, rank))
+"""
+
+
+def test_after_a_kill_only_the_parts_that_were_not_whole_are_computed(corpus: Corpus, tmp_path: Path):
+    """Two ranks are killed (-9) in the middle of their second parts: the two that are whole stay, three are made."""
+    folder = corpus.tracks[0].path.parents[1]
+    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ranks = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+    try:
+        assert ranks.stdout is not None
+        assert [ranks.stdout.readline() for _ in range(2)] == [b"stuck\n"] * 2
+        pids = members(ranks.pid)
+        assert len(pids) == 2
+    finally:
+        os.killpg(ranks.pid, signal.SIGKILL)
+        ranks.communicate()
+    wait_until_gone(pids)
+    encoder = Fingerprint()
+    store = run_ranks(corpus, tmp_path, 1, encoder)
+    assert sum(encoder.batches) == 135 - 2 * 32
+    whole = gather_features(run_ranks(corpus, tmp_path / "unbroken", 1), plan_of(corpus))
+    resumed = gather_features(store, plan_of(corpus))
+    assert torch.equal(resumed.pooled(plan_of(corpus).slices), whole.pooled(plan_of(corpus).slices))
+
+
+def test_a_weight_a_line_or_a_byte_of_audio_makes_features_new(run_folder: Path, tmp_path: Path):
+    """What is stored is used again when nothing changed, and never when a weight, the list or the audio did.
+
+    The byte is in the middle of a file, whose length and time of change stay what they were.
+    """
+    folder = make_corpus(tmp_path / "c", Recipe(pieces=3, duration_s=8.0))
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+
+    def count_of_new_parts() -> int:
+        corpus = with_audio_digests(read_corpus(folder), cache=tmp_path / "f", topology=Topology())
+        encoder = load_frozen(run, HowToEncode())
+        plan = make_plan(
+            CLIPS, [Slice(t.uid, i) for t in corpus.tracks for i in (0, 40)], with_frames=[], frame_layers=0
+        )
+        new: list[bool] = []
+        compute_features(
+            encoder,
+            corpus,
+            plan,
+            cache=tmp_path / "f",
+            topology=Topology(),
+            on_slices=lambda count, computed: new.append(computed),
+        )
+        return sum(new)
+
+    assert [count_of_new_parts(), count_of_new_parts()] == [1, 0]
+    model: PupuJEPA = load(run / "export")
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    save_release(model, model.config, run / "export")
+    assert [count_of_new_parts(), count_of_new_parts()] == [1, 0]
+    rows = read_rows(folder)
+    write_rows(folder, [rows[0] | {"duration_s": 7.9}, *rows[1:]])
+    assert [count_of_new_parts(), count_of_new_parts()] == [1, 0]
+    path = folder / rows[1]["path"]
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert [count_of_new_parts(), count_of_new_parts()] == [1, 0]

@@ -2,6 +2,7 @@ import pytest
 
 from distributed.marble.marble_tasks import ALL_TASKS, choose_tasks
 from distributed.marble.protocols import comparison, differences
+from distributed.marble.tables import to_markdown
 
 
 def row(task: str, protocol: str, value: float, metric: str, items: int = 10) -> dict:
@@ -40,10 +41,12 @@ def test_both_values_stand_side_by_side():
         row("MTT", "clean", 0.9, "roc_auc"),
         row("GS", "clean", 0.6, "key_weighted"),
     ]
-    text = comparison(rows)
+    table = comparison(rows)
+    assert table is not None
+    text = to_markdown([table])
     assert (
         "| MTT | mine | 0.800 (ROC-AUC, macro, empty classes 0, 10 items) | 0.900 (ROC-AUC, macro, 10 items) |" in text
     )
     assert "- MTT (marble / clean): weights and monitors:" in text
     assert "GS" not in text
-    assert comparison(rows[1:]) == ""
+    assert comparison(rows[1:]) is None

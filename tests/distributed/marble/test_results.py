@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from distributed.marble.probing import Choice, Outcome
-from distributed.marble.results import Provenance, Row, Sampling, html_table, make_rows, markdown_table, write_results
+from distributed.marble.result_tables import result_tables
+from distributed.marble.results import (
+    Provenance,
+    Resamples,
+    Row,
+    Sampling,
+    make_rows,
+    read_resamples,
+    read_results,
+    write_results,
+)
+from distributed.marble.tables import ABSENT, to_markdown, to_page
 from distributed.marble.tasks import TASKS
 
 COLLECTION = next(t for t in TASKS if t.name == "collection")
@@ -34,7 +45,7 @@ def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
     )
 
 
-def rows_of(*outcomes: Outcome, corpus: str = "c1", protocol: str = "clean") -> list[Row]:
+def made(*outcomes: Outcome, corpus: str = "c1", protocol: str = "clean") -> tuple[list[Row], Resamples]:
     provenance = {
         o.encoder: Provenance(("first", "last"), (0, 4), {"checkpoint": o.encoder, "corpus": corpus, "features": "f"})
         for o in outcomes
@@ -47,6 +58,10 @@ def rows_of(*outcomes: Outcome, corpus: str = "c1", protocol: str = "clean") -> 
         baselines=("random_init", "log_mel"),
         sampling=Sampling(resamples=400, seed=0),
     )
+
+
+def rows_of(*outcomes: Outcome) -> list[Row]:
+    return made(*outcomes)[0]
 
 
 def test_a_row_says_what_was_measured_and_how():
@@ -87,23 +102,52 @@ def test_differences_are_paired_over_the_same_pieces():
 
 def test_results_of_other_protocols_stay_and_old_ones_are_replaced(tmp_path: Path):
     """Evaluating again replaces equal rows; another protocol is added; another corpus starts afresh."""
-    write_results(tmp_path, rows_of(outcome("mine", 0.5, seed=0)))
-    write_results(tmp_path, rows_of(outcome("mine", 0.8, seed=0)))
-    rows = write_results(tmp_path, rows_of(outcome("mine", 0.6, seed=0), protocol="marble"))
+    write_results(tmp_path, *made(outcome("mine", 0.5, seed=0)))
+    write_results(tmp_path, *made(outcome("mine", 0.8, seed=0)))
+    rows = write_results(tmp_path, *made(outcome("mine", 0.6, seed=0), protocol="marble"))
     assert [r["protocol"] for r in rows] == ["clean", "marble"]
     assert [r["value"] for r in rows] == pytest.approx([0.8, 0.6])
-    rows = write_results(tmp_path, rows_of(outcome("mine", 0.7, seed=0), corpus="c2"))
+    assert len(read_resamples(tmp_path)) == 2
+    rows = write_results(tmp_path, *made(outcome("mine", 0.7, seed=0), corpus="c2"))
     assert [r["value"] for r in rows] == [pytest.approx(0.7)]
+    assert list(read_resamples(tmp_path)) == [rows[0]["bootstrap"]["values"]]
+    assert read_results(tmp_path) == rows
+
+
+def test_resampled_values_lie_beside_the_rows(tmp_path: Path):
+    """The interval of every metric of a row follows from what is stored for it, in the order that the row gives."""
+    [row] = write_results(tmp_path, *made(outcome("mine", 0.8, seed=0)))
+    values_MR = read_resamples(tmp_path)[row["bootstrap"]["values"]]
+    assert row["bootstrap"]["metrics"] == ["accuracy", "balanced_accuracy"]
+    assert values_MR.shape == (2, 400)
+    for values_R, shown in zip(
+        values_MR, (row["interval"], row["extra"]["balanced_accuracy"]["interval"]), strict=True
+    ):
+        assert list(np.quantile(values_R, [0.025, 0.975])) == pytest.approx(shown)
 
 
 def test_tables_show_value_interval_and_protocol():
     """Markdown and HTML hold the same numbers; the best is bold; what was not measured is a dash; names are escaped."""
     rows = rows_of(outcome("mine<b>", 0.8, seed=0), outcome("random_init", 0.6, seed=1))
     rows.append(rows[1] | {"task": "key", "metric": "key_weighted"})
-    markdown, page = markdown_table(rows), html_table(rows)
+    tables = result_tables(rows)
+    markdown, page = to_markdown(tables), to_page(tables, title="Scores")
     low, high = rows[0]["interval"]
     assert f"**0.800** [{low:.3f}, {high:.3f}]" in markdown
     assert f"<strong>0.800</strong> <small>[{low:.3f}, {high:.3f}]</small>" in page
-    assert "Protocol clean: best epoch on validation" in markdown
-    assert "| Key (weighted key score) | - |" in markdown
+    assert "## Protocol clean" in markdown
+    assert "- best epoch on validation" in markdown
+    assert f"| Key (weighted key score) | {ABSENT.text} |" in markdown
     assert "<b>" not in page
+    assert "mine&lt;b&gt;" in markdown
+
+
+def test_both_protocols_and_what_differs_are_on_the_page(tmp_path: Path):
+    """results.html, like results.md, shows both values of a task and says in words what each protocol does."""
+    write_results(tmp_path, *made(outcome("mine", 0.8, seed=0)))
+    assert "What differs between" not in (tmp_path / "results.html").read_text()
+    write_results(tmp_path, *made(outcome("mine", 0.6, seed=0), protocol="marble"))
+    for name in ("results.html", "results.md"):
+        text = (tmp_path / name).read_text()
+        assert "What differs between the protocols" in text
+        assert "collection (marble / clean): weights and monitors: the last epoch" in text.replace("&#39;", "'")

@@ -1,0 +1,237 @@
+"""A leaderboard of many results: encoders down, tasks across, beside what was published.
+
+Global tasks (a probe speaks about a slice) and local ones (about every frame) have tables of their own, and so have the
+offline tasks, of which nothing was ever published. Inside a table, rows are grouped by what may be compared: a protocol
+is a group, and so are the published numbers. What is not comparable for another reason carries a mark.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distributed.marble.marble_tasks import ALL_TASKS
+from distributed.marble.metrics import METRICS
+from distributed.marble.paired import Entry, paired_difference
+from distributed.marble.published import MARBLE_COLUMNS, Column, PublishedModel, caveats, published_models
+from distributed.marble.tables import ABSENT, Cell, Group, Table
+from distributed.marble.tasks import TASKS
+from distributed.report.wording import EN_DASH, fixed
+
+_OFFLINE_COLUMNS = tuple(Column(t.name, t.title, (t.metric,)) for t in TASKS)
+_LOCAL = frozenset(t.name for t in ALL_TASKS if t.by_frame)
+_ABOUT = ("encoder", "protocol", "layer", "learning rate", "source")
+OTHER_DATA = "†"
+_HEADINGS = {
+    "marble": "Measured here under protocol marble, which is MARBLE's own and comes nearest to the published numbers; "
+    "how most of their authors chose layers and learning rates is not known.",
+    "clean": "Measured here under protocol clean: other stopping, metrics and learning rates, so these do not compare "
+    "with the published numbers, nor with protocol marble.",
+    "published": "Published, not measured here; no intervals are known.",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table's tasks: of MARBLE or offline, global or local."""
+
+    title: str
+    columns: tuple[Column, ...]
+    with_published: bool
+
+
+def leaderboard(entries: Sequence[Entry], *, reference: str | None) -> list[Table]:
+    """Returns for each part that was measured the scores, the differences to a reference, and what was chosen.
+
+    Args:
+        entries: of all encoders, tasks and protocols.
+        reference: the encoder that the others are compared with; None leaves the differences out.
+    """
+    tables = []
+    for part in _parts({e.row["task"] for e in entries}):
+        own = [e for e in entries if e.row["task"] in {c.task for c in part.columns}]
+        tables.append(_scores(part, own))
+        if reference and (differences := _differences(part, own, reference)):
+            tables.append(differences)
+        tables.append(_choices(part, own))
+    return tables
+
+
+def _parts(measured: set[str]) -> list[Part]:
+    parts = []
+    for name, columns, published in (("MARBLE", MARBLE_COLUMNS, True), ("Offline", _OFFLINE_COLUMNS, False)):
+        there = [c for c in columns if c.task in measured]
+        for kind, of_kind in (
+            ("global", tuple(c for c in there if c.task not in _LOCAL)),
+            ("local", tuple(c for c in there if c.task in _LOCAL)),
+        ):
+            if of_kind:
+                parts.append(Part(f"{name}, {kind} tasks", of_kind, published))
+    return parts
+
+
+def _scores(part: Part, entries: Sequence[Entry]) -> Table:
+    groups = {}
+    for protocol in _protocols(entries):
+        cells = {(e.label, e.row["task"]): e for e in entries if e.row["protocol"] == protocol}
+        labels = list(dict.fromkeys(label for label, _ in cells))
+        best = {c: max(_score(e, c) for (_, t), e in cells.items() if t == c.task) for c in _held(part, cells)}
+        rows = []
+        for label in labels:
+            values = [_value(cells.get((label, c.task)), c, best.get(c), part) for c in part.columns]
+            rows.append((*_about([e for (own, _), e in cells.items() if own == label]), *values))
+        groups[protocol] = Group(_HEADINGS[protocol] if part.with_published else f"Protocol {protocol}", tuple(rows))
+    notes = [_reading(part, entries), *_policies(entries)]
+    if part.with_published:
+        groups["published"] = Group(_HEADINGS["published"], tuple(_published_rows(part.columns)))
+        notes += _data_notes(entries)
+    else:
+        notes.append("These tasks follow MARBLE's in kind, not in data: there are no published numbers for them.")
+    ordered = tuple(groups[name] for name in ("marble", "published", "clean") if name in groups)
+    return Table(part.title, (*_ABOUT, *(c.title for c in part.columns)), ordered, tuple(notes))
+
+
+def _held(part: Part, cells: Mapping[tuple[str, str], Entry]) -> list[Column]:
+    return [c for c in part.columns if any(task == c.task for _, task in cells)]
+
+
+def _protocols(entries: Sequence[Entry]) -> list[str]:
+    return [p for p in ("marble", "clean") if any(e.row["protocol"] == p for e in entries)]
+
+
+def _about(entries: Sequence[Entry]) -> tuple[Cell, ...]:
+    """Returns what is said of a row: encoder, protocol, how layer and learning rate were chosen, whose numbers."""
+    first = entries[0].row
+    probed = [e.row["extra"].get("layers", ()) for e in entries]
+    layers = sorted({sum(isinstance(i, int) for i in p) for p in probed})
+    together = sorted({sum(isinstance(i, str) for i in p) for p in probed})
+    rates = {tuple(e.row["extra"].get("learning_rates", (e.row["learning_rate"],))) for e in entries}
+    tried = sorted({len(r) for r in rates})
+    fixed_rates = sorted({r[0] for r in rates if len(r) == 1})
+    rate = ", ".join(f"{r:g}" for r in fixed_rates) if tried == [1] else f"best of {_range(tried)}"
+    layer = "the only one" if layers == [1] else f"best of {_range(layers)}"
+    if together[-1]:
+        layer += f" and {_range(together)} of all"
+    return (Cell(entries[0].label), Cell(first["protocol"]), Cell(layer), Cell(f"lr {rate}"), Cell("measured here"))
+
+
+def _range(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}{EN_DASH}{counts[-1]}"
+
+
+def _metric(entry: Entry, column: Column) -> str:
+    """Returns the name under which a row has a column's metric: the row's own one first."""
+    names = (entry.row["metric"], *(n for n in column.metrics if n in entry.row["extra"]))
+    return next(n for n in names if n in column.metrics)
+
+
+def _score(entry: Entry, column: Column) -> float:
+    return _numbers(entry, column)[0]
+
+
+def _numbers(entry: Entry, column: Column) -> tuple[float, float, float]:
+    name = _metric(entry, column)
+    found = entry.row if name == entry.row["metric"] else entry.row["extra"][name]
+    return found["value"], *found["interval"]
+
+
+def _value(entry: Entry | None, column: Column, best: float | None, part: Part) -> Cell:
+    if entry is None:
+        return ABSENT
+    value, low, high = (100 * v for v in _numbers(entry, column))
+    other = part.with_published and any(c.startswith("other") for c in caveats(entry.row))
+    bounds = f"[{fixed(low, 1)}, {fixed(high, 1)}]"
+    return Cell(fixed(value, 1), bounds, strong=value == 100 * (best or 0.0), mark=OTHER_DATA if other else "")
+
+
+def _published_rows(columns: Sequence[Column]) -> list[tuple[Cell, ...]]:
+    return [
+        (*_about_published(model), *(Cell(model.scores.get(c.published, ABSENT.text)) for c in columns))
+        for model in published_models()
+        if any(c.published in model.scores for c in columns)
+    ]
+
+
+def _about_published(model: PublishedModel) -> tuple[Cell, ...]:
+    name = Cell(f"{model.name} ({model.parameters_m} M)")
+    return (name, Cell("as published"), Cell(model.layer_policy), Cell(model.rate_policy), Cell(model.source))
+
+
+def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table | None:
+    groups = []
+    for protocol in _protocols(entries):
+        cells = {(e.label, e.row["task"]): e for e in entries if e.row["protocol"] == protocol}
+        rows = []
+        for label in dict.fromkeys(label for label, _ in cells if label != reference):
+            found = [_difference(cells.get((label, c.task)), cells.get((reference, c.task)), c) for c in part.columns]
+            if any(c is not ABSENT for c in found):
+                rows.append((Cell(label), Cell(protocol), *found))
+        if rows:
+            groups.append(Group("", tuple(rows)))
+    if not groups:
+        return None
+    notes = (
+        "Paired: both encoders are scored on the same resampled items (the unit is the piece or the file, never the "
+        "slice). Bold: the 95 % interval leaves out zero; of many such differences one in twenty does so by chance.",
+    )
+    head = ("encoder", "protocol", *(c.title for c in part.columns))
+    return Table(f"{part.title}: differences to {reference}, in points", head, tuple(groups), notes)
+
+
+def _difference(entry: Entry | None, reference: Entry | None, column: Column) -> Cell:
+    if entry is None or reference is None:
+        return ABSENT
+    found = paired_difference(entry, reference, _metric(entry, column))
+    if isinstance(found, str):
+        return Cell(ABSENT.text, found)
+    return difference_cell(*found)
+
+
+def difference_cell(value: float, low: float, high: float) -> Cell:
+    """Returns a difference in points with its interval, emphasised where the interval leaves out zero."""
+    text, bounds = fixed(100 * value, 1, sign=True), f"[{fixed(100 * low, 1)}, {fixed(100 * high, 1)}]"
+    return Cell(text, bounds, strong=low > 0 or high < 0)
+
+
+def _choices(part: Part, entries: Sequence[Entry]) -> Table:
+    rows = []
+    tasks = list(dict.fromkeys(c.task for c in part.columns))
+    for protocol in _protocols(entries):
+        cells = {(e.label, e.row["task"]): e.row for e in entries if e.row["protocol"] == protocol}
+        for label in dict.fromkeys(label for label, _ in cells):
+            rows.append((Cell(label), Cell(protocol), *(_choice(cells.get((label, t))) for t in tasks)))
+    return Table(
+        f"{part.title}: what was chosen on validation", ("encoder", "protocol", *tasks), (Group("", tuple(rows)),)
+    )
+
+
+def _choice(row: Mapping[str, Any] | None) -> Cell:
+    if row is None:
+        return ABSENT
+    head = row["extra"].get("head", "")
+    return Cell(str(row["extra"].get("layer_name", row["layer"])), f"lr {row['learning_rate']:g} {head}".rstrip())
+
+
+def _reading(part: Part, entries: Sequence[Entry]) -> str:
+    names = dict.fromkeys(_metric(e, c) for c in part.columns for e in entries if e.row["task"] == c.task)
+    titles = "; ".join(METRICS[n].title for n in names if n in METRICS)
+    return f"All values times 100, larger is better, 95 % intervals below them. Metrics: {titles}."
+
+
+def _policies(entries: Sequence[Entry]) -> list[str]:
+    seeds = sorted({len(e.row["seeds"]) for e in entries})
+    mean = f"Mean of {_range(seeds)} seeds. " if seeds != [1] else "One seed. "
+    return [
+        "Layer and learning rate: 'best of N' was chosen on the validation split, task by task ('of all': one probe on "
+        "all layers together); the test split was read once, by the choice alone. "
+        f"{mean}A bold value is the best of its group."
+    ]
+
+
+def _data_notes(entries: Sequence[Entry]) -> list[str]:
+    told = dict.fromkeys(
+        f"{OTHER_DATA} {e.row['task']}, protocol {e.row['protocol']}: {reason}; it compares with no published number."
+        for e in entries
+        for reason in caveats(e.row)
+        if reason.startswith(("other", "another"))
+    )
+    return list(told)

@@ -1,0 +1,146 @@
+"""Lay results of any number of evaluations beside each other and beside published numbers.
+
+  python -m distributed leaderboard runs/base                        from runs/base/results.jsonl
+  python -m distributed leaderboard runs/* --out boards              of several folders, into boards/
+  python -m distributed leaderboard runs/* --reference random_init   differences to another encoder
+  python -m distributed leaderboard runs/* --compare base large      only these two, task by task
+
+It reads what `python -m distributed evaluate` wrote and measures nothing. Tasks whose probes speak about a whole slice
+(global) stand apart from those that speak about every frame (local), and MARBLE's from the offline ones. Every row says
+its protocol, how its layer and learning rate were chosen, and whose number it is. Published numbers are a group of
+their own; protocol marble comes nearest to them. What does not compare for another reason carries a mark and a note.
+
+Differences are paired: both encoders are scored on the same resampled items, whichever evaluations they come from.
+
+Writes leaderboard.md, leaderboard.html and leaderboard.tex, and prints the Markdown. With --compare it only prints.
+"""
+
+import argparse
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from distributed.marble.board import difference_cell, leaderboard
+from distributed.marble.marble_tasks import ALL_TASKS
+from distributed.marble.metrics import METRICS
+from distributed.marble.paired import Entry, paired_difference, read_entries
+from distributed.marble.results import RESULTS
+from distributed.marble.tables import ABSENT, Cell, Group, Table, to_latex, to_markdown, to_page
+from distributed.report.wording import fixed
+from distributed.run_directory import write_atomically
+from pupujepa.errors import UserError
+
+DEFAULT_REFERENCE = "random_init"
+LEAD = (
+    "Scores of probes on frozen features. Published numbers and numbers measured here are in groups of their own, "
+    "because layers, learning rates and data differ or are not known to agree."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument(
+        "results", nargs="+", type=Path, metavar="DIR", help=f"folders with {RESULTS}: the --out of evaluate"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the three files go (default: the first DIR)")
+    parser.add_argument(
+        "--reference",
+        metavar="ENCODER",
+        help=f"encoder that the others are compared with (default: {DEFAULT_REFERENCE}, where it was measured)",
+    )
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="print A - B for every task and metric that both have, and stop"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    folders = [path.parent if path.name == RESULTS else path for path in args.results]
+    entries = read_entries(folders)
+    if args.compare:
+        print(to_markdown([comparison_of(entries, *args.compare)]))  # noqa: T201 - the table is the product
+        return 0
+    reference = _known(entries, args.reference) if args.reference else _default_reference(entries)
+    markdown = write_leaderboard(args.out or folders[0], entries, reference=reference)
+    print(markdown)  # noqa: T201 - the table is the product
+    return 0
+
+
+def write_leaderboard(out: Path, entries: Sequence[Entry], *, reference: str | None) -> str:
+    """Writes the three files and returns the Markdown."""
+    tables = leaderboard(entries, reference=reference)
+    markdown = f"# Leaderboard\n\n{LEAD}\n\n{to_markdown(tables)}"
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "leaderboard.md", markdown)
+    write_atomically(out / "leaderboard.html", to_page(tables, title="Leaderboard", lead=[LEAD]))
+    write_atomically(out / "leaderboard.tex", to_latex(tables))
+    return markdown
+
+
+def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
+    """Returns the paired differences one - other of every task, protocol and metric that both have.
+
+    Raises:
+        UserError: an encoder that was not measured, or two that share no task.
+    """
+    one, other = _known(entries, one), _known(entries, other)
+    of_other = {(e.row["task"], e.row["protocol"]): e for e in entries if e.label == other}
+    rows = []
+    for entry in (e for e in entries if e.label == one):
+        reference = of_other.get((entry.row["task"], entry.row["protocol"]))
+        for name in _metrics(entry) if reference else ():
+            assert reference is not None
+            rows.append(_line(entry, reference, name))
+    if not rows:
+        raise UserError(
+            f"{one} and {other} share no task under one protocol, so there is nothing to compare; evaluate both: "
+            "python -m distributed evaluate --encoders ... --tasks ..."
+        )
+    notes = (
+        "Paired bootstrap over the items of the test split (pieces or files); both encoders are scored on the same "
+        "resamples. Bold: the 95 % interval leaves out zero; one such difference in twenty does so by chance.",
+    )
+    head = ("task", "protocol", "metric", one, other, "difference in points")
+    return Table(f"{one} minus {other}", head, (Group("", tuple(rows)),), notes)
+
+
+def _line(entry: Entry, reference: Entry, name: str) -> tuple[Cell, ...]:
+    found = paired_difference(entry, reference, name)
+    difference = Cell(ABSENT.text, found) if isinstance(found, str) else difference_cell(*found)
+    titles = {t.name: t.title for t in ALL_TASKS}
+    values = [Cell(fixed(100 * e.value(name), 1)) for e in (entry, reference)]
+    task = str(entry.row["task"])
+    return (
+        Cell(titles.get(task, task)),
+        Cell(entry.row["protocol"]),
+        Cell(METRICS[name].title),
+        *values,
+        difference,
+    )
+
+
+def _metrics(entry: Entry) -> list[str]:
+    return [entry.row["metric"], *(name for name in METRICS if name in entry.row["extra"])]
+
+
+def _default_reference(entries: Sequence[Entry]) -> str | None:
+    labels = dict.fromkeys(e.label for e in entries)
+    return DEFAULT_REFERENCE if DEFAULT_REFERENCE in labels else None
+
+
+def _known(entries: Sequence[Entry], name: str) -> str:
+    """Returns the label that a name means."""
+    labels = list(dict.fromkeys(e.label for e in entries))
+    if name in labels:
+        return name
+    qualified = [label for label in labels if label.startswith(f"{name} (")]
+    if qualified:
+        raise UserError(
+            f"{name!r} is {len(qualified)} encoders with different weights; say which: "
+            + ", ".join(repr(label) for label in qualified)
+        )
+    near = get_close_matches(name, labels, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(
+        f"no encoder {name!r} was measured, so nothing can be compared with it; {hint}There are: {', '.join(labels)}"
+    )

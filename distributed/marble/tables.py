@@ -1,0 +1,146 @@
+"""One table, three formats: Markdown for a terminal and a README, HTML for a browser, LaTeX for a paper.
+
+What must be said beside a number (what it does not compare with, what its interval covers) is part of the table, so
+that no format can leave it out.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from distributed import report
+from distributed.report.wording import EN_DASH, MINUS
+
+HERE = Path(__file__).parent
+STYLE = Path(report.__file__).parent / "page.css"
+
+_MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
+_LATEX = str.maketrans(
+    {c: rf"\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "²": "$^2$", MINUS: "$-$"}
+    | {"†": r"$^\dagger$", EN_DASH: "--"}
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text of a table.
+
+    Attributes:
+        small: said more quietly behind it, as an interval is.
+        strong: emphasised.
+        mark: a sign that a note explains.
+    """
+
+    text: str
+    small: str = ""
+    strong: bool = False
+    mark: str = ""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is set flush right."""
+        return bool(re.match(rf"[+{MINUS}]?\d", self.text))
+
+
+ABSENT = Cell(EN_DASH)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that may be compared with each other; the heading says so, and with what they may not."""
+
+    heading: str
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in groups, below one head.
+
+    Attributes:
+        notes: sentences below it.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def flush_right(self) -> tuple[bool, ...]:
+        """Whether a column holds numbers; the first one holds names."""
+        rows = [row for group in self.groups for row in group.rows]
+        return tuple(column > 0 and any(row[column].is_number for row in rows) for column in range(len(self.head)))
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """Returns the tables as GitHub's Markdown; a group's heading is a row of its own."""
+    return "\n".join(line for table in tables for line in _markdown_lines(table))
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """Returns the tables as LaTeX that needs the packages booktabs and graphicx."""
+    head = "% \\usepackage{booktabs, graphicx}\n"
+    return head + "\n".join(line for table in tables for line in _latex_lines(table))
+
+
+def to_page(tables: Sequence[Table], *, title: str, lead: Sequence[str] = ()) -> str:
+    """Returns a self-contained HTML page, for light and dark, a phone, a wide screen and paper."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.get_template("tables.html.j2")
+    return template.render(title=title, lead=lead, tables=tables, style=STYLE.read_text())
+
+
+def _markdown_lines(table: Table) -> list[str]:
+    lines = [f"## {table.title}", "", _markdown_row([escape(h, quote=False) for h in table.head])]
+    lines.append("|---|" + "---|" * (len(table.head) - 1))
+    for group in table.groups:
+        if group.heading:
+            lines.append(_markdown_row([f"*{group.heading}*", *[""] * (len(table.head) - 1)]))
+        lines += [_markdown_row([_markdown(cell) for cell in row]) for row in group.rows]
+    return [*lines, "", *(f"- {note}" for note in table.notes), *([""] if table.notes else [])]
+
+
+def _markdown_row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _markdown(cell: Cell) -> str:
+    text = cell.text.translate(_MARKDOWN) + cell.mark
+    text = f"**{text}**" if cell.strong else text
+    return f"{text} {cell.small.translate(_MARKDOWN)}" if cell.small else text
+
+
+def _latex_lines(table: Table) -> list[str]:
+    columns = len(table.head)
+    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{table.title.translate(_LATEX)}.}}"]
+    lines += [
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{{''.join('r' if r else 'l' for r in table.flush_right)}}}",
+    ]
+    lines += [r"\toprule", _latex_row([h.translate(_LATEX) for h in table.head])]
+    for group in table.groups:
+        lines.append(r"\midrule")
+        if group.heading:
+            lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{group.heading.translate(_LATEX)}}}}} \\")
+        lines += [_latex_row([_latex(cell) for cell in row]) for row in group.rows]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\begin{flushleft}\footnotesize"]
+    lines += [f"{note.translate(_LATEX)}\\\\" for note in table.notes]
+    return [*lines, r"\end{flushleft}", r"\end{table*}", ""]
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    return f"{' & '.join(texts)} \\\\"
+
+
+def _latex(cell: Cell) -> str:
+    text = (cell.text + cell.mark).translate(_LATEX)
+    text = rf"\textbf{{{text}}}" if cell.strong else text
+    return rf"{text} {{\scriptsize {cell.small.translate(_LATEX)}}}" if cell.small else text
