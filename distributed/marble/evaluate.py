@@ -18,6 +18,10 @@ ranks see; what changes them (weights, lists, a single byte of audio) changes th
 command, run again, continues where it stopped. Layer and learning rate are chosen on validation; the test split is read
 once, by the choice alone.
 
+In a minute, without training (quick.py), or of encoders other than PupuJEPA (docs/encoders.md):
+
+  python -m distributed evaluate --quick --encoders runs/demo runs/demo:student mert dasheng:base --data D --out O
+
 Writes O/results.jsonl (one row per task, encoder and protocol), O/results.md and O/results.html. Results of several
 folders, beside each other and beside published numbers:
 
@@ -43,6 +47,7 @@ from distributed.marble.manifests import read_marble
 from distributed.marble.marble_tasks import choose_tasks
 from distributed.marble.probing import Outcome, probe
 from distributed.marble.pupujepa_encoder import HowToEncode
+from distributed.marble.quick import Check, check_all, quick_table, whole_clips, write_quick
 from distributed.marble.ranks import agreed, all_or_none, gather
 from distributed.marble.result_tables import result_tables
 from distributed.marble.results import Resamples, Row, Sampling, make_rows, write_results
@@ -67,6 +72,7 @@ class Evaluation:
     Attributes:
         cache: path or url of the folder for features, shared by all ranks.
         which: teacher or student.
+        quick: nothing is trained; see quick.py.
     """
 
     encoders: tuple[str, ...]
@@ -78,6 +84,7 @@ class Evaluation:
     which: str = "teacher"
     precision: str = "bf16"
     sampling: Sampling = field(default_factory=Sampling)
+    quick: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="ENCODER",
-        help=f"run directories, folders with released weights, or baselines ({', '.join(BASELINES)})",
+        help="run directories, folders with released weights, NAME:ARGUMENT of an adapter, FILE.py, or baselines "
+        f"({', '.join(BASELINES)}); docs/encoders.md",
     )
     parser.add_argument(
         "--tasks",
@@ -105,6 +113,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results.jsonl and the tables go")
     parser.add_argument(
         "--check", action="store_true", help="say for every task what is there and what is missing, and stop"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="train nothing: nearest neighbours, a few labels and the spectra of the features, into OUT/quick.md",
     )
     parser.add_argument(
         "--protocol",
@@ -153,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
         for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
             rows = evaluate(replace(evaluation, protocol=protocol), topology, device=device)
     if topology.is_first:
-        print(to_markdown(result_tables(rows)))  # noqa: T201 - the table is the product
+        print(quick_table(rows) if args.quick else to_markdown(result_tables(rows)))  # noqa: T201 - the table is the product
     return 0
 
 
@@ -171,6 +184,7 @@ def _evaluation(args: argparse.Namespace, tasks: tuple[Task, ...]) -> Evaluation
         which=args.which,
         precision=args.precision,
         sampling=Sampling(args.resamples, args.seed),
+        quick=args.quick,
     )
 
 
@@ -185,6 +199,10 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
     prepared = [prepare(task, corpora[task.list_name]) for task in evaluation.tasks]
     _report_left_out(prepared)
     encoders = resolve_encoders(evaluation.encoders, HowToEncode(evaluation.which, evaluation.precision, device))
+    if evaluation.quick:
+        jobs = _featurise_all(encoders, corpora, whole_clips(prepared), evaluation.cache, topology)
+        rows = check_all(jobs, Check(evaluation.protocol, evaluation.sampling), topology)
+        return write_quick(evaluation.out, rows) if topology.is_first else []
     jobs, outcomes = measure(
         encoders, corpora, prepared=prepared, evaluation=evaluation, topology=topology, device=device
     )
@@ -214,13 +232,24 @@ def measure(
     Raises:
         UserError: no encoder supports any of the tasks.
     """
+    jobs = _featurise_all(encoders, corpora, prepared, evaluation.cache, topology)
+    return jobs, _probe_all(jobs, evaluation, topology, device=device)
+
+
+def _featurise_all(
+    encoders: Sequence[FrozenEncoder],
+    corpora: Mapping[str, Corpus],
+    prepared: Sequence[TaskData],
+    cache: Location | Path,
+    topology: Topology,
+) -> list[Job]:
     jobs: list[Job] = []
     for encoder in encoders:
         tasks = [d for d in prepared if supports(encoder, d.task)]
-        jobs += featurise(encoder, corpora, tasks, cache=evaluation.cache, topology=topology)
+        jobs += featurise(encoder, corpora, tasks, cache=cache, topology=topology)
     if not jobs:
         raise UserError("none of these encoders supports any of these tasks, so there is nothing to measure")
-    return jobs, _probe_all(jobs, evaluation, topology, device=device)
+    return jobs
 
 
 def _read(data: Path, task: Task) -> Corpus:
