@@ -94,8 +94,11 @@ def update(
         if is_last and not engine.zero_optimization_stage():
             norm = gradient_norm(engine)
             if not math.isfinite(norm):
-                # without ZeRO it would be taken; an optimizer without gradients changes nothing
+                # without ZeRO DeepSpeed would take it, and clip what is not there: the step is only counted
                 engine.zero_grad()
+                engine.micro_steps += 1
+                engine.global_steps += 1
+                break
         engine.step()
     if engine.zero_optimization_stage():
         norm = gradient_norm(engine)

@@ -2,16 +2,20 @@
 
 A job is {"run_dir", "url", "overrides"}, without a url when the overrides name a mix, and may ask for more: "shadow"
 compares the teacher with a plain average of what the whole student was after every step, and writes RUN/shadow.json;
-"stop_at" asks the last rank alone to stop; "cooldown_from" branches off the run of an earlier job.
+"stop_at" asks the last rank alone to stop; "overflow_at" makes the loss of the last rank infinite in one step;
+"cooldown_from" branches off the run of an earlier job.
 """
 
 import json
+import math
 import os
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.module import register_module_forward_hook
 
 from data.corpora import read_corpora
 from distributed import train as train_module
@@ -26,7 +30,7 @@ from distributed.session import Session
 from distributed.teacher import Teacher
 from distributed.telemetry import configure_logging
 from distributed.topology import discover, exported, process_group
-from pupujepa.objective import teacher_pairs
+from pupujepa.objective import TrainingStep, teacher_pairs
 
 PRESET = Path(__file__).with_name("small.yaml")
 
@@ -75,6 +79,26 @@ class StopAt(StopRequest):
         pass
 
 
+@contextmanager
+def overflow(at, trainers):
+    """The loss of this rank, and of one of its crops, is infinite in the step `at`."""
+
+    def hook(module, args, output):
+        in_step = trainers and trainers[-1].step == at
+        if not isinstance(module, TrainingStep) or not module.training or not in_step:
+            return None
+        loss, aux = output
+        loss_B = aux["per_sample_loss_B"].clone()
+        loss_B[0] = math.inf
+        return loss * math.inf, aux | {"per_sample_loss_B": loss_B}
+
+    handle = register_module_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def compose(job):
     overrides = job.get("overrides", [])
     if "cooldown_from" in job:
@@ -110,7 +134,9 @@ def run(job, topology):
     try:
         last = topology.rank == topology.world_size - 1
         stop = StopAt(last and "stop_at" in job, job.get("stop_at", -1), lambda: trainers[-1].step)
-        code = train_module.train(session, stop)
+        overflows = last and "overflow_at" in job
+        with overflow(job["overflow_at"], trainers) if overflows else nullcontext():
+            code = train_module.train(session, stop)
     finally:
         train_module.build_parts, train_module.Trainer = originals
         build_module.Teacher = Teacher

@@ -7,13 +7,14 @@ import json
 
 import pytest
 
+from distributed.telemetry import read_metrics
 from tests.distributed.launch import deterministic_rows, losses, run_jobs
 
 STAGES = (0, 1, 2, 3)
 # sums in another order: in float32 the last digits differ, in bf16 such a digit may round to the next number of 8 bits
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-5, 2e-3
 OFFLOAD, BF16 = "engine.offload_optimizer=true", "engine.precision=bf16"
-STOPPED_AT = 3
+STOPPED_AT, OVERFLOW_AT = 3, 2
 QUICK = ("train.steps=6", "schedule.peak_lr=0.005", "diagnostics.every=0")
 
 
@@ -62,6 +63,7 @@ def runs(tmp_path_factory, shards):
     on_two += [job(name, overrides, shadow=name.endswith("otherwise")) for name, overrides in VARIANTS.items()]
     for name, (first, second) in CHANGED.items():
         on_two += [job(name, first, stop_at=STOPPED_AT), job(name, second)]
+    on_two += [job(f"{stage}-overflow", (f"engine.zero_stage={stage}",), overflow_at=OVERFLOW_AT) for stage in STAGES]
     run_jobs(root / "two.json", on_two, ranks=2)
     on_one = [job("one-fp32", ("engine.zero_stage=0",)), job("one-bf16", ("engine.zero_stage=0", BF16))]
     on_one.append(job("one-fp32-offload", ("engine.zero_stage=1", OFFLOAD, "engine.micro_batch=2")))
@@ -136,3 +138,19 @@ def test_the_json_that_was_generated_lies_in_the_run(runs):
     assert started["gradient_accumulation_steps"] == 2
     assert started["zero_optimization"]["stage"] == 3
     assert started["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+
+
+def test_an_infinite_loss_is_left_out_under_every_stage(runs):
+    """On both ranks, though it is one rank's: every stage trains the other steps alike, and not as without it."""
+    left_out, trained = {}, {}
+    for stage in STAGES:
+        rows = read_metrics(runs / f"{stage}-overflow" / "metrics.jsonl")
+        left_out[stage] = [row["step"] for row in rows if row.get("skipped")]
+        trained[stage] = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert left_out == {stage: [OVERFLOW_AT] for stage in STAGES}
+    assert sorted(trained[0]) == [step for step in range(6) if step != OVERFLOW_AT]
+    for stage in STAGES[1:]:
+        assert trained[stage] == pytest.approx(trained[0], rel=FP32_TOLERANCE)
+    plain = losses(runs / "0-fp32")
+    assert trained[0][OVERFLOW_AT - 1] == plain[OVERFLOW_AT - 1]
+    assert trained[0][OVERFLOW_AT + 1] != plain[OVERFLOW_AT + 1]
