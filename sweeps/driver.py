@@ -42,6 +42,8 @@ def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None
         "RAY_AUTH_MODE": "token",
         TOKEN_NAME: token or secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # a worker that loses its node would kill the leash, and with it nobody would end who is on it
+        "RAY_kill_child_processes_on_worker_exit": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",

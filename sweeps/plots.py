@@ -26,9 +26,9 @@ from distributed.report.forest import CELL_WIDTH, Difference, forest_axis, fores
 from distributed.report.wording import fixed, significant
 from sweeps.axes import BASE
 from sweeps.outcomes import Point, front
+from sweeps.tables import TERA
 
 TONES = 8
-TERA = 1e12
 SCORE = "mean of the tasks"
 # parallel coordinates: between two axes, above and below them, and characters of a label
 GAP, HEAD, FOOT, SIDE, MOST = 150, 44, 16, 80, 20

@@ -171,12 +171,13 @@ def require_same_sweep(plan: Plan, out: Path, *, resume: bool) -> None:
 
 
 def describe(plan: Plan, out: Path) -> str:
-    """Returns the trials as text: what differs, how long, and whether it is finished."""
+    """Returns the trials as text: how long or at whose model, and whether it is finished."""
     lines = [f"{plan.name}: {plan.question}" if plan.question else plan.name]
     lines.append(f"{len(plan.trials)} trials, probed on {', '.join(plan.launch.tasks)}; directory {out}")
     for planned in plan.trials:
         done = ", finished" if is_finished(planned, out) else ""
-        lines.append(f"  {planned.trial.name}: {planned.steps} steps, {planned.samples} crops{done}")
+        what = f"looks at {planned.model}" if planned.model else f"{planned.steps} steps, {planned.samples} crops"
+        lines.append(f"  {planned.trial.name}: {what}{done}")
     lines += [f"  {name}: the same as {other}, not run twice" for name, other in plan.same_as.items()]
     return "\n".join(lines)
 
