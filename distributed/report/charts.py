@@ -86,6 +86,7 @@ def line_chart(
     series: Sequence[Series],
     thresholds: Sequence[Threshold] = (),
     events: Sequence[Event] = (),
+    marks: Sequence[Series] = (),
     log: bool = False,
     include: Sequence[float] = (),
     lowest: float = -math.inf,
@@ -95,6 +96,7 @@ def line_chart(
 
     Args:
         sentence: what one sees and why it matters; also the drawing's description for screen readers.
+        marks: drawn like series, but neither in the legend nor under the crosshair.
         include: values that the vertical axis must show (a zero, a threshold).
         lowest: the axis ends here at the latest; what lies below is cut off, not squeezed in.
         log: logarithmic vertical axis; values that are not positive break the line.
@@ -102,7 +104,7 @@ def line_chart(
     Raises:
         ValueError: no finite value in any series.
     """
-    values = [v for s in series for v in s.y if math.isfinite(v) and (v > 0 or not log)]
+    values = [v for s in [*series, *marks] for v in s.y if math.isfinite(v) and (v > 0 or not log)]
     if not values:
         raise ValueError(f"chart {title!r} has no finite value to draw")
     x_values = [v for s in series for v in s.x]
@@ -113,7 +115,7 @@ def line_chart(
         *_grid(x, y, x_label),
         *(_threshold(t, x, y) for t in thresholds),
         *(_event(e, x) for e in events if x.lo <= e.x <= x.hi),
-        *(_line(s, x, y) for s in thinned),
+        *(_line(s, x, y) for s in [*thinned, *marks]),
         f'<line class="crosshair" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
     ]
     points = {"x0": x.lo, "x1": x.hi, "left": LEFT, "right": WIDTH - RIGHT, "series": [_points(s) for s in thinned]}

@@ -176,29 +176,30 @@ def layer_profiles(rows: Sequence[Row]) -> tuple[Chart, ...]:
     """
     charts = []
     for task in dict.fromkeys(r["task"] for r in rows):
-        series = [s for row in rows if row["task"] == task for s in _profile(row)]
-        if series:
-            sentence = "Validation score of a probe on each layer, the best one marked; dashed: all layers together."
-            charts.append(line_chart(task_label(task), sentence, series=series, x_label="layer"))
+        profiles = [profile for row in rows if row["task"] == task and (profile := _profile(row))]
+        if profiles:
+            told = ", ".join(words for _, _, words in profiles)
+            sentence = f"Validation score of a probe on each layer, the best one marked: {told}."
+            lines, marks = [line for line, _, _ in profiles], [m for _, own, _ in profiles for m in own]
+            charts.append(line_chart(task_label(task), sentence, series=lines, marks=marks, x_label="layer"))
     return tuple(charts)
 
 
-def _profile(row: Row) -> list[Series]:
+def _profile(row: Row) -> tuple[Series, list[Series], str] | None:
+    """Returns an encoder's line, what is marked beside it, and the marks in words; None for a single layer."""
     extra = row.get("extra") or {}
     scores = [float(v) for v in extra.get("layer_profile") or ()]
     places = extra.get("layers") or range(len(scores))
     single = [(float(x), y) for x, y in zip(places, scores, strict=True) if not isinstance(x, str)]
     if len(single) < 2:
-        return []
+        return None
     name, tone = encoder_label(row["encoder"]), TONES.get(row["encoder"], "tone-1")
     x, y = zip(*single, strict=True)
     best = max(range(len(y)), key=lambda i: -math.inf if math.isnan(y[i]) else y[i])
     together = [(p, v) for p, v in zip(places, scores, strict=True) if isinstance(p, str)]
-    return [
-        Series(name, x, y, tone),
-        Series(f"{name}, layer {x[best]:g}", (x[best],), (y[best],), tone),
-        *(Series(f"{name}, {READOUT_TITLES[p]}", (x[0], x[-1]), (v, v), tone, dashed=True) for p, v in together),
-    ]
+    dashed = [Series("", (x[0], x[-1]), (v, v), tone, dashed=True) for _, v in together]
+    words = [f"{name} layer {x[best]:g}", *(f"{READOUT_TITLES[p]} {fixed(v)} (dashed)" for p, v in together)]
+    return Series(name, x, y, tone), [Series("", (x[best],), (y[best],), tone), *dashed], ", ".join(words)
 
 
 def _line(task: str, rows: Sequence[Row | None], gain: Difference | None, axis) -> Line:
