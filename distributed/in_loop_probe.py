@@ -24,7 +24,7 @@ import torch.distributed as dist
 from distributed.diagnose import whole_model
 from distributed.guard import PROBE_MEAN
 from distributed.marble.corpus import Corpus, read_corpus, thin
-from distributed.marble.evaluate import Evaluation, measure
+from distributed.marble.evaluation import Evaluation, measure
 from distributed.marble.metrics import METRICS
 from distributed.marble.pupujepa_encoder import FrozenPupuJEPA, HowToEncode
 from distributed.marble.targets import prepare

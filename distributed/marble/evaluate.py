@@ -31,60 +31,28 @@ folders, beside each other and beside published numbers:
 import argparse
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from data.files import Location
-from distributed.marble.audio_digests import with_audio_digests
-from distributed.marble.corpus import Corpus, read_corpus
-from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports
+from distributed.marble.encoders import BASELINES
+from distributed.marble.evaluation import Evaluation, evaluate
 from distributed.marble.inventory import measurable, take_inventory
-from distributed.marble.jobs import Job, deal, featurise
-from distributed.marble.manifests import read_marble
 from distributed.marble.marble_tasks import choose_tasks
-from distributed.marble.probing import Outcome, probe
-from distributed.marble.pupujepa_encoder import HowToEncode
-from distributed.marble.quick import Check, check_all, quick_table, whole_clips, write_quick
-from distributed.marble.ranks import agreed, all_or_none, gather
+from distributed.marble.quick import quick_table
 from distributed.marble.result_tables import result_tables
-from distributed.marble.results import Resamples, Row, Sampling, make_rows, write_results
+from distributed.marble.results import Sampling
 from distributed.marble.tables import to_markdown
-from distributed.marble.targets import TaskData, prepare
 from distributed.marble.tasks import Protocol, Task
 from distributed.telemetry import configure_logging
-from distributed.topology import Topology, choose_device, discover, loopback_interface, process_group
+from distributed.topology import choose_device, discover, loopback_interface, process_group
 from pupujepa.errors import UserError
-from pupujepa.progress import Progress
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 4 * 3600.0
 PROTOCOLS: tuple[Protocol, ...] = ("marble", "clean")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An evaluation, fully specified.
-
-    Attributes:
-        cache: path or url of the folder for features, shared by all ranks.
-        which: teacher or student.
-        quick: nothing is trained; see quick.py.
-    """
-
-    encoders: tuple[str, ...]
-    tasks: tuple[Task, ...]
-    data: Path
-    out: Path
-    cache: Location | Path
-    protocol: Protocol = "clean"
-    which: str = "teacher"
-    precision: str = "bf16"
-    sampling: Sampling = field(default_factory=Sampling)
-    quick: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -186,129 +154,3 @@ def _evaluation(args: argparse.Namespace, tasks: tuple[Task, ...]) -> Evaluation
         sampling=Sampling(args.resamples, args.seed),
         quick=args.quick,
     )
-
-
-def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device) -> list[Row]:
-    """Runs an evaluation inside a process group; the first rank writes the results and returns them, others none."""
-    evaluation = replace(evaluation, tasks=tuple(task.under(evaluation.protocol) for task in evaluation.tasks))
-    corpora: dict[str, Corpus] = {}
-    for task in evaluation.tasks:
-        if task.list_name not in corpora:
-            corpus = agreed(_read(evaluation.data, task), topology)
-            corpora[task.list_name] = with_audio_digests(corpus, cache=evaluation.cache, topology=topology)
-    prepared = [prepare(task, corpora[task.list_name]) for task in evaluation.tasks]
-    _report_left_out(prepared)
-    encoders = resolve_encoders(evaluation.encoders, HowToEncode(evaluation.which, evaluation.precision, device))
-    if evaluation.quick:
-        jobs = _featurise_all(encoders, corpora, whole_clips(prepared), evaluation.cache, topology)
-        rows = check_all(jobs, Check(evaluation.protocol, evaluation.sampling), topology)
-        return write_quick(evaluation.out, rows) if topology.is_first else []
-    jobs, outcomes = measure(
-        encoders, corpora, prepared=prepared, evaluation=evaluation, topology=topology, device=device
-    )
-    if not topology.is_first:
-        return []
-    return write_results(evaluation.out, *_tabulate(evaluation, jobs, outcomes))
-
-
-def measure(
-    encoders: Sequence[FrozenEncoder],
-    corpora: Mapping[str, Corpus],
-    *,
-    prepared: Sequence[TaskData],
-    evaluation: Evaluation,
-    topology: Topology,
-    device: torch.device,
-) -> tuple[list[Job], dict[int, Outcome]]:
-    """Probes encoders on prepared tasks; all ranks call it together and share the work.
-
-    Args:
-        corpora: by the name of their track list.
-        evaluation: protocol and feature cache.
-
-    Returns:
-        The jobs, and the outcome of each by its number, on every rank.
-
-    Raises:
-        UserError: no encoder supports any of the tasks.
-    """
-    jobs = _featurise_all(encoders, corpora, prepared, evaluation.cache, topology)
-    return jobs, _probe_all(jobs, evaluation, topology, device=device)
-
-
-def _featurise_all(
-    encoders: Sequence[FrozenEncoder],
-    corpora: Mapping[str, Corpus],
-    prepared: Sequence[TaskData],
-    cache: Location | Path,
-    topology: Topology,
-) -> list[Job]:
-    jobs: list[Job] = []
-    for encoder in encoders:
-        tasks = [d for d in prepared if supports(encoder, d.task)]
-        jobs += featurise(encoder, corpora, tasks, cache=cache, topology=topology)
-    if not jobs:
-        raise UserError("none of these encoders supports any of these tasks, so there is nothing to measure")
-    return jobs
-
-
-def _read(data: Path, task: Task) -> Corpus:
-    return read_corpus(data, task.manifest) if task.source is None else read_marble(data, task)
-
-
-def _probe_all(
-    jobs: Sequence[Job], evaluation: Evaluation, topology: Topology, *, device: torch.device
-) -> dict[int, Outcome]:
-    """Trains this rank's banks and returns the outcomes of all ranks by job number."""
-    mine = deal(jobs, topology.world_size)[topology.rank]
-    outcomes: dict[int, Outcome] = {}
-    with (
-        Progress(len(mine), title="probes", unit="banks", shown=topology.is_first) as progress,
-        all_or_none(topology, "probes"),
-    ):
-        for number in mine:
-            job = jobs[number]
-            what = f"{job.data.task.name} on {job.subject.name}"
-            outcomes[number] = probe(
-                job.data,
-                job.subject,
-                protocol=evaluation.protocol,
-                device=device,
-                on_epoch=lambda epoch, what=what: progress.say(f"{what}, epoch {epoch + 1}"),  # type: ignore[misc]
-            )
-            progress.advance()
-    gathered = gather(outcomes, topology)
-    return {number: outcome for part in gathered for number, outcome in part.items()}
-
-
-def _tabulate(evaluation: Evaluation, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> tuple[list[Row], Resamples]:
-    rows: list[Row] = []
-    resamples: Resamples = {}
-    for task in evaluation.tasks:
-        numbers = [n for n, job in enumerate(jobs) if job.data.task.name == task.name]
-        if numbers:
-            made, drawn = make_rows(
-                task,
-                [outcomes[n] for n in numbers],
-                {jobs[n].subject.name: jobs[n].provenance for n in numbers},
-                protocol=evaluation.protocol,
-                baselines=BASELINES,
-                sampling=evaluation.sampling,
-            )
-            rows += made
-            resamples |= drawn
-    return rows, resamples
-
-
-def _report_left_out(prepared: Sequence[TaskData]) -> None:
-    for data in prepared:
-        sizes = ", ".join(f"{len(s.units)} {name}" for name, s in data.splits.items())
-        left_out = sum(s.left_out for s in data.splits.values())
-        too_short = sum(s.too_short for s in data.splits.values())
-        log.info(
-            "%s: %s items (left out: %d without a usable label, %d too short)",
-            data.task.name,
-            sizes,
-            left_out,
-            too_short,
-        )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from distributed.marble.evaluate import Evaluation, evaluate
+from distributed.marble.evaluation import Evaluation, evaluate
 from distributed.marble.tasks import select_tasks
 from distributed.topology import Topology
 from tests.distributed.marble.corpora import Recipe, make_corpus

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.marble.evaluate import Evaluation, add_arguments, deal, evaluate, run
+from distributed.marble.evaluate import add_arguments, run
+from distributed.marble.evaluation import Evaluation, evaluate
+from distributed.marble.jobs import deal
 from distributed.marble.ranks import all_or_none
 from distributed.marble.tasks import select_tasks
 from distributed.topology import Topology

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.marble.evaluate import Evaluation, evaluate
+from distributed.marble.evaluation import Evaluation, evaluate
 from distributed.marble.marble_tasks import MARBLE_TASKS
 from distributed.marble.tasks import Task
 from distributed.topology import Topology
