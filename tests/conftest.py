@@ -38,6 +38,16 @@ _AWS_VARIABLES = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests stay together where they are shared by processes: those of a file, those of the SLURM cluster.
+
+    A file's fixtures train models that all its tests look at, and one cluster is enough.
+    """
+    for item in items:
+        group = "slurm" if "cluster" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """A running SeaweedFS on free loopback ports: `.endpoint_url`, `.environment()`, `.make_bucket(name)`."""

@@ -74,7 +74,7 @@ def test_differences_are_paired_by_seed(monkeypatch):
 
     def row(axis, seed, value):
         results = {"tempo": {"value": value, "interval": [value - 0.1, value + 0.1]}}
-        return {"axis": axis, "value": "", "seed": seed, "differs": {}, "results": results}
+        return {"axis": axis, "value": "", "seed": seed, "differs": {}, "curve": [], "results": results}
 
     rows = [row("base", 0, 0.30), row("base", 1, 0.36), row("codes", 0, 0.31), row("codes", 1, 0.37)]
     monkeypatch.setattr(codes, "read_plan", lambda out: SimpleNamespace())
