@@ -38,14 +38,18 @@ _AWS_VARIABLES = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests stay together where they are shared by processes: those of a file, those of the SLURM cluster.
+# Their tests start several ranks, a Ray or a SLURM, which keep both cores busy: one at a time.
+_BUSY = ("tests/distributed/test_", "tests/integration/", "tests/sweeps/")
 
-    A file's fixtures train models that all its tests look at, and one cluster is enough.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests one process runs, where two share them (`make test`): the busy ones, and those of each file.
+
+    A file's fixtures train models that all its tests look at.
     """
     for item in items:
-        group = "slurm" if "cluster" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("busy" if file.startswith(_BUSY) else file))
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def test_a_job_outlives_its_time_a_lost_rank_and_preemption(cluster, shards, str
     First the job's time is nearly over. Then a rank is killed and the other one frozen, which must not hold the nodes.
     Then a job of higher priority takes the nodes.
     """
-    job = Job(cluster | {"PUPUJEPA_WAIT_S": "3"}, tmp_path)
+    job = Job(cluster | {"PUPUJEPA_WAIT_S": "12"}, tmp_path)
     # USR2 comes late, so that the run itself has to see the end coming
     job.train(shards, options=("--time=1", "--signal=USR2@1"))
     job.run_out_of_time()
