@@ -45,7 +45,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: system setup lint
-	PATH=$$PATH:/usr/sbin:/sbin $(BIN)/python -m pytest -n 2 --dist loadgroup
+	PATH=$$PATH:/usr/sbin:/sbin $(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .

@@ -38,20 +38,6 @@ _AWS_VARIABLES = (
 )
 
 
-# Their tests start several ranks, a Ray or a SLURM, which keep both cores busy: one at a time.
-_BUSY = ("tests/distributed/test_", "tests/integration/", "tests/sweeps/")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests one process runs, where two share them (`make test`): the busy ones, and those of each file.
-
-    A file's fixtures train models that all its tests look at.
-    """
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("busy" if file.startswith(_BUSY) else file))
-
-
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """A running SeaweedFS on free loopback ports: `.endpoint_url`, `.environment()`, `.make_bucket(name)`."""
