@@ -133,11 +133,11 @@ def grid(sweep: SweepConfig) -> list[Point]:
 
 def drawn(sweep: SweepConfig) -> list[Point]:
     """Returns `draws` different points at random, the same ones for the same file; fewer where there are fewer."""
-    rng = random.Random(0)
+    rng, by_axis = random.Random(0), settings(sweep)
     found: dict[Point, None] = {}
     for _ in range(sweep.draws * _DRAWS_PER_POINT):
         if len(found) < sweep.draws:
-            found[draw_point(sweep, lambda name, axis: _draw(rng, axis, settings(sweep)[name]))] = None
+            found[draw_point(sweep, lambda name, axis: _draw(rng, axis, by_axis[name]))] = None
     return list(found)
 
 

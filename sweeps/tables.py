@@ -4,29 +4,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from distributed.marble.tasks import TASKS
-from distributed.report.wording import count_of, duration, fixed, grouped, interval, listed, significant
+from distributed.report.wording import (
+    EN_DASH,
+    count_of,
+    duration,
+    fixed,
+    grouped,
+    interval,
+    latex,
+    listed,
+    significant,
+)
 from sweeps.outcomes import Delta, Point
 from sweeps.plan import Plan
 
-ABSENT = "\N{EN DASH}"
+ABSENT = EN_DASH
 TERA = 1e12
 COST_HEADS = ("crops", "TFLOP", "time")
-_LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-    | {"\N{RIGHTWARDS ARROW}": r"$\to$", "\N{MINUS SIGN}": "$-$", ABSENT: "--", "\N{NARROW NO-BREAK SPACE}": r"\,"}
-)
+_COMPARISONS = str.maketrans({"<": "$<$", ">": "$>$"})
 
 
 def to_markdown(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
     """Returns the table, what it can and cannot say, and what went wrong."""
-    tasks = tasks_of(rows)
+    heads, *body = _table(rows, found)
     lines = [f"# {plan.name}", "", *([plan.question, ""] if plan.question else [])]
-    heads = ["", *(title(task, rows) for task in tasks), "differs from the base in", *COST_HEADS]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for point in found:
-        cells = [point.label, *(cell(point, task) for task in tasks), differences(point), *cost(point)]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join(cells)} |" for cells in body]
     lines += ["", *reading(plan, found), ""]
     for row in failures(rows):
         lines += [f"**{row['name']} {row['status']}**: {row['reason'] or 'not finished'}", "", "```"]
@@ -36,22 +39,25 @@ def to_markdown(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Poin
 
 def to_latex(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
     """Returns the same table for a paper: `booktabs` rows, the base first, what could not be measured as a dash."""
-    tasks = tasks_of(rows)
-    heads = ["", *(title(task, rows) for task in tasks), "differs from the base in", *COST_HEADS]
+    heads, *body = _table(rows, found)
     lines = [
         f"% {plan.name}, written by `python -m sweeps report`; needs \\usepackage{{booktabs}}",
-        r"\begin{tabular}{l" + "r" * len(tasks) + "lrrr}",
+        r"\begin{tabular}{l" + "r" * len(tasks_of(rows)) + "lrrr}",
         r"\toprule",
         _latex_row(heads),
         r"\midrule",
-        *(
-            _latex_row([point.label, *(cell(point, t) for t in tasks), differences(point), *cost(point)])
-            for point in found
-        ),
+        *map(_latex_row, body),
         r"\bottomrule",
         r"\end{tabular}",
     ]
     return "\n".join([*lines, *(f"% {sentence}" for sentence in reading(plan, found)), ""])
+
+
+def _table(rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> list[list[str]]:
+    """Returns the heads, then the cells of every point."""
+    tasks = tasks_of(rows)
+    heads = ["", *(title(task, rows) for task in tasks), "differs from the base in", *COST_HEADS]
+    return [heads, *([p.label, *(cell(p, t) for t in tasks), differences(p), *cost(p)] for p in found)]
 
 
 def tasks_of(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -143,4 +149,4 @@ def _about_intervals(seeds: Sequence[int]) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
+    return " & ".join(latex(cell).translate(_COMPARISONS) for cell in cells) + r" \\"

@@ -7,7 +7,6 @@ is a group, and so are the published numbers. What is not comparable for another
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
@@ -72,7 +71,7 @@ def _parts(measured: set[str]) -> list[Part]:
 def _scores(part: Part, entries: Sequence[Entry]) -> Table:
     groups = {}
     for protocol in _protocols(entries):
-        cells = {(e.label, e.row["task"]): e for e in entries if e.row["protocol"] == protocol}
+        cells = _cells(entries, protocol)
         labels = list(dict.fromkeys(label for label, _ in cells))
         best = {c: max(_score(e, c) for (_, t), e in cells.items() if t == c.task) for c in _held(part, cells)}
         rows = []
@@ -92,6 +91,11 @@ def _scores(part: Part, entries: Sequence[Entry]) -> Table:
 
 def _held(part: Part, cells: Mapping[tuple[str, str], Entry]) -> list[Column]:
     return [c for c in part.columns if any(task == c.task for _, task in cells)]
+
+
+def _cells(entries: Sequence[Entry], protocol: str) -> dict[tuple[str, str], Entry]:
+    """Returns the entries of a protocol by label and task."""
+    return {(e.label, e.row["task"]): e for e in entries if e.row["protocol"] == protocol}
 
 
 def _protocols(entries: Sequence[Entry]) -> list[str]:
@@ -159,7 +163,7 @@ def _about_published(model: PublishedModel) -> tuple[Cell, ...]:
 def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table | None:
     groups = []
     for protocol in _protocols(entries):
-        cells = {(e.label, e.row["task"]): e for e in entries if e.row["protocol"] == protocol}
+        cells = _cells(entries, protocol)
         rows = []
         for label in dict.fromkeys(label for label, _ in cells if label != reference):
             found = [_difference(cells.get((label, c.task)), cells.get((reference, c.task)), c) for c in part.columns]
@@ -196,7 +200,7 @@ def _choices(part: Part, entries: Sequence[Entry]) -> Table:
     rows = []
     tasks = list(dict.fromkeys(c.task for c in part.columns))
     for protocol in _protocols(entries):
-        cells = {(e.label, e.row["task"]): e.row for e in entries if e.row["protocol"] == protocol}
+        cells = _cells(entries, protocol)
         for label in dict.fromkeys(label for label, _ in cells):
             rows.append((Cell(label), Cell(protocol), *(_choice(cells.get((label, t))) for t in tasks)))
     return Table(
@@ -204,9 +208,10 @@ def _choices(part: Part, entries: Sequence[Entry]) -> Table:
     )
 
 
-def _choice(row: Mapping[str, Any] | None) -> Cell:
-    if row is None:
+def _choice(entry: Entry | None) -> Cell:
+    if entry is None:
         return ABSENT
+    row = entry.row
     head = row["extra"].get("head", "")
     return Cell(str(row["extra"].get("layer_name", row["layer"])), f"lr {row['learning_rate']:g} {head}".rstrip())
 

@@ -12,10 +12,11 @@ from distributed.marble.audio_digests import with_audio_digests
 from distributed.marble.corpus import Corpus, read_corpus
 from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports
 from distributed.marble.jobs import Job, deal, featurise
+from distributed.marble.light_probes import Check
 from distributed.marble.manifests import read_marble
 from distributed.marble.probing import Outcome, probe
 from distributed.marble.pupujepa_encoder import HowToEncode
-from distributed.marble.quick import Check, check_all, whole_clips, write_quick
+from distributed.marble.quick import check_all, whole_clips, write_quick
 from distributed.marble.ranks import agreed, all_or_none, gather
 from distributed.marble.results import Resamples, Row, Sampling, make_rows, write_results
 from distributed.marble.targets import TaskData, prepare

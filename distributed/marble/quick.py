@@ -24,8 +24,6 @@ from distributed.topology import Topology
 from pupujepa.errors import UserError
 from pupujepa.progress import Progress
 
-__all__ = ["Check", "check_all", "quick_table", "read_quick", "whole_clips", "write_quick"]
-
 QUICK, TABLE = "quick.jsonl", "quick.md"
 
 

@@ -13,17 +13,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distributed import report
-from distributed.report.wording import EN_DASH, MINUS
+from distributed.report.wording import EN_DASH, MINUS, latex
 
 HERE = Path(__file__).parent
 STYLE = Path(report.__file__).parent / "page.css"
 
 _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
-_LATEX = str.maketrans(
-    {c: rf"\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "²": "$^2$", MINUS: "$-$"}
-    | {"†": r"$^\dagger$", EN_DASH: "--"}
-)
 
 
 @dataclass(frozen=True)
@@ -120,19 +115,19 @@ def _markdown(cell: Cell) -> str:
 
 def _latex_lines(table: Table) -> list[str]:
     columns = len(table.head)
-    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{table.title.translate(_LATEX)}.}}"]
+    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{latex(table.title)}.}}"]
     lines += [
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{{''.join('r' if r else 'l' for r in table.flush_right)}}}",
     ]
-    lines += [r"\toprule", _latex_row([h.translate(_LATEX) for h in table.head])]
+    lines += [r"\toprule", _latex_row([latex(h) for h in table.head])]
     for group in table.groups:
         lines.append(r"\midrule")
         if group.heading:
-            lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{group.heading.translate(_LATEX)}}}}} \\")
+            lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{latex(group.heading)}}}}} \\")
         lines += [_latex_row([_latex(cell) for cell in row]) for row in group.rows]
     lines += [r"\bottomrule", r"\end{tabular}}", r"\begin{flushleft}\footnotesize"]
-    lines += [f"{note.translate(_LATEX)}\\\\" for note in table.notes]
+    lines += [f"{latex(note)}\\\\" for note in table.notes]
     return [*lines, r"\end{flushleft}", r"\end{table*}", ""]
 
 
@@ -141,6 +136,6 @@ def _latex_row(texts: Sequence[str]) -> str:
 
 
 def _latex(cell: Cell) -> str:
-    text = (cell.text + cell.mark).translate(_LATEX)
+    text = latex(cell.text + cell.mark)
     text = rf"\textbf{{{text}}}" if cell.strong else text
-    return rf"{text} {{\scriptsize {cell.small.translate(_LATEX)}}}" if cell.small else text
+    return rf"{text} {{\scriptsize {latex(cell.small)}}}" if cell.small else text

@@ -8,6 +8,11 @@ import math
 EN_DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"
+_LATEX = str.maketrans(
+    {c: rf"\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"²": "$^2$", "†": r"$^\dagger$", "→": r"$\to$", MINUS: "$-$", EN_DASH: "--", THIN_SPACE: r"\,"}
+)
 
 
 def fixed(value: float, digits: int = 3, *, sign: bool = False) -> str:
@@ -23,6 +28,11 @@ def fixed(value: float, digits: int = 3, *, sign: bool = False) -> str:
     if value < 0:
         return MINUS + text
     return "+" + text if sign else text
+
+
+def latex(text: str) -> str:
+    """Returns a text as LaTeX that prints it."""
+    return text.translate(_LATEX)
 
 
 def interval(lo: float, hi: float, digits: int = 3) -> str:
