@@ -45,7 +45,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: system setup lint
-	PATH=$$PATH:/usr/sbin:/sbin $(BIN)/python -m pytest
+	PATH=$$PATH:/usr/sbin:/sbin $(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from data.local_s3 import LocalS3
 from tests.faultproxy import FaultProxy
@@ -36,6 +38,26 @@ _AWS_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
 )
+
+# Their tests start several ranks, a Ray or a SLURM, which keep both cores busy: one of them at a time.
+_BUSY = ("tests/distributed/test_", "tests/integration/", "tests/sweeps/")
+
+
+class _Scheduler(LoadScopeScheduling):
+    """Keeps together, where processes share the tests (`make test`), the busy ones, and those of each file.
+
+    A file's fixtures train models that all its tests look at.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "busy" if file.startswith(_BUSY) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Deals the tests out to processes."""
+    return _Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
