@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distributed.marble.frozen_features import Features, statistics_of
 from distributed.marble.intervals import interval, resample_weights
 from distributed.marble.jobs import Job
 from distributed.marble.metrics import METRICS
 from distributed.marble.neighbours import (
     DRAWS,
     SHOTS,
-    Scale,
     class_mean_scores,
     draw_shots,
     knn_scores,
@@ -68,7 +68,7 @@ def check_job(job: Job, check: Check) -> list[Row]:
     methods = _methods(job, targets["train"], check.sampling.seed)
     profiles: list[list[np.ndarray]] = [[] for _ in methods]
     for layer in range(features.layers) if methods else ():
-        train_ND, valid_ND = features.directions("train", layer), features.directions("valid", layer)
+        train_ND, valid_ND = features.directions(layer, "valid")
         for profile_LP, method in zip(profiles, methods, strict=True):
             scores_PVNC = method.scores(train_ND, valid_ND)
             values_PV = [[_value(job.data.task.selection, s, targets["valid"]) for s in draws] for draws in scores_PVNC]
@@ -116,7 +116,7 @@ def _tested(job: Job, check: Check, features: "_ItemFeatures", method: _Method, 
             "use a corpus with more pieces"
         )
     layer, option = (int(place) for place in np.unravel_index(np.nanargmax(profile_LP), profile_LP.shape))
-    scores_VNC = method.scores(features.directions("train", layer), features.directions("test", layer))[option]
+    scores_VNC = method.scores(*features.directions(layer, "test"))[option]
     metric, targets = METRICS[task.metric], _targets(job, "test", check.protocol)
     units = job.data.splits["test"].units
     weights_RN = resample_weights(units, resamples=sampling.resamples, seed=sampling.seed)
@@ -192,12 +192,18 @@ class _ItemFeatures:
         slices = self.job.data.splits[name].slices
         return self.job.subject.features.read(slices, "pooled", layers=range(layer, layer + 1))[0, :, 0]
 
-    def directions(self, name: str, layer: int) -> np.ndarray:
-        """Returns the scaled items of a split as rows of length 1, [N, D]."""
-        train_ND = self._items("train", layer)
-        return Scale.of(train_ND).directions(train_ND if name == "train" else self._items(name, layer))
+    def directions(self, layer: int, asked: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the items of the training split and of another, scaled with the former, as rows of length 1."""
+        train = self._items("train", layer)
+        statistics = statistics_of(train)
+        return _directions(train, *statistics), _directions(self._items(asked, layer), *statistics)
 
-    def _items(self, name: str, layer: int) -> np.ndarray:
+    def _items(self, name: str, layer: int) -> Features:
         split = self.job.data.splits[name]
-        pooled = pool_items(self.slices(name, layer)[:, None], torch.from_numpy(split.item_of_slice), len(split.units))
-        return pooled[:, 0].numpy()
+        of_slices_N1D = self.slices(name, layer)[:, None]
+        return Features(pool_items(of_slices_N1D, torch.from_numpy(split.item_of_slice), len(split.units))[None])
+
+
+def _directions(items: Features, mean_LD: Tensor, scale_LD: Tensor) -> np.ndarray:
+    scaled_ND = items.standardised(mean_LD, scale_LD).values_LNTD[0, :, 0]
+    return torch.nn.functional.normalize(scaled_ND, dim=1).numpy()

@@ -1,12 +1,10 @@
 """Label-light checks of clip features: cosine nearest neighbours, and class means of a few labelled items.
 
-Nothing is trained. Features are centred and scaled per dimension with the training split, whose labels that does not
-need, so that encoders of any scale can be compared by angles.
+Nothing is trained. Rows are features centred and scaled with the training split, whose labels that does not need, so
+that encoders of any scale can be compared by angles.
 
 Legend: N items, D width, C classes, K numbers of neighbours, R resamples.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -18,25 +16,7 @@ SHOTS = (1, 5, 10, 20)
 DRAWS = 20
 # of the exponential that weighs neighbours by their cosine, as in DINO's evaluation (arXiv 2104.14294)
 TEMPERATURE = 0.07
-_SMALLEST_STD = 1e-6
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Mean and standard deviation of each dimension over the training split."""
-
-    mean_D: np.ndarray
-    std_D: np.ndarray
-
-    @classmethod
-    def of(cls, features_ND: np.ndarray) -> "Scale":
-        """Measures it; a dimension that never changes is left as it is."""
-        return cls(features_ND.mean(axis=0), np.maximum(features_ND.std(axis=0), _SMALLEST_STD))
-
-    def directions(self, features_ND: np.ndarray) -> np.ndarray:
-        """Returns scaled rows of length 1."""
-        scaled_ND = (features_ND - self.mean_D) / self.std_D
-        return scaled_ND / np.maximum(np.linalg.norm(scaled_ND, axis=1, keepdims=True), _SMALLEST_STD)
+_SHORTEST = 1e-6
 
 
 def neighbour_counts(items: int) -> tuple[int, ...]:
@@ -76,7 +56,7 @@ def class_mean_scores(few_ND: np.ndarray, labels_NC: np.ndarray, asked_ND: np.nd
     """Returns the cosine of every item to the mean of each class of a few items, [N, C]; -1 for an empty class."""
     counts_C = labels_NC.sum(axis=0)
     means_CD = labels_NC.T @ few_ND / np.maximum(counts_C, 1)[:, None]
-    means_CD /= np.maximum(np.linalg.norm(means_CD, axis=1, keepdims=True), _SMALLEST_STD)
+    means_CD /= np.maximum(np.linalg.norm(means_CD, axis=1, keepdims=True), _SHORTEST)
     return np.where(counts_C > 0, asked_ND @ means_CD.T, -1.0)
 
 

@@ -7,7 +7,6 @@ with classes or tags, few-shot to tasks with classes, spectra to all tasks that 
 (beats, chords) have none of them, and regression has no classes. Writes O/quick.jsonl and O/quick.md.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from distributed.marble.light_probes import FEW_SHOT, KNN, SPECTRUM, Check, chec
 from distributed.marble.metrics import METRICS
 from distributed.marble.neighbours import DRAWS, SHOTS
 from distributed.marble.ranks import all_or_none, gather
-from distributed.marble.results import Row
+from distributed.marble.results import Row, merged_rows, read_rows, write_rows
 from distributed.marble.targets import TaskData
 from distributed.run_directory import write_atomically
 from distributed.topology import Topology
@@ -58,24 +57,17 @@ def check_all(jobs: Sequence[Job], check: Check, topology: Topology) -> list[Row
 
 
 def write_quick(folder: Path, rows: Sequence[Row]) -> list[Row]:
-    """Writes quick.jsonl and quick.md and returns all rows now in them; rows measured anew replace earlier ones.
-
-    Rows of another corpus of the same task go.
-    """
+    """Writes quick.jsonl and quick.md and returns all rows now in them."""
     folder.mkdir(parents=True, exist_ok=True)
-    place = {_place(r) for r in rows}
-    corpora = {r["task"]: r["digests"]["corpus"] for r in rows}
-    kept = [r for r in read_quick(folder) if _place(r) not in place]
-    merged = [r for r in kept if corpora.get(r["task"], r["digests"]["corpus"]) == r["digests"]["corpus"]] + [*rows]
-    write_atomically(folder / QUICK, "".join(json.dumps(r) + "\n" for r in merged))
+    merged = merged_rows(folder / QUICK, rows, _place)
+    write_rows(folder / QUICK, merged)
     write_atomically(folder / TABLE, quick_table(merged))
     return merged
 
 
 def read_quick(folder: Path) -> list[Row]:
     """Returns the rows of a folder; none when it has none yet."""
-    path = folder / QUICK
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_rows(folder / QUICK)
 
 
 def quick_table(rows: Sequence[Row]) -> str:

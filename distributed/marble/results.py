@@ -7,7 +7,7 @@ Legend: R resamples, N test items, M metrics of a task.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -105,39 +105,57 @@ def make_rows(
 
 
 def write_results(folder: Path, rows: Sequence[Row], resamples: Resamples) -> list[Row]:
-    """Writes results.jsonl, resamples.safetensors, results.md and results.html, and returns all rows now in them.
-
-    Rows of earlier evaluations of the same corpus stay (another protocol, other encoders, tasks on another list) unless
-    they are measured anew; rows of another corpus go, because a table must not mix test sets.
-    """
+    """Writes results.jsonl, resamples.safetensors, results.md and results.html, and returns all rows now in them."""
     folder.mkdir(parents=True, exist_ok=True)
-    place = {_place(r) for r in rows}
-    lists = {t.name: t.list_name for t in ALL_TASKS}
-    corpora = {(lists.get(r["task"]), r["digests"]["corpus"]) for r in rows}
-    measured = {name for name, _ in corpora}
-
-    def stays(row: Row) -> bool:
-        of_list = lists.get(row["task"])
-        return of_list not in measured or (of_list, row["digests"]["corpus"]) in corpora
-
-    kept = [r for r in read_results(folder) if _place(r) not in place and stays(r)]
-    order = {task.name: i for i, task in enumerate(ALL_TASKS)}
-    merged = sorted([*kept, *rows], key=lambda r: (r["protocol"], order.get(r["task"], len(order))))
+    merged = merged_rows(folder / RESULTS, rows, lambda r: (r["task"], r["encoder"], r["protocol"]))
     all_resamples = read_resamples(folder) | resamples
     named = {r["bootstrap"]["values"] for r in merged if "bootstrap" in r}
     with atomic_file(folder / RESAMPLES) as temporary:
         save_file({name: all_resamples[name] for name in sorted(named & set(all_resamples))}, temporary)
-    write_atomically(folder / RESULTS, "".join(json.dumps(r) + "\n" for r in merged))
+    write_rows(folder / RESULTS, merged)
     tables = result_tables(merged)
     write_atomically(folder / TABLE_MARKDOWN, to_markdown(tables))
     write_atomically(folder / TABLE_HTML, to_page(tables, title="Probe scores"))
     return merged
 
 
+def merged_rows(path: Path, rows: Sequence[Row], place: Callable[[Row], Hashable]) -> list[Row]:
+    """Returns the rows of a file and new ones, in the order of tasks.
+
+    Rows of earlier evaluations of the same corpus stay (another protocol, other encoders, tasks on another list) unless
+    they are measured anew; rows of another corpus go, because a table must not mix test sets.
+
+    Args:
+        place: what a row measures; of two that measure the same, the new one counts.
+    """
+    new = {place(r) for r in rows}
+    lists = {t.name: t.list_name for t in ALL_TASKS}
+    corpora = {(lists.get(r["task"]), r["digests"]["corpus"]) for r in rows}
+    measured = {name for name, _ in corpora}
+
+    def stays(row: Row) -> bool:
+        of_list = lists.get(row["task"])
+        same_corpus = of_list not in measured or (of_list, row["digests"]["corpus"]) in corpora
+        return same_corpus and place(row) not in new
+
+    order = {task.name: i for i, task in enumerate(ALL_TASKS)}
+    every = [*filter(stays, read_rows(path)), *rows]
+    return sorted(every, key=lambda r: (r["protocol"], order.get(r["task"], len(order))))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Returns the rows of a file; none when it is not there yet."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Replaces a file of rows, one JSON object a line."""
+    write_atomically(path, "".join(json.dumps(r) + "\n" for r in rows))
+
+
 def read_results(folder: Path) -> list[Row]:
     """Returns the rows of a folder; none when it has no results yet."""
-    path = folder / RESULTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_rows(folder / RESULTS)
 
 
 def read_resamples(folder: Path) -> Resamples:
@@ -204,7 +222,3 @@ def _extra(
         value, values_R = values[name]
         extra[name] = {"value": value, "interval": list(interval(values_R))}
     return extra
-
-
-def _place(row: Row) -> tuple[str, str, str]:
-    return row["task"], row["encoder"], row["protocol"]

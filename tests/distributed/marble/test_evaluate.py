@@ -1,8 +1,6 @@
 import argparse
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,8 @@ from distributed.marble.ranks import all_or_none
 from distributed.marble.tasks import select_tasks
 from distributed.topology import Topology
 from pupujepa.errors import UserError
+from tests.distributed.launch import ROOT, environment, torchrun
 
-ROOT = Path(__file__).resolve().parents[3]
 ENCODERS = ("random_init", "log_mel", "chroma")
 
 
@@ -30,18 +28,18 @@ def read(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
+def evaluate_here(data: Path, run_dir: Path, *, out: Path, cache: Path | None = None, quick: bool = False) -> None:
+    """All offline tasks on four encoders, in this process."""
+    encoders, tasks = (str(run_dir), *ENCODERS), select_tasks(["all"])
+    evaluation = Evaluation(encoders, tasks, data=data, out=out, cache=cache or out / "features", quick=quick)
+    evaluate(evaluation, Topology(), device=torch.device("cpu"))
+
+
 @pytest.fixture(scope="module")
 def results(corpus_folder: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole evaluation in this process: five tasks, four encoders."""
     out = tmp_path_factory.mktemp("results")
-    evaluation = Evaluation(
-        encoders=(str(run_folder), *ENCODERS),
-        tasks=select_tasks(["all"]),
-        data=corpus_folder,
-        out=out,
-        cache=out / "features",
-    )
-    evaluate(evaluation, Topology(), device=torch.device("cpu"))
+    evaluate_here(corpus_folder, run_folder, out=out)
     return out
 
 
@@ -80,27 +78,25 @@ def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
 
     monkeypatch.setattr("distributed.marble.pupujepa_encoder.FrozenPupuJEPA.embed", refuse)
     monkeypatch.setattr("distributed.marble.frozen_features.CPU_RESIDENT_BYTES", 0)
-    evaluation = Evaluation(
-        encoders=(str(run_folder), *ENCODERS),
-        tasks=select_tasks(["all"]),
-        data=corpus_folder,
-        out=tmp_path,
-        cache=results / "features",
-    )
-    evaluate(evaluation, Topology(), device=torch.device("cpu"))
+    evaluate_here(corpus_folder, run_folder, out=tmp_path, cache=results / "features")
     assert (tmp_path / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
 
 
-def test_three_ranks_give_the_rows_of_one_process(results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path):
-    """torchrun with 3 ranks, which divide neither slices nor banks, writes the same results, byte for byte."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    command += ["-m", "distributed", "evaluate", "--encoders", str(run_folder), *ENCODERS]
-    command += ["--data", str(corpus_folder), "--out", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+def test_ranks_give_the_rows_of_one_process(results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path):
+    """torchrun with 3 ranks, which divide neither slices nor banks, writes the same results, byte for byte.
+
+    So do the quick checks of two ranks and of three.
+    """
+    encoders = (str(run_folder), *ENCODERS)
+    command = [*torchrun(3), "-m", "tests.distributed.marble.evaluations", str(tmp_path), str(corpus_folder), *encoders]
+    own = environment() | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
+    assert (tmp_path / "trained" / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
     assert done.stdout.count("| task |") == 1
+    evaluate_here(corpus_folder, run_folder, out=tmp_path, quick=True)
+    for ranks in (2, 3):
+        assert (tmp_path / f"quick-{ranks}" / "quick.jsonl").read_bytes() == (tmp_path / "quick.jsonl").read_bytes()
 
 
 def test_the_upstream_protocol_is_marked_and_keeps_the_last_epoch(corpus_folder: Path, tmp_path: Path):

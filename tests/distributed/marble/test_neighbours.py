@@ -6,7 +6,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from distributed.marble.neighbours import (
     TEMPERATURE,
-    Scale,
     class_mean_scores,
     draw_shots,
     knn_scores,
@@ -67,13 +66,6 @@ def test_class_means_point_to_their_class():
     np.testing.assert_allclose(scores_NC[:, 0], few_ND @ mean_D)
     assert (scores_NC[:, 1] == -1).all()
     np.testing.assert_allclose(scores_NC[:, 2], [0, -0.6, 1])
-
-
-def test_scaling_takes_the_training_split_alone():
-    """Directions are of length 1 after centring and scaling; a dimension that never changes does no harm."""
-    train_ND = np.array([[1.0, 10.0, 5.0], [3.0, 30.0, 5.0]])
-    rows_ND = Scale.of(train_ND).directions(np.array([[3.0, 30.0, 5.0], [2.0, 40.0, 5.0]]))
-    np.testing.assert_allclose(rows_ND, [[2**-0.5, 2**-0.5, 0], [0, 1, 0]], atol=1e-6)
 
 
 def test_intervals_hold_the_spread_of_draws():
