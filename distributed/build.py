@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,7 +13,6 @@ from distributed.checkpoint import Checkpoint, CheckpointStore
 from distributed.engine import PRECISIONS, deepspeed_json, start_engine, update_on_host_by_fused_kernel
 from distributed.fencing import Fence, FencedSink
 from distributed.guard import CollapseGuard
-from distributed.in_loop_probe import InLoopProbe
 from distributed.pace import Yardstick, peak_flops_of, yardstick
 from distributed.probe_config import ProbeConfig
 from distributed.probe_set import ProbeSet, read_probe_set
@@ -28,6 +28,9 @@ from pupujepa.cost import count_parameters
 from pupujepa.frontend import FrontendConfig
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
+
+if TYPE_CHECKING:
+    from distributed.in_loop_probe import InLoopProbe
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +119,15 @@ def _read_probes(session: Session) -> ProbeSet | None:
     return probes.to(session.device)
 
 
-def _build_quality(session: Session) -> InLoopProbe | None:
+def _build_quality(session: Session) -> "InLoopProbe | None":
     experiment = session.experiment
     if not experiment.probe.interval(experiment.train.steps):
         if session.topology.is_first:
             warn_of_missing_data(experiment.probe)
         return None
+    # here, since the probes' libraries (scikit-learn, mir_eval) take as long to import as torch, on every rank
+    from distributed.in_loop_probe import InLoopProbe
+
     return InLoopProbe(
         experiment.probe,
         topology=session.topology,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed.deepspeed_additions import check_additions, with_additions
+from distributed.deepspeed_start import leave_muon_uncompiled, leave_operators_uncompiled
 from distributed.teacher_shards import full_numel, whole_again
 from pupujepa.errors import UserError, require_known
 from pupujepa.model import MASK_TOKEN
@@ -179,15 +180,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def prepare_deepspeed(environ: MutableMapping[str, str], *, device: torch.device) -> None:
-    """Settles what DeepSpeed decides at its import: the accelerator, and that no operator is compiled for CPUs.
-
-    Its shared-memory all-reduce serves inference only. Compiling it takes half a minute and a C++ compiler, and a kill
-    during it leaves a lock that stops all later starts.
-    """
+    """Settles what DeepSpeed decides at its import: the accelerator, and that nothing is compiled (deepspeed_start)."""
     environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    leave_operators_uncompiled()
+    leave_muon_uncompiled()
     # it logs a page of its configuration per rank at INFO
     deepspeed.utils.logger.setLevel("WARNING")
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,7 +27,6 @@ from distributed.experiment import Experiment
 from distributed.faulty_steps import FaultySteps
 from distributed.guard import Alarm, CollapseGuard
 from distributed.host_snapshot import HostSnapshot, engine_writes_to
-from distributed.in_loop_probe import InLoopProbe
 from distributed.observe import StepObserver
 from distributed.pace import Pace, Yardstick, memory
 from distributed.preemption import StopRequest
@@ -47,6 +46,9 @@ from pupujepa.ema import ema_momentum
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
 from pupujepa.schedules import learning_rate
+
+if TYPE_CHECKING:
+    from distributed.in_loop_probe import InLoopProbe
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class Parts:
     yardstick: Yardstick
     guard: CollapseGuard = field(default_factory=lambda: CollapseGuard(total_steps=0))
     rollbacks: tuple[Rollback, ...] = ()
-    quality: InLoopProbe | None = None
+    quality: "InLoopProbe | None" = None
 
 
 class Trainer:

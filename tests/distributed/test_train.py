@@ -37,9 +37,18 @@ from tests.processes import wait_until_gone
 def straight(tmp_path_factory, shards):
     """A run that is never interrupted: one process, started by plain python."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
-    done = launch(train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5"))
+    python, *words = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=5")
+    done = launch([python, "-X", "importtime", *words])
     assert done.returncode == 0, done.stderr
+    (run_dir.parent / "stderr").write_text(done.stderr)
     return run_dir
+
+
+def test_a_training_loads_what_it_uses(straight):
+    """Neither the probes' libraries nor torch's compiler, nor what a C++ compiler is run with: seconds on each rank."""
+    loaded = set(re.findall(r"^import time:.*\| +(\S+)$", (straight.parent / "stderr").read_text(), re.MULTILINE))
+    assert {"deepspeed.runtime.engine", "distributed.trainer", "torch.optim"} <= loaded
+    assert not loaded & {"sklearn", "pandas", "mir_eval", "torch._inductor.compile_fx", "setuptools", "ray", "wandb"}
 
 
 @pytest.fixture(scope="module")
