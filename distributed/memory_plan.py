@@ -121,14 +121,16 @@ class _Ranks:
 
     @property
     def _persistent(self) -> int:
-        """Small parameters, which stage 3 never lets go once they were gathered."""
+        """Small parameters, which stage 3 never lets go once they were gathered; a single rank gathers none."""
+        if self.world_size == 1:
+            return 0
         limit = self._zero.get("stage3_param_persistence_threshold", _PERSISTENT)
         return _FLOAT32 * sum(n for n in self._entries if n < limit)
 
     @property
     def _gathered(self) -> int:
         """What stage 3 holds whole while it computes: all that will be needed again within its reuse distance."""
-        if self.stage < 3:
+        if self.stage < 3 or self.world_size == 1:
             return 0
         limits = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
         spread = self._all - self._persistent
