@@ -33,7 +33,8 @@ def differences(task: Task) -> list[str]:
     if task.target == "frame_classes":
         told.append(("chords", "last until the next, N inside a slice is the chord before", "as annotated"))
     if task.target == "frames":
-        told.append(("references", "rounded to frames, downbeats decoded as beats", "as annotated, bars of 18-72 bpm"))
+        told.append(("references", "rounded to frames", "as annotated"))
+        told.append(("decoded", "at the encoder's rate, downbeats as beats", "interpolated, bars of 18-72 bpm"))
     return [f"{subject}: {one} / {other}" for subject, one, other in told if one != other]
 
 

@@ -21,8 +21,9 @@ from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS, Statistics
 from distributed.marble.probing import Outcome
 from distributed.marble.result_tables import result_tables
-from distributed.marble.tables import to_markdown, to_page
+from distributed.marble.tables import Drawings, to_markdown, to_page
 from distributed.marble.tasks import Protocol, Task
+from distributed.report.probes import layer_profiles
 from distributed.run_directory import write_atomically
 from pupujepa.durable import atomic_file
 
@@ -115,7 +116,7 @@ def write_results(folder: Path, rows: Sequence[Row], resamples: Resamples) -> li
     write_rows(folder / RESULTS, merged)
     tables = result_tables(merged)
     write_atomically(folder / TABLE_MARKDOWN, to_markdown(tables))
-    write_atomically(folder / TABLE_HTML, to_page(tables, title="Probe scores"))
+    write_atomically(folder / TABLE_HTML, to_page(tables, title="Probe scores", drawings=_profiles(merged)))
     return merged
 
 
@@ -162,6 +163,14 @@ def read_resamples(folder: Path) -> Resamples:
     """Returns the resampled values that the rows of a folder name; none when it has none."""
     path = folder / RESAMPLES
     return load_file(path) if path.is_file() else {}
+
+
+def _profiles(rows: Sequence[Row]) -> list[Drawings]:
+    """Returns what every layer scored on validation, each protocol by itself."""
+    drawn = {
+        p: layer_profiles([r for r in rows if r["protocol"] == p]) for p in dict.fromkeys(r["protocol"] for r in rows)
+    }
+    return [Drawings(f"Layers, protocol {protocol}", charts) for protocol, charts in drawn.items() if charts]
 
 
 def _value(name: str, seeds: Sequence[Statistics], weights_RN: np.ndarray) -> tuple[float, np.ndarray]:

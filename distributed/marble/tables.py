@@ -13,10 +13,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distributed import report
+from distributed.report.charts import Chart
 from distributed.report.wording import EN_DASH, MINUS, latex
 
 HERE = Path(__file__).parent
-STYLE = Path(report.__file__).parent / "page.css"
+REPORT = Path(report.__file__).parent
 
 _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
 
@@ -73,6 +74,14 @@ class Table:
         return tuple(column > 0 and any(row[column].is_number for row in rows) for column in range(len(self.head)))
 
 
+@dataclass(frozen=True)
+class Drawings:
+    """Charts of one kind, which only a page has."""
+
+    title: str
+    charts: tuple[Chart, ...]
+
+
 def to_markdown(tables: Sequence[Table]) -> str:
     """Returns the tables as GitHub's Markdown; a group's heading is a row of its own."""
     return "\n".join(line for table in tables for line in _markdown_lines(table))
@@ -84,13 +93,18 @@ def to_latex(tables: Sequence[Table]) -> str:
     return head + "\n".join(line for table in tables for line in _latex_lines(table))
 
 
-def to_page(tables: Sequence[Table], *, title: str, lead: Sequence[str] = ()) -> str:
+def to_page(tables: Sequence[Table], *, title: str, lead: Sequence[str] = (), drawings: Sequence[Drawings] = ()) -> str:
     """Returns a self-contained HTML page, for light and dark, a phone, a wide screen and paper."""
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader((HERE, REPORT)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = environment.get_template("tables.html.j2")
-    return template.render(title=title, lead=lead, tables=tables, style=STYLE.read_text())
+    style = (REPORT / "page.css").read_text()
+    return template.render(title=title, lead=lead, tables=tables, drawings=drawings, style=style)
 
 
 def _markdown_lines(table: Table) -> list[str]:

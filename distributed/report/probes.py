@@ -7,6 +7,7 @@ the trained encoder, and the paired difference over the same test items with its
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from distributed.marble.metrics import METRICS
 from distributed.marble.tasks import READOUT_TITLES, TASKS
@@ -17,6 +18,7 @@ from distributed.report.wording import count_of, fixed, interval, listed, scient
 
 BASELINES = {"random_init": "random init", "log_mel": "log-mel", "chroma": "chroma"}
 TONES = {"random_init": "tone-5", "log_mel": "tone-2", "chroma": "tone-3"}
+_OTHER_TONES = ("tone-1", "tone-4", "tone-6", "tone-7", "tone-8")
 EXPLAINED = {
     "random_init": "the same network before training",
     "log_mel": "mean and deviation of each mel band",
@@ -175,8 +177,11 @@ def layer_profiles(rows: Sequence[Row]) -> tuple[Chart, ...]:
     The best layer is a dot; what reads all layers together is a dashed line, for it has no place among them.
     """
     charts = []
+    others = [name for name in dict.fromkeys(r["encoder"] for r in rows) if name not in TONES]
+    tones = TONES | dict(zip(others, cycle(_OTHER_TONES)))
     for task in dict.fromkeys(r["task"] for r in rows):
-        profiles = [profile for row in rows if row["task"] == task and (profile := _profile(row))]
+        own = [row for row in rows if row["task"] == task]
+        profiles = [profile for row in own if (profile := _profile(row, tones[row["encoder"]]))]
         if profiles:
             told = ", ".join(words for _, _, words in profiles)
             sentence = f"Validation score of a probe on each layer, the best one marked: {told}."
@@ -185,7 +190,7 @@ def layer_profiles(rows: Sequence[Row]) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
-def _profile(row: Row) -> tuple[Series, list[Series], str] | None:
+def _profile(row: Row, tone: str) -> tuple[Series, list[Series], str] | None:
     """Returns an encoder's line, what is marked beside it, and the marks in words; None for a single layer."""
     extra = row.get("extra") or {}
     scores = [float(v) for v in extra.get("layer_profile") or ()]
@@ -193,7 +198,7 @@ def _profile(row: Row) -> tuple[Series, list[Series], str] | None:
     single = [(float(x), y) for x, y in zip(places, scores, strict=True) if not isinstance(x, str)]
     if len(single) < 2:
         return None
-    name, tone = encoder_label(row["encoder"]), TONES.get(row["encoder"], "tone-1")
+    name = encoder_label(row["encoder"])
     x, y = zip(*single, strict=True)
     best = max(range(len(y)), key=lambda i: -math.inf if math.isnan(y[i]) else y[i])
     together = [(p, v) for p, v in zip(places, scores, strict=True) if isinstance(p, str)]

@@ -55,7 +55,10 @@ def test_every_task_is_measured_on_every_encoder_that_supports_it(results: Path)
         assert set(row["digests"]) == {"checkpoint", "corpus", "features"}
         assert ("random_init" in row["difference_to"]) == (row["encoder"] != "random_init")
     assert (results / "results.md").read_text().count("\n| ") == 6
-    assert "<table" in (results / "results.html").read_text()
+    page = (results / "results.html").read_text()
+    assert "<table" in page
+    # a layer profile for every task, the best layer of tiny and of random_init marked
+    assert page.split("Layers, protocol clean")[1].count("<circle") == 5 * 2
 
 
 def test_beats_are_heard_in_clicks(results: Path):

@@ -34,6 +34,7 @@ def test_protocol_marble_has_the_configs_numbers(name: str):
     row = (fit.batch_size, fit.loader_batch, fit.max_epochs, fit.patience, fit.plateau_factor, fit.plateau_patience)
     assert (task.clips.seconds, task.clips.min_ratio, *row, *fit.learning_rates) == TABLE[name]
     assert (fit.hidden, fit.dropout, fit.seeds) == (512, 0.2, (1234,))
+    assert fit.readouts == ("layers", "reduced")
     assert (task.clips.max_slices, task.clips.keep_short) == (None, False)
     assert len(task.classes) == OUTPUTS.get(name, 0)
 

@@ -69,3 +69,11 @@ def test_genres_are_averaged_as_probabilities():
         pooled = item_outputs(ROWS["GTZANGenre"].under(protocol), logits, items, 1)
         torch.testing.assert_close(pooled.exp().flatten(), logits.softmax(-1).mean(dim=(0, 1, 2)))
         assert pooled.argmax() == 1
+
+
+def test_predictions_of_emotion_are_averaged_in_float32():
+    """Upstream casts before it averages: 256 and 257 are 256.5, which bf16 does not have."""
+    predictions = torch.tensor([[256.0, 1.0], [257.0, 1.0]]).reshape(1, 2, 1, 2)
+    for protocol in ("marble", "clean"):
+        mean = item_outputs(ROWS["EMO"].under(protocol), predictions, torch.tensor([0, 0]), 1)
+        assert mean.flatten().tolist() == [256.5, 1.0]

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from distributed.marble.marble_tasks import ALL_TASKS, choose_tasks
@@ -50,3 +53,18 @@ def test_both_values_stand_side_by_side():
     assert "- MTT (marble / clean): weights and monitors:" in text
     assert "GS" not in text
     assert comparison(rows[1:]) is None
+
+
+def test_every_item_of_the_manual_names_its_tests():
+    """Each line of docs/marble.md that tells protocols apart ends with tests, and all of them exist."""
+    here = Path(__file__).parent
+    defined = {
+        name for path in here.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    manual = (here.parents[2] / "docs" / "marble.md").read_text()
+    tables = [t for t in re.findall(r"(?:^\|.*\n)+", manual, re.M) if t.splitlines()[0].endswith("| test |")]
+    lines = [line.split(" | ") for table in tables for line in table.splitlines()[2:]]
+    assert len(tables) == 4 and len(lines) > 35
+    for *item, tests in lines:
+        assert tests.strip(" |") == "same" or set(re.findall(r"test_\w+", tests)) & defined, item
+    assert set(re.findall(r"`(test_\w+)`", manual)) <= defined

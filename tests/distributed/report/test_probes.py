@@ -18,5 +18,12 @@ def test_the_best_layer_is_marked_and_readouts_of_all_layers_are_dashed():
     assert (chart.svg.count("<circle"), chart.svg.count(' dashed"')) == (2, 2)
 
 
+def test_encoders_have_colours_of_their_own():
+    """Baselines keep theirs on every page; others take what is left, in the order of the rows."""
+    names = ("runs/base", "random_init", "mert", "muq")
+    [chart] = layer_profiles([row(name, [0, 1], [0.5, 0.6]) for name in names])
+    assert [tone for tone, _, _ in chart.legend] == ["tone-1", "tone-5", "tone-4", "tone-6"]
+
+
 def test_an_encoder_with_one_layer_has_no_profile():
     assert layer_profiles([row("log_mel", [0], [0.5])]) == ()
