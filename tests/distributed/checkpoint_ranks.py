@@ -1,10 +1,9 @@
-"""Two ranks make checkpoints together: torchrun checkpoint_ranks.py FOLDER; writes FOLDER/said-<rank>.json."""
+"""Two ranks make checkpoints together, and write FOLDER/said-<rank>.json; started by rank_server.py."""
 
 import errno
 import json
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -79,14 +78,11 @@ def damage_that_one_rank_sees(store, folder, said):
 
 
 def main(folder):
-    topology, said = discover(os.environ), {}
+    folder, topology, said = Path(folder), discover(os.environ), {}
     logging.disable(logging.WARNING)
     with process_group(topology, timeout_s=600, device=torch.device("cpu")):
         store = CheckpointStore(folder / "checkpoints", topology, keep=3)
         for case in (slow_rank, full_rank, damage_that_one_rank_sees):
             case(store, folder, said)
     (folder / f"said-{topology.rank}.json").write_text(json.dumps(said))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return 0

@@ -4,9 +4,6 @@ The tests play those that cost little; `python -m benchmarks training_faults` pl
 writes the table of docs/training_faults.md. Ranks are started as srun starts them: a process each, nobody above them.
 """
 
-import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +20,9 @@ from distributed.telemetry import read_metrics
 from tests.data.fault_cases import kill_server
 from tests.data.fault_site import environment as variables
 from tests.data.shardsets import build_shard_set
-from tests.distributed.launch import ROOT, TIMEOUT_S, environment, train_command
+from tests.distributed.launch import train_command
+from tests.distributed.rank_server import RankServer, world
 from tests.faultproxy import Fault, FaultProxy
-from tests.slurm_cluster import free_ports
 
 STEPS, STRUCK_STEP, STALL_S = 20, 9, 20.0
 # a checkpoint at 7 and 14: a rank that is killed at 9 has lost two steps
@@ -45,7 +42,7 @@ class Site:
 
     folder: Path
     shards: str
-    start: Callable[[dict[str, Any]], list[int]]
+    start: Callable[[Sequence[dict[str, Any]]], list[int]]
     to_the_end: bool = True
 
     @property
@@ -130,47 +127,18 @@ def _start(
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Starts two ranks, waits for them, and returns their exit codes and what they said."""
     site.folder.mkdir(parents=True, exist_ok=True)
-    (port,) = free_ports(1)
     command = train_command(site.run_dir, site.shards, *SETTINGS, *words)
-    ranks = []
-    for rank in range(2):
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environ = environment() | changes | {name: str(value) for name, value in place.items()}
-        argv = command[command.index("train") :]
-        ranks.append({"argv": argv, "environ": environ, "log": str(site.folder / f"rank-{rank}.log")})
-    codes = site.start({"fault": fault, "ranks": ranks})
+    ranks = world(2, "tests.distributed.faulty:main", command[command.index("train") :], fault, logs=site.folder)
+    for rank in ranks:
+        rank["environ"] |= changes
+    codes = site.start(ranks)
     return tuple(codes), tuple(Path(str(rank["log"])).read_text() for rank in ranks)
 
 
-class RankServer:
-    """A process of faulty.py, which has imported what ranks need before the first start, as a context manager."""
-
-    def __enter__(self) -> "RankServer":
-        script = str(Path(__file__).with_name("faulty.py"))
-        self._process = subprocess.Popen(
-            [sys.executable, script],
-            env=environment(),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=TIMEOUT_S)
-
-    def start(self, order: dict[str, Any]) -> list[int]:
-        """Starts ranks and returns their exit codes when they have ended."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
-
-
-def start_anew(order: dict[str, Any]) -> list[int]:
+def start_anew(ranks: Sequence[dict[str, Any]]) -> list[int]:
     """Starts ranks with all that a start takes."""
     with RankServer() as server:
-        return server.start(order)
+        return server.start(ranks)
 
 
 def struck(what: str, *steps: int, rank: int = 1) -> Callable[[Site], Outcome]:

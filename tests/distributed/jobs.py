@@ -1,4 +1,4 @@
-"""Runs trainings one after the other on the same ranks: torchrun jobs.py JOBS.json; see launch.run_jobs.
+"""Runs trainings one after the other on the same ranks; see the fixture run_jobs.
 
 A job is {"run_dir", "url", "overrides"}, without a url when the overrides name a mix, and may ask for more: "shadow"
 compares the teacher with a plain average of what the whole student was after every step, and writes RUN/shadow.json;
@@ -9,7 +9,6 @@ compares the teacher with a plain average of what the whole student was after ev
 import json
 import math
 import os
-import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from distributed.build import build_parts
 from distributed.engine import full_state, prepare_deepspeed
 from distributed.experiment import check, load_experiment, with_corpora
 from distributed.preemption import StopRequest
-from distributed.process_end import end_process
 from distributed.run_directory import RunDirectory, only_writer
 from distributed.session import Session
 from distributed.teacher import Teacher
@@ -147,20 +145,16 @@ def run(job, topology):
             (directory.root / "shadow.json").write_text(json.dumps(report))
 
 
-def main(path):
+def main(jobs):
     topology = discover(os.environ)
     configure_logging(rank=topology.rank)
     prepare_deepspeed(os.environ, device=torch.device("cpu"))
     with exported(os.environ, topology), process_group(topology, timeout_s=600, device=torch.device("cpu")):
-        for job in json.loads(Path(path).read_text()):
+        for job in jobs:
             if topology.is_first:
                 with only_writer(RunDirectory(Path(job["run_dir"]))):
                     run(job, topology)
             else:
                 run(job, topology)
             dist.barrier()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
-    end_process(0)
+    return 0

@@ -48,13 +48,6 @@ def launch(command: Sequence[str]) -> subprocess.CompletedProcess:
     )
 
 
-def run_jobs(path: Path, jobs: Sequence[dict], *, ranks: int) -> None:
-    """Runs several trainings in one launch (see jobs.py); starting DeepSpeed costs more than a small training."""
-    path.write_text(json.dumps(list(jobs)))
-    done = launch([*torchrun(ranks), str(Path(__file__).with_name("jobs.py")), str(path)])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-
-
 def losses(run_dir: Path) -> list[float]:
     """The losses of a run, by step."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

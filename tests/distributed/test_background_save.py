@@ -11,7 +11,7 @@ import pytest
 from distributed.checkpoint import CheckpointError, CheckpointStore
 from distributed.checkpoint_config import CheckpointConfig
 from distributed.topology import Topology
-from tests.distributed.launch import launch, torchrun
+from tests.distributed.rank_server import world
 from tests.distributed.test_host_snapshot import BEYOND_BYTES, LIMIT_BYTES, files_up_to
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -169,10 +169,10 @@ def test_retention_while_writing(tmp_path):
     assert store.steps() == [16, 14, 10, 4]
 
 
-def test_two_ranks_agree(tmp_path):
+def test_two_ranks_agree(tmp_path, rank_server):
     """Nothing is published before the slower rank has written; a refusal, or damage, that one sees is both's."""
-    done = launch([*torchrun(2), str(Path(__file__).with_name("checkpoint_ranks.py")), str(tmp_path)])
-    assert done.returncode == 0, done.stderr[-4000:]
+    ranks = world(2, "tests.distributed.checkpoint_ranks:main", str(tmp_path), logs=tmp_path)
+    assert rank_server.start(ranks) == [0, 0], "".join(Path(rank["log"]).read_text() for rank in ranks)
     first, second = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert (first["steps"], first["last"]) == ([5], 5)

@@ -12,23 +12,23 @@ from distributed.experiment import Experiment, load_experiment
 from distributed.run_directory import RunDirectory, RunDirectoryError
 from pupujepa.config import from_yaml, to_yaml
 from pupujepa.front_door import enter
-from tests.distributed.launch import PRESET, deterministic_rows, run_jobs
+from tests.distributed.launch import PRESET, deterministic_rows
 
 WSD = ("schedule.kind=wsd", "schedule.cooldown_fraction=0.25")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, shards):
+def runs(tmp_path_factory, shards, run_jobs):
     """A parent of 20 steps; a branch off its 14th, one that was stopped and continued; the parent's files before."""
     folder = tmp_path_factory.mktemp("branches")
     parent, branch, halted = (folder / name for name in ("parent", "branch", "halted"))
     branched = {"cooldown_from": f"{parent}:14", "overrides": ["train.steps=18"]}
-    run_jobs(folder / "parent.json", [{"run_dir": str(parent), "url": shards, "overrides": WSD}], ranks=2)
+    run_jobs(folder, (2, [{"run_dir": str(parent), "url": shards, "overrides": WSD}]))
     before = contents(parent)
     jobs = [{"run_dir": str(branch), **branched}, {"run_dir": str(halted), **branched, "stop_at": 15}]
     # the newest whole is its own, of step 16; the parent's is not asked for again
     jobs += [{"run_dir": str(halted), "cooldown_from": str(parent)}]
-    run_jobs(folder / "branches.json", jobs, ranks=2)
+    run_jobs(folder, (2, jobs))
     return parent, branch, halted, before
 
 

@@ -19,7 +19,7 @@ from distributed.run_directory import RunDirectory
 from distributed.topology import Topology
 from pupujepa import weights
 from pupujepa.front_door import enter
-from tests.distributed.launch import deterministic_rows, run_jobs
+from tests.distributed.launch import deterministic_rows
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -185,7 +185,7 @@ def test_a_store_that_cannot_be_reached_is_no_damage(open_run, monkeypatch):
         store.newest_whole()
 
 
-def test_a_training_keeps_its_checkpoints_in_a_store(bucket, tmp_path, shards, capsys, monkeypatch):
+def test_a_training_keeps_its_checkpoints_in_a_store(bucket, tmp_path, shards, run_jobs, capsys, monkeypatch):
     """Two ranks, stopped and continued: the rows of a run on disk, bit for bit; listed, exported, branched off."""
 
     def job(name, *overrides, **more):
@@ -193,7 +193,7 @@ def test_a_training_keeps_its_checkpoints_in_a_store(bucket, tmp_path, shards, c
         return {"run_dir": str(tmp_path / name), "url": shards, "overrides": overrides} | more
 
     remote = job("remote", f"checkpoint.url={bucket}")
-    run_jobs(tmp_path / "jobs.json", [job("local"), remote | {"stop_at": 6}, remote], ranks=2)
+    run_jobs(tmp_path, (2, [job("local"), remote | {"stop_at": 6}, remote]))
     assert deterministic_rows(tmp_path / "remote") == deterministic_rows(tmp_path / "local")
     assert not list((tmp_path / "remote").rglob("*.pt"))
     assert [fencing.generations(open_store(f"{root}/generations")) for root in (bucket, tmp_path / "remote")] == [
@@ -214,14 +214,14 @@ def test_a_training_keeps_its_checkpoints_in_a_store(bucket, tmp_path, shards, c
     assert enter("distributed", COMMANDS, manual="", argv=words) == 0
     exported, own = (weights.load(path).state_dict() for path in (tmp_path / "weights", tmp_path / "local" / "export"))
     assert all(torch.equal(exported[name], tensor) for name, tensor in own.items())
-    check_a_branch(tmp_path, open_store(bucket))
+    check_a_branch(tmp_path, open_store(bucket), run_jobs)
 
 
-def check_a_branch(folder, of_parent):
+def check_a_branch(folder, of_parent, run_jobs):
     """One rank at stage 2 cools down from what two ranks at stage 1 have in the store, which stays as it is."""
     before = {name: of_parent.read(name) for name in of_parent.list("")}
     branch = {"cooldown_from": f"{folder / 'remote'}:8", "overrides": ["train.steps=11", "engine.zero_stage=2"]}
-    run_jobs(folder / "branch.json", [{"run_dir": str(folder / "branch"), **branch}], ranks=1)
+    run_jobs(folder, (1, [{"run_dir": str(folder / "branch"), **branch}]))
     own, parents = ({row["step"]: row for row in deterministic_rows(folder / run)} for run in ("branch", "remote"))
     for key in ("loss", "grad_norm"):
         assert own[8][key] == pytest.approx(parents[8][key], rel=1e-5)

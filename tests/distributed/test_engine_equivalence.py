@@ -8,7 +8,7 @@ import json
 import pytest
 
 from distributed.telemetry import read_metrics
-from tests.distributed.launch import deterministic_rows, losses, run_jobs
+from tests.distributed.launch import deterministic_rows, losses
 
 STAGES = (0, 1, 2, 3)
 # sums in another order: in float32 the last digits differ, in bf16 such a digit may round to the next number of 8 bits
@@ -52,7 +52,7 @@ CHANGED = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, shards):
+def runs(tmp_path_factory, shards, run_jobs):
     """Every run on two ranks, and those that are compared with a single process on one."""
     root = tmp_path_factory.mktemp("runs")
 
@@ -64,10 +64,9 @@ def runs(tmp_path_factory, shards):
     for name, (first, second) in CHANGED.items():
         on_two += [job(name, first, stop_at=STOPPED_AT), job(name, second)]
     on_two += [job(f"{stage}-overflow", (f"engine.zero_stage={stage}",), overflow_at=OVERFLOW_AT) for stage in STAGES]
-    run_jobs(root / "two.json", on_two, ranks=2)
     on_one = [job("one-fp32", ("engine.zero_stage=0",)), job("one-bf16", ("engine.zero_stage=0", BF16))]
     on_one.append(job("one-fp32-offload", ("engine.zero_stage=1", OFFLOAD, "engine.micro_batch=2")))
-    run_jobs(root / "one.json", on_one, ranks=1)
+    run_jobs(root, (2, on_two), (1, on_one))
     return root
 
 

@@ -1,6 +1,6 @@
 """Equivalences on real ranks: 1 rank == 2 ranks, ZeRO 0 == 1 == 2 == 3, straight == resumed, teacher == its definition.
 
-The runs are made once, in three launches; each test looks at some of them.
+The runs are made once, in two launches; each test looks at some of them.
 """
 
 import json
@@ -14,7 +14,7 @@ from data.tally import COUNTED
 from distributed.checkpoint import CheckpointError, committed
 from distributed.export import model_of
 from pupujepa import weights
-from tests.distributed.launch import deterministic_rows, interrupted_copy, losses, run_jobs
+from tests.distributed.launch import deterministic_rows, interrupted_copy, losses
 
 STAGES = (0, 1, 2, 3)
 RESUMED_AT = 7
@@ -25,7 +25,7 @@ def zero(stage):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, shards):
+def runs(tmp_path_factory, shards, run_jobs):
     """Straight runs: 2 ranks at every stage, with accumulation, in bf16, stopped on the way; and 1 rank."""
     root = tmp_path_factory.mktemp("runs")
 
@@ -37,13 +37,12 @@ def runs(tmp_path_factory, shards):
     on_two.append(job("two-stopped", zero(1), stop_at=11))
     # stage 3 last: DeepSpeed then replaces torch's linear function for the rest of the process, whose last bits differ
     on_two += [job(f"two-{stage}", zero(stage), shadow=True) for stage in STAGES]
-    run_jobs(root / "two.json", on_two, ranks=2)
-    run_jobs(root / "one.json", [job("one-0", zero(0), shadow=True), job("one-2", zero(2))], ranks=1)
+    run_jobs(root, (2, on_two), (1, [job("one-0", zero(0), shadow=True), job("one-2", zero(2))]))
     return root
 
 
 @pytest.fixture(scope="module")
-def resumed(runs, shards):
+def resumed(runs, shards, run_jobs):
     """Runs continued from the checkpoint of step 7, on 2 ranks and on 1; the same stage unless the name says more."""
     root = runs / "resumed"
     root.mkdir()
@@ -59,11 +58,9 @@ def resumed(runs, shards):
     on_two += [job(f"two-{old}-to-{new}", f"two-{old}", zero(new)) for old, new in ((0, 1), (3, 0), (3, 2))]
     on_two += [job(f"two-{stage}", f"two-{stage}", zero(stage)) for stage in STAGES]
     on_two.append(job("two-2-to-3", "two-2", zero(3)))
-    run_jobs(root / "two.json", on_two, ranks=2)
     on_four = [job("two-2-to-four-1", "two-2", zero(1)), job("two-2-to-four-3", "two-2", zero(3))]
-    run_jobs(root / "four.json", on_four, ranks=4)
     on_one = [job(f"one-{stage}", f"two-{stage}", zero(stage)) for stage in STAGES]
-    run_jobs(root / "one.json", on_one, ranks=1)
+    run_jobs(root, (2, on_two), (4, on_four), (1, on_one))
     return root
 
 

@@ -8,13 +8,13 @@ from distributed.experiment import Experiment, check, differences, load_experime
 from pupujepa.config import ConfigError, from_yaml, to_yaml
 from pupujepa.errors import UserError
 from tests.data.shardsets import LO, build_shard_set
-from tests.distributed.launch import deterministic_rows, losses, run_jobs
+from tests.distributed.launch import deterministic_rows, losses
 
 MIX = ["stream.mix.large.url=shards/large", "stream.mix.large.weight=3", "stream.mix.small.url=s3://bucket/small"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, run_jobs):
     """One run straight through, one that is stopped at step 11 and goes on; on codes of two ranges and two dtypes."""
     root = tmp_path_factory.mktemp("mixed")
     build_shard_set(str(root / "large"), (16, 16, 16), num_frames=lambda number: 64 + number % 9, moments=(-4.0, 2.0))
@@ -23,7 +23,7 @@ def runs(tmp_path_factory):
     overrides = [*mix, "stream.mix.large.weight=3", "stream.mix.small.weight=1"]
     straight = {"run_dir": str(root / "straight"), "overrides": overrides}
     stopped = {"run_dir": str(root / "stopped"), "overrides": overrides}
-    run_jobs(root / "jobs.json", [straight, {**stopped, "stop_at": 11}, stopped], ranks=1)
+    run_jobs(root, (1, [straight, {**stopped, "stop_at": 11}, stopped]))
     return root
 
 

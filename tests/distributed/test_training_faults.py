@@ -6,20 +6,21 @@ from queue import Queue
 
 import pytest
 
-from tests.distributed.fault_cases import CASES, STEPS, STRUCK_STEP, Case, RankServer, Site, build_shards, straight
+from tests.distributed.fault_cases import CASES, STEPS, STRUCK_STEP, Case, Site, build_shards, straight
+from tests.distributed.rank_server import RankServer
 
 IN_SUITE = [case for case in CASES if case.in_suite]
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def outcomes(tmp_path_factory, rank_server):
     """What came of each case and, under "", of the run without a fault; two at a time, for most of it is waiting."""
     shards = str(tmp_path_factory.mktemp("shards") / "train")
     build_shards(shards)
     plays = {"": straight} | {case.fault: case.play for case in IN_SUITE}
-    with RankServer() as one, RankServer() as other, ThreadPoolExecutor(2) as players:
+    with RankServer() as other, ThreadPoolExecutor(2) as players:
         servers = Queue()
-        servers.put(one)
+        servers.put(rank_server)
         servers.put(other)
 
         def played(play):

@@ -10,7 +10,7 @@ from distributed.report.page import build_report
 from distributed.telemetry import read_metrics
 from pupujepa.weights import load
 from tests.data.shardsets import build_shard_set
-from tests.distributed.launch import losses, run_jobs
+from tests.distributed.launch import losses
 
 RUNS = {
     "line": ("model.structure=1d", "engine.zero_stage=0"),
@@ -28,12 +28,12 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, run_jobs):
     root = tmp_path_factory.mktemp("variants")
     url = str(root / "shards" / "train")
     build_shard_set(url, (16, 16, 16, 16), num_frames=lambda number: 128 + number % 9)
     jobs = [{"run_dir": str(root / name), "url": url, "overrides": overrides} for name, overrides in RUNS.items()]
-    run_jobs(root / "jobs.json", jobs, ranks=2)
+    run_jobs(root, (2, jobs))
     return root
 
 

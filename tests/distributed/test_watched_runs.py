@@ -20,7 +20,7 @@ from distributed.rollback import Rollback, read_rollbacks
 from distributed.saved_engine import MOMENTS, WEIGHTS, SavedEngine
 from distributed.session_state import ENGINE_FOLDER
 from pupujepa.schedules import learning_rate
-from tests.distributed.launch import PRESET, deterministic_rows, losses, run_jobs
+from tests.distributed.launch import PRESET, deterministic_rows, losses
 from tests.distributed.marble.corpora import Recipe, make_corpus
 
 # every look at the weights from step 10 on is an alarm
@@ -29,7 +29,7 @@ ALARMED += ["guard.unexplained_steps=0", "guard.cosine_above=2", "diagnostics.ev
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, shards):
+def runs(tmp_path_factory, shards, run_jobs):
     """Two ranks: rolled back twice at stage 3, straight and stopped in between; probed and not probed at stage 1.
 
     One more is stopped between its rollbacks at stage 1, and goes on alone at stage 2.
@@ -42,20 +42,17 @@ def runs(tmp_path_factory, shards):
 
     alarmed, short = (*ALARMED, "engine.zero_stage=3"), ("train.steps=14", "engine.zero_stage=1")
     kept = ("checkpoint.every=6", "checkpoint.keep=1", f"checkpoint.keep_best={PROBE_MEAN}")
-    run_jobs(
-        root / "jobs.json",
-        [
-            job("plain", *short),
-            job("probed", *short, *kept, "probe.every_steps=6", f"probe.data={corpus}"),
-            job("moved", *ALARMED, "engine.zero_stage=1", stop_at=12),
-            # stage 3 last: DeepSpeed then replaces torch's linear function for the rest of the process
-            job("straight", *alarmed),
-            job("stopped", *alarmed, stop_at=12),
-            job("stopped", *alarmed),
-        ],
-        ranks=2,
-    )
-    run_jobs(root / "moved.json", [job("moved", *ALARMED, "engine.zero_stage=2")], ranks=1)
+    jobs = [
+        job("plain", *short),
+        job("probed", *short, *kept, "probe.every_steps=6", f"probe.data={corpus}"),
+        job("moved", *ALARMED, "engine.zero_stage=1", stop_at=12),
+        # stage 3 last: DeepSpeed then replaces torch's linear function for the rest of the process
+        job("straight", *alarmed),
+        job("stopped", *alarmed, stop_at=12),
+        job("stopped", *alarmed),
+    ]
+    run_jobs(root, (2, jobs))
+    run_jobs(root, (1, [job("moved", *ALARMED, "engine.zero_stage=2")]))
     return root
 
 
