@@ -46,6 +46,9 @@ class Points:
 def points_of_run(run: RunDirectory) -> Points:
     """Pairs every probe of a run with the newest diagnostics that are not later; none is used twice.
 
+    The untrained network of step 0 is no checkpoint, as random_init is none: far from all others, it would tell that
+    training helps, and be most of any correlation.
+
     Raises:
         UserError: no metrics, or too few steps with both.
     """
@@ -62,7 +65,8 @@ def points_of_run(run: RunDirectory) -> Points:
         known |= diagnosed
         probed = {k: float(v) for k, v in row.items() if k.startswith(PROBE)}
         if probed and fresh:
-            found.append((row["step"], known | probed))
+            if row["step"] > 0:
+                found.append((row["step"], known | probed))
             fresh = False
     _require(len(found), f"{run.root} has", "set probe.data and probe.every_steps, and train on")
     keys = sorted({k for _, values in found for k in values})

@@ -40,6 +40,7 @@ SHOWN_FIRST = (
     "loss",
 )
 MOST_PANELS = 9
+MOST_NAMES = 12
 JSON_NAME, PLOT_NAME = "correlations.json", "correlations.svg"
 
 
@@ -101,12 +102,13 @@ def caution(points: Points) -> str:
     """Says what so many points can and cannot show."""
     n = len(points.names)
     chance = 1.96 / math.sqrt(n - 1)
-    words = (
-        "no order of so few points would be surprising"
-        if chance >= 1
-        else f"unrelated quantities exceed |rho| = {chance:.2f} once in twenty times"
-    )
-    note = f"n = {n}: {words}."
+    note = f"n = {n}: no order of so few points would be surprising."
+    if chance < 1:
+        count = len(points.diagnostics)
+        note = (
+            f"n = {n}: unrelated quantities exceed |rho| = {chance:.2f} once in twenty times; so would about "
+            f"{count / 20:.1f} of these {count} diagnostics."
+        )
     if points.in_sequence:
         note += (
             " Checkpoints of one run are not independent: whatever drifts with the step correlates with whatever "
@@ -124,23 +126,31 @@ def table(found: Sequence[Correlation]) -> str:
 
 
 def draw(points: Points, found: Sequence[Correlation], path: Path, *, note: str) -> None:
-    """Writes a scatter of each diagnostic against the score, later checkpoints darker."""
+    """Writes a scatter of each diagnostic against the score, with a key of the checkpoints, later ones darker."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     watched = [c for name in SHOWN_FIRST for c in found if c.diagnostic == name]
     shown = [*watched, *(c for c in found if c not in watched)][:MOST_PANELS]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.1 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 3.1 * rows + 1.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
+    # from the second colour on: the palest is hardly seen on white
+    colours = colormaps["viridis_r"].resampled(len(points.names) + 1)(range(1, len(points.names) + 1))
     for axis, correlation in zip(axes.flat, shown, strict=False):
-        pairs = points.pairs(correlation.diagnostic, correlation.score)
-        axis.scatter(*zip(*pairs), c=range(len(pairs)), cmap="viridis_r", s=28)
-        axis.set_title(f"rho {_number(correlation.rho)}, n {correlation.n}", fontsize=10)
+        x, y = points.diagnostics[correlation.diagnostic], points.scores[correlation.score]
+        there = [i for i, at in enumerate(zip(x, y, strict=True)) if None not in at]
+        axis.scatter([x[i] for i in there], [y[i] for i in there], color=colours[there], s=28)
+        axis.set_title(_title(correlation), fontsize=10)
         axis.set_xlabel(correlation.diagnostic, fontsize=9)
         axis.set_ylabel(correlation.score, fontsize=9)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
+    stride = -(-len(points.names) // MOST_NAMES)
+    key = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours[::stride]]
+    figure.legend(key, points.names[::stride], loc="outside lower center", ncols=6, fontsize=8)
     figure.suptitle(note, fontsize=8, wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -154,14 +164,24 @@ def _score(points: Points, wanted: str | None) -> str:
 
 def _correlation(points: Points, diagnostic: str, score: str) -> Correlation:
     pairs = points.pairs(diagnostic, score)
-    changes = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(pairs)] if points.in_sequence else []
+    changes = [(_change(a[0], b[0]), _change(a[1], b[1])) for a, b in pairwise(pairs)] if points.in_sequence else []
     return Correlation(diagnostic, score, len(pairs), _rho(pairs), _rho(changes))
+
+
+def _change(before: float, after: float) -> float:
+    """Returns the change without its rounding error: scores of few items move by equal steps, which must be ties."""
+    return round(after - before, 12)
 
 
 def _rho(pairs: Sequence[tuple[float, float]]) -> float | None:
     if len(pairs) < FEWEST or any(len(set(values)) == 1 for values in zip(*pairs)):
         return None
     return float(spearmanr(*zip(*pairs)).statistic)
+
+
+def _title(correlation: Correlation) -> str:
+    changes = "" if correlation.rho_of_changes is None else f", of changes {_number(correlation.rho_of_changes)}"
+    return f"rho {_number(correlation.rho)}{changes}, n {correlation.n}"
 
 
 def _number(rho: float | None) -> str:

@@ -42,13 +42,14 @@ def make_run(folder: Path, points: int = 6) -> Path:
 
 
 def test_rho_is_scipys_over_the_steps_that_were_probed(tmp_path: Path):
-    """Of the diagnostics of the same step; also of the changes from one probe to the next."""
+    """Of the diagnostics of the same step; also of the changes from one probe to the next, equal ones being ties."""
     points = points_of_run(RunDirectory(make_run(tmp_path / "r")))
     assert points.names == tuple(f"step {100 * i}" for i in range(1, 7))
     found = {(c.diagnostic, c.score): c for c in correlations(points)}
     own = found["diag/effective_rank_teacher", "probe/mean"]
     assert own.rho == pytest.approx(spearmanr(RANKS, SCORES).statistic)
     assert own.n == 6
+    assert own.rho_of_changes is None  # 0.1 each time, but for rounding
     assert found["loss", "probe/mean"].rho == pytest.approx(-1)
     changes = [b - a for a, b in pairwise(RANKS)]
     gains = [b**2 - a**2 for a, b in pairwise(SCORES)]
@@ -65,8 +66,11 @@ def test_what_never_changes_has_no_rho(tmp_path: Path):
 
 
 def test_diagnostics_serve_one_probe_only(tmp_path: Path):
-    """A probe takes the newest diagnostics before it; where none came since the last probe there is no new point."""
-    rows: list[dict] = [{"step": 0, "probe/mean": 0.0}]
+    """A probe takes the newest diagnostics before it; where none came since the last probe there is no new point.
+
+    The untrained network is none either.
+    """
+    rows: list[dict] = [{"step": 0, "diag/lidar": 1.0}, {"step": 0, "probe/mean": 0.0}, {"step": 5, "probe/mean": 0.1}]
     for step in (10, 30, 50):
         rows += [{"step": step, "diag/lidar": float(step)}, {"step": step + 5, "probe/mean": step / 100}]
         rows.append({"step": step + 10, "probe/mean": 9.0})
@@ -102,9 +106,11 @@ def test_the_command_writes_numbers_and_a_picture(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "| diag/effective_rank_teacher | +0.89 |" in printed
     assert "| diag/std_teacher | - |" in printed
-    assert "n = 6: unrelated quantities exceed |rho| = 0.88 once in twenty times." in printed
+    assert "n = 6: unrelated quantities exceed |rho| = 0.88 once in twenty times; so would about 0.1 of" in printed
     assert "not independent" in printed
-    assert "</svg>" in (folder / "correlations.svg").read_text()
+    drawing = (folder / "correlations.svg").read_text()
+    # texts stand in comments beside their outlines: a panel's title, and the key of the dots
+    assert all(f"<!-- {text} -->" in drawing for text in ("rho +0.89, n 6", "step 100", "step 600"))
     written = json.loads((folder / "correlations.json").read_text())
     assert written["points"][0] == "step 100" and len(written["correlations"]) == 3 * 2
     assert correlate(folder, "--score", "probe/key/key_weighted", "--plot", tmp_path / "key.png") == 0
