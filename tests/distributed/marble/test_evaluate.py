@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from distributed.marble import probing
 from distributed.marble.evaluate import add_arguments, run
 from distributed.marble.evaluation import Evaluation, evaluate
+from distributed.marble.features import FeatureSet
 from distributed.marble.jobs import deal
 from distributed.marble.ranks import all_or_none
 from distributed.marble.tasks import select_tasks
 from distributed.topology import Topology
 from pupujepa.errors import UserError
 from tests.distributed.launch import ROOT, environment, torchrun
+from tests.distributed.marble.corpora import read_rows
 
 ENCODERS = ("random_init", "log_mel", "chroma")
 
@@ -83,6 +86,31 @@ def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
     monkeypatch.setattr("distributed.marble.frozen_features.CPU_RESIDENT_BYTES", 0)
     evaluate_here(corpus_folder, run_folder, out=tmp_path, cache=results / "features")
     assert (tmp_path / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
+
+
+def test_the_test_split_is_read_once_and_for_the_choice_alone(
+    corpus_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before layer and rate are chosen no feature of a test track is read; then those of the chosen layer are, once."""
+    tested = {row["track"] for row in read_rows(corpus_folder) if row["split"] == "test"}
+    read_features, choose, events = FeatureSet.read, probing.choose, []
+
+    def told_read(self, slices, kind, *, layers=None):
+        if tested & {s.uid for s in slices}:
+            events.append(layers)
+        return read_features(self, slices, kind, layers=layers)
+
+    def told_choose(*args):
+        events.append(choose(*args))
+        return events[-1]
+
+    monkeypatch.setattr(FeatureSet, "read", told_read)
+    monkeypatch.setattr(probing, "choose", told_choose)
+    tasks = select_tasks(["collection"])
+    evaluation = Evaluation((str(run_folder),), tasks, data=corpus_folder, out=tmp_path, cache=tmp_path / "features")
+    evaluate(evaluation, Topology(), device=torch.device("cpu"))
+    choice, layers = events
+    assert layers == range(choice.layer, choice.layer + 1)
 
 
 def test_ranks_give_the_rows_of_one_process(results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path):
