@@ -1,8 +1,9 @@
-"""A cooldown branched off another run: `train --cooldown-from RUN[:STEP]`.
+"""A run branched off another: a cooldown, `train --cooldown-from RUN[:STEP]`, or one that goes on with other settings.
 
 The branch is a run of its own that begins with a copy of one of the parent's checkpoints: weights, optimiser, teacher
 and place in the order come with it. From then on it is stopped, continued and moved to other ranks like any run, also
-when the parent is gone. Its configuration is the parent's, but for its end and where the learning rate ends.
+when the parent is gone. The configuration of a cooldown is the parent's, but for its end and where the learning rate
+ends; any other branch may change what a checkpoint does not hold.
 """
 
 import logging
@@ -25,6 +26,8 @@ from pupujepa.schedules import BranchConfig, learning_rate
 
 # what a branch decides for itself, beside what every run is free to change
 _OWN = ("train.steps", "schedule.final_lr", "branch.")
+# what weights, states of the optimiser and the order of samples do not depend on
+CHANGEABLE = ("schedule.", "optimizer.weight_decay", "ema.", "masks.")
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,27 @@ def branch_experiment(spec: str, directory: RunDirectory, *, overrides: Sequence
     return experiment
 
 
+def require_same_parts(experiment: Experiment, directory: RunDirectory) -> None:
+    """Refuses a new branch, no cooldown, that could not go on from its parent's checkpoint as the same training.
+
+    Raises:
+        RunDirectoryError: no such run, or settings that differ from its own in more than CHANGEABLE.
+    """
+    branch = experiment.branch
+    if not branch.step or branch.cools_down or directory.config.exists():
+        return
+    parent = RunDirectory(Path(branch.parent))
+    if not parent.config.is_file():
+        raise RunDirectoryError(f"branch.parent={branch.parent} is no run, so there is nothing to begin with")
+    before = from_yaml(Experiment, parent.config.read_text())
+    changed = [d for d in differences(before, experiment) if not d.startswith((*CHANGEABLE, "branch."))]
+    if changed:
+        raise RunDirectoryError(
+            f"a branch of {branch.parent} goes on with its weights, optimiser and order of samples, so only "
+            f"{', '.join(CHANGEABLE)} may change; this is another experiment: {'; '.join(changed)}"
+        )
+
+
 def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
     """Copies the parent's checkpoint into a branch that has none yet; nothing to do for other runs. All ranks together.
 
@@ -83,7 +107,7 @@ def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
         write_atomically(directory.config, to_yaml(session.experiment))
         assert isinstance(store.place, SharedDirectory), "a branch begins in a directory"
         _copy(_place_of_parent(RunDirectory(Path(branch.parent)), directory), store.place.root, step=branch.step)
-        logger.info("branched off %s after %d steps, to cool down", branch.parent, branch.step)
+        logger.info("branched off %s after %d steps", branch.parent, branch.step)
     dist.barrier()
 
 

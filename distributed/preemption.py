@@ -83,10 +83,18 @@ class StopRequest:
 
     Args:
         ends_s: when this process has to be gone, in seconds since 1970.
+        at_step: finished steps where the part of the run ends that was asked for; None for the whole.
     """
 
-    def __init__(self, signals: tuple[signal.Signals, ...] = STOP_SIGNALS, *, ends_s: float | None = None):
+    def __init__(
+        self,
+        signals: tuple[signal.Signals, ...] = STOP_SIGNALS,
+        *,
+        ends_s: float | None = None,
+        at_step: int | None = None,
+    ):
         self._ends_s = ends_s
+        self.at_step = at_step
         self.received: signal.Signals | None = None
         self._signals = signals
         self._previous: dict[signal.Signals, object] = {}
@@ -95,6 +103,10 @@ class StopRequest:
     def asked(self, needed_s: float, *, clock: Callable[[], float] = time.time) -> bool:
         """Whether it is time to stop: a signal came, or less than NOTICE_S and `needed_s` are left."""
         return self.received is not None or (self._ends_s is not None and clock() + needed_s + NOTICE_S >= self._ends_s)
+
+    def is_end_of_part(self, step: int) -> bool:
+        """Whether the part of the run that was asked for ends after so many steps; the same on all ranks."""
+        return self.at_step is not None and step >= self.at_step
 
     def __enter__(self) -> "StopRequest":
         self._previous = {number: signal.signal(number, self._receive) for number in self._signals}

@@ -18,13 +18,14 @@ from distributed.session_state import ENGINE_FOLDER
 
 
 def load_engine(engine: Any, found: Checkpoint) -> None:
-    """Loads weights and optimiser; all ranks together.
+    """Loads weights and states of the optimiser, whose settings stay the engine's own; all ranks together.
 
     Raises:
         CheckpointError: what the manifest says is there does not fit the model.
     """
     saved = (found.facts["world_size"], found.facts["zero_stage"])
     now = (dist.get_world_size(), engine.zero_optimization_stage())
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     # at stage 0 every rank holds everything, so the number of ranks does not matter
     if saved == now or saved[1] == now[1] == 0:
         path, _ = engine.load_checkpoint(str(found.path), tag=ENGINE_FOLDER)
@@ -32,6 +33,9 @@ def load_engine(engine: Any, found: Checkpoint) -> None:
             raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {found.path}")
     else:
         take_apart(engine, found)
+    # DeepSpeed has brought those of the run that saved
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
     dist.barrier()
 
 

@@ -110,6 +110,9 @@ class Trainer:
         while self.step < self.total_steps:
             self._diagnose_when_due()
             self._probe_when_due()
+            if stop.is_end_of_part(self.step):
+                self.save()
+                return False
             stops = self._train_step(batches, stop)
             self.step += 1
             if stops:

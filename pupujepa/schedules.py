@@ -45,13 +45,14 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """The cooldown of a run that was branched off another one; `step` 0 is none. `train --cooldown-from` fills it in.
+    """Where a run begins that was branched off another one; `step` 0 is none. `train --cooldown-from` fills it in.
 
-    parent: the run directory that it came from, for the record.
+    parent: the run directory that it came from.
     step: finished steps of the parent where the branch begins.
-    rate: the parent's learning rate at that step; from there it falls linearly to `schedule.final_lr`.
-    horizon_steps: of which the momentum of the teacher and the masks take their fractions: the length of the parent's
-        run, so that the branch changes nothing but the learning rate.
+    rate: of a cooldown, the parent's learning rate at that step; from there it falls linearly to `schedule.final_lr`.
+    horizon_steps: of a cooldown, of which the momentum of the teacher and the masks take their fractions: the length
+        of the parent's run, so that it changes nothing but the learning rate. 0 is no cooldown: the branch goes on by
+        its own schedules, as one of a population does.
 
     Raises:
         UserError: numbers that no branch can have.
@@ -63,11 +64,17 @@ class BranchConfig:
     horizon_steps: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.step, self.rate, self.horizon_steps) < 0 or bool(self.step) != bool(self.horizon_steps):
+        halved = (self.rate and not self.horizon_steps) or (self.horizon_steps and not self.step)
+        if min(self.step, self.rate, self.horizon_steps) < 0 or halved:
             raise UserError(
                 f"branch.step={self.step}, rate={self.rate} and horizon_steps={self.horizon_steps} describe no branch "
                 f"of a run; leave the section to `train --cooldown-from RUN:STEP`"
             )
+
+    @property
+    def cools_down(self) -> bool:
+        """Whether the learning rate leaves the schedule at the step of the branch."""
+        return self.horizon_steps > 0
 
 
 def learning_rate(
@@ -82,7 +89,7 @@ def learning_rate(
     Args:
         branch: where another run's rate begins to fall; it is that of a wsd run which cools down over the same steps.
     """
-    if branch.step:
+    if branch.cools_down:
         weight = (total_steps - 1 - step) / (total_steps - branch.step)
         return config.final_lr + (branch.rate - config.final_lr) * max(weight, 0.0)
     warmup_steps = round(config.warmup_fraction * total_steps)

@@ -98,7 +98,7 @@ class Search:
     """What planning a further trial needs, for a plan that grows while it runs.
 
     Attributes:
-        draws: trials that are to be found.
+        draws: trials that are to be found; 0 for a population, which has no number of copies.
         space: identifies the axes that it searches.
         planned_before: trials that were in the plan before the search; the others were found.
         inputs: what decides the result of a trial beside its settings.
@@ -142,6 +142,11 @@ class PlannedTrial:
     def directory(self) -> str:
         """Its run directory, relative to the sweep's."""
         return f"trials/{self.trial.name}-{self.digest[:8]}"
+
+    @property
+    def samples_per_step(self) -> float:
+        """Its global batch."""
+        return self.samples / self.steps
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import read_manifest
+from distributed.branch import CHANGEABLE
 from distributed.experiment import Experiment, check, load_experiment
 from distributed.marble.corpus import read_corpus
 from pupujepa.config import ConfigError
 from pupujepa.cost import training_cost
 from pupujepa.errors import UserError
-from sweeps.axes import NO_SCHEDULER, OPTUNA, SweepConfig, override
+from sweeps.axes import NO_SCHEDULER, OPTUNA, PBT, SweepConfig, override
 from sweeps.parts import part_of, part_url
+from sweeps.pbt import points_of
 from sweeps.plan import Launch, Plan, PlannedTrial, Schedule, Search, digest_of, flatten
-from sweeps.points import FLOPS, STEPS, TOKENS, Trial, expand
+from sweeps.points import FLOPS, STEPS, TOKENS, Trial, expand, settings
 
 # what does not decide a trial's result: where the same shards and labels lie, and what is written on the way
-IRRELEVANT = ("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoint.", "telemetry.", "probe.")
-STEPS_KEY, BATCH_KEY = "train.steps", "stream.global_batch"
+IRRELEVANT = (
+    *("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoint.", "telemetry.", "probe."),
+    "branch.parent",  # likewise; `Trial.parent` says whose checkpoint it is
+)
+STEPS_KEY, BATCH_KEY, PROBE_KEY = "train.steps", "stream.global_batch", "probe.every_steps"
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,13 @@ class Planner:
         trial = self._with_data(trial)
         experiment = _compose(trial, self._launch)
         length = self._length(trial, experiment)
-        own = length | self._probes(length.get(BATCH_KEY, experiment.stream.global_batch))
+        own = length | self._probes(experiment, length.get(BATCH_KEY, experiment.stream.global_batch))
         trial = replace(trial, overrides=(*trial.overrides, *(override(key, value) for key, value in own.items())))
         experiment = _with(experiment, own)
         check(experiment, world_size=self._launch.ranks)
         settings = flatten(asdict(experiment))
         relevant = {key: value for key, value in settings.items() if not key.startswith(IRRELEVANT)}
+        relevant["branch.parent"] = trial.parent
         inputs = dict(self._inputs)
         url = experiment.stream.url
         if trial.share < 1:
@@ -120,13 +126,18 @@ class Planner:
         assert trial.equal == STEPS, trial.equal
         return {STEPS_KEY: base.steps}
 
-    def _probes(self, global_batch: int) -> dict[str, Any]:
+    def _probes(self, experiment: Experiment, global_batch: int) -> dict[str, Any]:
         """Returns what probes the trial while it trains, where a scheduler wants to know."""
         scheduler = self._sweep.scheduler
         if scheduler.kind == NO_SCHEDULER:
             return {}
-        every = round(scheduler.every * (self._sweep.budget.samples or 0) / global_batch)
-        return {"probe.data": self._launch.corpus, "probe.every_steps": max(1, every)}
+        every = max(1, round(scheduler.every * (self._sweep.budget.samples or 0) / global_batch))
+        probes = {"probe.data": self._launch.corpus, PROBE_KEY: every}
+        if scheduler.kind != PBT:
+            return probes
+        # where a member is compared it may be copied, also when it has gone on before the copy begins
+        checkpoint = experiment.checkpoint
+        return probes | {"checkpoint.keep": max(checkpoint.keep, every // checkpoint.every + 3)}
 
 
 def make_plan(
@@ -139,8 +150,10 @@ def make_plan(
         extra: overrides for all trials, such as a cache directory.
 
     Raises:
-        UserError: as `Planner.add`, or shards, corpus or tasks that are not there.
+        UserError: as `Planner.add`, or shards, corpus or tasks that are not there, or a population that cannot be one.
     """
+    if sweep.scheduler.kind == PBT:
+        _require_population(sweep)
     inputs = {
         "shards": read_manifest(launch.shards).digest,
         "corpus": read_corpus(corpus).digest,
@@ -154,12 +167,32 @@ def make_plan(
     for trial in expand(sweep, shared=shared):
         planner.add(trial)
     trials = tuple(planner.planned.values())
-    space = digest_of({name: asdict(axis) for name, axis in sweep.axes.items()})
-    search = Search(sweep.draws, space, len(trials), inputs, shared) if sweep.plan == OPTUNA else None
+    search = None
+    axes = {name: asdict(axis) for name, axis in sweep.axes.items()}
+    if sweep.plan == OPTUNA:
+        search = Search(sweep.draws, digest_of(axes), len(trials), inputs, shared)
+    elif sweep.scheduler.kind == PBT:
+        space = digest_of({"axes": axes, "scheduler": asdict(sweep.scheduler)})
+        search = Search(0, space, len(trials), inputs, shared)
     total = sweep.budget.samples or 0
     scheduler = sweep.scheduler
     schedule = Schedule(scheduler.kind, round(scheduler.every * total), total, scheduler.reduction_factor)
     return Plan(name, sweep.question, launch, trials, planner.same_as, session, schedule, search)
+
+
+def _require_population(sweep: SweepConfig) -> None:
+    """Raises UserError when members of a population could not go on from each other's checkpoints."""
+    if len(points_of(sweep)) < 2:
+        raise UserError(f"scheduler {PBT}: a population of one has nobody to copy; list more values, or raise draws")
+    for name, several in settings(sweep).items():
+        keys = [text.partition("=")[0] for setting in several for text in setting.overrides]
+        for key in keys or [str(sweep.axes[name].key)]:
+            if not key.startswith(CHANGEABLE):
+                raise UserError(
+                    f"axis {name!r} varies {key}, but a member of a population goes on with the weights, the optimiser "
+                    f"and the order of samples of the one that it copies, so scheduler {PBT} can vary only "
+                    f"{', '.join(CHANGEABLE)}; vary {key} with another scheduler"
+                )
 
 
 def size_of(experiment: Experiment) -> Size:

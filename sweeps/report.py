@@ -18,6 +18,7 @@ from distributed import report as page_of_a_run
 from distributed.report.charts import frame_clip
 from distributed.report.wording import duration, fixed, interval
 from distributed.run_directory import write_atomically
+from sweeps.lineage import read_lineage, sentences
 from sweeps.outcomes import Point, points, trial_rows
 from sweeps.plan import Plan, read_plan
 from sweeps.plots import delta_plot, parallel_coordinates, pareto_chart, quality_chart
@@ -48,15 +49,25 @@ def write_report(out: Path) -> str:
     plan = read_plan(out)
     rows = trial_rows(plan, out)
     found = points(rows)
-    markdown = to_markdown(plan, rows, found)
+    population = population_of(plan, rows, out)
+    markdown = to_markdown(plan, rows, found, population=population)
     write_atomically(out / "sweep.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_atomically(out / "sweep.md", markdown)
     write_atomically(out / "sweep.tex", to_latex(plan, rows, found))
-    write_atomically(out / "sweep.html", to_html(plan, rows, found))
+    write_atomically(out / "sweep.html", to_html(plan, rows, found, population=population))
     return markdown
 
 
-def to_html(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
+def population_of(plan: Plan, rows: Sequence[dict[str, Any]], out: Path) -> list[str]:
+    """Returns what happened to the members of a population; nothing for other sweeps."""
+    lineage = read_lineage(out, plan.digest)
+    ended = {row["name"]: row["curve"][-1][1] for row in rows if row["curve"] and row["status"] == "finished"}
+    return sentences(lineage, ended, total=plan.trials[0].samples) if lineage else []
+
+
+def to_html(
+    plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point], *, population: Sequence[str] = ()
+) -> str:
     """Returns the page."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -72,6 +83,7 @@ def to_html(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) 
         charts=[chart for chart in (quality_chart(found), pareto_chart(found)) if chart],
         clip=frame_clip(),
         reading=reading(plan, found),
+        population=population,
         failures=failures(rows),
         cost_heads=COST_HEADS,
         differences=differences,

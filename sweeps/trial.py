@@ -3,7 +3,7 @@
 Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/leash.py), so that all ranks end with the
 process that runs the trial, follows metrics.jsonl, hands its rows to `report`, and leaves a record. What the commands
 do is theirs: the trainer continues from its newest checkpoint when a trial is started again. A trial that only looks
-at another one's model in its own way runs the evaluator alone.
+at another one's model in its own way runs the evaluator alone; a member of a population may be trained in parts.
 """
 
 import socket
@@ -48,7 +48,14 @@ class Site:
     environ: Mapping[str, str]
 
 
-def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
+def run_trial(
+    plan: Plan,
+    planned: PlannedTrial,
+    *,
+    site: Site,
+    report: Callable[[dict[str, Any]], None],
+    until: int | None = None,
+) -> Record:
     """Trains and probes one trial, unless it is finished already.
 
     A trial that diverged, was pruned, or failed in this session is not tried again; one that crashed in an earlier
@@ -57,19 +64,22 @@ def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable
     Args:
         report: is given {"step", "samples", "loss"} while the trial trains, {"samples", "quality"} for each of its
             probes, those of earlier sessions too, and {"status", "score", "task/..."} in the end.
+        until: trains so many steps of it only, and leaves it paused; None trains and evaluates it to its end.
 
     Returns:
         the record, also written to trial.json, whether the commands succeeded or not.
     """
     record = read_record(planned, site.out)
     settled = record.is_over or (record.failed and record.session == plan.session)
+    settled = settled or (until is not None and record.paused_step >= until)
     if settled or is_finished(planned, site.out):
         for row in qualities(planned, MetricsTail(site.out / planned.directory / METRICS).new_rows()):
             report(row)
     else:
-        record = write_record(_attempt(plan, planned, site, report), planned, site.out)
+        record = write_record(_attempt(plan, planned, site, report, until=until), planned, site.out)
     metrics = final_metrics(read_results(planned, site.out), split=plan.launch.compare_on)
-    report({"step": planned.steps, "samples": planned.samples, "status": record.status, **metrics})
+    step = planned.steps if until is None else until
+    report({"step": step, "samples": step * planned.samples_per_step, "status": record.status, **metrics})
     return record
 
 
@@ -81,12 +91,18 @@ def final_metrics(results: Sequence[Mapping[str, Any]], *, split: str) -> dict[s
 
 def qualities(planned: PlannedTrial, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns {"step", "samples", "quality"} for each row that holds a probe of the model in training."""
-    per_step = planned.samples / planned.steps
+    per_step = planned.samples_per_step
     return [
         {"step": row["step"], "samples": row["step"] * per_step, "quality": row[PROBE_MEAN], "status": "running"}
         for row in rows
         if PROBE_MEAN in row
     ]
+
+
+def probed(planned: PlannedTrial, out: Path) -> dict[int, float | None]:
+    """Returns the quality of the probes of a trial so far, by step."""
+    rows = MetricsTail(out / planned.directory / METRICS).new_rows()
+    return {row["step"]: row["quality"] for row in qualities(planned, rows)}
 
 
 def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, str]) -> dict[str, str]:
@@ -115,12 +131,14 @@ def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, s
     )
 
 
-def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int]) -> dict[str, list[str]]:
+def command_lines(
+    plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int], until: int | None = None
+) -> dict[str, list[str]]:
     """Returns the argv of the trainer and of the evaluator; `ports` are where their ranks meet."""
     launch, trial = plan.launch, planned.trial
     lists = {
         "presets": [word for preset in (launch.preset, *trial.presets) for word in ("--preset", preset)],
-        "overrides": trial.overrides,
+        "overrides": (*(() if until is None else ("--until", str(until))), *trial.overrides),
         "tasks": launch.tasks,
     }
     model = plan.planned(planned.model) if planned.model else planned
@@ -141,9 +159,11 @@ def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequen
     }
 
 
-def _attempt(plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
-    """Runs both commands and returns how it went."""
-    commands = command_lines(plan, planned, out=site.out, ports=[free_port(), free_port()])
+def _attempt(
+    plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None], *, until: int | None
+) -> Record:
+    """Runs both commands, or the first part of the first one, and returns how it went."""
+    commands = command_lines(plan, planned, out=site.out, ports=[free_port(), free_port()], until=until)
     previous = read_record(planned, site.out)
     record = Record(
         planned.digest,
@@ -159,12 +179,21 @@ def _attempt(plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[di
         failure = _missing_model(plan.planned(planned.model), site)
     else:
         failure = _train(commands["train"], plan, planned, site, report)
+        if until is not None and failure is None:
+            failure = _paused(planned, site, until)
         record = record.but(train_s=record.train_s + time.monotonic() - started)
     if failure is None:
         started = time.monotonic()
         failure = _evaluate(commands["evaluate"], plan, planned, site)
         record = record.but(evaluate_s=record.evaluate_s + time.monotonic() - started)
     return record.but(**(failure or {"status": "finished"}))
+
+
+def _paused(planned: PlannedTrial, site: Site, until: int) -> dict[str, Any]:
+    """Returns what the record says of a trial that was trained in part."""
+    if until not in probed(planned, site.out):
+        return {"status": "crashed", "reason": f"the trainer exited 0 but left no probe of step {until}"}
+    return {"status": "paused", "paused_step": until, "reason": f"trained to step {until}, for comparison"}
 
 
 def _missing_model(model: PlannedTrial, site: Site) -> dict[str, Any] | None:
@@ -180,7 +209,6 @@ def _train(
 ) -> dict[str, Any] | None:
     """Runs the trainer; returns None, or what the record says about its failure."""
     metrics = MetricsTail(site.out / planned.directory / METRICS)
-    samples_per_step = planned.samples / planned.steps
 
     def follow() -> str:
         new_rows = metrics.new_rows()
@@ -192,7 +220,8 @@ def _train(
             report(quality)
         if rows:
             step = rows[-1]["step"] + 1  # rows count from 0
-            report({"step": step, "samples": step * samples_per_step, "loss": rows[-1]["loss"], "status": "running"})
+            samples = step * planned.samples_per_step
+            report({"step": step, "samples": samples, "loss": rows[-1]["loss"], "status": "running"})
         return ""
 
     code, diverged = _run(argv, plan, planned, site, "train.log", follow)
