@@ -162,7 +162,7 @@ def _require_cooldown(before: Experiment, experiment: Experiment) -> None:
             f"set it higher"
         )
     warmup_steps = round(schedule.warmup_fraction * before.train.steps)
-    if not before.branch.step and branch.step < warmup_steps:
+    if not before.branch.cools_down and branch.step < warmup_steps:
         raise RunDirectoryError(
             f"{branch.parent} was still warming up after {branch.step} steps, so there is nothing to cool down; branch "
             f"off after step {warmup_steps}"

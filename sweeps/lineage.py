@@ -1,9 +1,10 @@
 """lineage.jsonl: who copied whom in a population, when, and with which values it went on; the state of the population.
 
 A row for each member and comparison: `sweep` (digest of the plan), `generation` and `samples` of the comparison,
-`member` (its number), `trial`, `quality` (null for one that diverged), `values`, `copied_from` (null for one that goes
-on as it is), `becomes` (the run that has the place from then on) and `goes_on_with`. A comparison is written in one
-piece before anything follows from it, so a sweep that was killed goes on with the same decisions.
+`member` (its number), `trial`, `quality` (null for one that diverged), `values`, `copied_from` and its `source_quality`
+(null for one that goes on as it is), `becomes` (the run that has the place from then on) and `goes_on_with`. A
+comparison is written in one piece before anything follows from it, so a sweep that was killed goes on with the same
+decisions.
 """
 
 import json
@@ -53,11 +54,6 @@ def schedule_of(trial: str, rows: Sequence[Row], *, end: int) -> list[Stretch]:
     return [Stretch(trial, began_with[trial], 0, end), *reversed(found)]
 
 
-def final_members(rows: Sequence[Row]) -> dict[int, str]:
-    """Returns the run that has each place after the last comparison, by number."""
-    return {row["member"]: row["becomes"] for row in rows}
-
-
 def sentences(rows: Sequence[Row], qualities: Mapping[str, float], *, total: int) -> list[str]:
     """Returns what happened to each member, and the schedule that the best one ended with.
 
@@ -65,8 +61,9 @@ def sentences(rows: Sequence[Row], qualities: Mapping[str, float], *, total: int
         qualities: of the probes at the end of training, by trial.
         total: crops of a whole training.
     """
-    said = [_of_member(number, rows) for number in final_members(rows)]
-    ended = {trial: qualities[trial] for trial in final_members(rows).values() if trial in qualities}
+    members = {row["member"]: row["becomes"] for row in rows}
+    said = [_of_member(number, rows) for number in members]
+    ended = {trial: qualities[trial] for trial in members.values() if trial in qualities}
     if ended:
         best = max(ended, key=lambda trial: ended[trial])
         parts = [f"{_words(s.values)} to {grouped(s.end)} ({s.trial})" for s in schedule_of(best, rows, end=total)]

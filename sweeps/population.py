@@ -101,9 +101,9 @@ class PopulationSearch(Searcher):
         """Queues what the members have to train before the next comparison; compares at once who is there already."""
         while True:
             until = self._until()
-            self._awaited = {name for name in self._names() if not self._has_come_to(name, until)}
-            parts = [{"trial": m.trial, "until": until} for m in self.members if m.trial in self._awaited]
-            self._waiting.extend({part["trial"]: part for part in parts}.values())
+            names = dict.fromkeys(member.trial for member in self.members)
+            self._awaited = {name for name in names if not self._has_come_to(name, until)}
+            self._waiting.extend({"trial": name, "until": until} for name in names if name in self._awaited)
             if self._awaited or not self._compare():
                 break
         base = self._base.trial.name
