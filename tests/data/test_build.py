@@ -2,9 +2,11 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -351,33 +353,30 @@ def test_a_wrong_list_is_refused(line: str, message: str, tmp_path: Path):
         read_corpus(tmp_path / "tracks.jsonl", seed=0)
 
 
-def test_mistakes_on_the_command_line_are_one_sentence(
-    album: Path, tmp_path: Path, s3_environment, bare_aws_environment: pytest.MonkeyPatch
-):
+def test_mistakes_on_the_command_line_are_one_sentence(album: Path, tmp_path: Path, s3_environment):
     """An empty folder, a corrupt file, a missing bucket, wrong credentials: through the real command, exit code 2."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt" / "x.flac").write_bytes(b"not audio at all" * 100)
-    out = str(tmp_path / "out")
-    cases = [
-        ([str(tmp_path / "empty"), out], "holds no audio"),
-        ([str(tmp_path / "corrupt"), out, "--workers=1"], "none of 1 files can be used, the first because: "),
-        ([str(album), "s3://no-such-bucket/x"], "bucket 'no-such-bucket' does not exist"),
+    wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    cases: list[tuple[str, str, dict[str, str], str]] = [
+        (f"{tmp_path}/empty", f"{tmp_path}/1", {}, "holds no audio"),
+        (f"{tmp_path}/corrupt", f"{tmp_path}/2", {}, "none of 1 files can be used, the first because: "),
+        (str(album), "s3://no-such-bucket/x", {}, "bucket 'no-such-bucket' does not exist"),
+        (str(album), "s3://test-bucket/x", wrong, "refuses these credentials (403 "),
     ]
-    for arguments, expected in cases:
-        _expect_sentence(["build", *arguments], expected)
-    bare_aws_environment.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    _expect_sentence(["build", str(album), "s3://test-bucket/x"], "refuses these credentials (403 ")
+    # beside each other: most of each is imports
+    with ThreadPoolExecutor(2) as users:
+        list(users.map(lambda case: _expect_sentence(*case), cases))
 
 
 def _command(folder: Path, out: Path) -> list[str]:
     return ["build", str(folder), str(out), *OPTIONS, "--workers=2"]
 
 
-def _expect_sentence(arguments: list[str], expected: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "data", *arguments], cwd=ROOT, check=False, capture_output=True, text=True
-    )
+def _expect_sentence(source: str, out: str, environ: dict[str, str], expected: str) -> None:
+    command = [sys.executable, "-m", "data", "build", source, out, "--workers=1"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, env=os.environ | environ)
     lines = [line for line in done.stderr.splitlines() if not line.startswith(("features:", "shards:"))]
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1
