@@ -194,10 +194,7 @@ class PopulationSearch(Searcher):
         planned = self._plan.planned(row["trial"])
         record = read_record(planned, self._out)
         if planned.trial.name not in {*self._names(), self._base.trial.name} and record.status == "paused":
-            reason = (
-                f"behind others after {row['samples']} crops, at a quality of {row['quality']}; {row['becomes']}, a "
-                f"copy of {row['copied_from']}, has its place"
-            )
+            reason = f"behind others: {row['becomes']} has its place, {of_copy(row)}"
             write_record(record.but(status="pruned", reason=reason), planned, self._out)
 
     def _copy(self, row: Row, shared: Sequence[str]) -> Trial:

@@ -168,7 +168,7 @@ class Progress(tune.Callback):
             metrics = final_metrics(read_results(planned, self._out), split=plan.launch.compare_on)
             found = ", ".join(f"{key.removeprefix('task/')} {value:.3f}" for key, value in metrics.items())
             seconds = record.train_s + record.evaluate_s
-            done = int(record.status != "paused")
+            done = int(trial.config.get("until") is None)
             self._say(
                 f"{planned.trial.name}: {record.status} after {seconds:.0f} s: {record.reason or found}", done=done
             )
