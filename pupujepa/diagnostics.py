@@ -19,6 +19,7 @@ CONSTANT = "constant"
 POSITION = "position"
 _TINY = 1e-12
 _LIDAR_RIDGE = 1e-4
+_ROUNDING = 1e-12
 
 
 def normalised_std(x_ND: Tensor) -> Tensor:
@@ -164,11 +165,12 @@ def lidar(features_CQD: Tensor, *, ridge: float = _LIDAR_RIDGE) -> Tensor:
     centred_CD = mean_CD - mean_CD.mean(0)
     residual_nD = (features_CQD - mean_CD[:, None]).flatten(0, 1)
     within_DD = residual_nD.T @ residual_nD / (clips * crops)
+    # of features so large that the ridge is lost in their rounding, W would not be positive definite
+    ridge = max(ridge, _ROUNDING * within_DD.trace().item())
     within_DD += ridge * torch.eye(width, dtype=within_DD.dtype, device=within_DD.device)
-    # eigenvalues of W^-1/2 B W^-1/2 are squared singular values of the whitened clip means
-    values, vectors = torch.linalg.eigh(within_DD)
-    whitened_CD = centred_CD @ vectors / values.clamp_min(ridge).sqrt()
-    return _exp_entropy(torch.linalg.svdvals(whitened_CD).square()).float()
+    # with W = L L^T, eigenvalues of W^-1/2 B W^-1/2 are squared singular values of the clip means, whitened by L
+    whitened_DC = torch.linalg.solve_triangular(torch.linalg.cholesky(within_DD), centred_CD.T, upper=False)
+    return _exp_entropy(torch.linalg.svdvals(whitened_DC).square()).float()
 
 
 def relative_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

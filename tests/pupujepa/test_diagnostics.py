@@ -172,6 +172,12 @@ def test_lidar_of_constant_features_is_finite():
     assert lidar(torch.ones(20, 5, 8)).isfinite()
 
 
+def test_lidar_of_huge_features_of_low_rank_is_finite():
+    """Beside 1e18 a ridge of 1e-4 is lost in rounding, which leaves a covariance with eigenvalues below zero."""
+    features = 1e9 * torch.randn(20, 5, 3, generator=torch.Generator().manual_seed(0)).repeat(1, 1, 40)
+    assert lidar(features).isfinite()
+
+
 def test_relative_distance():
     """Distances add up over tensors and are relative to the first of each pair."""
     a = [torch.tensor([3.0]), torch.tensor([4.0])]
