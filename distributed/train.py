@@ -20,8 +20,8 @@ to train.steps (by default so long that the cooldown is schedule.cooldown_fracti
   python -m distributed train --cooldown-from runs/large:400000 --run-dir runs/large-400k-cooled train.steps=480000
 
 A run may be trained in parts: `--until 4000` ends after so many steps, saved; the same command with a later one, or
-without, goes on. A run that begins at a checkpoint of another and goes on with other learning rate,
-weight decay, momentum of the teacher or masks names it: branch.parent=runs/a branch.step=4000 schedule.peak_lr=1e-3
+without, goes on. A run that begins at a checkpoint of another and goes on with another learning rate, weight decay,
+momentum of the teacher or masks names it: branch.parent=runs/a branch.step=4000 schedule.peak_lr=1e-3
 
 Everything is written below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export/ (weights in the released
 format), facts.json. When the run directory holds a run, training continues from its newest whole checkpoint, on the
@@ -56,7 +56,7 @@ from distributed.session import Session
 from distributed.session_end import SessionEnd
 from distributed.telemetry import configure_logging
 from distributed.topology import choose_device, discover, exported, process_group
-from distributed.trainer import Trainer
+from distributed.trainer import Ending, Trainer
 from distributed.watchdog import END, watchdog_of
 from pupujepa.errors import UserError
 
@@ -169,15 +169,15 @@ def train(session: Session, stop: StopRequest) -> int:
     where = session.whereabouts
     trainer = Trainer(experiment, parts, first_step=first_step, run_root=directory.root, whereabouts=where)
     with SessionEnd(trainer, directory.root):
-        finished = trainer.run(stop)
+        ending = trainer.run(stop)
         where.at(END, trainer.step)
-        if finished:
+        if ending is Ending.RUN:
             export_weights(session, parts)
             write_facts(session, parts, trainer)
-    if not finished and stop.is_end_of_part(trainer.step):
+    if ending is Ending.PART:
         logger.info("saved at step %d, where this part ends; the same command without --until goes on", trainer.step)
         return 0
-    if not finished:
+    if ending is Ending.STOPPED:
         logger.warning(
             "saved at step %d; the same command continues from there (exit code %d)", trainer.step, EXIT_CODE_REQUEUE
         )

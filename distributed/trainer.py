@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,14 @@ class Parts:
     quality: "InLoopProbe | None" = None
 
 
+class Ending(Enum):
+    """How a session ended: with the whole run, with the part that was asked for, or asked to stop before either."""
+
+    RUN = auto()
+    PART = auto()
+    STOPPED = auto()
+
+
 class Trainer:
     """Trains from `first_step` to the end, or until it is asked to stop.
 
@@ -104,22 +113,22 @@ class Trainer:
         self._longest_probe_s = 0.0
         self._responder = Responder(RunDirectory(run_root), parts.guard)
 
-    def run(self, stop: StopRequest) -> bool:
-        """Returns whether the run is finished; False when it was stopped, with the finished steps saved."""
+    def run(self, stop: StopRequest) -> Ending:
+        """Returns how it ended, with the finished steps saved; a part ends with its last step's probes."""
         batches: Iterator[Batch] = iter(self.parts.stream)
         while self.step < self.total_steps:
             self._diagnose_when_due()
             self._probe_when_due()
             if stop.is_end_of_part(self.step):
                 self.save()
-                return False
+                return Ending.PART
             stops = self._train_step(batches, stop)
             self.step += 1
             if stops:
                 ranks = self.parts.topology.world_size
                 logger.warning("asked to stop (%d of %d ranks): saving step %d", stops, ranks, self.step)
                 self.save()
-                return False
+                return Ending.STOPPED
             self.parts.store.poll()
             # weights that bring no finite loss must not push those out that did
             if self.step % self.experiment.checkpoint.every == 0 and not self._faulty.in_row:
@@ -128,7 +137,7 @@ class Trainer:
         if self.parts.probes is not None:
             self._diagnose()
         self._probe_when_due()
-        return True
+        return Ending.RUN
 
     def save(self, *, wait: bool = True, again: bool = False) -> None:
         """Makes a checkpoint of the finished steps, unless there is one; all ranks together.

@@ -33,7 +33,8 @@ def runs(tmp_path_factory, shards, run_jobs):
     jobs += [{"run_dir": str(halted), "cooldown_from": str(parent)}]
     begun = [*WSD, f"branch.parent={parent}", "branch.step=14"]
     twin, decayed = ({"run_dir": str(folder / name), "url": shards} for name in ("twin", "decayed"))
-    jobs += [twin | {"overrides": begun, "until": 17}, twin | {"overrides": begun}]
+    # asked to stop in the last step of its first part, which is not the end of that part
+    jobs += [twin | {"overrides": begun} | part for part in ({"until": 16, "stop_at": 15}, {"until": 17}, {})]
     jobs.append(decayed | {"overrides": [*begun, "optimizer.weight_decay=0.5"], "until": 16})
     run_jobs(folder, (2, jobs))
     return parent, branch, halted, before
@@ -97,7 +98,7 @@ def test_a_branch_continues_like_any_run(runs):
 
 
 def test_a_branch_with_the_parents_settings_is_its_rest(runs):
-    """Bit for bit, and trained in two parts: what is behind the end of the first is written once."""
+    """Bit for bit, and trained in parts: what is behind the end of one is written once."""
     parent = runs[0]
     rest = [row for row in deterministic_rows(parent) if row["step"] >= 14]
     assert deterministic_rows(parent.with_name("twin")) == rest
