@@ -69,7 +69,8 @@ def require_same_parts(experiment: Experiment, directory: RunDirectory) -> None:
     """Refuses a new branch, no cooldown, that could not go on from its parent's checkpoint as the same training.
 
     Raises:
-        RunDirectoryError: no such run, or settings that differ from its own in more than CHANGEABLE.
+        RunDirectoryError: no such run, settings that differ from its own in more than CHANGEABLE, or its own place
+            for checkpoints.
     """
     branch = experiment.branch
     if not branch.step or branch.cools_down or directory.config.exists():
@@ -84,6 +85,7 @@ def require_same_parts(experiment: Experiment, directory: RunDirectory) -> None:
             f"a branch of {branch.parent} goes on with its weights, optimiser and order of samples, so only "
             f"{', '.join(CHANGEABLE)} may change; this is another experiment: {'; '.join(changed)}"
         )
+    _require_own_place(before, experiment)
 
 
 def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
@@ -118,8 +120,9 @@ def _parse(spec: str) -> tuple[RunDirectory, int | None]:
 
 def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, overrides: Sequence[str]) -> Experiment:
     held = from_yaml(Experiment, directory.config.read_text()).branch
-    if not held.step or step not in (None, held.step) or Path(held.parent).resolve() != parent.root.resolve():
-        what = f"the branch of {held.parent} after {held.step} steps" if held.step else "a run that is no branch"
+    if not held.cools_down or step not in (None, held.step) or Path(held.parent).resolve() != parent.root.resolve():
+        kind = "cooldown" if held.cools_down else "branch"
+        what = f"the {kind} of {held.parent} after {held.step} steps" if held.step else "a run that is no branch"
         raise RunDirectoryError(f"{directory.root} holds {what}; going on would mix two runs: choose another --run-dir")
     return load_experiment(file=directory.config, overrides=overrides)
 

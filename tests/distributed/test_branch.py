@@ -160,8 +160,12 @@ def test_the_same_command_again_means_the_same_branch(parent, tmp_path):
     shutil.rmtree(parent.root)
     assert branch_experiment(str(parent.root), new, overrides=["train.steps=90"]) == experiment
     for spec in (f"{parent.root}:20", str(tmp_path / "other")):
-        with pytest.raises(RunDirectoryError, match=r"holds the branch of .* after 80 steps; going on would mix"):
+        with pytest.raises(RunDirectoryError, match=r"holds the cooldown of .* after 80 steps; going on would mix"):
             branch_experiment(spec, new)
+    begun = [f"branch.parent={parent.root}", "branch.step=80"]
+    new.config.write_text(to_yaml(load_experiment([str(PRESET)], overrides=begun)))
+    with pytest.raises(RunDirectoryError, match=r"holds the branch of .* after 80 steps"):
+        branch_experiment(str(parent.root), new)
     new.config.write_text(to_yaml(load_experiment([str(PRESET)])))
     with pytest.raises(RunDirectoryError, match="holds a run that is no branch"):
         branch_experiment(str(parent.root), new)
@@ -203,6 +207,8 @@ def test_a_branch_of_other_parts_is_refused(parent, tmp_path):
             require_same_parts(load_experiment([str(PRESET)], overrides=[*begun, *allowed, other]), new)
     with pytest.raises(RunDirectoryError, match=r"branch\.parent=nowhere is no run"):
         require_same_parts(load_experiment([str(PRESET)], overrides=[*begun, "branch.parent=nowhere"]), new)
+    with pytest.raises(RunDirectoryError, match=r"checkpoint\.url=s3://b/x: a branch begins with a copy"):
+        require_same_parts(load_experiment([str(PRESET)], overrides=[*begun, "checkpoint.url=s3://b/x"]), new)
 
 
 def test_the_command_wants_a_directory_and_no_other_settings(capsys, tmp_path):
