@@ -45,7 +45,9 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """Where a run begins that was branched off another one; `step` 0 is none. `train --cooldown-from` fills it in.
+    """Where a run begins that was branched off another one; `step` 0 is none.
+
+    The first two are given, or found by `train --cooldown-from`, which alone fills in the others.
 
     parent: the run directory that it came from.
     step: finished steps of the parent where the branch begins.
@@ -64,11 +66,12 @@ class BranchConfig:
     horizon_steps: int = 0
 
     def __post_init__(self) -> None:
-        halved = (self.rate and not self.horizon_steps) or (self.horizon_steps and not self.step)
-        if min(self.step, self.rate, self.horizon_steps) < 0 or halved:
+        without_step = not self.step and (self.parent or self.horizon_steps)
+        if min(self.step, self.rate, self.horizon_steps) < 0 or without_step or (self.rate and not self.horizon_steps):
             raise UserError(
-                f"branch.step={self.step}, rate={self.rate} and horizon_steps={self.horizon_steps} describe no branch "
-                f"of a run; leave the section to `train --cooldown-from RUN:STEP`"
+                f"branch.parent={self.parent}, step={self.step}, rate={self.rate} and "
+                f"horizon_steps={self.horizon_steps} describe no branch of a run; give branch.parent=RUN and "
+                f"branch.step=N, or leave the section to `train --cooldown-from RUN:STEP`"
             )
 
     @property

@@ -83,8 +83,11 @@ def test_a_branch_cools_down_as_a_run_of_that_length_does():
     assert branched == pytest.approx(straight[800:], rel=1e-12)
 
 
-@pytest.mark.parametrize("fields", [{"step": 3, "rate": 0.1}, {"horizon_steps": 3}, {"step": -1, "horizon_steps": 3}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"step": 3, "rate": 0.1}, {"horizon_steps": 3}, {"step": -1, "horizon_steps": 3}, {"parent": "runs/a"}],
+)
 def test_impossible_branches_are_refused(fields):
-    """Half a branch has no schedule."""
+    """Half a branch has no schedule, or would begin with new weights."""
     with pytest.raises(UserError, match="describe no branch"):
         BranchConfig(**fields)
