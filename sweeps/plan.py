@@ -10,6 +10,7 @@ found finished, changed ones get a new directory, and nothing is ever mixed.
         parts/                   manifests of parts of the shards, where an axis varies the amount of data
         corpus/                  the part of the labelled corpus that is probed, where the sweep asks for a part
         tune/                    Ray Tune's own state, from which an interrupted sweep goes on
+        lineage.jsonl            who copied whom, where a population is trained
         sweep.jsonl, sweep.md, sweep.html    the report
 """
 
@@ -99,7 +100,7 @@ class Search:
 
     Attributes:
         draws: trials that are to be found; 0 for a population, which has no number of copies.
-        space: identifies the axes that it searches.
+        space: identifies the axes that it searches; of a population also how its members are compared.
         planned_before: trials that were in the plan before the search; the others were found.
         inputs: what decides the result of a trial beside its settings.
         shared: overrides that all trials get.

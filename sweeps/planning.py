@@ -162,18 +162,19 @@ def make_plan(
         "commands": asdict(launch.commands),
         "ranks": launch.ranks,
     }
+    space = digest_of({name: asdict(axis) for name, axis in sweep.axes.items()})
+    if sweep.scheduler.kind == PBT:
+        # how far a member is trained and where it is probed is up to the others: another population has its own runs
+        space = digest_of([space, asdict(sweep.scheduler), sweep.plan, sweep.draws])
+        inputs["population"] = space
     shared = (override("stream.url", launch.shards), *extra)
     planner = Planner(sweep, launch, inputs=inputs)
     for trial in expand(sweep, shared=shared):
         planner.add(trial)
     trials = tuple(planner.planned.values())
     search = None
-    axes = {name: asdict(axis) for name, axis in sweep.axes.items()}
-    if sweep.plan == OPTUNA:
-        search = Search(sweep.draws, digest_of(axes), len(trials), inputs, shared)
-    elif sweep.scheduler.kind == PBT:
-        space = digest_of({"axes": axes, "scheduler": asdict(sweep.scheduler)})
-        search = Search(0, space, len(trials), inputs, shared)
+    if sweep.plan == OPTUNA or sweep.scheduler.kind == PBT:
+        search = Search(sweep.draws if sweep.plan == OPTUNA else 0, space, len(trials), inputs, shared)
     total = sweep.budget.samples or 0
     scheduler = sweep.scheduler
     schedule = Schedule(scheduler.kind, round(scheduler.every * total), total, scheduler.reduction_factor)

@@ -59,7 +59,8 @@ def play(out: Path, config: dict, diverges: str = "") -> None:
     assert read_record(planned, out).paused_step < until
     saved = {step: quality + 10 * rate * (step - begins) for step in range(begins, until + 1)}
     (folder / "saved").write_text(json.dumps(saved))
-    rows = [{"step": step, "probe/mean": value} for step, value in saved.items() if step % 2 == 0]
+    every = planned.settings["probe.every_steps"]
+    rows = [{"step": step, "probe/mean": value} for step, value in saved.items() if step % every == 0]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     record = read_record(planned, out).but(session="s", status="paused", paused_step=until)
     if config["until"] is None:
@@ -185,6 +186,20 @@ def test_another_population_in_the_directory_has_its_own_lineage(population):
     assert not read_lineage(out, read_plan(out).digest)
     drive(out)
     assert (out / LINEAGE_NAME).read_text().startswith(first)
+
+
+def test_another_population_in_the_directory_has_its_own_runs(population):
+    """Those of the first ended where it compared them, and were probed there: nobody could be compared elsewhere."""
+    out = population()
+    drive(out)
+    first = read_plan(out)
+    population(scheduler=SCHEDULER | {"every": 0.17})
+    drive(out)
+    second = read_plan(out)
+    assert not {planned.directory for planned in first.trials} & {planned.directory for planned in second.trials}
+    rows = read_lineage(out, second.digest)
+    assert len(rows) == 15
+    assert all(row["quality"] is not None for row in rows)
 
 
 def test_a_copy_is_an_ordinary_run_that_says_where_it_begins(population):
