@@ -3,7 +3,7 @@
 `RankServer` starts that process, this file as a script, and sends it an order as a line of JSON: a list of ranks, each
 {"environ", "log", "entry": "module:function", "arguments"}, of one world or of several; see `world`. The answer, a line
 too, holds their exit codes. The ranks are processes like any other, each with an environment of its own; what launchers
-do is tested with launchers.
+do is tested with launchers. Ranks die with the server, so that a test that hangs and is given up leaves nobody behind.
 """
 
 import json
@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from distributed.preemption import die_with_launcher
 from tests.distributed.launch import TIMEOUT_S, environment
 from tests.slurm_cluster import free_ports
 
@@ -38,13 +39,20 @@ class RankServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=TIMEOUT_S)
+        try:
+            self._process.communicate(timeout=TIMEOUT_S)
+        finally:
+            self._process.kill()
 
     def start(self, ranks: Sequence[dict[str, Any]]) -> list[int]:
-        """Starts ranks and returns their exit codes when all have ended."""
+        """Starts ranks and returns their exit codes when all have ended; whoever gives up waiting ends them."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps(ranks), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        try:
+            return json.loads(self._process.stdout.readline())
+        except BaseException:
+            self._process.kill()
+            raise
 
 
 def world(ranks: int, entry: str, *arguments: Any, logs: Path) -> list[dict[str, Any]]:
@@ -67,6 +75,7 @@ def world(ranks: int, entry: str, *arguments: Any, logs: Path) -> list[dict[str,
 
 def become(rank: dict[str, Any]) -> int:
     """Turns a fork of this process into a rank; returns its exit code."""
+    die_with_launcher({"TORCHELASTIC_RUN_ID": "this server"})
     os.environ.clear()
     os.environ.update(rank["environ"])
     log = os.open(rank["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
