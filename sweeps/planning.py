@@ -16,7 +16,7 @@ from sweeps.axes import NO_SCHEDULER, OPTUNA, PBT, SweepConfig, override
 from sweeps.parts import part_of, part_url
 from sweeps.pbt import points_of
 from sweeps.plan import Launch, Plan, PlannedTrial, Schedule, Search, digest_of, flatten
-from sweeps.points import FLOPS, STEPS, TOKENS, Trial, expand, settings
+from sweeps.points import FLOPS, STEPS, TOKENS, Trial, expand, in_range, settings, trial_at
 
 # what does not decide a trial's result: where the same shards and labels lie, and what is written on the way
 IRRELEVANT = (
@@ -152,8 +152,9 @@ def make_plan(
     Raises:
         UserError: as `Planner.add`, or shards, corpus or tasks that are not there, or a population that cannot be one.
     """
+    shared = (override("stream.url", launch.shards), *extra)
     if sweep.scheduler.kind == PBT:
-        _require_population(sweep)
+        _require_population(sweep, launch, shared)
     inputs = {
         "shards": read_manifest(launch.shards).digest,
         "corpus": read_corpus(corpus).digest,
@@ -167,7 +168,6 @@ def make_plan(
         # how far a member is trained and where it is probed is up to the others: another population has its own runs
         space = digest_of([space, asdict(sweep.scheduler), sweep.plan, sweep.draws])
         inputs["population"] = space
-    shared = (override("stream.url", launch.shards), *extra)
     planner = Planner(sweep, launch, inputs=inputs)
     for trial in expand(sweep, shared=shared):
         planner.add(trial)
@@ -181,19 +181,24 @@ def make_plan(
     return Plan(name, sweep.question, launch, trials, planner.same_as, session, schedule, search)
 
 
-def _require_population(sweep: SweepConfig) -> None:
-    """Raises UserError when members of a population could not go on from each other's checkpoints."""
+def _require_population(sweep: SweepConfig, launch: Launch, shared: Sequence[str]) -> None:
+    """Raises UserError when members of a population could not go on from each other's checkpoints.
+
+    Also for a value that no experiment can have: draws may leave out what a member comes to later.
+    """
     if len(points_of(sweep)) < 2:
         raise UserError(f"scheduler {PBT}: a population of one has nobody to copy; list more values, or raise draws")
     for name, several in settings(sweep).items():
-        keys = [text.partition("=")[0] for setting in several for text in setting.overrides]
-        for key in keys or [str(sweep.axes[name].key)]:
-            if not key.startswith(CHANGEABLE):
-                raise UserError(
-                    f"axis {name!r} varies {key}, but a member of a population goes on with the weights, the optimiser "
-                    f"and the order of samples of the one that it copies, so scheduler {PBT} can vary only "
-                    f"{', '.join(CHANGEABLE)}; vary {key} with another scheduler"
-                )
+        axis = sweep.axes[name]
+        for setting in several or [in_range(name, axis, bound) for bound in (axis.low, axis.high) if bound is not None]:
+            for key in (text.partition("=")[0] for text in setting.overrides):
+                if not key.startswith(CHANGEABLE):
+                    raise UserError(
+                        f"axis {name!r} varies {key}, but a member of a population goes on with the weights, the "
+                        f"optimiser and the order of samples of the one that it copies, so scheduler {PBT} can vary "
+                        f"only {', '.join(CHANGEABLE)}; vary {key} with another scheduler"
+                    )
+            _compose(trial_at(sweep, (setting,), sweep.seeds[0], shared=shared), launch)
 
 
 def size_of(experiment: Experiment) -> Size:

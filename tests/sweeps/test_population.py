@@ -26,6 +26,8 @@ ROOT, MEMBER = Path(__file__).parents[2], Path(__file__).with_name("member.py")
 RATES = {"rate": {"key": "schedule.peak_lr", "values": [0.002, 0.004, 0.008]}}
 SCHEDULER = {"kind": "pbt", "every": 0.33}
 TWO_PARTS = {"budget": {"samples": 32}, "scheduler": SCHEDULER | {"every": 0.5}}
+# neither of the two draws comes down to the bound, to which a member may be changed
+BELOW_FINAL = {"axes": {"a": {"key": "schedule.peak_lr", "low": 1e-7, "high": 1e-2}}, "plan": "random", "draws": 2}
 FIELDS = {"axes": RATES, "plan": "grid", "budget": {"samples": 48}, "scheduler": SCHEDULER}
 
 
@@ -225,6 +227,7 @@ def test_a_copy_is_an_ordinary_run_that_says_where_it_begins(population):
         ({"axes": {"a": {"values": {"x": {"preset": "mae"}, "y": {"preset": "paper"}}}}}, "varies preset"),
         ({"axes": {"a": {"key": "evaluate.readout", "values": ["mean", "frames"]}}}, "varies evaluate.readout"),
         ({"axes": {"a": {"key": "ema.start", "values": [0.9]}}}, "a population of one has nobody to copy"),
+        (BELOW_FINAL, "axis 'a', value '1e-07': final_lr=1e-06 must lie between 0 and peak_lr=1e-07"),
         ({"plan": "one_at_a_time"}, "every member of a population has a value on every axis"),
         ({"seeds": [0, 1]}, "a population has one seed"),
         ({"scheduler": SCHEDULER | {"quantile": 0.6}}, "quantile=0.6 is a share of the population"),
