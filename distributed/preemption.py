@@ -84,6 +84,9 @@ class StopRequest:
     Args:
         ends_s: when this process has to be gone, in seconds since 1970.
         at_step: finished steps where the part of the run ends that was asked for; None for the whole.
+
+    Raises:
+        UserError: a part without a step.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class StopRequest:
         ends_s: float | None = None,
         at_step: int | None = None,
     ):
+        if at_step is not None and at_step < 1:
+            raise UserError(f"--until {at_step}: a part ends after one step at the earliest; name a later one")
         self._ends_s = ends_s
         self.at_step = at_step
         self.received: signal.Signals | None = None

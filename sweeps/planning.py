@@ -224,4 +224,9 @@ def _compose(trial: Trial, launch: Launch) -> Experiment:
     except UserError as error:
         which = "base" if trial.is_base else f"axis {trial.axis!r}, value {trial.value!r}"
         raise ConfigError(f"{which}: {error}") from error
+    if experiment.checkpoint.url:
+        raise ConfigError(
+            f"checkpoint.url={experiment.checkpoint.url} would be one place for the checkpoints of all trials; leave "
+            f"it out, and each keeps its own below the sweep's directory"
+        )
     return experiment

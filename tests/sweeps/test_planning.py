@@ -47,6 +47,12 @@ def test_fields_that_contradict_each_other_are_refused(plan_of):
         plan_of(axes={"depth": {"key": "model.depth", "values": [1]}})
 
 
+def test_one_place_for_the_checkpoints_of_all_trials_is_refused(plan_of):
+    """Each would find those of another and refuse to go on, or worse, not notice."""
+    with pytest.raises(ConfigError, match=r"checkpoint\.url=s3://b/c would be one place .* leave it out"):
+        plan_of(extra=("checkpoint.url=s3://b/c",), axes={"ratio": {"key": "masks.ratio", "values": [0.6]}})
+
+
 def test_a_value_that_the_base_has_is_not_trained_again(plan_of):
     """The axis value 0.8 is the preset's own: the plan says so instead of running the base twice."""
     plan = plan_of(axes={"ratio": {"key": "masks.ratio", "values": [0.6, 0.8]}})
