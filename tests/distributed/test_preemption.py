@@ -88,5 +88,5 @@ def test_the_clock_asks_early_enough_for_what_saving_takes():
 
 def test_a_part_without_a_step_is_refused():
     """`--until 0` would save untrained weights as if somebody had wanted them."""
-    with pytest.raises(UserError, match="--until 0: .*one step at the earliest"):
+    with pytest.raises(UserError, match=r"--until 0: .*one step at the earliest"):
         StopRequest(at_step=0)
