@@ -14,6 +14,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 500.0
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 STEPS = 240
 SMALL = (
     "model.crop_frames=64 model.width=32 model.depth=2 model.heads=2 model.predictor_width=32 "
@@ -74,7 +75,8 @@ class Job:
 
     def wait_for_end(self) -> str:
         """Waits until the job is over for good; returns its state."""
-        self.wait(lambda: self.shown("JobState") not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), "the end")
+        # by name, since on its way back into the queue a job is, for a moment, neither pending nor running
+        self.wait(lambda: self.shown("JobState") in ENDS, "the end")
         return self.shown("JobState")
 
     def newest_checkpoint(self) -> str:
