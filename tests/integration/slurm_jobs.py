@@ -14,7 +14,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 500.0
-ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY")
 STEPS = 240
 SMALL = (
     "model.crop_frames=64 model.width=32 model.depth=2 model.heads=2 model.predictor_width=32 "
