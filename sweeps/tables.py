@@ -35,8 +35,8 @@ def to_markdown(
     lines += ["", *reading(plan, found), ""]
     lines += [*(f"- {sentence}" for sentence in population), ""] if population else []
     for row in failures(rows):
-        lines += [f"**{row['name']} {row['status']}**: {row['reason'] or 'not finished'}", "", "```"]
-        lines += [*row["log_tail"], "```", ""]
+        lines += [f"**{row['name']} {row['status']}**: {row['reason'] or 'not finished'}", ""]
+        lines += ["```", *row["log_tail"], "```", ""] if row["log_tail"] else []
     return "\n".join(lines)
 
 
