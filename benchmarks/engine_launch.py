@@ -5,21 +5,24 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# so that the memory of a process is what it holds, and blocks that are given back go back to the system
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 class RanksFailedError(RuntimeError):
     """A launch ended without a result."""
 
 
-def on_ranks(function: Callable[..., Any], settings: dict[str, Any], *, ranks: int) -> Any:
+def on_ranks(
+    function: Callable[..., Any], settings: dict[str, Any], *, ranks: int, environ: Mapping[str, str] | None = None
+) -> Any:
     """Calls `function(settings, topology, device)` on fresh processes, one thread each, and returns the first's result.
+
+    Args:
+        environ: variables of theirs beside those of this process.
 
     Raises:
         RanksFailedError: with the end of what they said.
@@ -32,7 +35,7 @@ def on_ranks(function: Callable[..., Any], settings: dict[str, Any], *, ranks: i
             [*command, "-m", "benchmarks.engine_rank", str(path)],
             check=False,
             cwd=ROOT,
-            env=os.environ | MALLOC | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env=os.environ | dict(environ or {}) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
