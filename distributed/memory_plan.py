@@ -81,7 +81,7 @@ class _Ranks:
         counts = count_parameters(self.experiment.model)
         held = memory_per_rank(counts, zero_stage=self.stage, ranks=self.world_size, activation_bytes=0)
         teacher = -(-held.teacher // self.world_size) if engine.teacher_is_sharded else held.teacher
-        parameters = held.parameters + (self._persistent if self.stage == 3 else 0)
+        parameters = held.parameters + (self._persistent if self._gathers else 0)
         optimizer = 0 if engine.offload_optimizer else held.optimizer
         return replace(held, parameters=parameters, optimizer=optimizer, teacher=teacher, gradients=0)
 
@@ -120,17 +120,20 @@ class _Ranks:
         return self._bucket if self.stage in stages else 0
 
     @property
+    def _gathers(self) -> bool:
+        """Whether weights are spread and have to be gathered; of a single rank stage 3 uses its part as it is."""
+        return self.stage == 3 and self.world_size > 1
+
+    @property
     def _persistent(self) -> int:
-        """Small parameters, which stage 3 never lets go once they were gathered; a single rank gathers none."""
-        if self.world_size == 1:
-            return 0
+        """Small parameters, which stage 3 never lets go once they were gathered."""
         limit = self._zero.get("stage3_param_persistence_threshold", _PERSISTENT)
         return _FLOAT32 * sum(n for n in self._entries if n < limit)
 
     @property
     def _gathered(self) -> int:
         """What stage 3 holds whole while it computes: all that will be needed again within its reuse distance."""
-        if self.stage < 3 or self.world_size == 1:
+        if not self._gathers:
             return 0
         limits = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
         spread = self._all - self._persistent

@@ -157,7 +157,7 @@ def lidar(features_CQD: Tensor, *, ridge: float = _LIDAR_RIDGE) -> Tensor:
     Raises:
         UserError: fewer than two clips, or than two crops of each.
     """
-    clips, crops, width = features_CQD.shape
+    clips, crops, _ = features_CQD.shape
     if clips < 2 or crops < 2:
         raise UserError(f"LiDAR needs at least two clips of two crops, not {clips} of {crops}")
     features_CQD = features_CQD.double()
@@ -167,7 +167,7 @@ def lidar(features_CQD: Tensor, *, ridge: float = _LIDAR_RIDGE) -> Tensor:
     within_DD = residual_nD.T @ residual_nD / (clips * crops)
     # of features so large that the ridge is lost in their rounding, W would not be positive definite
     ridge = max(ridge, _ROUNDING * within_DD.trace().item())
-    within_DD += ridge * torch.eye(width, dtype=within_DD.dtype, device=within_DD.device)
+    within_DD.diagonal().add_(ridge)
     # with W = L L^T, eigenvalues of W^-1/2 B W^-1/2 are squared singular values of the clip means, whitened by L
     whitened_DC = torch.linalg.solve_triangular(torch.linalg.cholesky(within_DD), centred_CD.T, upper=False)
     return _exp_entropy(torch.linalg.svdvals(whitened_DC).square()).float()

@@ -7,14 +7,13 @@ comparison is written in one piece before anything follows from it, so a sweep t
 decisions.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed.report.wording import fixed, grouped, listed
-from distributed.run_directory import write_atomically
+from distributed.run_directory import read_rows, write_rows
 
 LINEAGE_NAME = "lineage.jsonl"
 
@@ -33,13 +32,12 @@ class Stretch:
 
 def read_lineage(out: Path, sweep: str) -> list[Row]:
     """Returns the rows of the sweep with this digest, in their order."""
-    return [row for row in _all_rows(out) if row["sweep"] == sweep]
+    return [row for row in read_rows(out / LINEAGE_NAME) if row["sweep"] == sweep]
 
 
 def add_to_lineage(out: Path, rows: Sequence[Row]) -> None:
     """Adds the rows of a comparison, all or none."""
-    lines = [json.dumps(row) + "\n" for row in (*_all_rows(out), *rows)]
-    write_atomically(out / LINEAGE_NAME, "".join(lines))
+    write_rows(out / LINEAGE_NAME, [*read_rows(out / LINEAGE_NAME), *rows])
 
 
 def schedule_of(trial: str, rows: Sequence[Row], *, end: int) -> list[Stretch]:
@@ -98,8 +96,3 @@ def _quality(row: Row) -> str:
 
 def _words(values: Mapping[str, str]) -> str:
     return listed([f"{name} {value}" for name, value in values.items()])
-
-
-def _all_rows(out: Path) -> list[Row]:
-    path = out / LINEAGE_NAME
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

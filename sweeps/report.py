@@ -7,7 +7,6 @@ file that needs no network.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from distributed import report as page_of_a_run
 from distributed.report.charts import frame_clip
 from distributed.report.wording import duration, fixed, interval
-from distributed.run_directory import write_atomically
+from distributed.run_directory import write_atomically, write_rows
 from sweeps.lineage import read_lineage, sentences
 from sweeps.outcomes import Point, points, trial_rows
 from sweeps.plan import Plan, read_plan
@@ -51,7 +50,7 @@ def write_report(out: Path) -> str:
     found = points(rows)
     population = population_of(plan, rows, out)
     markdown = to_markdown(plan, rows, found, population=population)
-    write_atomically(out / "sweep.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(out / "sweep.jsonl", rows)
     write_atomically(out / "sweep.md", markdown)
     write_atomically(out / "sweep.tex", to_latex(plan, rows, found))
     write_atomically(out / "sweep.html", to_html(plan, rows, found, population=population))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed.marble.corpus import SPLITS
-from distributed.run_directory import write_atomically
+from distributed.run_directory import write_rows
 from pupujepa.errors import UserError
 
 TRACKS = "tracks.jsonl"
@@ -53,7 +53,7 @@ def write_subset(corpus: Path, out: Path, *, tracks: int) -> Path:
         )
     placed = [row | {"path": str((corpus / row["path"]).resolve())} for row in kept]
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / TRACKS, "".join(json.dumps(row) + "\n" for row in placed))
+    write_rows(out / TRACKS, placed)
     return out
 
 

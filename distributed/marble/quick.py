@@ -16,9 +16,9 @@ from distributed.marble.light_probes import FEW_SHOT, KNN, SPECTRUM, Check, chec
 from distributed.marble.metrics import METRICS
 from distributed.marble.neighbours import DRAWS, SHOTS
 from distributed.marble.ranks import all_or_none, gather
-from distributed.marble.results import Row, merged_rows, read_rows, write_rows
+from distributed.marble.results import Row, merged_rows
 from distributed.marble.targets import TaskData
-from distributed.run_directory import write_atomically
+from distributed.run_directory import read_rows, write_atomically, write_rows
 from distributed.topology import Topology
 from pupujepa.errors import UserError
 from pupujepa.progress import Progress

@@ -24,7 +24,7 @@ from distributed.marble.result_tables import result_tables
 from distributed.marble.tables import Drawings, to_markdown, to_page
 from distributed.marble.tasks import Protocol, Task
 from distributed.report.probes import layer_profiles
-from distributed.run_directory import write_atomically
+from distributed.run_directory import read_rows, write_atomically, write_rows
 from pupujepa.durable import atomic_file
 
 RESULTS, RESAMPLES = "results.jsonl", "resamples.safetensors"
@@ -142,16 +142,6 @@ def merged_rows(path: Path, rows: Sequence[Row], place: Callable[[Row], Hashable
     order = {task.name: i for i, task in enumerate(ALL_TASKS)}
     every = [*filter(stays, read_rows(path)), *rows]
     return sorted(every, key=lambda r: (r["protocol"], order.get(r["task"], len(order))))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Returns the rows of a file; none when it is not there yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Replaces a file of rows, one JSON object a line."""
-    write_atomically(path, "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def read_results(folder: Path) -> list[Row]:
