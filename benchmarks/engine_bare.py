@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from distributed.engine import (
     PRECISIONS,
     batch_sizes,
+    clip_without_zero,
     deepspeed_json,
+    gradient_norm,
     parameter_groups,
     set_learning_rate,
     start_engine,
+    update_on_host_by_fused_kernel,
 )
 from distributed.experiment import Experiment, load_experiment
 from distributed.teacher import Teacher
@@ -70,6 +73,9 @@ class OurEngine:
         num_trained = count_parameters(experiment.model).trained
         ds_config = deepspeed_json(engine, experiment.optimizer, sizes, num_trained=num_trained)
         self.engine = start_engine(self.step, engine, experiment.optimizer, ds_config=ds_config)
+        self._clip_norm = experiment.optimizer.clip_norm
+        if engine.offload_optimizer or device.type == "cpu":
+            update_on_host_by_fused_kernel(self.engine)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Returns the loss."""
@@ -80,16 +86,28 @@ class OurEngine:
         """Before each step."""
         set_learning_rate(self.engine, RATE)
 
+    def apply(self) -> None:
+        """Updates the weights, as distributed/update.py does after the last backward pass of a step."""
+        if not self.engine.zero_optimization_stage():
+            clip_without_zero(self.engine, norm=gradient_norm(self.engine), clip_norm=self._clip_norm)
+        self.engine.step()
+
     def update(self, inputs: Inputs) -> None:
         """One whole step."""
         self.set_rate()
         self.engine.backward(self.forward(inputs))
-        self.engine.step()
+        self.apply()
         self.teacher.follow(MOMENTUM)
 
 
-def bare_loop(experiment: Experiment, device: torch.device, *, ranks: int) -> Callable[[Inputs], None]:
-    """Returns the step of a plain loop: forward, backward, clip, torch's AdamW, teacher; DDP where there are ranks."""
+def bare_loop(
+    experiment: Experiment, device: torch.device, *, ranks: int, fused: bool | None = None
+) -> Callable[[Inputs], None]:
+    """Returns the step of a plain loop: forward, backward, clip, torch's AdamW, teacher; DDP where there are ranks.
+
+    Args:
+        fused: AdamW's kernel; None is torch's choice, on a CPU a loop over tensors.
+    """
     step = training_step(experiment, device)
     module: nn.Module = nn.parallel.DistributedDataParallel(step) if ranks > 1 else step
     optimizer = torch.optim.AdamW(
@@ -97,6 +115,7 @@ def bare_loop(experiment: Experiment, device: torch.device, *, ranks: int) -> Ca
         lr=RATE,
         betas=(experiment.optimizer.beta1, experiment.optimizer.beta2),
         eps=experiment.optimizer.epsilon,
+        fused=fused,
     )
     parameters = list(step.parameters())
     pairs = teacher_pairs(step)

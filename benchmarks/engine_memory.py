@@ -95,7 +95,7 @@ def _phases(ours: OurEngine, inputs: Inputs) -> Iterator[tuple[str, Callable[[],
     loss = []
     yield "forward", lambda: loss.append(ours.forward(inputs))
     yield "backward", lambda: ours.engine.backward(loss.pop())
-    yield "update", ours.engine.step
+    yield "update", ours.apply
     yield "teacher", lambda: ours.teacher.follow(MOMENTUM)
 
 

@@ -90,26 +90,32 @@ def session_of(settings: dict[str, Any], topology: Topology, device: torch.devic
     return Session(with_corpora(experiment, corpora), sizes, topology, device, corpora, directory)
 
 
-def overhead(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of our step and of the bare loop's, in pairs; logging included, every telemetry.log_every steps."""
+def overhead(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, dict[str, list[float]]]:
+    """Seconds of our step and of the bare loop's, in pairs; logging included, every telemetry.log_every steps.
+
+    Returns:
+        By the kernel of the bare loop's AdamW: torch's "default" and "fused", which ours uses on a CPU.
+    """
     steps = Steps(settings, topology, device)
     batch = steps.replay.batches[0].to(device)
-    bare, inputs = (
-        bare_loop(steps.session.experiment, device, ranks=topology.world_size),
-        Inputs(batch.mel, batch.context, batch.target),
-    )
+    inputs = Inputs(batch.mel, batch.context, batch.target)
 
     def ours() -> None:
         steps.take(settings["steps"])
         _wait(device)
 
-    def peer() -> None:
-        for _ in range(settings["steps"]):
-            bare(inputs)
-        _wait(device)
+    def against(fused: bool | None) -> dict[str, list[float]]:
+        bare = bare_loop(steps.session.experiment, device, ranks=topology.world_size, fused=fused)
 
-    compared = alternate(ours, peer, runs=settings["runs"])
-    return {"ours_s": list(compared.ours_s), "peer_s": list(compared.peer_s)}
+        def peer() -> None:
+            for _ in range(settings["steps"]):
+                bare(inputs)
+            _wait(device)
+
+        compared = alternate(ours, peer, runs=settings["runs"])
+        return {"ours_s": list(compared.ours_s), "peer_s": list(compared.peer_s)}
+
+    return {"default": against(None), "fused": against(True)}
 
 
 def checkpoints(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, Any]:

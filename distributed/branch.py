@@ -28,6 +28,8 @@ from pupujepa.schedules import BranchConfig, learning_rate
 _OWN = ("train.steps", "schedule.final_lr", "branch.")
 # what weights, states of the optimiser and the order of samples do not depend on
 CHANGEABLE = ("schedule.", "optimizer.weight_decay", "ema.", "masks.")
+# below the branch, while it begins
+_STAGING = "staging-of-parent"
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,8 @@ def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
         write_atomically(directory.config, to_yaml(session.experiment))
         assert isinstance(store.place, SharedDirectory), "a branch begins in a directory"
         _copy(_place_of_parent(RunDirectory(Path(branch.parent)), directory), store.place.root, step=branch.step)
+        # a parent in an object store was downloaded to be verified
+        shutil.rmtree(directory.root / _STAGING, ignore_errors=True)
         logger.info("branched off %s after %d steps", branch.parent, branch.step)
     dist.barrier()
 
@@ -129,7 +133,7 @@ def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, o
 
 def _place_of_parent(parent: RunDirectory, directory: RunDirectory) -> Place:
     url = from_yaml(Experiment, parent.config.read_text()).checkpoint.url
-    return place_of(parent, url, staging=directory.root / "staging-of-parent")
+    return place_of(parent, url, staging=directory.root / _STAGING)
 
 
 def _existing_step(place: Place, step: int | None, *, spec: str) -> int:

@@ -1,8 +1,8 @@
 """Memory of a rank at each moment of a training step, by part, before any of it is allocated.
 
 Activations come from tracing the training step; the rest is arithmetic on the number of parameters, with what DeepSpeed
-0.19 allocates beside them: a bucket for the reduction of gradients under stages 1 to 3 (docs/engine.md), flat copies of
-the gradients, AdamW's temporaries, whole parameters while stage 3 computes.
+0.19 allocates beside them: a bucket for the reduction of gradients under stages 2 and 3 (docs/engine.md), flat copies of
+the gradients, AdamW's temporary, whole parameters while stage 3 computes.
 `python -m benchmarks engine --plan-memory` measures by how much it is off. Not in it: the device's own context, the
 communication library's buffers, fragmentation.
 """
@@ -33,8 +33,8 @@ def plan_memory(
     """Returns the memory of the rank that holds most, by moment of the step: forward, backward, reduce, update.
 
     Args:
-        on_cpu: AdamW goes tensor by tensor there, with two temporaries of each instead of one of all, and gloo copies
-            what it gathers.
+        on_cpu: AdamW is one kernel there, without the temporary of all entries that it needs elsewhere, and gloo
+            copies what it gathers.
     """
     peaks = step_peaks(step_config(experiment), crops=sizes.micro_batch)
     return dict(_Ranks(experiment, sizes, world_size, on_cpu).moments(peaks))
@@ -157,14 +157,19 @@ class _Ranks:
         return self._all if self.stage < 2 else self._own
 
     @property
+    def _in_buckets(self) -> bool:
+        """Whether gradients are copied into a bucket one by one; else they stay where they are until all are there."""
+        return self.stage > 0 and self._zero.get("contiguous_gradients", True)
+
+    @property
     def _gradients_after(self) -> int:
         """Gradients that wait for the update."""
-        return self._all if self.stage == 0 else self._own
+        return self._own if self._in_buckets else self._all
 
     def _while_gradients_come(self, alive: int, done: int) -> Memory:
         """Some gradients are done, and `alive` bytes of activations and temporaries are left."""
         reduced = _FLOAT32 * done
-        if self.stage == 0:
+        if not self._in_buckets:
             gradients, buffers = self._all if self._accumulates else reduced, 0
         else:
             # nothing is reduced before a bucket is full; then this rank's part is cut out of it
@@ -175,20 +180,20 @@ class _Ranks:
 
     @property
     def _reducing(self) -> int:
-        """A flat copy of what is reduced, beside the bucket."""
-        if self.world_size == 1:
-            return self._bucket_if(1, 2, 3) + self._gathered
+        """A flat copy of what is reduced, beside the bucket; a single rank copies nothing but what is in no bucket."""
         bucket = _FLOAT32 * _BUCKET if self.stage == 0 else self._bucket
-        return min(bucket, self._all) + self._bucket_if(1, 2, 3) + self._gathered
+        copied = self.world_size > 1 or (self.stage > 0 and not self._in_buckets)
+        held = self._bucket if self._in_buckets else 0
+        return (min(bucket, self._all) if copied else 0) + held + self._gathered
 
     @property
     def _updating(self) -> int:
-        """The flat gradients of this rank's part and AdamW's temporaries; none of them where the host updates."""
+        """The flat gradients of this rank's part and AdamW's temporary; neither where the host updates."""
         if self.experiment.engine.offload_optimizer:
             return self._bucket_if(3)
         if self.stage == 0:
-            return _FLOAT32 * 2 * max(self._entries) if self.on_cpu else self._all
-        temporaries = (2 if self.on_cpu else 1) * self._own
+            return 0 if self.on_cpu else self._all
+        temporaries = 0 if self.on_cpu else self._own
         gathers = self._all if self.on_cpu and self.world_size > 1 else 0
         return self._bucket_if(3) + max(self._own + temporaries, gathers)
 

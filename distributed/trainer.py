@@ -203,6 +203,7 @@ class Trainer:
             self.parts.engine,
             batches,
             step=self.step,
+            clip_norm=experiment.optimizer.clip_norm,
             asked=partial(stop.asked, self._needed_to_stop_s()),
             whereabouts=self._whereabouts,
             observer=observer,

@@ -1,8 +1,9 @@
 """One update of the weights: the micro-batches of a step forward and backward, the losses summed, the optimizer.
 
-Whether all is finite is known before the optimizer runs: the losses are summed over all ranks ahead of the last
-backward pass. A loss that is no number makes that pass's gradients NaN on every rank, whatever they would have been, so
-that the one way in which DeepSpeed drops a step, a gradient without a norm, is taken everywhere.
+The losses are summed over all ranks while the last backward pass computes, so that ranks wait for each other once, in
+the sum of the gradients, and a GPU gets its work ahead of time. A loss that is no number makes its gradients NaN,
+whatever they would have been; their sum is then NaN on every rank, so that the one way in which DeepSpeed drops a step,
+a gradient without a norm, is taken everywhere.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batches import Batch
-from distributed.engine import gradient_norm
+from distributed.engine import clip_without_zero, gradient_norm
 from distributed.faulty_steps import MicroBatches
 from distributed.observe import StepObserver
 from distributed.watchdog import BACKWARD, COLLECTIVE, DATA, FORWARD, OPTIMIZER, Whereabouts
@@ -55,6 +56,7 @@ def update(
     batches: Iterator[Batch],
     *,
     step: int,
+    clip_norm: float,
     asked: Callable[[], bool],
     whereabouts: Whereabouts,
     observer: StepObserver | None = None,
@@ -62,6 +64,7 @@ def update(
     """Takes the micro-batches of a step and updates the weights, or leaves them where a number is none.
 
     Args:
+        clip_norm: longest gradient that is taken as it is; 0 takes all.
         asked: whether this rank was asked to stop, as late as the others can still be told.
         observer: sees every micro-batch, and the gradients before the optimizer takes them.
     """
@@ -76,20 +79,21 @@ def update(
         on_device = batch.to(engine.device)
         whereabouts.at(FORWARD, step)
         loss, aux = engine(on_device.mel, on_device.context, on_device.target)
+        loss = _or_nan(loss, aux["per_sample_loss_B"])
         sums += _sums_by_strategy(aux["per_sample_loss_B"], on_device.strategy)
         micro_batches.append((batch, aux["per_sample_loss_B"]))
         if observer is not None:
             observer.after_forward(on_device, aux)
         is_last = micro + 1 == accumulation
         if is_last:
-            whereabouts.at(COLLECTIVE, step)
-            losses = _reduce(sums, asked=asked())
-            if not math.isfinite(losses.loss):
-                loss = loss * math.nan
+            total = _SumOverRanks(sums, asked=asked())
         whereabouts.at(BACKWARD, step)
         engine.backward(loss)
-        if is_last and observer is not None:
-            observer.after_backward(engine)
+        if is_last:
+            whereabouts.at(COLLECTIVE, step)
+            losses = total.losses()
+            if observer is not None:
+                observer.after_backward(engine)
         whereabouts.at(OPTIMIZER, step)
         if is_last and not engine.zero_optimization_stage():
             norm = gradient_norm(engine)
@@ -99,6 +103,7 @@ def update(
                 engine.micro_steps += 1
                 engine.global_steps += 1
                 break
+            clip_without_zero(engine, norm=norm, clip_norm=clip_norm)
         engine.step()
     if engine.zero_optimization_stage():
         norm = gradient_norm(engine)
@@ -111,10 +116,24 @@ def _sums_by_strategy(loss_B: Tensor, strategy_B: Tensor) -> Tensor:
     return torch.stack([loss_B.double() @ chosen_BS, chosen_BS.sum(0)])
 
 
-def _reduce(sums: Tensor, *, asked: bool) -> StepLosses:
-    total = torch.cat([sums.flatten(), torch.tensor([float(asked)], dtype=torch.float64, device=sums.device)])
-    dist.all_reduce(total)
-    *numbers, stops = total.tolist()
-    losses, counts = numbers[: len(STRATEGIES)], numbers[len(STRATEGIES) :]
-    by_strategy = {f"loss_{name}": s / n for name, s, n in zip(STRATEGIES, losses, counts, strict=True) if n}
-    return StepLosses(sum(losses) / sum(counts), by_strategy, int(stops))
+def _or_nan(loss: Tensor, loss_B: Tensor) -> Tensor:
+    """Returns the loss as it is, or NaN where one is no number; without asking the device which it was."""
+    is_number = loss.detach().isfinite() & loss_B.isfinite().all()
+    return loss * torch.where(is_number, 1.0, math.nan)
+
+
+class _SumOverRanks:
+    """The sums of all ranks, on their way."""
+
+    def __init__(self, sums: Tensor, *, asked: bool):
+        self._total = torch.cat([sums.flatten(), torch.tensor([float(asked)], dtype=sums.dtype, device=sums.device)])
+        self._work = dist.all_reduce(self._total, async_op=True) if dist.get_world_size() > 1 else None
+
+    def losses(self) -> StepLosses:
+        """Waits for them."""
+        if self._work is not None:
+            self._work.wait()
+        *numbers, stops = self._total.tolist()
+        losses, counts = numbers[: len(STRATEGIES)], numbers[len(STRATEGIES) :]
+        by_strategy = {f"loss_{name}": s / n for name, s, n in zip(STRATEGIES, losses, counts, strict=True) if n}
+        return StepLosses(sum(losses) / sum(counts), by_strategy, int(stops))

@@ -30,8 +30,8 @@ PLACES = (
     "the start",
     "the wait for data",
     "the forward pass",
+    "the backward pass with the sum of the gradients",
     "the sum of the losses over all ranks",
-    "the backward pass",
     "the optimizer",
     "the teacher's update",
     "the metrics",
@@ -40,8 +40,8 @@ PLACES = (
     "the checkpoint",
     "the end of the run",
 )
-START, DATA, FORWARD, COLLECTIVE, BACKWARD, OPTIMIZER, TEACHER, METRICS, DIAGNOSTICS, PROBES, CHECKPOINT, END = PLACES
-STEP_PLACES = (DATA, FORWARD, COLLECTIVE, BACKWARD, OPTIMIZER, TEACHER)
+START, DATA, FORWARD, BACKWARD, COLLECTIVE, OPTIMIZER, TEACHER, METRICS, DIAGNOSTICS, PROBES, CHECKPOINT, END = PLACES
+STEP_PLACES = (DATA, FORWARD, BACKWARD, COLLECTIVE, OPTIMIZER, TEACHER)
 _STDERR = 2
 _SHOWN_RANKS = 8
 

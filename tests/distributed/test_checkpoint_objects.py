@@ -4,6 +4,7 @@ import json
 import logging
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,15 +12,18 @@ import torch
 from data.store import StoreError, open_store
 from distributed import checkpoint_objects, export, fencing
 from distributed.__main__ import COMMANDS
+from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.checkpoint import CheckpointError, CheckpointStore, committed
 from distributed.checkpoint_objects import ObjectPrefix
 from distributed.checkpoint_reading import place_of
+from distributed.experiment import load_experiment
 from distributed.fencing import SupersededError, take_generation
 from distributed.run_directory import RunDirectory
 from distributed.topology import Topology
 from pupujepa import weights
+from pupujepa.config import to_yaml
 from pupujepa.front_door import enter
-from tests.distributed.launch import deterministic_rows
+from tests.distributed.launch import PRESET, deterministic_rows
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -73,6 +77,26 @@ def test_what_one_machine_saves_another_loads(bucket, open_run):
     assert set(manifest["files"]) == {"state.json", "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt"}
     for store in (one, other):
         assert [p for p in store.place.staging.rglob("*") if p.is_file()] == []
+
+
+def test_a_branch_begins_with_a_copy_out_of_its_parents_bucket(bucket, open_run, tmp_path):
+    """The parent's newest, verified, in the branch's own directory; the bucket stays as it is, no other copies stay."""
+    parent, new = (RunDirectory(tmp_path / name) for name in ("parent", "new"))
+    parent.root.mkdir()
+    schedule = ["train.steps=100", "schedule.kind=wsd", "schedule.cooldown_fraction=0.25"]
+    before = load_experiment([str(PRESET)], overrides=["stream.url=/shards", f"checkpoint.url={bucket}", *schedule])
+    parent.config.write_text(to_yaml(before))
+    open_run("one").save(80, writer("eighty"), {"world_size": 1})
+    there = open_store(bucket).list("")
+    experiment = branch_experiment(str(parent.root), new)
+    assert (experiment.branch.step, experiment.checkpoint.url) == (80, "")
+    own = CheckpointStore(place_of(new), Topology(), keep=3)
+    adopt_checkpoint(SimpleNamespace(experiment=experiment, directory=new, topology=Topology()), own)
+    found = own.newest_whole()
+    assert (found.step, found.path.parent) == (80, new.checkpoints)
+    assert (found.path / "state.json").read_text() == "eighty"
+    assert open_store(bucket).list("") == there
+    assert [p for p in new.root.rglob("*state*") if found.path not in p.parents] == []
 
 
 def test_older_ones_are_deleted_by_their_manifest_first(bucket, open_run):

@@ -71,6 +71,20 @@ def test_the_json_is_generated():
     assert not {"bf16", "fp16", "torch_autocast"} & set(config)
 
 
+def test_without_zero_deepspeed_does_not_clip():
+    """Our own step does, by the norm that it logs; clipped twice, a gradient would be measured twice."""
+    config = deepspeed_json(EngineConfig(zero_stage=0), OptimizerConfig(), BatchSizes(8, 8, 1), num_trained=5)
+    assert config["gradient_clipping"] == 0
+
+
+@pytest.mark.parametrize(("stage", "on_host", "copied"), [(1, False, False), (1, True, True), (2, False, True)])
+def test_stage_1_copies_no_gradients_into_a_bucket(stage, on_host, copied):
+    """They are all there when they are reduced; where the host updates, DeepSpeed insists on the bucket."""
+    engine = EngineConfig(zero_stage=stage, offload_optimizer=on_host)
+    zero = deepspeed_json(engine, OptimizerConfig(), BatchSizes(8, 8, 1), num_trained=5)["zero_optimization"]
+    assert zero.get("contiguous_gradients", True) == copied
+
+
 def test_the_bucket_of_gradients_is_as_large_as_the_model():
     """Up to 200 MB; and no parameter of any size is larger than that, which DeepSpeed would reduce by itself."""
     for size in ("demo", "tiny", "small", "base", "large", "huge", "giant"):

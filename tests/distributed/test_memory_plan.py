@@ -33,7 +33,7 @@ def test_each_stage_shards_more(by_stage):
     all_, own = 4 * counts.trained, counts.trained
     updates = [moment["update"] for moment in by_stage]
     assert [m.optimizer for m in updates] == [2 * all_] + [3 * own] * 3
-    assert [m.gradients for m in updates] == [all_] + [own] * 3
+    assert [m.gradients for m in updates] == [all_] * 2 + [own] * 2
     assert [m.parameters for m in updates[:3]] == [all_] * 3
     small = sum(n for n in trained_entries(load_experiment(["demo"]).model) if n < 100_000)
     assert updates[3].parameters == own + 4 * small
@@ -47,12 +47,13 @@ def test_entries_are_the_trained_parameters():
 
 
 def test_the_bucket_is_as_large_as_the_model_unless_it_is_set(by_stage):
-    """Under stages 1 to 3, four bytes for each parameter up to 200 MB; none at stage 0."""
-    assert by_stage[1]["backward"].buffers == 800_000
+    """Under stages 2 and 3, four bytes for each parameter up to 200 MB; none below, but a copy while it is reduced."""
+    assert by_stage[2]["backward"].buffers == 800_000
     trained = sum(trained_entries(load_experiment(["demo"]).model))
-    assert moments("engine.zero_stage=1")["backward"].buffers == 4 * trained
-    assert moments("engine.zero_stage=1", "model=base", micro_batch=1)["backward"].buffers == 200_000_000
-    assert by_stage[0]["backward"].buffers == 0
+    assert moments("engine.zero_stage=2")["backward"].buffers == 4 * trained
+    assert moments("engine.zero_stage=2", "model=base", micro_batch=1)["backward"].buffers == 200_000_000
+    assert [moment["backward"].buffers for moment in by_stage[:2]] == [0, 0]
+    assert by_stage[1]["reduce"].buffers == 800_000
 
 
 def test_recomputing_trades_activations(by_stage):
