@@ -43,7 +43,7 @@ PARTS = ("overhead", "checkpoints", "resume", "diagnostics", "scaling", "plan-me
 # name, overrides, steps a run, runs
 OVERHEAD_SETTINGS = (
     ("demo, 16 crops", (), 10, 21),
-    ("tiny, 2 crops", ("model=tiny", "stream.global_batch=2"), 1, 9),
+    ("tiny, 2 crops", ("model=tiny", "stream.global_batch=2", "stream.lanes=2"), 1, 7),
 )
 MEMORY_SETTINGS = (
     ("demo, 8 crops, fp32", ("model=demo", "engine.micro_batch=8", "engine.precision=fp32")),

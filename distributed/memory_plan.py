@@ -1,8 +1,8 @@
 """Memory of a rank at each moment of a training step, by part, before any of it is allocated.
 
 Activations come from tracing the training step; the rest is arithmetic on the number of parameters, with what DeepSpeed
-0.19 allocates beside them: a bucket for the reduction of gradients under stages 2 and 3 (docs/engine.md), flat copies of
-the gradients, AdamW's temporary, whole parameters while stage 3 computes.
+0.19 allocates beside them: a bucket for the reduction of gradients under stages 2 and 3 (docs/engine.md), flat copies
+of the gradients, AdamW's temporary, whole parameters while stage 3 computes.
 `python -m benchmarks engine --plan-memory` measures by how much it is off. Not in it: the device's own context, the
 communication library's buffers, fragmentation.
 """

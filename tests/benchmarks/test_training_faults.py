@@ -2,7 +2,10 @@
 
 import re
 
-from benchmarks.training_faults import CASES, MARKS, PAGE, updated
+import pytest
+
+from benchmarks.training_faults import CASES, MARKS, PAGE, row_of, updated
+from tests.distributed.fault_cases import Outcome
 
 
 def faults_of(page: str) -> list[tuple[str, str]]:
@@ -25,3 +28,11 @@ def test_cases_that_were_not_played_keep_their_rows():
     assert faults_of(after) == [(CASES[1].fault, "another outcome"), *((c.fault, c.outcome) for c in CASES[2:])]
     assert after.startswith(page.partition(MARKS[0])[0])
     assert after.endswith(page.partition(MARKS[1])[2])
+
+
+@pytest.mark.parametrize(("codes", "said"), [((0, 0), "nothing"), ((86, 86), "step 10: asked to stop")])
+def test_a_fault_that_did_not_strike_is_no_row(codes, said):
+    """Nor one that ended otherwise: what is in the table was seen."""
+    outcome = Outcome([codes], (said,), losses={}, skipped=[], counters={}, seconds=1.0)
+    with pytest.raises(RuntimeError, match=r"SIGTERM on one rank: exit codes"):
+        row_of(CASES[0], outcome, lost_s=0.0)

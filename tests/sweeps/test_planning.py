@@ -181,7 +181,7 @@ def test_a_plan_that_searches_begins_with_the_base(plan_of):
     assert plan_of(axes={"ratio": {"key": "masks.ratio", "values": [0.7]}}, **fields).digest != plan.digest
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "quick", "transfer"])
+@pytest.mark.parametrize("name", ["demo", "paper", "quick", "transfer", "transfer_width"])
 def test_a_ready_made_sweep_composes(name, corpus, shards):
     """Every key and every value of the files; what is looked at is a trial of the same plan."""
     sweep = read_sweep(ABLATIONS / f"{name}.yaml")
