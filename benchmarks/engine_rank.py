@@ -5,16 +5,18 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from distributed.engine import prepare_deepspeed
+from distributed.process_end import end_process
 from distributed.topology import choose_device, discover, exported, process_group
 
 TIMEOUT_S = 1800.0
 
 
-def main(path: Path) -> None:
+def main(path: Path) -> NoReturn:
     """Runs the task's function on this rank; what it returns on the first rank is the result."""
     task = json.loads(path.read_text())
     torch.set_num_threads(1)
@@ -28,6 +30,7 @@ def main(path: Path) -> None:
         result = getattr(import_module(module), function)(task["settings"], topology, device)
     if topology.is_first:
         path.with_suffix(".result").write_text(json.dumps(result))
+    end_process(0)
 
 
 if __name__ == "__main__":
