@@ -10,6 +10,7 @@ from typing import NoReturn
 import torch
 
 from distributed.engine import prepare_deepspeed
+from distributed.host_memory import keep_freed_memory
 from distributed.process_end import end_process
 from distributed.topology import choose_device, discover, exported, process_group
 
@@ -25,6 +26,9 @@ def main(path: Path) -> NoReturn:
     prepare_deepspeed(os.environ, device=device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        # as a training does
+        keep_freed_memory(os.environ)
     module, _, function = task["function"].partition(":")
     with exported(os.environ, topology), process_group(topology, timeout_s=TIMEOUT_S, device=device):
         result = getattr(import_module(module), function)(task["settings"], topology, device)

@@ -48,6 +48,7 @@ from distributed.engine import prepare_deepspeed
 from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora
 from distributed.facts import write_facts
 from distributed.finish import export_weights
+from distributed.host_memory import keep_freed_memory
 from distributed.open_checkpoints import begin_generation, open_checkpoints, require_room
 from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher, end_of_time_s
 from distributed.run_directory import RunDirectory, only_writer
@@ -103,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     experiment = compose_experiment(args, directory)
     sizes = check(experiment, world_size=topology.world_size)
     device = choose_device(topology, cuda_devices=torch.cuda.device_count())
+    if device.type == "cpu":
+        keep_freed_memory(os.environ)
     corpora = read_corpora(experiment.stream)
     experiment = with_corpora(experiment, corpora)
     # before the ranks meet, and so before any of them can have written there
