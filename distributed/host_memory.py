@@ -1,7 +1,7 @@
 """Memory that a training step on a CPU has freed is kept for the next step.
 
-By default glibc gives large blocks back to the system when they are freed and asks for them again in the next step, which
-gets every page cleared anew: five to nine thousand page faults a step of the demo, a tenth of its time.
+By default glibc gives large blocks back to the system when they are freed, and asks for them again in the next step,
+every page cleared anew: five to nine thousand page faults a step of the demo, a tenth of its time.
 """
 
 import ctypes
