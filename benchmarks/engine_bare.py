@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from distributed.engine import (
     PRECISIONS,
     batch_sizes,
-    clip_without_zero,
     deepspeed_json,
-    gradient_norm,
     parameter_groups,
     set_learning_rate,
     start_engine,
     update_on_host_by_fused_kernel,
 )
 from distributed.experiment import Experiment, load_experiment
+from distributed.gradients import clip_without_zero, gradient_norm
 from distributed.teacher import Teacher
 from distributed.topology import Topology
 from pupujepa.cost import count_parameters
@@ -74,8 +73,7 @@ class OurEngine:
         ds_config = deepspeed_json(engine, experiment.optimizer, sizes, num_trained=num_trained)
         self.engine = start_engine(self.step, engine, experiment.optimizer, ds_config=ds_config)
         self._clip_norm = experiment.optimizer.clip_norm
-        if engine.offload_optimizer or device.type == "cpu":
-            update_on_host_by_fused_kernel(self.engine)
+        update_on_host_by_fused_kernel(self.engine, engine)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Returns the loss."""

@@ -50,8 +50,7 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
     if found:
         load_engine(engine, found)
         read_state(found.path, rank=session.topology.rank, stream=stream, teacher=teacher)
-    if experiment.engine.offload_optimizer or session.device.type == "cpu":
-        update_on_host_by_fused_kernel(engine)
+    update_on_host_by_fused_kernel(engine, experiment.engine)
     first_step = found.step if found else 0
     rollbacks = read_rollbacks(found.path) if found else ()
     return Parts(

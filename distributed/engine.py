@@ -226,13 +226,15 @@ def start_engine(
     return wrapped
 
 
-def update_on_host_by_fused_kernel(engine: Any) -> None:
+def update_on_host_by_fused_kernel(engine: Any, config: EngineConfig) -> None:
     """Lets an optimiser whose states lie in the host's memory use torch's fused AdamW, which comes compiled with torch.
 
     It takes a quarter of the time of torch's default there, a loop over tensors. DeepSpeed's own optimiser for the
     purpose does the same sums, but is compiled at the first start, which needs a compiler on every node. Call it when
     states are loaded: loading brings the kernel of the run that saved them.
     """
+    if not (config.offload_optimizer or engine.device.type == "cpu"):
+        return
     for group in engine.optimizer.param_groups:
         group["fused"] = True
 
@@ -241,23 +243,6 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
     """Writes the rate of the next optimiser step into all groups."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def gradient_norm(engine: Any) -> float:
-    """L2 norm of the averaged gradient before clipping.
-
-    Call it after the backward pass under stage 0, where DeepSpeed does not record it, and else after the step.
-    """
-    if engine.zero_optimization_stage():
-        return float(engine.get_global_grad_norm())
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
-
-
-def clip_without_zero(engine: Any, *, norm: float, clip_norm: float) -> None:
-    """Scales the averaged gradient, whose norm is `norm`, down to `clip_norm` under stage 0; 0 does not clip."""
-    if clip_norm and norm > clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), clip_norm, torch.tensor(norm))
 
 
 @contextmanager

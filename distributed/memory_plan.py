@@ -64,7 +64,7 @@ class _Ranks:
         """Yields each moment and what is held then."""
         held = self.held
         before = self._gradients_before
-        gathered = self._bucket_if(3) + self._gathered
+        gathered = self._standing_bucket + self._gathered
         yield (
             "forward",
             replace(held, gradients=before, activations=peaks.forward, buffers=gathered + self._gathered_teacher),
@@ -116,8 +116,10 @@ class _Ranks:
     def _bucket(self) -> int:
         return _FLOAT32 * self._zero["reduce_bucket_size"]
 
-    def _bucket_if(self, *stages: int) -> int:
-        return self._bucket if self.stage in stages else 0
+    @property
+    def _standing_bucket(self) -> int:
+        """Stage 3's, which is there all the time."""
+        return self._bucket if self.stage == 3 else 0
 
     @property
     def _gathers(self) -> bool:
@@ -190,12 +192,12 @@ class _Ranks:
     def _updating(self) -> int:
         """The flat gradients of this rank's part and AdamW's temporary; neither where the host updates."""
         if self.experiment.engine.offload_optimizer:
-            return self._bucket_if(3)
+            return self._standing_bucket
         if self.stage == 0:
             return 0 if self.on_cpu else self._all
         temporaries = 0 if self.on_cpu else self._own
         gathers = self._all if self.on_cpu and self.world_size > 1 else 0
-        return self._bucket_if(3) + max(self._own + temporaries, gathers)
+        return self._standing_bucket + max(self._own + temporaries, gathers)
 
 
 def trained_entries(model: ModelConfig) -> list[int]:

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batches import Batch
-from distributed.engine import clip_without_zero, gradient_norm
 from distributed.faulty_steps import MicroBatches
+from distributed.gradients import clip_without_zero, gradient_norm
 from distributed.observe import StepObserver
 from distributed.watchdog import BACKWARD, COLLECTIVE, DATA, FORWARD, OPTIMIZER, Whereabouts
 from pupujepa.masks import STRATEGIES
