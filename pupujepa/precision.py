@@ -1,0 +1,109 @@
+"""Precision of the computation: bf16 where the hardware multiplies it, float32 elsewhere.
+
+Parameters, optimiser and teacher are float32 in both; bf16 is autocast. A processor without bf16 instructions emulates
+them: a matrix product then takes up to a hundred times as long as in float32, so `auto` asks the hardware first.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pupujepa.errors import require_known
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+AUTO = "auto"
+
+# a product as large as one layer of the demo's encoder on one crop; below it, fixed costs hide the slowdown
+_PROBED_SHAPE = (256, 128, 512)
+_TRIALS = 3
+_AMPERE = 8  # major compute capability of NVIDIA's first GPUs with bf16 tensor cores
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HardwareBf16:
+    """Whether a device multiplies bf16 in hardware, and the fact that says so ("the processor has AVX512-BF16")."""
+
+    supported: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChosenPrecision:
+    """A precision by name, "bf16" or "fp32", and why it was taken."""
+
+    name: str
+    reason: str
+
+
+def choose_precision(asked: str, device: torch.device) -> ChosenPrecision:
+    """Resolves "auto" on a device; "bf16" and "fp32" are taken as they are.
+
+    Asking for bf16 on a device that emulates it logs a warning with the slowdown, measured in a few milliseconds.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    require_known("precision", asked, (AUTO, *PRECISIONS))
+    if asked == "fp32":
+        return ChosenPrecision(asked, "as asked")
+    hardware = hardware_bf16(device)
+    if asked == AUTO:
+        return ChosenPrecision("bf16" if hardware.supported else "fp32", hardware.reason)
+    if not hardware.supported:
+        logger.warning(
+            "bf16 is emulated here (%s): a matrix product takes %.1f times as long as in float32; use auto or fp32",
+            hardware.reason,
+            bf16_slowdown(device),
+        )
+    return ChosenPrecision(asked, "as asked")
+
+
+def hardware_bf16(device: torch.device) -> HardwareBf16:
+    """Asks torch whether a device multiplies bf16 in hardware: GPUs from Ampere, CPUs with AVX512-BF16, AMX or ARM's."""
+    if device.type == "cpu":
+        return _cpu_bf16()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        supported = bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= _AMPERE
+        return HardwareBf16(supported, f"{name} {'has' if supported else 'is older than Ampere and has no'} bf16 units")
+    return HardwareBf16(False, f"bf16 on {device.type} is not tested")
+
+
+def bf16_slowdown(device: torch.device) -> float:
+    """Measures how many times as long as in float32 a matrix product takes in bf16; below 1 where it is faster."""
+    return _seconds_of_product(torch.bfloat16, device) / _seconds_of_product(torch.float32, device)
+
+
+def _cpu_bf16() -> HardwareBf16:
+    # oneDNN's answer includes limits set by ATEN_CPU_CAPABILITY, but it also says yes to AVX512 without bf16
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return HardwareBf16(False, f"the processor, used as {_capability()}, has no bf16 instructions")
+    if _capability() not in ("AVX512", "AVX2", "DEFAULT"):
+        return HardwareBf16(True, f"the processor has bf16 instructions ({_capability()})")
+    if torch.cpu._is_amx_tile_supported():
+        return HardwareBf16(True, "the processor has AMX")
+    if torch.cpu._is_avx512_bf16_supported():
+        return HardwareBf16(True, "the processor has AVX512-BF16")
+    return HardwareBf16(False, f"the processor has {_capability()} but neither AVX512-BF16 nor AMX")
+
+
+def _capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _seconds_of_product(dtype: torch.dtype, device: torch.device) -> float:
+    rows, inner, columns = _PROBED_SHAPE
+    left, right = (torch.ones(shape, dtype=dtype, device=device) for shape in ((rows, inner), (inner, columns)))
+    torch.mm(left, right)  # the first call picks and compiles a kernel
+    seconds = []
+    for _ in range(_TRIALS):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
