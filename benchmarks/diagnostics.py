@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.alternate import machine
 from distributed.diagnose import CROPS_AT_ONCE, MAX_ROWS, DiagnosticsConfig, diagnose
-from distributed.engine import PRECISIONS
 from distributed.experiment import Experiment, load_experiment
 from distributed.observe import StepObserver
 from distributed.probe_set import ProbeSet
@@ -31,6 +30,7 @@ from pupujepa.cost import inference_flops, training_cost
 from pupujepa.masks import draw_mask, num_context
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
+from pupujepa.precision import autocast_dtype
 from pupujepa.randomness import generator
 
 AIM = 0.02
@@ -132,7 +132,7 @@ def _busiest(crops: int, ranks: int) -> int:
 def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measured:
     """Times a training step of a few crops, a round of diagnostics and an observation."""
     model = PupuJEPA(experiment.model).to(device)
-    step = TrainingStep(model, experiment.objective, PRECISIONS[experiment.engine.precision])
+    step = TrainingStep(model, experiment.objective, autocast_dtype(experiment.engine.precision, device))
     config, crops = experiment.diagnostics, min(8, experiment.stream.global_batch)
     probes = made_up(experiment, config.clips, crops_per_clip=config.crops_per_clip).to(device)
     batch = made_up(experiment, crops).to(device)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from distributed.engine import (
-    PRECISIONS,
     batch_sizes,
     deepspeed_json,
     parameter_groups,
@@ -25,6 +24,7 @@ from pupujepa.ema import update_ema
 from pupujepa.masks import num_context, num_targets
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep, teacher_pairs
+from pupujepa.precision import autocast_dtype
 
 RATE, MOMENTUM = 1e-4, 0.999
 
@@ -137,6 +137,6 @@ def training_step(experiment: Experiment, device: torch.device) -> TrainingStep:
     return TrainingStep(
         model,
         experiment.objective,
-        PRECISIONS[engine.precision],
+        autocast_dtype(engine.precision, device),
         activation_checkpointing=engine.activation_checkpointing,
     )

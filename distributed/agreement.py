@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from distributed.background_save import Outcome, outcome_of
+from pupujepa.precision import ChosenPrecision, choose_precision
 
 Value = TypeVar("Value")
 
@@ -44,3 +45,11 @@ def all_are(true: bool) -> bool:
     everywhere = torch.tensor(int(true), device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
     return bool(everywhere)
+
+
+def agreed_precision(asked: str, device: torch.device) -> ChosenPrecision:
+    """Resolves "auto" to bf16 if the hardware of every rank multiplies it, else to fp32; all ranks together."""
+    of_ranks = [choose_precision(asked, device)] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, of_ranks[0])
+    # the first rank that must not use bf16 decides for all: ranks of one step must round alike
+    return next((chosen for chosen in of_ranks if chosen.name == "fp32"), of_ranks[0])

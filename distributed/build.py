@@ -10,7 +10,7 @@ import torch
 from data.stream import Stream
 from distributed.agreement import ranks_of_node
 from distributed.checkpoint import Checkpoint, CheckpointStore
-from distributed.engine import PRECISIONS, deepspeed_json, start_engine, update_on_host_by_fused_kernel
+from distributed.engine import deepspeed_json, start_engine, update_on_host_by_fused_kernel
 from distributed.fencing import Fence, FencedSink
 from distributed.guard import CollapseGuard
 from distributed.pace import Yardstick, peak_flops_of, yardstick
@@ -28,6 +28,7 @@ from pupujepa.cost import count_parameters
 from pupujepa.frontend import FrontendConfig
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
+from pupujepa.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from distributed.in_loop_probe import InLoopProbe

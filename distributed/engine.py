@@ -19,8 +19,8 @@ from distributed.teacher_shards import full_numel, whole_again
 from pupujepa.errors import UserError, require_known
 from pupujepa.model import MASK_TOKEN
 from pupujepa.positions import POSITION_TABLE
+from pupujepa.precision import AUTO, PRECISIONS
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 MAX_ZERO_STAGE = 3
 NOT_COMPILED = "none"
 COMPILERS = (NOT_COMPILED, "inductor", "aot_eager")
@@ -39,7 +39,9 @@ class EngineConfig:
 
     zero_stage: 0 replicates all; 1 shards optimiser states; 2 gradients too; 3 parameters too. 1 costs no more
         communication than 0 and is enough below three billion parameters on 80 GB.
-    precision: "bf16" or "fp32", of the computation; parameters and optimiser are float32 in both.
+    precision: "bf16" or "fp32", of the computation; parameters and optimiser are float32 in both. "auto" is bf16 where
+        every rank's hardware multiplies it, else fp32; the run keeps what its first start chose.
+    precision_reason: why "auto" became this precision; written by the first start.
     micro_batch: crops per rank and forward pass; 0 takes the rank's whole part of the global batch. The global batch
         stays fixed by accumulation.
     activation_checkpointing: recompute blocks in the backward pass; less memory, about a third more time.
@@ -52,7 +54,8 @@ class EngineConfig:
     """
 
     zero_stage: int = 1
-    precision: str = "bf16"
+    precision: str = AUTO
+    precision_reason: str = ""
     micro_batch: int = 0
     activation_checkpointing: bool = False
     offload_optimizer: bool = False
@@ -64,7 +67,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.zero_stage <= MAX_ZERO_STAGE:
             raise UserError(f"engine.zero_stage={self.zero_stage} does not exist; choose 0, 1, 2 or 3")
-        require_known("engine.precision", self.precision, PRECISIONS)
+        require_known("engine.precision", self.precision, (AUTO, *PRECISIONS))
         if self.micro_batch < 0:
             raise UserError(f"engine.micro_batch={self.micro_batch} must be 0 (all at once) or a number of crops")
         if self.timeout_s <= 0:

@@ -33,6 +33,7 @@ from pupujepa.errors import UserError
 from pupujepa.masks import MaskConfig
 from pupujepa.model import ModelConfig
 from pupujepa.objective import ObjectiveConfig, check_objective
+from pupujepa.precision import AUTO, ChosenPrecision
 from pupujepa.schedules import BranchConfig, ScheduleConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -55,6 +56,7 @@ FREE_TO_CHANGE = (
     "engine.compile",
     "engine.shard_teacher",
     "engine.timeout_s",
+    "engine.precision_reason",
     # the stream compares the manifest's digest, so a copy of the same shards elsewhere is welcome
     "stream.url",
     "stream.workers",
@@ -183,6 +185,14 @@ def with_corpora(experiment: Experiment, corpora: Corpora) -> Experiment:
     """The experiment with the corpora's own mean and deviation, which the weights belong to from then on."""
     model = replace(experiment.model, mel_mean=corpora.mean, mel_std=corpora.std)
     return replace(experiment, model=model)
+
+
+def with_precision(experiment: Experiment, chosen: ChosenPrecision) -> Experiment:
+    """Returns the experiment with "auto" resolved; a precision that was asked for by name stays."""
+    if experiment.engine.precision != AUTO:
+        return experiment
+    engine = replace(experiment.engine, precision=chosen.name, precision_reason=chosen.reason)
+    return replace(experiment, engine=engine)
 
 
 def differences(before: Experiment, now: Experiment) -> list[str]:

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from distributed.engine import PRECISIONS, BatchSizes, deepspeed_json
+from distributed.engine import BatchSizes, deepspeed_json
 from distributed.experiment import Experiment
 from pupujepa.architecture import ModelConfig
 from pupujepa.cost import count_parameters
 from pupujepa.memory import Memory, memory_per_rank
 from pupujepa.model import PupuJEPA
+from pupujepa.precision import PRECISIONS
 from pupujepa.tracing import StepConfig, StepPeaks, step_peaks
 
 _FLOAT32 = 4
@@ -46,7 +47,7 @@ def step_config(experiment: Experiment) -> StepConfig:
         experiment.model,
         experiment.masks,
         experiment.objective,
-        PRECISIONS[experiment.engine.precision],
+        PRECISIONS.get(experiment.engine.precision, torch.bfloat16),  # "auto" is bf16 on the GPUs that one plans for
         activation_checkpointing=experiment.engine.activation_checkpointing,
     )
 

@@ -30,6 +30,7 @@ from distributed.plan_plot import plot_schedules
 from pupujepa.cost import TrainingCost, count_parameters, training_cost
 from pupujepa.errors import UserError
 from pupujepa.frontend import FrontendConfig
+from pupujepa.precision import AUTO
 
 GIB, MEGA, GIGA, TERA = 2**30, 1e6, 1e9, 1e12
 LONG_RUN_STEPS = 500_000
@@ -132,9 +133,10 @@ def _memory_lines(experiment: Experiment, sizes: BatchSizes, *, gpus: int, devic
     share = memory.total / device_bytes
     verdict = "fits" if share <= USABLE else "tight" if share < 1 else "DOES NOT FIT"
     engine = experiment.engine
+    precision = "bf16" if engine.precision == AUTO else engine.precision
     recomputed = ", blocks recomputed" if engine.activation_checkpointing else ""
     return [
-        f"memory per GPU at its peak ({moment}), ZeRO stage {engine.zero_stage}, {engine.precision}{recomputed}",
+        f"memory per GPU at its peak ({moment}), ZeRO stage {engine.zero_stage}, {precision}{recomputed}",
         *(f"  {name:<12}{value / GIB:8.2f} GiB" for name, value in vars(memory).items()),
         f"  {'total':<12}{memory.total / GIB:8.2f} GiB = {share:.0%} of {device_bytes / GIGA:g} GB: {verdict}",
         *([_on_host(experiment, gpus)] if engine.offload_optimizer else []),

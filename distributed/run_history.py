@@ -11,15 +11,27 @@ from typing import Any
 from distributed.checkpoint import Checkpoint
 from distributed.checkpoint_place import Place
 from distributed.checkpoint_reading import place_of
-from distributed.experiment import Experiment, differences
+from distributed.experiment import Experiment, differences, with_precision
 from distributed.run_directory import RunDirectory, RunDirectoryError, write_atomically, write_json
 from distributed.session import Session
 from distributed.telemetry import read_metrics
 from pupujepa.config import from_yaml, to_yaml
+from pupujepa.precision import AUTO, ChosenPrecision
 
 _SHOWN_DIFFERENCES = 6
 
 logger = logging.getLogger(__name__)
+
+
+def keep_precision(directory: RunDirectory, experiment: Experiment) -> Experiment:
+    """Returns the experiment with the precision that the run began with, if "auto" asks for it now.
+
+    A run continued on another processor must round as before, or its losses would not be those of a straight run.
+    """
+    if experiment.engine.precision != AUTO or not directory.config.exists():
+        return experiment
+    begun = from_yaml(Experiment, directory.config.read_text()).engine
+    return with_precision(experiment, ChosenPrecision(begun.precision, begun.precision_reason))
 
 
 def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: bool) -> None:
@@ -95,11 +107,12 @@ def begin_session(session: Session, found: Checkpoint | None, *, refused: Sequen
     else:
         logger.info("new run in %s: %d steps", directory.root, experiment.train.steps)
     logger.info(
-        "%d rank(s) on %s, ZeRO stage %d, %s; global batch %d = %d x %d accumulation x %d ranks",
+        "%d rank(s) on %s, ZeRO stage %d, %s%s; global batch %d = %d x %d accumulation x %d ranks",
         session.topology.world_size,
         session.device,
         experiment.engine.zero_stage,
         experiment.engine.precision,
+        f" ({experiment.engine.precision_reason})" if experiment.engine.precision_reason else "",
         session.sizes.global_batch,
         session.sizes.micro_batch,
         session.sizes.accumulation,

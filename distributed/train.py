@@ -42,17 +42,18 @@ import torch.distributed as dist
 
 from data.corpora import read_corpora
 from data.workers import start_server
+from distributed.agreement import agreed_precision
 from distributed.branch import adopt_checkpoint, branch_experiment, require_same_parts
 from distributed.build import build_parts
 from distributed.engine import prepare_deepspeed
-from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora
+from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora, with_precision
 from distributed.facts import write_facts
 from distributed.finish import export_weights
 from distributed.host_memory import keep_freed_memory
 from distributed.open_checkpoints import begin_generation, open_checkpoints, require_room
 from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher, end_of_time_s
 from distributed.run_directory import RunDirectory, only_writer
-from distributed.run_history import begin_session, require_same_run
+from distributed.run_history import begin_session, keep_precision, require_same_run
 from distributed.session import Session
 from distributed.session_end import SessionEnd
 from distributed.telemetry import configure_logging
@@ -60,6 +61,7 @@ from distributed.topology import choose_device, discover, exported, process_grou
 from distributed.trainer import Ending, Trainer
 from distributed.watchdog import END, watchdog_of
 from pupujepa.errors import UserError
+from pupujepa.precision import warn_of_emulation
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     corpora = read_corpora(experiment.stream)
     experiment = with_corpora(experiment, corpora)
     # before the ranks meet, and so before any of them can have written there
+    experiment = keep_precision(directory, experiment)
     require_same_run(directory, experiment, fresh=args.fresh)
     require_same_parts(experiment, directory)
     if experiment.stream.workers:
@@ -124,6 +127,9 @@ def run(args: argparse.Namespace) -> int:
         if topology.is_first:
             stack.enter_context(only_writer(directory))
         dist.barrier()
+        experiment = with_precision(experiment, agreed_precision(experiment.engine.precision, device))
+        if topology.local_rank == 0:
+            warn_of_emulation(experiment.engine.precision, device)
         session = Session(experiment, sizes, topology, device, corpora, directory)
         watchdog = watchdog_of(
             directory.root, topology, session.whereabouts, limits=experiment.faults.limits(timeout_s)

@@ -29,12 +29,12 @@ from pupujepa.masks import MaskConfig, num_context, num_targets
 from pupujepa.memory import ZERO_STAGES, Memory, memory_per_rank
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import ObjectiveConfig
+from pupujepa.precision import PRECISIONS
 from pupujepa.sizes import model_size, size_names
 from pupujepa.tracing import StepConfig, counted_flops, saved_bytes
 from pupujepa.weights import load
 
 GIGA, GIB = 1e9, 2**30
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,6 +40,7 @@ from pupujepa.encoder import Embedding, Encoder
 from pupujepa.errors import UserError
 from pupujepa.locks import only_writer
 from pupujepa.model import PupuJEPA, resolve_layers
+from pupujepa.precision import warn_of_emulation
 from pupujepa.progress import Progress
 from pupujepa.readout import parse_readout
 from pupujepa.rope import ROPE_MODES
@@ -112,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
         "encoder": args.encoder,
         "bf16": args.bf16,
     }
+    if args.bf16:
+        warn_of_emulation("bf16", device)
     encoder = Encoder(
         model,
         device=device,

@@ -42,28 +42,36 @@ class ChosenPrecision:
 def choose_precision(asked: str, device: torch.device) -> ChosenPrecision:
     """Resolves "auto" on a device; "bf16" and "fp32" are taken as they are.
 
-    Asking for bf16 on a device that emulates it logs a warning with the slowdown, measured in a few milliseconds.
-
     Raises:
         UserError: an unknown name.
     """
     require_known("precision", asked, (AUTO, *PRECISIONS))
-    if asked == "fp32":
+    if asked != AUTO:
         return ChosenPrecision(asked, "as asked")
     hardware = hardware_bf16(device)
-    if asked == AUTO:
-        return ChosenPrecision("bf16" if hardware.supported else "fp32", hardware.reason)
+    return ChosenPrecision("bf16" if hardware.supported else "fp32", hardware.reason)
+
+
+def autocast_dtype(asked: str, device: torch.device) -> torch.dtype | None:
+    """Returns the dtype of autocast for a precision by name, "auto" included; None computes in float32."""
+    return PRECISIONS[choose_precision(asked, device).name]
+
+
+def warn_of_emulation(precision: str, device: torch.device) -> None:
+    """Logs a warning where `precision` is bf16 and the device emulates it, with the slowdown, measured here."""
+    if precision != "bf16":
+        return
+    hardware = hardware_bf16(device)
     if not hardware.supported:
         logger.warning(
-            "bf16 is emulated here (%s): a matrix product takes %.1f times as long as in float32; use auto or fp32",
+            "bf16 is emulated here (%s): a matrix product takes %.1f times as long as in float32; use fp32 or auto",
             hardware.reason,
             bf16_slowdown(device),
         )
-    return ChosenPrecision(asked, "as asked")
 
 
 def hardware_bf16(device: torch.device) -> HardwareBf16:
-    """Asks torch whether a device multiplies bf16 in hardware: GPUs from Ampere, CPUs with AVX512-BF16, AMX or ARM's."""
+    """Asks torch whether a device multiplies bf16: GPUs from Ampere, CPUs with AVX512-BF16, AMX or ARM's."""
     if device.type == "cpu":
         return _cpu_bf16()
     if device.type == "cuda":

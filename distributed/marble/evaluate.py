@@ -36,6 +36,7 @@ from pathlib import Path
 
 import torch
 
+from distributed.agreement import agreed_precision
 from distributed.marble.encoders import BASELINES
 from distributed.marble.evaluation import Evaluation, evaluate
 from distributed.marble.inventory import measurable, take_inventory
@@ -48,6 +49,7 @@ from distributed.marble.tasks import Protocol, Task
 from distributed.telemetry import configure_logging
 from distributed.topology import choose_device, discover, loopback_interface, process_group
 from pupujepa.errors import UserError
+from pupujepa.precision import AUTO, PRECISIONS, warn_of_emulation
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +99,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--which", choices=("teacher", "student"), default="teacher", help="blocks of a run to probe")
     parser.add_argument(
         "--precision",
-        choices=("bf16", "fp32"),
-        default="bf16",
-        help="of the frozen encoder: bf16 autocast (default, as MARBLE) or fp32, for processors without bf16",
+        choices=(AUTO, *PRECISIONS),
+        default=AUTO,
+        help="of the frozen encoder: auto (default) is bf16 autocast, as MARBLE, where the hardware of all ranks "
+        "multiplies it, else fp32; the features of the two are kept apart",
     )
     parser.add_argument(
         "--cache",
@@ -131,6 +134,11 @@ def run(args: argparse.Namespace) -> int:
     # plain numbers and small arrays are exchanged, so gloo serves on GPUs too
     with process_group(topology, timeout_s=TIMEOUT_S, device=torch.device("cpu")):
         device = choose_device(topology, cuda_devices=torch.cuda.device_count())
+        precision = agreed_precision(args.precision, device)
+        log.info("features in %s (%s)", precision.name, precision.reason)
+        if topology.local_rank == 0:
+            warn_of_emulation(precision.name, device)
+        evaluation = replace(evaluation, precision=precision.name)
         for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
             rows = evaluate(replace(evaluation, protocol=protocol), topology, device=device)
     if topology.is_first:

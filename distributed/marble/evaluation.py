@@ -35,6 +35,7 @@ class Evaluation:
     Attributes:
         cache: path or url of the folder for features, shared by all ranks.
         which: teacher or student.
+        precision: of the frozen encoders, "bf16" or "fp32".
         quick: nothing is trained; see quick.py.
     """
 
@@ -45,7 +46,7 @@ class Evaluation:
     cache: Location | Path
     protocol: Protocol = "clean"
     which: str = "teacher"
-    precision: str = "bf16"
+    precision: str = "fp32"
     sampling: Sampling = field(default_factory=Sampling)
     quick: bool = False
 

@@ -9,12 +9,14 @@ and K where they do not, N slices, T frames, D width, U hidden units, C outputs.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from distributed.marble.draws import initial_mixing, initial_weights
 from distributed.marble.tasks import Fit, Readout
+from pupujepa.precision import hardware_bf16
 
 _MIXING_TENSORS: dict[Readout, int] = {"layers": 0, "mean": 0, "weighted": 1, "reduced": 2}
 
@@ -117,10 +119,21 @@ def _forward(weights: tuple[Tensor, ...], x_RSXNTD: Tensor, dropout_SRU: Tensor 
 
 
 def _affine(weight_GMI: Tensor, x_GNI: Tensor, bias_GM: Tensor) -> Tensor:
-    """Returns x W^T + bias, [G, N, M]; under autocast it is rounded once, at the end, as torch's `Linear` does.
+    """Returns x W^T + bias, [G, N, M]; under autocast to bf16 it is rounded once, at the end, as torch's `Linear` does.
 
     Weights stand on the left: the gradient of a right operand as narrow as theirs is an order of magnitude slower.
     """
     if torch.is_autocast_enabled(x_GNI.device.type):
-        return torch.baddbmm(bias_GM.unsqueeze(2), weight_GMI, x_GNI.transpose(1, 2)).transpose(1, 2)
+        operands = (bias_GM.unsqueeze(2), weight_GMI, x_GNI.transpose(1, 2))
+        if _multiplies_bf16(x_GNI.device):
+            return torch.baddbmm(*operands).transpose(1, 2)
+        # Products of two bf16 numbers are exact in float32, so the same values are rounded at the same places.
+        # Emulated bf16 products take up to a hundred times as long.
+        with torch.autocast(x_GNI.device.type, enabled=False):
+            return torch.baddbmm(*(x.bfloat16().float() for x in operands)).bfloat16().transpose(1, 2)
     return torch.bmm(weight_GMI, x_GNI.transpose(1, 2)).transpose(1, 2) + bias_GM.unsqueeze(1)
+
+
+@cache
+def _multiplies_bf16(device: torch.device) -> bool:
+    return hardware_bf16(device).supported

@@ -46,7 +46,7 @@ class HowToEncode:
     """
 
     which: str = "teacher"
-    precision: str = "bf16"
+    precision: str = "fp32"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     readout: str = "frames"
     rope: str = ""

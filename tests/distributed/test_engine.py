@@ -128,7 +128,7 @@ def test_the_configuration_of_an_older_run_still_means_what_it_did():
     """Without the newer keys: no offload, nothing compiled, nothing added, the teacher whole at its stage."""
     text = "zero_stage: 2\nprecision: bf16\nmicro_batch: 0\nactivation_checkpointing: false\ntimeout_s: 600.0\n"
     engine = from_yaml(EngineConfig, text)
-    assert engine == EngineConfig(zero_stage=2)
+    assert engine == EngineConfig(zero_stage=2, precision="bf16")
     assert from_yaml(EngineConfig, to_yaml(engine)) == engine
     added = EngineConfig(deepspeed={"zero_optimization": {"reduce_bucket_size": 1000}}, shard_teacher=False)
     assert from_yaml(EngineConfig, to_yaml(added)) == added

@@ -6,6 +6,7 @@ import torch
 from benchmarks.probe_alone import Place, Probe, Slices, outputs_of, train_alone
 from distributed.marble.adam import StackedAdam
 from distributed.marble.frozen_features import Features
+from distributed.marble.heads import new_heads
 from distributed.marble.probes import Bank, Labelled, Training, train_bank
 from distributed.marble.tasks import Fit, Readout
 
@@ -103,11 +104,14 @@ def test_a_bank_trains_each_probe_as_plain_torch_trains_it_alone(kind, hidden, p
         torch.testing.assert_close(together[place], outputs, rtol=1e-5, atol=1e-5)
 
 
-def test_heads_train_under_bf16_autocast_as_upstream():
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_heads_train_under_bf16_autocast_as_upstream(monkeypatch: pytest.MonkeyPatch, in_hardware):
     """Outputs are bf16 numbers, weights and optimiser stay float32, and torch's own autocast gives the same probes.
 
-    They agree to the precision of bf16: a sum in another order may round to its other neighbour.
+    They agree to the precision of bf16: a sum in another order may round to its other neighbour. Where the hardware has
+    no bf16, the same roundings are made around float32 products.
     """
+    monkeypatch.setattr("distributed.marble.heads._multiplies_bf16", lambda device: in_hardware)
     fit = Fit(hidden=16, dropout=0.2, readouts=READOUTS, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=8)
     train, valid = labelled("multiclass", seed=0), labelled("multiclass", seed=1)
     training = Training(fit=fit, kind="multiclass", outputs=3, protocol="marble", name="t", bf16=True)
@@ -168,3 +172,21 @@ def test_stacked_adam_equals_torchs():
             theirs.grad = gradient[head].clone()
             optimiser.step()
         torch.testing.assert_close(ours[head], theirs.detach(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_rounding_float32_products_is_bf16_autocast(monkeypatch: pytest.MonkeyPatch, hidden):
+    """Outputs and every gradient equal those of bf16 products to one rounding, 2^-8 of the largest value."""
+    g = torch.Generator().manual_seed(0)
+    x_LSNTD = torch.randn(LAYERS, 1, SLICES, 1, WIDTH, generator=g)
+    fit = Fit(hidden=hidden, readouts=("layers",), learning_rates=(1e-2,), seeds=(0,))
+    results = []
+    for in_hardware in (True, False):
+        monkeypatch.setattr("distributed.marble.heads._multiplies_bf16", lambda device, answer=in_hardware: answer)
+        heads = new_heads("t", fit, "layers", of_layers=range(LAYERS), sizes=(WIDTH, 3))
+        weights = [w.requires_grad_() for w in heads.weights]
+        out = heads.logits(x_LSNTD, bf16=True)
+        results.append([out, *torch.autograd.grad(out.square().sum(), weights)])
+    for hardware, rounded in zip(*results, strict=True):
+        assert hardware.dtype == rounded.dtype == torch.float32
+        torch.testing.assert_close(rounded, hardware, rtol=0, atol=2**-8 * float(hardware.detach().abs().max()))

@@ -1,0 +1,67 @@
+"""A run chooses its precision once, by its hardware, says so, and keeps it wherever it continues."""
+
+import subprocess
+
+import pytest
+import yaml
+
+from distributed.run_directory import RunDirectory
+from tests.distributed.launch import ROOT, TIMEOUT_S, environment, interrupted_copy, losses, train_command
+
+WITHOUT_BF16 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def train(run_dir, shards, *overrides, **variables):
+    """Trains to the end and returns the log."""
+    done = subprocess.run(
+        train_command(run_dir, shards, *overrides),
+        check=False,
+        env=environment() | variables,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def engine_of(run_dir):
+    return yaml.safe_load(RunDirectory(run_dir).config.read_text())["engine"]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, shards):
+    """A run with engine.precision=auto that began on a processor without bf16, and its log."""
+    run_dir = tmp_path_factory.mktemp("begun") / "run"
+    return run_dir, train(run_dir, shards, "engine.precision=auto", **WITHOUT_BF16)
+
+
+def test_the_choice_and_its_reason_are_logged_and_kept(begun):
+    """One line of the log and two of config.yaml hold them."""
+    run_dir, log = begun
+    assert log.count("has no bf16 instructions") == 1
+    assert "stage 1, fp32 (the processor" in log
+    engine = engine_of(run_dir)
+    assert engine["precision"] == "fp32"
+    assert engine["precision_reason"].endswith("has no bf16 instructions")
+
+
+def test_a_run_continues_with_the_precision_it_began_with(begun, shards, tmp_path):
+    """Continued by the same command on a processor that may have bf16: still float32, and so the same losses.
+
+    Not to the bit: AVX2 and AVX512 add up in another order. Rounding to bf16 would move them by a thousand times more.
+    """
+    run_dir, _ = begun
+    copy = interrupted_copy(run_dir, tmp_path / "run", keep_step=7)
+    log = train(copy, shards, "engine.precision=auto")
+    assert "stage 1, fp32 (the processor" in log
+    assert losses(copy) == pytest.approx(losses(run_dir), rel=1e-6)
+    assert engine_of(copy) == engine_of(run_dir)
+
+
+def test_bf16_by_name_is_kept_and_warned_of_where_it_is_emulated(shards, tmp_path):
+    """The run goes on in bf16, and the log gives the slowdown."""
+    log = train(tmp_path / "run", shards, "engine.precision=bf16", "train.steps=2", **WITHOUT_BF16)
+    assert "bf16 is emulated here (the processor" in log
+    assert engine_of(tmp_path / "run")["precision"] == "bf16"
