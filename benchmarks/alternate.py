@@ -11,6 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from pupujepa.precision import hardware_bf16
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -40,11 +44,12 @@ def alternate(ours: Callable[[], object], peer: Callable[[], object], *, runs: i
 
 
 def machine() -> str:
-    """One line that describes this machine."""
+    """One line that describes this machine, with the fact that says whether its processor multiplies bf16."""
     info = Path("/proc/cpuinfo")
     model = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), "?")
     return (
-        f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+        f"{model} ({hardware_bf16(torch.device('cpu')).reason}), {os.cpu_count()} cores, {platform.system()} "
+        f"{platform.machine()}, Python {platform.python_version()}"
     )
 
 

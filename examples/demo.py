@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -87,9 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    check(args)
     with LocalS3(args.out / "store") as store:
         store.make_bucket(BUCKET)
         demo = Demo(args.out.resolve(), {**os.environ, **store.environment(), "PYTHONPATH": str(ROOT)}, args.ranks)
+        predict(demo)
         demo.phase("render", lambda: render(demo, args))
         demo.phase("shard", lambda: shard(demo))
         demo.phase("train", lambda: train(demo, args.overrides))
@@ -114,6 +116,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-sweep", action="store_true", help="leave out the ablation on Ray Tune")
     parser.add_argument("overrides", nargs="*", help="overrides of the training preset, e.g. train.steps=600")
     return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Finds what would fail here before minutes are spent; `doctor` prints each remedy and fails if one is needed."""
+    demo = Demo(args.out.resolve(), {**os.environ, "PYTHONPATH": str(ROOT)})
+    demo.run("python", "-m", "distributed", "doctor", "--run-dir", demo.out)
+
+
+def predict(demo: Demo) -> None:
+    """Says how long the phases will take that are not done yet."""
+    # after the doctor, which says what to do if torch does not load
+    from examples.calibration import calibrate, predict_s
+
+    rates = calibrate(demo.ranks, demo.environment)
+    write_json(demo.out / "calibration.json", asdict(rates))
+    done = _read_json(demo.out / "phases.json", {})
+    seconds = {phase: predicted for phase, predicted in predict_s(rates).items() if phase not in done}
+    phases = ", ".join(f"{phase} {predicted:.0f} s" for phase, predicted in seconds.items())
+    minutes = sum(seconds.values()) / 60
+    say(f"about {minutes:.0f} minutes at the default sizes, in {rates.precision} on this machine: {phases}")
 
 
 def render(demo: Demo, args: argparse.Namespace) -> None:

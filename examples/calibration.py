@@ -1,0 +1,118 @@
+"""How long the demo will take on this machine, from a few seconds of its own kinds of work.
+
+  python examples/calibration.py                times one process and prints its rates as JSON
+  python examples/calibration.py runs/demo      makes a finished demo the reference: writes examples/reference_run.json
+
+The demo starts one copy per rank, all at once, because ranks share caches, memory and clock frequency. A phase of the
+demo is bound either by the model (training, probes, the sweep) or by plain Python and decoding (scores, shards, the
+page). So two rates predict its seconds from those of a reference run. The prediction chooses nothing: the demo says it.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.alternate import machine  # noqa: E402 - run as a script, the root is not on the path before
+from distributed.experiment import load_experiment  # noqa: E402
+from pupujepa.masks import draw_mask  # noqa: E402
+from pupujepa.model import PupuJEPA  # noqa: E402
+from pupujepa.objective import TrainingStep  # noqa: E402
+from pupujepa.precision import PRECISIONS, choose_precision  # noqa: E402
+from pupujepa.randomness import generator  # noqa: E402
+
+REFERENCE = Path(__file__).with_name("reference_run.json")
+# what the demo leaves in its folder, by its name in the reference
+KEPT = {"rates": "calibration.json", "seconds": "phases.json"}
+MODEL_PHASES = ("train", "evaluate", "sweep")
+MEASURED_S = 2.0  # of each kind of work
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Work of all ranks together per second: training crops of the demo, rounds of plain Python; and the precision."""
+
+    crops_per_s: float
+    loops_per_s: float
+    precision: str
+
+
+def predict_s(here: Rates, reference: Path = REFERENCE) -> dict[str, float]:
+    """Predicts the seconds of each phase of the demo from the reference run, scaled by the rates of this machine."""
+    known = json.loads(reference.read_text())
+    there = Rates(**known["rates"])
+    slower = {True: there.crops_per_s / here.crops_per_s, False: there.loops_per_s / here.loops_per_s}
+    return {phase: seconds * slower[phase in MODEL_PHASES] for phase, seconds in known["seconds"].items()}
+
+
+def write_reference(run_dir: Path, reference: Path = REFERENCE) -> None:
+    """Makes a finished demo, timed without other work on the machine, the reference of later predictions."""
+    kept = {name: json.loads((run_dir / file).read_text()) for name, file in KEPT.items()}
+    reference.write_text(json.dumps(kept | {"machine": machine()}, indent=1) + "\n")
+
+
+def calibrate(ranks: int, environment: Mapping[str, str]) -> Rates:
+    """Times this machine on `ranks` processes at once."""
+    command = [sys.executable, str(Path(__file__).resolve())]
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(ranks)]
+    answers = [process.communicate()[0] for process in running]
+    for process in running:
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+    measured = [json.loads(answer) for answer in answers]
+    rates = (sum(m[name] for m in measured) for name in ("crops_per_s", "loops_per_s"))
+    return Rates(*rates, precision=measured[0]["precision"])
+
+
+def measure() -> Rates:
+    """Times one process."""
+    experiment = load_experiment(["demo"])
+    chosen = choose_precision(experiment.engine.precision, torch.device("cpu"))
+    config, crops = experiment.model, experiment.stream.global_batch // 2
+    step = TrainingStep(PupuJEPA(config), experiment.objective, PRECISIONS[chosen.name])
+    rng, grid = generator("calibration"), {"steps": config.grid_steps, "bands": config.grid_bands}
+    masks = [draw_mask(rng, experiment.masks, **grid, progress=1.0) for _ in range(crops)]
+    context_BK = torch.stack([torch.from_numpy(mask.context) for mask in masks])
+    target_BM = torch.stack([torch.from_numpy(mask.target) for mask in masks])
+    mel_BTF = torch.randn(crops, config.crop_frames, config.mel_bands)
+
+    def train() -> None:
+        step(mel_BTF, context_BK, target_BM)[0].backward()
+
+    return Rates(crops * _per_second(train), _per_second(_plain_python), chosen.name)
+
+
+def _plain_python() -> None:
+    notes = [{"onset_s": i / 7, "pitch": i % 88, "name": f"note {i}"} for i in range(2000)]
+    text = json.dumps(sorted(notes, key=lambda note: (note["pitch"], note["onset_s"])))
+    assert len(json.loads(text)) == len(notes)
+
+
+def _per_second(work: Callable[[], None]) -> float:
+    work()  # the first call allocates and picks kernels
+    started, rounds = time.perf_counter(), 0
+    while time.perf_counter() < started + MEASURED_S:
+        work()
+        rounds += 1
+    return rounds / (time.perf_counter() - started)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the rates of one process, or keeps a finished demo as the reference."""
+    if argv:
+        write_reference(Path(argv[0]))
+    else:
+        sys.stdout.write(json.dumps(asdict(measure())) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
