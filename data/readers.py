@@ -1,7 +1,5 @@
 """The corpora of a stream opened by one process: a reader for each, and what brings shards of a store near in time."""
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ from data.prefetch import Prefetcher
 from data.reader import ShardReader
 from data.source import ReadPlan
 from data.store import open_store
-from data.stream_config import StreamConfig
+from data.stream_config import StreamConfig, default_cache_dir
 from data.tally import Tally
 
 
@@ -55,12 +53,6 @@ def opened(
                 tell(step)
 
         yield readers, follow
-
-
-def default_cache_dir() -> Path:
-    """Returns the folder for shards when the configuration names none: the site's, or one for each user of the node."""
-    site = os.environ.get("PUPUJEPA_CACHE_DIR")  # slurm/env.sh
-    return Path(site) if site else Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
 
 
 def node_cache(config: StreamConfig, corpus: Corpus, *, tally: Tally) -> ShardCache | None:

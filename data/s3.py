@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable
+from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -153,6 +154,15 @@ class S3Store(Store):
         request = {"Bucket": self.bucket, "Key": self._key(path)}
         self._insist("remove", path, lambda: self._client().call_s3("delete_object", **request))
 
+    def time_s(self) -> float | None:
+        """Returns the store's clock in seconds since 1970, by the Date of an answer, or None if it sends none.
+
+        A refusal has a Date too: signatures of a clock that is wrong by 15 minutes are refused.
+        """
+        answer = self._insist("reach", "", self._ask_for_bucket)
+        date = parsedate_tz(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
+        return None if date is None else float(mktime_tz(date))
+
     def _upload_limit_s(self, size_bytes: int) -> float:
         return self.policy.read_timeout_s + size_bytes / self.policy.min_upload_bytes_per_s
 
@@ -267,14 +277,23 @@ class S3Store(Store):
 
     def _has_bucket(self) -> bool:
         """Whether the bucket exists, as far as one question can tell."""
+        try:
+            answer = self._ask_for_bucket()
+        except client_errors():
+            return True
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404
+
+    def _ask_for_bucket(self) -> dict[str, Any]:
+        """Returns the store's answer, which may be a refusal; raises the client's error when there is none."""
         from botocore.exceptions import ClientError
 
         try:
-            self._client().call_s3("head_bucket", Bucket=self.bucket)
+            return self._client().call_s3("head_bucket", Bucket=self.bucket)
         except client_errors() as error:
-            answer: dict[str, Any] = next((e.response for e in causes(error) if isinstance(e, ClientError)), {})
-            return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404
-        return True
+            for cause in causes(error):
+                if isinstance(cause, ClientError):
+                    return dict(cause.response)
+            raise
 
     def _host(self) -> str:
         """Returns host:port of the endpoint, without what else its url may hold."""

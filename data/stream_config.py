@@ -1,10 +1,13 @@
 """What a stream reads and how: its part of an experiment, of one corpus or of a mix of several."""
 
 import math
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 from data.retries import RetryPolicy
 from pupujepa.errors import UserError
@@ -65,6 +68,12 @@ class StreamConfig:
     prefetch_bytes: int = 8 * 2**30
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     mix: dict[str, CorpusConfig] = field(default_factory=dict)
+
+
+def default_cache_dir() -> Path:
+    """Returns the folder for shards when the configuration names none: the site's, or one for each user of the node."""
+    site = os.environ.get("PUPUJEPA_CACHE_DIR")  # slurm/env.sh
+    return Path(site) if site else Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
 
 
 def named_corpora(config: StreamConfig) -> dict[str, CorpusConfig]:

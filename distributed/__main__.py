@@ -8,6 +8,7 @@
   python -m distributed correlate runs/tiny                                     do diagnostics tell of probe scores?
   python -m distributed report runs/demo                                        the page of a run
   python -m distributed plan --preset large --gpus 64                           memory, FLOPs, hours: before you queue
+  python -m distributed doctor                                                  what would fail on this machine
 
 The same train command, run again, continues from the newest whole checkpoint.
 """
@@ -25,6 +26,7 @@ COMMANDS = {
     "report": Command("distributed.report.page", "build the self-contained HTML page of a run"),
     "export": Command("distributed.export", "write a checkpoint in the released weight format"),
     "checkpoints": Command("distributed.list_checkpoints", "list the checkpoints of a run, and verify them"),
+    "doctor": Command("distributed.doctor.command", "what is here and what would fail, each with a remedy"),
     "plan": Command("distributed.plan", "memory, FLOPs and hours of an experiment before it is queued"),
 }
 

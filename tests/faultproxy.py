@@ -17,6 +17,7 @@ STATUS = {
     "429": (429, "TooManyRequests", "Too Many Requests"),
     "404": (404, "NoSuchKey", "Not Found"),
     "expired": (400, "ExpiredToken", "Bad Request"),
+    "skewed": (403, "RequestTimeTooSkewed", "Forbidden"),
 }
 IN_BODY = ("truncate", "stall", "hold", "bitflip")
 KINDS = (*STATUS, *IN_BODY, "reset", "latency", "throttle")
@@ -52,11 +53,13 @@ class FaultProxy:
 
     Args:
         without_checksums: takes the store's checksums out of its answers, as from a store that keeps none.
+        date: takes the place of the Date of the server's answers; None leaves it.
     """
 
     upstream_port: int
     port: int = 0
     without_checksums: bool = False
+    date: str | None = None
     faults: list[Fault] = field(default_factory=list)
     struck: list[str] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -206,6 +209,8 @@ class FaultProxy:
         head = await server_in.readuntil(b"\r\n\r\n")
         if self.without_checksums:
             head = re.sub(rb"(?im)^(x-amz-checksum-|content-md5)[^\r]*\r\n", b"", head)
+        if self.date is not None:
+            head = re.sub(rb"(?im)^date:[^\r]*", b"Date: " + self.date.encode(), head)
         client_out.write(head)
         length = _content_length(head)
         if method == "HEAD" or head.split(b" ", 2)[1] in (b"204", b"304"):

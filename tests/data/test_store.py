@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -218,6 +219,20 @@ def test_wrong_credentials_are_refused_in_one_sentence(bucket: str, bare_aws_env
         bare_aws_environment.delenv(name)
     with pytest.raises(StoreError, match=r"no credentials were found; set AWS_ACCESS_KEY_ID"):
         open_store(bucket).read("x")
+
+
+def test_the_store_s_clock_is_read_from_a_refusal_too(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    """Whoever's clock is wrong is refused, and has to learn the time all the same."""
+    for name in ("bucket", "no-such-bucket"):
+        store = open_store(bucket if name == "bucket" else f"s3://{name}/x")
+        assert isinstance(store, S3Store)
+        store_s = store.time_s()
+        assert store_s is not None
+        assert abs(store_s - time.time()) < 120
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    refused = open_store(bucket)
+    assert isinstance(refused, S3Store)
+    assert refused.time_s() is not None
 
 
 def test_a_missing_bucket_is_named(s3_environment: LocalS3):

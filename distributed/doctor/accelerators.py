@@ -1,0 +1,150 @@
+"""GPUs, NCCL, bf16 and the compiler: from torch's facts and nvidia-smi's rows to findings."""
+
+import csv
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
+from distributed.doctor.trial import Trial
+
+# of a GPU, used before we start; a desktop's display takes less
+_MUCH_USED = 0.1
+_QUERY = ("name", "driver_version", "memory.total", "memory.used")
+
+
+@dataclass(frozen=True)
+class SmiGpu:
+    """A GPU as the driver sees it; memory in MiB."""
+
+    name: str
+    driver: str
+    memory_mib: int
+    used_mib: int
+
+
+def accelerator_findings(
+    trial: Trial | None, driver_gpus: Sequence[SmiGpu], *, aim: str, environ: Mapping[str, str]
+) -> list[Finding]:
+    """Judges GPUs, NCCL and bf16.
+
+    Args:
+        trial: of TORCH_FACTS; None if torch itself could not be imported.
+        driver_gpus: from `read_driver_gpus`.
+        environ: CUDA_VISIBLE_DEVICES may hide GPUs on purpose.
+    """
+    if trial is None:
+        return [_not_tried(name) for name in ("GPUs", "NCCL", "bf16")]
+    if trial.error:
+        return [
+            Finding("GPUs", FAILED, f"torch cannot compute here: {trial.error}", "install a torch built for this GPU"),
+            _not_tried("NCCL"),
+            _not_tried("bf16"),
+        ]
+    facts = trial.facts
+    gpus = _gpus(facts, driver_gpus, aim=aim, hidden=environ.get("CUDA_VISIBLE_DEVICES"))
+    return [gpus, _collectives(facts), _bf16(facts["bf16"])]
+
+
+def compiler_finding(environ: Mapping[str, str], *, headers: Path | None = None) -> Finding:
+    """Looks for what engine.compile=inductor needs; nothing else compiles, DeepSpeed's operators are left alone."""
+    compiler = shutil.which(environ.get("CXX", "g++"), path=environ.get("PATH"))
+    header = (headers or Path(sysconfig.get_path("include"))) / "Python.h"
+    missing = [] if compiler else ["C++ compiler"]
+    missing += [] if header.is_file() else ["Python.h"]
+    if not missing:
+        return Finding("compiler", OK, f"{compiler}, for engine.compile=inductor alone")
+    return Finding(
+        "compiler",
+        ABSENT,
+        f"no {' and no '.join(missing)}: only engine.compile=inductor needs it, which is off by default",
+        "leave engine.compile=none, or install g++ and Python's headers (apt-get install g++ python3-dev)",
+    )
+
+
+def read_driver_gpus() -> list[SmiGpu]:
+    """Asks nvidia-smi for the GPUs; there are none where the program is missing or fails."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return parse_driver_gpus(listed)
+
+
+def parse_driver_gpus(listed: str) -> list[SmiGpu]:
+    """Reads nvidia-smi's rows; memory that it does not know ("[N/A]") is 0."""
+    rows = [[cell.strip() for cell in row] for row in csv.reader(listed.splitlines()) if len(row) == len(_QUERY)]
+    return [SmiGpu(name, driver, _number(total), _number(used)) for name, driver, total, used in rows]
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
+
+
+def _not_tried(name: str) -> Finding:
+    return Finding(name, ABSENT, "not tried, because torch does not work here; see above")
+
+
+def _gpus(facts: dict[str, Any], driver_gpus: Sequence[SmiGpu], *, aim: str, hidden: str | None) -> Finding:
+    gpus = facts["gpus"]
+    if gpus:
+        return _usable_gpus(facts, driver_gpus)
+    if not driver_gpus:
+        why = f" ({facts['no_gpu']})" if facts["no_gpu"] else ""
+        return Finding("GPUs", ABSENT, f"no GPU{why}: everything runs on the CPU")
+    there = f"{len(driver_gpus)} x {driver_gpus[0].name}, driver {driver_gpus[0].driver}"
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return Finding("GPUs", ABSENT, f"{there}, hidden by CUDA_VISIBLE_DEVICES={hidden}")
+    if facts["cuda"] is None:
+        reason, remedy = f"torch {facts['torch']} is built without CUDA", "install the torch of requirements.lock"
+    else:
+        reason = f"torch {facts['torch']} cannot use CUDA {facts['cuda']} ({facts['no_gpu'] or 'it does not say why'})"
+        remedy = "update the driver, or install a torch built for an older CUDA"
+    # a training would start, on the CPU, and take months
+    return Finding("GPUs", FAILED if aim == "train" else WARNING, f"{there}, but {reason}", remedy)
+
+
+def _usable_gpus(facts: dict[str, Any], driver_gpus: Sequence[SmiGpu]) -> Finding:
+    gpus = facts["gpus"]
+    names = sorted({gpu["name"] for gpu in gpus})
+    memory_gib = min(gpu["memory_mib"] for gpu in gpus) / 1024
+    driver = f", driver {driver_gpus[0].driver}" if driver_gpus else ""
+    found = f"{len(gpus)} x {' and '.join(names)}, {memory_gib:.0f} GiB, CUDA {facts['cuda']}{driver}"
+    if len(names) > 1:
+        return Finding("GPUs", WARNING, found, "the slowest sets the pace: choose equal ones by CUDA_VISIBLE_DEVICES")
+    used = [gpu for gpu in driver_gpus if gpu.used_mib > _MUCH_USED * gpu.memory_mib > 0]
+    if used:
+        most_gib = max(gpu.used_mib for gpu in used) / 1024
+        found += f"; {len(used)} in use already, up to {most_gib:.0f} GiB"
+        return Finding("GPUs", WARNING, found, "end the processes that nvidia-smi lists, or choose other GPUs")
+    return Finding("GPUs", OK, found)
+
+
+def _collectives(facts: dict[str, Any]) -> Finding:
+    gpus = len(facts["gpus"])
+    remedy = "install the torch of requirements.lock"
+    if not gpus:
+        if facts["gloo"]:
+            return Finding("NCCL", ABSENT, "not needed without GPUs: ranks meet over gloo, which is here")
+        return Finding("NCCL", FAILED, "this torch has no gloo, so ranks on CPUs cannot meet", remedy)
+    if facts["nccl"]:
+        return Finding("NCCL", OK, f"{facts['nccl']}, for {gpus} GPU{'s' if gpus > 1 else ''}")
+    return Finding("NCCL", FAILED, f"this torch has no NCCL, so ranks on {gpus} GPUs cannot meet", remedy)
+
+
+def _bf16(bf16: dict[str, Any]) -> Finding:
+    if bf16["supported"]:
+        return Finding("bf16", OK, f"multiplied in hardware: {bf16['reason']}")
+    return Finding(
+        "bf16",
+        ABSENT,
+        f"emulated: {bf16['reason']}; a matrix product takes {bf16['slowdown']:.1f} times as long as in float32",
+        "leave engine.precision and --precision at auto, which takes float32 here",
+    )

