@@ -121,7 +121,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Finds what would fail here before minutes are spent; `doctor` prints each remedy and fails if one is needed."""
     demo = Demo(args.out.resolve(), {**os.environ, "PYTHONPATH": str(ROOT)})
-    demo.run("python", "-m", "distributed", "doctor", "--run-dir", demo.out)
+    demo.run("python", "-m", "distributed", "doctor", "--for", "demo", "--run-dir", demo.out)
 
 
 def predict(demo: Demo) -> None:

@@ -66,10 +66,10 @@ def test_later_words_win(tmp_path):
 def test_a_recipe_of_ones_own(tmp_path):
     """A YAML file is a preset too, may name a model and change it in part."""
     file = tmp_path / "recipe.yaml"
-    file.write_text("inherit: demo\nmodel: {crop_frames: 128}\n")
+    file.write_text("inherit: demo\nmodel: {crop_frames: 192}\n")
     experiment = load_experiment([str(file)])
-    assert (experiment.model.crop_frames, experiment.model.width) == (128, 128)
-    assert experiment.stream.crop_frames == 128, "the crop length is written once"
+    assert (experiment.model.crop_frames, experiment.model.width) == (192, 128)
+    assert experiment.stream.crop_frames == 192, "the crop length is written once"
 
 
 def test_the_structure_and_the_objective_bring_what_follows_from_them():
@@ -147,11 +147,11 @@ def test_a_whole_model_and_a_name_contradict(tmp_path):
     [
         ([], 1, "stream.url is not set"),
         (["stream.url=s3://key:secret@bucket/x"], 1, "carries credentials"),
-        ([URL, "stream.crop_frames=128"], 1, "set model.crop_frames alone"),
+        ([URL, "stream.crop_frames=256"], 1, "set model.crop_frames alone"),
         ([URL, "objective.target_layers=9"], 1, "exceeds the teacher's 4 blocks"),
         ([URL, "model.predictor_objective=mae"], 1, "set objective.kind alone, the model follows it"),
         ([URL, "stream.global_batch=15"], 2, "cannot be shared by 2 ranks"),
-        ([URL, "engine.micro_batch=3"], 1, "does not divide the 16 crops"),
+        ([URL, "engine.micro_batch=3"], 1, "does not divide the 8 crops"),
     ],
 )
 def test_contradictions_are_found_before_anything_starts(overrides, world_size, match):
@@ -178,7 +178,7 @@ def test_what_makes_another_run():
         ("train.seed=1", "train.seed: 0 -> 1"),
         ("stream.seed=1", "stream.seed: 0 -> 1"),
         ("stream.lanes=2", "stream.lanes: 4 -> 2"),
-        ("stream.global_batch=32", "stream.global_batch: 16 -> 32"),
+        ("stream.global_batch=32", "stream.global_batch: 8 -> 32"),
         ("engine.precision=fp32", "engine.precision: bf16 -> fp32"),
         ("masks.ratio=0.7", "masks.ratio: 0.8 -> 0.7"),
     ):

@@ -26,7 +26,7 @@ def test_the_command_prints_a_plan_and_draws(tmp_path, capsys):
         capsys, "--preset", "demo", "--gpus", "2", "--gpu-memory-gb", "0.01", "--plot", str(tmp_path / "p.png")
     )
     assert code == 0
-    for words in ("teacher", "DOES NOT FIT", "TFLOP per crop", "crops/s at MFU", "16 crops = 8 x 1 accumulation x 2"):
+    for words in ("teacher", "DOES NOT FIT", "TFLOP per crop", "crops/s at MFU", "8 crops = 4 x 1 accumulation x 2"):
         assert words in text
     assert "nothing fits: take more GPUs" in text
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

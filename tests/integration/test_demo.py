@@ -1,6 +1,7 @@
 """The main job, end to end and small: scores -> shards in S3 -> killed and resumed training -> probes -> page."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_all_tasks_have_all_their_encoders(demo):
     for task, row in probes.items():
         assert {"metric", "trained", "random_init", "log_mel", "interval"} <= set(row), task
     assert "chroma" in probes["key"]
+
+
+def test_it_looked_at_the_machine_first_and_said_how_long_it_takes(demo):
+    """The doctor's lines come before the first phase, then the minutes and the precision of this machine."""
+    _, printed = demo
+    doctor, predicted, rendered = (
+        printed.index(words) for words in ("checks:", "minutes at the default", "render ...")
+    )
+    assert doctor < predicted < rendered
+    assert re.search(r"about \d+ minutes at the default sizes, in (bf16|fp32) on this machine: render \d+ s", printed)
 
 
 def test_it_was_killed_and_resumed_on_purpose(demo):
