@@ -1,7 +1,8 @@
 # Two commands: `make demo` shows the system on real music, `make test` proves it. Both set up what they need first,
 # in a virtual environment inside the checkout (.venv); `make help` lists the rest.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+# The newest usable Python 3.11 to 3.13 on PATH (.ci/find-python), unless named: make PYTHON=/path/to/python3.12
+export PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -12,24 +13,36 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SYSTEM_TOOLS := slurmctld slurmd sbatch munged chromium
 SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium
 
-.PHONY: help setup system demo test lint bench clean
+.PHONY: help setup lock compat system demo test lint bench clean
 
 help:
 	@echo "make demo    install, then turn real music into a trained, probed and explained model (runs/demo/report.html)"
 	@echo "make test    install (SLURM and Chromium included), then lint, types and all tests"
 	@echo "make lint    ruff, mypy and the arrows between rooms"
 	@echo "make bench   the benchmarks, side by side with our peers (results: benchmarks/RESULTS.md)"
+	@echo "make setup   install requirements.lock into .venv, which the other targets do themselves"
+	@echo "make lock    renew requirements.lock from pyproject.toml; UPGRADE=1 takes the newest versions"
+	@echo "make compat  test the lowest and the highest versions that pyproject.toml allows"
 	@echo "make clean   remove .venv, runs/ and caches of this checkout"
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH; install Python 3.11, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tinysoundfont==0.3.7
-	touch $@
+$(INSTALLED): pyproject.toml requirements.lock
+	@.ci/setup $(VENV) venv uv packages project
+	@touch $@
+
+# Keeps the versions that still fit pyproject.toml; `make lock UPGRADE=1` takes the newest of everything.
+lock:
+	@.ci/setup $(VENV) venv uv
+	@[ -x $(BIN)/uv ] || $(BIN)/pip install --quiet uv
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --generate-hashes \
+	  --python-version 3.11 --extra dev --group build --group sound $(if $(UPGRADE),--upgrade) \
+	  --output-file requirements.lock pyproject.toml
+
+# The lowest and the highest versions that pyproject.toml allows, each in a virtual environment of its own.
+compat:
+	@.ci/setup $(VENV) venv uv
+	@.ci/compat $(BIN)/uv $(COMPAT_TESTS)
 
 # Tests run on a real two-node SLURM and in a real browser. Installed when missing and when we may; said plainly when not.
 system:
@@ -57,4 +70,4 @@ bench: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .compat runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -70,7 +70,8 @@ def test_copies_of_one_run_differ_as_long_as_they_can():
 def test_a_decision_is_a_function_of_the_qualities(qualities, generation):
     """The same again; who is copied has a quality above those whom it replaces; values are on the axes."""
     first = decide(population(*qualities), SWEEP, generation=generation)
-    assert decide(population(*qualities), SWEEP, generation=generation) == first
+    again = decide(population(*qualities), SWEEP, generation=generation)
+    assert repr(again) == repr(first)  # from Python 3.13 on, a dataclass that holds nan does not equal itself
     for decision in first:
         if decision.copies is not None:
             assert decision.copies.is_alive

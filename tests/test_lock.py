@@ -1,0 +1,169 @@
+"""requirements.lock holds what pyproject.toml asks for and what the code imports, with hashes and without a host."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("pupujepa", "data", "distributed", "sweeps", "tests", "benchmarks", "examples", "docs")
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+LOCK = (ROOT / "requirements.lock").read_text()
+PYTHONS = ("3.11", "3.12", "3.13")
+PINNED = re.compile(r"[a-z0-9._-]+==[\w.!+]+( ; [^@/]+)?( --hash=sha256:[0-9a-f]{64})+")
+# benchmarks/stream_peers.py installs both in a venv of their own: they ask for another numpy than ours
+PEERS = ("litdata", "streaming")
+
+
+def lines(lock: str) -> list[str]:
+    """The lock's entries, one a line, without comments."""
+    joined = re.sub(r" *\\\n *", " ", lock)
+    return [line for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def unpinned(lock: str) -> list[str]:
+    """Entries that are more or less than `name==version ; marker --hash=...`: ranges, urls, options, no hash."""
+    return [line for line in lines(lock) if not PINNED.fullmatch(line)]
+
+
+def locked(lock: str) -> list[Requirement]:
+    return [Requirement(line.partition(" --hash")[0]) for line in lines(lock)]
+
+
+def asked(pyproject: str) -> Iterator[Requirement]:
+    """Requirements of the project, of what the extra dev brings, of all groups, and of the build system."""
+    read = tomllib.loads(pyproject)
+    project = read["project"]
+    rows = [f"{project['name']}[dev]", *read["build-system"]["requires"]]
+    rows += sum(read["dependency-groups"].values(), project["dependencies"])
+    while rows:
+        requirement = Requirement(rows.pop())
+        if requirement.name != project["name"]:
+            yield requirement
+            continue
+        for extra in requirement.extras:
+            rows += project["optional-dependencies"][extra]
+
+
+def drift(pyproject: str, lock: str) -> list[str]:
+    """What the lock does not satisfy, a sentence each; empty if it fits."""
+    problems = []
+    for python in PYTHONS:
+        machine = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+        environment = {**default_environment(), **machine, "platform_system": "Linux", "extra": ""}
+        here = [entry for entry in locked(lock) if entry.marker is None or entry.marker.evaluate(environment)]
+        versions = {canonicalize_name(entry.name): str(entry.specifier).removeprefix("==") for entry in here}
+        if len(versions) < len(here):
+            problems.append(f"Python {python}: the lock holds two versions of one package")
+        for requirement in asked(pyproject):
+            if requirement.marker and not requirement.marker.evaluate(environment):
+                continue
+            version = versions.get(canonicalize_name(requirement.name))
+            if version is None or not requirement.specifier.contains(Version(version), prereleases=True):
+                problems.append(f"Python {python}: pyproject.toml asks for {requirement}, the lock holds {version}")
+    return problems
+
+
+def imports(root: Path) -> dict[str, str]:
+    """Modules of others that the code imports, also inside functions, and one file that does."""
+    found = {}
+    for path in (path for room in ROOMS for path in sorted((root / room).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            found.update({name.partition(".")[0]: str(path.relative_to(root)) for name in names})
+    return {name: path for name, path in found.items() if name not in {*sys.stdlib_module_names, *ROOMS}}
+
+
+def unlocked(root: Path, lock: str) -> list[str]:
+    """Modules that are imported although no distribution of the lock brings them, a sentence each."""
+    names = {canonicalize_name(entry.name) for entry in locked(lock)}
+    installed = packages_distributions()
+    return [
+        f"{path} imports {module}, which no distribution of the lock brings"
+        for module, path in imports(root).items()
+        if module not in PEERS and not names & {canonicalize_name(name) for name in installed.get(module, ())}
+    ]
+
+
+def test_the_lock_fits_pyproject():
+    """All that the project, the extra dev, the groups and the build ask for is met on Python 3.11, 3.12 and 3.13."""
+    assert drift(PYPROJECT, LOCK) == [], "run `make lock`"
+
+
+def test_every_entry_is_one_version_with_hashes_and_no_host():
+    """pip and uv refuse anything that differs, and the lock works with any mirror."""
+    assert len(lines(LOCK)) > 100
+    assert unpinned(LOCK) == []
+    assert "://" not in LOCK
+
+
+def test_everything_imported_is_locked():
+    """An import that works because something else happens to bring the module would fail a fresh install one day."""
+    assert {"torch", "ray", "PIL", "sklearn"} <= imports(ROOT).keys(), "imports inside functions are seen too"
+    assert unlocked(ROOT, LOCK) == []
+
+
+@pytest.mark.parametrize(
+    "old, new, problem",
+    [
+        ('"tqdm>=', '"tqdm>=999,>', "Python 3.12: pyproject.toml asks for tqdm.*, the lock holds 4"),
+        ('"omegaconf>=', '"nobody-has-this>=1", "omegaconf>=', "asks for nobody-has-this>=1, the lock holds None"),
+        ('"optuna>=', '"optuna<', "Python 3.11: pyproject.toml asks for optuna<"),
+        ('"tinysoundfont==', '"tinysoundfont!=', "Python 3.13: pyproject.toml asks for tinysoundfont!="),
+        ('["setuptools>=', '["setuptools>=999,>', "asks for setuptools"),
+    ],
+)
+def test_a_pyproject_that_has_drifted_is_reported(tmp_path, old, new, problem):
+    """A raised bound or a new package, of the project, an extra, a group or the build, is seen by the same check."""
+    copy = tmp_path / "pyproject.toml"
+    copy.write_text(PYPROJECT.replace(old, new, 1))
+    assert re.search(problem, "\n".join(drift(copy.read_text(), LOCK)))
+
+
+def test_a_package_missing_for_one_python_is_reported():
+    """Universal means all three: an entry whose marker leaves out Python 3.13 does not count there."""
+    lock = re.sub(r"^(omegaconf==\S+)", r"\1 ; python_version < '3.13'", LOCK, flags=re.MULTILINE)
+    assert [problem.partition(":")[0] for problem in drift(PYPROJECT, lock)] == ["Python 3.13"]
+
+
+def test_two_versions_for_one_python_are_reported():
+    """Two entries of a package must exclude each other by their markers."""
+    twice = re.sub(r"^omegaconf==", "omegaconf==2.0.0\nomegaconf==", LOCK, flags=re.MULTILINE)
+    assert "Python 3.11: the lock holds two versions of one package" in drift(PYPROJECT, twice)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "numpy==2.0.0",
+        f"numpy>=2.0.0 --hash=sha256:{'0' * 64}",
+        f"numpy @ file:///numpy.whl --hash=sha256:{'0' * 64}",
+        "--index-url file:///mirror",
+    ],
+)
+def test_a_loose_entry_is_reported(entry):
+    """No hash, a range, a url and an option are each seen among good entries."""
+    assert unpinned(f"{LOCK}\n{entry}\n") == [entry]
+
+
+def test_an_import_of_something_else_is_reported(tmp_path):
+    """Also inside a function, and also when the module is installed here by accident."""
+    room = tmp_path / "pupujepa"
+    room.mkdir()
+    (room / "new.py").write_text("def f():\n    import nobody_has_this.part\n    from yaml import load\n")
+    without_yaml = re.sub(r"^pyyaml==", "other==", LOCK, flags=re.MULTILINE)
+    assert unlocked(tmp_path, LOCK) == [
+        "pupujepa/new.py imports nobody_has_this, which no distribution of the lock brings"
+    ]
+    assert "pupujepa/new.py imports yaml, which no distribution of the lock brings" in unlocked(tmp_path, without_yaml)
