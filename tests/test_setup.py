@@ -13,7 +13,7 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("bash", "make", "awk", "cat", "env", "mktemp", "rm", "touch")
+TOOLS = ("bash", "make", "awk", "cat", "cp", "env", "mktemp", "rm", "touch")
 
 # An interpreter that notes its calls. Asked for a venv it makes a folder that holds itself; asked for uv it makes a uv
 # that notes its calls too. Calls that contain $FAIL fail.
@@ -54,6 +54,7 @@ class Checkout:
             shutil.copy(ROOT / name, self.root / name)
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
+        self.add_command("id", "#!/usr/bin/env bash\necho 1000\n")
 
     def add_python(self, name, version, without=()):
         """An interpreter that calls itself `version` and lacks modules; its headers lie beside its command."""
@@ -115,9 +116,43 @@ def test_python_3_13_needs_a_compiler(checkout):
     checkout.add_python("python3.13", (3, 13))
     refused = checkout.run("make", "setup")
     assert refused.returncode == 2
-    assert "python3.13 must compile tinysoundfont: apt-get install g++ python3.13-dev" in refused.stderr
+    assert "python3.13 lacks Debian packages: apt-get install g++ python3.13-dev" in refused.stderr
     checkout.add_compiler()
     assert checkout.run(".ci/find-python").stdout == f"{checkout.bin}/python3.13\n"
+
+
+def test_root_gets_what_debian_packs_apart(checkout):
+    """A fresh Debian has Python without venv; its packages are installed and named, and setup goes on."""
+    checkout.add_python("whole", (3, 13))
+    checkout.add_python("python3.13", (3, 13), without=["ensurepip"])
+    apt = f"echo apt-get $* >>{checkout.bin}/../calls\ncp {checkout.bin}/whole {checkout.bin}/python3.13"
+    checkout.add_command("apt-get", f"#!/usr/bin/env bash\n{apt}\n")
+    refused = checkout.run("make", "setup")
+    assert "apt-get install python3.13-venv g++ python3.13-dev; looked for" in refused.stderr
+    assert checkout.calls() == []
+    checkout.add_command("id", "#!/usr/bin/env bash\necho 0\n")
+    checkout.add_command("c++", "")
+    (checkout.bin / "Python.h").touch()
+    done = checkout.run("make", "setup")
+    assert done.returncode == 0, done.stderr
+    assert "installing python3.13-venv from Debian" in done.stderr
+    assert checkout.calls()[:3] == [
+        "apt-get update -qq",
+        "apt-get install -y -qq --no-install-recommends python3.13-venv",
+        "python3.13 -m venv --clear .venv",
+    ]
+
+
+def test_what_the_installation_does_not_mend_is_said_once(checkout):
+    """If the packages are there and the Python is still refused, the sentence comes and nothing loops."""
+    checkout.add_python("python3.13", (3, 13), without=["ensurepip"])
+    checkout.add_compiler()
+    checkout.add_command("id", "#!/usr/bin/env bash\necho 0\n")
+    checkout.add_command("apt-get", f"#!/usr/bin/env bash\necho apt-get $* >>{checkout.bin}/../calls\n")
+    refused = checkout.run("make", "setup")
+    assert refused.returncode == 2
+    assert "error: no usable Python 3.11 to 3.13 (python3.13 lacks Debian packages" in refused.stderr
+    assert len(checkout.calls()) == 2
 
 
 def test_no_python_is_one_sentence(checkout):
@@ -131,7 +166,10 @@ def test_no_python_is_one_sentence(checkout):
     checkout.add_python("python3.12", (3, 12), without=["ensurepip"])
     checkout.add_python("python3", (3, 14))
     refused = checkout.run("make", "setup").stderr
-    assert "(python3.12 lacks ensurepip: apt-get install python3.12-venv; python3 is Python 3.14; looked for" in refused
+    assert (
+        "(python3.12 lacks Debian packages: apt-get install python3.12-venv; python3 is Python 3.14; looked for"
+        in refused
+    )
     assert checkout.calls() == []
 
 
