@@ -1,12 +1,11 @@
 """facts.json: what a finished run was and did, in numbers, for the report and the summary."""
 
 import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from distributed.engine import sum_over_ranks
+from distributed.installed import installed_versions
 from distributed.run_directory import write_json
 from distributed.run_history import read_sessions
 from distributed.session import Session
@@ -56,7 +55,7 @@ def _setting(session: Session, parts: Parts) -> dict[str, Any]:
         "mix": corpora.describe() or None,
         "frontend_digest": corpora.frontend_digest,
         "git_commit": _git_commit(),
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+        "versions": installed_versions(PACKAGES),
     }
 
 

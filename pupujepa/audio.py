@@ -13,9 +13,9 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
-from torchaudio.functional import resample as torchaudio_resample
 
 from pupujepa.errors import UserError
+from pupujepa.resampling import resample_by_ratio
 
 # of file names, in lower case: the containers that libsndfile decodes and people keep music in
 AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
@@ -150,7 +150,7 @@ def whole_rate_hz(rate_hz: float) -> int:
 
 
 def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
-    """Resamples [S] (or [..., S]) with torchaudio's windowed sinc filter (its default: 6 zero crossings, Hann window).
+    """Resamples [S] (or [..., S]) with the windowed sinc filter of resampling.py (6 zero crossings, Hann window).
 
     Returns:
         [ceil(S * to_hz / from_hz)]; the audio itself where the rates are equal.
@@ -161,7 +161,7 @@ def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[
     if from_hz == to_hz:
         return audio_S
     old, new = resampling_ratio(from_hz, to_hz)
-    return torchaudio_resample(torch.from_numpy(audio_S), old, new).numpy()
+    return resample_by_ratio(torch.from_numpy(audio_S), old, new).numpy()
 
 
 def resampling_ratio(from_hz: int, to_hz: int) -> tuple[int, int]:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pupujepa.audio import AudioError, as_channels, mix_down, require_file, resample, resampling_ratio, whole_rate_hz
+from pupujepa.resampling import resampled_samples
 
 _BLOCK_S = 30
-# torchaudio's filter reaches 6 zero crossings of the lower rate; 16 leaves a wide margin
+# the filter of resampling.py reaches 6 zero crossings of the lower rate; 16 leaves a wide margin
 _CONTEXT_CROSSINGS = 16
 
 
@@ -109,8 +110,7 @@ def clip_of_samples(audio: NDArray, from_hz: float, to_hz: int) -> Clip:
 
 def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
     """Returns how many samples `resample` makes."""
-    old, new = resampling_ratio(from_hz, to_hz)
-    return -(-samples * new // old)
+    return resampled_samples(samples, *resampling_ratio(from_hz, to_hz))
 
 
 def _decoded(path: Path, block_samples: int) -> Iterator[NDArray[np.float32]]:

@@ -3,18 +3,18 @@
 The log-mel is kept *before* mean/std normalisation everywhere (shards, caches): the statistics belong to a corpus or
 to a model, the front end to neither.
 
-Shapes: B batch, S samples of audio, T frames, F mel bands.
+Shapes: B batch, S samples of audio, T frames, F mel bands; of the filter bank K frequency bins, E edges of bands.
 """
 
 import hashlib
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torchaudio.functional import melscale_fbanks
 
 from pupujepa.errors import UserError
 
@@ -22,6 +22,14 @@ from pupujepa.errors import UserError
 RELEASED_MEAN = -4.089994845986366
 RELEASED_STD = 2.0242277159094813
 LOG_FLOOR = math.log(1e-5)
+
+# Slaney's mel scale: linear up to 1 kHz, then 27 mel for each factor of 6.4
+_HZ_PER_MEL = 200 / 3
+_BEND_HZ = 1000.0
+_BEND_MEL = _BEND_HZ / _HZ_PER_MEL
+_LOG_HZ_PER_MEL = math.log(6.4) / 27
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,17 +160,41 @@ def frontend_digest(config: FrontendConfig) -> str:
 
 @lru_cache(maxsize=8)
 def mel_filter_bank(config: FrontendConfig) -> Tensor:
-    """Returns the Slaney-normalised filter bank [n_fft / 2 + 1, mel_bands] on the CPU; treat it as read-only."""
+    """Returns the Slaney-normalised mel filter bank [n_fft / 2 + 1, mel_bands] on the CPU; treat it as read-only.
+
+    Band m is a triangle over frequency: it begins at edge m, has its peak at edge m + 1 and ends at edge m + 2. The
+    edges are evenly spaced in mel. The height 2 / (edge m+2 - edge m) gives all bands the same area. Source: M. Slaney,
+    "Auditory Toolbox" (1998), as librosa's default and torchaudio's `slaney` have it; the bits are torchaudio's.
+    """
     with torch.inference_mode(False):  # a memoised inference tensor would break a later training step
-        return melscale_fbanks(
-            n_freqs=config.n_fft // 2 + 1,
-            f_min=config.fmin_hz,
-            f_max=config.fmax_hz,
-            n_mels=config.mel_bands,
-            sample_rate=config.sample_rate_hz,
-            norm="slaney",
-            mel_scale="slaney",
+        # the integer division is torchaudio's, half a hertz off at an odd rate
+        bin_K = torch.linspace(0, config.sample_rate_hz // 2, config.n_fft // 2 + 1, dtype=torch.float32, device="cpu")
+        lowest, highest = _mel_of_hz(config.fmin_hz), _mel_of_hz(config.fmax_hz)
+        edge_E = _hz_of_mel(torch.linspace(lowest, highest, config.mel_bands + 2, dtype=torch.float32, device="cpu"))
+        width_E = edge_E.diff()
+        distance_KE = edge_E - bin_K[:, None]
+        rising_KF = -distance_KE[:, :-2] / width_E[:-1]
+        falling_KF = distance_KE[:, 2:] / width_E[1:]
+        bank_KF = torch.minimum(rising_KF, falling_KF).clamp_min(0) * (2 / (edge_E[2:] - edge_E[:-2]))
+    if empty := int((bank_KF.amax(0) == 0).sum()):
+        _LOG.warning(
+            "%d of %d mel bands lie between the bins of n_fft=%d and stay silent; use fewer bands or a larger n_fft",
+            empty,
+            config.mel_bands,
+            config.n_fft,
         )
+    return bank_KF
+
+
+def _mel_of_hz(hz: float) -> float:
+    return hz / _HZ_PER_MEL if hz < _BEND_HZ else _BEND_MEL + math.log(hz / _BEND_HZ) / _LOG_HZ_PER_MEL
+
+
+def _hz_of_mel(mel_E: Tensor) -> Tensor:
+    """Returns frequencies [E] of ascending mel values [E]."""
+    linear = int((mel_E < _BEND_MEL).sum())
+    logarithmic_hz = _BEND_HZ * torch.exp(_LOG_HZ_PER_MEL * (mel_E[linear:] - _BEND_MEL))
+    return torch.cat([mel_E[:linear] * _HZ_PER_MEL, logarithmic_hz])
 
 
 def _reflected(audio_BS: Tensor, start: int, stop: int) -> Tensor:

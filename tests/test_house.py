@@ -1,5 +1,6 @@
 """The house: arrows between rooms go one way, and the rooms that we import are ours."""
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -39,6 +40,46 @@ def test_an_arrow_against_the_grain_is_caught(tmp_path):
     checked = lint_imports(tmp_path)
     assert checked.returncode == 1
     assert "pupujepa.wrong -> data" in checked.stdout
+
+
+def imported_packages(source, *, late=False):
+    """The packages that a module imports when it is loaded, anywhere but in functions; with `late`, there too."""
+    found, rest = set(), [ast.parse(source)]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+        if late or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            rest += ast.iter_child_nodes(node)
+    return found
+
+
+def test_no_module_imports_torchaudio_when_it_is_loaded():
+    """It loads only beside the torch that it was built for, and `distributed.installed` alone says so in a sentence."""
+    modules = [p for room in (*ROOMS, "benchmarks", "examples", "docs") for p in (ROOT / room).rglob("*.py")]
+    assert len(modules) > 250
+    assert [p for p in modules if "torchaudio" in imported_packages(p.read_text())] == []
+    # the library does without it altogether
+    library = [p for p in modules if p.is_relative_to(ROOT / "pupujepa")]
+    assert [p for p in library if "torchaudio" in imported_packages(p.read_text(), late=True)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "late"),
+    [
+        ("import os, torchaudio.functional as f", False),
+        ("from torchaudio import functional", False),
+        ("try:\n    import torchaudio\nexcept OSError:\n    pass", False),
+        ("class A:\n    from torchaudio.functional import resample", False),
+        ("def f():\n    import torchaudio", True),
+    ],
+)
+def test_an_import_of_torchaudio_would_be_seen(source, late):
+    """In any form, below a `try` or in a class, and in a function only where one asks for late imports."""
+    assert ("torchaudio" in imported_packages(source)) is not late
+    assert "torchaudio" in imported_packages(source, late=True)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distributed.installed import torchaudio_functional
 from distributed.marble.pupujepa_encoder import HowToEncode
 from distributed.marble.readout import SliceFeatures, pool_states
 from pupujepa.errors import UserError
@@ -93,16 +94,22 @@ def need_package(name: str, *, encoder: str) -> Any:
     """Imports the package of an encoder.
 
     Raises:
-        UserError: it, or something that it needs, is not installed; with the command that installs it.
+        UserError: it, or something that it needs, is not installed, or the torchaudio that it needs cannot be loaded;
+            with the command that installs it.
     """
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         missing = (error.name or name).split(".")[0]
+        if missing == "torchaudio":  # the newest one need not fit this torch
+            torchaudio_functional(without=f"encoder {encoder!r} cannot be measured")
         raise UserError(
             f"encoder {encoder!r} needs the package {missing}, which is not installed, so it cannot be measured; "
             f"install it with `pip install {missing}`, or what all adapters need with `pip install -e '.[peers]'`"
         ) from error
+    except (ImportError, OSError, RuntimeError):
+        torchaudio_functional(without=f"encoder {encoder!r} cannot be measured")  # says so, if this was the reason
+        raise
 
 
 def need_transformers_4(*, encoder: str) -> Any:

@@ -3,12 +3,14 @@
 Shapes: T frames, F mel bands; a grid is [steps, bands] of patches, time first.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
+from distributed.installed import TorchaudioError
 from distributed.report.pictures import (
     Canvas,
     band_name,
@@ -29,6 +31,7 @@ from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
 from pupujepa.model import ModelConfig
 from pupujepa.randomness import generator
 
+_LOG = logging.getLogger(__name__)
 SHOWN_CROPS = 3
 COVERAGE_DRAWS = 400
 LOUDEST_PERCENTILE = 99.7
@@ -54,7 +57,10 @@ class Plate:
 
 @dataclass(frozen=True)
 class Music:
-    """Pictures of the section; `symbols` are embedded once at the top of the page."""
+    """Pictures of the section; `symbols` are embedded once at the top of the page.
+
+    no_sound: why the crops cannot be listened to; "" where they can.
+    """
 
     symbols: tuple[str, ...]
     canvases: tuple[Canvas, ...]
@@ -63,6 +69,7 @@ class Music:
     coverage: tuple[Plate, ...]
     origin: str
     emblem: str
+    no_sound: str = ""
 
 
 def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig, seed: int = 0) -> Music:
@@ -70,15 +77,16 @@ def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig, se
     shown = gallery.crops[:SHOWN_CROPS]
     canvases = tuple(_canvas(i, c, gallery) for i, c in enumerate(shown))
     grid = (model.grid_steps, model.grid_bands)
-    frontend = FrontendConfig(**gallery.manifest.frontend)
+    sounds, no_sound = _sounds(shown, FrontendConfig(**gallery.manifest.frontend))
     return Music(
         symbols=tuple(symbol(v.symbol, spectrogram_uri(c.mel_TF)) for v, c in zip(canvases, shown, strict=True)),
         canvases=canvases,
-        crops=tuple(_crop_plate(v, c, frontend) for v, c in zip(canvases, shown, strict=True)),
+        crops=tuple(_crop_plate(v, c, sound) for v, c, sound in zip(canvases, shown, sounds, strict=True)),
         masks=tuple(_mask_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
         coverage=tuple(_coverage_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
         origin=gallery.url,
         emblem=emblem(canvases[0], [veil(~visible_patches(masks, RANDOM, grid=grid, seed=seed))]),
+        no_sound=no_sound,
     )
 
 
@@ -104,12 +112,23 @@ def _canvas(number: int, crop: Crop, gallery: Gallery) -> Canvas:
     return Canvas(f"crop-{number}", frames * gallery.frame_s, bands, frontend["fmin_hz"], frontend["fmax_hz"])
 
 
-def _crop_plate(canvas: Canvas, crop: Crop, frontend: FrontendConfig) -> Plate:
+def _sounds(crops: Sequence[Crop], frontend: FrontendConfig) -> tuple[tuple[str, ...], str]:
+    """Returns the audio of each crop as a data URI, and "" or why there is none.
+
+    A page comes after hours of training, and is not given up for the want of sound.
+    """
+    try:
+        return tuple(audio_uri(audio_of(crop.mel_TF, frontend), frontend.sample_rate_hz) for crop in crops), ""
+    except TorchaudioError as error:
+        _LOG.warning("%s", error)
+        return ("",) * len(crops), str(error)
+
+
+def _crop_plate(canvas: Canvas, crop: Crop, sound: str) -> Plate:
     beats, downbeats = ([t - crop.offset_s for t in crop.labels.get(key) or ()] for key in ("beats", "downbeats"))
     chips = label_chips(crop)
     described = f"Log-mel spectrogram of {fixed(canvas.duration_s, 1)} s from {crop.track}; {listed(list(chips))}"
     svg = picture(canvas, described, layers=[beat_marks(canvas, beats, downbeats), playhead()])
-    sound = audio_uri(audio_of(crop.mel_TF, frontend), frontend.sample_rate_hz)
     return Plate(crop.track.replace("_", " "), f"{crop.source}, from {fixed(crop.offset_s, 1)} s", svg, chips, sound)
 
 

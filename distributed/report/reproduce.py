@@ -1,11 +1,10 @@
 """How to get the same numbers again: commands, the resolved configuration, digests and versions."""
 
-import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
+from distributed.installed import installed_versions
 from distributed.report.inputs import RunInputs
 from distributed.report.probes import BASELINES
 
@@ -41,7 +40,7 @@ def reproduce_section(run: RunInputs, shards: str | None) -> Reproduce:
         tuple(commands(run, shards)),
         without_secrets(run.config_text or ""),
         tuple(digests),
-        tuple((str(k), str(v)) for k, v in recorded.items()) if recorded else tuple(versions_here()),
+        tuple((str(k), str(v)) for k, v in (recorded or installed_versions(PACKAGES)).items()),
         "recorded by the run" if recorded else "of the machine that made this page",
     )
 
@@ -73,14 +72,3 @@ def without_secrets(text: str) -> str:
     """Blanks user:password in URLs and values of keys that look secret; contract: none should be there at all."""
     text = re.sub(r"(\w+://)[^/\s:@]+:[^/\s@]+@", r"\1", text)
     return re.sub(r"(?im)^(\s*[\w.]*(?:secret|password|token|access_key)[\w.]*\s*:).+$", r"\1 (hidden)", text)
-
-
-def versions_here() -> list[tuple[str, str]]:
-    """Returns Python's version and those of the installed packages that matter."""
-    found = [("python", platform.python_version())]
-    for package in PACKAGES:
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return found

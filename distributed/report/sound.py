@@ -13,8 +13,8 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from torchaudio.functional import griffinlim
 
+from distributed.installed import torchaudio_functional
 from pupujepa.frontend import FrontendConfig, mel_filter_bank
 
 ITERATIONS = 48
@@ -26,7 +26,12 @@ FADE_S = 0.01
 
 
 def audio_of(mel_TF: np.ndarray, config: FrontendConfig) -> np.ndarray:
-    """Returns mono audio [S] at the front end's rate, with a peak of 0.8, (T - 1) * hop samples long."""
+    """Returns mono audio [S] at the front end's rate, with a peak of 0.8, (T - 1) * hop samples long.
+
+    Raises:
+        TorchaudioError: torchaudio, whose Griffin-Lim this is, cannot be loaded.
+    """
+    griffinlim = torchaudio_functional(without="the page has no sound").griffinlim
     # the floor of the logarithm is silence, not noise
     energy_TF = (torch.from_numpy(np.ascontiguousarray(mel_TF)).double().exp() - config.floor).clamp_min(0)
     inverse = torch.linalg.pinv(mel_filter_bank(config).double())

@@ -52,6 +52,14 @@ def test_filter_bank_is_librosas():
     np.testing.assert_allclose(mel_filter_bank(FrontendConfig()).numpy(), expected, atol=2e-7)
 
 
+def test_bands_between_the_bins_are_said(caplog):
+    """64 points cannot tell the lowest of 40 bands apart; those that hear nothing are counted in the log."""
+    config = FrontendConfig(n_fft=64, hop_samples=32, window_samples=64, mel_bands=40)
+    empty = int((mel_filter_bank(config) == 0).all(0).sum())
+    assert 0 < empty < 40
+    assert f"{empty} of 40 mel bands lie between the bins of n_fft=64 and stay silent" in caplog.text
+
+
 def test_silence_is_the_documented_constant():
     """Digital silence maps to the floor, and to -3.667 after the released normalisation."""
     mel = log_mel(torch.zeros(1, 24_000))

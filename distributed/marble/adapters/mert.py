@@ -33,12 +33,15 @@ def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
     """Loads a folder or a hub id.
 
     Raises:
-        UserError: transformers is missing, there is nothing to load, or it is not what HuBERT can run.
+        UserError: transformers cannot be loaded, there is nothing to load, or it is not what HuBERT can run.
     """
-    transformers = need_package("transformers", encoder="mert")
+    need_package("transformers", encoder="mert")
+    # The package itself imports this late, within `from_pretrained`'s reach: a torchaudio that does not fit raises an
+    # OSError too, and would pass for a missing file.
+    hubert = need_package("transformers.models.hubert.modeling_hubert", encoder="mert").HubertModel
     source = argument or DEFAULT
     try:
-        model, loading = transformers.HubertModel.from_pretrained(source, output_loading_info=True)
+        model, loading = hubert.from_pretrained(source, output_loading_info=True)
     except OSError as error:
         raise UserError(
             f"mert: {source} cannot be loaded ({error}); give a folder with its files or a hub id"
