@@ -20,7 +20,17 @@ from pupujepa.front_door import enter
 
 def main(folder: Path, data: str, encoders: list[str]) -> int:
     topology = discover(os.environ)
-    words = ["evaluate", "--encoders", *encoders, "--data", data, "--out", str(folder / "trained")]
+    words = [
+        "evaluate",
+        "--precision",
+        "fp32",
+        "--encoders",
+        *encoders,
+        "--data",
+        data,
+        "--out",
+        str(folder / "trained"),
+    ]
     if code := enter("distributed", COMMANDS, manual="", argv=words):
         return code
     for ranks in range(2, topology.world_size + 1):
