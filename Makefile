@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SYSTEM_TOOLS := slurmctld slurmd sbatch munged chromium
 SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium
 
-.PHONY: help setup lock compat system demo test lint bench clean
+.PHONY: FORCE help setup lock compat system demo test lint bench clean
 
 help:
 	@echo "make demo    install, then turn real music into a trained, probed and explained model (runs/demo/report.html)"
@@ -25,11 +25,16 @@ help:
 	@echo "make compat  test the lowest and the highest versions that pyproject.toml allows"
 	@echo "make clean   remove .venv, runs/ and caches of this checkout"
 
-setup: $(INSTALLED)
+# Always looks, because it is the remedy for packages that were changed by hand; the other targets trust the stamp.
+setup:
+	@.ci/setup $(VENV) venv uv packages project
+	@touch $(INSTALLED)
 
-$(INSTALLED): pyproject.toml requirements.lock
+$(INSTALLED): pyproject.toml requirements.lock $(if $(PYTHON),FORCE)
 	@.ci/setup $(VENV) venv uv packages project
 	@touch $@
+
+FORCE:
 
 # Keeps the versions that still fit pyproject.toml; `make lock UPGRADE=1` takes the newest of everything.
 lock:
@@ -54,19 +59,19 @@ system:
 	echo "installing $${missing[*]} from Debian"; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null
 
-demo: setup
+demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
-test: system setup lint
+test: system $(INSTALLED) lint
 	PATH=$$PATH:/usr/sbin:/sbin $(BIN)/python -m pytest -n 2 --dist loadscope
 
-lint: setup
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup
+bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -43,19 +43,21 @@ def torchaudio_functional(*, without: str) -> ModuleType:
     """
     try:
         return import_module("torchaudio.functional")
-    # respectively: it is not there; it needs a symbol of another torch; it was built for another CUDA release
-    except (ImportError, OSError, RuntimeError) as error:
+    # respectively: it is not there; it needs a symbol of another torch; it was built for another CUDA release; it calls
+    # what this torch no longer has
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise TorchaudioError(f"{_misfit()}, so {without}; install a pair that fits: {_install_command()}") from error
 
 
 def _misfit() -> str:
-    found = installed_versions(["torch", "torchaudio"])
+    found = {"torch": "of unknown version", **installed_versions(["torch", "torchaudio"])}
     if "torchaudio" in found:
         return f"torchaudio {found['torchaudio']} cannot be loaded beside torch {found['torch']}"
     return f"torchaudio is not installed beside torch {found['torch']}"
 
 
 def _install_command() -> str:
-    """Returns the command that installs torch and torchaudio in the versions of requirements.lock."""
-    pins = re.findall(r"^(?:torch|torchaudio)==[^\s;\\]+", LOCK.read_text(), re.MULTILINE)
+    """Returns the command that installs torch and torchaudio in the versions of requirements.lock, if it is here."""
+    text = LOCK.read_text() if LOCK.is_file() else ""
+    pins = re.findall(r"^(?:torch|torchaudio)==[^\s;\\]+", text, re.MULTILINE) or ["--upgrade", "torch", "torchaudio"]
     return " ".join(["pip install", *pins])

@@ -5,12 +5,14 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distributed.checkpoint import Checkpoint
 from distributed.checkpoint_place import Place
 from distributed.checkpoint_reading import place_of
+from distributed.engine import EngineConfig
 from distributed.experiment import Experiment, differences, with_precision
 from distributed.run_directory import RunDirectory, RunDirectoryError, write_atomically, write_json
 from distributed.session import Session
@@ -24,14 +26,22 @@ logger = logging.getLogger(__name__)
 
 
 def keep_precision(directory: RunDirectory, experiment: Experiment) -> Experiment:
-    """Returns the experiment with the precision that the run began with, if "auto" asks for it now.
+    """Returns the experiment with the precision that the run began with, or its parent, if "auto" asks for it now.
 
     A run continued on another processor must round as before, or its losses would not be those of a straight run.
     """
-    if experiment.engine.precision != AUTO or not directory.config.exists():
-        return experiment
-    begun = from_yaml(Experiment, directory.config.read_text()).engine
-    return with_precision(experiment, ChosenPrecision(begun.precision, begun.precision_reason))
+    engine, begun = experiment.engine, _engine_begun_with(directory, experiment)
+    if begun is not None and engine.precision == AUTO:
+        return with_precision(experiment, ChosenPrecision(begun.precision, begun.precision_reason))
+    # a reason that came with the config.yaml of another run need not be true here
+    reason = begun.precision_reason if begun is not None and begun.precision == engine.precision else ""
+    return replace(experiment, engine=replace(engine, precision_reason=reason))
+
+
+def _engine_begun_with(directory: RunDirectory, experiment: Experiment) -> EngineConfig | None:
+    """Returns the engine's settings of the run that is here or, for a new branch, of its parent."""
+    places = [directory, *([RunDirectory(Path(experiment.branch.parent))] if experiment.branch.step else [])]
+    return next((from_yaml(Experiment, p.config.read_text()).engine for p in places if p.config.is_file()), None)
 
 
 def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: bool) -> None:
@@ -56,7 +66,9 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
                 f"with; restore it from the newest of them, in {experiment.checkpoint.url or directory.checkpoints}"
             )
         return
-    changed = differences(from_yaml(Experiment, directory.config.read_text()), experiment)
+    before = from_yaml(Experiment, directory.config.read_text())
+    # a config.yaml written by hand may leave the choice open
+    changed = differences(with_precision(before, ChosenPrecision(experiment.engine.precision, "")), experiment)
     if changed:
         more = f" and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
         raise RunDirectoryError(

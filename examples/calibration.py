@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.alternate import machine  # noqa: E402 - run as a script, the root is not on the path before
 from distributed.experiment import load_experiment  # noqa: E402
+from pupujepa.errors import UserError  # noqa: E402
 from pupujepa.masks import draw_mask  # noqa: E402
 from pupujepa.model import PupuJEPA  # noqa: E402
 from pupujepa.objective import TrainingStep  # noqa: E402
@@ -46,22 +47,36 @@ class Rates:
 
 
 def predict_s(here: Rates, reference: Path = REFERENCE) -> dict[str, float]:
-    """Predicts the seconds of each phase of the demo from the reference run, scaled by the rates of this machine."""
-    known = json.loads(reference.read_text())
-    there = Rates(**known["rates"])
+    """Predicts the seconds of each phase of the demo from the reference run, scaled by the rates of this machine.
+
+    Raises:
+        UserError: no reference, or none that can be read.
+    """
+    try:
+        known = json.loads(reference.read_text())
+        there = Rates(**known["rates"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{reference} cannot be used ({error}); restore it with git checkout") from error
     slower = {True: there.crops_per_s / here.crops_per_s, False: there.loops_per_s / here.loops_per_s}
     return {phase: seconds * slower[phase in MODEL_PHASES] for phase, seconds in known["seconds"].items()}
 
 
 def write_reference(run_dir: Path, reference: Path = REFERENCE) -> None:
-    """Makes a finished demo, timed without other work on the machine, the reference of later predictions."""
+    """Makes a finished demo, timed without other work on the machine, the reference of later predictions.
+
+    Raises:
+        UserError: the demo is not finished.
+    """
+    missing = [file for file in (*KEPT.values(), "summary.json") if not (run_dir / file).is_file()]
+    if missing:
+        raise UserError(f"{run_dir} lacks {', '.join(missing)}, so it is no finished demo; run make demo to its end")
     kept = {name: json.loads((run_dir / file).read_text()) for name, file in KEPT.items()}
     reference.write_text(json.dumps(kept | {"machine": machine()}, indent=1) + "\n")
 
 
-def calibrate(ranks: int, environment: Mapping[str, str]) -> Rates:
-    """Times this machine on `ranks` processes at once."""
-    command = [sys.executable, str(Path(__file__).resolve())]
+def calibrate(ranks: int, environment: Mapping[str, str], *, overrides: Sequence[str] = ()) -> Rates:
+    """Times this machine on `ranks` processes at once; `overrides` are those of the training preset."""
+    command = [sys.executable, str(Path(__file__).resolve()), *overrides]
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(ranks)]
     answers = [process.communicate()[0] for process in running]
     for process in running:
@@ -72,9 +87,9 @@ def calibrate(ranks: int, environment: Mapping[str, str]) -> Rates:
     return Rates(*rates, precision=measured[0]["precision"])
 
 
-def measure() -> Rates:
+def measure(overrides: Sequence[str] = ()) -> Rates:
     """Times one process."""
-    experiment = load_experiment(["demo"])
+    experiment = load_experiment(["demo"], overrides=overrides)
     chosen = choose_precision(experiment.engine.precision, torch.device("cpu"))
     config, crops = experiment.model, experiment.stream.global_batch // 2
     step = TrainingStep(PupuJEPA(config), experiment.objective, PRECISIONS[chosen.name])
@@ -107,12 +122,16 @@ def _per_second(work: Callable[[], None]) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """Prints the rates of one process, or keeps a finished demo as the reference."""
-    if argv:
-        write_reference(Path(argv[0]))
+    runs = [word for word in argv if "=" not in word]
+    if runs:
+        write_reference(Path(runs[0]))
     else:
-        sys.stdout.write(json.dumps(asdict(measure())) + "\n")
+        sys.stdout.write(json.dumps(asdict(measure(argv))) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

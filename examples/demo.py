@@ -21,8 +21,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -32,6 +30,7 @@ from pupujepa.errors import UserError  # noqa: E402
 
 BUCKET = "pupujepa-demo"
 TASKS = ("key", "beats", "instruments", "tempo", "collection")
+PHASES = ("render", "shard", "train", "evaluate", "sweep", "report")
 
 
 @dataclass
@@ -85,13 +84,13 @@ class Demo:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs all phases; returns the exit code."""
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     check(args)
+    args.out.mkdir(parents=True, exist_ok=True)
     with LocalS3(args.out / "store") as store:
         store.make_bucket(BUCKET)
         demo = Demo(args.out.resolve(), {**os.environ, **store.environment(), "PYTHONPATH": str(ROOT)}, args.ranks)
-        predict(demo)
+        predict(demo, args)
         demo.phase("render", lambda: render(demo, args))
         demo.phase("shard", lambda: shard(demo))
         demo.phase("train", lambda: train(demo, args.overrides))
@@ -124,17 +123,26 @@ def check(args: argparse.Namespace) -> None:
     demo.run("python", "-m", "distributed", "doctor", "--for", "demo", "--run-dir", demo.out)
 
 
-def predict(demo: Demo) -> None:
-    """Says how long the phases will take that are not done yet."""
+def predict(demo: Demo, args: argparse.Namespace) -> None:
+    """Says how long the phases will take that are not done yet; what it cannot predict it says, and goes on."""
+    left = [
+        p for p in PHASES if p not in _read_json(demo.out / "phases.json", {}) and not (p == "sweep" and args.no_sweep)
+    ]
+    if not left:
+        return
     # after the doctor, which says what to do if torch does not load
     from examples.calibration import calibrate, predict_s
 
-    rates = calibrate(demo.ranks, demo.environment)
-    write_json(demo.out / "calibration.json", asdict(rates))
-    done = _read_json(demo.out / "phases.json", {})
-    seconds = {phase: predicted for phase, predicted in predict_s(rates).items() if phase not in done}
-    phases = ", ".join(f"{phase} {predicted:.0f} s" for phase, predicted in seconds.items())
-    minutes = sum(seconds.values()) / 60
+    rates = calibrate(demo.ranks, demo.environment, overrides=args.overrides)
+    if len(left) == len(PHASES):  # of the same moment as the seconds of the phases
+        write_json(demo.out / "calibration.json", asdict(rates))
+    try:
+        predicted_s = predict_s(rates)
+    except UserError as error:
+        say(f"no prediction of the time: {error}")
+        return
+    phases = ", ".join(f"{phase} {predicted_s[phase]:.0f} s" for phase in left)
+    minutes = sum(predicted_s[phase] for phase in left) / 60
     say(f"about {minutes:.0f} minutes at the default sizes, in {rates.precision} on this machine: {phases}")
 
 
@@ -188,6 +196,8 @@ def kill_after_checkpoint(demo: Demo, command: Sequence[str | Path]) -> None:
 
 def kill_tree(process: subprocess.Popen) -> None:
     """SIGKILL to a process and all below it, as a node that loses power; torchrun's ranks are groups of their own."""
+    import psutil  # after the doctor, which says what to do where it is missing
+
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.kill()
     for child in family:

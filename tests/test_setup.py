@@ -205,17 +205,29 @@ def test_setup_installs_the_lock_and_then_the_project(checkout):
 def test_setup_runs_again_only_when_something_changed(checkout, changed):
     """The venv is kept, unless another Python is asked for."""
     checkout.add_python("python3.12", (3, 12))
-    checkout.run("make", "setup")
+    installed = ("make", ".venv/.installed")  # what demo, test and lint depend on
+    checkout.run(*installed)
     first = checkout.calls()
-    assert checkout.run("make", "setup").stdout == "make: Nothing to be done for 'setup'.\n"
+    assert checkout.run(*installed).stdout == "make: '.venv/.installed' is up to date.\n"
     assert checkout.calls() == first
     os.utime(checkout.root / changed, (2**32, 2**32))
-    checkout.run("make", "setup")
+    checkout.run(*installed)
     assert checkout.calls()[len(first) :] == ["python -m pip --version", BRING_UV, WITH_UV, PROJECT]
     checkout.add_python("python3.13", (3, 13))
     checkout.add_compiler()
     checkout.run("make", "setup")
     assert "python3.13 -m venv --clear .venv" in checkout.calls()
+
+
+def test_asked_for_by_name_setup_always_looks(checkout):
+    """It is the remedy of the doctor; so is another PYTHON, whatever the target."""
+    checkout.add_python("python3.12", (3, 12))
+    checkout.add_python("mine", (3, 11))
+    checkout.run("make", "setup")
+    first = checkout.calls()
+    checkout.run("make", "setup")
+    assert checkout.calls()[len(first) :] == ["python -m pip --version", BRING_UV, WITH_UV, PROJECT]
+    assert "venv of Python 3.11.0 " in checkout.run("make", ".venv/.installed", "PYTHON=mine").stdout
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints the findings; returns 1 if something needed is missing.
 
     Raises:
-        UserError: --write without --url.
+        UserError: --write without --url, or an empty --url.
     """
+    if args.url == "":
+        raise UserError("--url is empty, so no store would be tried; name one, such as s3://bucket/prefix, or drop it")
     if args.write and not args.url:
         raise UserError("--write has nowhere to write to; add --url s3://bucket/prefix")
     findings = examine(args.aim, run_dir=args.run_dir, url=args.url, write=args.write)

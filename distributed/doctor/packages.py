@@ -14,7 +14,7 @@ from distributed.doctor.trial import DEEPSPEED_START, ROOT, TORCH_FACTS, Trial
 
 PYTHON_FIRST, PYTHON_LAST = (3, 11), (3, 13)
 LOCK = ROOT / "requirements.lock"
-INSTALL = "make setup, or: python -m pip install --require-hashes -r requirements.lock"
+INSTALL = "make setup, or: python -m pip install --require-hashes --no-deps -r requirements.lock"
 
 # the extras and dependency groups of pyproject.toml that an aim asks for
 _EXTRAS: dict[str, tuple[str, ...]] = {"embed": (), "train": ("train", "eval"), "demo": ("demo", "sound")}
@@ -119,9 +119,16 @@ def needed_packages(pyproject: Mapping[str, Any], aim: str) -> list[Package]:
 def read_lock(path: Path) -> dict[str, frozenset[str]]:
     """Returns the versions that a lock allows, by normalised name; Python's version may decide between several."""
     locked: dict[str, set[str]] = {}
-    for name, version in _LOCKED.findall(path.read_text() if path.is_file() else ""):
+    for name, version in _LOCKED.findall(_text_of(path)):
         locked.setdefault(_normalised(name), set()).add(version)
     return {name: frozenset(versions) for name, versions in locked.items()}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # missing or not readable: there is nothing to compare with, which lock_finding says
+        return ""
 
 
 def package_findings(environment: Environment, trials: Mapping[str, Trial], *, aim: str) -> list[Finding]:
@@ -196,7 +203,7 @@ def _too_old(environment: Environment) -> list[Finding]:
 def _lock(environment: Environment) -> Finding:
     """Compares versions, without what a build adds behind "+"; what the lock does not name is nobody's business."""
     if not environment.locked:
-        return Finding("lock", ABSENT, f"{LOCK.name} is not in this checkout")
+        return Finding("lock", ABSENT, f"{LOCK.name} is not in this checkout, or cannot be read")
     common = sorted(environment.locked.keys() & environment.installed.keys())
     if not common:
         return Finding("lock", ABSENT, f"none of the packages of {LOCK.name} is installed")

@@ -19,7 +19,7 @@ from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
 from distributed.doctor.machine import read_place
 
 # somebody waits for the answer, so a store that fails for the moment is not insisted on
-_IMPATIENT = RetryPolicy(deadline_s=8.0, connect_timeout_s=5.0, read_timeout_s=15.0)
+_IMPATIENT = RetryPolicy(deadline_s=8.0, connect_timeout_s=5.0, read_timeout_s=5.0)
 # S3 refuses signatures that are made with a clock so far off
 _MOST_SKEW_S, _MUCH_SKEW_S = 15 * 60.0, 5 * 60.0
 _READ_BYTES, _WRITTEN_BYTES = 16 * 2**20, 4 * 2**20
@@ -36,7 +36,7 @@ def store_findings(url: str, *, write: bool, now_s: Callable[[], float] = time.t
     """
     with _sentence("store") as failures:
         store = open_store(url, policy=_IMPATIENT)
-        reached = [_folder(store)] if isinstance(store, LocalStore) else _server(store, now_s)
+        reached = [_folder(store, write=write)] if isinstance(store, LocalStore) else _server(store, now_s)
     if failures:
         return failures
     findings = [*reached, *([] if isinstance(store, LocalStore) else _list(store)), *_read(store)]
@@ -85,10 +85,14 @@ def _sentence(name: str) -> Iterator[list[Finding]]:
         failures.append(Finding(name, FAILED, f"no client can be loaded: {error}", "pip install 'pupujepa[data]'"))
 
 
-def _folder(store: LocalStore) -> Finding:
+def _folder(store: LocalStore, *, write: bool) -> Finding:
     if store.root.is_dir():
         return Finding("store", OK, f"{store.root} is a folder here")
-    return Finding("store", ABSENT, f"{store.root} does not exist", "python -m data build makes it; or correct --url")
+    if store.root.exists():
+        return Finding("store", FAILED, f"{store.root} is a file", "name the folder that holds manifest.json")
+    # what is to be written may not be there yet; what is to be read must be
+    level = ABSENT if write else FAILED
+    return Finding("store", level, f"{store.root} does not exist", "python -m data build makes it; or correct --url")
 
 
 def _server(store: Store, now_s: Callable[[], float]) -> list[Finding]:

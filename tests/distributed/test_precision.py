@@ -5,7 +5,9 @@ import subprocess
 import pytest
 import yaml
 
+from distributed.experiment import load_experiment
 from distributed.run_directory import RunDirectory
+from distributed.run_history import keep_precision, require_same_run
 from tests.distributed.launch import ROOT, TIMEOUT_S, environment, interrupted_copy, losses, train_command
 
 WITHOUT_BF16 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -58,6 +60,37 @@ def test_a_run_continues_with_the_precision_it_began_with(begun, shards, tmp_pat
     assert "stage 1, fp32 (the processor" in log
     assert losses(copy) == pytest.approx(losses(run_dir), rel=1e-6)
     assert engine_of(copy) == engine_of(run_dir)
+
+
+def test_a_branch_takes_the_precision_of_its_parent(begun, shards, tmp_path):
+    """The choice was the parent's: another processor does not make the branch another experiment."""
+    parent, _ = begun
+    run_dir = tmp_path / "branch"
+    train(
+        run_dir, shards, "engine.precision=auto", f"branch.parent={parent}", "branch.step=14", "schedule.peak_lr=1e-3"
+    )
+    assert engine_of(run_dir) == engine_of(parent)
+
+
+def test_a_reason_is_true_of_the_run_that_gives_it(begun, tmp_path):
+    """Another run's config.yaml brings no reason along, and a precision by name needs none."""
+    parent, _ = begun
+    for override in ("engine.precision=bf16", "engine.precision=fp32"):
+        experiment = load_experiment(file=RunDirectory(parent).config, overrides=[override])
+        assert experiment.engine.precision_reason
+        assert keep_precision(RunDirectory(tmp_path), experiment).engine.precision_reason == ""
+    same = keep_precision(RunDirectory(parent), load_experiment(file=RunDirectory(parent).config))
+    assert same.engine.precision_reason.endswith("has no bf16 instructions")
+
+
+def test_a_config_that_leaves_the_choice_open_is_this_run(begun, tmp_path):
+    """config.yaml written by hand with precision: auto can be continued."""
+    parent, _ = begun
+    experiment = load_experiment(file=RunDirectory(parent).config)
+    directory = RunDirectory(tmp_path)
+    text = RunDirectory(parent).config.read_text()
+    directory.config.write_text(text.replace("precision: fp32", "precision: auto"))
+    require_same_run(directory, experiment, fresh=False)
 
 
 def test_bf16_by_name_is_kept_and_warned_of_where_it_is_emulated(shards, tmp_path):
