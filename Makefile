@@ -12,13 +12,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SYSTEM_TOOLS := slurmctld slurmd sbatch munged chromium
 SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium
 
-.PHONY: help setup system demo test lint bench clean
+.PHONY: help setup system demo test lint bench gpu clean
 
 help:
 	@echo "make demo    install, then turn real music into a trained, probed and explained model (runs/demo/report.html)"
 	@echo "make test    install (SLURM and Chromium included), then lint, types and all tests"
 	@echo "make lint    ruff, mypy and the arrows between rooms"
 	@echo "make bench   the benchmarks, side by side with our peers (results: benchmarks/RESULTS.md)"
+	@echo "make gpu     one GPU in nine minutes: tests, step times, data wait; BIN=/env/bin takes an environment that is there"
 	@echo "make clean   remove .venv, runs/ and caches of this checkout"
 
 setup: $(INSTALLED)
@@ -55,6 +56,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+gpu: $(if $(filter command,$(origin BIN)),,setup)
+	$(BIN)/python -m benchmarks gpu
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
