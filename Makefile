@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SYSTEM_TOOLS := slurmctld slurmd sbatch munged chromium
 SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium
 
-.PHONY: FORCE help setup lock compat system demo test lint bench clean
+.PHONY: FORCE help setup lock compat system demo test lint bench gpu clean
 
 help:
 	@echo "make demo    install, then turn real music into a trained, probed and explained model (runs/demo/report.html)"
@@ -23,6 +23,7 @@ help:
 	@echo "make setup   install requirements.lock into .venv, which the other targets do themselves"
 	@echo "make lock    renew requirements.lock from pyproject.toml; UPGRADE=1 takes the newest versions"
 	@echo "make compat  test the lowest and the highest versions that pyproject.toml allows"
+	@echo "make gpu     one GPU in nine minutes: tests, step times, data wait; BIN=/env/bin takes an environment that is there"
 	@echo "make clean   remove .venv, runs/ and caches of this checkout"
 
 # Always looks, because it is the remedy for packages that were changed by hand; the other targets trust the stamp.
@@ -73,6 +74,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+gpu: $(if $(filter command,$(origin BIN)),,$(INSTALLED))
+	$(BIN)/python -m benchmarks gpu
 
 clean:
 	rm -rf $(VENV) .compat runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

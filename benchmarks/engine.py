@@ -3,8 +3,6 @@
   python -m benchmarks engine                         all of it on CPU ranks of one thread: about half an hour
   python -m benchmarks engine --overhead --checkpoints           some of it
   python -m benchmarks engine --plan-memory           peaks of ranks against `distributed plan`: ten minutes
-  python -m benchmarks engine --gpu                   step time, MFU and memory for tiny to large, compiled or not, ZeRO
-                                                      0 to 3 on all GPUs of this machine, with the profile of one step
   python -m benchmarks engine --quick ...             few repetitions: shows that it works, measures nothing
 
 Both sides of the overhead run in one process, on the same batch, in turn: ours is Trainer's step with its reductions,
@@ -25,8 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import engine_gpu, engine_memory, engine_trainer
+from benchmarks import engine_memory, engine_trainer
 from benchmarks.engine_launch import on_ranks
+from benchmarks.step import where
 from benchmarks.stream_corpus import CorpusConfig, make_corpus
 from pupujepa.randomness import generator
 
@@ -36,10 +35,9 @@ PREDICTION = (
     "model stalls for 0.3 s, a step; one in the background for a third of a step. Resuming takes 10 s, of which 8 are "
     "imports and rendezvous. Diagnostics cost 1.5 % at the demo's intervals. Two ranks reach 1.85 times the crops of "
     "one, losing to the memory bus. Planned memory is within 10 % of the measured peak everywhere, within 3 % at "
-    "stages 0 to 2. On an H200: 45 % of the bf16 peak for Large compiled, 38 % without; 15 % for Tiny, whose narrow "
-    "predictor is bound by memory; stages 0 to 3 within 5 % of each other on one GPU."
+    "stages 0 to 2."
 )
-PARTS = ("overhead", "checkpoints", "resume", "diagnostics", "scaling", "plan-memory", "gpu")
+PARTS = ("overhead", "checkpoints", "resume", "diagnostics", "scaling", "plan-memory")
 # name, overrides, steps a run, runs
 OVERHEAD_SETTINGS = (
     ("demo, 16 crops", (), 10, 21),
@@ -55,7 +53,8 @@ MEMORY_SETTINGS = (
 def main() -> None:
     """Prints the chosen parts as Markdown."""
     args = parse(sys.argv[sys.argv.index("engine") + 1 :] if "engine" in sys.argv else [])
-    print(f"{engine_gpu.where()}\n\nprediction: {PREDICTION}\n")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{where(device)}\n\nprediction: {PREDICTION}\n")
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             print(f"### {part}\n")
@@ -71,7 +70,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{part}", dest="parts", action="append_const", const=part, help=f"the part {part}")
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it works")
     args = parser.parse_args(argv)
-    args.parts = args.parts or [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+    args.parts = args.parts or list(PARTS)
     return args
 
 
@@ -181,5 +180,4 @@ PRINTED = {
     "diagnostics": diagnostics,
     "scaling": scaling,
     "plan-memory": plan_memory,
-    "gpu": engine_gpu.lines,
 }

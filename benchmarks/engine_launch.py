@@ -2,44 +2,103 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# for a process that was asked to end to write down what it has
+GRACE_S = 15.0
 
 
 class RanksFailedError(RuntimeError):
     """A launch ended without a result."""
 
 
+class OutOfTimeError(RanksFailedError):
+    """A launch was ended because its time was over."""
+
+
 def on_ranks(
-    function: Callable[..., Any], settings: dict[str, Any], *, ranks: int, environ: Mapping[str, str] | None = None
+    function: Callable[..., Any],
+    settings: dict[str, Any],
+    *,
+    ranks: int,
+    environ: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> Any:
     """Calls `function(settings, topology, device)` on fresh processes, one thread each, and returns the first's result.
 
     Args:
+        ranks: a single one is started without a launcher, as a training of one process is.
         environ: variables of theirs beside those of this process.
 
     Raises:
-        RanksFailedError: with the end of what they said.
+        RanksFailedError: with the end of what they said; OutOfTimeError if they took longer than `timeout_s`.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "task.json"
         path.write_text(json.dumps({"function": f"{function.__module__}:{function.__name__}", "settings": settings}))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        done = subprocess.run(
-            [*command, "-m", "benchmarks.engine_rank", str(path)],
-            check=False,
-            cwd=ROOT,
-            env=os.environ | dict(environ or {}) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
+        command = [sys.executable, "-m"]
+        if ranks > 1:
+            command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+        code, said = run_within(
+            [*command, "benchmarks.engine_rank", str(path)],
+            timeout_s=timeout_s,
+            environ={**(environ or {}), "OMP_NUM_THREADS": "1"},
         )
         result = path.with_suffix(".result")
-        if done.returncode or not result.exists():
-            raise RanksFailedError(f"{settings} on {ranks} ranks: {done.stdout[-1000:]}{done.stderr[-4000:]}")
+        if code or not result.exists():
+            raise RanksFailedError(f"{settings} on {ranks} ranks: {said[-5000:]}")
         return json.loads(result.read_text())
+
+
+def run_within(
+    command: Sequence[str], *, timeout_s: float | None, environ: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Runs a command in the checkout and returns its exit code and output; no process of it is left.
+
+    Args:
+        timeout_s: after so long it is interrupted, as by Ctrl-C, and some seconds later killed.
+        environ: variables of its own beside those of this process.
+
+    Raises:
+        OutOfTimeError: with the end of what it said.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(environ or {}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # so that what it started can be ended with it
+            start_new_session=True,
+        )
+        try:
+            in_time = _ends_within(process, timeout_s)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        said = output.read()
+    if not in_time:
+        raise OutOfTimeError(f"{said[-5000:]}\nended after {timeout_s:.0f} s, all the time that it had")
+    return process.returncode, said
+
+
+def _ends_within(process: subprocess.Popen, timeout_s: float | None) -> bool:
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        return False
+    return True

@@ -12,7 +12,7 @@ import torch
 from distributed.engine import prepare_deepspeed
 from distributed.host_memory import keep_freed_memory
 from distributed.process_end import end_process
-from distributed.topology import choose_device, discover, exported, process_group
+from distributed.topology import choose_device, discover, exported, process_group, usable_gpus
 
 TIMEOUT_S = 1800.0
 
@@ -22,7 +22,7 @@ def main(path: Path) -> NoReturn:
     task = json.loads(path.read_text())
     torch.set_num_threads(1)
     topology = discover(os.environ)
-    device = choose_device(topology, cuda_devices=torch.cuda.device_count())
+    device = choose_device(topology, cuda_devices=usable_gpus(os.environ))
     prepare_deepspeed(os.environ, device=device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

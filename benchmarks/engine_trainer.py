@@ -19,13 +19,14 @@ from data.batches import Batch
 from data.corpora import read_corpora
 from distributed.build import build_parts
 from distributed.engine import batch_sizes
-from distributed.experiment import Experiment, load_experiment, with_corpora
+from distributed.experiment import Experiment, load_experiment, with_corpora, with_precision
 from distributed.open_checkpoints import begin_generation, open_checkpoints
 from distributed.preemption import StopRequest
 from distributed.run_directory import RunDirectory
 from distributed.session import Session
 from distributed.topology import Topology
 from distributed.trainer import Trainer
+from pupujepa.precision import choose_precision
 
 # no run of the benchmark comes to its end
 _MANY_STEPS = 1_000_000
@@ -83,6 +84,7 @@ def session_of(settings: dict[str, Any], topology: Topology, device: torch.devic
     """Returns the session of {"preset", "overrides", "shards", "run"}."""
     overrides = [f"stream.url={settings['shards']}", f"train.steps={_MANY_STEPS}", "telemetry.wandb=disabled"]
     experiment = load_experiment([settings["preset"]], overrides=[*overrides, *settings["overrides"]])
+    experiment = with_precision(experiment, choose_precision(experiment.engine.precision, device))
     batch, micro_batch = experiment.stream.global_batch, experiment.engine.micro_batch
     sizes = batch_sizes(batch, micro_batch=micro_batch, world_size=topology.world_size)
     corpora = read_corpora(experiment.stream)

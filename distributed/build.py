@@ -1,6 +1,7 @@
 """Builds the parts of a training session in the order in which they depend on each other."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 from data.stream import Stream
 from distributed.agreement import ranks_of_node
 from distributed.checkpoint import Checkpoint, CheckpointStore
-from distributed.engine import deepspeed_json, start_engine, update_on_host_by_fused_kernel
+from distributed.engine import deepspeed_json, settle_kernels, start_engine, update_on_host_by_fused_kernel
 from distributed.fencing import Fence, FencedSink
 from distributed.guard import CollapseGuard
 from distributed.pace import Yardstick, peak_flops_of, yardstick
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | None) -> Parts:
     """Builds everything and, if there is a checkpoint, puts it where the checkpoint left it."""
     experiment = session.experiment
+    settle_kernels(os.environ, experiment.engine)
     model, step = _build_model(session)
     # before anything is loaded: it remembers the first weights
     teacher = _build_teacher(session, step)

@@ -49,6 +49,8 @@ class EngineConfig:
     compile: "none", or what torch.compile makes of the training step: "inductor" compiles kernels, "aot_eager" only
         traces it, to find out which of the two is at fault.
     shard_teacher: each rank keeps a part of the teacher and gathers block by block; null does so under stage 3.
+    deterministic: take only kernels that add in a fixed order, so that GPUs give the same bits each time, which a
+        resumed run needs to end with those of a straight one. Attention's backward pass is slower. CPUs always do.
     deepspeed: added to DeepSpeed's generated JSON; see deepspeed_additions.py.
     timeout_s: how long ranks wait for each other before a collective fails.
     """
@@ -61,6 +63,7 @@ class EngineConfig:
     offload_optimizer: bool = False
     compile: str = NOT_COMPILED
     shard_teacher: bool | None = None
+    deterministic: bool = False
     deepspeed: dict[str, Any] = field(default_factory=dict)
     timeout_s: float = 600.0
 
@@ -171,6 +174,8 @@ def deepspeed_json(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
+        # this timer waits for the device in every micro-batch and after every step, for a speed that nobody reads
+        "timers": {"throughput": {"enabled": False}},
     }
     return with_additions(generated, engine.deepspeed)
 
@@ -195,6 +200,18 @@ def prepare_deepspeed(environ: MutableMapping[str, str], *, device: torch.device
     leave_muon_uncompiled()
     # it logs a page of its configuration per rank at INFO
     deepspeed.utils.logger.setLevel("WARNING")
+
+
+def settle_kernels(environ: MutableMapping[str, str], engine: EngineConfig) -> None:
+    """Asks torch for kernels that add in a fixed order, or for the fastest; before a GPU's first matrix product."""
+    if engine.deterministic:
+        # cuBLAS reads it with its first product, and torch refuses products without it
+        environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # torch would fill all memory that it allocates, lest a program read what it has not written
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if engine.deterministic != torch.are_deterministic_algorithms_enabled():
+        # it imports torch's compiler, so not without need
+        torch.use_deterministic_algorithms(engine.deterministic)
 
 
 def start_engine(

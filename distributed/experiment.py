@@ -55,6 +55,7 @@ FREE_TO_CHANGE = (
     "engine.offload_optimizer",
     "engine.compile",
     "engine.shard_teacher",
+    "engine.deterministic",
     "engine.timeout_s",
     "engine.precision_reason",
     # the stream compares the manifest's digest, so a copy of the same shards elsewhere is welcome

@@ -34,6 +34,16 @@ def write_facts(session: Session, parts: Parts, trainer: Trainer) -> None:
     )
 
 
+def git_commit() -> str | None:
+    """Returns the commit of the checkout, or None where there is no git."""
+    root = Path(__file__).parents[1]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # a source tree without git is fine, the field is a convenience
+
+
 def _setting(session: Session, parts: Parts) -> dict[str, Any]:
     experiment, corpora = session.experiment, session.corpora
     return {
@@ -54,7 +64,7 @@ def _setting(session: Session, parts: Parts) -> dict[str, Any]:
         "manifest_digest": corpora.digest,
         "mix": corpora.describe() or None,
         "frontend_digest": corpora.frontend_digest,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "versions": installed_versions(PACKAGES),
     }
 
@@ -76,12 +86,3 @@ def _outcome(session: Session, trainer: Trainer) -> dict[str, Any]:
 
 def _per(amount: float, seconds: float) -> float | None:
     return amount / seconds if seconds else None
-
-
-def _git_commit() -> str | None:
-    root = Path(__file__).parents[1]
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None  # a source tree without git is fine, the field is a convenience

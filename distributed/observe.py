@@ -41,7 +41,7 @@ class StepObserver:
         prediction_nD = aux["prediction_BMD"].flatten(0, 1)
         target_nD = aux["target_BMD"].flatten(0, 1)
         tokens = batch.target.shape[1]
-        strategy_n = batch.strategy.repeat_interleave(tokens)
+        strategy_n = batch.strategy[:, None].expand(-1, tokens).flatten()
         membership_Gn = torch.cat(
             [
                 torch.ones_like(strategy_n)[None] == 1,
@@ -85,7 +85,7 @@ class StepObserver:
         """Sums of losses and counts of crops per corpus, [2, corpora]."""
         names = [uid.partition("/")[0] for uid in batch.uids]
         index_B = torch.tensor([self._corpora.index(name) if self._corpora else -1 for name in names])
-        chosen_CB = _one_hot(index_B.to(loss_B.device), len(self._corpora)).double()
+        chosen_CB = _one_hot(index_B.to(loss_B.device, non_blocking=True), len(self._corpora)).double()
         return torch.stack([chosen_CB @ loss_B.double(), chosen_CB.sum(1)])
 
     def _batch_values(self, numbers: Tensor) -> dict[str, float]:

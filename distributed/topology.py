@@ -148,6 +148,11 @@ def loopback_interface(topology: Topology) -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": "lo"} if local and "lo" in {name for _, name in socket.if_nameindex()} else {}
 
 
+def usable_gpus(environ: Mapping[str, str]) -> int:
+    """Counts the GPUs of this process; none where DS_ACCELERATOR=cpu keeps DeepSpeed, and so the training, off them."""
+    return 0 if environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+
+
 def choose_device(topology: Topology, *, cuda_devices: int) -> torch.device:
     """The GPU of this rank, or the CPU on a machine that has none.
 

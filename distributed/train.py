@@ -57,7 +57,7 @@ from distributed.run_history import begin_session, keep_precision, require_same_
 from distributed.session import Session
 from distributed.session_end import SessionEnd
 from distributed.telemetry import configure_logging
-from distributed.topology import choose_device, discover, exported, process_group
+from distributed.topology import choose_device, discover, exported, process_group, usable_gpus
 from distributed.trainer import Ending, Trainer
 from distributed.watchdog import END, watchdog_of
 from pupujepa.errors import UserError
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     directory = RunDirectory(args.run_dir or Path("runs") / (Path(args.preset[-1]).stem if args.preset else "run"))
     experiment = compose_experiment(args, directory)
     sizes = check(experiment, world_size=topology.world_size)
-    device = choose_device(topology, cuda_devices=torch.cuda.device_count())
+    device = choose_device(topology, cuda_devices=usable_gpus(os.environ))
     if device.type == "cpu":
         keep_freed_memory(os.environ)
     corpora = read_corpora(experiment.stream)

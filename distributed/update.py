@@ -126,7 +126,8 @@ class _SumOverRanks:
     """The sums of all ranks, on their way."""
 
     def __init__(self, sums: Tensor, *, asked: bool):
-        self._total = torch.cat([sums.flatten(), torch.tensor([float(asked)], dtype=sums.dtype, device=sums.device)])
+        # filled on the device: a tensor made from a Python number is copied there, for which the host waits
+        self._total = torch.cat([sums.flatten(), sums.new_full((1,), float(asked))])
         self._work = dist.all_reduce(self._total, async_op=True) if dist.get_world_size() > 1 else None
 
     def losses(self) -> StepLosses:

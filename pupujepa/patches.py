@@ -15,14 +15,14 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         patch = (config.patch_frames, config.patch_bands)
         self.proj = PatchConv(1, config.width, kernel_size=patch, stride=patch)
         self.norm = LayerNorm(config.width)
 
     def forward(self, mel_BTF: Tensor) -> Tensor:
         """Returns tokens [B, N, D] in time-major order."""
-        grid_BDTF = self.proj(mel_BTF.unsqueeze(1))  # [B, D, steps, bands]
-        return self.norm(grid_BDTF.flatten(2).transpose(1, 2))
+        return self.norm(self.proj(patch_values(mel_BTF, self.config)))
 
 
 def patch_values(mel_BTF: Tensor, config: ModelConfig) -> Tensor:

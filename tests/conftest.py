@@ -40,7 +40,7 @@ _AWS_VARIABLES = (
 )
 
 # Their tests start several ranks, a Ray or a SLURM, which keep both cores busy: one of them at a time.
-_BUSY = ("tests/distributed/test_", "tests/integration/", "tests/sweeps/")
+_BUSY = ("tests/distributed/test_", "tests/gpu/test_tra", "tests/integration/", "tests/sweeps/")
 
 
 class _Scheduler(LoadScopeScheduling):

@@ -47,7 +47,7 @@ from distributed.marble.results import Sampling
 from distributed.marble.tables import to_markdown
 from distributed.marble.tasks import Protocol, Task
 from distributed.telemetry import configure_logging
-from distributed.topology import choose_device, discover, loopback_interface, process_group
+from distributed.topology import choose_device, discover, loopback_interface, process_group, usable_gpus
 from pupujepa.errors import UserError
 from pupujepa.precision import AUTO, PRECISIONS, warn_of_emulation
 
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         os.environ.update(loopback_interface(topology) | dict(os.environ) | topology.environment())
     # plain numbers and small arrays are exchanged, so gloo serves on GPUs too
     with process_group(topology, timeout_s=TIMEOUT_S, device=torch.device("cpu")):
-        device = choose_device(topology, cuda_devices=torch.cuda.device_count())
+        device = choose_device(topology, cuda_devices=usable_gpus(os.environ))
         precision = agreed_precision(args.precision, device)
         log.info("features in %s (%s)", precision.name, precision.reason)
         if topology.local_rank == 0:

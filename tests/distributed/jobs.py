@@ -3,7 +3,8 @@
 A job is {"run_dir", "url", "overrides"}, without a url when the overrides name a mix, and may ask for more: "shadow"
 compares the teacher with a plain average of what the whole student was after every step, and writes RUN/shadow.json;
 "stop_at" asks the last rank alone to stop; "until" stops all after so many steps; "overflow_at" makes the loss of the
-last rank infinite in one step; "cooldown_from" branches off the run of an earlier job.
+last rank infinite in one step; "cooldown_from" branches off the run of an earlier job; "never_waits" makes it an error
+that the host asks the device for a value from a forward pass to the end of its backward pass.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.corpora import read_corpora
 from distributed import train as train_module
@@ -31,6 +33,7 @@ from distributed.topology import discover, exported, process_group
 from pupujepa.objective import TrainingStep, teacher_pairs
 
 PRESET = Path(__file__).with_name("small.yaml")
+CPU = torch.device("cpu")
 
 
 class ShadowedTeacher(Teacher):
@@ -38,7 +41,7 @@ class ShadowedTeacher(Teacher):
 
     def __init__(self, step, **ranks):
         self.step = step
-        self.shadow = {name: teacher.data.clone() for name, teacher, _ in teacher_pairs(step)}
+        self.shadow = {name: teacher.data.cpu().clone() for name, teacher, _ in teacher_pairs(step)}
         super().__init__(step, **ranks)
 
     def follow(self, momentum, *, measured=False):
@@ -97,6 +100,38 @@ def overflow(at, trainers):
         handle.remove()
 
 
+class Asked(TorchDispatchMode):
+    """Makes it an error to ask a tensor for a value; on a GPU torch finds all such places itself."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("a value was asked for between forward and backward")
+        return function(*args, **(kwargs or {}))
+
+
+def never_waits(engine, device):
+    """The training fails when the host waits for the device from the beginning of forward to the end of backward."""
+    asked, backward = Asked(), engine.backward
+
+    def begin(*_):
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        else:
+            asked.__enter__()
+
+    def end(loss):
+        try:
+            return backward(loss)
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+            else:
+                asked.__exit__(None, None, None)
+
+    engine.register_forward_pre_hook(begin)
+    engine.backward = end
+
+
 def compose(job):
     overrides = job.get("overrides", [])
     if "cooldown_from" in job:
@@ -105,17 +140,19 @@ def compose(job):
     return load_experiment([str(PRESET)], overrides=[*urls, *overrides])
 
 
-def run(job, topology):
+def run(job, topology, device=CPU):
     experiment = compose(job)
     sizes = check(experiment, world_size=topology.world_size)
     corpora = read_corpora(experiment.stream)
     directory = RunDirectory(Path(job["run_dir"]))
-    session = Session(with_corpora(experiment, corpora), sizes, topology, torch.device("cpu"), corpora, directory)
+    session = Session(with_corpora(experiment, corpora), sizes, topology, device, corpora, directory)
     trainers = []
     made = {}
 
     def build(*args):
         made["parts"] = build_parts(*args)
+        if job.get("never_waits"):
+            never_waits(made["parts"].engine, device)
         return made["parts"]
 
     class Trainer(train_module.Trainer):
@@ -146,16 +183,20 @@ def run(job, topology):
             (directory.root / "shadow.json").write_text(json.dumps(report))
 
 
-def main(jobs):
+def main(jobs, device_type="cpu", *, told=lambda job: None):
     topology = discover(os.environ)
     configure_logging(rank=topology.rank)
-    prepare_deepspeed(os.environ, device=torch.device("cpu"))
-    with exported(os.environ, topology), process_group(topology, timeout_s=600, device=torch.device("cpu")):
+    device = torch.device(device_type, topology.local_rank) if device_type == "cuda" else CPU
+    prepare_deepspeed(os.environ, device=device)
+    if device_type == "cuda":
+        torch.cuda.set_device(device)
+    with exported(os.environ, topology), process_group(topology, timeout_s=600, device=device):
         for job in jobs:
             if topology.is_first:
                 with only_writer(RunDirectory(Path(job["run_dir"]))):
-                    run(job, topology)
+                    run(job, topology, device)
             else:
-                run(job, topology)
+                run(job, topology, device)
             dist.barrier()
+            told(job)
     return 0

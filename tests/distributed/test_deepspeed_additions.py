@@ -8,7 +8,7 @@ from distributed.experiment import load_experiment
 from pupujepa.errors import UserError
 
 # generated, and the user's to set
-FREE = {"steps_per_print", "zero_optimization.reduce_bucket_size"}
+FREE = {"steps_per_print", "timers.throughput.enabled", "zero_optimization.reduce_bucket_size"}
 BUCKETS = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
 
 

@@ -19,6 +19,7 @@ from distributed.engine import (
     in_buckets,
     parameter_groups,
     prepare_deepspeed,
+    settle_kernels,
     start_engine,
 )
 from distributed.experiment import load_experiment
@@ -155,6 +156,28 @@ def test_impossible_engines_are_refused(field):
     """Each message names the key."""
     with pytest.raises(UserError, match=f"engine.{next(iter(field))}"):
         EngineConfig(**field)
+
+
+def test_deepspeed_times_nothing():
+    """Its timer of throughput waits for the device at the start of every micro-batch; no stage keeps it."""
+    for stage in range(4):
+        config = deepspeed_json(EngineConfig(zero_stage=stage), OptimizerConfig(), BatchSizes(8, 8, 1), num_trained=5)
+        assert config["timers"] == {"throughput": {"enabled": False}}
+
+
+def test_kernels_of_a_fixed_order_are_asked_for_and_given_back():
+    """With what cuBLAS reads for it, unless the user has said it already; and memory is not filled for nothing."""
+    environ = {}
+    try:
+        settle_kernels(environ, EngineConfig(deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        settle_kernels(environ := {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, EngineConfig(deterministic=True))
+        assert environ == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+    finally:
+        settle_kernels(environ, EngineConfig())
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_only_matrices_decay():

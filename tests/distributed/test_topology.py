@@ -13,6 +13,7 @@ from distributed.topology import (
     exported,
     loopback_interface,
     process_group,
+    usable_gpus,
 )
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
@@ -132,6 +133,13 @@ def test_deepspeed_reads_the_same_place():
     assert environ == {"PATH": "/bin", "RANK": "9"}, "what was there is there again"
     with exported(environ, Topology()):
         assert environ["WORLD_SIZE"] == "1"
+
+
+def test_a_training_can_be_kept_off_the_gpus(monkeypatch):
+    """DS_ACCELERATOR=cpu, which DeepSpeed's launcher needs for CPU ranks, decides for the training too."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert usable_gpus({}) == usable_gpus({"DS_ACCELERATOR": "cuda"}) == 3
+    assert usable_gpus({"DS_ACCELERATOR": "cpu"}) == 0
 
 
 def test_more_ranks_than_gpus_are_refused():

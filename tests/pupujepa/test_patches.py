@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from pupujepa.patches import patch_values
 from tests.pupujepa.models import SMALL, random_mel, random_model
@@ -24,3 +25,13 @@ def test_patch_values_are_those_of_the_tokens(config):
     embed = random_model(config).patch_embed
     raw = values @ embed.proj.weight.flatten(1).T + embed.proj.bias
     torch.testing.assert_close(embed.norm(raw), embed(mel), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_product_is_the_stored_convolution(dtype):
+    """Tokens are those of torch's convolution with the same weights, which is how released files hold them."""
+    embed = random_model(SMALL).patch_embed.to(dtype)
+    mel = random_mel(2, 64, 128).to(dtype)
+    grid = functional.conv2d(mel.unsqueeze(1), embed.proj.weight, embed.proj.bias, stride=embed.proj.stride)
+    raw = embed.proj(patch_values(mel, SMALL))
+    torch.testing.assert_close(raw, grid.flatten(2).transpose(1, 2))

@@ -1,0 +1,148 @@
+"""Steps of one GPU by size: seconds, share of the bf16 peak, memory against its plan, and the kernels they go into.
+
+The micro-batch is the largest power of two whose planned peak leaves a fifth of the free memory; were it still too
+large, half of it is taken. Every setting runs in a process of its own, so that one that fails takes no other with it.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.engine_bare import OurEngine, experiment_of, inputs_of
+from distributed.engine import batch_sizes
+from distributed.memory_plan import plan_memory
+from distributed.pace import peak_flops_of
+from distributed.topology import Topology
+from pupujepa.cost import training_cost
+
+# of the free memory; the rest is for libraries' workspaces and what a plan cannot know
+USABLE = 0.8
+WARM_STEPS, STEPS, ROWS = 3, 10, 12
+MOST_CROPS = 128
+# one crop of some kilobytes: what a CPU takes a second for
+TINY = (
+    *("model.crop_frames=64", "model.width=32", "model.heads=2", "model.depth=2"),
+    *("model.predictor_width=32", "model.predictor_heads=2", "model.predictor_depth=2"),
+)
+
+
+@dataclass(frozen=True)
+class StepSetting:
+    """What is measured: a model preset, the ZeRO stage, and what compiles the step."""
+
+    model: str
+    stage: int = 1
+    compiler: str = "none"
+
+    def settings(self, *, tiny: bool) -> dict[str, Any]:
+        """Returns it as JSON for a fresh process (engine_launch.on_ranks)."""
+        overrides = [f"model={self.model}", f"engine.zero_stage={self.stage}", f"engine.compile={self.compiler}"]
+        precision = "engine.precision=fp32" if tiny else "engine.precision=bf16"
+        return {
+            "preset": "paper",
+            "overrides": [*overrides, precision, *(TINY if tiny else ())],
+            "most_crops": 2 if tiny else MOST_CROPS,
+            "steps": 2 if tiny else STEPS,
+            "profiled": self.stage == 1,
+        }
+
+
+def measure(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, Any]:
+    """Takes steps with as many crops as fit, and returns what a row of the table needs."""
+    crops = settings.get("crops") or largest_that_fits(settings, free_bytes=_free_bytes(device))
+    too_many = []
+    while True:
+        try:
+            return _measured(settings, topology, device, crops) | {"too_many_crops": too_many}
+        except torch.OutOfMemoryError:
+            if crops == 1:
+                raise
+        too_many.append(crops)
+        crops //= 2
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def largest_that_fits(settings: dict[str, Any], *, free_bytes: float) -> int:
+    """Returns the largest power of two of crops, up to `most_crops`, whose planned peak fits; at least 1."""
+    crops = settings["most_crops"]
+    while crops > 1 and planned_bytes(settings, crops, on_cpu=False) > USABLE * free_bytes:
+        crops //= 2
+    return crops
+
+
+def planned_bytes(settings: dict[str, Any], crops: int, *, on_cpu: bool) -> int:
+    """Returns the planned peak of a rank that trains so many crops at once."""
+    experiment = experiment_of(_with_crops(settings, crops), ranks=1)
+    sizes = batch_sizes(crops, micro_batch=crops, world_size=1)
+    return max(m.total for m in plan_memory(experiment, sizes, world_size=1, on_cpu=on_cpu).values())
+
+
+def kernels(profiler: Any, *, rows: int = ROWS) -> list[dict[str, Any]]:
+    """Returns the first kernels of a profile by their own time on the device, or operations where there is no GPU."""
+    events = list(profiler.key_averages())
+    on_gpu = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    timed = [(e.self_device_time_total if on_gpu else e.self_cpu_time_total, e.count, e.key) for e in on_gpu or events]
+    total = sum(time_us for time_us, _, _ in timed) or 1.0
+    first = sorted(timed, reverse=True)[:rows]
+    return [{"name": name, "calls": n, "ms": us / 1e3, "share": us / total} for us, n, name in first]
+
+
+def _with_crops(settings: dict[str, Any], crops: int) -> dict[str, Any]:
+    return settings | {"overrides": [*settings["overrides"], f"engine.micro_batch={crops}"]}
+
+
+def _free_bytes(device: torch.device) -> float:
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else float("inf")
+
+
+def _measured(settings: dict[str, Any], topology: Topology, device: torch.device, crops: int) -> dict[str, Any]:
+    experiment = experiment_of(_with_crops(settings, crops), ranks=1)
+    ours = OurEngine(experiment, topology, device)
+    inputs = inputs_of(experiment, crops=crops, device=device)
+    first_s, *_ = _timed(ours, inputs, device, WARM_STEPS)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    step_s = statistics.median(_timed(ours, inputs, device, settings["steps"]))
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    flops = training_cost(experiment.model, experiment.masks, experiment.objective).total
+    limit = peak_flops_of(torch.cuda.get_device_name(device), precision="bf16") if device.type == "cuda" else 0.0
+    return {
+        "crops": crops,
+        "first_step_s": first_s,
+        "step_s": step_s,
+        "crops_per_s": crops / step_s,
+        "tflops": crops / step_s * flops / 1e12,
+        "mfu": crops / step_s * flops / limit if limit else None,
+        "peak_bytes": peak,
+        "planned_bytes": planned_bytes(settings, crops, on_cpu=device.type == "cpu"),
+        "kernels": _profiled(ours, inputs, device) if settings["profiled"] else [],
+    }
+
+
+def _timed(ours: OurEngine, inputs: Any, device: torch.device, steps: int) -> Iterator[float]:
+    for _ in range(steps):
+        started = time.perf_counter()
+        ours.update(inputs)
+        _wait(device)
+        yield time.perf_counter() - started
+
+
+def _profiled(ours: OurEngine, inputs: Any, device: torch.device) -> list[dict[str, Any]]:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        ours.update(inputs)
+        _wait(device)
+    return kernels(profiler)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
