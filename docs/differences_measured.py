@@ -81,7 +81,7 @@ def args_json(model: PupuJEPA) -> str:
         json.loads(ARGS_EXAMPLE)
         plain = "reads it"
     except json.JSONDecodeError:
-        plain = "refuses it"
+        plain = "refuses it"  # where, depends on the Python: 3.13 names the comma, 3.11 what follows it
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "args.json"
         path.write_text(ARGS_EXAMPLE)

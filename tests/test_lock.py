@@ -5,7 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 PINNED = re.compile(r"[a-z0-9._-]+==[\w.!+]+( ; [^@/]+)?( --hash=sha256:[0-9a-f]{64})+")
 # benchmarks/stream_peers.py installs both in a venv of their own: they ask for another numpy than ours
 PEERS = ("litdata", "streaming")
+# tinysoundfont plays through it, which nobody here does; building it needs PortAudio's headers
+LEFT_OUT = {("tinysoundfont", "pyaudio")}
 
 
 def lines(lock: str) -> list[str]:
@@ -94,6 +96,58 @@ def unlocked(root: Path, lock: str) -> list[str]:
         for module, path in imports(root).items()
         if module not in PEERS and not names & {canonicalize_name(name) for name in installed.get(module, ())}
     ]
+
+
+def unclosed(pyproject: str, lock: str) -> list[str]:
+    """What installed packages ask for, with the extras that are asked of them, and the lock lacks, a sentence each.
+
+    The lock is installed without looking at dependencies, because of one that we leave out.
+    """
+    held = {canonicalize_name(entry.name) for entry in locked(lock)}
+    waiting = [r for r in asked(pyproject) if r.marker is None or r.marker.evaluate()]
+    seen, problems = set(), []
+    while waiting:
+        parent = waiting.pop()
+        name = canonicalize_name(parent.name)
+        if name not in held or (name, frozenset(parent.extras)) in seen:
+            continue
+        seen.add((name, frozenset(parent.extras)))
+        for needed in map(Requirement, requires(name) or ()):
+            active = needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in ("", *parent.extras))
+            if not active or (name, needed.name.lower()) in LEFT_OUT:
+                continue
+            if canonicalize_name(needed.name) not in held:
+                problems.append(f"{name} asks for {needed.name}, which the lock lacks")
+            elif not needed.specifier.contains(version(needed.name), prereleases=True):
+                problems.append(f"{name} asks for {needed}, the lock holds {version(needed.name)}")
+            waiting.append(needed)
+    return problems
+
+
+def undeclared(pyproject: str) -> list[str]:
+    """Modules that the code imports and only other packages' requirements bring, a sentence each."""
+    names = {canonicalize_name(requirement.name) for requirement in asked(pyproject)}
+    installed = packages_distributions()
+    return [
+        f"{path} imports {module}, which pyproject.toml does not name"
+        for module, path in imports(ROOT).items()
+        if module not in PEERS and not names & {canonicalize_name(name) for name in installed.get(module, ())}
+    ]
+
+
+def test_the_lock_holds_what_its_own_packages_ask_for():
+    """An entry that is lost, and an extra that nobody locked, are seen before an import fails."""
+    assert unclosed(PYPROJECT, LOCK) == []
+    for lost in ("markupsafe", "filelock", "sympy"):
+        without = re.sub(rf"^{lost}==", "other==", LOCK, flags=re.MULTILINE)
+        assert any(f"asks for {lost}, which the lock lacks" in p.lower() for p in unclosed(PYPROJECT, without))
+    assert unclosed(PYPROJECT.replace("ray[tune]", "ray[serve]"), LOCK)
+
+
+def test_everything_imported_is_declared():
+    """What another package happens to bring today it may drop tomorrow."""
+    assert undeclared(PYPROJECT) == []
+    assert "which pyproject.toml does not name" in undeclared(re.sub(r'"fsspec[^"]*", ', "", PYPROJECT))[0]
 
 
 def test_the_lock_fits_pyproject():

@@ -5,6 +5,8 @@ import sys
 
 import huggingface_hub
 import huggingface_hub.constants
+import huggingface_hub.file_download
+import huggingface_hub.utils
 import pytest
 import torch
 
@@ -35,6 +37,10 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 300)
         template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        # releases before 1.0 keep the template that they were imported with, and sessions that were opened offline
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        if hasattr(huggingface_hub.utils, "reset_sessions"):
+            huggingface_hub.utils.reset_sessions()
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield hub
 
