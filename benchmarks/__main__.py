@@ -1,8 +1,8 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...]`; without a name, all of them. Prints Markdown.
 
 Long ones (step, memory, stream, build, simulate_stream, codes, diagnostics, engine, faults, training_faults,
-feature_store, probe) run only when named. What follows a name and begins with a dash is that benchmark's own, such as
---models large of step.
+feature_store, probe, gpu) run only when named. What follows a name and begins with a dash is that benchmark's own, such
+as --models large of step.
 """
 
 import sys
