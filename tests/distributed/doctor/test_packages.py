@@ -180,3 +180,11 @@ def test_pythons(version, level):
     assert found.level == level
     assert found.found.startswith(".".join(map(str, version)))
     assert bool(found.remedy) == (level != OK)
+
+
+@pytest.mark.parametrize("aim", ["embed", "train", "demo"])
+def test_every_needed_package_is_known_by_its_module(aim):
+    """All that pyproject.toml asks for is installed where tests run, so a name without its module would show here."""
+    environment = read_environment(aim)
+    assert environment.needed
+    assert environment.missing == frozenset()
