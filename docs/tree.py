@@ -15,7 +15,7 @@ ROOMS = ("pupujepa", "data", "distributed", "sweeps", "slurm", "benchmarks", "ex
 # what has no docstring to read
 OTHERS = {
     "tests": "mirrors the rooms; integration/ holds the real SLURM and the whole demo",
-    "Makefile": "demo, test, lint, bench, lock, compat, clean",
+    "Makefile": "demo, test, setup, lint, bench, gpu, lock, compat, clean",
     "pyproject.toml": "ranges, extras, tools",
     "requirements.lock": "the versions that all tests passed with, with hashes; `make lock` renews it",
 }
