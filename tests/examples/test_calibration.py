@@ -6,6 +6,7 @@ import pytest
 
 from examples.calibration import MODEL_PHASES, REFERENCE, Rates, calibrate, predict_s, write_reference
 from examples.demo import main as demo
+from pupujepa.errors import UserError
 from tests.distributed.launch import environment
 
 
@@ -14,6 +15,7 @@ def finished(tmp_path):
     """What a finished demo leaves for the reference."""
     (tmp_path / "calibration.json").write_text('{"crops_per_s": 80.0, "loops_per_s": 200.0, "precision": "fp32"}')
     (tmp_path / "phases.json").write_text('{"render": 60.0, "train": 160.0, "report": 8.0}')
+    (tmp_path / "summary.json").write_text("{}")
     return tmp_path
 
 
@@ -22,6 +24,23 @@ def test_phases_scale_with_the_rate_that_bounds_them(finished, tmp_path):
     write_reference(finished, tmp_path / "reference.json")
     here = Rates(crops_per_s=160.0, loops_per_s=50.0, precision="bf16")
     assert predict_s(here, tmp_path / "reference.json") == {"render": 240.0, "train": 80.0, "report": 32.0}
+
+
+def test_an_unfinished_demo_is_no_reference(finished, tmp_path):
+    """Phases that are missing would be missing from every prediction."""
+    (finished / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"lacks summary\.json, so it is no finished demo; run make demo to its end"):
+        write_reference(finished, tmp_path / "reference.json")
+    assert not (tmp_path / "reference.json").exists()
+
+
+def test_a_broken_reference_is_one_sentence(tmp_path):
+    """The demo says it and goes on."""
+    here = Rates(crops_per_s=1.0, loops_per_s=1.0, precision="fp32")
+    for text in ("", "{}", '{"rates": {"crops": 1}}'):
+        (tmp_path / "reference.json").write_text(text)
+        with pytest.raises(UserError, match=r"reference\.json cannot be used .*; restore it with git checkout"):
+            predict_s(here, tmp_path / "reference.json")
 
 
 def test_the_reference_says_where_it_was_made():
