@@ -7,6 +7,7 @@ and never exits 0.
 """
 
 import argparse
+import errno
 import logging
 import os
 import select
@@ -53,14 +54,18 @@ def enter(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequ
 
 @contextmanager
 def quiet_when_unread() -> Iterator[None]:
-    """Ends the process as the system's own tools end when nobody reads their output any more: no word, exit code 141.
+    """Ends the process without a traceback when its own output cannot be written.
 
-    A shell reports that code of a process that SIGPIPE killed. The signal itself stays ignored, because it would also
-    kill a training whose store or whose peer hangs up: other broken pipes than our output's keep their traceback.
+    A reader that has left, as `| head` does, ends it with the exit code that a shell reports for SIGPIPE, 141. The
+    signal itself stays ignored: its default action would also kill a training whose store hangs up. Other broken
+    pipes than our output's keep their traceback. Output into a full disk is one sentence and exit code 2.
 
     Raises:
-        SystemExit: standard output or standard error has lost its reader.
+        SystemExit: standard output or standard error cannot be written.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
     try:
         try:
             yield
@@ -72,15 +77,36 @@ def quiet_when_unread() -> Iterator[None]:
         unread = [stream for stream in (sys.stdout, sys.stderr) if _has_lost_its_reader(stream)]
         if not unread:
             raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in unread:  # what is left in its buffer would fail again when the interpreter ends
-            os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        _discard(unread)
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC or _can_write(sys.stdout):  # the full disk is not the one of our output
+            raise
+        _discard([sys.stdout])
+        print("error: standard output goes to a disk that is full; free some of it", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def _can_write(stream: TextIO) -> bool:
+    """Returns False for a stream on a full disk; writes a line end to find out, as an empty write always succeeds."""
+    try:
+        stream.flush()
+        os.write(stream.fileno(), b"\n")
+    except OSError:
+        return False
+    return True
+
+
+def _discard(streams: Sequence[TextIO]) -> None:
+    """Sends the rest of the streams nowhere: the interpreter would fail again as it flushes them at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _has_lost_its_reader(stream: TextIO) -> bool:
-    """Whether the stream is a pipe or a socket of which the other end is closed."""
+    """Returns True for a pipe or a socket of which the other end is closed."""
     try:
         ends = select.poll()
         ends.register(stream.fileno(), 0)

@@ -26,10 +26,10 @@ def fake_command(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "long_list.py").write_text(
-        '"""Writes as much as it is told to."""\n'
+        '"""Writes as much as it is told to."""\nimport sys\n'
         "def add_arguments(parser):\n    parser.add_argument('lines', type=int)\n"
         "def run(args):\n"
-        "    for i in range(args.lines):\n        print(i)\n"
+        "    for i in range(args.lines):\n        sys.stdout.write(f'{i}\\n')\n"
         "    if not args.lines:\n        raise ZeroDivisionError('a crash')\n"
         "    return 0\n"
     )
@@ -90,6 +90,38 @@ def test_a_listing_that_nobody_reads_ends_quietly(fake_command, tmp_path, lines)
     crashed, told = unread(["-c", code, "list", "0"], cwd=tmp_path)
     assert "ZeroDivisionError: a crash" in told
     assert crashed not in (0, 141)
+
+
+@pytest.mark.parametrize("lines", ["1", "100000"])
+def test_output_to_a_full_disk_is_one_sentence(fake_command, tmp_path, lines):
+    """No room for the output: exit code 2 and the cause, whether a line or only the end fails."""
+    command = "{'list': Command('long_list', 'lists')}"
+    code = f"import sys; from pupujepa.front_door import *; sys.exit(enter('pupujepa', {command}, manual='m'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", code, "list", lines]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            run, cwd=tmp_path, env=environment, check=False, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ran.returncode == 2
+    assert ran.stderr == "error: standard output goes to a disk that is full; free some of it\n"
+
+
+def test_another_full_disk_is_a_crash():
+    """A file that the command writes keeps its traceback: the sentence speaks of standard output only."""
+    with pytest.raises(OSError, match="No space left"), quiet_when_unread(), Path("/dev/full").open("w") as full:
+        full.write("x")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_output_does_not_matter(fake_command, tmp_path, closed):
+    """Started without a standard output or error, a command works and says nothing."""
+    code = "import sys; from pupujepa.front_door import *; "
+    code += "sys.exit(enter('pupujepa', {'list': Command('long_list', 'lists')}, manual='m'))"
+    line = f'exec "{sys.executable}" -c "{code}" list 3 {closed}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_other_broken_pipes_are_crashes(capfd):
