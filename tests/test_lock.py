@@ -6,11 +6,13 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions, requires, version
+from itertools import product
 from pathlib import Path
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -19,6 +21,8 @@ ROOMS = ("pupujepa", "data", "distributed", "sweeps", "tests", "benchmarks", "ex
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 LOCK = (ROOT / "requirements.lock").read_text()
 PYTHONS = ("3.11", "3.12", "3.13")
+# one lock for all of them: an entry whose marker forgets a processor is missing there
+MACHINES = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
 PINNED = re.compile(r"[a-z0-9._-]+==[\w.!+]+( ; [^@/]+)?( --hash=sha256:[0-9a-f]{64})+")
 # benchmarks/stream_peers.py installs both in a venv of their own: they ask for another numpy than ours
 PEERS = ("litdata", "streaming")
@@ -46,7 +50,9 @@ def asked(pyproject: str) -> Iterator[Requirement]:
     read = tomllib.loads(pyproject)
     project = read["project"]
     rows = [f"{project['name']}[dev]", *read["build-system"]["requires"]]
-    rows += sum(read["dependency-groups"].values(), project["dependencies"])
+    rows += project["dependencies"]
+    # a table includes another group, which is here anyway
+    rows += [row for group in read["dependency-groups"].values() for row in group if isinstance(row, str)]
     while rows:
         requirement = Requirement(rows.pop())
         if requirement.name != project["name"]:
@@ -56,22 +62,31 @@ def asked(pyproject: str) -> Iterator[Requirement]:
             rows += project["optional-dependencies"][extra]
 
 
+def environments() -> Iterator[tuple[str, dict[str, str]]]:
+    """Each Python on each machine that the lock is for: its name, and the values that markers ask for."""
+    for python, (sys_platform, system, machine) in product(PYTHONS, MACHINES):
+        values = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": sys_platform}
+        values |= {"platform_system": system, "platform_machine": machine, "extra": ""}
+        yield f"Python {python} on {sys_platform} {machine}", {**default_environment(), **values}
+
+
 def drift(pyproject: str, lock: str) -> list[str]:
-    """What the lock does not satisfy, a sentence each; empty if it fits."""
-    problems = []
-    for python in PYTHONS:
-        machine = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-        environment = {**default_environment(), **machine, "platform_system": "Linux", "extra": ""}
+    """Differences between pyproject.toml and the lock, a sentence each; empty if the lock fits."""
+    pythons = SpecifierSet(tomllib.loads(pyproject)["project"]["requires-python"])
+    problems = [f"requires-python leaves out Python {python}" for python in PYTHONS if not pythons.contains(python)]
+    urls = [requirement for requirement in asked(pyproject) if requirement.url]
+    problems += [f"pyproject.toml asks for {requirement}, which no lock can pin" for requirement in urls]
+    for name, environment in environments():
         here = [entry for entry in locked(lock) if entry.marker is None or entry.marker.evaluate(environment)]
         versions = {canonicalize_name(entry.name): str(entry.specifier).removeprefix("==") for entry in here}
         if len(versions) < len(here):
-            problems.append(f"Python {python}: the lock holds two versions of one package")
+            problems.append(f"{name}: the lock holds two versions of one package")
         for requirement in asked(pyproject):
             if requirement.marker and not requirement.marker.evaluate(environment):
                 continue
             version = versions.get(canonicalize_name(requirement.name))
             if version is None or not requirement.specifier.contains(Version(version), prereleases=True):
-                problems.append(f"Python {python}: pyproject.toml asks for {requirement}, the lock holds {version}")
+                problems.append(f"{name}: pyproject.toml asks for {requirement}, the lock holds {version}")
     return problems
 
 
@@ -171,11 +186,18 @@ def test_everything_imported_is_locked():
 @pytest.mark.parametrize(
     "old, new, problem",
     [
-        ('"tqdm>=', '"tqdm>=999,>', "Python 3.12: pyproject.toml asks for tqdm.*, the lock holds 4"),
+        ('"tqdm>=', '"tqdm>=999,>', "Python 3.12 on linux aarch64: pyproject.toml asks for tqdm.*, the lock holds 4"),
         ('"omegaconf>=', '"nobody-has-this>=1", "omegaconf>=', "asks for nobody-has-this>=1, the lock holds None"),
-        ('"optuna>=', '"optuna<', "Python 3.11: pyproject.toml asks for optuna<"),
-        ('"tinysoundfont==', '"tinysoundfont!=', "Python 3.13: pyproject.toml asks for tinysoundfont!="),
+        ('"optuna>=', '"optuna<', "Python 3.11 on linux x86_64: pyproject.toml asks for optuna<"),
+        (
+            '"tinysoundfont==',
+            '"tinysoundfont!=',
+            "Python 3.13 on darwin arm64: pyproject.toml asks for tinysoundfont!=",
+        ),
         ('["setuptools>=', '["setuptools>=999,>', "asks for setuptools"),
+        ('"tqdm>=4.66"', '"tqdm @ https://example.org/tqdm.whl"', "asks for tqdm @ .*, which no lock can pin"),
+        ("sound = [", 'sound = [{include-group = "build"}, "nobody-has-this", ', "asks for nobody-has-this"),
+        ('requires-python = ">=3.11"', 'requires-python = ">=3.12"', "requires-python leaves out Python 3.11"),
     ],
 )
 def test_a_pyproject_that_has_drifted_is_reported(tmp_path, old, new, problem):
@@ -185,16 +207,21 @@ def test_a_pyproject_that_has_drifted_is_reported(tmp_path, old, new, problem):
     assert re.search(problem, "\n".join(drift(copy.read_text(), LOCK)))
 
 
-def test_a_package_missing_for_one_python_is_reported():
-    """Universal means all three: an entry whose marker leaves out Python 3.13 does not count there."""
-    lock = re.sub(r"^(omegaconf==\S+)", r"\1 ; python_version < '3.13'", LOCK, flags=re.MULTILINE)
-    assert [problem.partition(":")[0] for problem in drift(PYPROJECT, lock)] == ["Python 3.13"]
+@pytest.mark.parametrize(
+    "marker, missing",
+    [("python_version < '3.13'", "Python 3.13"), ("platform_machine == 'x86_64'", "aarch64|arm64")],
+)
+def test_a_package_missing_for_one_environment_is_reported(marker, missing):
+    """Universal means all: an entry whose marker leaves out Python 3.13, or a processor, does not count there."""
+    lock = re.sub(r"^(omegaconf==\S+)", rf"\1 ; {marker}", LOCK, flags=re.MULTILINE)
+    expected = [name for name, _ in environments() if re.search(missing, name)]
+    assert [problem.partition(":")[0] for problem in drift(PYPROJECT, lock)] == expected
 
 
 def test_two_versions_for_one_python_are_reported():
     """Two entries of a package must exclude each other by their markers."""
     twice = re.sub(r"^omegaconf==", "omegaconf==2.0.0\nomegaconf==", LOCK, flags=re.MULTILINE)
-    assert "Python 3.11: the lock holds two versions of one package" in drift(PYPROJECT, twice)
+    assert "Python 3.11 on linux x86_64: the lock holds two versions of one package" in drift(PYPROJECT, twice)
 
 
 @pytest.mark.parametrize(
