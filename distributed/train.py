@@ -41,7 +41,7 @@ import torch.distributed as dist
 from data.corpora import read_corpora
 from data.workers import start_server
 from distributed.agreement import agreed_precision
-from distributed.branch import adopt_checkpoint, branch_experiment, require_same_parts
+from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.build import build_parts
 from distributed.diagnose import whole_model
 from distributed.engine import prepare_deepspeed
@@ -111,7 +111,6 @@ def run(args: argparse.Namespace) -> int:
     # before the ranks meet, and so before any of them can have written there
     experiment = keep_precision(directory, experiment)
     require_same_run(directory, experiment, fresh=args.fresh)
-    require_same_parts(experiment, directory)
     if experiment.stream.workers:
         start_server()  # its imports take as long as DeepSpeed's, and pass beside them
     prepare_deepspeed(os.environ, device=device)
