@@ -27,7 +27,7 @@ from distributed.engine import set_learning_rate
 from distributed.experiment import Experiment
 from distributed.faulty_steps import FaultySteps
 from distributed.guard import Alarm, CollapseGuard
-from distributed.host_snapshot import HostSnapshot, engine_writes_to
+from distributed.host_snapshot import HostSnapshot, save_into
 from distributed.observe import StepObserver
 from distributed.pace import Pace, Yardstick, memory
 from distributed.preemption import StopRequest
@@ -102,6 +102,7 @@ class Trainer:
         self._whereabouts = whereabouts or Whereabouts()
         self.step = first_step
         self._snapshot = HostSnapshot(copies=experiment.checkpoint.background)
+        save_into(parts.engine, self._snapshot)
         self.total_steps = experiment.train.steps
         self.pace = Pace()
         self.last_diagnostics: dict[str, float] = {}
@@ -165,8 +166,7 @@ class Trainer:
         # it uses the same memory
         parts.store.poll(wait=True)
         snapshot.begin()
-        with engine_writes_to(parts.engine, snapshot):
-            parts.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
+        parts.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
         snapshot_state(
             snapshot,
             directory,
