@@ -1,7 +1,7 @@
 """What the diagnostics cost, as a share of the training: counted in operations for all sizes, measured for some.
 
   python -m benchmarks diagnostics                        measured for the demo, on one CPU thread or on a GPU
-  python -m benchmarks diagnostics --presets demo tiny    a step of Tiny takes some seconds on a CPU
+  python -m benchmarks diagnostics --models demo tiny     a step of Tiny takes some seconds on a CPU
 
 Counted: the probe set's passes through student, teacher and predictor, and the decompositions behind the effective
 ranks, against the training of a rank's own crops between two of them; the passes are dealt to the ranks, the
@@ -68,17 +68,17 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else machine()
     print(f"{where}\n\nprediction: {PREDICTION}\n\nshare of the operations, by number of ranks\n")
-    print("| preset | every | " + " | ".join(f"{ranks} ranks" for ranks in RANKS) + " |")
+    print("| model | every | " + " | ".join(f"{ranks} ranks" for ranks in RANKS) + " |")
     print("|---" * (2 + len(RANKS)) + "|")
     for name in COUNTED:
-        experiment = load_experiment([name])
+        experiment = experiment_of(name)
         shares = [counted_share(experiment, ranks=ranks) for ranks in RANKS]
         cells = [f"{share:.2%}" if share is not None else "-" for share in shares]
         print(f"| {name} | {experiment.diagnostics.every} | " + " | ".join(cells) + " |")
     print(f"\nmeasured, {'CPU ' if device.type == 'cpu' else ''}seconds, one rank, aim under {AIM:.0%}\n")
-    print("| preset | step | diagnostics | LiDAR | share |\n|---|---|---|---|---|")
-    for name in args.presets:
-        found = measure(load_experiment([name]), device=device, runs=args.runs)
+    print("| model | step | diagnostics | LiDAR | share |\n|---|---|---|---|---|")
+    for name in args.models:
+        found = measure(experiment_of(name), device=device, runs=args.runs)
         times = f"{found.step_s:.3f} | {found.diagnostics_s:.3f} | {found.lidar_s:.3f}"
         print(f"| {name} | {times} | {found.share:.2%} |")
 
@@ -86,9 +86,14 @@ def main() -> None:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Reads the benchmark's own arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks diagnostics")
-    parser.add_argument("--presets", nargs="+", default=["demo"], help="measured; all are counted (default: demo)")
+    parser.add_argument("--models", nargs="+", default=["demo"], help="measured; all are counted (default: demo)")
     parser.add_argument("--runs", type=int, default=5, help="of each (default: %(default)s)")
     return parser.parse_args(words)
+
+
+def experiment_of(model: str) -> Experiment:
+    """Returns the recipe that a model size is trained by: `demo` has one of its own."""
+    return load_experiment(["demo"]) if model == "demo" else load_experiment(["paper"], overrides=[f"model={model}"])
 
 
 def counted_share(experiment: Experiment, *, ranks: int) -> float | None:

@@ -20,8 +20,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.engine_bare import MOMENTUM, Inputs, OurEngine, experiment_of, inputs_of
 from benchmarks.engine_launch import on_ranks
 from distributed.engine import batch_sizes
-from distributed.memory_plan import plan_memory
+from distributed.plan import step_config
 from distributed.topology import Topology
+from pupujepa.memory import peak_memory
 
 MIB = 2**20
 # so that VmHWM is what the process holds: blocks that are given back go back to the system, which is slow
@@ -39,14 +40,22 @@ def measure(settings: dict[str, Any], topology: Topology, device: torch.device) 
     return dict(zip(measured, most.tolist(), strict=True))
 
 
+def measure_each(settings: dict[str, Any], topology: Topology, device: torch.device) -> list[float]:
+    """Returns the peak bytes of every setting of `settings["each"]`, measured in turn by the same processes.
+
+    Stage 3 comes last: DeepSpeed then replaces torch's linear function for the rest of the process.
+    """
+    return [measure(one, topology, device)["peak"] for one in settings["each"]]
+
+
 def compare(settings: dict[str, Any], *, ranks: int) -> str:
     """Measures a setting and returns a row of a Markdown table: peak as planned, as measured, and the difference."""
     experiment = experiment_of(settings, ranks=ranks)
     micro_batch = max(experiment.engine.micro_batch, 1)
     sizes = batch_sizes(experiment.stream.global_batch, micro_batch=micro_batch, world_size=ranks)
     measured = on_ranks(measure, settings, ranks=ranks, environ=_MALLOC)
-    moments = plan_memory(experiment, sizes, world_size=ranks, on_cpu=not torch.cuda.is_available())
-    moment, planned = max(moments.items(), key=lambda item: item[1].total)
+    on_cpu = not torch.cuda.is_available()
+    moment, planned = peak_memory(step_config(experiment, sizes, world_size=ranks, on_cpu=on_cpu))
     off = planned.total / measured["peak"] - 1
     others = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in measured.items() if name != "peak")
     name = f"{settings['name']}, stage {experiment.engine.zero_stage}, {ranks} ranks"

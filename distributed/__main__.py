@@ -1,13 +1,12 @@
 """Front door of the training and evaluation room.
 
   python -m distributed train --preset demo stream.url=shards/train            one process
-  torchrun --nproc-per-node 8 -m distributed train --preset tiny stream.url=s3://bucket/shards/train
-  srun python -m distributed train --preset tiny stream.url=s3://bucket/shards/train       one task per GPU
+  torchrun --nproc-per-node 8 -m distributed train --preset paper model=tiny stream.url=s3://bucket/shards/train
+  srun python -m distributed train --preset paper model=tiny stream.url=s3://bucket/shards/train      one task per GPU
   python -m distributed evaluate --encoders runs/demo random_init --data corpora/scores --out runs/demo
   python -m distributed leaderboard runs/demo runs/tiny                         results side by side
-  python -m distributed correlate runs/tiny                                     do diagnostics tell of probe scores?
   python -m distributed report runs/demo                                        the page of a run
-  python -m distributed plan --preset large --gpus 64                           memory, FLOPs, hours: before you queue
+  python -m distributed plan --preset paper model=large --gpus 64               memory, FLOPs, hours: before you queue
   python -m distributed doctor                                                  what would fail on this machine
 
 The same train command, run again, continues from the newest whole checkpoint.
@@ -22,7 +21,6 @@ COMMANDS = {
     "train": Command("distributed.train", "pre-train, or continue a run"),
     "evaluate": Command("distributed.marble.evaluate", "probe frozen encoders on labelled tasks"),
     "leaderboard": Command("distributed.marble.leaderboard", "lay results beside each other and beside published ones"),
-    "correlate": Command("distributed.correlate", "diagnostics of a run's checkpoints against their probe scores"),
     "report": Command("distributed.report.page", "build the self-contained HTML page of a run"),
     "export": Command("distributed.export", "write a checkpoint in the released weight format"),
     "checkpoints": Command("distributed.list_checkpoints", "list the checkpoints of a run, and verify them"),

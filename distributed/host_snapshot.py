@@ -5,8 +5,6 @@ copy several times as fast as new memory. Tensors that share their memory share 
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,28 +82,23 @@ class HostSnapshot:
         return buffer.copy_(tensor, non_blocking=True)
 
 
-@contextmanager
-def engine_writes_to(engine: Any, snapshot: HostSnapshot) -> Iterator[None]:
-    """Makes a DeepSpeedEngine's `save_checkpoint` add its files to a snapshot instead of writing them.
+def save_into(engine: Any, snapshot: HostSnapshot) -> None:
+    """Gives a DeepSpeedEngine a checkpoint engine that adds its files to `snapshot` instead of writing them.
 
-    Nothing touches the disk then while ranks wait for each other inside, where one that fails would leave the others
-    hanging. DeepSpeed's script for other tools, which it copies beside the files, is left out: `export` does its work.
+    `save_checkpoint` then writes no file while ranks wait for each other; a full disk there would hang the other ranks.
     """
-    writer = engine.checkpoint_engine
-    writer.save, engine._copy_recovery_script = snapshot_save(snapshot), lambda _: None
-    try:
-        yield
-    finally:
-        del writer.save, engine._copy_recovery_script
+    # here, because DeepSpeed chooses its accelerator when it is imported: see engine.prepare_deepspeed
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
+    class SnapshotCheckpointEngine(TorchCheckpointEngine):
+        """Saves into the snapshot; loads as DeepSpeed does."""
 
-def snapshot_save(snapshot: HostSnapshot) -> Any:
-    """`add` under the argument names of DeepSpeed's checkpoint engines."""
+        def save(self, state_dict: Any, path: str) -> None:
+            snapshot.add(state_dict, path)
 
-    def save(state_dict: Any, path: str) -> None:
-        snapshot.add(state_dict, path)
-
-    return save
+    engine.checkpoint_engine = SnapshotCheckpointEngine()
+    # DeepSpeed copies its conversion scripts past the checkpoint engine; `export` replaces them
+    engine._copy_recovery_script = lambda _: None
 
 
 def write_state_file(state: Any, path: Path) -> None:

@@ -5,7 +5,7 @@ train the probes, and the pieces of the validation split are divided into those 
 test split is never read, so a checkpoint that is kept for its score is not chosen on what it is later judged by.
 
     python -m data scores corpora/scores
-    python -m distributed train --preset tiny probe.data=corpora/scores probe.every_steps=5000 stream.url=...
+    python -m distributed train --preset paper model=tiny probe.data=corpora/scores stream.url=...
 
 All ranks share the work. Nothing of the training is touched: weights are copied, random generators stay where they are.
 """

@@ -1,14 +1,14 @@
 """Memory, operations and hours of an experiment, before it waits in a queue. Needs no GPU, no data and a few seconds.
 
-  python -m distributed plan --preset large --nodes 8 --gpus-per-node 8 --device h100
-  python -m distributed plan --preset giant engine.zero_stage=2 engine.micro_batch=8 --nodes 16 --device a100-40gb
-  python -m distributed plan --preset large engine.activation_checkpointing=true --gpus 4 --gpu-memory-gb 24
+  python -m distributed plan --preset paper model=large --nodes 8 --gpus-per-node 8 --device h100
+  python -m distributed plan --preset paper model=giant engine.micro_batch=8 --nodes 16 --device a100-40gb
+  python -m distributed plan --preset paper model=large engine.activation_checkpointing=true --gpus 4
   python -m distributed plan --preset robust model=base --plot schedules.png       what changes over the run, drawn
   python -m distributed plan --config runs/large-cooled/config.yaml --plot schedules.png        also of a branch
 
 Memory: float32 weights, gradients and AdamW's states as the ZeRO stage shards them, the float32 teacher, activations
-found by tracing the training step, and what DeepSpeed allocates beside them, at the moment of the step that needs most;
-`python -m benchmarks engine --plan-memory` measures by how much that is off. The device's own context, the
+and DeepSpeed's buffers, at the moment of the step that needs most. All are closed formulas (pupujepa/memory.py), within
+15 % of measured peaks; `python -m benchmarks engine --plan-memory` measures more of them. The device's context, the
 communication library and fragmentation come on top: a tenth is left free for them. Settings that would fit are listed.
 
 Hours assume a share of the GPU's peak (MFU) that you state; 0.35 is our guess for the larger models, small ones reach
@@ -17,21 +17,25 @@ less. The store must deliver what the crops need, a third of which is looked at 
 
 import argparse
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from data.features import FeatureConfig
 from data.ranks import lanes_of_rank
-from distributed.engine import BatchSizes, batch_sizes
+from distributed.engine import MAX_ZERO_STAGE, BatchSizes, batch_sizes, deepspeed_json
 from distributed.experiment import Experiment, load_experiment, preset_names
-from distributed.memory_fit import USABLE, Fit, fits, peak
 from distributed.pace import PEAK_BF16_TFLOPS
 from distributed.plan_plot import plot_schedules
 from pupujepa.cost import TrainingCost, count_parameters, training_cost
 from pupujepa.errors import UserError
 from pupujepa.frontend import FrontendConfig
-from pupujepa.precision import AUTO
+from pupujepa.memory import StepConfig, peak_memory
+from pupujepa.precision import AUTO, PRECISIONS
 
+# of the device's memory; the rest is for its context, the communication library and fragmentation
+USABLE = 0.9
 GIB, MEGA, GIGA, TERA = 2**30, 1e6, 1e9, 1e12
 LONG_RUN_STEPS = 500_000
 BYTES_OF_VALUE = {"uint8": 1, "float16": 2}
@@ -43,6 +47,16 @@ class Device:
 
     memory_gb: float
     peak_tflops: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest micro-batch of a setting that fits, 0 for none, and the peak bytes of a rank with it."""
+
+    zero_stage: int
+    recomputed: bool
+    micro_batch: int
+    peak_bytes: int
 
 
 # of NVIDIA's data sheets
@@ -108,10 +122,54 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def step_config(experiment: Experiment, sizes: BatchSizes, *, world_size: int, on_cpu: bool = False) -> StepConfig:
+    """Returns what decides the memory of a rank."""
+    engine = experiment.engine
+    trained = count_parameters(experiment.model).trained
+    json = deepspeed_json(engine, experiment.optimizer, sizes, num_trained=trained)
+    return StepConfig(
+        experiment.model,
+        experiment.masks,
+        experiment.objective,
+        PRECISIONS.get(engine.precision, torch.bfloat16),  # "auto" is bf16 on the GPUs that one plans for
+        activation_checkpointing=engine.activation_checkpointing,
+        crops=sizes.micro_batch,
+        accumulates=sizes.accumulation > 1,
+        zero_stage=engine.zero_stage,
+        ranks=world_size,
+        bucket=json["zero_optimization"]["reduce_bucket_size"],
+        offload_optimizer=engine.offload_optimizer,
+        shard_teacher=engine.teacher_is_sharded,
+        on_cpu=on_cpu,
+    )
+
+
+def fits(experiment: Experiment, *, world_size: int, device_bytes: float) -> Iterator[Fit]:
+    """Yields what fits for each stage from the given one on, kept and recomputed, the global batch staying as it is."""
+    for recomputed in (False, True):
+        for stage in range(experiment.engine.zero_stage, MAX_ZERO_STAGE + 1):
+            # stage 3 gathers its weights block by block, which is not compiled
+            compiler = "none" if stage == MAX_ZERO_STAGE else experiment.engine.compile
+            engine = replace(experiment.engine, zero_stage=stage, activation_checkpointing=recomputed, compile=compiler)
+            yield _largest(replace(experiment, engine=engine), world_size=world_size, device_bytes=device_bytes)
+
+
 def store_bytes_per_s(experiment: Experiment, crops_per_s: float, *, dtype: str) -> float:
     """Returns what is read of stored arrays so that crops come as fast; a sample is read whole for its crops."""
     values = FeatureConfig().part_frames * experiment.model.mel_bands
     return crops_per_s / experiment.stream.crops_per_sample * values * BYTES_OF_VALUE[dtype]
+
+
+def _largest(experiment: Experiment, *, world_size: int, device_bytes: float) -> Fit:
+    engine = experiment.engine
+    per_rank = experiment.stream.global_batch // world_size
+    total = 0
+    for micro_batch in (d for d in range(per_rank, 0, -1) if per_rank % d == 0):
+        sizes = batch_sizes(experiment.stream.global_batch, micro_batch=micro_batch, world_size=world_size)
+        total = peak_memory(step_config(experiment, sizes, world_size=world_size))[1].total
+        if total <= USABLE * device_bytes:
+            return Fit(engine.zero_stage, engine.activation_checkpointing, micro_batch, total)
+    return Fit(engine.zero_stage, engine.activation_checkpointing, 0, total)
 
 
 def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[str]:
@@ -129,7 +187,7 @@ def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[st
 
 
 def _memory_lines(experiment: Experiment, sizes: BatchSizes, *, gpus: int, device_bytes: float) -> list[str]:
-    moment, memory = peak(experiment, sizes, world_size=gpus)
+    moment, memory = peak_memory(step_config(experiment, sizes, world_size=gpus))
     share = memory.total / device_bytes
     verdict = "fits" if share <= USABLE else "tight" if share < 1 else "DOES NOT FIT"
     engine = experiment.engine

@@ -13,7 +13,7 @@ import torch
 
 from data.stream import Stream, StreamState
 from distributed.checkpoint import Checkpoint, CheckpointStore
-from distributed.host_snapshot import HostSnapshot, engine_writes_to
+from distributed.host_snapshot import HostSnapshot, save_into
 from distributed.teacher import Teacher
 from distributed.watchdog import CHECKPOINT, Whereabouts
 from pupujepa.frontend import FrontendConfig
@@ -44,6 +44,7 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self._snapshot = HostSnapshot(copies=self.store.config.background)
+        save_into(self.engine, self._snapshot)
 
     @property
     def longest_save_s(self) -> float:
@@ -96,8 +97,7 @@ class Checkpoints:
         # it uses the same memory
         self.store.poll(wait=True)
         self._snapshot.begin()
-        with engine_writes_to(self.engine, self._snapshot):
-            self.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
+        self.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
         snapshot_state(
             self._snapshot,
             directory,

@@ -1,10 +1,10 @@
 """Pre-train a PupuJEPA, or continue a run: the same command does both.
 
   python -m distributed train --preset demo stream.url=shards/train               one process, on CPU or one GPU
-  torchrun --nproc-per-node 8 -m distributed train --preset large stream.url=s3://music/shards/train
-  deepspeed --module distributed train --preset large stream.url=...               DeepSpeed's launcher
+  torchrun --nproc-per-node 8 -m distributed train --preset paper model=large stream.url=s3://music/shards/train
+  deepspeed --module distributed train --preset paper model=large stream.url=...   DeepSpeed's launcher
   DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --module distributed train ...         the same on two CPU ranks
-  srun python -m distributed train --preset large stream.url=...                   SLURM, one task per GPU
+  srun python -m distributed train --preset paper model=large stream.url=...      SLURM, one task per GPU
 
 What is trained is composed from a preset (distributed/presets) and dotted overrides, later ones win:
 
@@ -12,7 +12,7 @@ What is trained is composed from a preset (distributed/presets) and dotted overr
 
 Several corpora in one run, three crops of the first for each of the second (the rule: docs/order.md):
 
-  --preset tiny stream.mix.studio.url=s3://a/train stream.mix.studio.weight=3 stream.mix.live.url=s3://b/train
+  --preset paper stream.mix.studio.url=s3://a/train stream.mix.studio.weight=3 stream.mix.live.url=s3://b/train
 
 A run whose learning rate is constant can be ended at any checkpoint: a branch, a run of its own, cools down from there
 to train.steps (by default so long that the cooldown is schedule.cooldown_fraction of the whole), the parent goes on:

@@ -9,29 +9,32 @@ Takes the name of a size (demo, tiny, small, base, large, huge, giant), which ne
 
 Operations are those of matrix products, a multiply and an add being two. Memory is per rank: float32 weights,
 gradients and Adam's moments as the ZeRO stage shards them, the teacher, which is whole on every rank, and what the
-backward pass of a micro-batch keeps, found by tracing the training step; leave a tenth free for buffers.
+backward pass of a micro-batch keeps, all by arithmetic; leave a tenth free for buffers.
 `python -m distributed plan` does the same for a whole experiment, with its hours.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from pupujepa.architecture import ModelConfig
 from pupujepa.cost import count_parameters, inference_flops, training_cost
 from pupujepa.errors import UserError
 from pupujepa.masks import MaskConfig, num_context, num_targets
-from pupujepa.memory import ZERO_STAGES, Memory, memory_per_rank
+from pupujepa.memory import ZERO_STAGES, Memory, StepConfig, activations, memory_per_rank
 from pupujepa.model import PupuJEPA
-from pupujepa.objective import ObjectiveConfig
+from pupujepa.objective import ObjectiveConfig, TrainingStep
 from pupujepa.precision import PRECISIONS
 from pupujepa.sizes import model_size, size_names
-from pupujepa.tracing import StepConfig, counted_flops, saved_bytes
 from pupujepa.weights import load
 
 GIGA, GIB = 1e9, 2**30
@@ -62,10 +65,12 @@ def run(args: argparse.Namespace) -> int:
         ObjectiveConfig(kind=model.config.predictor_objective),
         PRECISIONS[args.precision],
         activation_checkpointing=args.checkpointing,
+        crops=args.micro_batch,
+        ranks=args.ranks,
     )
     sys.stdout.write(describe(model))
-    sys.stdout.write(describe_operations(step, counted=_counted(step) if args.count else None))
-    sys.stdout.write(describe_memory(step, ranks=args.ranks, micro_batch=args.micro_batch))
+    sys.stdout.write(describe_operations(step, counted=counted_flops(step) if args.count else None))
+    sys.stdout.write(describe_memory(step))
     return 0
 
 
@@ -108,37 +113,57 @@ def describe_operations(step: StepConfig, *, counted: int | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def describe_memory(step: StepConfig, *, ranks: int, micro_batch: int) -> str:
+def describe_memory(step: StepConfig) -> str:
     """Returns the memory of one rank, a column per ZeRO stage, as text."""
-    kept = saved_bytes(step)
+    kept = activations(step)["kept"]
     memory = [
         memory_per_rank(
             count_parameters(step.model),
             zero_stage=stage,
-            ranks=ranks,
-            activation_bytes=kept.constant + micro_batch * kept.per_crop,
+            ranks=step.ranks,
+            activation_bytes=kept,
         )
         for stage in ZERO_STAGES
     ]
-    crops = "1 crop" if micro_batch == 1 else f"{micro_batch} crops"
+    crops = "1 crop" if step.crops == 1 else f"{step.crops} crops"
     precision = "float32" if step.autocast_dtype is None else "bf16"
     recomputed = ", blocks recomputed" if step.activation_checkpointing else ""
     lines = [
-        f"memory per rank in GiB, {ranks} ranks, {crops} at once, {precision}{recomputed}",
+        f"memory per rank in GiB, {step.ranks} ranks, {crops} at once, {precision}{recomputed}",
         f"  {'ZeRO stage':<20}" + "".join(f"{stage:>10}" for stage in ZERO_STAGES),
         *_memory_rows(memory),
     ]
     return "\n".join(lines) + "\n"
 
 
+def counted_flops(step: StepConfig) -> int:
+    """Returns the operations that torch counts in the forward and backward pass of one crop, without computing them.
+
+    Precision and recomputing are left out, because kernels for bf16 on CPUs, and checkpointing, compute some twice. So
+    do fused attentions in their backward pass; the plain one runs.
+    """
+    config = step.model
+    context, targets = num_context(step.masks, config.num_patches), num_targets(step.masks, config.num_patches)
+    with FakeTensorMode():
+        model = _without_weights(config)
+        for module in model.modules():
+            # shapes and types on the CPU, whose autocast the step asks for
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            loss, _ = TrainingStep(model, step.objective)(
+                torch.zeros(1, config.crop_frames, config.mel_bands),
+                torch.zeros(1, context, dtype=torch.int64),
+                torch.zeros(1, targets, dtype=torch.int64),
+            )
+            loss.backward()
+    return counter.get_total_flops()
+
+
 def parameter_counts(model: PupuJEPA) -> dict[str, int]:
     """Returns the number of parameters of each module; student and teacher have the same."""
     return {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
-
-
-def _counted(step: StepConfig) -> int:
-    """Counts the model's own operations: kernels for bf16 on CPUs, and checkpointing, compute some of them twice."""
-    return counted_flops(replace(step, autocast_dtype=None, activation_checkpointing=False))
 
 
 def _memory_rows(memory: list[Memory]) -> Iterator[str]:

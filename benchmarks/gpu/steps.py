@@ -17,10 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.engine_bare import OurEngine, experiment_of, inputs_of
 from distributed.engine import batch_sizes
-from distributed.memory_plan import plan_memory
 from distributed.pace import peak_flops_of
+from distributed.plan import step_config
 from distributed.topology import Topology
 from pupujepa.cost import training_cost
+from pupujepa.memory import peak_memory
 
 # of the free memory; the rest is for libraries' workspaces and what a plan cannot know
 USABLE = 0.8
@@ -82,7 +83,7 @@ def planned_bytes(settings: dict[str, Any], crops: int, *, on_cpu: bool) -> int:
     """Returns the planned peak of a rank that trains so many crops at once."""
     experiment = experiment_of(_with_crops(settings, crops), ranks=1)
     sizes = batch_sizes(crops, micro_batch=crops, world_size=1)
-    return max(m.total for m in plan_memory(experiment, sizes, world_size=1, on_cpu=on_cpu).values())
+    return peak_memory(step_config(experiment, sizes, world_size=1, on_cpu=on_cpu))[1].total
 
 
 def kernels(profiler: Any, *, rows: int = ROWS) -> list[dict[str, Any]]:

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from benchmarks.diagnostics import AIM, COUNTED, counted_share, measure
+from benchmarks.diagnostics import AIM, COUNTED, counted_share, experiment_of, measure
 from distributed.experiment import load_experiment
 
 
-@pytest.mark.parametrize("preset", COUNTED)
-def test_diagnostics_cost_less_than_two_per_cent(preset):
+@pytest.mark.parametrize("model", COUNTED)
+def test_diagnostics_cost_less_than_two_per_cent(model):
     """Of the operations, at the presets' intervals: the demo on one or two ranks, the others on up to 512."""
-    experiment = load_experiment([preset])
-    ranks = (1, 2) if preset == "demo" else (1, 8, 64, 512)
+    experiment = experiment_of(model)
+    ranks = (1, 2) if model == "demo" else (1, 8, 64, 512)
     assert all(0 < counted_share(experiment, ranks=count) < AIM for count in ranks)
 
 
@@ -23,7 +23,7 @@ def test_the_demo_is_looked_at_fifteen_times():
 
 def test_the_ranks_share_the_passes():
     """As long as there are parts for all of them the share stays, but for the decompositions."""
-    experiment = load_experiment(["base"])
+    experiment = experiment_of("base")
     one, two, many = (counted_share(experiment, ranks=ranks) for ranks in (1, 2, 512))
     assert one < two < 1.5 * one
     assert many > 10 * one
@@ -32,9 +32,9 @@ def test_the_ranks_share_the_passes():
 
 def test_lidar_costs_what_its_crops_do():
     """Ten crops of a clip, each of them a pass of the teacher, cost less when every second look takes them in."""
-    base = ["diagnostics.clips=24"]
+    base = ["model=base", "diagnostics.clips=24"]
     without, all_, half = (
-        counted_share(load_experiment(["base"], overrides=[*base, *more]), ranks=1)
+        counted_share(load_experiment(["paper"], overrides=[*base, *more]), ranks=1)
         for more in (["diagnostics.crops_per_clip=1"], [], ["diagnostics.lidar_every=2"])
     )
     assert half - without == pytest.approx((all_ - without) / 2, rel=1e-6)

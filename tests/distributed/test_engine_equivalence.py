@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from distributed.deepspeed_additions import ALLOWED
 from distributed.telemetry import read_metrics
 from tests.distributed.launch import deterministic_rows, losses
 from tests.distributed.plain_loop import train_plainly
@@ -16,6 +17,8 @@ STAGES = (1, 2, 3)
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-5, 2e-3
 OFFLOAD, BF16 = "engine.offload_optimizer=true", "engine.precision=bf16"
 STOPPED_AT, OVERFLOW_AT = 3, 2
+# another value than DeepSpeed's or ours for every key that a user may add to its JSON
+ADDED = {key: 1000 for key in ALLOWED if key.startswith("zero_optimization.")} | {"wall_clock_breakdown": "true"}
 QUICK = ("train.steps=6", "schedule.peak_lr=0.005", "diagnostics.every=0")
 
 
@@ -29,6 +32,7 @@ def variants():
         runs[f"{stage}-fp32-recomputed"] = (zero, "engine.activation_checkpointing=true")
         runs[f"{stage}-fp32-offload"] = (zero, OFFLOAD, "engine.micro_batch=2")
         runs[f"{stage}-bf16-offload"] = (zero, BF16, OFFLOAD)
+        runs[f"{stage}-fp32-added"] = (zero, *(f"engine.deepspeed.{key}={value}" for key, value in ADDED.items()))
         # cut under stage 3, whole under the others, unless asked for
         runs[f"{stage}-fp32-otherwise"] = (zero, f"engine.shard_teacher={str(stage != 3).lower()}")
     everything = (BF16, OFFLOAD, "engine.micro_batch=2", "engine.activation_checkpointing=true")
@@ -78,7 +82,7 @@ def plain(shards):
 
 @pytest.mark.parametrize("name", [*VARIANTS, *COMPILED, *CHANGED, "one-fp32", "one-bf16", "one-fp32-offload"])
 def test_the_losses_are_those_of_a_plain_loop(runs, plain, name):
-    """Stage, world, micro-batch, offload, recomputing, compiling, a cut teacher: none changes what is learnt.
+    """Stage, world, micro-batch, offload, recomputing, compiling, a cut teacher, added keys: none changes the losses.
 
     Nor does changing between them in the middle of a run.
     """
@@ -143,6 +147,15 @@ def test_the_json_that_was_generated_lies_in_the_run(runs):
     assert started["gradient_accumulation_steps"] == 2
     assert started["zero_optimization"]["stage"] == 3
     assert started["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+
+
+def test_the_added_keys_reach_deepspeed(runs):
+    """The JSON of each run holds them all."""
+    assert ADDED.keys() == set(ALLOWED)
+    for stage in STAGES[1:]:
+        started = json.loads((runs / f"{stage}-fp32-added" / "deepspeed.json").read_text())
+        zero = {f"zero_optimization.{key}": value for key, value in started["zero_optimization"].items()}
+        assert (zero | started).items() >= (ADDED | {"wall_clock_breakdown": True}).items()
 
 
 def test_an_infinite_loss_is_left_out_under_every_stage(runs):

@@ -1,6 +1,7 @@
 """Snapshots in host memory: what is written is the state of the moment, whatever training does meanwhile."""
 
 import errno
+import os
 import resource
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -9,7 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.host_snapshot import HostSnapshot, engine_writes_to, write_state_file
+from distributed.engine import (
+    BatchSizes,
+    EngineConfig,
+    OptimizerConfig,
+    deepspeed_json,
+    prepare_deepspeed,
+    start_engine,
+)
+from distributed.host_snapshot import HostSnapshot, save_into, write_state_file
 
 # far above what the test runner itself writes meanwhile
 LIMIT_BYTES, BEYOND_BYTES = 4 << 20, 5 << 20
@@ -108,27 +117,27 @@ def test_other_errors_of_the_writer_are_not_hidden(tmp_path):
         write_state_file({"f": lambda: None}, tmp_path / "a.pt")
 
 
-def test_the_engine_gets_its_own_writer_back(tmp_path):
-    """Inside the block the engine's files go to the snapshot and no script is copied; afterwards all is as before."""
+def test_deepspeed_saves_into_the_snapshot(tmp_path, monkeypatch, alone):
+    """The engine's `save_checkpoint` writes no file of its own; the snapshot's files load by `load_checkpoint`."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    prepare_deepspeed(os.environ, device=torch.device("cpu"))
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
-    class Writer:
-        def save(self, state_dict, path):
-            raise AssertionError("the disk was touched")
-
-    class Engine:
-        checkpoint_engine = Writer()
-
-        def _copy_recovery_script(self, folder):
-            raise AssertionError("the disk was touched")
-
-    engine, snapshot = Engine(), HostSnapshot()
+    config = deepspeed_json(EngineConfig(), OptimizerConfig(), BatchSizes(1, 1, 1), num_trained=12)
+    module = torch.nn.Linear(3, 4, bias=False)
+    engine = start_engine(module, EngineConfig(), OptimizerConfig(), ds_config=config)
+    snapshot = HostSnapshot()
+    save_into(engine, snapshot)
+    assert isinstance(engine.checkpoint_engine, CheckpointEngine)
     snapshot.begin()
-    with engine_writes_to(engine, snapshot):
-        engine.checkpoint_engine.save(state_dict={"a": torch.ones(2)}, path=str(tmp_path / "a.pt"))
-        engine._copy_recovery_script(str(tmp_path))
+    engine.save_checkpoint(str(tmp_path), tag="engine", save_latest=False)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.zero_()
     snapshot.write()
-    assert torch.equal(torch.load(tmp_path / "a.pt")["a"], torch.ones(2))
-    with pytest.raises(AssertionError, match="disk was touched"):
-        engine.checkpoint_engine.save({}, "")
-    with pytest.raises(AssertionError, match="disk was touched"):
-        engine._copy_recovery_script("")
+    assert not list(tmp_path.rglob("*.py"))
+    path, _ = engine.load_checkpoint(str(tmp_path), tag="engine")
+    assert path is not None
+    assert torch.equal(module.weight, before)

@@ -30,10 +30,10 @@ def test_its_schedule_is_its_own(settings, every):
     assert ProbeConfig(**settings).interval(2000) == every
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "huge", "giant"])
-def test_large_runs_are_probed_and_the_demo_is_not(size):
+@pytest.mark.parametrize("recipe", ["paper", "robust"])
+def test_large_runs_are_probed_and_the_demo_is_not(recipe):
     """As soon as there is something to probe on."""
-    assert load_experiment([size], overrides=["probe.data=corpus"]).probe.interval(500_000) == 25_000
+    assert load_experiment([recipe], overrides=["probe.data=corpus"]).probe.interval(500_000) == 25_000
     assert load_experiment(["demo"], overrides=["probe.data=corpus"]).probe.interval(1500) == 0
 
 

@@ -5,11 +5,12 @@ import torch
 
 from data.features import FeatureConfig
 from distributed.__main__ import COMMANDS
-from distributed.engine import parameter_groups
+from distributed.engine import batch_sizes, parameter_groups
 from distributed.experiment import load_experiment
-from distributed.plan import store_bytes_per_s
-from pupujepa.cost import training_cost
+from distributed.plan import USABLE, fits, step_config, store_bytes_per_s
+from pupujepa.cost import count_parameters, training_cost
 from pupujepa.front_door import enter
+from pupujepa.memory import peak_memory
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
 
@@ -35,12 +36,14 @@ def test_the_command_prints_a_plan_and_draws(tmp_path, capsys):
 def test_nodes_times_gpus_are_the_ranks_and_a_device_is_known_by_name(capsys):
     """Two nodes of four H200: eight ranks, 141 GB each, and the peak of the data sheet gives crops and GPU-hours."""
     code, text, _ = plan(
-        capsys, *("--preset", "tiny", "--nodes", "2", "--gpus-per-node", "4", "--device", "h200", "--mfu", "0.1")
+        capsys,
+        *("--preset", "paper", "model=tiny", "--nodes", "2", "--gpus-per-node", "4", "--device", "h200"),
+        *("--mfu", "0.1"),
     )
     assert code == 0
     assert "= 128 x 1 accumulation x 8 GPUs" in text
     assert "of 141 GB: fits" in text
-    experiment = load_experiment(["tiny"])
+    experiment = load_experiment(["paper"], overrides=["model=tiny"])
     flops = training_cost(experiment.model, experiment.masks, experiment.objective).total
     crops_per_s = 8 * 989.4e12 * 0.1 / flops
     assert f"{crops_per_s:,.0f} crops/s at MFU 0.1" in text
@@ -52,7 +55,7 @@ def test_nodes_times_gpus_are_the_ranks_and_a_device_is_known_by_name(capsys):
 
 def test_a_sample_is_read_once_for_all_its_crops():
     """Three crops of a sample need a third of the bytes; float16 twice those of codes."""
-    one, three = (load_experiment(["tiny"], overrides=[f"stream.crops_per_sample={n}"]) for n in (1, 3))
+    one, three = (load_experiment(["paper"], overrides=[f"stream.crops_per_sample={n}"]) for n in (1, 3))
     assert store_bytes_per_s(one, 9.0, dtype="uint8") == 9 * 3072 * 128
     assert store_bytes_per_s(three, 9.0, dtype="uint8") == 3 * 3072 * 128
     assert store_bytes_per_s(one, 9.0, dtype="float16") == 2 * 9 * 3072 * 128
@@ -71,6 +74,33 @@ def test_settings_that_fit_are_named(capsys):
     assert int(kept[0]) < 128
     # by stage, and what is recomputed need not be kept
     assert all(int(more) > int(less) > 0 for less, more in zip(kept[::2], recomputed[::2], strict=True))
+
+
+def test_what_is_said_to_fit_fits_and_the_next_does_not():
+    """The largest micro-batch of each setting, of those that divide the batch."""
+    bucket = "engine.deepspeed.zero_optimization.reduce_bucket_size=200000"
+    experiment = load_experiment(["demo"], overrides=["stream.global_batch=256", "engine.zero_stage=1", bucket])
+    limit = 0.12e9
+    found = list(fits(experiment, world_size=4, device_bytes=limit))
+    assert [(fit.zero_stage, fit.recomputed) for fit in found] == [(s, r) for r in (False, True) for s in (1, 2, 3)]
+    for fit in found:
+        assert 0 < fit.micro_batch <= 64
+        assert fit.peak_bytes <= USABLE * limit
+    kept = found[0]
+    sizes = batch_sizes(256, micro_batch=2 * kept.micro_batch, world_size=4)
+    assert peak_memory(step_config(experiment, sizes, world_size=4))[1].total > USABLE * limit
+
+
+def test_the_rank_is_what_the_experiment_says():
+    """Stage, crops, accumulation, bucket, precision and the teacher's parts arrive in what the formulas take."""
+    words = ["stream.global_batch=64", "engine.zero_stage=3", "engine.precision=fp32"]
+    experiment = load_experiment(["demo"], overrides=words)
+    rank = step_config(experiment, batch_sizes(64, micro_batch=8, world_size=4), world_size=4)
+    assert (rank.zero_stage, rank.ranks, rank.crops, rank.accumulates) == (3, 4, 8, True)
+    assert (rank.bucket, rank.autocast_dtype, rank.shard_teacher) == (count_parameters(rank.model).trained, None, True)
+    added = "engine.deepspeed.zero_optimization.reduce_bucket_size=1000"
+    experiment = load_experiment(["demo"], overrides=[*words, added])
+    assert step_config(experiment, batch_sizes(64, micro_batch=8, world_size=4), world_size=4).bucket == 1000
 
 
 @pytest.mark.parametrize(

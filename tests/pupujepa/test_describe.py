@@ -1,15 +1,16 @@
 """The info command: its numbers are the model's, the counter's and the optimiser's."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from pupujepa.cost import count_parameters
+from pupujepa.cost import count_parameters, training_cost
+from pupujepa.describe import counted_flops
 from pupujepa.masks import MaskConfig
-from pupujepa.memory import memory_per_rank
+from pupujepa.memory import StepConfig, activations, memory_per_rank
 from pupujepa.objective import ObjectiveConfig
-from pupujepa.sizes import model_size
-from pupujepa.tracing import StepConfig, saved_bytes
+from pupujepa.sizes import model_size, size_names
 from pupujepa.weights import save_release
 from tests.pupujepa.commands import run
 from tests.pupujepa.models import SMALL, random_model
@@ -55,17 +56,27 @@ def test_a_wrong_count_is_not_called_the_same(weights, capsys, monkeypatch):
     assert "%: please report this" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("size", size_names())
+def test_torch_counts_what_arithmetic_gives(size):
+    """At every size, forward and backward of one crop take exactly the operations that cost.py computes.
+
+    Blocks are alike, so encoder and predictor are cut to the first ones of different number.
+    """
+    step = StepConfig(replace(model_size(size), depth=3, predictor_depth=2), MaskConfig(), ObjectiveConfig())
+    assert counted_flops(step) == training_cost(step.model, step.masks, step.objective).total
+
+
 def test_memory_is_told_by_stage(capsys):
     """Every row of the table is that of the formula for the ranks and crops that were asked for."""
     assert run("info", "demo", "--ranks", 4, "--micro-batch", 3, "--precision", "fp32") == 0
     told = capsys.readouterr().out
-    kept = saved_bytes(StepConfig(model_size("demo"), MaskConfig(), ObjectiveConfig()))
+    kept = activations(StepConfig(model_size("demo"), MaskConfig(), ObjectiveConfig(), crops=3))["kept"]
     for stage in range(4):
         memory = memory_per_rank(
             count_parameters(model_size("demo")),
             zero_stage=stage,
             ranks=4,
-            activation_bytes=kept.constant + 3 * kept.per_crop,
+            activation_bytes=kept,
         )
         for part in ("parameters", "gradients", "optimizer", "teacher", "activations", "total"):
             assert column(told, part)[stage] == pytest.approx(getattr(memory, part) / 2**30, abs=6e-4)

@@ -195,7 +195,7 @@ def test_a_ready_made_sweep_composes(name, corpus, shards):
 def test_the_structure_sweep_makes_the_three_comparisons(corpus, shards):
     """Equal steps, tokens and operations, as counted; every pair of models is read out alike."""
     sweep = read_sweep(ABLATIONS / "structure.yaml")
-    launch = Launch("tiny", str(shards), str(corpus), tuple(sweep.tasks), commands_for(1))
+    launch = Launch(sweep.base.preset, str(shards), str(corpus), tuple(sweep.tasks), commands_for(1))
     plan = make_plan(dataclasses.replace(sweep, seeds=[0]), launch, corpus=corpus, name="s", session="s")
     base, steps, tokens, flops, look = plan.trials
     assert steps.samples == base.samples == 20_480_000
