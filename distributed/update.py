@@ -78,7 +78,7 @@ def update(
         assert batch.step == step, f"the stream is at step {batch.step}, the trainer at {step}"
         on_device = batch.to(engine.device)
         whereabouts.at(FORWARD, step)
-        loss, aux = engine(on_device.mel, on_device.context, on_device.target)
+        loss, aux = engine(on_device.mel(), on_device.context, on_device.target)
         loss = _or_nan(loss, aux["per_sample_loss_B"])
         sums += _sums_by_strategy(aux["per_sample_loss_B"], on_device.strategy)
         micro_batches.append((batch, aux["per_sample_loss_B"]))

@@ -81,7 +81,7 @@ def read_stream(
     error, started = "", time.monotonic()
     try:
         for batch in stream:
-            values = (mel.numpy().tobytes() for mel in batch.mel)
+            values = (mel.numpy().tobytes() for mel in batch.mel())
             rows += zip(batch.uids, batch.draws.tolist(), batch.crop_starts.tolist(), values, strict=True)
             if at_step is not None:
                 at_step(batch.step)
