@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed.report.wording import fixed, grouped, listed
-from distributed.run_directory import read_rows, write_rows
+from pupujepa.json_lines import read_rows, write_rows
 
 LINEAGE_NAME = "lineage.jsonl"
 
