@@ -97,9 +97,12 @@ class Batch:
         """Returns the batch on a device; does not wait for copies from page-locked memory."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the fields that are tensors, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
     def _mapped(self, function: Any) -> "Batch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
 
 
 @dataclass(frozen=True)
