@@ -31,6 +31,7 @@ from distributed.run_directory import write_json
 from pupujepa.audio import read_audio, resample
 from pupujepa.errors import UserError
 from pupujepa.frontend import log_mel
+from pupujepa.json_lines import read_rows
 from pupujepa.progress import Progress
 from sweeps.axes import BASE
 from sweeps.outcomes import points, trial_rows
@@ -128,7 +129,7 @@ def build(corpus: Path, out: Path, dtype: str) -> Manifest:
 
 def round_trips(corpus: Path, record: Path, *, std: float) -> list[RoundTrip]:
     """Returns the errors of both forms over the training split, measured once and kept in `record`."""
-    rows = [json.loads(line) for line in (corpus / "tracks.jsonl").read_text().splitlines()]
+    rows = read_rows(corpus / "tracks.jsonl")
     paths = [corpus / row["path"] for row in rows if row["split"] == "train"]
     identity = {"std": std, "tracks": len(paths)}
     if record.is_file() and (kept := json.loads(record.read_text()))["identity"] == identity:

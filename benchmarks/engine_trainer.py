@@ -106,7 +106,7 @@ def overhead(settings: dict[str, Any], topology: Topology, device: torch.device)
     """
     steps = Steps(settings, topology, device)
     batch = steps.replay.batches[0].to(device)
-    inputs = Inputs(batch.mel, batch.context, batch.target)
+    inputs = Inputs(batch.mel(), batch.context, batch.target)
 
     def ours() -> None:
         steps.take(settings["steps"])

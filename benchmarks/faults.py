@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.local_s3 import LocalS3
 from data.retries import RetryPolicy
+from examples.local_s3 import LocalS3
 from tests.data.fault_cases import CASES, EXACT, Case, healthy
 from tests.data.fault_site import SAMPLES_PER_SHARD, Outcome, Site, environment
 from tests.data.shardsets import build_shard_set

@@ -12,7 +12,6 @@ handed its audio in memory, where ours reads files. That both end at the same pr
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from distributed.marble.slice_audio import load_slice
 from distributed.marble.targets import Targets, TaskData, item_targets, prepare, slice_targets
 from distributed.marble.tasks import KEYS, Fit, Task, select_tasks
 from distributed.topology import Topology
+from pupujepa.json_lines import write_rows
 from pupujepa.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator
 
@@ -207,7 +207,7 @@ def chords(folder: Path, *, tracks: int) -> Corpus:
     """Writes triads in noise, their root and mode the key, and returns the corpus."""
     (folder / "audio").mkdir(parents=True)
     time_s = np.arange(int(SECONDS * RATE_HZ)) / RATE_HZ
-    lines = []
+    rows = []
     for number in range(tracks):
         rng = generator("probe benchmark", number)
         key = KEYS[int(rng.integers(24))]
@@ -217,8 +217,8 @@ def chords(folder: Path, *, tracks: int) -> Corpus:
         soundfile.write(folder / path, 0.1 * tones + 0.05 * rng.standard_normal(len(time_s)), RATE_HZ)
         split = SPLITS[number % len(SPLITS)]
         row = {"track": f"{number:04d}", "path": path, "split": split, "duration_s": SECONDS, "labels": {"key": key}}
-        lines.append(json.dumps(row) + "\n")
-    (folder / "tracks.jsonl").write_text("".join(lines))
+        rows.append(row)
+    write_rows(folder / "tracks.jsonl", rows)
     return read_corpus(folder)
 
 

@@ -22,11 +22,11 @@ from benchmarks.simulate_stream_outcome import Outcome, Site
 from benchmarks.simulate_stream_reading import Run
 from data.cache import ShardCache
 from data.cache_room import CacheConfig
-from data.local_s3 import LocalS3
 from data.manifest import Manifest
 from data.store import open_store
 from data.stream import Stream
 from data.stream_config import StreamConfig
+from examples.local_s3 import LocalS3
 from tests.faultproxy import ALWAYS, Fault, FaultProxy
 
 BUCKET = "simulated"

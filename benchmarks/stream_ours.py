@@ -52,7 +52,7 @@ class OurReader:
         if self._state is not None:
             self._stream.seek(self._state)
         for batch in self._stream:
-            yield batch.uids, batch.mel
+            yield batch.uids, batch.mel()
 
     def state(self, batches: int) -> Any:
         """Returns the stream's state, which knows by itself how far it is."""

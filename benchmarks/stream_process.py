@@ -195,7 +195,7 @@ def _watched(command: list[str], contender: str) -> tuple[list[dict[str, Any]], 
         complaints.seek(0)
         if process.returncode:
             raise ContenderError(f"{contender} failed: {' '.join(complaints.read().split()[-60:])}")
-    return [json.loads(line) for line in output.splitlines() if line.startswith("{")], watch
+    return [json.loads(line) for line in output.split("\n") if line.startswith("{")], watch
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:

@@ -6,7 +6,6 @@
   python -m data verify s3://bucket/shards/train       check every byte against the manifest
   python -m data stats shards/train                    mean, deviation, silence, durations, per-band profile
   python -m data inspect shards/train --out page.html  look at random samples
-  python -m data serve /tmp/store --port 8333          a local S3 server, for trying things out
 
 Locations are plain paths, file:// or s3:// URLs. Credentials and the endpoint of s3 come from the standard environment
 (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or profile, and are never written anywhere.
@@ -22,7 +21,6 @@ COMMANDS = {
     "verify": Command("data.verify", "check shards against their manifest, byte by byte"),
     "stats": Command("data.statistics", "statistics of a shard set, as text and PNG"),
     "inspect": Command("data.inspection", "random samples of a shard set as one HTML page"),
-    "serve": Command("data.local_s3", "serve a directory as S3 on this machine"),
 }
 
 if __name__ == "__main__":

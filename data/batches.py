@@ -1,27 +1,29 @@
-"""From raw samples to batches: decode, crop, normalise, mask, stack. Each is a stage of a `webdataset` pipeline.
+"""From raw samples to batches: crop, mask, stack. Each is a stage of a `webdataset` pipeline.
+
+Crops stay as they are stored, a quarter of their float32 values: they cross processes and the bus to the device so, and
+are decoded and normalised there, by `Batch.mel`.
 
 Crop and mask of a draw are pure functions of (seed, epoch, uid, draw) and, for masks, of the global step, so they do
 not depend on the rank, the worker or the micro-batch that makes them.
 
 A sample in flight is a dict. The source gives `__key__`, `__url__`, `mel.npy` and `json` (bytes), `uid` and `place`.
-`crop` adds `mel` (float32 [crop_frames, F], normalised; a row of `mel_of_batch`) and `crop_start`; `mask` adds
+`crop` adds `codes` [crop_frames, F], as stored, with their `scale` and `offset`, and `crop_start`; `mask` adds
 `context`, `target`, `strategy`.
 Shape legend: B batch, T frames, F mel bands, K context patches, M target patches.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from data.shards import decode_mel_into, read_npy
+from data.shards import decode, encode_mel, read_npy, scale_and_offset
 from data.tally import Tally
 from pupujepa.errors import UserError
-from pupujepa.frontend import LOG_FLOOR, normalise_in_place
+from pupujepa.frontend import LOG_FLOOR
 from pupujepa.masks import MaskConfig, draw_mask, draw_strategy
 from pupujepa.randomness import generator
 
@@ -59,7 +61,8 @@ class Batch:
         epoch: of the run: in a mix, one ends when as many samples were drawn as all corpora have.
         micro: index of the micro-batch in this rank's part of the step.
         uids: of the samples; in a mix the corpus's name comes first, `name/uid`.
-        mel: [B, T, F] float32, normalised.
+        codes: [B, T, F] as stored: uint8, or float16 when a row is stored so (a mix may hold both; it holds codes too).
+        scale, offset: [B] float32, what turns the codes of a row into normalised log-mel values.
         context, target: [B, K] and [B, M] int64 token indices; [B, 0] when the stream draws no masks.
         strategy: [B] int64, index into `pupujepa.masks.STRATEGIES`; -1 when the stream draws no masks.
         draws: [B] int64, which draw of its sample each row is.
@@ -70,7 +73,9 @@ class Batch:
     epoch: int
     micro: int
     uids: list[str]
-    mel: Tensor
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor
     context: Tensor
     target: Tensor
     strategy: Tensor
@@ -79,6 +84,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.uids)
+
+    def mel(self) -> Tensor:
+        """Returns the normalised log-mel spectrograms [B, T, F], float32, made on the device that the batch is on."""
+        return decode(self.codes, self.scale, self.offset)
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in page-locked memory; the data loader calls it when `pin_memory` is set."""
@@ -96,27 +105,9 @@ class Batch:
         return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
 
 
-class BatchRows:
-    """The memory of the micro-batch in the making, so that crops are decoded where they are handed over from.
-
-    Args:
-        allocate: returns an uninitialised float32 tensor of a shape.
-    """
-
-    def __init__(self, micro_batch: int, allocate: Callable[[tuple[int, ...]], Tensor] = torch.empty):
-        self.micro_batch, self.allocate = micro_batch, allocate
-        self._mel_BTF = torch.empty(0)
-
-    def batch_of(self, place: Place, shape_TF: tuple[int, int]) -> Tensor:
-        """Returns the mel [B, T, F] of the batch that a place belongs to; rows come in order."""
-        if place.row == 0 or self._mel_BTF.shape[1:] != shape_TF:
-            self._mel_BTF = self.allocate((self.micro_batch, *shape_TF))
-        return self._mel_BTF
-
-
 @dataclass(frozen=True)
 class CropStage:
-    """Decodes a sample, takes its crop and normalises it.
+    """Takes the crop of a sample, as stored, and says how it is decoded and normalised.
 
     A sample that is shorter than the crop is padded at its end with the log floor (silence), and counted.
 
@@ -131,21 +122,21 @@ class CropStage:
     mean: float
     std: float
 
-    def __call__(self, sample: SampleDict, *, tally: Tally, rows: BatchRows) -> SampleDict:
-        """Adds `mel`, a row of `mel_of_batch`, and `crop_start`."""
+    def __call__(self, sample: SampleDict, *, tally: Tally) -> SampleDict:
+        """Adds `codes`, `scale`, `offset` and `crop_start`."""
         place, uid = sample["place"], sample["uid"]
         stored_TF = read_npy(sample["mel.npy"])
         start = crop_start(len(stored_TF), self.crop_frames, key=(self.seed, place.epoch, uid, place.draw))
         crop_TF = stored_TF[start : start + self.crop_frames]
-        mel_BTF = rows.batch_of(place, (self.crop_frames, stored_TF.shape[1]))
-        mel_TF = mel_BTF[place.row]
         lo, hi = self.ranges[place.corpus]
-        decode_mel_into(mel_TF[: len(crop_TF)], crop_TF, lo=lo, hi=hi)
-        if len(crop_TF) < self.crop_frames:
-            mel_TF[len(crop_TF) :] = LOG_FLOOR
+        if missing := self.crop_frames - len(crop_TF):
+            silence = encode_mel(np.array(LOG_FLOOR), str(stored_TF.dtype), lo=lo, hi=hi)
+            crop_TF = np.pad(crop_TF, ((0, missing), (0, 0)), constant_values=silence)
             tally.add("padded")
-        normalise_in_place(mel_TF, self.mean, self.std)
-        return {**sample, "mel": mel_TF.numpy(), "mel_of_batch": mel_BTF, "crop_start": start}
+        scale, offset = scale_and_offset(stored_TF.dtype, lo=lo, hi=hi)
+        deviation = self.std + 1e-8  # as in pupujepa.frontend.normalise
+        decoding = {"scale": scale / deviation, "offset": (offset - self.mean) / deviation}
+        return {**sample, "codes": crop_TF, **decoding, "crop_start": start}
 
 
 def crop_start(num_frames: int, crop_frames: int, *, key: tuple[int | str, ...]) -> int:
@@ -214,24 +205,16 @@ def stack(rows: list[SampleDict]) -> Batch:
         epoch=place.epoch_of_run,
         micro=place.micro,
         uids=[row["uid"] for row in rows],
-        mel=_mel_of_batch(rows),
+        # float16 holds every uint8 code exactly, so numpy's common dtype loses nothing
+        codes=torch.from_numpy(np.stack([row["codes"] for row in rows])),
+        scale=torch.tensor([row["scale"] for row in rows]),
+        offset=torch.tensor([row["offset"] for row in rows]),
         context=torch.from_numpy(np.stack([row.get("context", nothing) for row in rows])),
         target=torch.from_numpy(np.stack([row.get("target", nothing) for row in rows])),
         strategy=torch.tensor([row.get("strategy", -1) for row in rows]),
         draws=torch.tensor([row["place"].draw for row in rows]),
         crop_starts=torch.tensor([row["crop_start"] for row in rows]),
     )
-
-
-def _mel_of_batch(rows: list[SampleDict]) -> Tensor:
-    """Returns the memory that the crops were decoded into, or a new one when a stage put others in their place."""
-    mel_BTF = rows[0].get("mel_of_batch", torch.empty(0))
-    if len(mel_BTF) == len(rows) and all(
-        row["mel"].__array_interface__ == part.numpy().__array_interface__ for row, part in zip(rows, mel_BTF)
-    ):
-        return mel_BTF
-    # in a worker process it stacks into shared memory, where the batch would be copied to otherwise
-    return default_collate([torch.from_numpy(row["mel"]) for row in rows])
 
 
 def _batch_of(sample: Mapping[str, Any]) -> tuple[int, int]:

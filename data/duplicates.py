@@ -3,12 +3,12 @@
 A piece that occurs twice counts twice in training; one that occurs in two splits makes test scores a lie.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.packing import SpooledTrack
+from pupujepa.json_lines import encode_rows
 
 DUPLICATES_NAME = "duplicates.jsonl"
 
@@ -42,20 +42,13 @@ def without(spooled: Sequence[SpooledTrack], duplicates: Sequence[Duplicates]) -
 
 def to_lines(duplicates: Sequence[Duplicates], *, dropped: bool) -> bytes:
     """Returns duplicates.jsonl: a line for each set, with its tracks, their splits and what became of them."""
-    return b"".join(
-        (
-            json.dumps(
-                {
-                    "audio_sha256": same.audio_sha256,
-                    "tracks": [{"track": t.track.track, "split": t.track.split} for t in same.tracks],
-                    "kept": [t.track.track for t in (same.tracks[:1] if dropped else same.tracks)],
-                    "splits": list(same.splits),
-                },
-                ensure_ascii=False,
-                sort_keys=True,
-            )
-            + "\n"
-        ).encode()
+    return encode_rows(
+        {
+            "audio_sha256": same.audio_sha256,
+            "kept": [t.track.track for t in (same.tracks[:1] if dropped else same.tracks)],
+            "splits": list(same.splits),
+            "tracks": [{"split": t.track.split, "track": t.track.track} for t in same.tracks],
+        }
         for same in duplicates
     )
 

@@ -1,6 +1,5 @@
 """The first half of a build: every track decoded and turned into parts in the spool, by processes, once."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from data.files import Location, Store
 from data.pool import map_unordered
 from data.spool import Unit, spool_unit, spooled_facts
 from pupujepa.errors import UserError
+from pupujepa.json_lines import encode_rows
 from pupujepa.progress import Progress
 
 REJECTED_NAME = "rejected.jsonl"
@@ -34,11 +34,8 @@ class Rejections:
 
     def write(self, rejected: Mapping[str, str]) -> None:
         """Lists unusable tracks and the reasons, by name."""
-        lines = [
-            json.dumps({"track": track, "reason": reason}, ensure_ascii=False, sort_keys=True) + "\n"
-            for track, reason in sorted(rejected.items())
-        ]
-        self.store.write(self.name, "".join(lines).encode())
+        rows = ({"reason": reason, "track": track} for track, reason in sorted(rejected.items()))
+        self.store.write(self.name, encode_rows(rows))
 
     def judge(self, rejected: Mapping[str, str]) -> None:
         """Writes the list and raises UserError when there are more than the build bears."""

@@ -21,6 +21,7 @@ from data.locations import beside
 from data.manifest import SPLITS
 from data.tracks import AudioPlace, Entry
 from pupujepa.errors import UserError
+from pupujepa.json_lines import numbered_rows
 
 LIST_SUFFIXES = (".jsonl", ".csv", ".tsv")
 _FIELDS = ("track", "path", "start", "end", "source", "split", "group")
@@ -40,7 +41,7 @@ def read_list(content: bytes, *, url: Location, source: str) -> list[Entry]:
         source: the collection of lines that name none.
 
     Raises:
-        ListError: not UTF-8, no header, or a line that is no track.
+        ListError: not UTF-8, no header, or a line that is no track. LineError: a line is not a JSON object.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -48,7 +49,8 @@ def read_list(content: bytes, *, url: Location, source: str) -> list[Entry]:
         raise ListError(f"{url} is no list of tracks ({error}); save it as UTF-8, or give a folder of audio") from error
     suffix = PurePosixPath(url).suffix.lower()
     rows = _table_rows(text, url, delimiter="\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else None
-    return _grouped([_entry(row, where, url=url, source=source) for where, row in rows or _json_rows(text, url)])
+    rows = rows or numbered_rows(text, origin=url, remedy=_EXAMPLE)
+    return _grouped([_entry(row, where, url=url, source=source) for where, row in rows])
 
 
 def check_split(split: Any, where: str) -> str | None:
@@ -56,19 +58,6 @@ def check_split(split: Any, where: str) -> str | None:
     if split is not None and split not in SPLITS:
         raise ListError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
     return split
-
-
-def _json_rows(text: str, url: Location) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            where = f"{url} line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ListError(f"{where} is not a track ({error!r}); {_EXAMPLE}") from error
-            if not isinstance(row, dict):
-                raise ListError(f"{where} is not a track but {type(row).__name__}; {_EXAMPLE}")
-            yield where, row
 
 
 def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -5,7 +5,6 @@ not depend on n. Workers learn rank and world from their arguments, never from t
 wrong reads every shard, or another rank's, without an error.
 """
 
-import math
 import os
 import signal
 from collections import Counter
@@ -18,60 +17,34 @@ from typing import Any
 
 import torch
 import webdataset
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from data.batches import Batch, BatchRows, CropStage, MaskStage, stack_batches
+from data.batches import Batch, CropStage, MaskStage, stack_batches
 from data.corpora import Corpora
 from data.pool import leave_with_parent
 from data.readers import opened
 from data.s3 import answered_hosts, remember_hosts
-from data.slots import SlotRing
 from data.source import ReadPlan, SampleSource
 from data.stream_config import StreamConfig
 from data.tally import Tally
 from pupujepa.errors import UserError
 
 Stage = Callable[..., Any]
-_KEPT_BYTES = 16 * 2**20
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a worker hands over: a batch (None at its end), and what it counted and found damaged since the last.
-
-    slots: of the worker; pickling gives the batch away in the one that it was made in.
-    """
+    """What a worker hands over: a batch (None at its end), and what it counted and found damaged since the last."""
 
     batch: Batch | None
     counts: Counter[str]
     damaged: list[str]
-    slots: SlotRing | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        tensors = self.batch.tensors() if self.batch is not None and self.slots is not None else {}
-        packed = self.slots.pack(tensors, first="mel") if self.slots is not None and tensors else None
-        if packed is None:
-            return Delivery, (self.batch, self.counts, self.damaged)
-        plain = {name: value for name, value in vars(self.batch).items() if name not in tensors}
-        return _unpacked, (plain, packed, self.counts, self.damaged)
 
     def pin_memory(self) -> "Delivery":
         """Returns it with the batch in page-locked memory; called by the data loader."""
         return replace(self, batch=self.batch and self.batch.pin_memory())
-
-
-def _unpacked(plain: dict[str, Any], tensors: dict[str, Any], counts: Counter[str], damaged: list[str]) -> Delivery:
-    return Delivery(Batch(**(plain | tensors)), counts, damaged)
-
-
-def _tensor_in_slot(slots: SlotRing, worker: int, shape: tuple[int, ...]) -> Tensor:
-    """Returns a float32 tensor in a free slot of a worker, or anywhere else when there is none."""
-    length = 4 * math.prod(shape)
-    slot_S = slots.lease(worker) if length <= slots.slot_bytes else None
-    return torch.empty(shape) if slot_S is None else slot_S[:length].view(torch.float32).view(shape)
 
 
 @dataclass(frozen=True)
@@ -93,23 +66,22 @@ class Recipe:
     mask: MaskStage | None
     stages: tuple[Stage, ...]
 
-    def batches(self, worker: int, num_workers: int, *, slots: SlotRing | None = None) -> Iterator[Delivery | Failure]:
-        """Yields the micro-batches of one worker, made in its slots; an error that the user can put right ends them."""
+    def batches(self, worker: int, num_workers: int) -> Iterator[Delivery | Failure]:
+        """Yields the micro-batches of one worker; an error that the user can put right ends them."""
         plan = replace(self.plan, worker=worker, num_workers=num_workers)
         tally = Tally()
-        rows = BatchRows(plan.micro_batch, partial(_tensor_in_slot, slots, worker) if slots else torch.empty)
         try:
             with opened(self.config, self.corpora, plan, tally=tally) as (readers, follow):
                 source = SampleSource(self.corpora, readers, plan, follow=follow)
                 pipeline = webdataset.DataPipeline(
                     source,
-                    webdataset.map(partial(self.crop, tally=tally, rows=rows)),
+                    webdataset.map(partial(self.crop, tally=tally)),
                     webdataset.map(self.mask) if self.mask is not None else None,
                     *self.stages,
                     partial(stack_batches, micro_batch=plan.micro_batch),
                 )
                 for batch in pipeline:
-                    yield Delivery(batch, tally.take(), source.take_damaged(), slots)
+                    yield Delivery(batch, tally.take(), source.take_damaged())
             yield Delivery(None, tally.take(), [])
         except UserError as error:
             # handed over as it is: the data loader would raise its traceback as text in place of its sentence
@@ -186,7 +158,7 @@ def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
         "worker_init_fn": partial(_prepare_worker, _store_environment(), answered_hosts()),
     }
     return DataLoader(
-        _Deliveries(recipe, _slots(recipe) if workers else None),
+        _Deliveries(recipe),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
@@ -200,23 +172,13 @@ def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
 class _Deliveries(IterableDataset):
     """The batches of whichever worker process iterates it."""
 
-    def __init__(self, recipe: Recipe, slots: SlotRing | None):
+    def __init__(self, recipe: Recipe):
         super().__init__()
-        self.recipe, self.slots = recipe, slots
+        self.recipe = recipe
 
     def __iter__(self) -> Iterator[Delivery | Failure]:
         worker = get_worker_info()
-        yield from self.recipe.batches(*((worker.id, worker.num_workers) if worker else (0, 1)), slots=self.slots)
-
-
-def _slots(recipe: Recipe) -> SlotRing:
-    """Returns slots for all batches that a worker has under way, and two that training still holds."""
-    config, mask, micro_batch = recipe.config, recipe.mask, recipe.plan.micro_batch
-    patches = mask.steps * mask.bands if mask is not None else 0
-    # mel, context with target, and three numbers a row, each tensor rounded up to whole lines of the processor's cache
-    row_bytes = 4 * config.crop_frames * int(recipe.corpora.frontend["mel_bands"]) + 8 * (patches + 3)
-    slot_bytes = micro_batch * row_bytes + 6 * 64
-    return SlotRing(config.workers, slots=config.prefetch_batches + 2, slot_bytes=slot_bytes)
+        yield from self.recipe.batches(*((worker.id, worker.num_workers) if worker else (0, 1)))
 
 
 def _worker_context() -> Any:
@@ -234,10 +196,6 @@ def _store_environment() -> dict[str, str]:
 def _prepare_worker(environment: dict[str, str], hosts: frozenset[str], worker: int) -> None:
     leave_with_parent()
     remember_hosts(hosts)
-    # glibc keeps memory of up to the largest size that was ever freed, and gives larger pieces back to the kernel at
-    # once; samples are larger than what it starts with, and fresh pages would cost as much as decoding them
-    freed_at_once = bytearray(_KEPT_BYTES)
-    del freed_at_once
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(environment)

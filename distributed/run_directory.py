@@ -1,7 +1,6 @@
 """The run directory: its paths, the atomic write, and the lock of its one writer."""
 
 import json
-from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,16 +73,6 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the JSON objects of a file, one a line; none when it is not there yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSON objects, one a line, atomically."""
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def only_writer(run: RunDirectory, *, wait_s: float = 60.0) -> AbstractContextManager[None]:

@@ -4,7 +4,6 @@ Rank 0 alone speaks. On resume the log is cut back to the checkpoint, so that it
 interrupted.
 """
 
-import json
 import logging
 import math
 import netrc
@@ -21,10 +20,11 @@ from tqdm import tqdm
 
 from data.stream import Stream
 from distributed.pace import Pace, StreamCounts, Yardstick, memory
-from distributed.run_directory import RunDirectory, write_atomically
+from distributed.run_directory import RunDirectory
 from distributed.wandb_log import FINISHED, WandbSink
 from pupujepa.errors import UserError, require_known
 from pupujepa.front_door import ROOMS
+from pupujepa.json_lines import encode_rows, read_rows, write_rows
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 _WANDB_HOST = "api.wandb.ai"
@@ -151,13 +151,12 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, *, resume_step: int):
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] < resume_step]
-        write_atomically(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+        write_rows(path, [row for row in read_metrics(path) if row["step"] < resume_step])
+        self._file = path.open("ab")
 
     def write(self, row: Row) -> None:
         """Appends the row as a line."""
-        self._file.write(json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n")
+        self._file.write(encode_rows([{key: _json_number(value) for key, value in row.items()}]))
         self._file.flush()
 
     def close(self, outcome: str = FINISHED) -> None:
@@ -167,7 +166,7 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line that a kill has cut is left out."""
-    return [json.loads(line) for line in _complete_lines(path)]
+    return read_rows(path, growing=True)
 
 
 class ProgressSink:
@@ -241,13 +240,6 @@ def configure_logging(*, rank: int) -> None:
 class _BarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
-
-
-def _complete_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    # what follows the last newline was cut by a kill
-    return path.read_text().split("\n")[:-1]
 
 
 def _json_number(value: Any) -> Any:

@@ -123,7 +123,7 @@ class Trainer:
             assert batch.step == step, f"the stream is at step {batch.step}, the trainer at {step}"
             on_device = batch.to(self.device)
             self.whereabouts.at(FORWARD, step)
-            loss, aux = self.engine(on_device.mel, on_device.context, on_device.target)
+            loss, aux = self.engine(on_device.mel(), on_device.context, on_device.target)
             sums.add(on_device, aux["per_sample_loss_B"])
             micro_batches.append((batch, aux["per_sample_loss_B"]))
             if micro + 1 == self.accumulation:

@@ -24,9 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.local_s3 import LocalS3  # noqa: E402 - run as a script, the root is not on the path before
-from distributed.run_directory import write_json  # noqa: E402
+from distributed.run_directory import write_json  # noqa: E402 - run as a script, the root is not on the path before
+from examples.local_s3 import LocalS3  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
+from pupujepa.json_lines import read_rows  # noqa: E402
 
 BUCKET = "pupujepa-demo"
 TASKS = ("key", "beats", "instruments", "tempo", "collection")
@@ -230,7 +231,7 @@ def write_summary(demo: Demo) -> None:
     facts = _read_json(demo.out / "facts.json")
     names = "audio_hours shards ranks zero_stage steps crops_per_s data_wait_fraction loss_first loss_last"
     summary = {name: facts[name] for name in f"{names} explained_variance effective_rank".split()}
-    tracks = [json.loads(line) for line in (demo.corpus / "tracks.jsonl").read_text().splitlines()]
+    tracks = read_rows(demo.corpus / "tracks.jsonl")
     summary["pieces"] = len({track["piece"] for track in tracks})
     summary["probes"] = probe_summary(demo.out / "results.jsonl")
     summary["seconds"] = demo.seconds
@@ -239,9 +240,8 @@ def write_summary(demo: Demo) -> None:
 
 def probe_summary(results: Path) -> dict[str, dict]:
     """Per task: the metric, the value of each encoder, and the interval of trained minus random init."""
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
     summary: dict[str, dict] = {}
-    for row in rows:
+    for row in read_rows(results):
         encoder = row["encoder"] if row["encoder"] in ("random_init", "log_mel", "chroma") else "trained"
         task = summary.setdefault(row["task"], {"metric": row["metric"]})
         task[encoder] = row["value"]
@@ -253,8 +253,7 @@ def probe_summary(results: Path) -> dict[str, dict]:
 
 def last_step(metrics: Path) -> int:
     """The last step that the log knows of; a row that is being written does not count."""
-    rows = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-    return json.loads(rows[-1])["step"]
+    return read_rows(metrics, growing=True)[-1]["step"]
 
 
 def saved_step(latest: Path) -> int:

@@ -20,7 +20,6 @@ the command was killed. Files that cannot be embedded are named at the end, and 
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,9 +34,10 @@ import torch
 from pupujepa.audio_files import AudioFile, find_audio, told_passed_over
 from pupujepa.decode_ahead import PendingClip, decode_ahead
 from pupujepa.devices import usable_device
-from pupujepa.durable import atomic_file, remove_unfinished
+from pupujepa.durable import remove_unfinished
 from pupujepa.encoder import Embedding, Encoder
 from pupujepa.errors import UserError
+from pupujepa.json_lines import write_rows
 from pupujepa.locks import only_writer
 from pupujepa.model import PupuJEPA, resolve_layers
 from pupujepa.precision import warn_of_emulation
@@ -186,8 +186,7 @@ def write_lines(path: Path, records: Sequence[Mapping[str, str]]) -> None:
     if not records:
         path.unlink(missing_ok=True)
         return
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_rows(path, records)
 
 
 def _layers(words: Sequence[str]) -> list[int] | None:

@@ -148,11 +148,6 @@ def normalise(log_mel_BTF: Tensor, mean: float, std: float) -> Tensor:
     return (log_mel_BTF - mean) / (std + 1e-8)
 
 
-def normalise_in_place(log_mel_BTF: Tensor, mean: float, std: float) -> None:
-    """Does what `normalise` does to [B, T, F] (or any shape), to the bit, without another tensor."""
-    log_mel_BTF.sub_(mean).div_(std + 1e-8)
-
-
 def frontend_digest(config: FrontendConfig) -> str:
     """Returns the SHA-256 hex digest that tells two front ends apart in manifests and feature caches."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distributed.run_directory import write_json
+from pupujepa.json_lines import parse_rows, read_rows
 from sweeps.plan import PlannedTrial
 
 Status = Literal["waiting", "running", "stopped", "finished", "diverged", "crashed", "pruned"]
@@ -84,7 +85,7 @@ def read_results(planned: PlannedTrial, out: Path) -> list[dict[str, Any]]:
     path = out / planned.directory / "results.jsonl"
     if not is_finished(planned, out):
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return read_rows(path)
 
 
 def score_on(split: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class MetricsTail:
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+        return parse_rows(whole.decode(), origin=str(self._path))
 
 
 def divergence(run_dir: Path) -> str:

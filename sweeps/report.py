@@ -16,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from distributed import report as page_of_a_run
 from distributed.report.charts import frame_clip
 from distributed.report.wording import duration, fixed, interval
-from distributed.run_directory import write_atomically, write_rows
+from distributed.run_directory import write_atomically
+from pupujepa.json_lines import write_rows
 from sweeps.outcomes import Point, points, trial_rows
 from sweeps.plan import Plan, read_plan
 from sweeps.plots import delta_plot, parallel_coordinates, pareto_chart, quality_chart

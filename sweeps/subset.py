@@ -4,14 +4,13 @@ A full evaluation after every short trial would cost more than the training. The
 same audio, so the evaluator's ordinary command reads it.
 """
 
-import json
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from distributed.marble.corpus import SPLITS
-from distributed.run_directory import write_rows
 from pupujepa.errors import UserError
+from pupujepa.json_lines import read_rows, write_rows
 
 TRACKS = "tracks.jsonl"
 
@@ -22,7 +21,7 @@ def subset(rows: list[dict[str, Any]], tracks: int) -> list[dict[str, Any]]:
     Each split keeps its share; within a split whole groups are taken in the order of a hash of their name, which no
     seed and no trial can influence.
     """
-    share = min(1.0, tracks / len(rows))
+    share = min(1.0, tracks / max(1, len(rows)))
     kept: set[str] = set()
     for split in SPLITS:
         of_split = [row for row in rows if row["split"] == split]
@@ -43,7 +42,7 @@ def write_subset(corpus: Path, out: Path, *, tracks: int) -> Path:
     Raises:
         UserError: `tracks` is too small for anything to be trained and tested on.
     """
-    rows = [json.loads(line) for line in (corpus / TRACKS).read_text().splitlines() if line.strip()]
+    rows = read_rows(corpus / TRACKS)
     kept = subset(rows, tracks)
     empty = [split for split in SPLITS if not any(row["split"] == split for row in kept)]
     if empty:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from data.local_s3 import LocalS3
+from examples.local_s3 import LocalS3
 from tests.faultproxy import FaultProxy
 
 # The servers of the tests are on this machine; a proxy that the developer's network needs knows nothing of them.

@@ -4,7 +4,6 @@ The run is `python -m distributed train` with worker processes, pinned batches a
 trainer whose first batch comes again and again (engine_trainer.Replay).
 """
 
-import json
 import os
 import shutil
 import statistics
@@ -18,6 +17,7 @@ from benchmarks.engine_launch import RanksFailedError, on_ranks, run_within
 from benchmarks.gpu.kept import Kept, Setting
 from benchmarks.gpu.steps import TINY
 from benchmarks.stream_corpus import CorpusConfig, make_corpus
+from pupujepa.json_lines import read_rows
 
 MODEL = "tiny"
 # the training itself needs a core, and the thread that pins batches another
@@ -83,7 +83,7 @@ def measure(kept: Kept, *, seconds: float) -> dict[str, Any]:
 
 def of_rows(run: Path, *, warm_steps: int) -> dict[str, Any]:
     """Returns speed and share of waiting from the rows of a run after its first steps."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(run / "metrics.jsonl", growing=True)
     counted = [row for row in rows if "step_s" in row and row["step"] > warm_steps]
     step_s, wait_s = (statistics.fmean(row[name] for row in counted) for name in ("step_s", "data_wait_s"))
     return {

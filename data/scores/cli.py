@@ -40,6 +40,7 @@ from data.scores.splits import assign_splits
 from data.scores.takes import Take, draw_take, notes_of, transpose_takes
 from pupujepa.durable import PART_SUFFIX, atomic_file
 from pupujepa.errors import UserError
+from pupujepa.json_lines import write_rows
 from pupujepa.progress import follow
 
 _LOG = logging.getLogger(__name__)
@@ -75,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"none of the {len(rejected)} scores in {corpus} could be used: reinstall music21")
     tracks, takes = plan_tracks(pieces, takes=args.takes, seed=args.seed, seconds=args.seconds)
     _render(takes, pieces, out=out, soundfont=soundfont, workers=args.workers)
-    _write_lines(out / "rejected.jsonl", [asdict(r) for r in rejected])
-    _write_lines(out / "tracks.jsonl", tracks)
+    write_rows(out / "rejected.jsonl", [asdict(r) for r in rejected])
+    write_rows(out / "tracks.jsonl", tracks)
     _report(tracks, pieces=len(pieces), rejected=len(rejected), wanted=args.pieces)
     return 0
 
@@ -198,11 +199,6 @@ def _render(takes: Sequence[Take], pieces: Sequence[Piece], *, out: Path, soundf
 
 def _audio_path(take: Take) -> str:
     return f"audio/{take.uid}.wav"
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _report(tracks: Sequence[Mapping[str, Any]], *, pieces: int, rejected: int, wanted: int) -> None:

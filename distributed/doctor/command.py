@@ -23,12 +23,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data.local_s3 import find_weed
 from distributed.doctor.accelerators import accelerator_findings, compiler_finding, read_driver_gpus
 from distributed.doctor.cluster import has_sbatch, slurm_finding
 from distributed.doctor.findings import AIMS, FAILED, OK, Finding, as_json, as_text, exit_code
 from distributed.doctor.machine import machine_findings
-from distributed.doctor.packages import PYTHON_FIRST, package_findings, python_finding, read_environment
+from distributed.doctor.packages import PYTHON_FIRST, find_weed, package_findings, python_finding, read_environment
 from distributed.doctor.storage import store_findings
 from distributed.doctor.trial import TORCH_FACTS, Trial, try_steps
 from pupujepa.errors import UserError

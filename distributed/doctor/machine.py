@@ -108,7 +108,7 @@ def place_finding(place: Place, *, needed_bytes: int) -> Finding:
 
 
 def shared_memory_finding(place: Place | None) -> Finding:
-    """Judges /dev/shm, which holds semaphores, batches that found no slot, NCCL's buffers and Ray's objects."""
+    """Judges /dev/shm, which holds semaphores, the workers' batches, NCCL's buffers and Ray's objects."""
     name, remedy = "/dev/shm", f"start the container with --shm-size={_SHARED_BYTES // GIB}g or more, or --ipc=host"
     if place is None or place.error:
         why = place.error if place else "it is not here"

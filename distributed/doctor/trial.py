@@ -17,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pupujepa.json_lines import parse_rows
+
 ROOT = Path(__file__).parents[2]
 TORCH_FACTS, DEEPSPEED_START = "torch facts", "deepspeed start"
 # a cold network disk takes minutes for torch's libraries; what takes longer hangs
@@ -79,8 +81,8 @@ def _run_child(steps: Sequence[str], timeout_s: float) -> tuple[dict[str, dict[s
 
 def _reports(output: bytes) -> dict[str, dict[str, Any]]:
     # a process that is killed may leave half a line
-    lines = [line for line in output.split(b"\n")[:-1] if line]
-    return {report["step"]: report["facts"] for report in map(json.loads, lines)}
+    reports = parse_rows(output.decode(), origin="the trial", growing=True)
+    return {report["step"]: report["facts"] for report in reports}
 
 
 def _reason(code: int, stderr: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from distributed.marble.tasks import Clips
 from pupujepa.errors import UserError
+from pupujepa.json_lines import numbered_rows
 
 SPLITS = ("train", "valid", "test")
 _FINGERPRINT_BYTES = 65536
@@ -95,14 +96,14 @@ def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
             f"no {manifest} in {folder}: there is nothing to evaluate on; "
             f"make a labelled corpus with `python -m data scores {folder}`"
         )
-    text = path.read_bytes()
-    tracks = tuple(_parse(line, folder, f"{path}:{n}") for n, line in enumerate(text.splitlines(), 1) if line.strip())
+    content = path.read_bytes()
+    tracks = tuple(_track_of(row, folder, where) for where, row in numbered_rows(content.decode(), origin=str(path)))
     seen: set[str] = set()
     for track in tracks:
         if track.uid in seen:
             raise UserError(f"{path}: the track id {track.uid!r} appears twice; its features would overwrite another's")
         seen.add(track.uid)
-    digest = sha256(text)
+    digest = sha256(content)
     for track in tracks:
         digest.update(fingerprint(track.path))
     return Corpus(tracks, digest.hexdigest())
@@ -152,9 +153,8 @@ def thin(tracks: Iterable[Track], most: int | None) -> list[Track]:
     return [t for t in tracks if t.uid in names]
 
 
-def _parse(line: bytes, folder: Path, where: str) -> Track:
+def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> Track:
     try:
-        row = json.loads(line)
         track = Track(
             uid=row["track"],
             path=folder / row["path"],
@@ -163,7 +163,7 @@ def _parse(line: bytes, folder: Path, where: str) -> Track:
             duration_s=float(row["duration_s"]),
             labels=row.get("labels") or {},
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{where}: not a track ({error!r}); each line is an object with track, path, split, duration_s and labels"
         ) from error

@@ -5,7 +5,6 @@ DIR is MARBLE's checkout or its data folder. A row has `audio_path` (relative to
 believes them; under clean the file's header decides. Which label means what is told in docs/marble.md.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from distributed.marble.corpus import SPLITS, Corpus, Track, audio_digest, finge
 from distributed.marble.marble_tasks import SECTION_ALIASES, SECTIONS
 from distributed.marble.tasks import LabelRule, Source, Task
 from pupujepa.errors import UserError
+from pupujepa.json_lines import numbered_rows
 
 log = logging.getLogger(__name__)
 
@@ -67,20 +67,9 @@ def read_manifest_lines(path: Path) -> Iterator[ManifestLine]:
     Raises:
         UserError: a line that is not a JSON object.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not JSON ({error}); the manifest is damaged, so the split would not be "
-                    "MARBLE's: fetch it again"
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: not an object but {line.strip()[:40]!r}; fetch the manifest again")
-            yield ManifestLine(row, f"{path}:{number}")
+    remedy = "the split would not be MARBLE's, so fetch the manifest again"
+    for where, row in numbered_rows(path.read_text(encoding="utf-8"), origin=str(path), remedy=remedy):
+        yield ManifestLine(row, where)
 
 
 def read_marble(root: Path, task: Task) -> Corpus:

@@ -18,9 +18,10 @@ from distributed.marble.neighbours import DRAWS, SHOTS
 from distributed.marble.ranks import all_or_none, gather
 from distributed.marble.results import Row, merged_rows
 from distributed.marble.targets import TaskData
-from distributed.run_directory import read_rows, write_atomically, write_rows
+from distributed.run_directory import write_atomically
 from distributed.topology import Topology
 from pupujepa.errors import UserError
+from pupujepa.json_lines import read_rows, write_rows
 from pupujepa.progress import Progress
 
 QUICK, TABLE = "quick.jsonl", "quick.md"

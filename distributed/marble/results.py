@@ -24,8 +24,9 @@ from distributed.marble.result_tables import result_tables
 from distributed.marble.tables import Drawings, to_markdown, to_page
 from distributed.marble.tasks import Protocol, Task
 from distributed.report.probes import layer_profiles
-from distributed.run_directory import read_rows, write_atomically, write_rows
+from distributed.run_directory import write_atomically
 from pupujepa.durable import atomic_file
+from pupujepa.json_lines import read_rows, write_rows
 
 RESULTS, RESAMPLES = "results.jsonl", "resamples.safetensors"
 TABLE_MARKDOWN, TABLE_HTML = "results.md", "results.html"

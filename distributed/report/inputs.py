@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from data.store import open_store
 from pupujepa.errors import UserError
+from pupujepa.json_lines import parse_rows
 
 Row = dict[str, Any]
 
@@ -66,12 +67,16 @@ def read_run(location: str, results_url: str | None = None) -> RunInputs:
         results_url: results.jsonl elsewhere; by default the one in the run directory.
 
     Raises:
-        ReportError: none of the run's files is there, or one of them cannot be read.
+        ReportError: none of the run's files is there, or one of them cannot be read. LineError: a row cannot be.
     """
     store = open_store(location)
 
     def read(path: str) -> str | None:
         return store.read(path).decode() if store.exists(path) else None
+
+    def rows(name: str, text: str | None) -> list[Row]:
+        # a run that is writing right now, or was killed while writing, ends in half a line
+        return parse_rows(text or "", origin=f"{name} of the run", growing=True)
 
     config_text, metrics, facts = read("config.yaml"), read("metrics.jsonl"), read("facts.json")
     if config_text is None and metrics is None and facts is None:
@@ -87,8 +92,8 @@ def read_run(location: str, results_url: str | None = None) -> RunInputs:
         config_text=config_text,
         config=_parse("config.yaml", config_text, _plain_yaml) or {},
         facts=_parse("facts.json", facts, json.loads) or {},
-        metrics=latest_of_each_step(_parse("metrics.jsonl", metrics, _json_lines) or ()),
-        results=tuple(_parse("results.jsonl", results, _json_lines) or ()),
+        metrics=latest_of_each_step(rows("metrics.jsonl", metrics)),
+        results=tuple(rows("results.jsonl", results)),
         phases=tuple((str(k), float(v)) for k, v in phases.items() if float(v) > 0),
         has_export=store.exists("export/model.safetensors"),
     )
@@ -130,11 +135,3 @@ def _parse(name: str, text: str | None, parse: Callable[[str], Any]) -> Any:
 
 def _plain_yaml(text: str) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
-
-
-def _json_lines(text: str) -> list[Row]:
-    lines = text.splitlines()
-    # a run that is writing right now, or was killed while writing, ends in half a line
-    if lines and not text.endswith("\n"):
-        lines.pop()
-    return [json.loads(line) for line in lines if line.strip()]

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.local_s3 import LocalS3
 from data.manifest import Manifest
 from data.retries import RetryPolicy
 from data.stream import Stream
 from data.stream_config import StreamConfig
+from examples.local_s3 import LocalS3
 from pupujepa.errors import UserError
 
 SAMPLES_PER_SHARD = (7, 5, 6, 4, 9, 3)
@@ -81,7 +81,7 @@ def read_stream(
     error, started = "", time.monotonic()
     try:
         for batch in stream:
-            values = (mel.numpy().tobytes() for mel in batch.mel)
+            values = (mel.numpy().tobytes() for mel in batch.mel())
             rows += zip(batch.uids, batch.draws.tolist(), batch.crop_starts.tolist(), values, strict=True)
             if at_step is not None:
                 at_step(batch.step)

@@ -340,9 +340,12 @@ def test_folders_are_never_split(album: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1 is not a track"),
-        ('{"track": "a"}', r"line 1 is not a track \(KeyError\('path'\)\)"),
-        ('{"track": "a", "path": "a.wav", "split": "dev"}', "line 1: split 'dev' is not one of train, valid, test"),
+        ("{", r"tracks\.jsonl:1: not JSON .*; write"),
+        ('{"track": "a"}', r"tracks\.jsonl:1 is not a track \(KeyError\('path'\)\)"),
+        (
+            '{"track": "a", "path": "a.wav", "split": "dev"}',
+            "tracks.jsonl:1: split 'dev' is not one of train, valid, test",
+        ),
         ('{"track": "a", "path": "a.wav"}\n{"track": "a", "path": "b.wav"}', "two tracks are named 'a'"),
     ],
 )

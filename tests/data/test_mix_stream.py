@@ -53,7 +53,7 @@ def make_stream(config: StreamConfig, world: tuple[int, int] = (0, 1), micro_bat
 
 
 def rows_of(batch: Batch) -> list[tuple]:
-    columns = (batch.uids, batch.draws.tolist(), batch.crop_starts.tolist(), batch.target, batch.mel)
+    columns = (batch.uids, batch.draws.tolist(), batch.crop_starts.tolist(), batch.target, batch.mel())
     return [(*row, target.numpy().tobytes(), mel.numpy().tobytes()) for *row, target, mel in zip(*columns)]
 
 
@@ -113,7 +113,9 @@ def test_every_corpus_is_decoded_by_its_own_range_and_normalised_by_the_mix(urls
     config = config_of(urls, mix=mix)
     corpora = read_corpora(config)
     for batch in islice(make_stream(config), 8):
-        for uid, start, mel_TF in zip(batch.uids, batch.crop_starts.tolist(), batch.mel):
+        holds_float16 = any(uid.startswith("half/") for uid in batch.uids)
+        assert batch.codes.dtype == (torch.float16 if holds_float16 else torch.uint8)
+        for uid, start, mel_TF in zip(batch.uids, batch.crop_starts.tolist(), batch.mel()):
             name, _, own = uid.partition("/")
             number = int(own.removeprefix("track").removesuffix("-0000"))
             whole_TF = make_mel(number, 40 + number % 9, lo=LOWER if name == "small" else LO)

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from data.files import LocalStore
-from data.local_s3 import LocalS3
 from data.s3 import answered_hosts, remember_hosts
 from data.store import MissingObjectError, RetryPolicy, S3Store, Store, StoreError, open_store
+from examples.local_s3 import LocalS3
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 from tests.faultproxy import Fault, FaultProxy

@@ -60,7 +60,7 @@ def rows_of(batch: Batch) -> list[Row]:
     columns = (batch.uids, batch.draws.tolist(), batch.crop_starts.tolist(), batch.strategy.tolist())
     return [
         (*row, context_and_target.tobytes(), mel_TF.tobytes())
-        for *row, context_and_target, mel_TF in zip(*columns, mask, batch.mel.numpy(), strict=True)
+        for *row, context_and_target, mel_TF in zip(*columns, mask, batch.mel().numpy(), strict=True)
     ]
 
 
@@ -170,8 +170,9 @@ def test_crops_are_cut_normalised_and_placed_as_they_say(shard_set):
     """A batch's values are frames [start, start + 32) of the sample that its uid names, normalised."""
     _, manifest = shard_set
     batch = next(iter(make_stream(shard_set, micro_batch=8)))
-    assert batch.mel.dtype == torch.float32 and batch.mel.shape == (8, 32, 128)
-    for uid, start, mel_TF in zip(batch.uids, batch.crop_starts.tolist(), batch.mel):
+    assert batch.codes.dtype == torch.uint8
+    assert batch.mel().dtype == torch.float32 and batch.mel().shape == (8, 32, 128)
+    for uid, start, mel_TF in zip(batch.uids, batch.crop_starts.tolist(), batch.mel()):
         number = int(uid.removeprefix("track").removesuffix("-0000"))
         whole_TF = torch.from_numpy(make_mel(number, 40 + number % 9))
         expected_TF = normalise(whole_TF[start : start + 32], manifest.mean, manifest.std)
@@ -228,7 +229,7 @@ def test_short_samples_are_padded_with_silence_and_counted(tmp_path):
     stream = make_stream((str(tmp_path), manifest), micro_batch=8, total_steps=1, lanes=1)
     batch = next(iter(stream))
     silence = (LOG_FLOOR - manifest.mean) / (manifest.std + 1e-8)
-    padded = [mel_TF for mel_TF in batch.mel if bool((mel_TF[20:] - silence).abs().max() < 1e-5)]
+    padded = [mel_TF for mel_TF in batch.mel() if bool((mel_TF[20:] - silence).abs().max() < 1e-5)]
     assert len(padded) == stream.counters()["padded"] == 3
     assert all(mel_TF[19].std() > 0.1 for mel_TF in padded)
 
@@ -241,21 +242,21 @@ def test_float16_shards_and_given_statistics(tmp_path):
     number = int(batch.uids[0].removeprefix("track").removesuffix("-0000"))
     start = int(batch.crop_starts[0])
     expected_TF = (make_mel(number, 40 + number % 9)[start : start + 32] - 1.0) / 4.0
-    np.testing.assert_allclose(batch.mel[0].numpy(), expected_TF, atol=2e-3)
+    np.testing.assert_allclose(batch.mel()[0].numpy(), expected_TF, atol=2e-3)
     assert batch.context.shape == batch.target.shape == (8, 0) and batch.strategy.tolist() == [-1] * 8
 
 
 def test_ordinary_webdataset_stages_compose(shard_set):
     """A `webdataset.map` stage changes samples, and sees key, url, json and uid of each."""
     stages = [webdataset.map(_quieten), webdataset.map(_check_members)]
-    plain = [batch.mel for batch in islice(make_stream(shard_set), 4)]
+    plain = [batch.codes for batch in islice(make_stream(shard_set), 4)]
     for workers in (0, 1):
-        quiet = [batch.mel for batch in islice(make_stream(shard_set, stages=stages, workers=workers), 4)]
-        assert all(torch.equal(mel - 1, quieter) for mel, quieter in zip(plain, quiet, strict=True))
+        quiet = [batch.codes for batch in islice(make_stream(shard_set, stages=stages, workers=workers), 4)]
+        assert all(torch.equal(codes // 2, quieter) for codes, quieter in zip(plain, quiet, strict=True))
 
 
 def _quieten(sample: dict) -> dict:
-    return {**sample, "mel": sample["mel"] - 1}
+    return {**sample, "codes": sample["codes"] // 2}
 
 
 def _check_members(sample: dict) -> dict:
@@ -265,7 +266,7 @@ def _check_members(sample: dict) -> dict:
 
 
 def _note_process(sample: dict, *, folder: Path) -> dict:
-    assert len(sample["context"]) == 13 and sample["mel"].shape == (32, 128)
+    assert len(sample["context"]) == 13 and sample["codes"].shape == (32, 128)
     (folder / f"{os.getpid()}").write_text(f"{os.getppid()} {multiprocessing.parent_process().pid}")  # type: ignore[union-attr]
     return sample
 

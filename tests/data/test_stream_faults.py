@@ -45,7 +45,7 @@ def rows_of_steps(*streams: Stream) -> list[Counter]:
     steps: list[Counter] = [Counter() for _ in range(STEPS)]
     for stream in streams:
         for batch in stream:
-            columns = zip(batch.uids, batch.draws.tolist(), batch.crop_starts.tolist(), batch.target, batch.mel)
+            columns = zip(batch.uids, batch.draws.tolist(), batch.crop_starts.tolist(), batch.target, batch.mel())
             steps[batch.step].update(
                 (*row, mask.numpy().tobytes(), mel.numpy().tobytes()) for *row, mask, mel in columns
             )

@@ -3,6 +3,7 @@
 import pytest
 
 from data.track_lists import ListError, read_list
+from pupujepa.json_lines import LineError
 
 URL = "s3://bucket/music/list"
 
@@ -48,7 +49,6 @@ def test_tabs_and_json_say_the_same():
         ("path,start\nx.wav,nan\n", ".csv", "0 <= start < end"),
         ("path,start\nx.wav,two\n", ".csv", r"line 2 is not a track \(ValueError"),
         ("path,split\nx.wav,dev\n", ".csv", "line 2: split 'dev' is not one of train, valid, test"),
-        ('{"path": "x.wav"}\n[1]', ".jsonl", "line 2 is not a track but list"),
         ('{"path": "x.wav", "labels": "sad"}', ".jsonl", "labels are 'sad', not an object"),
     ],
 )
@@ -56,6 +56,13 @@ def test_a_line_that_cannot_be_meant_is_named(text: str, suffix: str, message: s
     """With the list, the line and what to write instead."""
     with pytest.raises(ListError, match=message):
         read(text, suffix)
+
+
+@pytest.mark.parametrize(("line", "message"), [("{", "not JSON"), ("[1]", r"not an object but '\[1\]'")])
+def test_a_line_that_is_no_object_is_named(line: str, message: str):
+    """With the list, the line and what to write instead."""
+    with pytest.raises(LineError, match=rf'list\.jsonl:2: {message}.*; write {{"track"'):
+        read('{"path": "x.wav"}\n' + line, ".jsonl")
 
 
 def test_a_list_that_is_no_text_is_named():

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.local_s3 import LocalS3
 from distributed.run_directory import RunDirectory
 from distributed.telemetry import read_metrics
+from examples.local_s3 import LocalS3
 from tests.data.fault_cases import kill_server
 from tests.data.fault_site import environment as variables
 from tests.data.shardsets import build_shard_set

@@ -29,7 +29,7 @@ class FaultyStream(build.Stream):
 def strike(what, batch):
     """Makes the batch worthless, or does something to this process."""
     if what == "nan":
-        return replace(batch, mel=batch.mel * math.nan)
+        return replace(batch, offset=batch.offset * math.nan)
     if what == "hang":
         threading.Event().wait()
     # here and now, whatever threads there are

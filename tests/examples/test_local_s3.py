@@ -2,16 +2,14 @@
 
 import os
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from data import local_s3
-from data.local_s3 import LocalS3
-from data.store import StoreError, open_store
+from data.store import open_store
+from examples.local_s3 import LocalS3
 from pupujepa.errors import UserError
 
 
@@ -55,23 +53,6 @@ def test_a_taken_port_is_refused(s3: LocalS3, tmp_path: Path):
     """A port in use is an error at once, not a server that half works."""
     with pytest.raises(UserError, match=f"port {s3.port} is in use"):
         LocalS3(tmp_path / "store", port=s3.port).start()
-
-
-def test_serve_prints_the_environment_and_stops_on_sigterm(tmp_path: Path, bare_aws_environment: pytest.MonkeyPatch):
-    """`python -m data serve` prints variables with which a client reaches it, and ends cleanly when asked to."""
-    command = [sys.executable, "-m", "data", "serve", str(tmp_path / "store"), "--port", "0", "--bucket", "demo"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(local_s3.__file__).parents[1]) as server:
-        assert server.stdout is not None
-        for line in iter(server.stdout.readline, ""):
-            if line.startswith("#"):
-                break
-            name, value = line.removeprefix("export ").strip().split("=", 1)
-            bare_aws_environment.setenv(name, value)
-        assert open_store("s3://demo").list() == []
-        with pytest.raises(StoreError, match="'other' does not exist"):
-            open_store("s3://other").list()
-        server.terminate()
-        assert server.wait(300) == 0
 
 
 def _use(server: LocalS3, environment: pytest.MonkeyPatch) -> None:
