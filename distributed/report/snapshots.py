@@ -19,12 +19,11 @@ FIGURES = {
 }
 
 
-def figure_files(run_dir: str | Path, out_dir: str | Path, *, dark: bool = False) -> list[Path]:
+def figure_files(run_dir: str | Path, out_dir: str | Path) -> list[Path]:
     """Writes each of `FIGURES` as PNG, and returns their paths.
 
     Args:
         run_dir: a run with its report.html, a path or URL.
-        dark: take the page's dark side.
 
     Raises:
         ReportError: the run has no page yet.
@@ -38,7 +37,7 @@ def figure_files(run_dir: str | Path, out_dir: str | Path, *, dark: bool = False
     with tempfile.TemporaryDirectory() as folder, Browser() as browser:
         page = Path(folder) / "report.html"
         page.write_bytes(store.read("report.html"))
-        view = View(width=1200, dark=dark, scale=2.0)
+        view = View(width=1200, scale=2.0)
         visit = browser.visit(page.as_uri(), view=view, pictures=list(FIGURES.values()))
     paths = []
     for name, selector in FIGURES.items():
