@@ -1,29 +1,41 @@
 """The process that holds Ray: `python -m sweeps.driver OUT --ray-dir DIR --cpus N` runs the plan in OUT and exits.
 
 `sweeps run` starts it under a leash, with the environment that Ray reads when it is imported (`ray_environment`). With
-`--host ADDRESS` other nodes may join its Ray, at what it writes to DIR/address. Exit code: 0 when every trial has its
-results, 1 when one failed, 130 when it was stopped before.
+`--host ADDRESS --nodes N` it waits for the other nodes first. Exit code: 0 when every trial has its results, 1 when one
+failed, 130 when it was stopped before, 2 when no node could hold a trial, 86 when a node did not come or was lost.
 """
 
 import argparse
 import logging
+import os
 import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from distributed.run_directory import write_atomically
+from distributed.watchdog import EXIT_CODE_LOST
+from pupujepa.errors import UserError
 from sweeps.plan import Plan, read_plan
 from sweeps.record import read_record
 
 OBJECT_STORE_BYTES = 80 * 2**20  # trials exchange files, not objects; Ray's default takes 30 % of the memory
-EXIT_FAILED, EXIT_STOPPED = 1, 130
-TOKEN_NAME, ADDRESS_NAME = "RAY_AUTH_TOKEN", "address"
+EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
+TOKEN_NAME = "RAY_AUTH_TOKEN"
+# the other nodes are ready when Ray starts here; it gives each 30 s to join, after its own import
+MEET_S = 120.0
+POLL_S = 0.5
 # Ray's sockets lie below its directory, and Linux cuts socket paths at 107 characters; Ray needs about 70 of them
 LONGEST_RAY_DIR = 36
+
+
+class MissingNodeError(UserError):
+    """A node of the sweep did not join its Ray."""
 
 
 def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None = None) -> dict[str, str]:
@@ -65,9 +77,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--ray-dir", required=True, help="where Ray keeps sockets and logs; a short path")
     parser.add_argument("--cpus", type=int, required=True, help="cores of this node that the trials share")
     parser.add_argument("--host", help="the address of this node, for others that join")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of the sweep, this one included")
     args = parser.parse_args(argv)
-    plan = read_plan(args.out)
-    stopped = _run(plan, args)
+    lost = threading.Event()
+    try:
+        stopped = _run(read_plan(args.out), args, lost)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_CODE_LOST if isinstance(error, MissingNodeError) else EXIT_INPUT
+    if lost.is_set():
+        return EXIT_CODE_LOST
     # a search has added to it meanwhile
     return EXIT_STOPPED if stopped else exit_code(read_plan(args.out), args.out)
 
@@ -80,8 +99,40 @@ def exit_code(plan: Plan, out: Path) -> int:
     return EXIT_STOPPED if statuses - {"finished", "pruned"} else 0
 
 
-def _run(plan: Plan, args: argparse.Namespace) -> bool:
-    """Starts Ray, fits, stops Ray; returns whether a signal asked for the end."""
+def wait_for_nodes(count: int, nodes: Callable[[], Sequence[Mapping[str, Any]]], *, patience_s: float) -> None:
+    """Waits until `count` nodes of `ray.nodes()` live.
+
+    Raises:
+        MissingNodeError: some did not come in time.
+    """
+    deadline = time.monotonic() + patience_s
+    while len(names := _alive(nodes())) < count:
+        if time.monotonic() > deadline:
+            raise MissingNodeError(
+                f"only {len(names)} of {count} nodes came within {patience_s:.0f} s ({', '.join(names)}), so the sweep "
+                f"did not start; see what the tasks of the others say"
+            )
+        time.sleep(POLL_S)
+
+
+def watch_nodes(
+    count: int, nodes: Callable[[], Sequence[Mapping[str, Any]]], lost: threading.Event, over: threading.Event
+) -> None:
+    """Waits until fewer than `count` nodes live, then sets `lost` and stops this process; or until `over` is set."""
+    while not over.wait(POLL_S):
+        if len(_alive(nodes())) < count:
+            lost.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def _alive(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the hosts of the living nodes of `ray.nodes()`."""
+    return [node["NodeManagerHostname"] for node in nodes if node["Alive"]]
+
+
+def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
+    """Starts Ray, fits, stops Ray; returns whether a signal asked for the end, or sets `lost` for a node that did."""
     import ray  # here, so that a wrong argument costs no second of Ray's import
 
     from sweeps.tuning import fit
@@ -95,15 +146,22 @@ def _run(plan: Plan, args: argparse.Namespace) -> bool:
         _temp_dir=args.ray_dir,
         _node_ip_address=args.host,
     )
-    write_atomically(Path(args.ray_dir) / ADDRESS_NAME, ray.get_runtime_context().gcs_address)
     stopped: list[int] = []
     # after ray.init, which installs a handler of its own that exits at once
     signal.signal(signal.SIGTERM, lambda number, frame: _stop_tune(stopped, number, frame))
+    over = threading.Event()
+    watch = threading.Thread(target=watch_nodes, args=(args.nodes, ray.nodes, lost, over))
     try:
+        wait_for_nodes(args.nodes, ray.nodes, patience_s=MEET_S)
+        if args.nodes > 1:
+            watch.start()
         fit(plan, args.out)
     except KeyboardInterrupt:
         stopped.append(signal.SIGINT)
     finally:
+        over.set()
+        if watch.is_alive():
+            watch.join()
         ray.shutdown()
     return bool(stopped)
 

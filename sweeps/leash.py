@@ -75,11 +75,6 @@ class Leash:
             if output:
                 output.close()
 
-    @property
-    def pid(self) -> int:
-        """The leash's own process id, under which all others live."""
-        return self._process.pid
-
     def poll(self) -> int | None:
         """Returns the exit code of the command, None while it runs."""
         return self._process.poll()
@@ -110,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
         start_new_session=True,
         preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
     )
-    while child.poll() is None and not asked and not _owner_is_gone(POLL_S):
+    while child.poll() is None and not asked and not owner_is_gone(POLL_S):
         pass
     if child.poll() is None:
         _terminate(child, args.grace)
@@ -139,7 +134,7 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
-def _owner_is_gone(wait_s: float) -> bool:
+def owner_is_gone(wait_s: float) -> bool:
     """Waits up to `wait_s` for the pipe to end; nobody ever writes to it."""
     return bool(select.select([0], [], [], wait_s)[0])
 

@@ -6,8 +6,8 @@
 
 A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/axes.py describes it.
 Trials run beside each other as far as cores and GPUs hold, on a Ray that is started for this sweep alone and stopped
-with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process. Under srun, with a task
-on each of several nodes, they share one Ray (slurm/sweep.sbatch).
+with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process. The nodes of a SLURM job
+share one Ray (slurm/sweep.sbatch).
 
 The same command, run again, goes on: what is finished is kept, what was interrupted continues from its checkpoint, what
 crashed is tried again. When the sweep file has changed since, --resume says that you mean it: equal trials are kept.
@@ -30,12 +30,11 @@ from types import FrameType
 from distributed.marble.tasks import select_tasks
 from distributed.run_directory import RunDirectory, only_writer, write_atomically
 from distributed.telemetry import configure_logging
-from distributed.watchdog import EXIT_CODE_LOST
 from pupujepa.errors import UserError
 from sweeps.axes import OPTUNA, SweepConfig, read_sweep
-from sweeps.driver import ADDRESS_NAME, TOKEN_NAME, private_directory, ray_environment
+from sweeps.driver import TOKEN_NAME, private_directory, ray_environment
 from sweeps.leash import Leash
-from sweeps.nodes import OtherNodes, lend_node, sweep_topology
+from sweeps.nodes import HEAD_NAME, Head, head_of, lend_node
 from sweeps.parts import write_part
 from sweeps.plan import PLAN_NAME, SWEEP_NAME, Commands, Launch, Plan, commands_for, read_plan, write_plan
 from sweeps.planning import make_plan
@@ -65,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=int, help="cores of a node that the sweep may use (default: all)")
     parser.add_argument("--grace", type=float, default=20, help="seconds a stopped trial has to save (default: 20)")
     parser.add_argument("--resume", action="store_true", help="go on although the sweep file has changed since")
+    parser.add_argument("--lend", action="store_true", help="lend this node to the sweep (slurm/sweep.sbatch)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the trials, start nothing")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for all trials; an axis goes before"
@@ -73,18 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plans and runs the sweep; returns the exit code."""
-    topology = sweep_topology(os.environ)
-    configure_logging(rank=topology.rank)
+    configure_logging(rank=int(args.lend))
+    head = head_of(os.environ)
     out = (args.out or Path("runs") / args.sweep.stem).resolve()
     cpus = args.cpus or len(os.sched_getaffinity(0))
-    if not topology.is_first:
-        return lend_node(topology, out=out, cpus=cpus, grace_s=args.grace)
-    with OtherNodes(topology) as others:
-        return _run(args, out, cpus, others)
-
-
-def _run(args: argparse.Namespace, out: Path, cpus: int, others: OtherNodes) -> int:
-    """Plans and runs the sweep from its first node."""
+    if args.lend:
+        if head is None:
+            raise UserError(f"--lend joins the sweep that {HEAD_NAME} names, which is not set; use slurm/sweep.sbatch")
+        return lend_node(head, cpus=cpus, grace_s=args.grace)
     if args.cpus_per_trial > cpus:
         raise UserError(
             f"--cpus-per-trial {args.cpus_per_trial:g} is more than the {cpus} cores of this sweep, so no trial would "
@@ -108,7 +104,7 @@ def _run(args: argparse.Namespace, out: Path, cpus: int, others: OtherNodes) -> 
     with only_writer(RunDirectory(out)):
         plan = prepare(plan, sweep, args, out)
         logger.info("%s", describe(plan, out))
-        code = drive(out, others, cpus=cpus, grace_s=args.grace)
+        code = drive(out, head, cpus=cpus, grace_s=args.grace)
     logger.info("%s; the table: python -m sweeps report %s", summary(read_plan(out), out), out)
     return code
 
@@ -188,41 +184,43 @@ def summary(plan: Plan, out: Path) -> str:
     return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
 
 
-def drive(out: Path, others: OtherNodes, *, cpus: int, grace_s: float) -> int:
-    """Runs the driver under a leash until it ends, or ends it on SIGINT, SIGTERM and the loss of a node.
+def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
+    """Runs the driver under a leash until it ends, or ends it on SIGINT and SIGTERM.
+
+    Args:
+        head: where the other nodes of the sweep join its Ray; None when there are none.
 
     Returns:
         the exit code.
     """
-    host = others.meet()
     asked: list[int] = []
     previous = {number: signal.signal(number, _remember(asked)) for number in (signal.SIGINT, signal.SIGTERM)}
     ray_dir = private_directory()
     command = [sys.executable, "-m", "sweeps.driver", str(out), "--ray-dir", str(ray_dir), "--cpus", str(cpus)]
+    if head is None:
+        env = ray_environment(os.environ, root=ROOT)
+    else:
+        env = ray_environment(os.environ, root=ROOT, token=os.environ[TOKEN_NAME])
+        env["RAY_GCS_SERVER_PORT"] = str(head.port)
+        command += ["--host", head.address, "--nodes", str(head.nodes)]
     leash = Leash(
-        command if host is None else [*command, "--host", host],
-        env=ray_environment(os.environ, root=ROOT, token=os.environ[TOKEN_NAME] if host else None),
+        command,
+        env=env,
         cwd=ROOT,
         remove=ray_dir,
         grace_s=grace_s + 10,  # the driver stops Ray after its trials
         linger_s=grace_s + 1,  # trials that lost their driver have leashes of their own
     )
-    lost = False
     try:
-        while leash.poll() is None and not asked and not lost:
-            others.tell(ray_dir / ADDRESS_NAME)
+        while leash.poll() is None and not asked:
             time.sleep(POLL_S)
-            lost = others.lost()
-        if asked or lost:
-            why = "" if asked else "a node is lost: "
-            logger.warning("%sstopping: trials get %.0f s to save", why, grace_s)
+        if asked:
+            logger.warning("stopping: trials get %.0f s to save", grace_s)
     finally:
         code = leash.end()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if asked:
-        return 128 + asked[0]
-    return EXIT_CODE_LOST if lost else code
+    return 128 + asked[0] if asked else code
 
 
 def _remember(asked: list[int]):

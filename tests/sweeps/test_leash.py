@@ -50,7 +50,7 @@ def test_ending_kills_ranks_that_left_the_process_group(tmp_path):
     """Killing the launcher's group would leave its ranks; the leash finds them as its descendants."""
     leash, path = start(tmp_path, launcher())
     pids = written(path)
-    assert set(pids) <= set(descendants(leash.pid))
+    assert set(pids) <= set(descendants(os.getpid()))
     assert leash.end() == 128 + signal.SIGTERM
     assert not any(is_running(pid) for pid in pids)
 
@@ -85,9 +85,9 @@ def test_what_a_finished_command_leaves_behind_is_ended(tmp_path):
 def test_sigkill_of_owner_or_leash_ends_the_command(tmp_path, victim):
     """No process can act on its own SIGKILL: the pipe and the kernel do it for the owner and the leash."""
     owner_code = (
-        "import os, sys, time; from pathlib import Path; from sweeps.leash import Leash; "
+        "import os, sys, time; from pathlib import Path; from sweeps.leash import Leash, descendants; "
         "leash = Leash([sys.executable, '-c', sys.argv[2], sys.argv[1]], env=os.environ, cwd=Path.cwd(), grace_s=1.0); "
-        "print(leash.pid, flush=True); time.sleep(600)"
+        "print(descendants(os.getpid())[0], flush=True); time.sleep(600)"
     )
     # the rank stays in its launcher's hands when the leash dies, as torchrun's do
     code = launcher(prelude="signal.signal(signal.SIGTERM, lambda *_: (rank.kill(), sys.exit(0)))")
