@@ -91,7 +91,7 @@ def measure_start(hours: float) -> Start:
             global_batch=setting.global_batch,
             window_shards=setting.window_shards,
         )
-        return EpochOrder(layout, 0).step_items(0, 0)
+        return EpochOrder(layout, 0).lane_items(0, 0, layout.items_per_lane_step)
 
     _, order_s = _timed(first_items)
     return Start(setting.shards, len(text), len(pickled), parse_s, digest_s, dump_s + load_s, order_s)

@@ -155,7 +155,7 @@ def stored_samples(corpus: Path) -> Iterator[dict[str, Any]]:
     for shard, entry in enumerate(manifest.shards):
         for index in range(entry.samples):
             raw = reader.read_raw(shard, index)
-            yield {"uid": raw.uid, "info": raw.json.decode(), "mel": raw.stored}
+            yield {"uid": raw.uid, "info": json.dumps(raw.info), "mel": raw.stored}
     reader.close()
 
 

@@ -6,13 +6,13 @@ are decoded and normalised there, by `Batch.mel`.
 Crop and mask of a draw are pure functions of (seed, epoch, uid, draw) and, for masks, of the global step, so they do
 not depend on the rank, the worker or the micro-batch that makes them.
 
-A sample in flight is a dict. The source gives `__key__`, `__url__`, `mel.npy` and `json` (bytes), `uid` and `place`.
+A sample in flight is a dict. The source gives `stored` [T, F], `uid` and `place`.
 `crop` adds `codes` [crop_frames, F], as stored, with their `scale` and `offset`, and `crop_start`; `mask` adds
 `context`, `target`, `strategy`.
 Shape legend: B batch, T frames, F mel bands, K context patches, M target patches.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,18 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.shards import decode, encode_mel, read_npy, scale_and_offset
+from data.shards import decode, encode_mel, scale_and_offset
 from data.tally import Tally
-from pupujepa.errors import UserError
 from pupujepa.frontend import LOG_FLOOR
 from pupujepa.masks import MaskConfig, draw_mask, draw_strategy
 from pupujepa.randomness import generator
 
 SampleDict = dict[str, Any]
-
-
-class StageError(UserError):
-    """A stage put into the pipeline by the user changed the number of samples."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +119,7 @@ class CropStage:
 
     def __call__(self, sample: SampleDict, *, tally: Tally) -> SampleDict:
         """Adds `codes`, `scale`, `offset` and `crop_start`."""
-        place, uid = sample["place"], sample["uid"]
-        stored_TF = read_npy(sample["mel.npy"])
+        place, uid, stored_TF = sample["place"], sample["uid"], sample["stored"]
         start = crop_start(len(stored_TF), self.crop_frames, key=(self.seed, place.epoch, uid, place.draw))
         crop_TF = stored_TF[start : start + self.crop_frames]
         lo, hi = self.ranges[place.corpus]
@@ -171,29 +165,14 @@ class MaskStage:
 
 
 def stack_batches(samples: Iterable[SampleDict], micro_batch: int) -> Iterator[Batch]:
-    """Stacks runs of `micro_batch` samples.
-
-    Raises:
-        StageError: the samples are not those that the source gave, in order: a stage dropped, added or moved some.
-    """
+    """Stacks runs of `micro_batch` samples."""
     rows: list[SampleDict] = []
     for sample in samples:
-        place = sample.get("place")
-        in_order = isinstance(place, Place) and place.row == len(rows)
-        if not in_order or (rows and _batch_of(rows[0]) != _batch_of(sample)):
-            raise StageError(
-                f"row {len(rows)} of a batch came as {place}: a stage of the pipeline dropped, added or moved samples, "
-                "so ranks would disagree about the batch; use stages that return one sample for each they get"
-            )
+        assert sample["place"].row == len(rows), f"row {len(rows)} of a batch came as {sample['place']}"
         rows.append(sample)
         if len(rows) == micro_batch:
             yield stack(rows)
             rows = []
-    if rows:
-        raise StageError(
-            f"the last batch has {len(rows)} of {micro_batch} rows: a stage of the pipeline dropped samples; use "
-            "stages that return one sample for each they get"
-        )
 
 
 def stack(rows: list[SampleDict]) -> Batch:
@@ -215,7 +194,3 @@ def stack(rows: list[SampleDict]) -> Batch:
         draws=torch.tensor([row["place"].draw for row in rows]),
         crop_starts=torch.tensor([row["crop_start"] for row in rows]),
     )
-
-
-def _batch_of(sample: Mapping[str, Any]) -> tuple[int, int]:
-    return sample["place"].step, sample["place"].micro

@@ -27,6 +27,7 @@ from pupujepa.errors import UserError
 from pupujepa.progress import Progress
 from pupujepa.randomness import generator
 
+_LONGEST_LIST = 12  # of labels that are shown whole
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #222; }
 figure { margin: 2rem 0; } img { width: 100%; height: 190px; image-rendering: auto; border-radius: 4px; }
@@ -105,10 +106,10 @@ def _png(mel_TF: NDArray[np.float32], manifest: Manifest) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _short_json(labels: dict[str, Any], *, longest_list: int = 12) -> str:
+def _short_json(labels: dict[str, Any]) -> str:
     short = {
-        name: [*value[:longest_list], f"... {len(value)} in all"]
-        if isinstance(value, list) and len(value) > longest_list
+        name: [*value[:_LONGEST_LIST], f"... {len(value)} in all"]
+        if isinstance(value, list) and len(value) > _LONGEST_LIST
         else value
         for name, value in labels.items()
     }

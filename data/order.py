@@ -76,17 +76,6 @@ class EpochOrder:
         self._first_item_of_slot = np.concatenate([[0], np.cumsum(items_per_shard[self._shard_of_slot])])
         self._shuffle_of_lane: dict[int, tuple[int, IntArray]] = {}
 
-    def step_items(self, step: int, lane: int) -> Items:
-        """Returns the items [global_batch / lanes] that `lane` gives to global batch `step` of this epoch.
-
-        Raises:
-            IndexError: `step` is not in [0, steps_per_epoch) or `lane` not in [0, lanes).
-        """
-        if not 0 <= step < self.layout.steps_per_epoch:
-            raise IndexError(f"step {step} of an epoch of {self.layout.steps_per_epoch} steps")
-        size = self.layout.items_per_lane_step
-        return self.lane_items(lane, step * size, (step + 1) * size)
-
     def lane_items(self, lane: int, first: int, last: int) -> Items:
         """Returns items [first, last) of the shuffled lane, counted from the lane's start."""
         lane_first, lane_last = self.lane_range(lane)

@@ -26,6 +26,8 @@ from data.store import open_store
 from data.tally import Tally
 
 _LOG = logging.getLogger(__name__)
+# of a reader; the least recently used shard is closed first
+_MAX_OPEN = 256
 
 
 class BadSampleError(ShardError):
@@ -38,16 +40,9 @@ class BadSampleError(ShardError):
 
 @dataclass(frozen=True)
 class RawSample:
-    """The members of one sample as they lie in the shard, checked.
+    """One sample as it is stored, checked: stored [T, F], of which `data.shards.decode_mel` makes log-mel values."""
 
-    stored [T, F] and info are `mel_npy` and `json` parsed; `data.shards.decode_mel` turns codes into log-mel values.
-    """
-
-    key: str
     uid: str
-    url: str
-    mel_npy: bytes | memoryview
-    json: bytes
     stored: NDArray[Any]
     info: dict[str, Any]
 
@@ -80,21 +75,11 @@ class ShardReader:
     Args:
         url: folder of the manifest.
         cache: of an object store's shards; local shards need none.
-        max_open: shards kept open, least recently used are closed first.
     """
 
-    def __init__(
-        self,
-        url: str,
-        manifest: Manifest,
-        *,
-        cache: ShardCache | None = None,
-        tally: Tally | None = None,
-        max_open: int = 256,
-    ):
+    def __init__(self, url: str, manifest: Manifest, *, cache: ShardCache | None = None, tally: Tally | None = None):
         self.url, self.manifest, self.tally = url, manifest, tally or Tally()
         self._access = _choose_access(open_store(url), cache, self.tally)
-        self._max_open = max_open
         self._open_shards: OrderedDict[int, OpenShard] = OrderedDict()
         self._reopened: set[int] = set()
 
@@ -108,7 +93,7 @@ class ShardReader:
         return decode_mel(sample.stored, lo=self.manifest.lo, hi=self.manifest.hi), sample.info
 
     def read_raw(self, shard: int, index: int) -> RawSample:
-        """Returns the members of a sample; a damaged one is read again, once, from where its shard came."""
+        """Returns a sample as it is stored; a damaged one is read again, once, from where its shard came."""
         try:
             return self._read_checked(shard, index)
         except BadSampleError as error:
@@ -156,11 +141,11 @@ class ShardReader:
             stored_TF, info = _decode(mel_npy, info_json)
         except ValueError as error:
             raise BadSampleError(f"{where} is damaged: {error}", uid) from error
-        return RawSample(index.key[sample], uid, self._location(entry), mel_npy, info_json, stored_TF, info)
+        return RawSample(uid, stored_TF, info)
 
     def _shard(self, shard: int) -> OpenShard:
         if shard not in self._open_shards:
-            while len(self._open_shards) >= self._max_open:
+            while len(self._open_shards) >= _MAX_OPEN:
                 self._open_shards.popitem(last=False)[1].close()
             self._open_shards[shard] = self._access.open(self.manifest.shards[shard])
         self._open_shards.move_to_end(shard)

@@ -56,7 +56,7 @@ class ReadPlan:
 
 
 class SampleSource(IterableDataset):
-    """Yields {"__key__", "__url__", "mel.npy", "json", "uid", "place"} for each row of the plan's micro-batches.
+    """Yields {"stored", "uid", "place"} for each row of the plan's micro-batches.
 
     Args:
         readers: of the corpora of the plan's mix.
@@ -111,14 +111,7 @@ class SampleSource(IterableDataset):
             self._damaged.append(damaged)
             reader.tally.add("stand_ins")
             _LOG.warning("skipping sample %s: %s; %s stands in for it", damaged, error, stand_in)
-        return {
-            "__key__": sample.key,
-            "__url__": sample.url,
-            "mel.npy": sample.mel_npy,
-            "json": sample.json,
-            "uid": corpus.uid(sample.uid),
-            "place": place,
-        }
+        return {"stored": sample.stored, "uid": corpus.uid(sample.uid), "place": place}
 
     def _stand_in(self, drawn: Draw) -> tuple[RawSample, int]:
         """Returns another sample of the corpus's lane, and a draw not among its own, so that its crop is another.

@@ -14,7 +14,7 @@ on every rank; the checkpoint of one world is resumed by any other that divides 
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from data.batches import Batch, CropStage, MaskStage
@@ -27,7 +27,7 @@ from data.source import ReadPlan
 from data.store import open_store
 from data.stream_config import StreamConfig
 from data.tally import COUNTED
-from data.workers import Failure, Recipe, Stage, deliveries_of
+from data.workers import Failure, Recipe, deliveries_of
 from pupujepa.errors import UserError
 from pupujepa.masks import MaskConfig
 
@@ -63,10 +63,7 @@ class Stream:
         ranks_of_node: ranks that share the node's cache, this one counted.
         total_steps: length of the run; the stream ends there.
         horizon_steps: what the masks' warm-up takes its fractions of; None is the length of the run.
-        normalisation: (mean, std) of the log-mel values; by default those of the corpora.
         patch_frames, patch_bands: of the model, for the masks' grid.
-        stages: `webdataset` stages (`webdataset.map(f)`) over samples that are cropped, normalised and masked; they
-            must return as many samples as they get, in order.
         pin_memory: hands out batches in page-locked memory.
 
     Raises:
@@ -86,10 +83,8 @@ class Stream:
         masks: MaskConfig | None = None,
         total_steps: int | None = None,
         horizon_steps: int | None = None,
-        normalisation: tuple[float, float] | None = None,
         patch_frames: int = 4,
         patch_bands: int = 16,
-        stages: Sequence[Stage] = (),
         pin_memory: bool = False,
     ):
         corpora = manifest if isinstance(manifest, Corpora) else Corpora((Corpus("", config.url, manifest),), (1,))
@@ -98,15 +93,14 @@ class Stream:
         lanes = tuple(lanes_of_rank(config.lanes, rank, world_size))
         self.micro_batches_per_step = micro_batches_per_step(config.global_batch, world_size, micro_batch)
         _check_cache(config, corpora, len(lanes) * ranks_of_node)
-        mean, std = normalisation or (corpora.mean, corpora.std)
         ranges = tuple((of_corpus.lo, of_corpus.hi) for of_corpus in corpora.manifests)
-        crop = CropStage(config.seed, config.crop_frames, ranges, mean, std)
+        crop = CropStage(config.seed, config.crop_frames, ranges, corpora.mean, corpora.std)
         mask = None
         if masks is not None:
             grid = _grid(config.crop_frames, corpora.frontend["mel_bands"], patch_frames, patch_bands)
             mask = _mask_stage(config.seed, masks, grid, horizon_steps or total_steps)
         plan = ReadPlan(self.mix, lanes, micro_batch, last_step=total_steps)
-        self._recipe = Recipe(config, corpora, plan, crop, mask, tuple(stages))
+        self._recipe = Recipe(config, corpora, plan, crop, mask)
         self._rank = rank
         self._next_step, self._taken_of_step = 0, 0
         self._iteration = 0

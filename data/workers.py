@@ -1,4 +1,4 @@
-"""The processes that make batches, each a `webdataset` pipeline: source -> crop -> mask -> the user's stages -> stack.
+"""The processes that make batches, each a `webdataset` pipeline: source -> crop -> mask -> stack.
 
 Worker w of n makes every n-th micro-batch of its rank, and the data loader hands them out in turn, so their order does
 not depend on n. Workers learn rank and world from their arguments, never from the environment: a worker that guesses
@@ -8,7 +8,7 @@ wrong reads every shard, or another rank's, without an error.
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,6 @@ from data.stream_config import StreamConfig
 from data.tally import Tally
 from pupujepa.errors import UserError
 
-Stage = Callable[..., Any]
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -64,7 +63,6 @@ class Recipe:
     plan: ReadPlan
     crop: CropStage
     mask: MaskStage | None
-    stages: tuple[Stage, ...]
 
     def batches(self, worker: int, num_workers: int) -> Iterator[Delivery | Failure]:
         """Yields the micro-batches of one worker; an error that the user can put right ends them."""
@@ -77,7 +75,6 @@ class Recipe:
                     source,
                     webdataset.map(partial(self.crop, tally=tally)),
                     webdataset.map(self.mask) if self.mask is not None else None,
-                    *self.stages,
                     partial(stack_batches, micro_batch=plan.micro_batch),
                 )
                 for batch in pipeline:

@@ -16,6 +16,7 @@ from data.layout import Layout
 from data.order import EpochOrders
 from data.prefetch import upcoming_shards, within_depth
 from pupujepa.errors import UserError
+from tests.data.test_order import step_items
 
 SIZE = 1000
 
@@ -138,7 +139,7 @@ def test_every_shard_is_fetched_once_a_node_and_its_marks_are_the_order(data):
     order, _ = orders.at(0)
     for rank in range(world):
         steps = [(step, lane) for step in range(run.steps) for lane in run.lanes(rank)]
-        of_rank = {int(shard) for step, lane in steps for shard in order.step_items(step, lane).shard}
+        of_rank = {int(shard) for step, lane in steps for shard in step_items(order, step, lane).shard}
         marks = marks_of_rank(run, rank, orders)
         assert {m.opens for own in marks for m in own if m.opens >= 0} == of_rank
         for own in marks:
@@ -159,7 +160,7 @@ def test_a_reader_opens_a_shard_at_the_micro_batch_that_first_needs_it():
     order, _ = orders.at(0)
     first_ticks: dict[tuple[int, int], int] = {}
     for step in range(run.steps):
-        shards = [int(s) for lane in run.lanes(1) for s in order.step_items(step, lane).shard]
+        shards = [int(s) for lane in run.lanes(1) for s in step_items(order, step, lane).shard]
         for row, shard in enumerate(shards):
             tick = step * 2 + row // 2
             first_ticks.setdefault((tick % 2, shard), tick)

@@ -1,25 +1,24 @@
 """The stream: equal global batches whoever reads them, every sample once, and resume at any step by any world."""
 
-import json
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
-import webdataset
 
-from data.batches import Batch, StageError
+from data.batches import Batch
 from data.layout import OrderError
 from data.manifest import Manifest
 from data.probes import probe_crops
 from data.reader import ShardReader
+from data.shards import index_name, read_index
 from data.stream import Stream, StreamConfig, StreamError, StreamState
 from pupujepa.frontend import LOG_FLOOR, normalise
 from pupujepa.masks import MaskConfig
@@ -142,10 +141,11 @@ def test_resume_reads_only_what_its_first_batch_needs(shard_set):
     places = {
         reader.uid(shard, i): (shard, i) for shard, entry in enumerate(manifest.shards) for i in range(entry.samples)
     }
-    samples = [reader.read_raw(*places[uid]) for uid in batch.uids]
-    payload = sum(len(sample.mel_npy) + len(sample.json) for sample in samples)
-    padding = 2 * 512 * len(samples)
-    indices = sum(Path(f"{url}.idx").stat().st_size for url in {sample.url for sample in samples})
+    paths = [Path(url) / index_name(entry.name) for entry in manifest.shards]
+    index_of, read = [read_index(path) for path in paths], [places[uid] for uid in batch.uids]
+    payload = sum(index_of[shard].mel_bytes[i] + index_of[shard].json_bytes[i] for shard, i in read)
+    padding = 2 * 512 * len(read)
+    indices = sum(paths[shard].stat().st_size for shard in {shard for shard, _ in read})
     assert payload + indices <= stream.counters()["bytes_read"] <= payload + indices + padding
     reader.close()
 
@@ -234,62 +234,29 @@ def test_short_samples_are_padded_with_silence_and_counted(tmp_path):
     assert all(mel_TF[19].std() > 0.1 for mel_TF in padded)
 
 
-def test_float16_shards_and_given_statistics(tmp_path):
-    """float16 shards decode too, and mean and deviation can be those of another corpus."""
-    manifest = build_shard_set(str(tmp_path), (8,), dtype="float16")
-    stream = make_stream((str(tmp_path), manifest), micro_batch=8, lanes=1, normalisation=(1.0, 4.0), masks=None)
+def test_float16_shards_without_masks(tmp_path):
+    """float16 shards are handed over as float16."""
+    manifest = build_shard_set(str(tmp_path), (8,), dtype="float16", moments=(1.0, 4.0))
+    stream = make_stream((str(tmp_path), manifest), micro_batch=8, lanes=1, masks=None)
     batch = next(iter(stream))
     number = int(batch.uids[0].removeprefix("track").removesuffix("-0000"))
     start = int(batch.crop_starts[0])
     expected_TF = (make_mel(number, 40 + number % 9)[start : start + 32] - 1.0) / 4.0
+    assert batch.codes.dtype == torch.float16
     np.testing.assert_allclose(batch.mel()[0].numpy(), expected_TF, atol=2e-3)
     assert batch.context.shape == batch.target.shape == (8, 0) and batch.strategy.tolist() == [-1] * 8
 
 
-def test_ordinary_webdataset_stages_compose(shard_set):
-    """A `webdataset.map` stage changes samples, and sees key, url, json and uid of each."""
-    stages = [webdataset.map(_quieten), webdataset.map(_check_members)]
-    plain = [batch.codes for batch in islice(make_stream(shard_set), 4)]
-    for workers in (0, 1):
-        quiet = [batch.codes for batch in islice(make_stream(shard_set, stages=stages, workers=workers), 4)]
-        assert all(torch.equal(codes // 2, quieter) for codes, quieter in zip(plain, quiet, strict=True))
-
-
-def _quieten(sample: dict) -> dict:
-    return {**sample, "codes": sample["codes"] // 2}
-
-
-def _check_members(sample: dict) -> dict:
-    assert sample["__url__"].endswith(".tar") and sample["__key__"]
-    assert json.loads(sample["json"])["uid"] == sample["uid"]
-    return sample
-
-
-def _note_process(sample: dict, *, folder: Path) -> dict:
-    assert len(sample["context"]) == 13 and sample["codes"].shape == (32, 128)
-    (folder / f"{os.getpid()}").write_text(f"{os.getppid()} {multiprocessing.parent_process().pid}")  # type: ignore[union-attr]
-    return sample
-
-
-def test_crops_and_masks_are_made_in_processes_that_are_no_forks_of_training(shard_set, tmp_path):
-    """Each worker was forked by a clean server for this process: clients of S3 do not survive a fork of their own."""
-    stages = [webdataset.map(partial(_note_process, folder=tmp_path))]
-    sum(1 for _ in make_stream(shard_set, stages=stages, workers=2))
-    forked_by = {int(note.name): tuple(map(int, note.read_text().split())) for note in tmp_path.iterdir()}
-    assert len(forked_by) == 2 and os.getpid() not in forked_by
-    for server, parent in forked_by.values():
-        assert server != os.getpid() == parent
-
-
-def _drop_every_other(samples):
-    return islice(samples, 0, None, 2)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_stage_that_drops_samples_is_refused(shard_set, workers):
-    """Ranks would disagree about the batch, so it is an error that names the stage's fault, not a shorter epoch."""
-    with pytest.raises(StageError, match=r"a stage of the pipeline dropped, added or moved samples"):
-        next(iter(make_stream(shard_set, stages=[_drop_every_other], workers=workers)))
+def test_workers_are_no_forks_of_training(shard_set):
+    """Each was forked by a clean server for this process: clients of S3 do not survive a fork of their own."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    batches = iter(make_stream(shard_set, workers=2))
+    next(batches)
+    workers = [process for process in multiprocessing.active_children() if process.pid not in before]
+    [server] = {psutil.Process(worker.pid).ppid() for worker in workers}
+    assert len(workers) == 2
+    assert psutil.Process(server).ppid() == os.getpid()
+    batches.close()
 
 
 def test_a_stream_can_be_left_and_sought_again(shard_set):
