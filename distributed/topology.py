@@ -4,7 +4,6 @@ A launcher that is half there (a RANK without a WORLD_SIZE, a SLURM allocation w
 "rank 0 of 1": that default turns 64 GPUs into 64 runs that overwrite each other's checkpoints.
 """
 
-import logging
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -21,8 +20,6 @@ TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # below Linux's ephemeral range (32768 and up), so that no outgoing connection already holds the port
 FIRST_SLURM_PORT, SLURM_PORTS = 20_000, 12_000
-
-logger = logging.getLogger(__name__)
 
 
 class TopologyError(UserError):

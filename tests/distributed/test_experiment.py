@@ -19,8 +19,8 @@ from distributed.experiment import (
     with_corpora,
 )
 from pupujepa.config import ConfigError, from_yaml, to_yaml
-from pupujepa.control import one_dimensional
 from pupujepa.errors import UserError
+from tests.pupujepa.twins import one_dimensional
 
 URL = "stream.url=shards/train"
 

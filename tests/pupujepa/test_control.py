@@ -1,15 +1,14 @@
 """The controlled 1-D JEPA: the numbers of its page, its masks, and everything that works on a grid works on a line."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pupujepa import control
 from pupujepa.architecture import ModelConfig
 from pupujepa.attention import contexts_around, predictor_attention
-from pupujepa.control import match, one_dimensional
 from pupujepa.cost import count_parameters
 from pupujepa.diagnostics import effective_rank_per_band, explained_variance_per_band
 from pupujepa.encoder import Encoder
@@ -19,6 +18,7 @@ from pupujepa.objective import ObjectiveConfig, TrainingStep
 from pupujepa.randomness import generator
 from pupujepa.sizes import model_size, size_names
 from tests.pupujepa.models import SMALL, random_mel, random_model
+from tests.pupujepa.twins import match, one_dimensional
 from tests.pupujepa.variants import Variant
 
 LINE = one_dimensional(SMALL)
@@ -35,13 +35,13 @@ def test_encoder_and_predictor_are_equal_parameter_by_parameter(size):
 
 
 def test_the_page_tells_the_true_numbers():
-    """Parameters and factors in the module's docstring are those that `match` and the counts give."""
-    page = control.__doc__ or ""
+    """Parameters and factors in docs/control.md are those that `match` and the counts give."""
+    page = (Path(__file__).parents[2] / "docs" / "control.md").read_text()
     for size in ("tiny", "large"):
         config = model_size(size)
         twin, fine = match(config), match(config, patch_frames=1)
         assert (twin.tokens_per_crop, fine.tokens_per_crop) == (8, 2)
-        assert f"train.steps times {twin.flops_per_crop:.2f}" in page
+        assert f"`train.steps` times {twin.flops_per_crop:.2f}" in page
         for number in (twin.flops_per_crop, twin.flops_per_crop / 8):
             assert f"{number:.1f}" in page
         assert f"{fine.flops_per_crop:.2f}" in page

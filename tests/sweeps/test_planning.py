@@ -9,7 +9,6 @@ import pytest
 from data.manifest import read_manifest
 from distributed.experiment import load_experiment
 from pupujepa.config import ConfigError
-from pupujepa.control import match
 from pupujepa.errors import UserError
 from sweeps.axes import read_sweep
 from sweeps.parts import part_url, write_part
@@ -17,6 +16,7 @@ from sweeps.plan import Launch, commands_for, read_plan, write_plan
 from sweeps.planning import make_plan
 from sweeps.points import expand
 from tests.data.shardsets import build_shard_set
+from tests.pupujepa.twins import match
 from tests.sweeps.conftest import PRESET
 
 ABLATIONS = Path(__file__).parents[2] / "sweeps" / "ablations"
@@ -127,7 +127,7 @@ def test_a_value_that_changes_the_evaluation_only_trains_nothing(plan_of):
 
 
 def test_a_control_is_matched_in_steps_tokens_or_operations(plan_of):
-    """Against pupujepa.control.match, which counts for the two structures alone."""
+    """Against `match` of the twins, which counts for the two structures alone."""
     values = {equal: {"model.structure": "1d", "equal": equal} for equal in ("steps", "tokens", "flops")}
     plan = plan_of(axes={"control": {"values": values}}, budget={"samples": 800})
     base, *matched = (plan.planned(f"{name}-seed0") for name in ("base", *(f"control={equal}" for equal in values)))
