@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed.report.wording import fixed, grouped, listed
+from distributed.drawing.wording import fixed, grouped, listed
 from distributed.run_directory import read_rows, write_rows
 
 LINEAGE_NAME = "lineage.jsonl"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from distributed.report.charts import (
+from distributed.drawing.charts import (
     BOTTOM,
     HEIGHT,
     LEFT,
@@ -22,8 +22,8 @@ from distributed.report.charts import (
     tick_label,
     ticks,
 )
-from distributed.report.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, shared_axis
-from distributed.report.wording import fixed, significant
+from distributed.drawing.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, shared_axis
+from distributed.drawing.wording import fixed, significant
 from sweeps.axes import BASE
 from sweeps.outcomes import Point, front
 from sweeps.tables import TERA

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from distributed import report as page_of_a_run
-from distributed.report.charts import frame_clip
-from distributed.report.wording import duration, fixed, interval
+from distributed.drawing.charts import frame_clip
+from distributed.drawing.page import render_page
+from distributed.drawing.wording import duration, fixed, interval
 from distributed.run_directory import write_atomically, write_rows
 from sweeps.lineage import read_lineage, sentences
 from sweeps.outcomes import Point, points, trial_rows
@@ -24,7 +22,6 @@ from sweeps.plots import delta_plot, parallel_coordinates, pareto_chart, quality
 from sweeps.tables import COST_HEADS, cost, differences, failures, reading, tasks_of, title, to_latex, to_markdown
 
 HERE = Path(__file__).parent
-STYLE = Path(page_of_a_run.__file__).parent / "page.css"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,11 +65,10 @@ def to_html(
     plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point], *, population: Sequence[str] = ()
 ) -> str:
     """Returns the page."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     tasks = tasks_of(rows)
-    return environment.get_template("page.html.j2").render(
+    return render_page(
+        HERE / "page.html.j2",
+        title=f"{plan.name} · PupuJEPA sweep",
         plan=plan,
         rows=rows,
         points=found,
@@ -90,5 +86,4 @@ def to_html(
         interval=interval,
         fixed=fixed,
         duration=duration,
-        style=STYLE.read_text(),
     )

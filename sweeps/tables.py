@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from distributed.marble.tasks import TASKS
-from distributed.report.wording import (
+from distributed.drawing.wording import (
     EN_DASH,
     count_of,
     duration,
@@ -15,6 +14,7 @@ from distributed.report.wording import (
     listed,
     significant,
 )
+from distributed.marble.tasks import TASKS
 from sweeps.outcomes import Delta, Point
 from sweeps.plan import Plan
 

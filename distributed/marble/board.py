@@ -8,13 +8,13 @@ is a group, and so are the published numbers. What is not comparable for another
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from distributed.drawing.tables import ABSENT, Cell, Group, Table
+from distributed.drawing.wording import EN_DASH, fixed
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
 from distributed.marble.paired import Entry, paired_difference
 from distributed.marble.published import MARBLE_COLUMNS, Column, PublishedModel, caveats, published_models
-from distributed.marble.tables import ABSENT, Cell, Group, Table
 from distributed.marble.tasks import TASKS
-from distributed.report.wording import EN_DASH, fixed
 
 _OFFLINE_COLUMNS = tuple(Column(t.name, t.title, (t.metric,)) for t in TASKS)
 _LOCAL = frozenset(t.name for t in ALL_TASKS if t.by_frame)

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from distributed.drawing.tables import ABSENT, Cell, Group, Table, to_latex, to_markdown, to_page
+from distributed.drawing.wording import fixed
 from distributed.marble.board import difference_cell, leaderboard
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
 from distributed.marble.paired import Entry, paired_difference, read_entries
 from distributed.marble.results import RESULTS
-from distributed.marble.tables import ABSENT, Cell, Group, Table, to_latex, to_markdown, to_page
-from distributed.report.wording import fixed
 from distributed.run_directory import write_atomically
 from pupujepa.errors import UserError
 

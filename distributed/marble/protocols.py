@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distributed.drawing.tables import Cell, Group, Table
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
-from distributed.marble.tables import Cell, Group, Table
 from distributed.marble.tasks import Task
 
 # of every task, whatever its row says

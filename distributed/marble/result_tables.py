@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distributed.drawing.tables import ABSENT, Cell, Group, Table
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
 from distributed.marble.protocols import comparison
-from distributed.marble.tables import ABSENT, Cell, Group, Table
 
 EXPLAINED = {
     "clean": "best epoch on validation, exact metrics, standardised features; layer and learning rate chosen on "

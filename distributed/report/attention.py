@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.store import open_store
+from distributed.drawing.wording import fixed, percent
 from distributed.report.music import Plate
 from distributed.report.pictures import (
     LEFT,
@@ -31,7 +32,6 @@ from distributed.report.pictures import (
     packed,
 )
 from distributed.report.similarity import Similarity, similarity
-from distributed.report.wording import fixed, percent
 from pupujepa import attention as library
 from pupujepa.masks import MaskConfig
 from pupujepa.model import ModelConfig, PupuJEPA

@@ -8,10 +8,10 @@ the prediction explains beyond a constant.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distributed.drawing.wording import fixed, percent, significant
 from distributed.guard import GuardConfig
 from distributed.report.inputs import Row, column
 from distributed.report.terms import FEATURES, Terms
-from distributed.report.wording import fixed, percent, significant
 
 DEFAULTS = GuardConfig()
 HARDLY_MOVED = 0.1

@@ -10,6 +10,7 @@ from html import escape
 
 import numpy as np
 
+from distributed.drawing.wording import fixed, listed, percent, significant
 from distributed.installed import TorchaudioError
 from distributed.report.pictures import (
     Canvas,
@@ -25,7 +26,6 @@ from distributed.report.pictures import (
 )
 from distributed.report.samples import Crop, Gallery
 from distributed.report.sound import audio_of, audio_uri
-from distributed.report.wording import fixed, listed, percent, significant
 from pupujepa.frontend import FrontendConfig
 from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
 from pupujepa.model import ModelConfig

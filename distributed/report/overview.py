@@ -4,13 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distributed.report.charts import last_finite
-from distributed.report.collapse import Verdict, judge
-from distributed.report.forest import Difference, forest_plot, share_bar
-from distributed.report.inputs import RunInputs, column
-from distributed.report.probes import BASELINES, REFERENCE, difference_to
-from distributed.report.terms import terms_of
-from distributed.report.wording import (
+from distributed.drawing.charts import last_finite
+from distributed.drawing.forest import Difference, forest_plot, share_bar
+from distributed.drawing.wording import (
     audio_length,
     compact,
     count_of,
@@ -22,6 +18,10 @@ from distributed.report.wording import (
     percent,
     significant,
 )
+from distributed.report.collapse import Verdict, judge
+from distributed.report.inputs import RunInputs, column
+from distributed.report.probes import BASELINES, REFERENCE, difference_to
+from distributed.report.terms import terms_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from distributed.report.wording import EN_DASH, fixed
+from distributed.drawing.wording import EN_DASH, fixed
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 380, 34, 6, 8, 20
 PLOT_HEIGHT = 128

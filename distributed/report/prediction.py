@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distributed.drawing.wording import percent
 from distributed.report.music import Plate, strategy_name
 from distributed.report.pictures import Canvas, emblem, heat, picture
 from distributed.report.terms import FEATURES, PATCHES
-from distributed.report.wording import percent
 from pupujepa.architecture import MAE
 from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
 from pupujepa.model import PupuJEPA

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+from distributed.drawing.charts import Chart, Series, line_chart
+from distributed.drawing.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, forest_plot, shared_axis
+from distributed.drawing.wording import count_of, fixed, interval, listed, scientific
 from distributed.marble.metrics import METRICS
 from distributed.marble.tasks import READOUT_TITLES, TASKS
-from distributed.report.charts import Chart, Series, line_chart
-from distributed.report.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, forest_plot, shared_axis
 from distributed.report.inputs import Missing, Row, RunInputs
-from distributed.report.wording import count_of, fixed, interval, listed, scientific
 
 BASELINES = {"random_init": "random init", "log_mel": "log-mel", "chroma": "chroma"}
 TONES = {"random_init": "tone-5", "log_mel": "tone-2", "chroma": "tone-3"}

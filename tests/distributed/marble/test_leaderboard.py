@@ -14,7 +14,7 @@ from distributed.marble.leaderboard import add_arguments, run
 from distributed.marble.marble_tasks import ALL_TASKS, MARBLE_TASKS
 from distributed.marble.results import Resamples, Row, read_results, write_results
 from distributed.marble.tasks import Task
-from distributed.report.browser import Browser, View
+from docs.browser import Browser, View
 from pupujepa.errors import UserError
 
 ITEMS = {"EMO": 125, "GS": 604, "GTZANGenre": 100, "MTGGenre": 11479, "MTGInstrument": 5115, "MTGMood": 4231}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distributed.report import browser as browser_module
-from distributed.report.browser import Browser, BrowserError, View
+from distributed.drawing.wording import MINUS
 from distributed.report.page import CONTENTS, build_report
-from distributed.report.wording import MINUS
+from docs import browser as browser_module
+from docs.browser import Browser, BrowserError, View
 from pupujepa.front_door import Command, enter
 
 MAX_BYTES = 3_000_000

@@ -1,6 +1,6 @@
 import re
 
-from distributed.marble.tables import ABSENT, Cell, Group, Table, to_latex, to_markdown, to_page
+from distributed.drawing.tables import ABSENT, Cell, Group, Table, to_latex, to_markdown, to_page
 
 TABLE = Table(
     "Scores & more",

@@ -8,16 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from distributed import report
-from distributed.report.charts import Chart
-from distributed.report.wording import EN_DASH, MINUS, latex
-
-HERE = Path(__file__).parent
-REPORT = Path(report.__file__).parent
+from distributed.drawing.charts import Chart
+from distributed.drawing.page import HERE, render_page
+from distributed.drawing.wording import EN_DASH, MINUS, latex
 
 _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
 
@@ -95,16 +89,7 @@ def to_latex(tables: Sequence[Table]) -> str:
 
 def to_page(tables: Sequence[Table], *, title: str, lead: Sequence[str] = (), drawings: Sequence[Drawings] = ()) -> str:
     """Returns a self-contained HTML page, for light and dark, a phone, a wide screen and paper."""
-    environment = Environment(
-        loader=FileSystemLoader((HERE, REPORT)),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("tables.html.j2")
-    style = (REPORT / "page.css").read_text()
-    return template.render(title=title, lead=lead, tables=tables, drawings=drawings, style=style)
+    return render_page(HERE / "tables.html.j2", title=title, lead=lead, tables=tables, drawings=drawings)
 
 
 def _markdown_lines(table: Table) -> list[str]:

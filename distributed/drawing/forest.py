@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from distributed.report.charts import Axis, tick_label, ticks
-from distributed.report.wording import duration, fixed, interval, percent
+from distributed.drawing.charts import Axis, tick_label, ticks
+from distributed.drawing.wording import duration, fixed, interval, percent
 
 CELL_WIDTH, CELL_HEIGHT = 190, 26
 WIDTH, ROW_HEIGHT = 380, 26
