@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed.marble.intervals import interval
+from distributed.marble.resampling import central_interval
 from distributed.marble.results import RESULTS, Row, read_resamples, read_results
 from pupujepa.errors import UserError
 
@@ -79,7 +79,7 @@ def paired_difference(entry: Entry, reference: Entry, metric: str) -> tuple[floa
     if draws[0] != draws[1]:
         return "other resamples"
     place = one["bootstrap"]["metrics"].index(metric)
-    low, high = interval(entry.values_MR[place] - reference.values_MR[place])
+    low, high = central_interval(entry.values_MR[place] - reference.values_MR[place])
     return entry.value(metric) - reference.value(metric), low, high
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from distributed.drawing.tables import Drawings, to_markdown, to_page
-from distributed.marble.intervals import interval, resample_weights
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS, Statistics
 from distributed.marble.probing import Outcome
+from distributed.marble.resampling import central_interval, resample_weights
 from distributed.marble.result_tables import result_tables
 from distributed.marble.tasks import Protocol, Task
 from distributed.report.probes import layer_profiles
@@ -91,7 +91,7 @@ def make_rows(
                 "protocol": protocol,
                 "metric": task.metric,
                 "value": value,
-                "interval": list(interval(values_R)),
+                "interval": list(central_interval(values_R)),
                 **_choice_fields(task, outcome, provenance[outcome.encoder], sampling),
                 "bootstrap": {**drawn, "metrics": list(names), "values": digest},
                 "extra": _extra(task, outcome, own, provenance[outcome.encoder]),
@@ -175,7 +175,7 @@ def _digest(content: bytes) -> str:
 
 
 def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> dict[str, Any]:
-    return {"value": own[0] - other[0], "interval": list(interval(own[1] - other[1]))}
+    return {"value": own[0] - other[0], "interval": list(central_interval(own[1] - other[1]))}
 
 
 def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, sampling: Sampling) -> Row:
@@ -191,7 +191,7 @@ def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, samplin
             "split": "valid",
             "metric": task.selection,
             "value": choice.score,
-            "interval": list(interval(validation_R)),
+            "interval": list(central_interval(validation_R)),
             "items": len(outcome.validation_units),
         },
         "digests": dict(provenance.digests),
@@ -219,5 +219,5 @@ def _extra(
         extra["outputs"] = list(outcome.classes)
     for name in task.extra_metrics:
         value, values_R = values[name]
-        extra[name] = {"value": value, "interval": list(interval(values_R))}
+        extra[name] = {"value": value, "interval": list(central_interval(values_R))}
     return extra
