@@ -8,7 +8,7 @@ is a group, and so are the published numbers. What is not comparable for another
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distributed.drawing.tables import ABSENT, Cell, Group, Table
+from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts
 from distributed.drawing.wording import EN_DASH, fixed
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
@@ -86,7 +86,7 @@ def _scores(part: Part, entries: Sequence[Entry]) -> Table:
     else:
         notes.append("These tasks follow MARBLE's in kind, not in data: there are no published numbers for them.")
     ordered = tuple(groups[name] for name in ("marble", "published", "clean") if name in groups)
-    return Table(part.title, (*_ABOUT, *(c.title for c in part.columns)), ordered, tuple(notes))
+    return Table(part.title, texts(*_ABOUT, *(c.title for c in part.columns)), ordered, tuple(notes))
 
 
 def _held(part: Part, cells: Mapping[tuple[str, str], Entry]) -> list[Column]:
@@ -115,7 +115,7 @@ def _about(entries: Sequence[Entry]) -> tuple[Cell, ...]:
     layer = "the only one" if layers == [1] else f"best of {_range(layers)}"
     if together[-1]:
         layer += f" and {_range(together)} of all"
-    return (Cell(entries[0].label), Cell(first["protocol"]), Cell(layer), Cell(f"lr {rate}"), Cell("measured here"))
+    return texts(entries[0].label, first["protocol"], layer, f"lr {rate}", "measured here")
 
 
 def _range(counts: Sequence[int]) -> str:
@@ -156,8 +156,8 @@ def _published_rows(columns: Sequence[Column]) -> list[tuple[Cell, ...]]:
 
 
 def _about_published(model: PublishedModel) -> tuple[Cell, ...]:
-    name = Cell(f"{model.name} ({model.parameters_m} M)")
-    return (name, Cell("as published"), Cell(model.layer_policy), Cell(model.rate_policy), Cell(model.source))
+    name = f"{model.name} ({model.parameters_m} M)"
+    return texts(name, "as published", model.layer_policy, model.rate_policy, model.source)
 
 
 def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table | None:
@@ -168,7 +168,7 @@ def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table 
         for label in dict.fromkeys(label for label, _ in cells if label != reference):
             found = [_difference(cells.get((label, c.task)), cells.get((reference, c.task)), c) for c in part.columns]
             if any(c is not ABSENT for c in found):
-                rows.append((Cell(label), Cell(protocol), *found))
+                rows.append((*texts(label, protocol), *found))
         if rows:
             groups.append(Group("", tuple(rows)))
     if not groups:
@@ -177,7 +177,7 @@ def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table 
         "Paired: both encoders are scored on the same resampled items (the unit is the piece or the file, never the "
         "slice). Bold: the 95 % interval leaves out zero; of many such differences one in twenty does so by chance.",
     )
-    head = ("encoder", "protocol", *(c.title for c in part.columns))
+    head = texts("encoder", "protocol", *(c.title for c in part.columns))
     return Table(f"{part.title}: differences to {reference}, in points", head, tuple(groups), notes)
 
 
@@ -202,10 +202,9 @@ def _choices(part: Part, entries: Sequence[Entry]) -> Table:
     for protocol in _protocols(entries):
         cells = _cells(entries, protocol)
         for label in dict.fromkeys(label for label, _ in cells):
-            rows.append((Cell(label), Cell(protocol), *(_choice(cells.get((label, t))) for t in tasks)))
-    return Table(
-        f"{part.title}: what was chosen on validation", ("encoder", "protocol", *tasks), (Group("", tuple(rows)),)
-    )
+            rows.append((*texts(label, protocol), *(_choice(cells.get((label, t))) for t in tasks)))
+    head = texts("encoder", "protocol", *tasks)
+    return Table(f"{part.title}: what was chosen on validation", head, (Group("", tuple(rows)),))
 
 
 def _choice(entry: Entry | None) -> Cell:

@@ -17,13 +17,13 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from distributed.drawing.tables import Drawings, to_markdown, to_page
+from distributed.marble.layer_profiles import layer_profiles
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS, Statistics
 from distributed.marble.probing import Outcome
 from distributed.marble.resampling import central_interval, resample_weights
 from distributed.marble.result_tables import result_tables
 from distributed.marble.tasks import Protocol, Task
-from distributed.report.probes import layer_profiles
 from distributed.run_directory import read_rows, write_atomically, write_rows
 from pupujepa.durable import atomic_file
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.store import open_store
+from distributed.drawing.tables import Group, Table, texts
 from distributed.drawing.wording import fixed, percent
 from distributed.report.music import Plate
 from distributed.report.pictures import (
@@ -68,14 +69,6 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class ShareRow:
-    """A row of the table of places: even spread, trained, untrained."""
-
-    place: str
-    values: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Attention:
     """Everything the section shows."""
 
@@ -83,8 +76,7 @@ class Attention:
     payload: str
     readout: str
     sentence: str
-    columns: tuple[str, ...]
-    shares: tuple[ShareRow, ...]
+    shares: Table
     multiples: tuple[tuple[Plate, ...], ...]
     multiples_note: str
     similarity: Similarity
@@ -198,15 +190,17 @@ def _arrange(
         payload=json.dumps(payload, ensure_ascii=False),
         readout=readouts[start],
         sentence=_sentence(shares, len(tiles)),
-        columns=("even spread", "trained", "untrained"),
-        shares=tuple(
-            ShareRow(p, tuple(percent(shares[k][i]) for k in ("even", "trained", "untrained")))
-            for i, p in enumerate(PLACES)
-        ),
+        shares=_share_table(shares),
         multiples=multiples,
         multiples_note=note,
         similarity=similarity(model, canvas, mel_TF, patch=(tiles[start].step, tiles[start].band)),
     )
+
+
+def _share_table(shares: dict[str, np.ndarray]) -> Table:
+    rows = [texts(place, *(percent(of_place[i]) for of_place in shares.values())) for i, place in enumerate(PLACES)]
+    head = texts("Place, seen from the hidden region", "even spread", "trained", "untrained")
+    return Table("Share of attention by place", head, (Group("", tuple(rows)),))
 
 
 def _start(tiles: Sequence[Tile]) -> int:

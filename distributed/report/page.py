@@ -21,7 +21,6 @@ import torch
 from data.store import StoreError, open_store
 from distributed.drawing.charts import frame_clip
 from distributed.drawing.page import render_page
-from distributed.drawing.wording import fixed, interval
 from distributed.report.attention import Attention, attention_section, load_export
 from distributed.report.inputs import Missing, ReportError, RunInputs, read_run
 from distributed.report.music import Music, music_section
@@ -151,8 +150,6 @@ def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) 
         no_config=Missing("config.yaml, the resolved configuration", "python -m distributed train --preset demo ..."),
         script=script,
         frame_clip=frame_clip(),
-        fixed=fixed,
-        interval=interval,
     )
 
 

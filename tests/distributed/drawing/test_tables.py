@@ -1,10 +1,10 @@
 import re
 
-from distributed.drawing.tables import ABSENT, Cell, Group, Table, to_latex, to_markdown, to_page
+from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts, to_latex, to_markdown, to_page
 
 TABLE = Table(
     "Scores & more",
-    ("encoder", "R²"),
+    texts("encoder", "R²"),
     (
         Group("of one kind_", ((Cell("a_b|c<i>"), Cell("60.0", "[1, 2]", strong=True, mark="†")),)),
         Group("", ((Cell("50 %"), ABSENT),)),
@@ -26,7 +26,7 @@ def test_markdown_keeps_the_columns_whatever_a_name_holds():
 def test_latex_has_no_character_that_latex_would_take_for_a_command():
     """Every special character is escaped, numbers are flush right, and the text is plain ASCII."""
     text = to_latex([TABLE])
-    assert r"a\_b|c<i> & \textbf{60.0$^\dagger$} {\scriptsize [1, 2]} \\" in text
+    assert r"a\_b$|$c$<$i$>$ & \textbf{60.0$^\dagger$} {\scriptsize [1, 2]} \\" in text
     assert r"\begin{tabular}{lr}" in text
     assert r"\multicolumn{2}{l}{\emph{of one kind\_}}" in text
     assert r"100 \% other \$ data." in text

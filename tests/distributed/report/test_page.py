@@ -21,8 +21,8 @@ READ = """({
   headline: document.querySelector("h1").innerText,
   cells: [...document.querySelectorAll("table.probes tbody tr")].map((tr) => ({
     task: tr.querySelector("th").firstChild.textContent,
-    values: [...tr.querySelectorAll("td[data-value]")].map((td) => [+td.dataset.value, td.querySelector("b").innerText,
-      td.querySelector("small").innerText]) })),
+    values: [...tr.querySelectorAll("td[data-value]")].map((td) => [+td.dataset.value,
+      td.querySelector("strong, span").innerText, td.querySelector("small").innerText]) })),
   overflow: document.documentElement.scrollWidth - innerWidth,
   unnamed: [...document.querySelectorAll("svg:not([aria-hidden])")].filter((s) => !s.getAttribute("aria-label")).length,
   external: [...document.querySelectorAll("[src], link[href], image[href], use[href], a[href]")]
