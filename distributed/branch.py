@@ -1,9 +1,8 @@
-"""A run branched off another: a cooldown, `train --cooldown-from RUN[:STEP]`, or one that goes on with other settings.
+"""A run branched off another to cool down: `train --cooldown-from RUN[:STEP]`.
 
 The branch is a run of its own that begins with a copy of one of the parent's checkpoints: weights, optimiser, teacher
 and place in the order come with it. From then on it is stopped, continued and moved to other ranks like any run, also
-when the parent is gone. The configuration of a cooldown is the parent's, but for its end and where the learning rate
-ends; any other branch may change what a checkpoint does not hold.
+when the parent is gone. Its configuration is the parent's, but for its end and where the learning rate ends.
 """
 
 import logging
@@ -26,8 +25,6 @@ from pupujepa.schedules import BranchConfig, learning_rate
 
 # what a branch decides for itself, beside what every run is free to change
 _OWN = ("train.steps", "schedule.final_lr", "branch.")
-# what weights, states of the optimiser and the order of samples do not depend on
-CHANGEABLE = ("schedule.", "optimizer.weight_decay", "ema.", "masks.")
 # below the branch, while it begins
 _STAGING = "staging-of-parent"
 
@@ -67,29 +64,6 @@ def branch_experiment(spec: str, directory: RunDirectory, *, overrides: Sequence
     return experiment
 
 
-def require_same_parts(experiment: Experiment, directory: RunDirectory) -> None:
-    """Refuses a new branch, no cooldown, that could not go on from its parent's checkpoint as the same training.
-
-    Raises:
-        RunDirectoryError: no such run, settings that differ from its own in more than CHANGEABLE, or its own place
-            for checkpoints.
-    """
-    branch = experiment.branch
-    if not branch.step or branch.cools_down or directory.config.exists():
-        return
-    parent = RunDirectory(Path(branch.parent))
-    if not parent.config.is_file():
-        raise RunDirectoryError(f"branch.parent={branch.parent} is no run, so there is nothing to begin with")
-    before = from_yaml(Experiment, parent.config.read_text())
-    changed = [d for d in differences(before, experiment) if not d.startswith((*CHANGEABLE, "branch."))]
-    if changed:
-        raise RunDirectoryError(
-            f"a branch of {branch.parent} goes on with its weights, optimiser and order of samples, so only "
-            f"{', '.join(CHANGEABLE)} may change; this is another experiment: {'; '.join(changed)}"
-        )
-    _require_own_place(before, experiment)
-
-
 def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
     """Copies the parent's checkpoint into a branch that has none yet; nothing to do for other runs. All ranks together.
 
@@ -124,9 +98,8 @@ def _parse(spec: str) -> tuple[RunDirectory, int | None]:
 
 def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, overrides: Sequence[str]) -> Experiment:
     held = from_yaml(Experiment, directory.config.read_text()).branch
-    if not held.cools_down or step not in (None, held.step) or Path(held.parent).resolve() != parent.root.resolve():
-        kind = "cooldown" if held.cools_down else "branch"
-        what = f"the {kind} of {held.parent} after {held.step} steps" if held.step else "a run that is no branch"
+    if not held.step or step not in (None, held.step) or Path(held.parent).resolve() != parent.root.resolve():
+        what = f"the cooldown of {held.parent} after {held.step} steps" if held.step else "a run that is no branch"
         raise RunDirectoryError(f"{directory.root} holds {what}; going on would mix two runs: choose another --run-dir")
     return load_experiment(file=directory.config, overrides=overrides)
 
@@ -169,7 +142,7 @@ def _require_cooldown(before: Experiment, experiment: Experiment) -> None:
             f"set it higher"
         )
     warmup_steps = round(schedule.warmup_fraction * before.train.steps)
-    if not before.branch.cools_down and branch.step < warmup_steps:
+    if not before.branch.step and branch.step < warmup_steps:
         raise RunDirectoryError(
             f"{branch.parent} was still warming up after {branch.step} steps, so there is nothing to cool down; branch "
             f"off after step {warmup_steps}"

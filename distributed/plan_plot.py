@@ -49,8 +49,8 @@ def _some_of(first: int, end: int) -> list[int]:
 
 def _draw_rate(axis: Any, steps: list[int], experiment: Experiment) -> None:
     total, horizon, branch = experiment.train.steps, experiment.horizon_steps, experiment.branch
-    title = f"learning rate ({'cooldown branch' if branch.cools_down else experiment.schedule.kind})"
-    if branch.cools_down:
+    title = f"learning rate ({'cooldown branch' if branch.step else experiment.schedule.kind})"
+    if branch.step:
         whole = _some_of(0, horizon)
         rates = [learning_rate(s, horizon, experiment.schedule) for s in whole]
         axis.plot(whole, rates, color=_SHADES[1], linestyle="--", label="the run that it leaves")

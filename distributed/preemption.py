@@ -83,10 +83,6 @@ class StopRequest:
 
     Args:
         ends_s: when this process has to be gone, in seconds since 1970.
-        at_step: finished steps where the part of the run ends that was asked for; None for the whole.
-
-    Raises:
-        UserError: a part without a step.
     """
 
     def __init__(
@@ -94,12 +90,8 @@ class StopRequest:
         signals: tuple[signal.Signals, ...] = STOP_SIGNALS,
         *,
         ends_s: float | None = None,
-        at_step: int | None = None,
     ):
-        if at_step is not None and at_step < 1:
-            raise UserError(f"--until {at_step}: a part ends after one step at the earliest; name a later one")
         self._ends_s = ends_s
-        self.at_step = at_step
         self.received: signal.Signals | None = None
         self._signals = signals
         self._previous: dict[signal.Signals, object] = {}
@@ -108,10 +100,6 @@ class StopRequest:
     def asked(self, needed_s: float, *, clock: Callable[[], float] = time.time) -> bool:
         """Whether it is time to stop: a signal came, or less than NOTICE_S and `needed_s` are left."""
         return self.received is not None or (self._ends_s is not None and clock() + needed_s + NOTICE_S >= self._ends_s)
-
-    def is_end_of_part(self, step: int) -> bool:
-        """Whether the part of the run that was asked for ends after so many steps; the same on all ranks."""
-        return self.at_step is not None and step >= self.at_step
 
     def __enter__(self) -> "StopRequest":
         self._previous = {number: signal.signal(number, self._receive) for number in self._signals}

@@ -19,10 +19,6 @@ to train.steps (by default so long that the cooldown is schedule.cooldown_fracti
 
   python -m distributed train --cooldown-from runs/large:400000 --run-dir runs/large-400k-cooled train.steps=480000
 
-A run may be trained in parts: `--until 4000` ends after so many steps, saved; the same command with a later one, or
-without, goes on. A run that begins at a checkpoint of another and goes on with another learning rate, weight decay,
-momentum of the teacher or masks names it: branch.parent=runs/a branch.step=4000 schedule.peak_lr=1e-3
-
 Everything is written below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export/ (weights in the released
 format), facts.json. When the run directory holds a run, training continues from its newest whole checkpoint, on the
 same samples and with the same losses as if it had never stopped. A run asked to stop (SIGTERM, SIGUSR2, the end of its
@@ -43,7 +39,7 @@ import torch.distributed as dist
 from data.corpora import read_corpora
 from data.workers import start_server
 from distributed.agreement import agreed_precision
-from distributed.branch import adopt_checkpoint, branch_experiment, require_same_parts
+from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.build import build_parts
 from distributed.engine import prepare_deepspeed
 from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora, with_precision
@@ -89,15 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="H:M:S",
         help="save and exit with code 85 before so much time has passed; under SLURM also before the job's end",
     )
-    parser.add_argument(
-        "--until", type=int, metavar="STEP", help="end after so many steps, saved; another start goes on"
-    )
     parser.add_argument("--fresh", action="store_true", help="insist on a new run: refuse a directory that holds one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, and model=NAME")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0 when the run, or the part asked for, is finished and 85 when it was asked to stop and saved."""
+    """Trains; returns 0 when the run is finished and 85 when it was asked to stop and saved."""
     ends_s = end_of_time_s(os.environ, time_limit=args.time_limit, now_s=time.time())
     topology = discover(os.environ)
     die_with_launcher(os.environ)
@@ -113,14 +106,13 @@ def run(args: argparse.Namespace) -> int:
     # before the ranks meet, and so before any of them can have written there
     experiment = keep_precision(directory, experiment)
     require_same_run(directory, experiment, fresh=args.fresh)
-    require_same_parts(experiment, directory)
     if experiment.stream.workers:
         start_server()  # its imports take as long as DeepSpeed's, and pass beside them
     prepare_deepspeed(os.environ, device=device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest(ends_s=ends_s, at_step=args.until))
+        stop = stack.enter_context(StopRequest(ends_s=ends_s))
         stack.enter_context(exported(os.environ, topology))
         timeout_s = experiment.engine.timeout_s
         stack.enter_context(process_group(topology, timeout_s=timeout_s, device=device))
@@ -183,9 +175,6 @@ def train(session: Session, stop: StopRequest) -> int:
         if ending is Ending.RUN:
             export_weights(session, parts)
             write_facts(session, parts, trainer)
-    if ending is Ending.PART:
-        logger.info("saved at step %d, where this part ends; the same command without --until goes on", trainer.step)
-        return 0
     if ending is Ending.STOPPED:
         logger.warning(
             "saved at step %d; the same command continues from there (exit code %d)", trainer.step, EXIT_CODE_REQUEUE

@@ -75,10 +75,9 @@ class Parts:
 
 
 class Ending(Enum):
-    """How a session ended: with the whole run, with the part that was asked for, or asked to stop before either."""
+    """How a session ended: with the whole run, or asked to stop before."""
 
     RUN = auto()
-    PART = auto()
     STOPPED = auto()
 
 
@@ -114,14 +113,11 @@ class Trainer:
         self._responder = Responder(RunDirectory(run_root), parts.guard)
 
     def run(self, stop: StopRequest) -> Ending:
-        """Returns how it ended, with the finished steps saved; a part ends with its last step's probes."""
+        """Returns how it ended, with the finished steps saved."""
         batches: Iterator[Batch] = iter(self.parts.stream)
         while self.step < self.total_steps:
             self._diagnose_when_due()
             self._probe_when_due()
-            if stop.is_end_of_part(self.step):
-                self.save()
-                return Ending.PART
             stops = self._train_step(batches, stop)
             self.step += 1
             if stops:

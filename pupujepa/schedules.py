@@ -45,16 +45,15 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """Where a run begins that was branched off another one; `step` 0 is none.
+    """Where a run begins to cool down that was branched off another one; `step` 0 is none.
 
-    The first two are given, or found by `train --cooldown-from`, which alone fills in the others.
+    `train --cooldown-from` fills in all of it.
 
     parent: the run directory that it came from.
     step: finished steps of the parent where the branch begins.
-    rate: of a cooldown, the parent's learning rate at that step; from there it falls linearly to `schedule.final_lr`.
-    horizon_steps: of a cooldown, of which the momentum of the teacher and the masks take their fractions: the length
-        of the parent's run, so that it changes nothing but the learning rate. 0 is no cooldown: the branch goes on by
-        its own schedules, as one of a population does.
+    rate: the parent's learning rate at that step; from there it falls linearly to `schedule.final_lr`.
+    horizon_steps: of which the momentum of the teacher and the masks take their fractions: the length of the
+        parent's run, so that the branch changes nothing but the learning rate.
 
     Raises:
         UserError: numbers that no branch can have.
@@ -66,18 +65,13 @@ class BranchConfig:
     horizon_steps: int = 0
 
     def __post_init__(self) -> None:
-        without_step = not self.step and (self.parent or self.horizon_steps)
-        if min(self.step, self.rate, self.horizon_steps) < 0 or without_step or (self.rate and not self.horizon_steps):
+        without_step = not self.step and (self.parent or self.rate or self.horizon_steps)
+        if min(self.step, self.rate, self.horizon_steps) < 0 or without_step or (self.step and not self.horizon_steps):
             raise UserError(
                 f"branch.parent={self.parent}, step={self.step}, rate={self.rate} and "
-                f"horizon_steps={self.horizon_steps} describe no branch of a run; give branch.parent=RUN and "
-                f"branch.step=N, or leave the section to `train --cooldown-from RUN:STEP`"
+                f"horizon_steps={self.horizon_steps} describe no branch of a run; leave the section to "
+                f"`train --cooldown-from RUN:STEP`"
             )
-
-    @property
-    def cools_down(self) -> bool:
-        """Whether the learning rate leaves the schedule at the step of the branch."""
-        return self.horizon_steps > 0
 
 
 def learning_rate(
@@ -92,7 +86,7 @@ def learning_rate(
     Args:
         branch: where another run's rate begins to fall; it is that of a wsd run which cools down over the same steps.
     """
-    if branch.cools_down:
+    if branch.step:
         weight = (total_steps - 1 - step) / (total_steps - branch.step)
         return config.final_lr + (branch.rate - config.final_lr) * max(weight, 0.0)
     warmup_steps = round(config.warmup_fraction * total_steps)

@@ -18,8 +18,7 @@
     probe_tracks: 400                                    so many of the corpus' tracks; all when left out
     compare_on: test                                     or valid, to search for a recipe without looking at the test
     budget: {samples: 4800}                              or {steps: 300}
-    scheduler: {kind: asha}                              ends trials that are behind, by their probes in training;
-                                                         {kind: pbt} lets them go on as copies of those ahead
+    scheduler: {kind: asha}                              ends trials that are behind, by their probes in training
     commands: {train: [...], evaluate: [...]}            only for a launcher of one's own
 
 A budget in samples keeps trials comparable when an axis moves the batch size: each trial takes as many steps as the
@@ -45,7 +44,7 @@ from pupujepa.config import compose
 from pupujepa.errors import UserError
 
 ONE_AT_A_TIME, GRID, RANDOM, OPTUNA = PLANS = ("one_at_a_time", "grid", "random", "optuna")
-NO_SCHEDULER, WATCH, ASHA, PBT = SCHEDULERS = ("none", "watch", "asha", "pbt")
+NO_SCHEDULER, WATCH, ASHA = SCHEDULERS = ("none", "watch", "asha")
 SPLITS = ("test", "valid")
 BASE = "base"
 
@@ -92,19 +91,14 @@ class SchedulerConfig:
     """What happens to trials on the way, judged by `probe/mean`, the quality of their probes in training.
 
     kind: "watch" probes and ends nobody, for the curves of the report; "asha" ends those that are behind others at an
-        equal number of samples (sweeps/schedulers.py); "pbt" trains a population, of which those behind go on as
-        copies of those ahead with changed values (sweeps/pbt.py).
+        equal number of samples (sweeps/schedulers.py).
     every: share of the budget between two probes, which is also that between two comparisons.
     reduction_factor: of asha; about one of so many goes on at each comparison, the first after `every`.
-    quantile: of pbt; share of the population that is replaced, and share that is copied.
-    factors: of pbt; a number of a range changes by one of them, a value of a list to the one before or after it.
     """
 
     kind: str = NO_SCHEDULER
     every: float = 0.1
     reduction_factor: int = 3
-    quantile: float = 0.25
-    factors: list[float] = field(default_factory=lambda: [0.8, 1.25])
 
 
 @dataclass(frozen=True)
@@ -236,24 +230,6 @@ def _about_scheduler(sweep: SweepConfig) -> Iterable[str]:
         )
     if scheduler.kind != NO_SCHEDULER and sweep.budget.samples is None:
         yield f"scheduler {scheduler.kind} compares trials at equal samples, so the budget must be in samples"
-    if scheduler.kind == PBT:
-        yield from _about_population(sweep)
-
-
-def _about_population(sweep: SweepConfig) -> Iterable[str]:
-    scheduler = sweep.scheduler
-    if not 0 < scheduler.quantile <= 0.5 or not scheduler.factors or min(scheduler.factors) <= 0:
-        yield (
-            f"scheduler: quantile={scheduler.quantile} is a share of the population between 0 and 0.5, and "
-            f"factors={scheduler.factors} are positive numbers"
-        )
-    if sweep.plan not in (GRID, RANDOM) or not sweep.axes or any(axis.when for axis in sweep.axes.values()):
-        yield (
-            f"scheduler {PBT}: every member of a population has a value on every axis, so that it can be changed; use "
-            f"plan: {GRID}, or plan: {RANDOM} with draws: the size of the population, and no `when`"
-        )
-    if len(sweep.seeds) != 1:
-        yield f"scheduler {PBT}: a population has one seed; for another population give another seed and another --out"
 
 
 def _about_the_rest(sweep: SweepConfig) -> Iterable[str]:

@@ -10,7 +10,6 @@ found finished, changed ones get a new directory, and nothing is ever mixed.
         parts/                   manifests of parts of the shards, where an axis varies the amount of data
         corpus/                  the part of the labelled corpus that is probed, where the sweep asks for a part
         tune/                    Ray Tune's own state, from which an interrupted sweep goes on
-        lineage.jsonl            who copied whom, where a population is trained
         sweep.jsonl, sweep.md, sweep.html    the report
 """
 
@@ -26,7 +25,7 @@ from pupujepa.errors import UserError
 from sweeps.axes import NO_SCHEDULER
 from sweeps.points import Trial
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PLAN_NAME, SWEEP_NAME = "plan.json", "sweep.yaml"
 
 _DISTRIBUTED = ("-m", "distributed")
@@ -99,8 +98,8 @@ class Search:
     """What planning a further trial needs, for a plan that grows while it runs.
 
     Attributes:
-        draws: trials that are to be found; 0 for a population, which has no number of copies.
-        space: identifies the axes that it searches; of a population also how its members are compared.
+        draws: trials that are to be found.
+        space: identifies the axes that it searches.
         planned_before: trials that were in the plan before the search; the others were found.
         inputs: what decides the result of a trial beside its settings.
         shared: overrides that all trials get.

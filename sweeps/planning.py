@@ -6,24 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import read_manifest
-from distributed.branch import CHANGEABLE
 from distributed.experiment import Experiment, check, load_experiment
 from distributed.marble.corpus import read_corpus
 from pupujepa.config import ConfigError
 from pupujepa.cost import training_cost
 from pupujepa.errors import UserError
-from sweeps.axes import NO_SCHEDULER, OPTUNA, PBT, SweepConfig, override
+from sweeps.axes import NO_SCHEDULER, OPTUNA, SweepConfig, override
 from sweeps.parts import part_of, part_url
-from sweeps.pbt import points_of
 from sweeps.plan import Launch, Plan, PlannedTrial, Schedule, Search, digest_of, flatten
-from sweeps.points import FLOPS, STEPS, TOKENS, Trial, expand, in_range, settings, trial_at
+from sweeps.points import FLOPS, STEPS, TOKENS, Trial, expand
 
 # what does not decide a trial's result: where the same shards and labels lie, and what is written on the way
-IRRELEVANT = (
-    *("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoint.", "telemetry.", "probe."),
-    "branch.parent",  # likewise; `Trial.parent` says whose checkpoint it is
-)
-STEPS_KEY, BATCH_KEY, PROBE_KEY = "train.steps", "stream.global_batch", "probe.every_steps"
+IRRELEVANT = ("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoint.", "telemetry.", "probe.")
+STEPS_KEY, BATCH_KEY = "train.steps", "stream.global_batch"
 
 
 @dataclass(frozen=True)
@@ -78,13 +73,12 @@ class Planner:
         trial = self._with_data(trial)
         experiment = _compose(trial, self._launch)
         length = self._length(trial, experiment)
-        own = length | self._probes(experiment, length.get(BATCH_KEY, experiment.stream.global_batch))
+        own = length | self._probes(length.get(BATCH_KEY, experiment.stream.global_batch))
         trial = replace(trial, overrides=(*trial.overrides, *(override(key, value) for key, value in own.items())))
         experiment = _with(experiment, own)
         check(experiment, world_size=self._launch.ranks)
         settings = flatten(asdict(experiment))
         relevant = {key: value for key, value in settings.items() if not key.startswith(IRRELEVANT)}
-        relevant["branch.parent"] = trial.parent
         inputs = dict(self._inputs)
         url = experiment.stream.url
         if trial.share < 1:
@@ -126,18 +120,13 @@ class Planner:
         assert trial.equal == STEPS, trial.equal
         return {STEPS_KEY: base.steps}
 
-    def _probes(self, experiment: Experiment, global_batch: int) -> dict[str, Any]:
+    def _probes(self, global_batch: int) -> dict[str, Any]:
         """Returns what probes the trial while it trains, where a scheduler wants to know."""
         scheduler = self._sweep.scheduler
         if scheduler.kind == NO_SCHEDULER:
             return {}
         every = max(1, round(scheduler.every * (self._sweep.budget.samples or 0) / global_batch))
-        probes = {"probe.data": self._launch.corpus, PROBE_KEY: every}
-        if scheduler.kind != PBT:
-            return probes
-        # where a member is compared it may be copied, also when it has gone on before the copy begins
-        checkpoint = experiment.checkpoint
-        return probes | {"checkpoint.keep": max(checkpoint.keep, every // checkpoint.every + 3)}
+        return {"probe.data": self._launch.corpus, "probe.every_steps": every}
 
 
 def make_plan(
@@ -150,11 +139,9 @@ def make_plan(
         extra: overrides for all trials, such as a cache directory.
 
     Raises:
-        UserError: as `Planner.add`, or shards, corpus or tasks that are not there, or a population that cannot be one.
+        UserError: as `Planner.add`, or shards, corpus or tasks that are not there.
     """
     shared = (override("stream.url", launch.shards), *extra)
-    if sweep.scheduler.kind == PBT:
-        _require_population(sweep, launch, shared)
     inputs = {
         "shards": read_manifest(launch.shards).digest,
         "corpus": read_corpus(corpus).digest,
@@ -164,41 +151,17 @@ def make_plan(
         "ranks": launch.ranks,
     }
     space = digest_of({name: asdict(axis) for name, axis in sweep.axes.items()})
-    if sweep.scheduler.kind == PBT:
-        # how far a member is trained and where it is probed is up to the others: another population has its own runs
-        space = digest_of([space, asdict(sweep.scheduler), sweep.plan, sweep.draws])
-        inputs["population"] = space
     planner = Planner(sweep, launch, inputs=inputs)
     for trial in expand(sweep, shared=shared):
         planner.add(trial)
     trials = tuple(planner.planned.values())
     search = None
-    if sweep.plan == OPTUNA or sweep.scheduler.kind == PBT:
-        search = Search(sweep.draws if sweep.plan == OPTUNA else 0, space, len(trials), inputs, shared)
+    if sweep.plan == OPTUNA:
+        search = Search(sweep.draws, space, len(trials), inputs, shared)
     total = sweep.budget.samples or 0
     scheduler = sweep.scheduler
     schedule = Schedule(scheduler.kind, round(scheduler.every * total), total, scheduler.reduction_factor)
     return Plan(name, sweep.question, launch, trials, planner.same_as, session, schedule, search)
-
-
-def _require_population(sweep: SweepConfig, launch: Launch, shared: Sequence[str]) -> None:
-    """Raises UserError when members of a population could not go on from each other's checkpoints.
-
-    Also for a value that no experiment can have: draws may leave out what a member comes to later.
-    """
-    if len(points_of(sweep)) < 2:
-        raise UserError(f"scheduler {PBT}: a population of one has nobody to copy; list more values, or raise draws")
-    for name, several in settings(sweep).items():
-        axis = sweep.axes[name]
-        for setting in several or [in_range(name, axis, bound) for bound in (axis.low, axis.high) if bound is not None]:
-            for key in (text.partition("=")[0] for text in setting.overrides):
-                if not key.startswith(CHANGEABLE):
-                    raise UserError(
-                        f"axis {name!r} varies {key}, but a member of a population goes on with the weights, the "
-                        f"optimiser and the order of samples of the one that it copies, so scheduler {PBT} can vary "
-                        f"only {', '.join(CHANGEABLE)}; vary {key} with another scheduler"
-                    )
-            _compose(trial_at(sweep, (setting,), sweep.seeds[0], shared=shared), launch)
 
 
 def size_of(experiment: Experiment) -> Size:

@@ -51,8 +51,6 @@ class Trial:
         equal: what it shares with the base instead of the budget: "" (nothing), steps, tokens or flops.
         share: of the shards that it trains on.
         evaluate: how the evaluator looks at the model, as (name, value), in the order of EVALUATE_DEFAULTS.
-        parent: identifies the trial at whose checkpoint it begins, and the place in a population that it does it for;
-            "" for one that begins with new weights.
     """
 
     name: str
@@ -64,7 +62,6 @@ class Trial:
     equal: str = ""
     share: float = 1.0
     evaluate: tuple[tuple[str, str], ...] = ()
-    parent: str = ""
 
     @property
     def is_base(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from distributed.run_directory import write_json
 from sweeps.plan import PlannedTrial
 
-Status = Literal["waiting", "running", "stopped", "finished", "diverged", "crashed", "pruned", "paused"]
+Status = Literal["waiting", "running", "stopped", "finished", "diverged", "crashed", "pruned"]
 LOG_TAIL_LINES = 25
 
 
@@ -24,7 +24,6 @@ class Record:
         session: the start of the sweep in which it was written.
         status: stopped: its trainer was asked to stop, and saved. Waiting and running mean, once no sweep runs any
             more, that it was not reached and that it was killed. Pruned: ended by the scheduler, behind others.
-            Paused: trained to `paused_step`, where it waits for the other members of its population.
         reason: one sentence about a failure.
         log_tail: the last lines of the failed command's output.
         train_s: seconds of training, over all starts of the trial.
@@ -40,7 +39,6 @@ class Record:
     train_s: float = 0.0
     evaluate_s: float = 0.0
     commands: dict[str, list[str]] = field(default_factory=dict)
-    paused_step: int = 0
 
     @property
     def failed(self) -> bool:

@@ -15,7 +15,6 @@ from distributed.drawing.charts import frame_clip
 from distributed.drawing.page import render_page
 from distributed.drawing.wording import duration, fixed, interval
 from distributed.run_directory import write_atomically, write_rows
-from sweeps.lineage import read_lineage, sentences
 from sweeps.outcomes import Point, points, trial_rows
 from sweeps.plan import Plan, read_plan
 from sweeps.plots import delta_plot, parallel_coordinates, pareto_chart, quality_chart
@@ -45,25 +44,15 @@ def write_report(out: Path) -> str:
     plan = read_plan(out)
     rows = trial_rows(plan, out)
     found = points(rows)
-    population = population_of(plan, rows, out)
-    markdown = to_markdown(plan, rows, found, population=population)
+    markdown = to_markdown(plan, rows, found)
     write_rows(out / "sweep.jsonl", rows)
     write_atomically(out / "sweep.md", markdown)
     write_atomically(out / "sweep.tex", to_latex(plan, rows, found))
-    write_atomically(out / "sweep.html", to_html(plan, rows, found, population=population))
+    write_atomically(out / "sweep.html", to_html(plan, rows, found))
     return markdown
 
 
-def population_of(plan: Plan, rows: Sequence[dict[str, Any]], out: Path) -> list[str]:
-    """Returns what happened to the members of a population; nothing for other sweeps."""
-    lineage = read_lineage(out, plan.digest)
-    ended = {row["name"]: row["curve"][-1][1] for row in rows if row["curve"] and row["status"] == "finished"}
-    return sentences(lineage, ended, total=plan.trials[0].samples) if lineage else []
-
-
-def to_html(
-    plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point], *, population: Sequence[str] = ()
-) -> str:
+def to_html(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
     """Returns the page."""
     tasks = tasks_of(rows)
     return render_page(
@@ -78,7 +67,6 @@ def to_html(
         charts=[chart for chart in (quality_chart(found), pareto_chart(found)) if chart],
         clip=frame_clip(),
         reading=reading(plan, found),
-        population=population,
         failures=failures(rows),
         cost_heads=COST_HEADS,
         differences=differences,

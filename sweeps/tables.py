@@ -24,16 +24,13 @@ COST_HEADS = ("crops", "TFLOP", "time")
 _COMPARISONS = str.maketrans({"<": "$<$", ">": "$>$"})
 
 
-def to_markdown(
-    plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point], *, population: Sequence[str] = ()
-) -> str:
-    """Returns the table, what it can and cannot say, the history of a population, and what went wrong."""
+def to_markdown(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
+    """Returns the table, what it can and cannot say, and what went wrong."""
     heads, *body = _table(rows, found)
     lines = [f"# {plan.name}", "", *([plan.question, ""] if plan.question else [])]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [f"| {' | '.join(cells)} |" for cells in body]
     lines += ["", *reading(plan, found), ""]
-    lines += [*(f"- {sentence}" for sentence in population), ""] if population else []
     for row in failures(rows):
         lines += [f"**{row['name']} {row['status']}**: {row['reason'] or 'not finished'}", ""]
         lines += ["```", *row["log_tail"], "```", ""] if row["log_tail"] else []

@@ -3,7 +3,7 @@
 Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/leash.py), so that all ranks end with the
 process that runs the trial, follows metrics.jsonl, hands its rows to `report`, and leaves a record. What the commands
 do is theirs: the trainer continues from its newest checkpoint when a trial is started again. A trial that only looks
-at another one's model in its own way runs the evaluator alone; a member of a population may be trained in parts.
+at another one's model in its own way runs the evaluator alone.
 """
 
 import socket
@@ -48,14 +48,7 @@ class Site:
     environ: Mapping[str, str]
 
 
-def run_trial(
-    plan: Plan,
-    planned: PlannedTrial,
-    *,
-    site: Site,
-    report: Callable[[dict[str, Any]], None],
-    until: int | None = None,
-) -> Record:
+def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
     """Trains and probes one trial, unless it is finished already.
 
     A trial that diverged, was pruned, or failed in this session is not tried again; one that crashed in an earlier
@@ -64,22 +57,19 @@ def run_trial(
     Args:
         report: is given {"step", "samples", "loss"} while the trial trains, {"samples", "quality"} for each of its
             probes, those of earlier sessions too, and {"status", "score", "task/..."} in the end.
-        until: trains so many steps of it only, and leaves it paused; None trains and evaluates it to its end.
 
     Returns:
         the record, also written to trial.json, whether the commands succeeded or not.
     """
     record = read_record(planned, site.out)
     settled = record.is_over or (record.failed and record.session == plan.session)
-    settled = settled or (until is not None and record.paused_step >= until)
     if settled or is_finished(planned, site.out):
         for row in qualities(planned, MetricsTail(site.out / planned.directory / METRICS).new_rows()):
             report(row)
     else:
-        record = write_record(_attempt(plan, planned, site, report, until=until), planned, site.out)
+        record = write_record(_attempt(plan, planned, site, report), planned, site.out)
     metrics = final_metrics(read_results(planned, site.out), split=plan.launch.compare_on)
-    step = planned.steps if until is None else until
-    report({"step": step, "samples": step * planned.samples_per_step, "status": record.status, **metrics})
+    report({"step": planned.steps, "samples": planned.samples, "status": record.status, **metrics})
     return record
 
 
@@ -97,12 +87,6 @@ def qualities(planned: PlannedTrial, rows: Sequence[Mapping[str, Any]]) -> list[
         for row in rows
         if PROBE_MEAN in row
     ]
-
-
-def probed(planned: PlannedTrial, out: Path) -> dict[int, float | None]:
-    """Returns the quality of the probes of a trial so far, by step."""
-    rows = MetricsTail(out / planned.directory / METRICS).new_rows()
-    return {row["step"]: row["quality"] for row in qualities(planned, rows)}
 
 
 def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, str]) -> dict[str, str]:
@@ -131,14 +115,12 @@ def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, s
     )
 
 
-def command_lines(
-    plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int], until: int | None = None
-) -> dict[str, list[str]]:
+def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int]) -> dict[str, list[str]]:
     """Returns the argv of the trainer and of the evaluator; `ports` are where their ranks meet."""
     launch, trial = plan.launch, planned.trial
     lists = {
         "presets": [word for preset in (launch.preset, *trial.presets) for word in ("--preset", preset)],
-        "overrides": (*(() if until is None else ("--until", str(until))), *trial.overrides),
+        "overrides": trial.overrides,
         "tasks": launch.tasks,
     }
     model = plan.planned(planned.model) if planned.model else planned
@@ -159,11 +141,9 @@ def command_lines(
     }
 
 
-def _attempt(
-    plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None], *, until: int | None
-) -> Record:
-    """Runs both commands, or the first part of the first one, and returns how it went."""
-    commands = command_lines(plan, planned, out=site.out, ports=[free_port(), free_port()], until=until)
+def _attempt(plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
+    """Runs both commands and returns how it went."""
+    commands = command_lines(plan, planned, out=site.out, ports=[free_port(), free_port()])
     previous = read_record(planned, site.out)
     record = Record(
         planned.digest,
@@ -179,21 +159,12 @@ def _attempt(
         failure = _missing_model(plan.planned(planned.model), site)
     else:
         failure = _train(commands["train"], plan, planned, site, report)
-        if until is not None and failure is None:
-            failure = _paused(planned, site, until)
         record = record.but(train_s=record.train_s + time.monotonic() - started)
     if failure is None:
         started = time.monotonic()
         failure = _evaluate(commands["evaluate"], plan, planned, site)
         record = record.but(evaluate_s=record.evaluate_s + time.monotonic() - started)
     return record.but(**(failure or {"status": "finished"}))
-
-
-def _paused(planned: PlannedTrial, site: Site, until: int) -> dict[str, Any]:
-    """Returns what the record says of a trial that was trained in part."""
-    if until not in probed(planned, site.out):
-        return {"status": "crashed", "reason": f"the trainer exited 0 but left no probe of step {until}"}
-    return {"status": "paused", "paused_step": until, "reason": f"trained to step {until}, for comparison"}
 
 
 def _missing_model(model: PlannedTrial, site: Site) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """The sweep on Ray Tune: one Tune trial per model, Tune's state in OUT/tune, progress in the driver.
 
-A Tune trial trains one model and probes it in every way that the plan asks for; in a population, a part of one.
+A Tune trial trains one model and probes it in every way that the plan asks for.
 
 Tune's configuration of a trial is its name and the sweep's directory; all else is read from the plan, so that what a
 trial does can be read from files and repeated without Ray. Imported by the driver and by the trials' processes only.
@@ -19,7 +19,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from tqdm import tqdm
 
 from pupujepa.errors import UserError
-from sweeps.axes import ASHA, PBT
+from sweeps.axes import ASHA
 from sweeps.plan import Plan, read_plan
 from sweeps.record import Record, read_record, read_results, write_record
 from sweeps.schedulers import scheduler_of
@@ -37,7 +37,7 @@ def tune_trial(config: dict[str, Any]) -> None:
     plan = read_plan(out)
     planned = plan.planned(config["trial"])
     site = Site(out, dict(os.environ))
-    run_trial(plan, planned, site=site, report=tune.report, until=config.get("until"))
+    run_trial(plan, planned, site=site, report=tune.report)
     for other in plan.looks_at(planned.trial.name):
         run_trial(plan, other, site=site, report=tune.report)
 
@@ -64,7 +64,9 @@ def fit(plan: Plan, out: Path) -> None:
 def _tuner(plan: Plan, out: Path, trainable: Any) -> tune.Tuner:
     path = out / "tune" / plan.digest
     if plan.search is not None:
-        search = _search(plan, out)
+        from sweeps.search import PlanningSearch  # here, as it composes experiments and needs Optuna
+
+        search = PlanningSearch(out)
         how = {"search_alg": search, "num_samples": search.left, "scheduler": scheduler_of(plan)}
         return _new_tuner(plan, out, trainable, space={}, tune_config=how)
     # to Tune a trial whose command failed or stopped is over, so a sweep that starts such trials again needs a new
@@ -76,17 +78,6 @@ def _tuner(plan: Plan, out: Path, trainable: Any) -> tune.Tuner:
         return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
     space = {"trial": tune.grid_search([p.trial.name for p in plan.models]), "out": str(out)}
     return _new_tuner(plan, out, trainable, space=space, tune_config={"scheduler": scheduler_of(plan)})
-
-
-def _search(plan: Plan, out: Path) -> Any:
-    """Returns what hands out the trials of a plan that grows; imported here, as it composes experiments."""
-    if plan.schedule.kind == PBT:
-        from sweeps.population import PopulationSearch
-
-        return PopulationSearch(out)
-    from sweeps.search import PlanningSearch
-
-    return PlanningSearch(out)
 
 
 def _new_tuner(
@@ -168,10 +159,7 @@ class Progress(tune.Callback):
             metrics = final_metrics(read_results(planned, self._out), split=plan.launch.compare_on)
             found = ", ".join(f"{key.removeprefix('task/')} {value:.3f}" for key, value in metrics.items())
             seconds = record.train_s + record.evaluate_s
-            done = int(trial.config.get("until") is None)
-            self._say(
-                f"{planned.trial.name}: {record.status} after {seconds:.0f} s: {record.reason or found}", done=done
-            )
+            self._say(f"{planned.trial.name}: {record.status} after {seconds:.0f} s: {record.reason or found}", done=1)
             for line in record.log_tail:
                 self._say(f"    | {line}")
 
@@ -198,8 +186,7 @@ def _pruned(record: Record, last_result: Mapping[str, Any]) -> Record:
 
 
 def _name(trial: TuneTrial) -> str:
-    until = trial.config.get("until")
-    return trial.config["trial"] if until is None else f"{trial.config['trial']}-to-{until}"
+    return trial.config["trial"]
 
 
 def _record_lost_worker(plan: Plan, out: Path, name: str, error: Exception) -> Record:

@@ -2,7 +2,7 @@
 
 A job is {"run_dir", "url", "overrides"}, without a url when the overrides name a mix, and may ask for more: "shadow"
 compares the teacher with a plain average of what the whole student was after every step, and writes RUN/shadow.json;
-"stop_at" asks the last rank alone to stop; "until" stops all after so many steps; "overflow_at" makes the loss of the
+"stop_at" asks the last rank alone to stop; "overflow_at" makes the loss of the
 last rank infinite in one step; "cooldown_from" branches off the run of an earlier job; "never_waits" makes it an error
 that the host asks the device for a value from a forward pass to the end of its backward pass.
 """
@@ -169,7 +169,6 @@ def run(job, topology, device=CPU):
     try:
         last = topology.rank == topology.world_size - 1
         stop = StopAt(last and "stop_at" in job, job.get("stop_at", -1), lambda: trainers[-1].step)
-        stop.at_step = job.get("until")
         overflows = last and "overflow_at" in job
         with overflow(job["overflow_at"], trainers) if overflows else nullcontext():
             code = train_module.train(session, stop)

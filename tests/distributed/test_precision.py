@@ -1,6 +1,7 @@
 """A run chooses its precision once, by its hardware, says so, and keeps it wherever it continues."""
 
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ import yaml
 from distributed.experiment import load_experiment
 from distributed.run_directory import RunDirectory
 from distributed.run_history import keep_precision, require_same_run
-from tests.distributed.launch import ROOT, TIMEOUT_S, environment, interrupted_copy, losses, train_command
+from tests.distributed.launch import ROOT, TIMEOUT_S, environment, interrupted_copy, launch, losses, train_command
 
 WITHOUT_BF16 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
@@ -62,13 +63,13 @@ def test_a_run_continues_with_the_precision_it_began_with(begun, shards, tmp_pat
     assert engine_of(copy) == engine_of(run_dir)
 
 
-def test_a_branch_takes_the_precision_of_its_parent(begun, shards, tmp_path):
+def test_a_branch_takes_the_precision_of_its_parent(begun, tmp_path):
     """The choice was the parent's: another processor does not make the branch another experiment."""
     parent, _ = begun
     run_dir = tmp_path / "branch"
-    train(
-        run_dir, shards, "engine.precision=auto", f"branch.parent={parent}", "branch.step=14", "schedule.peak_lr=1e-3"
-    )
+    words = ("--cooldown-from", f"{parent}:14", "--run-dir", str(run_dir), "train.steps=16")
+    done = launch([sys.executable, "-m", "distributed", "train", *words])
+    assert done.returncode == 0, done.stderr
     assert engine_of(run_dir) == engine_of(parent)
 
 

@@ -84,9 +84,3 @@ def test_the_clock_asks_early_enough_for_what_saving_takes():
     assert not stop.asked(100.0, clock=lambda: 899.0 - NOTICE_S)
     assert stop.asked(100.0, clock=lambda: 900.0 - NOTICE_S)
     assert not StopRequest().asked(1e9)
-
-
-def test_a_part_without_a_step_is_refused():
-    """`--until 0` would save untrained weights as if somebody had wanted them."""
-    with pytest.raises(UserError, match=r"--until 0: .*one step at the earliest"):
-        StopRequest(at_step=0)

@@ -85,7 +85,14 @@ def test_a_branch_cools_down_as_a_run_of_that_length_does():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"step": 3, "rate": 0.1}, {"horizon_steps": 3}, {"step": -1, "horizon_steps": 3}, {"parent": "runs/a"}],
+    [
+        {"parent": "runs/a", "step": 3},
+        {"step": 3, "rate": 0.1},
+        {"rate": 0.1},
+        {"horizon_steps": 3},
+        {"step": -1, "horizon_steps": 3},
+        {"parent": "runs/a"},
+    ],
 )
 def test_impossible_branches_are_refused(fields):
     """Half a branch has no schedule, or would begin with new weights."""
