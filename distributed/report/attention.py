@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from data.store import open_store
 from distributed.drawing.tables import Group, Table, texts
@@ -36,6 +35,7 @@ from distributed.report.similarity import Similarity, similarity
 from pupujepa import attention as library
 from pupujepa.masks import MaskConfig
 from pupujepa.model import ModelConfig, PupuJEPA
+from pupujepa.progress import follow
 from pupujepa.weights import load
 
 TILES_ALONG_TIME = 8
@@ -91,7 +91,7 @@ def attention_section(
     maps = {
         name: [
             region_attention(net, mel_TF, tile, masks=masks, seed=seed)
-            for tile in tqdm(chosen, desc=f"attention, {name}", disable=None)
+            for tile in follow(chosen, total=len(chosen), title=f"attention, {name}", unit="regions")
         ]
         for name, net, chosen in (("trained", model, tiles), ("untrained", untrained, tiles[::UNTRAINED_STRIDE]))
     }
