@@ -1,6 +1,6 @@
 """The drawings of a sweep's page, as inline SVG: differences, parallel coordinates, quality over crops, and the front.
 
-They share sizes, colours and axes with the drawings of a run's page (distributed/report).
+They share sizes, colours and axes with the drawings of a run's page (distributed/drawing).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ from distributed.drawing.charts import (
     tick_label,
     ticks,
 )
-from distributed.drawing.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, shared_axis
+from distributed.drawing.forest import Difference, forest_column
+from distributed.drawing.tables import Cell, Group, Table
 from distributed.drawing.wording import fixed, significant
 from sweeps.axes import BASE
 from sweeps.outcomes import Point, front
@@ -45,32 +46,15 @@ class Change(Difference):
         return self.lo > 0 or self.hi < 0
 
 
-@dataclass(frozen=True)
-class Deltas:
-    """The differences to the base on one task, a row per value, all on one axis.
-
-    Attributes:
-        zero: where the axis is 0, as a share of the drawings' width.
-        rows: label and drawing.
-    """
-
-    scale: str
-    zero: float
-    rows: tuple[tuple[str, str], ...]
-
-
-def delta_plot(task: str, found: Sequence[Point]) -> Deltas | None:
-    """Returns a forest plot of all differences to the base on one task; None when there are none."""
-    changes = [
-        Change(point.label, delta.value, delta.lo, delta.hi)
-        for point in found
-        if (delta := point.deltas.get(task)) is not None
-    ]
-    if not changes:
+def delta_table(task: str, title: str, found: Sequence[Point]) -> Table | None:
+    """Returns a forest plot of all differences to the base on one task, a row per value; None when there are none."""
+    deltas = [(point.label, point.deltas[task]) for point in found if task in point.deltas]
+    if not deltas:
         return None
-    axis = shared_axis(changes, 4, CELL_WIDTH - 4)
-    rows = tuple((change.label, forest_cell(change, axis)) for change in changes)
-    return Deltas(forest_axis(axis), axis(0) / CELL_WIDTH, rows)
+    changes = [Change(label, delta.value, delta.lo, delta.hi) for label, delta in deltas]
+    scale, drawings, zero = forest_column("difference to the base", changes)
+    rows = tuple((Cell(change.label), drawing) for change, drawing in zip(changes, drawings, strict=True))
+    return Table(title, (Cell("value"), scale), (Group("", rows),), zero=zero)
 
 
 def quality_chart(found: Sequence[Point]) -> Chart | None:
