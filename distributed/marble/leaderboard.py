@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts, to_latex, to_markdown, to_page
+from distributed.drawing.tables import Cell, Group, Table, texts, to_latex, to_markdown, to_page
 from distributed.drawing.wording import fixed
 from distributed.marble.board import difference_cell, leaderboard
 from distributed.marble.marble_tasks import task_title
 from distributed.marble.metrics import METRICS
-from distributed.marble.paired import Entry, paired_difference, read_entries
+from distributed.marble.paired import Entry, read_entries
 from distributed.marble.results import RESULTS
 from distributed.run_directory import write_atomically
 from pupujepa.errors import UserError
@@ -88,9 +88,8 @@ def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
     rows = []
     for entry in (e for e in entries if e.label == one):
         reference = of_other.get((entry.row["task"], entry.row["protocol"]))
-        for name in _metrics(entry) if reference else ():
-            assert reference is not None
-            rows.append(_line(entry, reference, name))
+        if reference:
+            rows += [_line(entry, reference, name) for name in _metrics(entry)]
     if not rows:
         raise UserError(
             f"{one} and {other} share no task under one protocol, so there is nothing to compare; evaluate both: "
@@ -105,10 +104,11 @@ def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
 
 
 def _line(entry: Entry, reference: Entry, name: str) -> tuple[Cell, ...]:
-    found = paired_difference(entry, reference, name)
-    difference = Cell(ABSENT.text, found) if isinstance(found, str) else difference_cell(*found)
-    values = [fixed(100 * e.value(name), 1) for e in (entry, reference)]
-    return (*texts(task_title(entry.row["task"]), entry.row["protocol"], METRICS[name].title, *values), difference)
+    values = [fixed(100 * e.scored(name)["value"], 1) for e in (entry, reference)]
+    return (
+        *texts(task_title(entry.row["task"]), entry.row["protocol"], METRICS[name].title, *values),
+        difference_cell(entry, reference, name),
+    )
 
 
 def _metrics(entry: Entry) -> list[str]:

@@ -30,9 +30,9 @@ class Entry:
     row: Row
     values_MR: np.ndarray | None
 
-    def value(self, metric: str) -> float:
-        """Returns the score by one of the row's metrics."""
-        return self.row["value"] if metric == self.row["metric"] else self.row["extra"][metric]["value"]
+    def scored(self, metric: str) -> Row:
+        """Returns the `value` and `interval` of one of the row's metrics."""
+        return self.row if metric == self.row["metric"] else self.row["extra"][metric]
 
 
 def read_entries(folders: Sequence[Path]) -> list[Entry]:
@@ -80,7 +80,7 @@ def paired_difference(entry: Entry, reference: Entry, metric: str) -> tuple[floa
         return "other resamples"
     place = one["bootstrap"]["metrics"].index(metric)
     low, high = central_interval(entry.values_MR[place] - reference.values_MR[place])
-    return entry.value(metric) - reference.value(metric), low, high
+    return entry.scored(metric)["value"] - reference.scored(metric)["value"], low, high
 
 
 def _of_one_corpus(entries: list[Entry]) -> list[Entry]:

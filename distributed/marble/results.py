@@ -80,7 +80,6 @@ def make_rows(
     resamples: Resamples = {}
     for outcome in outcomes:
         own = values[outcome.encoder]
-        value, values_R = own[task.metric]
         values_MR = np.stack([own[n][1] for n in names])
         digest = _digest(values_MR.tobytes())
         resamples[digest] = values_MR
@@ -90,8 +89,7 @@ def make_rows(
                 "encoder": outcome.encoder,
                 "protocol": protocol,
                 "metric": task.metric,
-                "value": value,
-                "interval": list(central_interval(values_R)),
+                **_with_interval(*own[task.metric]),
                 **_choice_fields(task, outcome, provenance[outcome.encoder], sampling),
                 "bootstrap": {**drawn, "metrics": list(names), "values": digest},
                 "extra": _extra(task, outcome, own, provenance[outcome.encoder]),
@@ -174,8 +172,12 @@ def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()[:16]
 
 
-def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> dict[str, Any]:
-    return {"value": own[0] - other[0], "interval": list(central_interval(own[1] - other[1]))}
+def _with_interval(value: float, values_R: np.ndarray) -> Row:
+    return {"value": value, "interval": list(central_interval(values_R))}
+
+
+def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> Row:
+    return _with_interval(own[0] - other[0], own[1] - other[1])
 
 
 def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, sampling: Sampling) -> Row:
@@ -218,6 +220,5 @@ def _extra(
     if task.target == "regression":
         extra["outputs"] = list(outcome.classes)
     for name in task.extra_metrics:
-        value, values_R = values[name]
-        extra[name] = {"value": value, "interval": list(central_interval(values_R))}
+        extra[name] = _with_interval(*values[name])
     return extra
