@@ -20,12 +20,9 @@ from distributed.drawing.tables import Group, Table, texts
 from distributed.drawing.wording import fixed, percent
 from distributed.report.music import Plate
 from distributed.report.pictures import (
-    LEFT,
-    PLOT_HEIGHT,
-    PLOT_WIDTH,
-    TOP,
     Canvas,
     band_name,
+    emblem,
     explorer,
     heat,
     hertz,
@@ -255,9 +252,5 @@ def _multiples(canvas: Canvas, maps_LHTF: np.ndarray) -> tuple[tuple[tuple[Plate
 
 def _head(canvas: Canvas, grid: np.ndarray, layer: int, head: int) -> Plate:
     label = f"Attention of head {head + 1} in layer {layer + 1}"
-    svg = (
-        f'<svg viewBox="{LEFT} {TOP} {PLOT_WIDTH} {PLOT_HEIGHT}" role="img" aria-label="{label}">'
-        f'<g class="picture"><use class="ground grey" href="#{canvas.symbol}" x="{LEFT}" y="{TOP}" width="{PLOT_WIDTH}"'
-        f' height="{PLOT_HEIGHT}"/></g>{heat(_brightness(grid))}</svg>'
-    )
+    svg = emblem(canvas, [heat(_brightness(grid))], grey=True, label=label)
     return Plate(f"head {head + 1}", "", svg)

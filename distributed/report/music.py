@@ -27,7 +27,7 @@ from distributed.report.pictures import (
 from distributed.report.samples import Crop, Gallery
 from distributed.report.sound import audio_of, audio_uri
 from pupujepa.frontend import FrontendConfig
-from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
+from pupujepa.masks import RANDOM, STRATEGIES, Mask, MaskConfig, draw_mask
 from pupujepa.model import ModelConfig
 from pupujepa.randomness import generator
 
@@ -157,11 +157,15 @@ def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tupl
 
 def visible_patches(config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> np.ndarray:
     """Returns the boolean grid of one mask's context; the mask is the one that `prediction.py` fills in first."""
-    rng = generator(seed, "report", "mask", strategy, 0)
-    mask = draw_mask(rng, config, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
     visible = np.zeros(grid[0] * grid[1], bool)
-    visible[mask.context] = True
+    visible[shown_mask(config, strategy, grid=grid, key=(seed, 0)).context] = True
     return visible.reshape(grid)
+
+
+def shown_mask(config: MaskConfig, strategy: int, *, grid: tuple[int, int], key: tuple[int, int]) -> Mask:
+    """Returns the mask of a strategy that belongs to `key` (seed, number of the crop)."""
+    rng = generator(key[0], "report", "mask", strategy, key[1])
+    return draw_mask(rng, config, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
 
 
 def _coverage_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> Plate:

@@ -108,19 +108,16 @@ def visible_sections(inputs: RunInputs, shards: str | None) -> Sections:
     """Reads shards and weights and draws what needs them; a part that cannot be had becomes a `Missing`."""
     url = shards or inputs.fact("stream", "url")
     configs = _configs(inputs)
+    remedy = f"python -m distributed report {inputs.location} --shards SHARDS"
     if url is None or configs is None:
-        what = "config.yaml of the run" if configs is None else "the shards that the run was trained on"
-        gap = Missing(what, f"python -m distributed report {inputs.location} --shards SHARDS")
+        gap = Missing("config.yaml of the run" if configs is None else "the shards of the run", remedy)
         return Sections(gap, gap)
     model, masks = configs
     try:
         gallery = read_gallery(url, crop_frames=model.crop_frames, count=CROPS)
     except (StoreError, ReportError) as error:
         _LOG.warning("no pictures of the music: %s", error)
-        gap = Missing(
-            f"the shards, and they could not be read: {error}",
-            f"python -m distributed report {inputs.location} --shards SHARDS",
-        )
+        gap = Missing(f"the shards, and they could not be read: {error}", remedy)
         return Sections(gap, gap)
     music = music_section(gallery, model, masks=masks)
     return _with_weights(inputs, gallery, music, masks)

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from distributed.drawing.wording import percent
-from distributed.report.music import Plate, strategy_name
+from distributed.report.music import Plate, shown_mask, strategy_name
 from distributed.report.pictures import Canvas, emblem, heat, picture
 from distributed.report.terms import FEATURES, PATCHES
 from pupujepa.architecture import MAE
-from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
+from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import ObjectiveConfig, TrainingStep
-from pupujepa.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ def fill(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int
     """Draws the mask that belongs to `key` (seed, number of the crop) and predicts its hidden patches."""
     config = step.config
     grid = (len(mel_TF) // config.patch_frames, config.grid_bands)
-    rng = generator(key[0], "report", "mask", strategy, key[1])
-    mask = draw_mask(rng, masks, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
+    mask = shown_mask(masks, strategy, grid=grid, key=key)
     _, aux = step(mel_TF[None], torch.from_numpy(mask.context)[None], torch.from_numpy(mask.target)[None])
     return Filled(aux["prediction_BMD"][0], aux["target_BMD"][0], mask.target, grid)
 
