@@ -15,15 +15,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 
 from benchmarks.alternate import machine
 from distributed.diagnose import CROPS_AT_ONCE, MAX_ROWS, DiagnosticsConfig, diagnose
 from distributed.experiment import Experiment, load_experiment
-from distributed.observe import StepObserver
 from distributed.probe_set import ProbeSet
 from distributed.teacher import Teacher
 from pupujepa.cost import inference_flops, training_cost
@@ -45,7 +42,7 @@ RANKS = (1, 8, 64, 512)
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a training step on all crops of the global batch, of diagnostics, of one observation.
+    """Seconds of a training step on all crops of the global batch, and of diagnostics.
 
     Attributes:
         diagnostics_s: of one round with one crop of each clip.
@@ -55,15 +52,13 @@ class Measured:
     step_s: float
     diagnostics_s: float
     lidar_s: float
-    observation_s: float
     config: DiagnosticsConfig
-    log_every: int
 
     @property
     def share(self) -> float:
         """Of the training time, at the default intervals, on one rank."""
         look_s = self.diagnostics_s + self.lidar_s / self.config.lidar_every
-        return (look_s / self.config.every + self.observation_s / self.log_every) / self.step_s
+        return look_s / self.config.every / self.step_s
 
 
 def main() -> None:
@@ -81,10 +76,10 @@ def main() -> None:
         cells = [f"{share:.2%}" if share is not None else "-" for share in shares]
         print(f"| {name} | {experiment.diagnostics.every} | " + " | ".join(cells) + " |")
     print(f"\nmeasured, {'CPU ' if device.type == 'cpu' else ''}seconds, one rank, aim under {AIM:.0%}\n")
-    print("| preset | step | diagnostics | LiDAR | observation | share |\n|---|---|---|---|---|---|")
+    print("| preset | step | diagnostics | LiDAR | share |\n|---|---|---|---|---|")
     for name in args.presets:
         found = measure(load_experiment([name]), device=device, runs=args.runs)
-        times = f"{found.step_s:.3f} | {found.diagnostics_s:.3f} | {found.lidar_s:.3f} | {found.observation_s:.4f}"
+        times = f"{found.step_s:.3f} | {found.diagnostics_s:.3f} | {found.lidar_s:.3f}"
         print(f"| {name} | {times} | {found.share:.2%} |")
 
 
@@ -130,29 +125,22 @@ def _busiest(crops: int, ranks: int) -> int:
 
 
 def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measured:
-    """Times a training step of a few crops, a round of diagnostics and an observation."""
+    """Times a training step of a few crops and a round of diagnostics."""
     model = PupuJEPA(experiment.model).to(device)
     step = TrainingStep(model, experiment.objective, autocast_dtype(experiment.engine.precision, device))
     config, crops = experiment.diagnostics, min(8, experiment.stream.global_batch)
     probes = made_up(experiment, config.clips, crops_per_clip=config.crops_per_clip).to(device)
     batch = made_up(experiment, crops).to(device)
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-4)
-    seen: dict[str, Any] = {}
 
     def train() -> None:
         optimizer.zero_grad()
-        loss, seen["aux"] = step(batch.mel_BTF, batch.context_CK, batch.target_CM)
+        loss, _ = step(batch.mel_BTF, batch.context_CK, batch.target_CM)
         loss.backward()
         optimizer.step()
 
     step_s = seconds(train, runs=runs, device=device) * experiment.stream.global_batch / crops
     teacher = Teacher(step)
-    looked: Any = SimpleNamespace(target=batch.target_CM, strategy=batch.strategy_C, uids=["track"] * crops)
-
-    def look() -> None:
-        StepObserver(bands=experiment.model.grid_bands).after_forward(looked, seen["aux"])
-
-    observation_s = seconds(look, runs=runs, device=device) * experiment.stream.global_batch / crops
     few_s, all_s = (
         seconds(
             lambda all_crops=all_crops: diagnose(step, model, probes=probes, teacher=teacher, all_crops=all_crops),
@@ -161,8 +149,7 @@ def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measu
         )
         for all_crops in (False, True)
     )
-    log_every = experiment.telemetry.log_every
-    return Measured(step_s, few_s, max(0.0, all_s - few_s), observation_s, config, log_every)
+    return Measured(step_s, few_s, max(0.0, all_s - few_s), config)
 
 
 def made_up(experiment: Experiment, clips: int, *, crops_per_clip: int = 1) -> ProbeSet:

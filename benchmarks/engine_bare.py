@@ -16,7 +16,6 @@ from distributed.engine import (
     update_on_host_by_fused_kernel,
 )
 from distributed.experiment import Experiment, load_experiment
-from distributed.gradients import clip_without_zero, gradient_norm
 from distributed.teacher import Teacher
 from distributed.topology import Topology
 from pupujepa.cost import count_parameters
@@ -72,7 +71,6 @@ class OurEngine:
         num_trained = count_parameters(experiment.model).trained
         ds_config = deepspeed_json(engine, experiment.optimizer, sizes, num_trained=num_trained)
         self.engine = start_engine(self.step, engine, experiment.optimizer, ds_config=ds_config)
-        self._clip_norm = experiment.optimizer.clip_norm
         update_on_host_by_fused_kernel(self.engine, engine)
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -85,9 +83,7 @@ class OurEngine:
         set_learning_rate(self.engine, RATE)
 
     def apply(self) -> None:
-        """Updates the weights, as distributed/update.py does after the last backward pass of a step."""
-        if not self.engine.zero_optimization_stage():
-            clip_without_zero(self.engine, norm=gradient_norm(self.engine), clip_norm=self._clip_norm)
+        """Updates the weights, as the trainer does after the last backward pass of a step."""
         self.engine.step()
 
     def update(self, inputs: Inputs) -> None:

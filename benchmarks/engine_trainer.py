@@ -19,11 +19,13 @@ from data.batches import Batch
 from data.corpora import read_corpora
 from distributed.build import build_parts
 from distributed.engine import batch_sizes
-from distributed.experiment import Experiment, load_experiment, with_corpora, with_precision
+from distributed.experiment import load_experiment, with_corpora, with_precision
 from distributed.open_checkpoints import begin_generation, open_checkpoints
+from distributed.pace import Yardstick
 from distributed.preemption import StopRequest
 from distributed.run_directory import RunDirectory
 from distributed.session import Session
+from distributed.telemetry import RunLog
 from distributed.topology import Topology
 from distributed.trainer import Trainer
 from pupujepa.precision import choose_precision
@@ -62,22 +64,26 @@ class Steps:
         self.replay = Replay(parts.stream, accumulation=self.session.sizes.accumulation)
         self.parts = replace(parts, stream=self.replay)  # type: ignore[arg-type]
         self.stop = StopRequest()
-        self.trainer = self.trainer_with(self.session.experiment, first_step=found.step if found else 0)
+        self.trainer = Trainer(self.session.experiment, self.parts, first_step=found.step if found else 0)
         self.batches = self.replay.from_step(self.trainer.step)
-
-    def trainer_with(self, experiment: Experiment, *, first_step: int) -> Trainer:
-        """Returns another trainer over the same parts."""
-        return Trainer(experiment, self.parts, first_step=first_step, run_root=self.session.directory.root)
 
     def take(self, count: int = 1) -> None:
         """Trains so many steps."""
         for _ in range(count):
-            self.trainer._train_step(self.batches, self.stop)
+            self.trainer.train_step(self.batches, self.stop)
             self.trainer.step += 1
 
-    def change(self, experiment: Experiment) -> None:
-        """Goes on under other settings."""
-        self.trainer = self.trainer_with(experiment, first_step=self.trainer.step)
+    def save_in_background(self, background: bool) -> None:
+        """Makes later checkpoints while training goes on, or while it waits."""
+        self.store.config = replace(self.store.config, background=background)
+        self.parts = replace(self.parts, checkpoints=replace(self.parts.checkpoints))  # its snapshot copies, or not
+        self.trainer = Trainer(self.session.experiment, self.parts, first_step=self.trainer.step)
+
+    def log_of(self, *, every: int) -> RunLog:
+        """Returns a log without sinks that has a row every so many steps."""
+        yardstick = Yardstick(self.session.sizes.global_batch, 1, 1.0, 1)
+        device = self.session.device
+        return RunLog([], stream=self.replay, device=device, yardstick=yardstick, every=every, total_steps=_MANY_STEPS)  # type: ignore[arg-type]
 
 
 def session_of(settings: dict[str, Any], topology: Topology, device: torch.device) -> Session:
@@ -123,10 +129,9 @@ def overhead(settings: dict[str, Any], topology: Topology, device: torch.device)
 def checkpoints(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, Any]:
     """Seconds that a save adds to `steps` steps, beside those steps without one; synchronous and in the background."""
     steps = Steps(settings, topology, device)
-    experiment = steps.session.experiment
     found: dict[str, Any] = {}
     for name, background in (("synchronous", False), ("background", True)):
-        steps.change(replace(experiment, checkpoint=replace(experiment.checkpoint, background=background)))
+        steps.save_in_background(background)
         runs = [(_saving(steps, settings["steps"], saves=True), _saving(steps, settings["steps"], saves=False))]
         runs += [
             (_saving(steps, settings["steps"], saves=True), _saving(steps, settings["steps"], saves=False))
@@ -145,7 +150,7 @@ def one_checkpoint(settings: dict[str, Any], topology: Topology, device: torch.d
     """Leaves a run with a checkpoint of its first step."""
     steps = Steps(settings, topology, device)
     steps.take()
-    steps.trainer.save()
+    steps.parts.checkpoints.save(steps.trainer.step)
 
 
 def resume(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
@@ -162,8 +167,8 @@ def resume(settings: dict[str, Any], topology: Topology, device: torch.device) -
     parts = build_parts(session, store, found)
     seconds["build and load"] = time.perf_counter() - started
     started = time.perf_counter()
-    trainer = Trainer(session.experiment, parts, first_step=found.step, run_root=session.directory.root)
-    trainer._train_step(iter(parts.stream), StopRequest())
+    trainer = Trainer(session.experiment, parts, first_step=found.step)
+    trainer.train_step(iter(parts.stream), StopRequest())
     seconds["first batch and step"] = time.perf_counter() - started
     return seconds
 
@@ -172,23 +177,23 @@ def diagnostics(settings: dict[str, Any], topology: Topology, device: torch.devi
     """Seconds of a plain step, what a logged one and a look at the probe set add, and their share of the time."""
     steps = Steps(settings, topology, device)
     experiment = steps.session.experiment
-    telemetry = experiment.telemetry
-    logged = steps.trainer_with(replace(experiment, telemetry=replace(telemetry, log_every=1)), first_step=0)
-    plain = steps.trainer_with(replace(experiment, telemetry=replace(telemetry, log_every=_MANY_STEPS)), first_step=1)
+    # step 1 is due for the one, not for the other
+    logged, plain = (
+        Trainer(experiment, replace(steps.parts, log=steps.log_of(every=every)), first_step=1)
+        for every in (1, _MANY_STEPS)
+    )
 
     def one(trainer: Trainer) -> None:
-        # step 1 of many: due for the one, not for the other
         trainer.step = 1
-        trainer._train_step(steps.replay.from_step(1), steps.stop)
+        trainer.train_step(steps.replay.from_step(1), steps.stop)
         _wait(device)
 
     compared = alternate(lambda: one(logged), lambda: one(plain), runs=settings["runs"])
     every, looks = max(experiment.diagnostics.every, 1), []
     # each kind of look as often as a run has it
     for number in range(2 * experiment.diagnostics.lidar_every):
-        steps.trainer.step = number * every
         started = time.perf_counter()
-        steps.trainer._diagnose()
+        steps.parts.watch._diagnose(number * every)
         _wait(device)
         looks.append(time.perf_counter() - started)
     step_s = statistics.median(compared.peer_s)
@@ -198,7 +203,7 @@ def diagnostics(settings: dict[str, Any], topology: Topology, device: torch.devi
         "step_s": step_s,
         "logged_extra_s": extra_s,
         "look_s": look_s,
-        "share": (extra_s / telemetry.log_every + look_s / every) / step_s,
+        "share": (extra_s / experiment.telemetry.log_every + look_s / every) / step_s,
     }
 
 
@@ -219,7 +224,7 @@ def _saving(steps: Steps, count: int, *, saves: bool) -> tuple[float, float]:
     steps.take()
     called = time.perf_counter()
     if saves:
-        steps.trainer.save(wait=False)
+        steps.parts.checkpoints.save(steps.trainer.step, wait=False)
     call_s = time.perf_counter() - called
     for _ in range(count - 1):
         steps.take()

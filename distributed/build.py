@@ -2,9 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,27 +10,27 @@ from data.stream import Stream
 from distributed.agreement import ranks_of_node
 from distributed.checkpoint import Checkpoint, CheckpointStore
 from distributed.engine import deepspeed_json, settle_kernels, start_engine, update_on_host_by_fused_kernel
-from distributed.fencing import Fence, FencedSink
+from distributed.faulty_steps import FaultySteps
+from distributed.fencing import FencedSink
 from distributed.guard import CollapseGuard
 from distributed.pace import Yardstick, peak_flops_of, yardstick
 from distributed.probe_config import ProbeConfig
 from distributed.probe_set import ProbeSet, read_probe_set
 from distributed.reshard import load_engine
-from distributed.rollback import Rollback, read_rollbacks
+from distributed.respond import Alarms
 from distributed.run_directory import write_json
 from distributed.session import Session
-from distributed.session_state import read_state
+from distributed.session_state import Checkpoints, read_state
 from distributed.teacher import Teacher
-from distributed.telemetry import Sink, open_sinks, read_metrics
+from distributed.telemetry import RunLog, Sink, open_sinks, read_metrics
 from distributed.trainer import Parts
+from distributed.watch import LinearProbes, Watch
+from pupujepa.config import to_yaml
 from pupujepa.cost import count_parameters
 from pupujepa.frontend import FrontendConfig
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
 from pupujepa.precision import PRECISIONS
-
-if TYPE_CHECKING:
-    from distributed.in_loop_probe import InLoopProbe
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +52,25 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
         load_engine(engine, found)
         read_state(found.path, rank=session.topology.rank, stream=stream, teacher=teacher)
     update_on_host_by_fused_kernel(engine, experiment.engine)
-    first_step = found.step if found else 0
-    rollbacks = read_rollbacks(found.path) if found else ()
+    checkpoints = Checkpoints(
+        store, engine, teacher, stream, to_yaml(experiment), experiment.engine.zero_stage, session.whereabouts
+    )
+    log, alarms = _build_log(session, stream, checkpoints, first_step=found.step if found else 0)
+    watch = Watch(
+        step=step,
+        model=model,
+        teacher=teacher,
+        log=log,
+        alarms=alarms,
+        whereabouts=session.whereabouts,
+        diagnostics=experiment.diagnostics,
+        probe=experiment.probe,
+        fixed_crops=_read_fixed_crops(session),
+        linear_probes=_build_linear_probes(session),
+        total_steps=experiment.train.steps,
+        steps_per_epoch=stream.steps_per_epoch,
+    )
+    faulty = FaultySteps(experiment.faults, session.directory.root, rank=session.topology.rank)
     return Parts(
         topology=session.topology,
         device=session.device,
@@ -64,13 +79,11 @@ def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | No
         model=model,
         teacher=teacher,
         stream=stream,
-        store=store,
-        probes=_read_probes(session),
-        sinks=_open_sinks(session, first_step, fence=store.fence),
-        yardstick=_build_yardstick(session),
-        guard=_warm_guard(session, first_step, rollbacks),
-        rollbacks=rollbacks,
-        quality=_build_quality(session),
+        checkpoints=checkpoints,
+        watch=watch,
+        log=log,
+        faulty=faulty,
+        whereabouts=session.whereabouts,
     )
 
 
@@ -111,7 +124,7 @@ def _build_stream(session: Session) -> Stream:
     )
 
 
-def _read_probes(session: Session) -> ProbeSet | None:
+def _read_fixed_crops(session: Session) -> ProbeSet | None:
     experiment = session.experiment
     if not experiment.diagnostics.every:
         return None
@@ -121,7 +134,7 @@ def _read_probes(session: Session) -> ProbeSet | None:
     return probes.to(session.device)
 
 
-def _build_quality(session: Session) -> "InLoopProbe | None":
+def _build_linear_probes(session: Session) -> LinearProbes | None:
     experiment = session.experiment
     if not experiment.probe.interval(experiment.train.steps):
         if session.topology.is_first:
@@ -165,23 +178,31 @@ def _build_yardstick(session: Session) -> Yardstick:
     )
 
 
-def _open_sinks(session: Session, first_step: int, *, fence: Fence | None) -> list[Sink]:
-    if not session.topology.is_first:
-        return []
-    experiment = session.experiment
-    steps = (first_step, experiment.train.steps)
-    sinks = open_sinks(session.directory, experiment.telemetry, steps=steps, settings=asdict(experiment))
-    # first, so that a leftover of an older start writes to none of them
-    return [FencedSink(fence), *sinks] if fence else sinks
+def _build_log(session: Session, stream: Stream, checkpoints: Checkpoints, *, first_step: int) -> tuple[RunLog, Alarms]:
+    """Returns the run's log, and the alarms that hear its rows; only rank 0 has sinks."""
+    experiment, topology = session.experiment, session.topology
+    guard = CollapseGuard(experiment.guard, total_steps=experiment.train.steps)
+    alarms = Alarms(guard, checkpoints, topology=topology, run_root=session.directory.root)
+    sinks: list[Sink] = []
+    if topology.is_first:
+        steps = (first_step, experiment.train.steps)
+        # cuts the rows that will be trained again from the log, before the guard learns the others
+        sinks = open_sinks(session.directory, experiment.telemetry, steps=steps, settings=asdict(experiment))
+        _remember(guard, session)
+        # the fence comes first, so that a superseded process writes to none of them
+        sinks = [*([FencedSink(checkpoints.store.fence)] if checkpoints.store.fence else []), *sinks, alarms]
+    log = RunLog(
+        sinks,
+        stream=stream,
+        device=session.device,
+        yardstick=_build_yardstick(session),
+        every=experiment.telemetry.log_every,
+        total_steps=experiment.train.steps,
+    )
+    return log, alarms
 
 
-def _warm_guard(session: Session, first_step: int, rollbacks: Sequence[Rollback]) -> CollapseGuard:
-    """A guard that knows the rows of earlier sessions; what they gave rise to was said then."""
-    guard = CollapseGuard(session.experiment.guard, total_steps=session.experiment.train.steps)
-    begun_again = {rollback.step for rollback in rollbacks}
-    if session.topology.is_first and first_step:
-        for row in read_metrics(session.directory.metrics):
-            guard.observe(row)
-            if row["step"] in begun_again and "diag/effective_rank_teacher" in row:
-                guard.begin_again(row["step"])
-    return guard
+def _remember(guard: CollapseGuard, session: Session) -> None:
+    """Shows the guard the rows of earlier sessions; they gave their alarms then."""
+    for row in read_metrics(session.directory.metrics):
+        guard.observe(row)

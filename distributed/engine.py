@@ -21,6 +21,7 @@ from pupujepa.model import MASK_TOKEN
 from pupujepa.positions import POSITION_TABLE
 from pupujepa.precision import AUTO, PRECISIONS
 
+ZERO_STAGES = (1, 2, 3)
 MAX_ZERO_STAGE = 3
 NOT_COMPILED = "none"
 COMPILERS = (NOT_COMPILED, "inductor", "aot_eager")
@@ -37,15 +38,15 @@ NOT_DECAYED = (MASK_TOKEN, POSITION_TABLE)
 class EngineConfig:
     """How the training step is spread over processes.
 
-    zero_stage: 0 replicates all; 1 shards optimiser states; 2 gradients too; 3 parameters too. 1 costs no more
-        communication than 0 and is enough below three billion parameters on 80 GB.
+    zero_stage: 1 shards optimiser states; 2 gradients too; 3 parameters too. 1 communicates as much as plain data
+        parallelism and is enough below three billion parameters on 80 GB; on one rank it shards nothing.
     precision: "bf16" or "fp32", of the computation; parameters and optimiser are float32 in both. "auto" is bf16 where
         every rank's hardware multiplies it, else fp32; the run keeps what its first start chose.
     precision_reason: why "auto" became this precision; written by the first start.
     micro_batch: crops per rank and forward pass; 0 takes the rank's whole part of the global batch. The global batch
         stays fixed by accumulation.
     activation_checkpointing: recompute blocks in the backward pass; less memory, about a third more time.
-    offload_optimizer: keep the optimiser's states in the host's memory and update there; stages 1 to 3.
+    offload_optimizer: keep the optimiser's states in the host's memory and update there.
     compile: "none", or what torch.compile makes of the training step: "inductor" compiles kernels, "aot_eager" only
         traces it, to find out which of the two is at fault.
     shard_teacher: each rank keeps a part of the teacher and gathers block by block; null does so under stage 3.
@@ -68,19 +69,14 @@ class EngineConfig:
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.zero_stage <= MAX_ZERO_STAGE:
-            raise UserError(f"engine.zero_stage={self.zero_stage} does not exist; choose 0, 1, 2 or 3")
+        if self.zero_stage not in ZERO_STAGES:
+            raise UserError(f"engine.zero_stage={self.zero_stage} is not supported; choose 1, 2 or 3")
         require_known("engine.precision", self.precision, (AUTO, *PRECISIONS))
         if self.micro_batch < 0:
             raise UserError(f"engine.micro_batch={self.micro_batch} must be 0 (all at once) or a number of crops")
         if self.timeout_s <= 0:
             raise UserError(f"engine.timeout_s={self.timeout_s} must be positive seconds")
         require_known("engine.compile", self.compile, COMPILERS)
-        if self.offload_optimizer and not self.zero_stage:
-            raise UserError(
-                "engine.offload_optimizer needs engine.zero_stage=1, 2 or 3: stage 0 has no optimiser of DeepSpeed's "
-                "to move to the host"
-            )
         if self.compile != NOT_COMPILED and (self.teacher_is_sharded or self.zero_stage == MAX_ZERO_STAGE):
             raise UserError(
                 f"engine.compile={self.compile} does not go with weights that are gathered block by block "
@@ -167,8 +163,7 @@ def deepspeed_json(
         "train_batch_size": sizes.global_batch,
         "train_micro_batch_size_per_gpu": sizes.micro_batch,
         "gradient_accumulation_steps": sizes.accumulation,
-        # without ZeRO update.py clips, by the norm that it needs anyway
-        "gradient_clipping": optimizer.clip_norm if engine.zero_stage else 0.0,
+        "gradient_clipping": optimizer.clip_norm,
         "zero_optimization": zero,
         # the optimiser is torch's AdamW, under stages that DeepSpeed did not test it with
         "zero_allow_untested_optimizer": True,
@@ -240,9 +235,6 @@ def start_engine(
     if engine.compile != NOT_COMPILED:
         # in place, so that names in checkpoints stay; shapes are fixed by the batch
         module.compile(backend=engine.compile, dynamic=False)
-    if not engine.zero_stage and torch.distributed.get_world_size() == 1:
-        # nothing is to be added up, for which DeepSpeed would copy all gradients twice
-        wrapped.enable_backward_allreduce = False
     return wrapped
 
 

@@ -24,7 +24,7 @@ from distributed.checkpoint import CheckpointConfig
 from distributed.diagnose import DiagnosticsConfig
 from distributed.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes
 from distributed.faults import FaultConfig
-from distributed.guard import ROLLBACK, GuardConfig
+from distributed.guard import GuardConfig
 from distributed.probe_config import ProbeConfig
 from distributed.telemetry import TelemetryConfig
 from pupujepa.config import ConfigError, compose
@@ -167,19 +167,8 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
             f"would not fit the patch grid; set model.crop_frames alone, the stream follows it"
         )
     check_objective(experiment.objective, model)
-    _check_rollback(experiment)
     lanes_of_rank(stream.lanes, 0, world_size)
     return batch_sizes(stream.global_batch, micro_batch=experiment.engine.micro_batch, world_size=world_size)
-
-
-def _check_rollback(experiment: Experiment) -> None:
-    checkpoint, every = experiment.checkpoint, experiment.diagnostics.every
-    if experiment.guard.action == ROLLBACK and not 0 < every <= (checkpoint.keep - 1) * checkpoint.every:
-        raise ConfigError(
-            f"guard.action={ROLLBACK} needs diagnostics, and a checkpoint from before the newest ones: with "
-            f"diagnostics.every={every}, checkpoint.every={checkpoint.every} and checkpoint.keep={checkpoint.keep} "
-            f"none would be left; raise checkpoint.keep, or look more often"
-        )
 
 
 def with_corpora(experiment: Experiment, corpora: Corpora) -> Experiment:

@@ -10,28 +10,26 @@ from distributed.run_directory import write_json
 from distributed.run_history import read_sessions
 from distributed.session import Session
 from distributed.telemetry import read_metrics
-from distributed.trainer import Parts, Trainer
+from distributed.trainer import Parts
 
 PACKAGES = ("torch", "torchaudio", "deepspeed", "webdataset", "numpy", "omegaconf")
 
 
-def write_facts(session: Session, parts: Parts, trainer: Trainer) -> None:
+def write_facts(session: Session, parts: Parts) -> None:
     """Writes facts.json, last of all and at once; all ranks call it together."""
     counters = parts.stream.counters()
     names = sorted(counters)
     *sums, waited_s, seconds = sum_over_ranks(
-        [*(counters[name] for name in names), trainer.pace.waited_s, trainer.pace.seconds], device=session.device
+        [*(counters[name] for name in names), parts.log.waited_s, parts.log.seconds], device=session.device
     )
     if not session.topology.is_first:
         return
     stream = dict(zip(names, sums)) | {"left_out": counters["left_out"]} | parts.stream.mixture()
     pace = {
-        "crops_per_s": _per(trainer.pace.steps * session.sizes.global_batch, trainer.pace.seconds),
+        "crops_per_s": _per(parts.log.steps * session.sizes.global_batch, parts.log.seconds),
         "data_wait_fraction": _per(waited_s, seconds),
     }
-    write_json(
-        session.directory.facts, _setting(session, parts) | _outcome(session, trainer) | pace | {"stream": stream}
-    )
+    write_json(session.directory.facts, _setting(session, parts) | _outcome(session, parts) | pace | {"stream": stream})
 
 
 def git_commit() -> str | None:
@@ -69,15 +67,15 @@ def _setting(session: Session, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _outcome(session: Session, trainer: Trainer) -> dict[str, Any]:
+def _outcome(session: Session, parts: Parts) -> dict[str, Any]:
     losses = [row["loss"] for row in read_metrics(session.directory.metrics) if row.get("loss") is not None]
     sessions = read_sessions(session.directory)
-    last = trainer.parts.store.steps()[0]
+    last = parts.checkpoints.store.steps()[0]
     return {
         "loss_first": losses[0],
         "loss_last": losses[-1],
-        "explained_variance": trainer.last_diagnostics.get("diag/explained_variance"),
-        "effective_rank": trainer.last_diagnostics.get("diag/effective_rank_teacher"),
+        "explained_variance": parts.watch.last_diagnostics.get("diag/explained_variance"),
+        "effective_rank": parts.watch.last_diagnostics.get("diag/effective_rank_teacher"),
         "checkpoint": f"step-{last:07d}",
         "resumed": [{"step": s["step"], "time": s["time"]} for s in sessions[1:]],
         "sessions": sessions,

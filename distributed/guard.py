@@ -11,7 +11,7 @@ from typing import Any
 
 from pupujepa.errors import UserError, require_known
 
-WARN, SNAPSHOT, ROLLBACK = ACTIONS = ("warn", "snapshot", "rollback")
+WARN, SNAPSHOT, STOP = ACTIONS = ("warn", "snapshot", "stop")
 _RANK, _EXPLAINED = "diag/effective_rank_teacher", "diag/explained_variance"
 # of the in-loop probes
 PROBE_MEAN = "probe/mean"
@@ -22,7 +22,7 @@ class GuardConfig:
     """When there is an alarm, and what follows. All numbers are our choice; the reasons stand beside them.
 
     action: "warn" says it; "snapshot" also keeps a checkpoint with the diagnostics and what pictures are made from;
-        "rollback" also puts the last healthy weights back and goes on, with a lower learning rate.
+        "stop" also ends the run, with exit code 87, before more GPU hours are spent on it.
     std_below: of the teacher's normalised spread, which is 1 for isotropic features. Features that share one vector as
         large as all else together have 0.7; at 0.3 a tenth of a feature's energy is its own.
     cosine_above: of the teacher's mean pairwise cosine; the same collapse seen by angles, 0.9 at a spread of 0.3.
@@ -39,8 +39,6 @@ class GuardConfig:
     distance_below: relative distance of teacher and student. Any momentum keeps them apart by at least one update,
         1e-4 or more; equal they are only without one, and then nothing keeps the targets from following.
     max_snapshots: over the run; each holds a whole checkpoint.
-    rollback_lr_factor: of the learning rate, from each rollback on.
-    max_rollbacks: over the run; a cause that half the learning rate does not cure needs a person.
     """
 
     action: str = SNAPSHOT
@@ -56,23 +54,13 @@ class GuardConfig:
     unexplained_steps: int = 400
     distance_below: float = 1e-6
     max_snapshots: int = 3
-    rollback_lr_factor: float = 0.5
-    max_rollbacks: int = 2
 
     def __post_init__(self) -> None:
         require_known("guard.action", self.action, ACTIONS)
         for name in ("fall", "loss_fall", "unexplained_after"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"guard.{name}={getattr(self, name)} is a share and must lie between 0 and 1")
-        if not 0 < self.rollback_lr_factor <= 1:
-            raise UserError(
-                f"guard.rollback_lr_factor={self.rollback_lr_factor} must lie in (0, 1]: a larger learning rate does "
-                f"not cure a collapse"
-            )
-        if (
-            min(self.unexplained_steps, self.loss_fall_steps, self.max_snapshots, self.max_rollbacks) < 0
-            or self.loss_rise <= 0
-        ):
+        if min(self.unexplained_steps, self.loss_fall_steps, self.max_snapshots) < 0 or self.loss_rise <= 0:
             raise UserError("guard: steps and counts must not be negative, and loss_rise must be positive")
 
 
@@ -93,8 +81,6 @@ class CollapseGuard:
 
     def __init__(self, config: GuardConfig = GuardConfig(), *, total_steps: int):
         self.config, self._total_steps = config, total_steps
-        self.healthy_step: int | None = None
-        """Step of the newest diagnostics without any alarm, also without one that was said before."""
         self._losses: deque[tuple[int, float]] = deque()
         self._lowest_loss = float("inf")
         self._highest: dict[str, float] = {}
@@ -107,21 +93,10 @@ class CollapseGuard:
             self._remember_loss(row["step"], row["loss"])
         for key in (_RANK, _EXPLAINED, PROBE_MEAN):
             self._remember(key, row.get(key), row["step"])
-        diagnosed = row.get(_RANK) is not None
-        alarms = self._alarms(row) if diagnosed else []
-        if diagnosed and not alarms:
-            self.healthy_step = row["step"]
+        alarms = self._alarms(row) if row.get(_RANK) is not None else []
         new = [alarm for alarm in alarms if alarm.name not in self._said]
         self._said |= {alarm.name for alarm in alarms}
         return new
-
-    def begin_again(self, step: int) -> None:
-        """Forgets what led to a rollback at `step`, whose weights are healthy ones; the maxima stay."""
-        self.healthy_step = step
-        self._losses.clear()
-        self._lowest_loss = float("inf")
-        self._newest.clear()
-        self._said.clear()
 
     def _remember_loss(self, step: int, loss: float) -> None:
         self._losses.append((step, loss))

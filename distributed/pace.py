@@ -1,14 +1,18 @@
-"""How fast a run is: crops, tokens and hours of audio per time, the share of the device's peak, step times, memory."""
+"""The speed of a run: crops, tokens and hours of audio per time, the share of the device's peak, step times, memory,
+and what the stream counted between two rows of the log.
+"""
 
 import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from data.tally import COUNTED
 from pupujepa.cost import training_cost
 from pupujepa.frontend import FrontendConfig
 from pupujepa.masks import MaskConfig
@@ -16,6 +20,7 @@ from pupujepa.model import ModelConfig
 from pupujepa.objective import ObjectiveConfig
 
 TERA = 1e12
+_SUMMED = (*COUNTED, "wait_s")
 PERCENTILES = (50, 95, 99)
 # dense bf16, TFLOP/s, from NVIDIA's data sheets; the first name that is part of the device's counts
 PEAK_BF16_TFLOPS = {
@@ -38,19 +43,25 @@ PEAK_BF16_TFLOPS = {
 
 @dataclass
 class Pace:
-    """Time spent in training steps and waiting for data, without diagnostics, probes and checkpoints."""
+    """Seconds of the steps between two rows, and of their waits for data; without diagnostics, probes, checkpoints."""
 
     step_s: list[float] = field(default_factory=list)
     waited_s: float = 0.0
-    steps: int = 0
-    seconds: float = 0.0
 
     def add(self, seconds: float, waited_s: float) -> None:
         """Counts one step."""
         self.step_s.append(seconds)
-        self.steps += 1
-        self.seconds += seconds
         self.waited_s += waited_s
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.step_s)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all steps."""
+        return sum(self.step_s)
 
     def percentiles(self) -> dict[str, float]:
         """Returns `speed/step_s_p50` and so on, over the steps since the object was made."""
@@ -134,3 +145,34 @@ def memory(device: torch.device) -> dict[str, float]:
     most = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return dict(zip(own, most.tolist(), strict=True))
+
+
+class Counting(Protocol):
+    """A stream, as far as its counters go."""
+
+    def counters(self) -> Mapping[str, float]:
+        """Returns sums since the stream was made."""
+
+
+class StreamCounts:
+    """Rows hold what was counted since the row before, so that a run's total is the sum of its rows, resumed or not.
+
+    A session that fails writes the counts since its last row into its record (distributed/train.py).
+    """
+
+    def __init__(self, stream: Counting, *, device: torch.device):
+        self._stream, self._device = stream, device
+        self._before = dict.fromkeys(_SUMMED, 0.0)
+
+    def since_last(self) -> dict[str, float]:
+        """Returns `data/NAME` for each name of `data.tally.COUNTED`, and `data/wait_s`; all ranks call it together."""
+        own = self.unsaid()
+        self._before = dict(self._stream.counters())
+        total = torch.tensor(list(own.values()), dtype=torch.float64, device=self._device)
+        dist.all_reduce(total)
+        return dict(zip(own, total.tolist(), strict=True))
+
+    def unsaid(self) -> dict[str, float]:
+        """Returns what this rank alone counted since the last row: what would be lost when the run ends here."""
+        now = self._stream.counters()
+        return {f"data/{name}": now[name] - self._before[name] for name in _SUMMED}

@@ -26,8 +26,7 @@ def load_engine(engine: Any, found: Checkpoint) -> None:
     saved = (found.facts["world_size"], found.facts["zero_stage"])
     now = (dist.get_world_size(), engine.zero_optimization_stage())
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    # at stage 0 every rank holds everything, so the number of ranks does not matter
-    if saved == now or saved[1] == now[1] == 0:
+    if saved == now:
         path, _ = engine.load_checkpoint(str(found.path), tag=ENGINE_FOLDER)
         if path is None:
             raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {found.path}")
@@ -48,21 +47,11 @@ def take_apart(engine: Any, found: Checkpoint) -> None:
         found.path / ENGINE_FOLDER,
         world_size=found.facts["world_size"],
         stage=found.facts["zero_stage"],
-        order=[names[id(p)] for group in groups for p in group],
+        names=[names[id(p)] for group in groups for p in group],
     )
     _TAKE[stage](engine.optimizer, groups, names=names, saved=saved)
     engine.global_steps = found.step
     engine.global_samples = found.step * engine.train_batch_size()
-
-
-@torch.no_grad()
-def _take_all(optimizer: Any, groups: list[list[Tensor]], *, names: dict[int, str], saved: SavedEngine) -> None:
-    """Stage 0: every rank has all of it."""
-    for parameter in (p for group in groups for p in group):
-        name = names[id(parameter)]
-        parameter.copy_(saved.whole(name, WEIGHTS).view_as(parameter))
-        moments = {key: torch.empty_like(parameter).copy_(saved.whole(name, key).view_as(parameter)) for key in MOMENTS}
-        optimizer.state[parameter] = {"step": saved.optimizer_steps.clone(), **moments}
 
 
 @torch.no_grad()
@@ -112,9 +101,8 @@ def _take_of_parameters(zero: Any, groups: list[list[Tensor]], *, names: dict[in
 
 
 _GROUPS = {
-    0: lambda optimizer: [group["params"] for group in optimizer.param_groups],
     1: lambda zero: zero.bit16_groups,
     2: lambda zero: zero.bit16_groups,
     3: lambda zero: zero.fp16_groups,
 }
-_TAKE = {0: _take_all, 1: _take_of_groups, 2: _take_of_groups, 3: _take_of_parameters}
+_TAKE = {1: _take_of_groups, 2: _take_of_groups, 3: _take_of_parameters}

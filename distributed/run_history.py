@@ -132,12 +132,6 @@ def begin_session(session: Session, found: Checkpoint | None, *, refused: Sequen
     )
 
 
-def note_rollback(directory: RunDirectory, rollback: dict[str, Any]) -> None:
-    """Adds a rollback to the session that is running. Rank 0 alone."""
-    *before, now = read_sessions(directory)
-    write_json(directory.history, [*before, now | {"rollbacks": [*now.get("rollbacks", []), rollback]}])
-
-
 def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
     """The sessions of a run so far, oldest first."""
     path: Path = directory.history

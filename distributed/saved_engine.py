@@ -25,18 +25,18 @@ class SavedEngine:
     Args:
         folder: DeepSpeed's, verified: its files are pickles.
         world_size, stage: that wrote it.
-        order: names of the parameters as the optimiser counts them, which the files of stage 0 do not hold.
+        names: of the parameters that must be there.
     """
 
-    def __init__(self, folder: Path, *, world_size: int, stage: int, order: Sequence[str]):
+    def __init__(self, folder: Path, *, world_size: int, stage: int, names: Sequence[str]):
         pieces: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
         self.optimizer_steps: Tensor = torch.tensor(0.0)
-        for name, key, piece in _PIECES[stage](folder, world_size, order):
+        for name, key, piece in _PIECES[stage](folder, world_size):
             if key == "step":
                 self.optimizer_steps = torch.as_tensor(piece, dtype=torch.float32)
             else:
                 pieces[name, key].append(piece)
-        missing = [name for name in order if (name, WEIGHTS) not in pieces]
+        missing = [name for name in names if (name, WEIGHTS) not in pieces]
         if missing:
             raise CheckpointError(f"{folder} does not hold {', '.join(missing[:3])}; it is of another model")
         self._pieces = pieces
@@ -46,16 +46,7 @@ class SavedEngine:
         return torch.cat(self._pieces[name, key])
 
 
-def _replicated(folder: Path, world_size: int, order: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
-    saved = _load(folder / "mp_rank_00_model_states.pt")
-    for number, name in enumerate(order):
-        yield name, WEIGHTS, saved["module"][name].flatten()
-        state = saved["optimizer"]["state"][number]
-        yield from ((name, key, state[key].flatten()) for key in MOMENTS)
-        yield name, "step", state["step"]
-
-
-def _cut_by_group(folder: Path, world_size: int, order: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
+def _cut_by_group(folder: Path, world_size: int) -> Iterator[tuple[str, str, Tensor]]:
     for rank in range(world_size):
         saved = _optimizer_of(folder, rank)
         for group, places in enumerate(saved["param_slice_mappings"]):
@@ -66,7 +57,7 @@ def _cut_by_group(folder: Path, world_size: int, order: Sequence[str]) -> Iterat
             yield "", "step", state["step"]
 
 
-def _cut_by_parameter(folder: Path, world_size: int, order: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
+def _cut_by_parameter(folder: Path, world_size: int) -> Iterator[tuple[str, str, Tensor]]:
     shapes = _load(folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")["param_shapes"]
     for rank in range(world_size):
         saved = _optimizer_of(folder, rank)
@@ -84,7 +75,7 @@ def _cut_by_parameter(folder: Path, world_size: int, order: Sequence[str]) -> It
             yield "", "step", state["step"]
 
 
-_PIECES = {0: _replicated, 1: _cut_by_group, 2: _cut_by_group, 3: _cut_by_parameter}
+_PIECES = {1: _cut_by_group, 2: _cut_by_group, 3: _cut_by_parameter}
 
 
 def _optimizer_of(folder: Path, rank: int) -> dict[str, Any]:

@@ -1,14 +1,21 @@
-"""What a checkpoint holds beside DeepSpeed's files: teacher, place in the stream, random states, configuration."""
+"""The checkpoints of a training: when they are made, and what they hold beside DeepSpeed's files.
+
+That is the teacher, the place in the stream, random states and the configuration.
+"""
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.stream import Stream, StreamState
-from distributed.host_snapshot import HostSnapshot
+from distributed.checkpoint import Checkpoint, CheckpointStore
+from distributed.host_snapshot import HostSnapshot, engine_writes_to
 from distributed.teacher import Teacher
+from distributed.watchdog import CHECKPOINT, Whereabouts
 from pupujepa.frontend import FrontendConfig
 
 # DeepSpeed's tag: its own files, universal-convertible, lie in a folder of this name inside the checkpoint
@@ -16,6 +23,90 @@ ENGINE_FOLDER = "engine"
 TEACHER_NAME = "teacher.safetensors"
 STATE_NAME = "state.json"
 CONFIG_NAME = "config.yaml"
+
+
+@dataclass
+class Checkpoints:
+    """Saves a run between two steps; all ranks hold one and call its methods together.
+
+    Attributes:
+        config_yaml: of the experiment; every checkpoint has it.
+        zero_stage: of the engine, for those who load the checkpoint.
+    """
+
+    store: CheckpointStore
+    engine: Any
+    teacher: Teacher
+    stream: Stream
+    config_yaml: str
+    zero_stage: int
+    whereabouts: Whereabouts
+
+    def __post_init__(self) -> None:
+        self._snapshot = HostSnapshot(copies=self.store.config.background)
+
+    @property
+    def longest_save_s(self) -> float:
+        """Seconds of the longest save of this session."""
+        return self.store.longest_save_s
+
+    @property
+    def last(self) -> Checkpoint | None:
+        """The newest checkpoint that was made or loaded."""
+        return self.store.last
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts for the manifest: who can load the checkpoint."""
+        return {"world_size": self.store.topology.world_size, "zero_stage": self.zero_stage}
+
+    def save_if_due(self, step: int, *, skip: bool = False) -> None:
+        """Goes on with the checkpoint in flight and, every `checkpoint.every` steps, begins the next.
+
+        Args:
+            skip: begin none now.
+        """
+        self.store.poll()
+        if step % self.store.config.every == 0 and not skip:
+            self.save(step, wait=not self.store.config.background)
+
+    def save(self, step: int, *, wait: bool = True) -> None:
+        """Makes the checkpoint of `step` finished steps, unless there is one.
+
+        Args:
+            wait: until it is published; otherwise `save_if_due` publishes it after a later step.
+        """
+        self.whereabouts.at(CHECKPOINT, step)
+        if not self.store.holds(step):
+            self.store.begin(step, self.snapshot, self.facts)
+        if wait:
+            self.store.finish(step)
+
+    def settle(self) -> int:
+        """Waits for the checkpoint in flight and returns the step of the newest one, 0 without any."""
+        self.store.poll(wait=True)
+        return self.store.last.step if self.store.last else 0
+
+    def snapshot(self, directory: Path) -> Callable[[], None]:
+        """Takes a snapshot of this rank's files of a checkpoint.
+
+        Returns:
+            What writes them, in any thread. The next snapshot waits for it.
+        """
+        # it uses the same memory
+        self.store.poll(wait=True)
+        self._snapshot.begin()
+        with engine_writes_to(self.engine, self._snapshot):
+            self.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
+        snapshot_state(
+            self._snapshot,
+            directory,
+            rank=self.store.topology.rank,
+            stream=self.stream,
+            teacher=self.teacher,
+            config_yaml=self.config_yaml,
+        )
+        return self._snapshot.write
 
 
 def snapshot_state(

@@ -1,7 +1,7 @@
 """The teacher under every ZeRO stage: float32, outside the engine's parameters, whole on every rank or in parts.
 
 Its source are the student's full float32 weights after the optimiser step, read where they lie: from the replicated
-parameters under stages 0 to 2; under stage 3 gathered bucket by bucket for a whole teacher, and from the rank's own
+parameters under stages 1 and 2; under stage 3 gathered bucket by bucket for a whole teacher, and from the rank's own
 partition for one in parts (teacher_shards.py). The well-known silent failure, writing a partitioned teacher inside a
 gather without a modifier rank so that it never moves, has no place here, since nothing is written inside a gather; and
 whether the teacher made the move that the average asks for is measured, not assumed.

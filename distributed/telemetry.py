@@ -9,11 +9,16 @@ import logging
 import math
 import netrc
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+import torch
+
+from data.stream import Stream
+from distributed.pace import Pace, StreamCounts, Yardstick, memory
 from distributed.run_directory import RunDirectory, write_atomically
 from distributed.wandb_log import FINISHED, WandbSink
 from pupujepa.errors import UserError, require_known
@@ -65,6 +70,76 @@ class Sink(Protocol):
         Args:
             outcome: of the session: finished, stopped (it is to be continued) or failed.
         """
+
+
+class RunLog:
+    """The rows of a run: those of the training when they are due, others as they come. Every rank has one.
+
+    Args:
+        sinks: take the rows; of rank 0 alone.
+        every: steps between rows of the training; the last step always has one.
+
+    Attributes:
+        steps, seconds, waited_s: of all training steps of this session; the last is spent waiting for data.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence["Sink"],
+        *,
+        stream: Stream,
+        device: torch.device,
+        yardstick: Yardstick,
+        every: int,
+        total_steps: int,
+    ):
+        self._sinks, self._stream, self._device, self._yardstick = sinks, stream, device, yardstick
+        self._every, self._total_steps = every, total_steps
+        self._counts = StreamCounts(stream, device=device)
+        self._window = Pace()
+        self._started, self._waited_before = 0.0, 0.0
+        self.steps, self.seconds, self.waited_s = 0, 0.0, 0.0
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean over this session; 0 before its first step."""
+        return self.seconds / self.steps if self.steps else 0.0
+
+    def is_due(self, step: int) -> bool:
+        """Returns True for a step that has a row."""
+        return step % self._every == 0 or step + 1 == self._total_steps
+
+    def start_step(self) -> None:
+        """Starts the clock of a step."""
+        self._started, self._waited_before = time.perf_counter(), self._stream.counters()["wait_s"]
+
+    def step(self, row: Row, *, due: bool) -> None:
+        """Stops the clock and, if due, writes the row with the speed, memory and counts since the one before.
+
+        All ranks call it together. A skipped step is always due, or a resumed run would lose it from the count.
+        """
+        seconds = time.perf_counter() - self._started
+        waited_s = self._stream.counters()["wait_s"] - self._waited_before
+        self.steps, self.seconds, self.waited_s = self.steps + 1, self.seconds + seconds, self.waited_s + waited_s
+        self._window.add(seconds, waited_s)
+        if due:
+            window, self._window = self._window, Pace()
+            speed = self._yardstick.rates(window) | memory(self._device)
+            self.write({**row} | self._stream.mixture() | speed | self._counts.since_last())
+
+    def write(self, row: Row) -> None:
+        """Gives a row to the sinks."""
+        for sink in self._sinks:
+            sink.write(row)
+
+    def unsaid_counts(self) -> dict[str, float]:
+        """Returns what this rank's stream counted since the last row."""
+        return self._counts.unsaid()
+
+    def close(self, outcome: str) -> None:
+        """Closes the sinks with the session's outcome: finished, stopped or failed."""
+        for sink in self._sinks:
+            sink.close(outcome)
 
 
 class MetricsLog:

@@ -23,14 +23,16 @@ Everything is written below --run-dir: config.yaml, metrics.jsonl, checkpoints/,
 format), facts.json. When the run directory holds a run, training continues from its newest whole checkpoint, on the
 same samples and with the same losses as if it had never stopped. A run asked to stop (SIGTERM, SIGUSR2, the end of its
 job or of --time-limit) saves on all ranks at the same step and exits with code 85. When a rank is gone or stands still,
-the others name it and exit with code 86 (docs/training_faults.md).
+the others name it and exit with code 86 (docs/training_faults.md). With guard.action=stop a run whose features collapse
+ends with exit code 87.
 """
 
 import argparse
 import logging
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -41,20 +43,23 @@ from data.workers import start_server
 from distributed.agreement import agreed_precision
 from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.build import build_parts
+from distributed.diagnose import whole_model
 from distributed.engine import prepare_deepspeed
 from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora, with_precision
+from distributed.export import write_release
 from distributed.facts import write_facts
-from distributed.finish import export_weights
+from distributed.fencing import SupersededError
 from distributed.host_memory import keep_freed_memory
 from distributed.open_checkpoints import begin_generation, open_checkpoints, require_room
 from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher, end_of_time_s
-from distributed.run_directory import RunDirectory, only_writer
+from distributed.respond import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
+from distributed.run_directory import RunDirectory, only_writer, write_json
 from distributed.run_history import begin_session, keep_precision, require_same_run
 from distributed.session import Session
-from distributed.session_end import SessionEnd
 from distributed.telemetry import configure_logging
 from distributed.topology import choose_device, discover, exported, process_group, usable_gpus
-from distributed.trainer import Ending, Trainer
+from distributed.trainer import Ending, Parts, Trainer
+from distributed.wandb_log import FAILED, FINISHED, STOPPED
 from distributed.watchdog import END, watchdog_of
 from pupujepa.errors import UserError
 from pupujepa.precision import warn_of_emulation
@@ -90,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0 when the run is finished and 85 when it was asked to stop and saved."""
+    """Trains; returns 0 when the run is finished, 85 when asked to stop and saved, 87 when the guard stopped it."""
     ends_s = end_of_time_s(os.environ, time_limit=args.time_limit, now_s=time.time())
     topology = discover(os.environ)
     die_with_launcher(os.environ)
@@ -167,14 +172,22 @@ def train(session: Session, stop: StopRequest) -> int:
         begin_session(session, found, refused=store.refused)
     parts = build_parts(session, store, found)
     require_room(session, store, parts.step)
-    where = session.whereabouts
-    trainer = Trainer(experiment, parts, first_step=first_step, run_root=directory.root, whereabouts=where)
-    with SessionEnd(trainer, directory.root):
+    trainer = Trainer(experiment, parts, first_step=first_step)
+    with session_end(trainer, directory.root):
         ending = trainer.run(stop)
-        where.at(END, trainer.step)
-        if ending is Ending.RUN:
+        session.whereabouts.at(END, trainer.step)
+        if ending is Ending.FINISHED:
             export_weights(session, parts)
-            write_facts(session, parts, trainer)
+            write_facts(session, parts)
+    if ending is Ending.COLLAPSED:
+        logger.error(
+            "the guard stopped the run at step %d (guard.action=stop; the alarm is above, its snapshot in %s); "
+            "guard.action=snapshot lets the same command go on (exit code %d)",
+            trainer.step,
+            directory.root / ALARMS_FOLDER,
+            EXIT_CODE_COLLAPSED,
+        )
+        return EXIT_CODE_COLLAPSED
     if ending is Ending.STOPPED:
         logger.warning(
             "saved at step %d; the same command continues from there (exit code %d)", trainer.step, EXIT_CODE_REQUEUE
@@ -182,3 +195,44 @@ def train(session: Session, stop: StopRequest) -> int:
         return EXIT_CODE_REQUEUE
     logger.info("finished %d steps; weights are in %s", trainer.step, directory.export)
     return 0
+
+
+@contextmanager
+def session_end(trainer: Trainer, run_root: Path) -> Iterator[None]:
+    """Closes the log with the session's outcome; a session that fails leaves a record per rank.
+
+    A session that fails cannot sum over its ranks any more. So each rank that can writes RUN/failed-step-S-rank-R.json:
+    the step that was not finished, the error, and what its stream counted since the last row.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # a superseded process must not write to the run directory
+        if not isinstance(error, SupersededError):
+            _write_failure(trainer, run_root, error)
+        trainer.log.close(FAILED)
+        raise
+    if trainer.has_collapsed:
+        trainer.log.close(FAILED)
+    else:
+        trainer.log.close(FINISHED if trainer.step == trainer.total_steps else STOPPED)
+
+
+def _write_failure(trainer: Trainer, run_root: Path, error: BaseException) -> None:
+    rank = trainer.topology.rank
+    path = run_root / f"failed-step-{trainer.step:07d}-rank-{rank}.json"
+    record = {"step": trainer.step, "rank": rank, "error": f"{type(error).__name__}: {error}"}
+    try:
+        write_json(path, record | trainer.log.unsaid_counts())
+    except OSError as failure:
+        # the error that ended the session is the one to hear of
+        logger.warning("%s could not be written: %s", path, failure)
+
+
+def export_weights(session: Session, parts: Parts) -> None:
+    """Writes RUN/export, the weights of the last step in the released format; all ranks call it together."""
+    model = whole_model(parts.step, parts.model)
+    last = parts.checkpoints.last
+    assert last is not None, "the last step was saved before the export"
+    if session.topology.is_first:
+        write_release(model, session.directory.export, checkpoint=last)

@@ -1,62 +1,48 @@
-"""The training loop, handed parts that others built.
+"""The training loop and its step, top to bottom.
 
-A step: for each micro-batch forward and backward, one reduction of the losses (and of the wish to stop), the optimiser,
-the teacher. The learning rate, the teacher's momentum, the samples and their masks are pure functions of the step, so a
-resumed run repeats nothing and ends with the same bits.
+A step: for each micro-batch forward and backward, one sum of the losses (and of the requests to stop) over all ranks,
+the optimizer, the teacher. The learning rate, the teacher's momentum, the samples and their masks are pure functions of
+the step, so a resumed run repeats nothing and ends with the same bits.
 
-Steps are counted from 0. A row with step s of the training holds the loss of global batch s; a row of diagnostics looks
-at the weights after s steps, before batch s.
+Steps count from 0. A training row of step s holds the loss of global batch s. A row of diagnostics at step s describes
+the weights after s steps, before batch s.
 """
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from data.batches import Batch
 from data.stream import Stream
-from distributed.checkpoint import CheckpointStore
-from distributed.diagnose import diagnose
 from distributed.engine import set_learning_rate
 from distributed.experiment import Experiment
 from distributed.faulty_steps import FaultySteps
-from distributed.guard import Alarm, CollapseGuard
-from distributed.host_snapshot import HostSnapshot, engine_writes_to
-from distributed.observe import StepObserver
-from distributed.pace import Pace, Yardstick, memory
 from distributed.preemption import StopRequest
-from distributed.probe_set import ProbeSet
-from distributed.respond import Responder
-from distributed.rollback import Rollback, rate_factor, snapshot_rollbacks
-from distributed.run_directory import RunDirectory
-from distributed.session_state import ENGINE_FOLDER, snapshot_state
-from distributed.stream_counts import StreamCounts
+from distributed.session_state import Checkpoints
 from distributed.teacher import Teacher
-from distributed.telemetry import Sink
+from distributed.telemetry import RunLog
 from distributed.topology import Topology
-from distributed.update import update
-from distributed.watchdog import CHECKPOINT, DIAGNOSTICS, METRICS, PROBES, TEACHER, Whereabouts
-from pupujepa.config import to_yaml
+from distributed.watch import Watch
+from distributed.watchdog import BACKWARD, DATA, FORWARD, Whereabouts
 from pupujepa.ema import ema_momentum
+from pupujepa.masks import STRATEGIES
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import TrainingStep
 from pupujepa.schedules import learning_rate
-
-if TYPE_CHECKING:
-    from distributed.in_loop_probe import InLoopProbe
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a trainer works with; `engine` is a DeepSpeedEngine around `step`. Only rank 0 has sinks."""
+    """Everything that the loop works with; `engine` is a DeepSpeedEngine around `step`, which trains `model`."""
 
     topology: Topology
     device: torch.device
@@ -65,224 +51,192 @@ class Parts:
     model: PupuJEPA
     teacher: Teacher
     stream: Stream
-    store: CheckpointStore
-    probes: ProbeSet | None
-    sinks: Sequence[Sink]
-    yardstick: Yardstick
-    guard: CollapseGuard = field(default_factory=lambda: CollapseGuard(total_steps=0))
-    rollbacks: tuple[Rollback, ...] = ()
-    quality: "InLoopProbe | None" = None
+    checkpoints: Checkpoints
+    watch: Watch
+    log: RunLog
+    faulty: FaultySteps
+    whereabouts: Whereabouts
 
 
 class Ending(Enum):
-    """How a session ended: with the whole run, or asked to stop before."""
+    """How a session ended."""
 
-    RUN = auto()
+    FINISHED = auto()
     STOPPED = auto()
+    """Asked to stop before the last step; saved."""
+    COLLAPSED = auto()
+    """The guard stopped it."""
 
 
 class Trainer:
-    """Trains from `first_step` to the end, or until it is asked to stop.
+    """Trains from `first_step` to the end, or until it is asked to stop; every rank has one."""
 
-    Args:
-        whereabouts: is told where the training stands.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        parts: Parts,
-        *,
-        first_step: int,
-        run_root: Path,
-        whereabouts: Whereabouts | None = None,
-    ):
-        self.experiment, self.parts = experiment, parts
-        self._whereabouts = whereabouts or Whereabouts()
-        self.step = first_step
-        self._snapshot = HostSnapshot(copies=experiment.checkpoint.background)
-        self.total_steps = experiment.train.steps
-        self.pace = Pace()
-        self.last_diagnostics: dict[str, float] = {}
-        self._window = Pace()
-        self._counts = StreamCounts(parts.stream, device=parts.device)
-        self._faulty = FaultySteps(experiment.faults, run_root, rank=parts.topology.rank)
-        self.rollbacks = parts.rollbacks
-        self.rate_factor = rate_factor(parts.rollbacks)
-        self._longest_probe_s = 0.0
-        self._responder = Responder(RunDirectory(run_root), parts.guard)
+    def __init__(self, experiment: Experiment, parts: Parts, *, first_step: int):
+        self.experiment, self.step, self.total_steps = experiment, first_step, experiment.train.steps
+        self.topology, self.device, self.engine = parts.topology, parts.device, parts.engine
+        self.stream, self.teacher, self.checkpoints = parts.stream, parts.teacher, parts.checkpoints
+        self.watch, self.log, self.faulty, self.whereabouts = parts.watch, parts.log, parts.faulty, parts.whereabouts
+        self.accumulation = parts.engine.gradient_accumulation_steps()
+        self.corpora = [corpus.name for corpus in parts.stream.corpora.members]
+        self.has_collapsed = False
 
     def run(self, stop: StopRequest) -> Ending:
-        """Returns how it ended, with the finished steps saved."""
-        batches: Iterator[Batch] = iter(self.parts.stream)
+        """Returns how it ended; the finished steps are saved unless the guard stopped it."""
+        batches: Iterator[Batch] = iter(self.stream)
         while self.step < self.total_steps:
-            self._diagnose_when_due()
-            self._probe_when_due()
-            stops = self._train_step(batches, stop)
+            # diagnostics, linear probes and alarms: the watch knows when they are due
+            if self.watch.before_step(self.step):
+                self.checkpoints.settle()  # the one in flight holds the steps before the alarm
+                self.has_collapsed = True
+                return Ending.COLLAPSED
+            result = self.train_step(batches, stop)
             self.step += 1
-            if stops:
-                ranks = self.parts.topology.world_size
-                logger.warning("asked to stop (%d of %d ranks): saving step %d", stops, ranks, self.step)
-                self.save()
+            if result.stop_requests:
+                # any rank's request reaches all of them with the losses, so all save the same step
+                ranks = self.topology.world_size
+                logger.warning("asked to stop (%d of %d ranks): saving step %d", result.stop_requests, ranks, self.step)
+                self.checkpoints.save(self.step)
                 return Ending.STOPPED
-            self.parts.store.poll()
-            # weights that bring no finite loss must not push those out that did
-            if self.step % self.experiment.checkpoint.every == 0 and not self._faulty.in_row:
-                self.save(wait=False)
-        self.save()
-        if self.parts.probes is not None:
-            self._diagnose()
-        self._probe_when_due()
-        return Ending.RUN
+            # retention must not delete good checkpoints in favour of diverged ones
+            self.checkpoints.save_if_due(self.step, skip=not result.is_finite)
+        self.checkpoints.save(self.step)
+        self.watch.after_last_step(self.step)
+        return Ending.FINISHED
 
-    def save(self, *, wait: bool = True, again: bool = False) -> None:
-        """Makes a checkpoint of the finished steps, unless there is one; all ranks together.
+    def train_step(self, batches: Iterator[Batch], stop: StopRequest) -> "StepResult":
+        """Takes the micro-batches of one step and updates the weights, unless the loss or the gradient is not finite.
 
-        Args:
-            wait: until it is there; else it is written while training goes on, and `store.poll` finishes it.
-            again: also when there is one.
+        Raises:
+            DivergedError: too many steps in a row were not finite; on all ranks.
+            FrozenTeacherError: the teacher did not follow the student; on all ranks.
         """
-        store = self.parts.store
-        self._whereabouts.at(CHECKPOINT, self.step)
-        if again or not store.holds(self.step):
-            store.begin(self.step, self.write_checkpoint, self.checkpoint_facts())
-        if wait:
-            store.finish(self.step)
-        elif not self.experiment.checkpoint.background:
-            store.poll(wait=True)
-
-    def write_checkpoint(self, directory: Path) -> Callable[[], None]:
-        """Takes a snapshot of this rank's part of a checkpoint of the finished steps; all ranks together.
-
-        Returns:
-            What writes it, in any thread. The next snapshot waits for it.
-        """
-        parts, snapshot = self.parts, self._snapshot
-        # it uses the same memory
-        parts.store.poll(wait=True)
-        snapshot.begin()
-        with engine_writes_to(parts.engine, snapshot):
-            parts.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
-        snapshot_state(
-            snapshot,
-            directory,
-            rank=parts.topology.rank,
-            stream=parts.stream,
-            teacher=parts.teacher,
-            config_yaml=to_yaml(self.experiment),
-        )
-        if parts.topology.is_first:
-            snapshot_rollbacks(snapshot, directory, self.rollbacks)
-        return snapshot.write
-
-    def checkpoint_facts(self) -> dict[str, Any]:
-        """What a checkpoint's manifest says beside its files: who can load it."""
-        return {"world_size": self.parts.topology.world_size, "zero_stage": self.experiment.engine.zero_stage}
-
-    def adopt(self, rollback: Rollback) -> None:
-        """Goes on from other weights, which are saved at once under the present step; all ranks together."""
-        self.rollbacks = (*self.rollbacks, rollback)
-        self.rate_factor = rate_factor(self.rollbacks)
-        self.save(again=True)
-
-    def _train_step(self, batches: Iterator[Batch], stop: StopRequest) -> int:
-        started, waited_before = time.perf_counter(), self.parts.stream.counters()["wait_s"]
-        experiment = self.experiment
-        rate = learning_rate(self.step, self.total_steps, experiment.schedule, branch=experiment.branch)
-        rate *= self.rate_factor
-        momentum = ema_momentum(self.step, experiment.horizon_steps, experiment.ema)
-        set_learning_rate(self.parts.engine, rate)
-        # a faulty step is always told of, so that none is lost to a count when the run is continued
-        due = self.step % experiment.telemetry.log_every == 0 or self.step + 1 == self.total_steps
-        observer = self._observer() if due else None
-        done = update(
-            self.parts.engine,
-            batches,
-            step=self.step,
-            clip_norm=experiment.optimizer.clip_norm,
-            asked=partial(stop.asked, self._needed_to_stop_s()),
-            whereabouts=self._whereabouts,
-            observer=observer,
-        )
-        logged = due or bool(done.fault)
-        self._whereabouts.at(TEACHER, self.step)
-        movement = {} if done.fault else self.parts.teacher.follow(momentum, measured=logged)
-        seconds = time.perf_counter() - started
-        waited_s = self.parts.stream.counters()["wait_s"] - waited_before
-        self.pace.add(seconds, waited_s)
-        self._window.add(seconds, waited_s)
-        if logged:
-            learnt = {"loss": done.losses.loss, "grad_norm": done.norm} | movement | done.losses.by_strategy
-            if observer is not None and not done.fault:
-                learnt |= observer.row()
-            self._log(
-                {"step": self.step, "epoch": done.micro_batches[-1][0].epoch, "lr": rate, "ema_momentum": momentum}
-                | ({"skipped": 1} if done.fault else {"skipped": 0} | learnt)
-                | self.parts.stream.mixture()
-                | self._speed()
-                | memory(self.parts.device)
-                | self._counts.since_last()
-            )
-        if done.fault:
-            # what is in flight is from before, and must not be lost if this is the end
-            self.parts.store.poll(wait=True)
-            last = self.parts.store.last
-            self._faulty.skip(self.step, done.fault, done.micro_batches, last_saved=last.step if last else 0)
+        step, experiment = self.step, self.experiment
+        self.log.start_step()
+        rate = learning_rate(step, self.total_steps, experiment.schedule, branch=experiment.branch)
+        momentum = ema_momentum(step, experiment.horizon_steps, experiment.ema)
+        set_learning_rate(self.engine, rate)
+        sums = LossSums(self.corpora, self.device)
+        micro_batches: list[tuple[Batch, Tensor]] = []
+        for micro in range(self.accumulation):
+            self.whereabouts.at(DATA, step)
+            batch = next(batches)
+            assert batch.step == step, f"the stream is at step {batch.step}, the trainer at {step}"
+            on_device = batch.to(self.device)
+            self.whereabouts.at(FORWARD, step)
+            loss, aux = self.engine(on_device.mel, on_device.context, on_device.target)
+            sums.add(on_device, aux["per_sample_loss_B"])
+            micro_batches.append((batch, aux["per_sample_loss_B"]))
+            if micro + 1 == self.accumulation:
+                # overlaps with the backward pass, so ranks wait for each other once a step, in the gradients' sum
+                sums.start_all_reduce(stop_requested=stop.asked(self._seconds_to_stop()))
+            self.whereabouts.at(BACKWARD, step)
+            self.engine.backward(nan_unless_finite(loss, aux["per_sample_loss_B"]))
+            self.engine.step()  # updates only after the last micro-batch; skips the update if the norm is not finite
+        result = sums.wait(grad_norm=float(self.engine.get_global_grad_norm()))
+        due = self.log.is_due(step)
+        movement = self.teacher.follow(momentum, measured=due) if result.is_finite else {}
+        rates = {"step": step, "epoch": batch.epoch, "lr": rate, "ema_momentum": momentum}
+        self.log.step(rates | result.row() | movement, due=due or not result.is_finite)
+        if result.is_finite:
+            self.faulty.forget()
         else:
-            self._faulty.forget()
-        return done.losses.stops
+            # a checkpoint in flight is from before, and must not be lost if this is the end
+            last_saved = self.checkpoints.settle()
+            self.faulty.skip(step, result.fault, micro_batches, last_saved=last_saved)
+        return result
 
-    def _needed_to_stop_s(self) -> float:
-        """How long before its time is over the run must stop, to have saved by then: a probe, two steps, two saves."""
-        step_s = self.pace.seconds / self.pace.steps if self.pace.steps else 0.0
-        return self._longest_probe_s + 2 * (step_s + self.parts.store.longest_save_s)
+    def _seconds_to_stop(self) -> float:
+        """Seconds that the run needs to save before its time is over: the longest probe, two steps, two saves."""
+        return self.watch.longest_probe_s + 2 * (self.log.seconds_per_step + self.checkpoints.longest_save_s)
 
-    def _diagnose_when_due(self) -> None:
-        every = self.experiment.diagnostics.every
-        if self.parts.probes is not None and every and self.step % every == 0:
-            self._diagnose()
 
-    def _probe_when_due(self) -> None:
-        every = self.experiment.probe.interval(self.total_steps)
-        if self.parts.quality is None or not (self.step % every == 0 or self.step == self.total_steps):
-            return
-        self._whereabouts.at(PROBES, self.step)
-        epoch, started = self.step // self.parts.stream.steps_per_epoch, time.perf_counter()
-        found = self.parts.quality.measure(self.parts.step, self.parts.model, at=self.step)
-        self._longest_probe_s = max(self._longest_probe_s, time.perf_counter() - started)
-        self._log({"step": self.step, "epoch": epoch} | found)
+@dataclass(frozen=True)
+class StepResult:
+    """The outcome of a step, the same on all ranks.
 
-    def _diagnose(self) -> None:
-        parts = self.parts
-        assert parts.probes is not None
-        self._whereabouts.at(DIAGNOSTICS, self.step)
-        all_crops = self.experiment.diagnostics.takes_all_crops(self.step, total_steps=self.total_steps)
-        self.last_diagnostics = diagnose(
-            parts.step, parts.model, probes=parts.probes, teacher=parts.teacher, all_crops=all_crops
-        )
-        epoch = self.step // parts.stream.steps_per_epoch
-        row = {"step": self.step, "epoch": epoch} | self.last_diagnostics
-        self._responder.answer(self._log(row), self, row)
+    loss: mean over the global batch. by_group: mean losses by strategy and corpus, under the names of a metrics row.
+    grad_norm: of the averaged gradient before clipping. stop_requests: ranks that were asked to stop.
+    """
 
-    def _log(self, row: dict[str, Any]) -> list[Alarm]:
-        if not self.parts.topology.is_first:
-            return []
-        self._whereabouts.at(METRICS, row["step"])
-        for sink in self.parts.sinks:
-            sink.write(row)
-        alarms = self.parts.guard.observe(row)
-        for alarm in alarms:
-            logger.warning("step %d: %s: %s", row["step"], alarm.name, alarm.sentence)
-        return alarms
+    loss: float
+    by_group: dict[str, float]
+    grad_norm: float
+    stop_requests: int
 
-    def unsaid_counts(self) -> dict[str, float]:
-        """What this rank's stream counted since the last row."""
-        return self._counts.unsaid()
+    @property
+    def fault(self) -> str:
+        """Why the update was skipped ("the loss is nan"); "" if it was applied."""
+        if not math.isfinite(self.loss):
+            return f"the loss is {self.loss}"
+        return "" if math.isfinite(self.grad_norm) else f"the norm of the gradient is {self.grad_norm}"
 
-    def _speed(self) -> dict[str, float]:
-        window, self._window = self._window, Pace()
-        return self.parts.yardstick.rates(window)
+    @property
+    def is_finite(self) -> bool:
+        """True if the update was applied."""
+        return not self.fault
 
-    def _observer(self) -> StepObserver:
-        names = [corpus.name for corpus in self.parts.stream.corpora.members]
-        return StepObserver(bands=self.experiment.model.grid_bands, corpora=names)
+    def row(self) -> dict[str, float]:
+        """Returns the step's part of a metrics row."""
+        if not self.is_finite:
+            return {"skipped": 1}
+        return {"skipped": 0, "loss": self.loss, "grad_norm": self.grad_norm} | self.by_group
+
+
+class LossSums:
+    """Sums and counts of losses by strategy and by corpus, over the micro-batches of a step, then over all ranks.
+
+    Nothing asks the device for a value before `wait`.
+
+    Args:
+        corpora: names of the stream's corpora; the losses of a single one are not reported apart.
+    """
+
+    def __init__(self, corpora: Sequence[str], device: torch.device):
+        self._corpora = tuple(corpora) if len(corpora) > 1 else ()
+        self._sums_2G = torch.zeros(2, len(STRATEGIES) + len(self._corpora), dtype=torch.float64, device=device)
+        self._total = self._sums_2G
+        self._work: dist.Work | None = None
+
+    def add(self, batch: Batch, loss_B: Tensor) -> None:
+        """Adds a micro-batch that is on the device."""
+        groups_GB = one_hot(batch.strategy, len(STRATEGIES))
+        if self._corpora:
+            names = [uid.partition("/")[0] for uid in batch.uids]
+            index_B = torch.tensor([self._corpora.index(name) for name in names])
+            of_corpora_CB = one_hot(index_B.to(loss_B.device, non_blocking=True), len(self._corpora))
+            groups_GB = torch.cat([groups_GB, of_corpora_CB])
+        # a product adds in a fixed order on every device, which an indexed sum does not
+        self._sums_2G += torch.stack([groups_GB @ loss_B.detach().double(), groups_GB.sum(1)])
+
+    def start_all_reduce(self, *, stop_requested: bool) -> None:
+        """Starts the sum over ranks, of the losses and of the requests to stop."""
+        # filled on the device: a tensor made from a Python number is copied there, for which the host waits
+        request = self._sums_2G.new_full((1,), float(stop_requested))
+        self._total = torch.cat([self._sums_2G.flatten(), request])
+        self._work = dist.all_reduce(self._total, async_op=True) if dist.get_world_size() > 1 else None
+
+    def wait(self, *, grad_norm: float) -> StepResult:
+        """Waits for the sums of all ranks."""
+        if self._work is not None:
+            self._work.wait()
+        *numbers, stop_requests = self._total.tolist()
+        sums, counts = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        names = [*(f"loss_{name}" for name in STRATEGIES), *(f"mix/{name}/loss" for name in self._corpora)]
+        by_group = {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
+        # every crop has one strategy, so the strategies' sums are those of the batch
+        loss = sum(sums[: len(STRATEGIES)]) / sum(counts[: len(STRATEGIES)])
+        return StepResult(loss, by_group, grad_norm, int(stop_requests))
+
+
+def nan_unless_finite(loss: Tensor, loss_B: Tensor) -> Tensor:
+    """Returns the loss, or NaN if one crop's loss is not finite, without asking the device which.
+
+    The gradients are then NaN, and so is their sum on every rank: DeepSpeed skips the update everywhere.
+    """
+    is_finite = loss.detach().isfinite() & loss_B.isfinite().all()
+    return loss * torch.where(is_finite, 1.0, math.nan)
+
+
+def one_hot(index_B: Tensor, count: int) -> Tensor:
+    """Membership [count, B] of the crops in groups, float64."""
+    return (torch.arange(count, device=index_B.device)[:, None] == index_B[None]).double()

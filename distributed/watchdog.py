@@ -30,18 +30,14 @@ PLACES = (
     "the start",
     "the wait for data",
     "the forward pass",
-    "the backward pass with the sum of the gradients",
-    "the sum of the losses over all ranks",
-    "the optimizer",
-    "the teacher's update",
-    "the metrics",
+    "the backward pass and the update",
     "the diagnostics",
     "the probes",
     "the checkpoint",
     "the end of the run",
 )
-START, DATA, FORWARD, BACKWARD, COLLECTIVE, OPTIMIZER, TEACHER, METRICS, DIAGNOSTICS, PROBES, CHECKPOINT, END = PLACES
-STEP_PLACES = (DATA, FORWARD, BACKWARD, COLLECTIVE, OPTIMIZER, TEACHER)
+START, DATA, FORWARD, BACKWARD, DIAGNOSTICS, PROBES, CHECKPOINT, END = PLACES
+STEP_PLACES = (DATA, FORWARD, BACKWARD)
 _STDERR = 2
 _SHOWN_RANKS = 8
 

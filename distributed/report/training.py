@@ -238,6 +238,4 @@ def _with_shares(rows: Sequence[Row]) -> list[Row]:
 
 
 def _resumes(run: RunInputs) -> list[Event]:
-    resumed = [Event(float(r["step"]), "killed, resumed") for r in run.facts.get("resumed") or () if "step" in r]
-    sessions = run.facts.get("sessions") or ()
-    return resumed + [Event(float(r["step"]), "rolled back") for s in sessions for r in s.get("rollbacks") or ()]
+    return [Event(float(r["step"]), "killed, resumed") for r in run.facts.get("resumed") or () if "step" in r]

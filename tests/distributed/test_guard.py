@@ -114,19 +114,6 @@ def test_a_prediction_that_explains_nothing_is_an_alarm_once_it_had_time():
     assert [alarm.name for alarm in guard.observe({"step": 50} | nothing)] == ["unexplained"]
 
 
-def test_the_guard_knows_the_last_healthy_step():
-    """That of the newest diagnostics without any alarm, said before or not; a rollback makes its own step healthy."""
-    guard = new_guard()
-    assert guard.healthy_step is None
-    guard.observe({"step": 10} | HEALTHY)
-    for step in (20, 30):
-        guard.observe({"step": step} | HEALTHY | {"diag/std_teacher": 0.1})
-        assert guard.healthy_step == 10
-    guard.begin_again(30)
-    assert guard.healthy_step == 30
-    assert len(guard.observe({"step": 40} | HEALTHY | {"diag/std_teacher": 0.1})) == 1, "it may be said again"
-
-
 def test_thresholds_come_from_the_configuration():
     """A run that knows better than our reasons says so."""
     assert feed(new_guard(std_below=0.1), losses=[1.0], diagnostics={"diag/std_teacher": 0.2}) == []
@@ -135,8 +122,7 @@ def test_thresholds_come_from_the_configuration():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"action": "panic"}, "choose one of warn, snapshot, rollback"),
-        ({"rollback_lr_factor": 2.0}, "a larger learning rate does not cure"),
+        ({"action": "panic"}, "choose one of warn, snapshot, stop"),
         ({"fall": 30.0}, "guard.fall=30.0 is a share"),
     ],
 )

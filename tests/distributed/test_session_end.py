@@ -9,54 +9,63 @@ import torch
 from data.files import MissingObjectError
 from data.store import open_store
 from data.stream import Stream, StreamConfig
-from distributed.session_end import SessionEnd
-from distributed.stream_counts import StreamCounts
+from distributed.pace import StreamCounts
+from distributed.train import session_end
 from pupujepa.masks import MaskConfig
 from tests.data.shardsets import build_shard_set
 
 
-class Sink:
+class Log:
     """Remembers how it was closed."""
 
-    outcome = None
+    def __init__(self, counts):
+        self.outcome, self.unsaid_counts = None, lambda: counts
 
     def close(self, outcome):
         self.outcome = outcome
 
 
-def trainer_at(step, *, counts=None):
-    sink = Sink()
-    parts = SimpleNamespace(sinks=[sink], topology=SimpleNamespace(rank=3))
-    return SimpleNamespace(step=step, total_steps=10, parts=parts, unsaid_counts=lambda: counts or {}), sink
+def trainer_at(step, *, counts=None, has_collapsed=False):
+    log = Log(counts or {})
+    topology = SimpleNamespace(rank=3)
+    return SimpleNamespace(step=step, total_steps=10, topology=topology, log=log, has_collapsed=has_collapsed), log
 
 
 @pytest.mark.parametrize(("step", "outcome"), [(10, "finished"), (7, "stopped")])
 def test_sinks_are_told_how_it_ended(tmp_path, step, outcome):
     """All steps trained, or stopped before that to be continued; neither leaves a record of a failure."""
-    trainer, sink = trainer_at(step)
-    with SessionEnd(trainer, tmp_path):
+    trainer, log = trainer_at(step)
+    with session_end(trainer, tmp_path):
         pass
-    assert sink.outcome == outcome
+    assert log.outcome == outcome
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_the_guard_stopped_has_failed(tmp_path):
+    """wandb shows it among the failed ones, not among those to be continued."""
+    trainer, log = trainer_at(7, has_collapsed=True)
+    with session_end(trainer, tmp_path):
+        pass
+    assert log.outcome == "failed"
 
 
 def test_a_failure_leaves_a_record(tmp_path):
     """With the step, the error and the counts of this rank; the error goes on."""
-    trainer, sink = trainer_at(7, counts={"data/retries": 4.0})
-    with pytest.raises(ZeroDivisionError), SessionEnd(trainer, tmp_path):
+    trainer, log = trainer_at(7, counts={"data/retries": 4.0})
+    with pytest.raises(ZeroDivisionError), session_end(trainer, tmp_path):
         _ = 1 / 0
-    assert sink.outcome == "failed"
+    assert log.outcome == "failed"
     record = json.loads((tmp_path / "failed-step-0000007-rank-3.json").read_text())
     assert record == {"step": 7, "rank": 3, "error": "ZeroDivisionError: division by zero", "data/retries": 4.0}
 
 
 def test_a_record_that_cannot_be_written_hides_no_error(tmp_path, caplog):
     """A full disk is often what ended the session in the first place."""
-    trainer, sink = trainer_at(7)
+    trainer, log = trainer_at(7)
     (tmp_path / "file").touch()
-    with pytest.raises(ZeroDivisionError), SessionEnd(trainer, tmp_path / "file" / "no folder"):
+    with pytest.raises(ZeroDivisionError), session_end(trainer, tmp_path / "file" / "no folder"):
         _ = 1 / 0
-    assert sink.outcome == "failed"
+    assert log.outcome == "failed"
     assert "could not be written" in caplog.text
 
 
@@ -75,8 +84,8 @@ def test_what_was_counted_when_the_stream_failed_is_in_the_record(tmp_path, work
     run_root = tmp_path / "run"
     run_root.mkdir()
     trainer, _ = trainer_at(0)
-    trainer.unsaid_counts = counts.unsaid
-    with pytest.raises(MissingObjectError), SessionEnd(trainer, run_root):
+    trainer.log.unsaid_counts = counts.unsaid
+    with pytest.raises(MissingObjectError), session_end(trainer, run_root):
         next(iter(stream))
     (path,) = run_root.iterdir()
     record = json.loads(path.read_text())

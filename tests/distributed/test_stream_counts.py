@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from data.tally import COUNTED
-from distributed.stream_counts import StreamCounts
+from distributed.pace import StreamCounts
 
 
 class Stream:

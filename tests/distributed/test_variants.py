@@ -13,7 +13,7 @@ from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import losses
 
 RUNS = {
-    "line": ("model.structure=1d", "engine.zero_stage=0"),
+    "line": ("model.structure=1d", "engine.zero_stage=1"),
     "reconstructing": ("objective.kind=mae", "objective.loss=mse", "objective.target_layers=1", "engine.zero_stage=1"),
     # stage 3 last: DeepSpeed then replaces torch's linear function for the rest of the process
     "mixed": (

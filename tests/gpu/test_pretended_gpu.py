@@ -5,6 +5,7 @@ GPU, and so is asking for a value. Copies for which the host would wait are made
 """
 
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data.batches import Batch
-from distributed.observe import StepObserver
+from distributed.experiment import load_experiment
+from distributed.preemption import StopRequest
 from distributed.teacher import Teacher
-from distributed.update import update
+from distributed.trainer import Trainer
 from distributed.watchdog import Whereabouts
 from pupujepa import softmax_attention
 from pupujepa.masks import num_context, num_targets
@@ -170,19 +172,17 @@ class BackwardBegunError(Exception):
 
 
 class PretendedEngine:
-    """What `update` needs of an engine up to the last backward pass of a step."""
+    """What a training step needs of an engine up to its last backward pass."""
 
     def __init__(self, step):
-        self.module, self.device, self._backwards = step, GPU, 0
+        self.module, self._backwards = step, 0
+        self.optimizer = SimpleNamespace(param_groups=[{}])
 
     def __call__(self, *inputs):
         return self.module(*inputs)
 
     def gradient_accumulation_steps(self):
         return MICRO_BATCHES
-
-    def zero_optimization_stage(self):
-        return 1
 
     def backward(self, loss):
         assert loss.device == GPU
@@ -202,21 +202,29 @@ def batches():
         yield Batch(7, 0, 0, uids, mel, context, target, of_crops, of_crops, of_crops)
 
 
+def trainer_of(engine, *corpora):
+    """A trainer at step 7 whose other parts do nothing."""
+    parts = SimpleNamespace(
+        topology=None,
+        device=GPU,
+        engine=engine,
+        teacher=None,
+        stream=SimpleNamespace(corpora=SimpleNamespace(members=[SimpleNamespace(name=name) for name in corpora])),
+        checkpoints=SimpleNamespace(longest_save_s=0.0),
+        watch=SimpleNamespace(longest_probe_s=0.0),
+        log=SimpleNamespace(start_step=lambda: None, seconds_per_step=0.0),
+        faulty=None,
+        whereabouts=Whereabouts(),
+    )
+    return Trainer(load_experiment(["demo"]), parts, first_step=7)
+
+
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("observed", [False, True], ids=["plain", "logged"])
-def test_nothing_waits_between_forward_and_backward(monkeypatch, observed):
-    """Up to the last backward pass of a step, in a logged one too, so that the GPU has its work ahead of time."""
-    observer = StepObserver(bands=SMALL.grid_bands, corpora=("studio", "live")) if observed else None
+@pytest.mark.parametrize("corpora", [("",), ("studio", "live")], ids=["one corpus", "a mix"])
+def test_nothing_waits_between_forward_and_backward(monkeypatch, corpora):
+    """Up to the last backward pass of a step, so that the GPU has its work ahead of time."""
     with gpu(monkeypatch, waits=False), pytest.raises(BackwardBegunError):
-        update(
-            PretendedEngine(step_of(RELEASED)),
-            batches(),
-            step=7,
-            clip_norm=1.0,
-            asked=lambda: True,
-            whereabouts=Whereabouts(),
-            observer=observer,
-        )
+        trainer_of(PretendedEngine(step_of(RELEASED)), *corpora).train_step(batches(), StopRequest())
 
 
 def test_the_teacher_follows_on_the_gpu(monkeypatch):
