@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from data.cache_locks import held, pin
 from data.cache_room import (
     UNREAD_GRACE_S,
     CacheConfig,
@@ -34,6 +33,7 @@ from data.shards import ShardError, ShardIndex, index_name, read_index
 from data.tally import Tally
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
+from pupujepa.locks import held, pin
 
 _LOG = logging.getLogger(__name__)
 _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

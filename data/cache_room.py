@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from data.cache_locks import held
 from data.shards import index_name
 from data.tally import Tally
+from pupujepa.locks import held
 
 _LOG = logging.getLogger(__name__)
 _FETCHING = ".fetching"

@@ -122,16 +122,14 @@ def diagnose(
 
 
 @torch.no_grad()
-def picture_data(
-    step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet, crops: int = PICTURED_CROPS
-) -> dict[str, Tensor]:
+def picture_data(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet) -> dict[str, Tensor]:
     """Returns what pictures of this moment are drawn from, on the CPU; all ranks call it together.
 
     Returns:
         Of the first crops that have masks: mel_BTF, normalised, float16; context_BK, target_BM and strategy_B;
         error_BM, the squared error of each target token per dimension; teacher_BND, the teacher's features, float16.
     """
-    part = slice(0, crops)
+    part = slice(0, PICTURED_CROPS)
     with whole_step(step, model) as (step, model):
         prediction_BMD, target_BMD, _ = _predict(step, probes, part)
         teacher_BND = _encode(step, model, probes.masked_crops[part])

@@ -5,7 +5,6 @@ A preempted SLURM job that saves and exits 0 counts as COMPLETED and never runs 
 RequeueExit in slurm.conf, or the batch script calls `scontrol requeue` when it sees it.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -15,11 +14,11 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 
 from pupujepa.errors import UserError
+from pupujepa.orphans import die_with_parent
 
 EXIT_CODE_REQUEUE = 85
 # SIGUSR2 comes ahead of the time limit (`#SBATCH --signal=USR2@120`), SIGTERM with preemption; SIGUSR1 is NCCL's
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _INIT = 1
 # ahead of the end of the job's time, beside what steps and saves have taken so far
 NOTICE_S = 60.0
@@ -35,8 +34,7 @@ def die_with_launcher(environ: Mapping[str, str]) -> None:
     """
     if "TORCHELASTIC_RUN_ID" not in environ or not sys.platform.startswith("linux"):
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    die_with_parent(signal.SIGKILL)
     if os.getppid() == _INIT:
         # it died before we asked
         os.kill(os.getpid(), signal.SIGKILL)

@@ -141,10 +141,6 @@ class Teacher:
             (part.values if part else parameter.data).copy_(part.cut(saved) if part else saved)
         assert not state, f"{path} holds more than a teacher: {sorted(state)[:3]}"
 
-    def held_bytes(self) -> int:
-        """Bytes that this rank keeps of the teacher between two steps."""
-        return sum(piece.values.nbytes for piece in (*self._parts, *self._whole))
-
     def _beside_their_sources(self) -> Iterator[tuple[int, list[_Piece], list[Tensor]]]:
         """Yields pieces with the same entries of the student; 0 goes before those in parts, 1 before whole ones."""
         if self._parts:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import torch
 
@@ -172,8 +172,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class ProgressSink:
     """A bar on a terminal, plain lines of the log elsewhere."""
 
-    def __init__(self, *, total_steps: int, first_step: int, stream: TextIO | None = None):
-        self._progress = Progress(total_steps, title="train", unit="steps", stream=stream)
+    def __init__(self, *, total_steps: int, first_step: int):
+        self._progress = Progress(total_steps, title="train", unit="steps")
         self._progress.skip(first_step)
 
     def write(self, row: Row) -> None:

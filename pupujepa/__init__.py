@@ -1,16 +1,11 @@
 """PupuJEPA: self-supervised music representations from 2-D log-mel spectrograms (arXiv 2606.25713).
 
 The four names below are what most users need. They are resolved on first use, so that a command's `--help` and the pure
-integer modules of the other rooms do not pay for importing torch.
+integer modules of the other rooms do not pay for importing torch. `__init__.pyi` tells type checkers what they are.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pupujepa.encoder import Encoder
-    from pupujepa.model import ModelConfig, PupuJEPA
-    from pupujepa.weights import load
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["Encoder", "ModelConfig", "PupuJEPA", "__version__", "load"]

@@ -1,28 +1,20 @@
 """What a PupuJEPA is made of: one frozen record of its architecture, and the checks that its parts fit each other.
 
-The defaults are the released architecture. The other values are variants for ablations; `ModelConfig.variant` names
-those a model has, so that no file of weights can pass for a released one when it is not.
+The defaults are the released architecture. The other values are variants for ablations.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from pupujepa.errors import UserError, require_known
 from pupujepa.frontend import RELEASED_MEAN, RELEASED_STD
 from pupujepa.rope import LENGTH_EXACT, ROPE_MODES
 
 TWO_DIMENSIONAL, ONE_DIMENSIONAL = STRUCTURES = ("2d", "1d")
-ROTARY, LEARNED, SINCOS, NO_POSITIONS = POSITION_CODES = ("rotary", "learned", "sincos", "none")
+ROTARY, LEARNED, SINCOS = "rotary", "learned", "sincos"
+POSITION_CODES = (ROTARY, LEARNED, SINCOS, "none")
 SWIGLU, GELU = MLPS = ("swiglu", "gelu")
 JEPA, MAE = OBJECTIVES = ("jepa", "mae")
 RELEASED_PATCH_BANDS = 16
-RELEASED_VARIANT: dict[str, Any] = {
-    "structure": TWO_DIMENSIONAL,
-    "position_code": ROTARY,
-    "mlp": SWIGLU,
-    "qk_norm": False,
-    "predictor_objective": JEPA,
-}
 
 
 @dataclass(frozen=True)
@@ -108,11 +100,6 @@ class ModelConfig:
     def predictor_outputs(self) -> int:
         """Numbers that the predictor gives for each target token."""
         return self.patch_values if self.predictor_objective == MAE else self.width
-
-    @property
-    def variant(self) -> dict[str, Any]:
-        """The fields that set this architecture apart from all released ones; empty for one like theirs."""
-        return {name: getattr(self, name) for name, usual in RELEASED_VARIANT.items() if getattr(self, name) != usual}
 
 
 def _check_names(config: ModelConfig) -> None:

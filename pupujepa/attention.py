@@ -42,16 +42,13 @@ class PredictorAttention:
 
 
 @torch.no_grad()
-def predictor_attention(
-    model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: NDArray | Tensor, which: str = "student"
-) -> PredictorAttention:
+def predictor_attention(model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: NDArray | Tensor) -> PredictorAttention:
     """Computes where each head of each predictor block looks from a masked region.
 
     Args:
         mel_TF: one normalised spectrogram.
         mask: what the encoder sees and the predictor fills in.
         region: boolean [steps, bands], or token indices; all of it must be targets of the mask.
-        which: the encoder of the context, the student as in training, or the teacher.
 
     Raises:
         UserError: the region is empty, or holds patches that are not targets.
@@ -63,7 +60,7 @@ def predictor_attention(
     queries = torch.as_tensor(_query_positions(mask, region, steps, config.grid_bands), device=device)
     context_BK = torch.as_tensor(mask.context, device=device)[None]
     sequence_BN = torch.cat([context_BK, torch.as_tensor(mask.target, device=device)[None]], dim=1)
-    encoder = model.encoder(which)
+    encoder = model.encoder("student")  # as in training
     grid_rotation = encoder_rotation(config, steps, device)
     context_BKD = encoder(*visible_to(encoder, model.tokens(mel_BTF), context_BK, grid_rotation))
     x_BND = model.predictor.assemble(context_BKD, sequence_BN)
@@ -84,11 +81,6 @@ def attention_weights(query_BHMD: Tensor, key_BHND: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) in float32: [B, H, M, N]."""
     scores = query_BHMD.float() @ key_BHND.float().transpose(-1, -2) / math.sqrt(key_BHND.shape[-1])
     return scores.softmax(-1)
-
-
-def attention_map(attention: PredictorAttention) -> Tensor:
-    """Returns the mean over blocks and heads [steps, bands]."""
-    return attention.grid.mean((0, 1))
 
 
 def region_attention(
@@ -134,27 +126,6 @@ def contexts_around(region: NDArray[np.bool_], *, ratio: float, seed: int) -> It
     for start in range(0, len(order), size):
         context = np.sort(order[start : start + size] if start + size <= len(order) else order[-size:])
         yield Mask(context, np.setdiff1d(np.arange(region.size), context), RANDOM)
-
-
-def mask_around_region(rng: np.random.Generator, region: NDArray, *, ratio: float = 0.8) -> Mask:
-    """Masks a region for certain and the other patches at random, with the share of masked patches used in training.
-
-    Args:
-        region: boolean [steps, bands].
-
-    Raises:
-        UserError: the region alone exceeds the share that may be masked.
-    """
-    steps, bands = region.shape
-    visible = num_context(MaskConfig(ratio=ratio), steps * bands)
-    free = np.flatnonzero(~region.ravel())
-    if len(free) < visible:
-        raise UserError(
-            f"the region holds {int(region.sum())} of {region.size} patches, which leaves fewer than the {visible} "
-            f"that stay visible at mask ratio {ratio}; choose a smaller region"
-        )
-    context = np.sort(rng.choice(free, visible, replace=False, shuffle=False))
-    return Mask(context, np.setdiff1d(np.arange(region.size), context), RANDOM)
 
 
 def _query_positions(mask: Mask, region: NDArray | Tensor, steps: int, bands: int) -> NDArray[np.int64]:

@@ -7,8 +7,6 @@ unless stated.
 Shapes: B batch, N rows or patches, M target patches, D width, C clips, Q crops (or tokens) of a clip.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -147,12 +145,11 @@ def between_within_variance(features_CQD: Tensor) -> tuple[Tensor, Tensor]:
     return of_means - within / crops, within
 
 
-def lidar(features_CQD: Tensor, *, ridge: float = _LIDAR_RIDGE) -> Tensor:
+def lidar(features_CQD: Tensor) -> Tensor:
     """Returns LiDAR: the effective rank of between-clip variation in units of within-clip variation (arXiv 2312.04000).
 
     Args:
         features_CQD: [C, Q, D], Q crops (10 is usual) of each of C clips; the result cannot exceed C - 1.
-        ridge: added to the diagonal of the within-clip covariance.
 
     Raises:
         UserError: fewer than two clips, or than two crops of each.
@@ -166,28 +163,11 @@ def lidar(features_CQD: Tensor, *, ridge: float = _LIDAR_RIDGE) -> Tensor:
     residual_nD = (features_CQD - mean_CD[:, None]).flatten(0, 1)
     within_DD = residual_nD.T @ residual_nD / (clips * crops)
     # of features so large that the ridge is lost in their rounding, W would not be positive definite
-    ridge = max(ridge, _ROUNDING * within_DD.trace().item())
+    ridge = max(_LIDAR_RIDGE, _ROUNDING * within_DD.trace().item())
     within_DD.diagonal().add_(ridge)
     # with W = L L^T, eigenvalues of W^-1/2 B W^-1/2 are squared singular values of the clip means, whitened by L
     whitened_DC = torch.linalg.solve_triangular(torch.linalg.cholesky(within_DD), centred_CD.T, upper=False)
     return _exp_entropy(torch.linalg.svdvals(whitened_DC).square()).float()
-
-
-def relative_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Returns |a - b| / |a| over all pairs (a, b) of tensors together, e.g. of teacher and student parameters.
-
-    Args:
-        pairs: both of a pair have one shape [...], whichever.
-
-    Raises:
-        UserError: no pairs.
-    """
-    pairs = [(a.detach().float(), b.detach().float()) for a, b in pairs]
-    if not pairs:
-        raise UserError("relative_distance was given no tensors to compare")
-    apart = torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
-    size = torch.stack([a.square().sum() for a, _ in pairs]).sum()
-    return (apart / size.clamp_min(_TINY)).sqrt()
 
 
 def _rows(x_ND: Tensor) -> Tensor:

@@ -3,14 +3,13 @@
   python -m pupujepa embed runs/demo/export songs/ --out vectors/
   python -m pupujepa embed owner/weights song.flac --out vectors/ --readout mean --layers 6 12
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --readout mean --format parquet
-  python -m pupujepa embed runs/demo/export songs/ --out vectors/ --format wds --workers 8 --skip-broken
+  python -m pupujepa embed runs/demo/export songs/ --out vectors/ --workers 8 --skip-broken
 
 Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and w64 files; how many others they hold is
 said. Any rate, mono or stereo, 40 ms to hours.
 
   --format npz      an .npz per file, with arrays values, times_s, layers, readout, name, settings and more
   --format parquet  part-00000.parquet and so on, a row per file; needs pip install 'pupujepa[parquet]'
-  --format wds      part-00000.tar and so on, WebDataset samples of values.npy, times_s.npy and json
 
 Run the same command again to continue after anything: finished files are kept, whatever killed the first one, and a
 file whose size or time of change is another than when it was embedded is embedded again. Rows of other weights, readout
@@ -44,10 +43,11 @@ from pupujepa.precision import warn_of_emulation
 from pupujepa.progress import Progress
 from pupujepa.readout import parse_readout
 from pupujepa.rope import ROPE_MODES
-from pupujepa.vector_stores import FORMATS, VectorStore, open_store
+from pupujepa.vector_stores import NpzFolder, VectorStore
 from pupujepa.weights import load
 
 BROKEN_NAME = "broken.jsonl"
+FORMATS = ("npz", "parquet")
 _SAMPLED_BYTES = 4096
 _MEGABYTE = 1_000_000
 _MOST_DEFAULT_WORKERS = 4
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part-mb",
         type=float,
         default=256.0,
-        help="parquet, wds: a part is closed at this size (default: %(default)g)",
+        help="parquet: a part is closed at this size (default: %(default)g)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace rows made with other settings")
     parser.add_argument("--skip-broken", action="store_true", help=f"list broken files in OUT/{BROKEN_NAME}, exit 0")
@@ -121,8 +121,7 @@ def run(args: argparse.Namespace) -> int:
         autocast_dtype=torch.bfloat16 if args.bf16 else None,
         batch_size=args.batch_size,
     )
-    part_bytes = round(args.part_mb * _MEGABYTE)
-    store = open_store(args.out, settings, form=args.format, part_bytes=part_bytes, overwrite=args.overwrite)
+    store = _open_store(args, settings)
     with only_writer(args.out):
         remove_unfinished(args.out)
         stock = store.take_stock(files)
@@ -188,6 +187,25 @@ def write_lines(path: Path, records: Sequence[Mapping[str, str]]) -> None:
         return
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _open_store(args: argparse.Namespace, settings: Mapping[str, Any]) -> VectorStore:
+    """Returns the store of --format.
+
+    Raises:
+        UserError: parquet without pyarrow.
+    """
+    if args.format == "npz":
+        return NpzFolder(args.out, settings, overwrite=args.overwrite)
+    try:
+        # pyarrow is an extra, and slow to import
+        from pupujepa.parquet_store import ParquetFolder
+    except ImportError as error:
+        raise UserError(
+            "parquet needs pyarrow, which is not installed: pip install 'pupujepa[parquet]', or --format npz"
+        ) from error
+    part_bytes = round(args.part_mb * _MEGABYTE)
+    return ParquetFolder(args.out, settings, part_bytes=part_bytes, overwrite=args.overwrite)
 
 
 def _layers(words: Sequence[str]) -> list[int] | None:

@@ -1,7 +1,7 @@
-"""One writer at a time for a folder of results, whichever room writes them.
+"""Locks that die with the process that holds them: the kernel's `flock`, which a `kill -9` cannot leave behind.
 
-The lock is the kernel's (flock) on a file in the folder, so it is free however its holder ended, and the file tells who
-holds it. It lies there only while somebody writes.
+`only_writer` keeps a folder of results to one writer, whichever room writes there. Its lock file names the holder and
+exists only while somebody writes. `held` and `pin` lock small files that stay.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -25,6 +25,34 @@ _POLL_S = 0.2
 
 class FolderInUseError(UserError):
     """A folder in which another process writes."""
+
+
+@contextmanager
+def held(lock: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock exclusively within the block; without `wait` the block learns whether it was free."""
+    try:
+        handle = _flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.close(handle)
+
+
+def pin(lock: Path) -> int:
+    """Returns a handle that shares the lock with other readers until it is closed, or this process is gone."""
+    return _flock(lock, fcntl.LOCK_SH)
+
+
+def can_lock(handle: int) -> bool:
+    """Returns True if locks work on the file system of an open file."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -61,13 +89,10 @@ def _acquired(path: Path, *, wait_s: float) -> TextIO:
     """Returns the lock file, opened and locked."""
     deadline, told = time.monotonic() + wait_s, False
     while True:
-        lock = path.open("a+")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = os.fdopen(_flock(path, fcntl.LOCK_EX | fcntl.LOCK_NB), "r+")
         except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read() or "another process"
-            lock.close()
+            holder = _holder(path)
             if time.monotonic() >= deadline:
                 raise FolderInUseError(
                     f"{path.parent} is being written by {holder}; two writers would mix their files: wait for that "
@@ -79,11 +104,28 @@ def _acquired(path: Path, *, wait_s: float) -> TextIO:
             time.sleep(_POLL_S)
         except OSError as error:
             logger.warning("%s cannot be locked (%s): make sure that only one job writes there", path.parent, error)
-            return lock
+            return path.open("r+")
         else:
             if _is_at(path, lock):
                 return lock
             lock.close()  # its holder took the file away between our opening it and locking it
+
+
+def _flock(lock: Path, operation: int) -> int:
+    with ExitStack() as undo:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        undo.callback(os.close, handle)
+        fcntl.flock(handle, operation)
+        undo.pop_all()
+    return handle
+
+
+def _holder(path: Path) -> str:
+    """Returns who holds a folder, by its lock file, which may be gone by now."""
+    try:
+        return path.read_text() or "another process"
+    except FileNotFoundError:
+        return "another process"
 
 
 def _is_at(path: Path, lock: TextIO) -> bool:

@@ -3,11 +3,12 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+_EVERY_S = 10.0  # between the lines of a log file
 
 
 def follow(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[T]:
@@ -30,8 +31,6 @@ class Progress:
         total: how many there are.
         title: what is going on, e.g. "features".
         unit: of the things, e.g. "tracks".
-        stream: where it is shown.
-        every_s: between the lines when `stream` is no terminal.
         shown: False counts in silence, as all ranks but the first do.
         clock: seconds that only grow.
     """
@@ -42,25 +41,16 @@ class Progress:
         *,
         title: str,
         unit: str,
-        stream: TextIO | None = None,
-        every_s: float = 10.0,
         shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total, self.title, self.unit, self.done = total, title, unit, 0
         self._skipped = 0
         self._note = ""
-        self._stream = stream or sys.stderr
-        self._every_s, self._clock, self._shown = every_s, clock, shown
+        self._clock, self._shown = clock, shown
         self._started_at = self._shown_at = clock()
-        self._bar = tqdm(
-            total=total,
-            desc=title,
-            unit=f" {unit}",
-            file=self._stream,
-            disable=not (shown and self._stream.isatty()),
-            dynamic_ncols=True,
-        )
+        bar = shown and sys.stderr.isatty()
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", disable=not bar, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -99,7 +89,7 @@ class Progress:
         self.done += count
         self._note = note
         if self._bar.disable:
-            if self._clock() - self._shown_at >= self._every_s:
+            if self._clock() - self._shown_at >= _EVERY_S:
                 self._line(note)
             return
         self._bar.set_postfix_str(note, refresh=False)
@@ -120,8 +110,8 @@ class Progress:
         left_s = self.elapsed_s / max(self.done_now, 1) * (self.total - self.done)
         rest = f", about {_duration(left_s)} left" if self.done < self.total else f" in {_duration(self.elapsed_s)}"
         note = f", {note}" if note else ""
-        self._stream.write(f"{self.title}: {self.done}/{self.total} {self.unit}{rest}{note}\n")
-        self._stream.flush()
+        sys.stderr.write(f"{self.title}: {self.done}/{self.total} {self.unit}{rest}{note}\n")
+        sys.stderr.flush()
 
 
 def _duration(seconds: float) -> str:

@@ -59,11 +59,6 @@ def layout(states_BND: Tensor, *, bands: int) -> Tensor:
     return states_BND.unflatten(1, (-1, bands)).flatten(2)
 
 
-def pool_mean(states_BND: Tensor) -> Tensor:
-    """Returns the mean over all patches [B, D]."""
-    return states_BND.mean(1)
-
-
 def pool_region(states_BND: Tensor, *, bands: int, frequency_blocks: int, time_blocks: int) -> Tensor:
     """Returns the grid pooled to frequency_blocks x time_blocks, concatenated frequency-major: [B, f * t * D]."""
     grid_BDFT = states_BND.unflatten(1, (-1, bands)).permute(0, 3, 2, 1)

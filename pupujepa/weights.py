@@ -71,46 +71,29 @@ def load(
 
 
 def save_release(
-    model: PupuJEPA,
-    config: ModelConfig,
-    directory: str | Path,
-    *,
-    step: int | None = None,
-    loss: float | None = None,
-    train: Mapping[str, Any] | None = None,
+    model: PupuJEPA, config: ModelConfig, directory: str | Path, *, train: Mapping[str, Any] | None = None
 ) -> Path:
     """Writes `args.json` and the weights, each file complete or absent; `load` is the exact opposite, bit for bit.
 
     Args:
         config: of the model, as a check against writing the description of another one.
-        step: None writes the flat layout; a number writes the released one, `checkpoint/step-<step>[_loss-<loss>]/`.
-        loss: shown in the folder name of the released layout.
         train: what the run wants to record about itself under "train".
 
     Returns:
-        The path of the safetensors file.
+        The path of the safetensors file, in the flat layout.
 
     Raises:
-        WeightsError: another model's description, or a variant (ModelConfig.variant) in the released layout.
+        WeightsError: another model's description.
     """
     if config != model.config:
         raise WeightsError(f"the model was built with {model.config}, not with {config}; pass the model's own config")
     directory = Path(directory)
-    folder = directory
-    if step is not None and config.variant:
-        named = ", ".join(f"{name}={value}" for name, value in config.variant.items())
-        raise WeightsError(
-            f"no released model has {named}, so other readers of the released layout would take these weights for "
-            "something else; pass step=None, which writes the flat layout with a description that says so"
-        )
-    if step is not None:
-        folder = directory / _CHECKPOINT / (f"step-{step:07d}" + ("" if loss is None else f"_loss-{loss:.6f}"))
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_file(folder / WEIGHTS_NAME) as partial:
+    with atomic_file(directory / WEIGHTS_NAME) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
     with atomic_file(directory / ARGS_NAME) as partial:
         partial.write_text(json.dumps(args_of(model, train or {}), indent=2) + "\n")
-    return folder / WEIGHTS_NAME
+    return directory / WEIGHTS_NAME
 
 
 def find_weights(directory: Path) -> Path:

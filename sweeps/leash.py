@@ -4,7 +4,8 @@ Killing a process group is not enough to end a training run: torchrun puts each 
 supervisor that is itself killed cannot kill anything. So the leash is a process between owner and command. Its
 standard input is a pipe whose other end only the owner holds; when the owner dies, whatever the way, the pipe ends and
 so does the command. The leash is also the subreaper of all it started (Linux), so no descendant gets away by changing
-its session or by losing its parent. It imports the standard library only, to start in a few hundredths of a second.
+its session or by losing its parent. It imports hardly more than the standard library, to start in a few hundredths
+of a second.
 
 Ending means SIGTERM to the command alone (a trainer that is asked to save still needs its data workers) and up to
 `--grace` seconds to leave; then the same, `--linger` seconds, for all that it left behind; then SIGKILL for whoever is
@@ -12,7 +13,6 @@ still there. The exit code is the command's (128 + signal when it was killed).
 """
 
 import argparse
-import ctypes
 import os
 import select
 import shutil
@@ -23,8 +23,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    # run as a file, in the command's own folder: rooms are found from here
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pupujepa.orphans import adopt_orphans, die_with_parent
+
 POLL_S = 0.1
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Leash:
@@ -98,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, frame: asked.append(received))
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     child = subprocess.Popen(
         args.command,
         stdin=subprocess.DEVNULL,
@@ -184,12 +189,7 @@ def _signal_each(pids: Sequence[int], number: int) -> None:
 
 def _die_with_parent() -> None:
     """In the child: should the leash itself be killed, the command is asked to leave."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    die_with_parent(signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -80,6 +81,36 @@ def test_an_import_of_torchaudio_would_be_seen(source, late):
     """In any form, below a `try` or in a class, and in a function only where one asks for late imports."""
     assert ("torchaudio" in imported_packages(source)) is not late
     assert "torchaudio" in imported_packages(source, late=True)
+
+
+def imports_between(sources):
+    """Which of some modules, by dotted name, each of them imports, in functions and for type checkers too."""
+    arrows = {}
+    for name, source in sources.items():
+        found = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        arrows[name] = found & sources.keys()
+    return arrows
+
+
+def test_the_library_has_no_circle():
+    """Its modules can be put in an order in which each knows only those before it."""
+    paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "pupujepa").rglob("*.py")}
+    order = TopologicalSorter(imports_between({name: p.read_text() for name, p in paths.items()})).static_order()
+    assert set(order) == paths.keys()
+    # an import that only type checkers see would hide a circle from a reader
+    assert [name for name, p in paths.items() if "TYPE_CHECKING" in p.read_text()] == []
+
+
+@pytest.mark.parametrize("back", ["from room import one", "def f():\n    from room.one import x", "import room.one"])
+def test_a_circle_would_be_seen(back):
+    """In any form, in a function too."""
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports_between({"room.one": "from room.two import y", "room.two": back})).prepare()
 
 
 @pytest.mark.parametrize("room", ROOMS)

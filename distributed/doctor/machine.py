@@ -3,7 +3,6 @@
 Functions named `..._finding` are pure: they judge facts, which `machine_findings` reads from the system.
 """
 
-import fcntl
 import os
 import resource
 import shutil
@@ -15,6 +14,7 @@ from data.pool import available_cores
 from data.stream_config import default_cache_dir
 from distributed.doctor.findings import FAILED, OK, WARNING, Finding
 from distributed.doctor.limits import Memory, core_limit, memory
+from pupujepa.locks import can_lock
 
 GIB, MIB = 2**30, 2**20
 SHARED_MEMORY = Path("/dev/shm")
@@ -145,7 +145,7 @@ def read_place(name: str, folder: Path) -> Place:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"1")
             file.flush()
-            locks = _can_lock(file.fileno())
+            locks = can_lock(file.fileno())
     except OSError as failure:
         error = failure.strerror or str(failure)
     return Place(name, there, free_bytes, free_files, error, locks)
@@ -157,14 +157,6 @@ def _usual_folders() -> tuple[Path, Path]:
         return default_cache_dir(), Path(tempfile.gettempdir())
     except FileNotFoundError:  # no candidate can be written to, which the trial of /tmp will explain
         return Path("/tmp"), Path("/tmp")
-
-
-def _can_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _other_place(name: str) -> str:

@@ -27,6 +27,7 @@ _WITH_TORCH = ("torchaudio", "webdataset", "deepspeed")
 # importing these takes seconds together, and seldom fails where they are installed; all others are really imported
 _ONLY_LOOKED_FOR = ("mir-eval", "music21", "pretty-midi", "ray", "scikit-learn", "wandb")
 _SHOWN = 6
+_LONGEST_ERROR = 200
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\[([\w,]+)\])?(?:.*?>=\s*([\d.]+))?")
 _LOCKED = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
@@ -253,5 +254,5 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", version.partition("+")[0]))
 
 
-def _short(text: str, *, limit: int = 200) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_ERROR else f"{text[: _LONGEST_ERROR - 3]}..."

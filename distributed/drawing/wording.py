@@ -106,6 +106,6 @@ def listed(words: list[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1]
 
 
-def count_of(count: int, noun: str, plural: str | None = None) -> str:
+def count_of(count: int, noun: str) -> str:
     """Returns "1 rank" or "2 ranks"."""
-    return f"{grouped(count)} {noun if count == 1 else plural or noun + 's'}"
+    return f"{grouped(count)} {noun if count == 1 else noun + 's'}"

@@ -9,18 +9,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
+
 
 class StackedAdam:
-    """Adam (Kingma and Ba 2015; torch's defaults: betas .9 and .999, epsilon 1e-8, no weight decay)."""
+    """Adam (Kingma and Ba 2015) without weight decay."""
 
-    def __init__(
-        self, parameters: Sequence[Tensor], *, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
-    ):
+    def __init__(self, parameters: Sequence[Tensor]):
         self._parameters = list(parameters)
         self._first = [torch.zeros_like(p) for p in parameters]
         self._second = [torch.zeros_like(p) for p in parameters]
-        self._betas = betas
-        self._epsilon = epsilon
         self._steps = 0
 
     @torch.no_grad()
@@ -32,14 +30,13 @@ class StackedAdam:
             rate_heads: learning rates; its shape is the leading shape of every parameter.
         """
         self._steps += 1
-        beta1, beta2 = self._betas
-        correction1, correction2 = 1 - beta1**self._steps, 1 - beta2**self._steps
-        torch._foreach_lerp_(self._first, list(gradients), 1 - beta1)
-        torch._foreach_mul_(self._second, beta2)
-        torch._foreach_addcmul_(self._second, list(gradients), list(gradients), 1 - beta2)
+        correction1, correction2 = 1 - _BETA1**self._steps, 1 - _BETA2**self._steps
+        torch._foreach_lerp_(self._first, list(gradients), 1 - _BETA1)
+        torch._foreach_mul_(self._second, _BETA2)
+        torch._foreach_addcmul_(self._second, list(gradients), list(gradients), 1 - _BETA2)
         scale = torch._foreach_sqrt(self._second)
         torch._foreach_div_(scale, correction2**0.5)
-        torch._foreach_add_(scale, self._epsilon)
+        torch._foreach_add_(scale, _EPSILON)
         for parameter, first, denominator in zip(self._parameters, self._first, scale, strict=True):
             rate = (rate_heads / correction1).reshape(*rate_heads.shape, *[1] * (parameter.ndim - rate_heads.ndim))
             parameter.addcmul_(first / denominator, rate, value=-1.0)

@@ -71,13 +71,12 @@ def supports(encoder: FrozenEncoder, task: Task) -> bool:
     return task.frames is None or encoder.frame_rate_hz is not None
 
 
-def resolve_encoders(specs: Sequence[str], how: HowToEncode, *, random_seed: int = 0) -> tuple[FrozenEncoder, ...]:
+def resolve_encoders(specs: Sequence[str], how: HowToEncode) -> tuple[FrozenEncoder, ...]:
     """Loads the encoders named on the command line, in that order.
 
     Args:
         specs: as above. `random_init` copies the shape and the input normalisation of the first PupuJEPA in the list.
         how: which blocks and which readout of a PupuJEPA that does not say.
-        random_seed: of the untrained network.
 
     Raises:
         UserError: no weights, an option or a file that cannot be understood, a package that is missing, `random_init`
@@ -91,7 +90,7 @@ def resolve_encoders(specs: Sequence[str], how: HowToEncode, *, random_seed: int
             first = encoder if first is None and isinstance(encoder, FrozenPupuJEPA) else first
     for place, spec in enumerate(specs):
         if place not in opened:
-            opened[place] = _random_init(first, _options(spec, how)[1], random_seed)
+            opened[place] = _random_init(first, _options(spec, how)[1])
     encoders = tuple(opened[place] for place in range(len(specs)))
     names = [e.name for e in encoders]
     for name in names:
@@ -173,10 +172,10 @@ def _complete(encoder: FrozenEncoder, source: str) -> FrozenEncoder:
     return encoder
 
 
-def _random_init(trained: FrozenPupuJEPA | None, how: HowToEncode, seed: int) -> FrozenPupuJEPA:
+def _random_init(trained: FrozenPupuJEPA | None, how: HowToEncode) -> FrozenPupuJEPA:
     if trained is None:
         raise UserError(
             "random_init is an untrained network of the same shape as a trained one, and none is given; "
             "name a run directory too: --encoders runs/demo random_init"
         )
-    return random_twin(trained, how, seed=seed)
+    return random_twin(trained, how)

@@ -33,13 +33,12 @@ class PartStore:
 
     Args:
         cache: path or url of the folder that holds the features of all keys.
-        copies: where copies of remote parts lie; by default below TMPDIR.
     """
 
-    def __init__(self, cache: Location | Path, key: str, *, copies: Path | None = None):
+    def __init__(self, cache: Location | Path, key: str):
         self.key = key
         self._store = open_store(f"{str(cache).rstrip('/')}/{key}")
-        self._copies = (copies or Path(tempfile.gettempdir()) / "pupujepa-features") / key
+        self._copies = Path(tempfile.gettempdir()) / "pupujepa-features" / key
         self._versions: dict[int, str] = {}
         self._known: set[int] = set()
 

@@ -79,15 +79,13 @@ class Attention:
     similarity: Similarity
 
 
-def attention_section(
-    model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, masks: MaskConfig, seed: int = 0
-) -> Attention:
+def attention_section(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, masks: MaskConfig) -> Attention:
     """Computes and draws the section for one normalised crop, beside an untrained model of the same shape."""
-    untrained = PupuJEPA(model.config, seed=seed).eval()
+    untrained = PupuJEPA(model.config, seed=0).eval()
     tiles = tile_grid(model.config)
     maps = {
         name: [
-            region_attention(net, mel_TF, tile, masks=masks, seed=seed)
+            region_attention(net, mel_TF, tile, masks=masks)
             for tile in follow(chosen, total=len(chosen), title=f"attention, {name}", unit="regions")
         ]
         for name, net, chosen in (("trained", model, tiles), ("untrained", untrained, tiles[::UNTRAINED_STRIDE]))
@@ -119,10 +117,10 @@ def tile_grid(config: ModelConfig) -> list[Tile]:
     return [Tile(t * steps, steps, b * bands, bands) for t in range(along_time) for b in range(along_bands)]
 
 
-def region_attention(model: PupuJEPA, mel_TF: Tensor, tile: Tile, *, masks: MaskConfig, seed: int = 0) -> np.ndarray:
+def region_attention(model: PupuJEPA, mel_TF: Tensor, tile: Tile, *, masks: MaskConfig) -> np.ndarray:
     """Returns where each head looks from a hidden tile: [L, H, steps, bands], summing to 1, zero inside the tile."""
     inside = tile.mask((len(mel_TF) // model.config.patch_frames, model.config.grid_bands))
-    return library.region_attention(model, mel_TF, inside, ratio=masks.ratio, seed=seed)
+    return library.region_attention(model, mel_TF, inside, ratio=masks.ratio)
 
 
 def place_of(tile: Tile, grid: tuple[int, int], *, step_s: float) -> np.ndarray:

@@ -72,7 +72,7 @@ class Music:
     no_sound: str = ""
 
 
-def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig, seed: int = 0) -> Music:
+def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig) -> Music:
     """Draws the first crops of a gallery, and masks over the first of all."""
     shown = gallery.crops[:SHOWN_CROPS]
     canvases = tuple(_canvas(i, c, gallery) for i, c in enumerate(shown))
@@ -82,10 +82,10 @@ def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig, se
         symbols=tuple(symbol(v.symbol, spectrogram_uri(c.mel_TF)) for v, c in zip(canvases, shown, strict=True)),
         canvases=canvases,
         crops=tuple(_crop_plate(v, c, sound) for v, c, sound in zip(canvases, shown, sounds, strict=True)),
-        masks=tuple(_mask_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
-        coverage=tuple(_coverage_plate(canvases[0], masks, i, grid=grid, seed=seed) for i in range(len(STRATEGIES))),
+        masks=tuple(_mask_plate(canvases[0], masks, i, grid=grid) for i in range(len(STRATEGIES))),
+        coverage=tuple(_coverage_plate(canvases[0], masks, i, grid=grid) for i in range(len(STRATEGIES))),
         origin=gallery.url,
-        emblem=emblem(canvases[0], [veil(~visible_patches(masks, RANDOM, grid=grid, seed=seed))]),
+        emblem=emblem(canvases[0], [veil(~visible_patches(masks, RANDOM, grid=grid))]),
         no_sound=no_sound,
     )
 
@@ -96,12 +96,12 @@ def spectrogram_uri(mel_TF: np.ndarray) -> str:
     return image_uri(colour(mel_TF, float(lo), float(hi)))
 
 
-def coverage(config: MaskConfig, strategy: int, *, grid: tuple[int, int], draws: int, seed: int) -> np.ndarray:
+def coverage(config: MaskConfig, strategy: int, *, grid: tuple[int, int], draws: int) -> np.ndarray:
     """Returns the share of `draws` masks in which each patch [steps, bands] is hidden from the student."""
     steps, bands = grid
     visible = np.zeros(steps * bands)
     for draw in range(draws):
-        rng = generator(seed, "report", "coverage", strategy, draw)
+        rng = generator(0, "report", "coverage", strategy, draw)
         visible[draw_mask(rng, config, steps=steps, bands=bands, progress=1.0, strategy=strategy).context] += 1
     return (1 - visible / draws).reshape(steps, bands)
 
@@ -146,8 +146,8 @@ def label_chips(crop: Crop) -> tuple[str, ...]:
     return tuple(chips)
 
 
-def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> Plate:
-    hidden = ~visible_patches(config, strategy, grid=grid, seed=seed)
+def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int]) -> Plate:
+    hidden = ~visible_patches(config, strategy, grid=grid)
     name = strategy_name(strategy)
     described = f"The same crop under a {name} mask: {percent(hidden.mean(), 0)} of {hidden.size} patches are veiled"
     svg = picture(canvas, described, layers=[veil(hidden)])
@@ -155,22 +155,22 @@ def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tupl
     return Plate(name, STRATEGY_SENTENCES[STRATEGIES[strategy]], svg, (chip,))
 
 
-def visible_patches(config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> np.ndarray:
+def visible_patches(config: MaskConfig, strategy: int, *, grid: tuple[int, int]) -> np.ndarray:
     """Returns the boolean grid of one mask's context; the mask is the one that `prediction.py` fills in first."""
     visible = np.zeros(grid[0] * grid[1], bool)
-    visible[shown_mask(config, strategy, grid=grid, key=(seed, 0)).context] = True
+    visible[shown_mask(config, strategy, grid=grid, crop=0).context] = True
     return visible.reshape(grid)
 
 
-def shown_mask(config: MaskConfig, strategy: int, *, grid: tuple[int, int], key: tuple[int, int]) -> Mask:
-    """Returns the mask of a strategy that belongs to `key` (seed, number of the crop)."""
-    rng = generator(key[0], "report", "mask", strategy, key[1])
+def shown_mask(config: MaskConfig, strategy: int, *, grid: tuple[int, int], crop: int) -> Mask:
+    """Returns the mask of a strategy over the crop of that number."""
+    rng = generator(0, "report", "mask", strategy, crop)
     return draw_mask(rng, config, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
 
 
-def _coverage_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int], seed: int) -> Plate:
+def _coverage_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int]) -> Plate:
     bands = grid[1]
-    shares = coverage(config, strategy, grid=grid, draws=COVERAGE_DRAWS, seed=seed)
+    shares = coverage(config, strategy, grid=grid, draws=COVERAGE_DRAWS)
     name = strategy_name(strategy)
     of_band, of_step = shares.mean(0), shares.mean(1)
     least, most = int(of_band.argmin()), int(of_band.argmax())

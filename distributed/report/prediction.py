@@ -53,7 +53,6 @@ def prediction_plates(
     *,
     masks: MaskConfig,
     objective: ObjectiveConfig,
-    seed: int = 0,
 ) -> Predictions:
     """Draws one filled mask of the first crop for each strategy, with the explained variance over all crops.
 
@@ -66,7 +65,7 @@ def prediction_plates(
     mean = (PATCHES if objective.kind == MAE else FEATURES).mean
     plates, emblems = [], []
     for strategy in range(len(STRATEGIES)):
-        filled = [fill(step, mel_TF, masks, strategy=strategy, key=(seed, i)) for i, mel_TF in enumerate(mels_BTF)]
+        filled = [fill(step, mel_TF, masks, strategy=strategy, crop=i) for i, mel_TF in enumerate(mels_BTF)]
         maps, total = explained(filled)
         plates.append(_plate(canvas, maps[0], strategy, total=total, count=len(filled), mean=mean))
         emblems.append(emblem(canvas, [heat(maps[0])], grey=True))
@@ -74,11 +73,11 @@ def prediction_plates(
 
 
 @torch.no_grad()
-def fill(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int, key: tuple[int, int]) -> Filled:
-    """Draws the mask that belongs to `key` (seed, number of the crop) and predicts its hidden patches."""
+def fill(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int, crop: int) -> Filled:
+    """Draws the mask of crop number `crop` and predicts its hidden patches."""
     config = step.config
     grid = (len(mel_TF) // config.patch_frames, config.grid_bands)
-    mask = shown_mask(masks, strategy, grid=grid, key=key)
+    mask = shown_mask(masks, strategy, grid=grid, crop=crop)
     _, aux = step(mel_TF[None], torch.from_numpy(mask.context)[None], torch.from_numpy(mask.target)[None])
     return Filled(aux["prediction_BMD"][0], aux["target_BMD"][0], mask.target, grid)
 

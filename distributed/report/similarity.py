@@ -36,7 +36,7 @@ def similarity(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, patch: tuple[
     grid = (len(mel_TF) // model.config.patch_frames, model.config.grid_bands)
     with torch.no_grad():
         features_ND = model.encode(mel_TF[None], layers=[-1])[0][0].double().numpy()
-    vectors_ND, kept = compressed(features_ND)
+    vectors_ND, kept = compressed(features_ND, FEATURE_DIMENSIONS)
     step, band = patch
     values = (vectors_ND @ vectors_ND[step * grid[1] + band]).reshape(grid)
     names = [band_name(canvas, i, grid[1]) for i in range(grid[1])]
@@ -59,7 +59,7 @@ def similarity(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, patch: tuple[
     )
 
 
-def compressed(features_ND: np.ndarray, dimensions: int = FEATURE_DIMENSIONS) -> tuple[np.ndarray, float]:
+def compressed(features_ND: np.ndarray, dimensions: int) -> tuple[np.ndarray, float]:
     """Returns unit features without their mean, in their leading principal components, and the energy these keep."""
     centred = features_ND - features_ND.mean(0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)

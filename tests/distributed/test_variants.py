@@ -52,11 +52,19 @@ def test_a_variant_trains_and_is_diagnosed_per_band(root, name, bands):
     assert last["diag/teacher_student_distance"] > 0
 
 
-@pytest.mark.parametrize(("name", "width"), [("line", 32), ("reconstructing", 256), ("mixed", 256)])
-def test_its_export_is_probed_like_any_other(root, name, width):
+@pytest.mark.parametrize(
+    ("name", "width", "variant"),
+    [
+        ("line", 32, ("structure", "1d")),
+        ("reconstructing", 256, ("predictor_objective", "mae")),
+        ("mixed", 256, ("mlp", "gelu")),
+    ],
+)
+def test_its_export_is_probed_like_any_other(root, name, width, variant):
     """The weights come back with the variant they belong to; teacher and student give frames for the evaluator."""
     config = load(root / name / "export").config
-    assert config.variant
+    field, value = variant
+    assert getattr(config, field) == value
     features = {}
     for which in ("teacher", "student"):
         encoder = load_frozen(root / name, HowToEncode(which=which, precision="fp32"))

@@ -1,11 +1,8 @@
-from dataclasses import replace
-
 import pytest
 
 from pupujepa.architecture import ModelConfig
 from pupujepa.config import compose, from_yaml, to_yaml
 from pupujepa.errors import UserError
-from pupujepa.sizes import model_size, size_names
 
 
 def test_patch_bands_follow_the_structure():
@@ -15,15 +12,6 @@ def test_patch_bands_follow_the_structure():
     assert (line.patch_bands, line.grid_bands, line.num_patches, line.patch_values) == (128, 1, 256, 512)
     assert from_yaml(ModelConfig, to_yaml(line)) == line
     assert compose(ModelConfig, overrides=["structure=1d", "mel_bands=80"]).patch_bands == 80
-
-
-def test_released_sizes_are_no_variants():
-    """Every size has the released architecture; a variant is called by the fields that make it one."""
-    assert all(model_size(name).variant == {} for name in size_names())
-    assert replace(model_size("tiny"), structure="1d", patch_bands=0, qk_norm=True).variant == {
-        "structure": "1d",
-        "qk_norm": True,
-    }
 
 
 def test_predictor_outputs_are_features_or_values():

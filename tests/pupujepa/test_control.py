@@ -8,7 +8,7 @@ import torch
 
 from pupujepa import control
 from pupujepa.architecture import ModelConfig
-from pupujepa.attention import attention_map, mask_around_region, predictor_attention
+from pupujepa.attention import contexts_around, predictor_attention
 from pupujepa.control import match, one_dimensional
 from pupujepa.cost import count_parameters
 from pupujepa.diagnostics import effective_rank_per_band, explained_variance_per_band
@@ -105,11 +105,11 @@ def test_attention_is_drawn_from_a_span():
     model = random_model(LINE)
     region = np.zeros((16, 1), bool)
     region[4:7] = True
-    mask = mask_around_region(generator(0), region)
+    mask = next(contexts_around(region, ratio=0.8, seed=0))
     attention = predictor_attention(model, random_mel(64, 128), mask, region=region)
     torch.testing.assert_close(attention.rows.sum(-1), torch.ones(2, 2))
-    assert attention_map(attention).shape == (16, 1)
-    assert attention_map(attention).isfinite().all()
+    assert attention.grid.shape == (2, 2, 16, 1)
+    assert attention.grid.isfinite().all()
 
 
 @pytest.mark.parametrize("code", ["rotary", "learned", "sincos", "none"])
@@ -119,7 +119,7 @@ def test_attention_is_what_the_predictor_attends_to(config, code):
     model = random_model(replace(config, position_code=code))
     region = np.zeros((config.grid_steps, config.grid_bands), bool)
     region[2] = True
-    mask = mask_around_region(generator(1), region)
+    mask = next(contexts_around(region, ratio=0.8, seed=1))
     rows = predictor_attention(model, random_mel(64, 128), mask, region=region).rows
     seen = []
     hooks = [

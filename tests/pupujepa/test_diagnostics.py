@@ -11,7 +11,6 @@ from pupujepa.diagnostics import (
     lidar,
     mean_cosine,
     normalised_std,
-    relative_distance,
 )
 from pupujepa.errors import UserError
 
@@ -178,14 +177,6 @@ def test_lidar_of_huge_features_of_low_rank_is_finite():
     assert lidar(features).isfinite()
 
 
-def test_relative_distance():
-    """Distances add up over tensors and are relative to the first of each pair."""
-    a = [torch.tensor([3.0]), torch.tensor([4.0])]
-    b = [torch.tensor([3.0]), torch.tensor([4.5])]
-    assert relative_distance(zip(a, b)).item() == pytest.approx(0.1)
-    assert relative_distance(zip(a, a)).item() == 0
-
-
 def test_wrong_shapes_are_refused():
     """Inputs from which nothing can be estimated are named."""
     with pytest.raises(UserError, match=r"expected at least two rows of features \[N, D\], not shape \(2, 3, 4\)"):
@@ -198,5 +189,3 @@ def test_wrong_shapes_are_refused():
         between_within_variance(torch.zeros(5, 1, 3))
     with pytest.raises(UserError, match="together with target_index_BM"):
         explained_variance(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), baseline="position")
-    with pytest.raises(UserError, match="no tensors to compare"):
-        relative_distance([])

@@ -1,6 +1,5 @@
 """The embed command: every format holds what the library gives, survives a kill, and depends on no workers."""
 
-import gc
 import io
 import json
 import os
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import soundfile
-import webdataset
 
 from pupujepa.embed_files import fingerprint
 from pupujepa.encoder import Encoder
@@ -25,11 +23,8 @@ from tests.pupujepa.commands import run
 from tests.pupujepa.models import SMALL, random_model
 from tests.pupujepa.tones import tone
 
-# webdataset leaves the files that it has read to the garbage collector
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 ROOT = Path(__file__).parents[2]
-FORMATS = ("npz", "parquet", "wds")
+FORMATS = ("npz", "parquet")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,17 +39,11 @@ def rows_of(folder: Path, form: str) -> dict[str, dict]:
         for path in folder.rglob("*.npz"):
             with np.load(path) as file:
                 rows[str(file["name"])] = {key: file[key] for key in file.files}
-    elif form == "parquet":
+    else:
         for path in sorted(folder.glob("*.parquet")):
             for row in pyarrow.parquet.read_table(path).to_pylist():
                 row["values"] = np.asarray(row["values"], np.float32).reshape(row["shape"])
                 rows[row["name"]] = row
-    else:
-        urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-        for sample in webdataset.WebDataset(urls, shardshuffle=False).decode():
-            row = {**sample["json"], "values": sample["values.npy"], "times_s": sample["times_s.npy"]}
-            rows[row["name"]] = row
-        gc.collect()
     return rows
 
 
@@ -258,7 +247,7 @@ def test_a_file_changed_while_a_killed_run_had_it_staged(weights, songs, tmp_pat
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--format", form, "--device", "cpu")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("pupujepa.vector_stores.VectorStore.close", interrupted)
-        patch.setattr("pupujepa.vector_stores.PartFolder.close", interrupted)
+        patch.setattr("pupujepa.parquet_store.ParquetFolder.close", interrupted)
         run(*words)
     soundfile.write(songs / "a.wav", tone(1.5), 24_000)
     capsys.readouterr()
@@ -353,9 +342,7 @@ def test_settings_are_not_mixed(weights, songs, tmp_path, capsys, form):
     assert "made with other settings (weights " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("form", "suffix"), [("npz", "a.wav.npz"), ("parquet", "part-00000.parquet"), ("wds", "part-00000.tar")]
-)
+@pytest.mark.parametrize(("form", "suffix"), [("npz", "a.wav.npz"), ("parquet", "part-00000.parquet")])
 def test_foreign_files_are_not_touched(weights, songs, tmp_path, capsys, form, suffix):
     """A file that is not of this command stops it before anything is written."""
     out = tmp_path / "out"

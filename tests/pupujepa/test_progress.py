@@ -27,35 +27,32 @@ def clock():
     return Clock()
 
 
-def test_the_rest_is_estimated_from_the_rate(clock):
+def test_the_rest_is_estimated_from_the_rate(clock, capsys):
     """Ten of forty things in 20 s leave thirty for 60 s; the last line tells the whole time."""
-    log = io.StringIO()
-    with Progress(40, title="features", unit="tracks", stream=log, every_s=10.0, clock=clock) as progress:
+    with Progress(40, title="features", unit="tracks", clock=clock) as progress:
         clock.now_s = 20.0
         progress.advance(10, note="3 h per minute")
         clock.now_s = 80.0
         progress.advance(30)
-    lines = log.getvalue().splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "features: 10/40 tracks, about 1 min 0 s left, 3 h per minute"
     assert lines[-1] == "features: 40/40 tracks in 1 min 20 s"
 
 
-def test_what_was_done_before_tells_nothing_about_the_rate(clock):
+def test_what_was_done_before_tells_nothing_about_the_rate(clock, capsys):
     """After an earlier run did 900 of 1000, ten more in 20 s leave ninety for 180 s, not for two."""
-    log = io.StringIO()
-    with Progress(1000, title="features", unit="tracks", stream=log, every_s=10.0, clock=clock) as progress:
+    with Progress(1000, title="features", unit="tracks", clock=clock) as progress:
         progress.skip(900)
         clock.now_s = 20.0
         progress.advance(10)
-    assert log.getvalue().splitlines()[0] == "features: 910/1000 tracks, about 3 min 0 s left"
+    assert capsys.readouterr().err.splitlines()[0] == "features: 910/1000 tracks, about 3 min 0 s left"
 
 
-def test_all_done_before_is_no_division_by_zero(clock):
+def test_all_done_before_is_no_division_by_zero(clock, capsys):
     """A run that finds everything done says so."""
-    log = io.StringIO()
-    with Progress(7, title="features", unit="tracks", stream=log, clock=clock) as progress:
+    with Progress(7, title="features", unit="tracks", clock=clock) as progress:
         progress.skip(7)
-    assert log.getvalue() == "features: 7/7 tracks in 0 s\n"
+    assert capsys.readouterr().err == "features: 7/7 tracks in 0 s\n"
 
 
 @pytest.mark.parametrize(
@@ -69,19 +66,20 @@ def test_all_done_before_is_no_division_by_zero(clock):
         (200_000, "55 h 33 min"),
     ],
 )
-def test_long_times_are_readable(seconds, text, clock):
+def test_long_times_are_readable(seconds, text, clock, capsys, monkeypatch):
     """Seconds, minutes or hours, whichever says it."""
-    log = io.StringIO()
-    with Progress(2, title="x", unit="y", stream=log, every_s=0.0, clock=clock) as progress:
+    monkeypatch.setattr("pupujepa.progress._EVERY_S", 0.0)
+    with Progress(2, title="x", unit="y", clock=clock) as progress:
         clock.now_s = seconds
         progress.advance()
-    assert f"about {text} left" in log.getvalue().splitlines()[0]
+    assert f"about {text} left" in capsys.readouterr().err.splitlines()[0]
 
 
-def test_a_terminal_shows_a_bar_with_what_was_done_before():
+def test_a_terminal_shows_a_bar_with_what_was_done_before(monkeypatch):
     """The bar begins where the earlier run ended."""
     terminal = Terminal()
-    with Progress(10, title="features", unit="tracks", stream=terminal) as progress:
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Progress(10, title="features", unit="tracks") as progress:
         progress.skip(4)
         progress.advance(6, note="fast")
     assert "4/10" in terminal.getvalue()

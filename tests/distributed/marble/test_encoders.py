@@ -157,7 +157,10 @@ def test_weights_are_found_wherever_they_lie(run_folder: Path, tmp_path: Path):
     model = load(run_folder / "export")
     release = tmp_path / "pupujepaV2_25hz_small"
     for step in (1000, 2000):
-        save_release(PupuJEPA(model.config, seed=9) if step == 1000 else model, model.config, release, step=step)
+        path = save_release(PupuJEPA(model.config, seed=9) if step == 1000 else model, model.config, release)
+        folder = release / "checkpoint" / f"step-{step:07d}"
+        folder.mkdir(parents=True)
+        path.rename(folder / path.name)
     specs = [run_folder, run_folder / "export", run_folder / "export" / "model.safetensors", release]
     specs.append(release / "checkpoint" / "step-0002000")
     found = [resolve_encoders([str(s)], FP32)[0] for s in specs]

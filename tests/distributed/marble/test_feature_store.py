@@ -1,3 +1,4 @@
+import tempfile
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +33,12 @@ def places(plan: Plan, store: PartStore, slices: list[Slice]) -> list[float]:
     return gather_features(store, plan).pooled(slices)[0, :, 0, 0].tolist()
 
 
-def test_an_object_store_gives_what_a_folder_gives(bucket: str, tmp_path: Path):
+def test_an_object_store_gives_what_a_folder_gives(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Parts are uploaded, listed, and read back by (uid, slice) in any order, through copies on this disk."""
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
     plan = plan_of(70)
-    remote, local = PartStore(bucket, "key", copies=tmp_path / "copies"), PartStore(tmp_path / "cache", "key")
+    remote, local = PartStore(bucket, "key"), PartStore(tmp_path / "cache", "key")
     for store in (remote, local):
         assert store.numbers() == set()
         store.describe({"encoder": "digest"})
@@ -47,14 +50,17 @@ def test_an_object_store_gives_what_a_folder_gives(bucket: str, tmp_path: Path):
     assert b"digest" in open_store(bucket).read("key/key.json")
 
 
-def test_a_copy_of_an_object_that_was_replaced_is_not_used(bucket: str, tmp_path: Path):
+def test_a_copy_of_an_object_that_was_replaced_is_not_used(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A node that kept a copy of an earlier object of the same name fetches the new one."""
     plan = plan_of(8)
-    store = PartStore(bucket, "key", copies=tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = PartStore(bucket, "key")
     fill(store, plan)
     assert places(plan, store, [plan.slices[3]]) == [3]
     store.save(0, {"pooled": torch.full((8, 2, 3), 9.0)}, plan.slices)
-    again = PartStore(bucket, "key", copies=tmp_path)
+    again = PartStore(bucket, "key")
     assert places(plan, again, [plan.slices[3]]) == [9]
 
 

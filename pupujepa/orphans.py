@@ -1,0 +1,31 @@
+"""Ties between processes that the Linux kernel keeps, also through a `kill -9`; on other systems both do nothing."""
+
+import ctypes
+import os
+import sys
+
+_PDEATHSIG, _CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Asks the kernel to send a signal to this process when its parent dies; a parent that is dead already sends none.
+
+    Raises:
+        OSError: the kernel refuses, so this process could outlive its parent.
+    """
+    _prctl(_PDEATHSIG, signal_number)
+
+
+def adopt_orphans() -> None:
+    """Makes descendants that lose their parent children of this process, so that none gets away.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    _prctl(_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}) failed: {os.strerror(code)}")
