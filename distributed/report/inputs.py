@@ -133,5 +133,8 @@ def _plain_yaml(text: str) -> dict[str, Any]:
 
 
 def _json_lines(text: str) -> list[Row]:
-    # what follows the last newline is still being written, or was cut by a kill; other ends of lines are text in JSON
-    return [json.loads(line) for line in text.split("\n")[:-1] if line.strip()]
+    lines = text.splitlines()
+    # a run that is writing right now, or was killed while writing, ends in half a line
+    if lines and not text.endswith("\n"):
+        lines.pop()
+    return [json.loads(line) for line in lines if line.strip()]
