@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distributed.drawing.tables import Cell, Group, Table, texts
+from distributed.drawing.wording import fixed
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
 from distributed.marble.tasks import Task
@@ -47,7 +48,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     lines = []
     for task, encoder in both:
         cells = [values[task, encoder, p] for p in ("marble", "clean")]
-        numbers = [Cell(f"{c['value']:.3f}", f"({METRICS[c['metric']].title}, {c['test_items']} items)") for c in cells]
+        numbers = [Cell(fixed(c["value"]), f"({METRICS[c['metric']].title}, {c['test_items']} items)") for c in cells]
         lines.append((*texts(task, encoder), *numbers))
     of_name = {t.name: t for t in ALL_TASKS}
     notes = [

@@ -42,3 +42,18 @@ def test_the_page_escapes_names_and_loads_nothing():
     assert "a_b|c&lt;i&gt;" in page
     assert "<script>" not in page
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def test_a_page_alone_has_details_exact_values_and_drawings():
+    """A paper and a terminal get the number and its interval; a name in a detail cannot become markup on the page."""
+    cell = Cell("0.123", "[0.1, 0.2]", value=0.12345, detail="layer <2>", look="gain")
+    row = (Cell("key"), cell, Cell("drawn", drawing="<svg></svg>"))
+    table = Table("T", texts("task", "score", "picture"), (Group("", (row,)),), zero="40.00%")
+    page = to_page([table], title="T")
+    assert 'class="number gain" data-label="score" data-value="0.12345"' in page
+    assert '<small class="choice">layer &lt;2&gt;</small>' in page
+    assert '<span class="hidden">drawn</span><svg></svg>' in page
+    assert 'style="--zero: 40.00%"' in page
+    for text in (to_markdown([table]), to_latex([table])):
+        assert "0.123 " in text and "0.12345" not in text
+        assert "layer" not in text and "svg" not in text
