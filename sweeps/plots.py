@@ -18,6 +18,7 @@ from distributed.drawing.charts import (
     Axis,
     Chart,
     Series,
+    level_lines,
     line_chart,
     tick_label,
     ticks,
@@ -174,16 +175,11 @@ def _score_column(at: float, quality: Axis) -> str:
 
 
 def _frame(x: Axis, y: Axis) -> list[str]:
-    rows = [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick end" x="{LEFT - 6}" y="{y(v) + 3.5:.1f}">{escape(tick_label(v))}</text>'
-        for v in ticks(y.lo, y.hi)
-    ]
     ends = [
         f'<text class="tick {side}" x="{at}" y="{HEIGHT - BOTTOM + 15}">{escape(significant(value))}{unit}</text>'
         for value, at, side, unit in ((x.lo, LEFT, "start", ""), (x.hi, WIDTH - RIGHT, "end", " TFLOP, log"))
     ]
-    return [*rows, *ends]
+    return [*level_lines(y), *ends]
 
 
 def _short(value: Any) -> str:
