@@ -8,15 +8,13 @@ import logging
 import math
 import netrc
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
 
 from data.stream import Stream
 from distributed.pace import Pace, StreamCounts, Yardstick, memory
@@ -25,6 +23,7 @@ from distributed.wandb_log import FINISHED, WandbSink
 from pupujepa.errors import UserError, require_known
 from pupujepa.front_door import ROOMS
 from pupujepa.json_lines import encode_rows, read_rows, write_rows
+from pupujepa.progress import Progress, write_line
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 _WANDB_HOST = "api.wandb.ai"
@@ -172,28 +171,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class ProgressSink:
     """A bar on a terminal, plain lines of the log elsewhere."""
 
-    def __init__(self, *, total_steps: int, first_step: int, stream: TextIO | None = None):
-        self._total = total_steps
-        self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=None, file=stream
-        )
+    def __init__(self, *, total_steps: int, first_step: int):
+        self._progress = Progress(total_steps, title="train", unit="steps")
+        self._progress.skip(first_step)
 
     def write(self, row: Row) -> None:
         """Moves the bar, or writes a line; rows without a loss are for the others."""
         if "loss" not in row:
             return
-        self._bar.update(row["step"] + 1 - self._bar.n)
         shown = {"loss": f"{row['loss']:.4f}", "crops/s": f"{row['crops_per_s']:.0f}", "lr": f"{row['lr']:.2e}"}
-        if self._bar.disable:
-            wait = row["data_wait_s"] / row["step_s"] if row["step_s"] else 0.0
-            parts = "  ".join(f"{name} {value}" for name, value in shown.items())
-            logger.info("step %d/%d  %s  waiting for data %.0f%%", row["step"] + 1, self._total, parts, 100 * wait)
-        else:
-            self._bar.set_postfix(shown)
+        if self._progress.has_bar:
+            note = ", ".join(f"{name}={value}" for name, value in shown.items())
+            self._progress.advance(row["step"] + 1 - self._progress.done, note=note)
+            return
+        wait = row["data_wait_s"] / row["step_s"] if row["step_s"] else 0.0
+        parts = "  ".join(f"{name} {value}" for name, value in shown.items())
+        logger.info("step %d/%d  %s  waiting for data %.0f%%", row["step"] + 1, self._progress.total, parts, 100 * wait)
 
     def close(self, outcome: str = FINISHED) -> None:
         """Leaves the bar where it is."""
-        self._bar.close()
+        self._progress.close()
 
 
 def open_sinks(
@@ -224,7 +221,7 @@ def wandb_mode(mode: str, environ: Mapping[str, str]) -> str:
 
 
 def configure_logging(*, rank: int) -> None:
-    """Sends the log to stderr through tqdm's bar; other ranks than the first only say what is wrong."""
+    """Sends the log to stderr above the bar; other ranks than the first only say what is wrong."""
     handler = _BarHandler()
     handler.setFormatter(
         logging.Formatter(
@@ -239,7 +236,7 @@ def configure_logging(*, rank: int) -> None:
 
 class _BarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        write_line(self.format(record))
 
 
 def _json_number(value: Any) -> Any:

@@ -6,16 +6,30 @@ No figure in the README is typed by hand: each comes from the run's summary.json
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.alternate import machine  # noqa: E402 - run as a script, the root is not on the path before
-from distributed.report.snapshots import figure_files  # noqa: E402
+from data.store import open_store  # noqa: E402
+from distributed.report.inputs import ReportError  # noqa: E402
+from docs.browser import Browser, View  # noqa: E402
 
 README = ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
+# parts of a run's page, by the name of their picture
+FIGURES = {
+    "overview": "header.head",
+    "masks": "#music .masks",
+    "prediction": "#music .filled",
+    "training": "#training .charts",
+    "diagnostics": "#collapse .charts",
+    "attention": "#attention .explorers",
+    "probes": "#probes .scroll",
+    "layers": "#probes .charts",
+}
 TITLES = {
     "key": "key (weighted score)",
     "beats": "beats (F1)",
@@ -33,6 +47,30 @@ def main(run_dir: Path) -> None:
     text = _between(text, "facts", facts(summary))
     text = _between(text, "table", table(summary["probes"]))
     README.write_text(text)
+
+
+def figure_files(run_dir: str | Path, out: Path) -> list[Path]:
+    """Writes each of `FIGURES` as PNG, and returns their paths.
+
+    Args:
+        run_dir: a run with its report.html, a path or URL.
+
+    Raises:
+        ReportError: the run has no page yet.
+        BrowserError: no Chromium, or the page lacks one of the parts because an input of it was missing.
+    """
+    store = open_store(str(run_dir))
+    if not store.exists("report.html"):
+        raise ReportError(f"{run_dir} has no report.html; make it with `python -m distributed report {run_dir}`")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, Browser() as browser:
+        page = Path(folder) / "report.html"
+        page.write_bytes(store.read("report.html"))
+        visit = browser.visit(page.as_uri(), view=View(width=1200, scale=2.0), pictures=list(FIGURES.values()))
+    paths = {name: out / f"{name}.png" for name in FIGURES}
+    for name, path in paths.items():
+        path.write_bytes(visit.pictures[FIGURES[name]])
+    return list(paths.values())
 
 
 def facts(summary: dict) -> str:

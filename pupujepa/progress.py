@@ -19,6 +19,11 @@ def follow(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator
             progress.advance()
 
 
+def write_line(line: str) -> None:
+    """Writes a line of the log to stderr, above the bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+
+
 class Progress:
     """Counts done things, as a context manager.
 
@@ -45,7 +50,7 @@ class Progress:
         self._clock, self._shown = clock, shown
         self._started_at = self._shown_at = clock()
         bar = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", disable=not bar, leave=True)
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", disable=not bar, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -53,7 +58,12 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar.disable and self.done:
             self._line(self._note)
-        self._bar.close()
+        self.close()
+
+    @property
+    def has_bar(self) -> bool:
+        """True on a terminal."""
+        return not self._bar.disable
 
     @property
     def done_now(self) -> int:
@@ -88,6 +98,10 @@ class Progress:
     def say(self, note: str) -> None:
         """Shows what is being done, behind the bar."""
         self._bar.set_postfix_str(note)
+
+    def close(self) -> None:
+        """Leaves the bar where it is; a `with` statement also writes the last line."""
+        self._bar.close()
 
     def _line(self, note: str) -> None:
         if not self._shown:

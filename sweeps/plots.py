@@ -1,6 +1,6 @@
 """The drawings of a sweep's page, as inline SVG: differences, parallel coordinates, quality over crops, and the front.
 
-They share sizes, colours and axes with the drawings of a run's page (distributed/report).
+They share sizes, colours and axes with the drawings of a run's page (distributed/drawing).
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from distributed.report.charts import (
+from distributed.drawing.charts import (
     BOTTOM,
     HEIGHT,
     LEFT,
@@ -18,12 +18,14 @@ from distributed.report.charts import (
     Axis,
     Chart,
     Series,
+    level_lines,
     line_chart,
     tick_label,
     ticks,
 )
-from distributed.report.forest import CELL_WIDTH, Difference, forest_axis, forest_cell, shared_axis
-from distributed.report.wording import fixed, significant
+from distributed.drawing.forest import Difference, forest_column
+from distributed.drawing.tables import Cell, Group, Table
+from distributed.drawing.wording import fixed, significant
 from sweeps.axes import BASE
 from sweeps.outcomes import Point, front
 from sweeps.tables import TERA
@@ -45,32 +47,15 @@ class Change(Difference):
         return self.lo > 0 or self.hi < 0
 
 
-@dataclass(frozen=True)
-class Deltas:
-    """The differences to the base on one task, a row per value, all on one axis.
-
-    Attributes:
-        zero: where the axis is 0, as a share of the drawings' width.
-        rows: label and drawing.
-    """
-
-    scale: str
-    zero: float
-    rows: tuple[tuple[str, str], ...]
-
-
-def delta_plot(task: str, found: Sequence[Point]) -> Deltas | None:
-    """Returns a forest plot of all differences to the base on one task; None when there are none."""
-    changes = [
-        Change(point.label, delta.value, delta.lo, delta.hi)
-        for point in found
-        if (delta := point.deltas.get(task)) is not None
-    ]
-    if not changes:
+def delta_table(task: str, title: str, found: Sequence[Point]) -> Table | None:
+    """Returns a forest plot of all differences to the base on one task, a row per value; None when there are none."""
+    deltas = [(point.label, point.deltas[task]) for point in found if task in point.deltas]
+    if not deltas:
         return None
-    axis = shared_axis(changes, 4, CELL_WIDTH - 4)
-    rows = tuple((change.label, forest_cell(change, axis)) for change in changes)
-    return Deltas(forest_axis(axis), axis(0) / CELL_WIDTH, rows)
+    changes = [Change(label, delta.value, delta.lo, delta.hi) for label, delta in deltas]
+    scale, drawings, zero = forest_column("difference to the base", changes)
+    rows = tuple((Cell(change.label), drawing) for change, drawing in zip(changes, drawings, strict=True))
+    return Table(title, (Cell("value"), scale), (Group("", rows),), zero=zero)
 
 
 def quality_chart(found: Sequence[Point]) -> Chart | None:
@@ -190,16 +175,11 @@ def _score_column(at: float, quality: Axis) -> str:
 
 
 def _frame(x: Axis, y: Axis) -> list[str]:
-    rows = [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick end" x="{LEFT - 6}" y="{y(v) + 3.5:.1f}">{escape(tick_label(v))}</text>'
-        for v in ticks(y.lo, y.hi)
-    ]
     ends = [
         f'<text class="tick {side}" x="{at}" y="{HEIGHT - BOTTOM + 15}">{escape(significant(value))}{unit}</text>'
         for value, at, side, unit in ((x.lo, LEFT, "start", ""), (x.hi, WIDTH - RIGHT, "end", " TFLOP, log"))
     ]
-    return [*rows, *ends]
+    return [*level_lines(y), *ends]
 
 
 def _short(value: Any) -> str:

@@ -11,20 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from distributed import report as page_of_a_run
-from distributed.report.charts import frame_clip
-from distributed.report.wording import duration, fixed, interval
+from distributed.drawing.charts import frame_clip
+from distributed.drawing.page import render_page
+from distributed.drawing.tables import Table, to_latex
 from distributed.run_directory import write_atomically
 from pupujepa.json_lines import write_rows
 from sweeps.outcomes import Point, points, trial_rows
 from sweeps.plan import Plan, read_plan
-from sweeps.plots import delta_plot, parallel_coordinates, pareto_chart, quality_chart
-from sweeps.tables import COST_HEADS, cost, differences, failures, reading, tasks_of, title, to_latex, to_markdown
+from sweeps.plots import delta_table, parallel_coordinates, pareto_chart, quality_chart
+from sweeps.tables import failures, markdown_page, points_table, tasks_of, title, trials_table
 
 HERE = Path(__file__).parent
-STYLE = Path(page_of_a_run.__file__).parent / "page.css"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,36 +45,26 @@ def write_report(out: Path) -> str:
     plan = read_plan(out)
     rows = trial_rows(plan, out)
     found = points(rows)
-    markdown = to_markdown(plan, rows, found)
+    table = points_table(plan, rows, found)
+    markdown = markdown_page(plan, table, failures(rows))
     write_rows(out / "sweep.jsonl", rows)
     write_atomically(out / "sweep.md", markdown)
-    write_atomically(out / "sweep.tex", to_latex(plan, rows, found))
-    write_atomically(out / "sweep.html", to_html(plan, rows, found))
+    write_atomically(out / "sweep.tex", to_latex([table]))
+    write_atomically(out / "sweep.html", to_html(plan, table, rows=rows, found=found))
     return markdown
 
 
-def to_html(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
-    """Returns the page."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    tasks = tasks_of(rows)
-    return environment.get_template("page.html.j2").render(
+def to_html(plan: Plan, table: Table, *, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
+    """Returns the page: drawings, the table of the values, and that of the trials."""
+    return render_page(
+        HERE / "page.html.j2",
+        title=f"{plan.name} · PupuJEPA sweep",
         plan=plan,
-        rows=rows,
-        points=found,
-        tasks=[(task, title(task, rows)) for task in tasks],
-        plots=[(title(task, rows), plot) for task in tasks if (plot := delta_plot(task, found))],
+        values=table,
+        trials=trials_table(rows),
+        plots=[plot for task in tasks_of(rows) if (plot := delta_table(task, title(task, rows), found))],
         wide=parallel_coordinates(found),
         charts=[chart for chart in (quality_chart(found), pareto_chart(found)) if chart],
         clip=frame_clip(),
-        reading=reading(plan, found),
         failures=failures(rows),
-        cost_heads=COST_HEADS,
-        differences=differences,
-        cost=cost,
-        interval=interval,
-        fixed=fixed,
-        duration=duration,
-        style=STYLE.read_text(),
     )

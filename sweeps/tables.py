@@ -1,63 +1,53 @@
-"""The table of a sweep in Markdown and LaTeX, its cells in words, and sentences on what it can and cannot say."""
+"""The tables of a sweep, and sentences on what they can and cannot say."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from distributed.marble.tasks import TASKS
-from distributed.report.wording import (
-    EN_DASH,
-    count_of,
-    duration,
-    fixed,
-    grouped,
-    interval,
-    latex,
-    listed,
-    significant,
-)
+from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts, to_markdown
+from distributed.drawing.wording import count_of, duration, fixed, grouped, interval, listed, significant
+from distributed.marble.marble_tasks import task_title
 from sweeps.outcomes import Delta, Point
 from sweeps.plan import Plan
 
-ABSENT = EN_DASH
 TERA = 1e12
-COST_HEADS = ("crops", "TFLOP", "time")
-_COMPARISONS = str.maketrans({"<": "$<$", ">": "$>$"})
 
 
-def to_markdown(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
-    """Returns the table, what it can and cannot say, and what went wrong."""
-    heads, *body = _table(rows, found)
-    lines = [f"# {plan.name}", "", *([plan.question, ""] if plan.question else [])]
-    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in body]
-    lines += ["", *reading(plan, found), ""]
-    for row in failures(rows):
+def points_table(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> Table:
+    """Returns the base and every axis value: what each task scored, what differs, what it cost."""
+    tasks = tasks_of(rows)
+    head = texts("trial", *(title(t, rows) for t in tasks), "differs from the base in", "crops", "TFLOP", "time")
+    lines = [
+        (Cell(p.label), *(cell(p, t) for t in tasks), Cell(differences(p) or ABSENT.text), *texts(*cost(p)))
+        for p in found
+    ]
+    return Table("Every value of every axis", head, (Group("", tuple(lines)),), tuple(reading(plan, found)))
+
+
+def trials_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Returns what became of each trial, and where it is."""
+    lines = [
+        texts(
+            row["name"],
+            str(row["seed"]),
+            row["status"],
+            str(row["steps"]),
+            duration(row["train_s"]),
+            duration(row["evaluate_s"]),
+            row["directory"],
+        )
+        for row in rows
+    ]
+    head = texts("trial", "seed", "status", "steps", "training", "probes", "directory")
+    return Table("The trials", head, (Group("", tuple(lines)),))
+
+
+def markdown_page(plan: Plan, table: Table, failed: Sequence[dict[str, Any]]) -> str:
+    """Returns the table with what it can and cannot say, and what went wrong."""
+    lines = [f"# {plan.name}", "", *([plan.question, ""] if plan.question else []), to_markdown([table])]
+    for row in failed:
         lines += [f"**{row['name']} {row['status']}**: {row['reason'] or 'not finished'}", ""]
         lines += ["```", *row["log_tail"], "```", ""] if row["log_tail"] else []
     return "\n".join(lines)
-
-
-def to_latex(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
-    """Returns the same table for a paper: `booktabs` rows, the base first, what could not be measured as a dash."""
-    heads, *body = _table(rows, found)
-    lines = [
-        f"% {plan.name}, written by `python -m sweeps report`; needs \\usepackage{{booktabs}}",
-        r"\begin{tabular}{l" + "r" * len(tasks_of(rows)) + "lrrr}",
-        r"\toprule",
-        _latex_row(heads),
-        r"\midrule",
-        *map(_latex_row, body),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join([*lines, *(f"% {sentence}" for sentence in reading(plan, found)), ""])
-
-
-def _table(rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> list[list[str]]:
-    """Returns the heads, then the cells of every point."""
-    tasks = tasks_of(rows)
-    heads = ["", *(title(task, rows) for task in tasks), "differs from the base in", *COST_HEADS]
-    return [heads, *([p.label, *(cell(p, t) for t in tasks), differences(p), *cost(p)] for p in found)]
 
 
 def tasks_of(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -67,27 +57,25 @@ def tasks_of(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def title(task: str, rows: Sequence[dict[str, Any]]) -> str:
     """Returns a task's title and metric, as a column head."""
-    titles = {row.name: row.title for row in TASKS}
     metric = next(row["results"][task]["metric"] for row in rows if task in row["results"])
-    return f"{titles.get(task, task)} ({metric})"
+    return f"{task_title(task)} ({metric})"
 
 
-def cell(point: Point, task: str) -> str:
+def cell(point: Point, task: str) -> Cell:
     """Returns the value of a task and its difference to the base, or a dash."""
     if task not in point.values:
         return ABSENT
     if task not in point.deltas:
-        return fixed(point.values[task])
+        return Cell(fixed(point.values[task]))
     delta = point.deltas[task]
-    return f"{fixed(point.values[task])} ({fixed(delta.value, sign=True)} {interval(delta.lo, delta.hi)})"
+    return Cell(fixed(point.values[task]), f"({fixed(delta.value, sign=True)} {interval(delta.lo, delta.hi)})")
 
 
 def differences(point: Point) -> str:
     """Returns the hyperparameters that differ, `key: base -> here`."""
-    texts = [f"{key}: {before} → {here}" for key, (before, here) in point.differs.items()]
+    differ = [f"{key}: {before} → {here}" for key, (before, here) in point.differs.items()]
     also = sorted({name.rpartition("-seed")[0] for row in point.rows for name in row["also"]})
-    same = [f"also stands for {listed(also)}"] if also else []
-    return "; ".join([*texts, *same]) or ABSENT
+    return "; ".join([*differ, *([f"also stands for {listed(also)}"] if also else [])])
 
 
 def cost(point: Point) -> tuple[str, str, str]:
@@ -97,7 +85,7 @@ def cost(point: Point) -> tuple[str, str, str]:
     """
     seconds = sum(row["train_s"] + row["evaluate_s"] for row in point.rows) / len(point.rows)
     if point.rows[0]["model"]:
-        return ABSENT, ABSENT, duration(seconds)
+        return ABSENT.text, ABSENT.text, duration(seconds)
     return grouped(point.rows[0]["crops"]), significant(point.flops / TERA), duration(seconds)
 
 
@@ -146,7 +134,3 @@ def _about_intervals(seeds: Sequence[int]) -> str:
         f"Intervals cover the choice of items only (95 %, both runs' bootstrap intervals combined as if "
         f"independent, which is on the safe side)."
     )
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(latex(cell).translate(_COMPARISONS) for cell in cells) + r" \\"

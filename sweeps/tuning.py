@@ -16,9 +16,9 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from tqdm import tqdm
 
 from pupujepa.errors import UserError
+from pupujepa.progress import Progress, write_line
 from sweeps.axes import ASHA
 from sweeps.plan import Plan, read_plan
 from sweeps.record import Record, read_record, read_results, write_record
@@ -93,7 +93,7 @@ def _new_tuner(
             name=plan.digest,
             storage_path=str(out / "tune"),
             failure_config=tune.FailureConfig(max_failures=WORKER_LOSSES),
-            callbacks=[Progress(out)],
+            callbacks=[TrialsProgress(out)],
             verbose=0,
         ),
     )
@@ -111,7 +111,7 @@ def require_room(plan: Plan, nodes: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-class Progress(tune.Callback):
+class TrialsProgress(tune.Callback):
     """One line per trial that ends, and a bar over all trials on a terminal.
 
     Tune pickles its callbacks with its state, so the bar is made when the experiment starts, not when this is.
@@ -119,10 +119,10 @@ class Progress(tune.Callback):
 
     def __init__(self, out: Path):
         self._out = out
-        self._bar: tqdm | None = None
+        self._progress: Progress | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_out": self._out, "_bar": None}
+        return {"_out": self._out, "_progress": None}
 
     def setup(
         self,
@@ -135,7 +135,8 @@ class Progress(tune.Callback):
         plan = read_plan(self._out)
         finished = sum(read_record(p, self._out).status == "finished" for p in plan.trials)
         total = len(plan.trials) if plan.search is None else plan.search.planned_before + plan.search.draws
-        self._bar = tqdm(total=total, initial=finished, desc="trials", unit="trial", disable=None)
+        self._progress = Progress(total, title="trials", unit="trials", shown=sys.stderr.isatty())
+        self._progress.skip(finished)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Says that a trial starts."""
@@ -145,8 +146,8 @@ class Progress(tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """Shows the newest step of a running trial on the bar."""
-        if self._bar is not None and "loss" in result:
-            self._bar.set_postfix_str(f"{trial.config['trial']} step {result['step']} loss {result['loss']:.4f}")
+        if self._progress is not None and "loss" in result:
+            self._progress.say(f"{trial.config['trial']} step {result['step']} loss {result['loss']:.4f}")
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Says how long a trial took and what came out, or why it failed, with the end of its log."""
@@ -169,13 +170,13 @@ class Progress(tune.Callback):
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
         """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        if self._progress is not None:
+            self._progress.close()
 
     def _say(self, line: str, *, done: int = 0) -> None:
-        tqdm.write(line, file=sys.stderr)
-        if self._bar is not None:
-            self._bar.update(done)
+        write_line(line)
+        if self._progress is not None and done:
+            self._progress.advance(done)
 
 
 def _pruned(record: Record, last_result: Mapping[str, Any]) -> Record:

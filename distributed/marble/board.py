@@ -5,16 +5,18 @@ offline tasks, of which nothing was ever published. Inside a table, rows are gro
 is a group, and so are the published numbers. What is not comparable for another reason carries a mark.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts
+from distributed.drawing.wording import EN_DASH, fixed, interval
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
 from distributed.marble.paired import Entry, paired_difference
 from distributed.marble.published import MARBLE_COLUMNS, Column, PublishedModel, caveats, published_models
-from distributed.marble.tables import ABSENT, Cell, Group, Table
+from distributed.marble.results import Row
 from distributed.marble.tasks import TASKS
-from distributed.report.wording import EN_DASH, fixed
 
 _OFFLINE_COLUMNS = tuple(Column(t.name, t.title, (t.metric,)) for t in TASKS)
 _LOCAL = frozenset(t.name for t in ALL_TASKS if t.by_frame)
@@ -71,13 +73,11 @@ def _parts(measured: set[str]) -> list[Part]:
 def _scores(part: Part, entries: Sequence[Entry]) -> Table:
     groups = {}
     for protocol in _protocols(entries):
-        cells = _cells(entries, protocol)
-        labels = list(dict.fromkeys(label for label, _ in cells))
-        best = {c: max(_score(e, c) for (_, t), e in cells.items() if t == c.task) for c in _held(part, cells)}
+        encoders = _by_label(entries, protocol)
         rows = []
-        for label in labels:
-            values = [_value(cells.get((label, c.task)), c, best.get(c), part) for c in part.columns]
-            rows.append((*_about([e for (own, _), e in cells.items() if own == label]), *values))
+        for own in encoders.values():
+            values = [_value(own.get(c.task), c, _best(encoders.values(), c), part) for c in part.columns]
+            rows.append((*_about(list(own.values())), *values))
         groups[protocol] = Group(_HEADINGS[protocol] if part.with_published else f"Protocol {protocol}", tuple(rows))
     notes = [_reading(part, entries), *_policies(entries)]
     if part.with_published:
@@ -86,16 +86,20 @@ def _scores(part: Part, entries: Sequence[Entry]) -> Table:
     else:
         notes.append("These tasks follow MARBLE's in kind, not in data: there are no published numbers for them.")
     ordered = tuple(groups[name] for name in ("marble", "published", "clean") if name in groups)
-    return Table(part.title, (*_ABOUT, *(c.title for c in part.columns)), ordered, tuple(notes))
+    return Table(part.title, texts(*_ABOUT, *(c.title for c in part.columns)), ordered, tuple(notes))
 
 
-def _held(part: Part, cells: Mapping[tuple[str, str], Entry]) -> list[Column]:
-    return [c for c in part.columns if any(task == c.task for _, task in cells)]
+def _best(encoders: Iterable[Mapping[str, Entry]], column: Column) -> float:
+    return max((_scored(own[column.task], column)["value"] for own in encoders if column.task in own), default=math.nan)
 
 
-def _cells(entries: Sequence[Entry], protocol: str) -> dict[tuple[str, str], Entry]:
-    """Returns the entries of a protocol by label and task."""
-    return {(e.label, e.row["task"]): e for e in entries if e.row["protocol"] == protocol}
+def _by_label(entries: Sequence[Entry], protocol: str) -> dict[str, dict[str, Entry]]:
+    """Returns the entries of a protocol by label, and then by task."""
+    found: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        if entry.row["protocol"] == protocol:
+            found.setdefault(entry.label, {})[entry.row["task"]] = entry
+    return found
 
 
 def _protocols(entries: Sequence[Entry]) -> list[str]:
@@ -115,7 +119,7 @@ def _about(entries: Sequence[Entry]) -> tuple[Cell, ...]:
     layer = "the only one" if layers == [1] else f"best of {_range(layers)}"
     if together[-1]:
         layer += f" and {_range(together)} of all"
-    return (Cell(entries[0].label), Cell(first["protocol"]), Cell(layer), Cell(f"lr {rate}"), Cell("measured here"))
+    return texts(entries[0].label, first["protocol"], layer, f"lr {rate}", "measured here")
 
 
 def _range(counts: Sequence[int]) -> str:
@@ -128,23 +132,19 @@ def _metric(entry: Entry, column: Column) -> str:
     return next(n for n in names if n in column.metrics)
 
 
-def _score(entry: Entry, column: Column) -> float:
-    return _numbers(entry, column)[0]
+def _scored(entry: Entry, column: Column) -> Row:
+    return entry.scored(_metric(entry, column))
 
 
-def _numbers(entry: Entry, column: Column) -> tuple[float, float, float]:
-    name = _metric(entry, column)
-    found = entry.row if name == entry.row["metric"] else entry.row["extra"][name]
-    return found["value"], *found["interval"]
-
-
-def _value(entry: Entry | None, column: Column, best: float | None, part: Part) -> Cell:
+def _value(entry: Entry | None, column: Column, best: float, part: Part) -> Cell:
     if entry is None:
         return ABSENT
-    value, low, high = (100 * v for v in _numbers(entry, column))
+    found = _scored(entry, column)
+    low, high = found["interval"]
+    bounds = interval(100 * low, 100 * high, 1)
     other = part.with_published and any(c.startswith("other") for c in caveats(entry.row))
-    bounds = f"[{fixed(low, 1)}, {fixed(high, 1)}]"
-    return Cell(fixed(value, 1), bounds, strong=value == 100 * (best or 0.0), mark=OTHER_DATA if other else "")
+    strong, mark = found["value"] == best, OTHER_DATA if other else ""
+    return Cell(fixed(100 * found["value"], 1), bounds, strong=strong, mark=mark)
 
 
 def _published_rows(columns: Sequence[Column]) -> list[tuple[Cell, ...]]:
@@ -156,19 +156,20 @@ def _published_rows(columns: Sequence[Column]) -> list[tuple[Cell, ...]]:
 
 
 def _about_published(model: PublishedModel) -> tuple[Cell, ...]:
-    name = Cell(f"{model.name} ({model.parameters_m} M)")
-    return (name, Cell("as published"), Cell(model.layer_policy), Cell(model.rate_policy), Cell(model.source))
+    name = f"{model.name} ({model.parameters_m} M)"
+    return texts(name, "as published", model.layer_policy, model.rate_policy, model.source)
 
 
 def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table | None:
     groups = []
     for protocol in _protocols(entries):
-        cells = _cells(entries, protocol)
+        encoders = _by_label(entries, protocol)
+        others = encoders.pop(reference, {})
         rows = []
-        for label in dict.fromkeys(label for label, _ in cells if label != reference):
-            found = [_difference(cells.get((label, c.task)), cells.get((reference, c.task)), c) for c in part.columns]
+        for label, own in encoders.items():
+            found = [_difference(own.get(c.task), others.get(c.task), c) for c in part.columns]
             if any(c is not ABSENT for c in found):
-                rows.append((Cell(label), Cell(protocol), *found))
+                rows.append((*texts(label, protocol), *found))
         if rows:
             groups.append(Group("", tuple(rows)))
     if not groups:
@@ -177,22 +178,23 @@ def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table 
         "Paired: both encoders are scored on the same resampled items (the unit is the piece or the file, never the "
         "slice). Bold: the 95 % interval leaves out zero; of many such differences one in twenty does so by chance.",
     )
-    head = ("encoder", "protocol", *(c.title for c in part.columns))
+    head = texts("encoder", "protocol", *(c.title for c in part.columns))
     return Table(f"{part.title}: differences to {reference}, in points", head, tuple(groups), notes)
 
 
 def _difference(entry: Entry | None, reference: Entry | None, column: Column) -> Cell:
     if entry is None or reference is None:
         return ABSENT
-    found = paired_difference(entry, reference, _metric(entry, column))
+    return difference_cell(entry, reference, _metric(entry, column))
+
+
+def difference_cell(entry: Entry, reference: Entry, metric: str) -> Cell:
+    """Returns a difference in points with its interval, or why there is none; strong where zero is left out."""
+    found = paired_difference(entry, reference, metric)
     if isinstance(found, str):
         return Cell(ABSENT.text, found)
-    return difference_cell(*found)
-
-
-def difference_cell(value: float, low: float, high: float) -> Cell:
-    """Returns a difference in points with its interval, emphasised where the interval leaves out zero."""
-    text, bounds = fixed(100 * value, 1, sign=True), f"[{fixed(100 * low, 1)}, {fixed(100 * high, 1)}]"
+    value, low, high = found
+    text, bounds = fixed(100 * value, 1, sign=True), interval(100 * low, 100 * high, 1)
     return Cell(text, bounds, strong=low > 0 or high < 0)
 
 
@@ -200,12 +202,10 @@ def _choices(part: Part, entries: Sequence[Entry]) -> Table:
     rows = []
     tasks = list(dict.fromkeys(c.task for c in part.columns))
     for protocol in _protocols(entries):
-        cells = _cells(entries, protocol)
-        for label in dict.fromkeys(label for label, _ in cells):
-            rows.append((Cell(label), Cell(protocol), *(_choice(cells.get((label, t))) for t in tasks)))
-    return Table(
-        f"{part.title}: what was chosen on validation", ("encoder", "protocol", *tasks), (Group("", tuple(rows)),)
-    )
+        for label, own in _by_label(entries, protocol).items():
+            rows.append((*texts(label, protocol), *(_choice(own.get(t)) for t in tasks)))
+    head = texts("encoder", "protocol", *tasks)
+    return Table(f"{part.title}: what was chosen on validation", head, (Group("", tuple(rows)),))
 
 
 def _choice(entry: Entry | None) -> Cell:

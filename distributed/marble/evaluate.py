@@ -37,6 +37,7 @@ from pathlib import Path
 import torch
 
 from distributed.agreement import agreed_precision
+from distributed.drawing.tables import to_markdown
 from distributed.marble.encoders import BASELINES
 from distributed.marble.evaluation import Evaluation, evaluate
 from distributed.marble.inventory import measurable, take_inventory
@@ -44,7 +45,6 @@ from distributed.marble.marble_tasks import choose_tasks
 from distributed.marble.quick import quick_table
 from distributed.marble.result_tables import result_tables
 from distributed.marble.results import Sampling
-from distributed.marble.tables import to_markdown
 from distributed.marble.tasks import Protocol, Task
 from distributed.telemetry import configure_logging
 from distributed.topology import choose_device, discover, loopback_interface, process_group, usable_gpus

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from distributed.drawing.tables import Cell, Group, Table, texts, to_latex, to_markdown, to_page
+from distributed.drawing.wording import fixed
 from distributed.marble.board import difference_cell, leaderboard
-from distributed.marble.marble_tasks import ALL_TASKS
+from distributed.marble.marble_tasks import task_title
 from distributed.marble.metrics import METRICS
-from distributed.marble.paired import Entry, paired_difference, read_entries
+from distributed.marble.paired import Entry, read_entries
 from distributed.marble.results import RESULTS
-from distributed.marble.tables import ABSENT, Cell, Group, Table, to_latex, to_markdown, to_page
-from distributed.report.wording import fixed
 from distributed.run_directory import write_atomically
 from pupujepa.errors import UserError
 
@@ -88,9 +88,8 @@ def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
     rows = []
     for entry in (e for e in entries if e.label == one):
         reference = of_other.get((entry.row["task"], entry.row["protocol"]))
-        for name in _metrics(entry) if reference else ():
-            assert reference is not None
-            rows.append(_line(entry, reference, name))
+        if reference:
+            rows += [_line(entry, reference, name) for name in _metrics(entry)]
     if not rows:
         raise UserError(
             f"{one} and {other} share no task under one protocol, so there is nothing to compare; evaluate both: "
@@ -100,22 +99,15 @@ def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
         "Paired bootstrap over the items of the test split (pieces or files); both encoders are scored on the same "
         "resamples. Bold: the 95 % interval leaves out zero; one such difference in twenty does so by chance.",
     )
-    head = ("task", "protocol", "metric", one, other, "difference in points")
+    head = texts("task", "protocol", "metric", one, other, "difference in points")
     return Table(f"{one} minus {other}", head, (Group("", tuple(rows)),), notes)
 
 
 def _line(entry: Entry, reference: Entry, name: str) -> tuple[Cell, ...]:
-    found = paired_difference(entry, reference, name)
-    difference = Cell(ABSENT.text, found) if isinstance(found, str) else difference_cell(*found)
-    titles = {t.name: t.title for t in ALL_TASKS}
-    values = [Cell(fixed(100 * e.value(name), 1)) for e in (entry, reference)]
-    task = str(entry.row["task"])
+    values = [fixed(100 * e.scored(name)["value"], 1) for e in (entry, reference)]
     return (
-        Cell(titles.get(task, task)),
-        Cell(entry.row["protocol"]),
-        Cell(METRICS[name].title),
-        *values,
-        difference,
+        *texts(task_title(entry.row["task"]), entry.row["protocol"], METRICS[name].title, *values),
+        difference_cell(entry, reference, name),
     )
 
 

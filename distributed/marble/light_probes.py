@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from distributed.marble.frozen_features import Features, statistics_of
-from distributed.marble.intervals import interval, resample_weights
 from distributed.marble.jobs import Job
 from distributed.marble.metrics import METRICS
 from distributed.marble.neighbours import (
@@ -27,6 +26,7 @@ from distributed.marble.neighbours import (
     resampled_mean,
 )
 from distributed.marble.outputs import pool_items
+from distributed.marble.resampling import central_interval, resample_weights
 from distributed.marble.results import Row, Sampling
 from distributed.marble.spectra import groups_of, lidar_of, rank_of
 from distributed.marble.targets import Targets, item_targets, slice_targets
@@ -127,7 +127,7 @@ def _tested(job: Job, check: Check, features: "_ItemFeatures", method: _Method, 
         **method.options[option],
         **method.facts,
         "value": float(np.mean(values_V)),
-        "interval": list(interval(values_R)),
+        "interval": list(central_interval(values_R)),
         "std_over_draws": float(np.std(values_V)),
         "layer": layer,
         "layer_name": job.provenance.layer_names[layer],

@@ -282,3 +282,8 @@ def choose_tasks(names: Sequence[str]) -> tuple[Task, ...]:
         raise UserError("--tasks names no task; all is every task, offline and marble are the two groups")
     expanded = [task.name for name in names for task in _GROUPS.get(name, ())]
     return select_tasks([*expanded, *(name for name in names if name not in _GROUPS)], ALL_TASKS)
+
+
+def task_title(name: str) -> str:
+    """Returns a task's title; its name for one that is in no table."""
+    return next((task.title for task in ALL_TASKS if task.name == name), name)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed.marble.intervals import interval
+from distributed.marble.resampling import central_interval
 from distributed.marble.results import RESULTS, Row, read_resamples, read_results
 from pupujepa.errors import UserError
 
@@ -30,9 +30,9 @@ class Entry:
     row: Row
     values_MR: np.ndarray | None
 
-    def value(self, metric: str) -> float:
-        """Returns the score by one of the row's metrics."""
-        return self.row["value"] if metric == self.row["metric"] else self.row["extra"][metric]["value"]
+    def scored(self, metric: str) -> Row:
+        """Returns the `value` and `interval` of one of the row's metrics."""
+        return self.row if metric == self.row["metric"] else self.row["extra"][metric]
 
 
 def read_entries(folders: Sequence[Path]) -> list[Entry]:
@@ -79,8 +79,8 @@ def paired_difference(entry: Entry, reference: Entry, metric: str) -> tuple[floa
     if draws[0] != draws[1]:
         return "other resamples"
     place = one["bootstrap"]["metrics"].index(metric)
-    low, high = interval(entry.values_MR[place] - reference.values_MR[place])
-    return entry.value(metric) - reference.value(metric), low, high
+    low, high = central_interval(entry.values_MR[place] - reference.values_MR[place])
+    return entry.scored(metric)["value"] - reference.scored(metric)["value"], low, high
 
 
 def _of_one_corpus(entries: list[Entry]) -> list[Entry]:

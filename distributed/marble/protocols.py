@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distributed.drawing.tables import Cell, Group, Table, texts
+from distributed.drawing.wording import fixed
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS
-from distributed.marble.tables import Cell, Group, Table
 from distributed.marble.tasks import Task
 
 # of every task, whatever its row says
@@ -47,15 +48,15 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     lines = []
     for task, encoder in both:
         cells = [values[task, encoder, p] for p in ("marble", "clean")]
-        numbers = [Cell(f"{c['value']:.3f}", f"({METRICS[c['metric']].title}, {c['test_items']} items)") for c in cells]
-        lines.append((Cell(task), Cell(encoder), *numbers))
+        numbers = [Cell(fixed(c["value"]), f"({METRICS[c['metric']].title}, {c['test_items']} items)") for c in cells]
+        lines.append((*texts(task, encoder), *numbers))
     of_name = {t.name: t for t in ALL_TASKS}
     notes = [
         f"{name} (marble / clean): {'; '.join(differences(of_name[name]))}."
         for name in dict.fromkeys(task for task, _ in both)
         if name in of_name
     ]
-    head = ("task", "encoder", "marble", "clean")
+    head = texts("task", "encoder", "marble", "clean")
     return Table("What differs between the protocols", head, (Group("", tuple(lines)),), tuple(notes))
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts, to_markdown
+from distributed.drawing.wording import fixed, interval
 from distributed.marble.jobs import Job, deal
 from distributed.marble.light_probes import FEW_SHOT, KNN, SPECTRUM, Check, check_job
 from distributed.marble.metrics import METRICS
@@ -73,27 +75,25 @@ def read_quick(folder: Path) -> list[Row]:
 
 def quick_table(rows: Sequence[Row]) -> str:
     """Returns a Markdown table with a line for every task and encoder."""
-    shots = [f"{n}-shot" for n in SHOTS]
-    lines = [
-        f"No training: cosine neighbours, class means of n labelled items a class (mean of {DRAWS} draws), with 95 % "
-        "intervals; RankMe and LiDAR of the last layer. Layer and k are chosen on validation.",
-        "",
-        "| task | encoder | " + " | ".join(["kNN", *shots, "RankMe", "LiDAR"]) + " |",
-        "|---|---|" + "---|" * (len(shots) + 3),
-    ]
+    lines = []
     for place in dict.fromkeys((r["task"], r["encoder"], r["protocol"]) for r in rows):
         own = {_place(r)[3:]: r for r in rows if (r["task"], r["encoder"], r["protocol"]) == place}
         spectrum = own[SPECTRUM, None]
         cells = [_cell(own.get((KNN, None))), *(_cell(own.get((FEW_SHOT, n))) for n in SHOTS)]
-        cells += [f"{spectrum['rank'][-1]:.1f}", f"{spectrum['lidar'][-1]:.1f}" if spectrum["lidar"] else "-"]
-        metric = METRICS[spectrum["metric"]].title
-        lines.append(f"| {place[0]} ({metric}) | {place[1]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        ranks = [f"{spectrum[name][-1]:.1f}" if spectrum[name] else ABSENT.text for name in ("rank", "lidar")]
+        name = f"{place[0]} ({METRICS[spectrum['metric']].title})"
+        lines.append((*texts(name, place[1]), *cells, *texts(*ranks)))
+    head = texts("task", "encoder", "kNN", *(f"{n}-shot" for n in SHOTS), "RankMe", "LiDAR")
+    note = (
+        f"No training: cosine neighbours, class means of n labelled items a class (mean of {DRAWS} draws), with 95 % "
+        "intervals; RankMe and LiDAR of the last layer. Layer and k are chosen on validation."
+    )
+    return to_markdown([Table("Quick checks", head, (Group("", tuple(lines)),), (note,))])
 
 
 def _place(row: Row) -> tuple[Any, ...]:
     return row["task"], row["encoder"], row["protocol"], row["check"], row.get("shots")
 
 
-def _cell(row: Row | None) -> str:
-    return "-" if row is None else "{:.3f} [{:.3f}, {:.3f}]".format(row["value"], *row["interval"])
+def _cell(row: Row | None) -> Cell:
+    return ABSENT if row is None else Cell(fixed(row["value"]), interval(*row["interval"]))

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distributed.marble.marble_tasks import ALL_TASKS
+from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts
+from distributed.drawing.wording import fixed, interval
+from distributed.marble.marble_tasks import task_title
 from distributed.marble.metrics import METRICS
 from distributed.marble.protocols import comparison
-from distributed.marble.tables import ABSENT, Cell, Group, Table
+
+Row = Mapping[str, Any]
 
 EXPLAINED = {
     "clean": "best epoch on validation, exact metrics, standardised features; layer and learning rate chosen on "
@@ -16,15 +19,25 @@ EXPLAINED = {
 }
 
 
-def result_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+def result_tables(rows: Sequence[Row]) -> list[Table]:
     """Returns one table for each protocol, and one of both where tasks were measured under both."""
     tables = [_table(protocol, rows) for protocol in dict.fromkeys(r["protocol"] for r in rows)]
     both = comparison(rows)
     return [*tables, both] if both else tables
 
 
-def _table(protocol: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    titles = {t.name: t.title for t in ALL_TASKS}
+def score_cell(row: Row, best: float) -> Cell:
+    """Returns a score with its interval, emphasised where it is the best of its task."""
+    value = row["value"]
+    return Cell(fixed(value), interval(*row["interval"]), strong=value == best, value=value)
+
+
+def metric_title(metric: str) -> str:
+    """Returns a metric's title; its name for one that this version does not know."""
+    return METRICS[metric].title if metric in METRICS else metric
+
+
+def _table(protocol: str, rows: Sequence[Row]) -> Table:
     own = [r for r in rows if r["protocol"] == protocol]
     encoders = list(dict.fromkeys(r["encoder"] for r in own))
     cells = {(r["task"], r["encoder"]): r for r in own}
@@ -33,11 +46,7 @@ def _table(protocol: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         of_task = [cells.get((name, e)) for e in encoders]
         there = [r for r in of_task if r]
         best = max(r["value"] for r in there)
-        title = f"{titles.get(name, name)} ({METRICS[there[0]['metric']].title})"
-        lines.append((Cell(title), *(_cell(r, best) if r else ABSENT for r in of_task)))
-    return Table(f"Protocol {protocol}", ("task", *encoders), (Group("", tuple(lines)),), (f"{EXPLAINED[protocol]}.",))
-
-
-def _cell(row: Mapping[str, Any], best: float) -> Cell:
-    low, high = row["interval"]
-    return Cell(f"{row['value']:.3f}", f"[{low:.3f}, {high:.3f}]", strong=row["value"] == best)
+        title = f"{task_title(name)} ({metric_title(there[0]['metric'])})"
+        lines.append((Cell(title), *(score_cell(r, best) if r else ABSENT for r in of_task)))
+    head = texts("task", *encoders)
+    return Table(f"Protocol {protocol}", head, (Group("", tuple(lines)),), (f"{EXPLAINED[protocol]}.",))

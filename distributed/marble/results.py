@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from distributed.marble.intervals import interval, resample_weights
+from distributed.drawing.tables import Drawings, to_markdown, to_page
+from distributed.marble.layer_profiles import layer_profiles
 from distributed.marble.marble_tasks import ALL_TASKS
 from distributed.marble.metrics import METRICS, Statistics
 from distributed.marble.probing import Outcome
+from distributed.marble.resampling import central_interval, resample_weights
 from distributed.marble.result_tables import result_tables
-from distributed.marble.tables import Drawings, to_markdown, to_page
 from distributed.marble.tasks import Protocol, Task
-from distributed.report.probes import layer_profiles
 from distributed.run_directory import write_atomically
 from pupujepa.durable import atomic_file
 from pupujepa.json_lines import read_rows, write_rows
@@ -81,7 +81,6 @@ def make_rows(
     resamples: Resamples = {}
     for outcome in outcomes:
         own = values[outcome.encoder]
-        value, values_R = own[task.metric]
         values_MR = np.stack([own[n][1] for n in names])
         digest = _digest(values_MR.tobytes())
         resamples[digest] = values_MR
@@ -91,8 +90,7 @@ def make_rows(
                 "encoder": outcome.encoder,
                 "protocol": protocol,
                 "metric": task.metric,
-                "value": value,
-                "interval": list(interval(values_R)),
+                **_with_interval(*own[task.metric]),
                 **_choice_fields(task, outcome, provenance[outcome.encoder], sampling),
                 "bootstrap": {**drawn, "metrics": list(names), "values": digest},
                 "extra": _extra(task, outcome, own, provenance[outcome.encoder]),
@@ -175,8 +173,12 @@ def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()[:16]
 
 
-def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> dict[str, Any]:
-    return {"value": own[0] - other[0], "interval": list(interval(own[1] - other[1]))}
+def _with_interval(value: float, values_R: np.ndarray) -> Row:
+    return {"value": value, "interval": list(central_interval(values_R))}
+
+
+def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> Row:
+    return _with_interval(own[0] - other[0], own[1] - other[1])
 
 
 def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, sampling: Sampling) -> Row:
@@ -192,7 +194,7 @@ def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, samplin
             "split": "valid",
             "metric": task.selection,
             "value": choice.score,
-            "interval": list(interval(validation_R)),
+            "interval": list(central_interval(validation_R)),
             "items": len(outcome.validation_units),
         },
         "digests": dict(provenance.digests),
@@ -219,6 +221,5 @@ def _extra(
     if task.target == "regression":
         extra["outputs"] = list(outcome.classes)
     for name in task.extra_metrics:
-        value, values_R = values[name]
-        extra[name] = {"value": value, "interval": list(interval(values_R))}
+        extra[name] = _with_interval(*values[name])
     return extra

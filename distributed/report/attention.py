@@ -14,27 +14,25 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from data.store import open_store
+from distributed.drawing.tables import Group, Table, texts
+from distributed.drawing.wording import fixed, percent
 from distributed.report.music import Plate
 from distributed.report.pictures import (
-    LEFT,
-    PLOT_HEIGHT,
-    PLOT_WIDTH,
-    TOP,
     Canvas,
     band_name,
+    emblem,
     explorer,
     heat,
     hertz,
     packed,
 )
 from distributed.report.similarity import Similarity, similarity
-from distributed.report.wording import fixed, percent
 from pupujepa import attention as library
 from pupujepa.masks import MaskConfig
 from pupujepa.model import ModelConfig, PupuJEPA
+from pupujepa.progress import follow
 from pupujepa.weights import load
 
 TILES_ALONG_TIME = 8
@@ -68,14 +66,6 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class ShareRow:
-    """A row of the table of places: even spread, trained, untrained."""
-
-    place: str
-    values: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Attention:
     """Everything the section shows."""
 
@@ -83,8 +73,7 @@ class Attention:
     payload: str
     readout: str
     sentence: str
-    columns: tuple[str, ...]
-    shares: tuple[ShareRow, ...]
+    shares: Table
     multiples: tuple[tuple[Plate, ...], ...]
     multiples_note: str
     similarity: Similarity
@@ -97,7 +86,7 @@ def attention_section(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, masks:
     maps = {
         name: [
             region_attention(net, mel_TF, tile, masks=masks)
-            for tile in tqdm(chosen, desc=f"attention, {name}", disable=None)
+            for tile in follow(chosen, total=len(chosen), title=f"attention, {name}", unit="regions")
         ]
         for name, net, chosen in (("trained", model, tiles), ("untrained", untrained, tiles[::UNTRAINED_STRIDE]))
     }
@@ -196,15 +185,17 @@ def _arrange(
         payload=json.dumps(payload, ensure_ascii=False),
         readout=readouts[start],
         sentence=_sentence(shares, len(tiles)),
-        columns=("even spread", "trained", "untrained"),
-        shares=tuple(
-            ShareRow(p, tuple(percent(shares[k][i]) for k in ("even", "trained", "untrained")))
-            for i, p in enumerate(PLACES)
-        ),
+        shares=_share_table(shares),
         multiples=multiples,
         multiples_note=note,
         similarity=similarity(model, canvas, mel_TF, patch=(tiles[start].step, tiles[start].band)),
     )
+
+
+def _share_table(shares: dict[str, np.ndarray]) -> Table:
+    rows = [texts(place, *(percent(of_place[i]) for of_place in shares.values())) for i, place in enumerate(PLACES)]
+    head = texts("Place, seen from the hidden region", "even spread", "trained", "untrained")
+    return Table("Share of attention by place", head, (Group("", tuple(rows)),))
 
 
 def _start(tiles: Sequence[Tile]) -> int:
@@ -259,9 +250,5 @@ def _multiples(canvas: Canvas, maps_LHTF: np.ndarray) -> tuple[tuple[tuple[Plate
 
 def _head(canvas: Canvas, grid: np.ndarray, layer: int, head: int) -> Plate:
     label = f"Attention of head {head + 1} in layer {layer + 1}"
-    svg = (
-        f'<svg viewBox="{LEFT} {TOP} {PLOT_WIDTH} {PLOT_HEIGHT}" role="img" aria-label="{label}">'
-        f'<g class="picture"><use class="ground grey" href="#{canvas.symbol}" x="{LEFT}" y="{TOP}" width="{PLOT_WIDTH}"'
-        f' height="{PLOT_HEIGHT}"/></g>{heat(_brightness(grid))}</svg>'
-    )
+    svg = emblem(canvas, [heat(_brightness(grid))], grey=True, label=label)
     return Plate(f"head {head + 1}", "", svg)

@@ -8,10 +8,10 @@ the prediction explains beyond a constant.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distributed.guard import GuardConfig
+from distributed.drawing.wording import fixed, percent, significant
+from distributed.guard import CollapseGuard, GuardConfig
 from distributed.report.inputs import Row, column
 from distributed.report.terms import FEATURES, Terms
-from distributed.report.wording import fixed, percent, significant
 
 DEFAULTS = GuardConfig()
 HARDLY_MOVED = 0.1
@@ -115,23 +115,12 @@ def _explained(rows: Sequence[Row], terms: Terms) -> Finding | None:
 
 
 def _joint_fall(rows: Sequence[Row], guard: GuardConfig) -> Finding | None:
-    """Loss down by 15 % within 2,000 steps while rank or explained variance lies 30 % below its running maximum."""
-    steps, losses = column(rows, "loss")
-    watched = {"diag/effective_rank_teacher": "effective rank", "diag/explained_variance": "explained variance"}
-    for key, name in watched.items():
-        at, values = column(rows, key)
-        peak = 0.0
-        for step, value in zip(at, values, strict=True):
-            if step > 0:
-                peak = max(peak, value)
-            window = [v for s, v in zip(steps, losses, strict=True) if step - guard.loss_fall_steps <= s <= step]
-            fell = len(window) > 1 and window[-1] < (1 - guard.loss_fall) * window[0]
-            if fell and peak > 0 and value < (1 - guard.fall) * peak:
-                return Finding(
-                    "alarm",
-                    f"At step {step:.0f} the loss fell while the {name} lay more than {percent(guard.fall, 0)} below "
-                    "its maximum: the pattern of a partial collapse.",
-                )
+    """The first step at which the run's own guard saw the loss fall together with what it must not fall with."""
+    watch = CollapseGuard(guard, total_steps=len(rows))
+    for row in rows:
+        for alarm in watch.observe(row):
+            if alarm.name == "joint fall":
+                return Finding("alarm", f"At step {row['step']} {alarm.sentence}.")
     return None
 
 

@@ -10,6 +10,7 @@ from html import escape
 
 import numpy as np
 
+from distributed.drawing.wording import fixed, listed, percent, significant
 from distributed.installed import TorchaudioError
 from distributed.report.pictures import (
     Canvas,
@@ -25,9 +26,8 @@ from distributed.report.pictures import (
 )
 from distributed.report.samples import Crop, Gallery
 from distributed.report.sound import audio_of, audio_uri
-from distributed.report.wording import fixed, listed, percent, significant
 from pupujepa.frontend import FrontendConfig
-from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
+from pupujepa.masks import RANDOM, STRATEGIES, Mask, MaskConfig, draw_mask
 from pupujepa.model import ModelConfig
 from pupujepa.randomness import generator
 
@@ -157,11 +157,15 @@ def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tupl
 
 def visible_patches(config: MaskConfig, strategy: int, *, grid: tuple[int, int]) -> np.ndarray:
     """Returns the boolean grid of one mask's context; the mask is the one that `prediction.py` fills in first."""
-    rng = generator(0, "report", "mask", strategy, 0)
-    mask = draw_mask(rng, config, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
     visible = np.zeros(grid[0] * grid[1], bool)
-    visible[mask.context] = True
+    visible[shown_mask(config, strategy, grid=grid, crop=0).context] = True
     return visible.reshape(grid)
+
+
+def shown_mask(config: MaskConfig, strategy: int, *, grid: tuple[int, int], crop: int) -> Mask:
+    """Returns the mask of a strategy over the crop of that number."""
+    rng = generator(0, "report", "mask", strategy, crop)
+    return draw_mask(rng, config, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
 
 
 def _coverage_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tuple[int, int]) -> Plate:

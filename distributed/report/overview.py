@@ -4,24 +4,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distributed.report.charts import last_finite
-from distributed.report.collapse import Verdict, judge
-from distributed.report.forest import Difference, forest_plot, share_bar
-from distributed.report.inputs import RunInputs, column
-from distributed.report.probes import BASELINES, REFERENCE, difference_to
-from distributed.report.terms import terms_of
-from distributed.report.wording import (
+from distributed.drawing.charts import last_finite
+from distributed.drawing.forest import Difference, forest_plot, share_bar
+from distributed.drawing.wording import (
     audio_length,
     compact,
     count_of,
     duration,
-    fixed,
     grouped,
-    interval,
     listed,
     percent,
     significant,
 )
+from distributed.marble.layer_profiles import BASELINES
+from distributed.report.collapse import Verdict, judge
+from distributed.report.inputs import RunInputs, column
+from distributed.report.probes import REFERENCE, difference_to
+from distributed.report.terms import terms_of
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def lead(run: RunInputs, gains: Sequence[Difference]) -> str:
     gained = sorted((d for d in gains if d.exceeds), key=lambda d: -d.value)
     if not gained:
         return first
-    named = [f"{d.label.lower()} {fixed(d.value, sign=True)} {interval(d.lo, d.hi)}" for d in gained]
+    named = [f"{d.label.lower()} {d.words}" for d in gained]
     rest = [d.label.lower() for d in gains if not d.exceeds]
     level = f" {listed(rest).capitalize()} did not." if rest else ""
     return f"{first} Probes on its frozen features gained over the same network untrained: {listed(named)}.{level}"

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.store import StoreError, open_store
+from distributed.drawing.charts import frame_clip
+from distributed.drawing.page import render_page
 from distributed.report.attention import Attention, attention_section, load_export
-from distributed.report.charts import frame_clip
 from distributed.report.inputs import Missing, ReportError, RunInputs, read_run
 from distributed.report.music import Music, music_section
 from distributed.report.overview import overview
@@ -31,7 +31,6 @@ from distributed.report.reproduce import reproduce_section
 from distributed.report.samples import Gallery, read_gallery
 from distributed.report.terms import terms_of
 from distributed.report.training import collapse_section, training_section
-from distributed.report.wording import fixed, interval
 from pupujepa.config import compose
 from pupujepa.frontend import normalise
 from pupujepa.masks import MaskConfig
@@ -109,19 +108,16 @@ def visible_sections(inputs: RunInputs, shards: str | None) -> Sections:
     """Reads shards and weights and draws what needs them; a part that cannot be had becomes a `Missing`."""
     url = shards or inputs.fact("stream", "url")
     configs = _configs(inputs)
+    remedy = f"python -m distributed report {inputs.location} --shards SHARDS"
     if url is None or configs is None:
-        what = "config.yaml of the run" if configs is None else "the shards that the run was trained on"
-        gap = Missing(what, f"python -m distributed report {inputs.location} --shards SHARDS")
+        gap = Missing("config.yaml of the run" if configs is None else "the shards of the run", remedy)
         return Sections(gap, gap)
     model, masks = configs
     try:
         gallery = read_gallery(url, crop_frames=model.crop_frames, count=CROPS)
     except (StoreError, ReportError) as error:
         _LOG.warning("no pictures of the music: %s", error)
-        gap = Missing(
-            f"the shards, and they could not be read: {error}",
-            f"python -m distributed report {inputs.location} --shards SHARDS",
-        )
+        gap = Missing(f"the shards, and they could not be read: {error}", remedy)
         return Sections(gap, gap)
     music = music_section(gallery, model, masks=masks)
     return _with_weights(inputs, gallery, music, masks)
@@ -130,11 +126,11 @@ def visible_sections(inputs: RunInputs, shards: str | None) -> Sections:
 def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) -> str:
     """Returns the page's HTML."""
     script = (HERE / "page.js").read_text()
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.tests["gap"] = lambda section: isinstance(section, Missing)
-    return environment.get_template("page.html.j2").render(
+    return render_page(
+        HERE / "page.html.j2",
+        policy=policy(script),
+        title=f"{inputs.name} · PupuJEPA run report",
+        gap=lambda section: isinstance(section, Missing),
         run=inputs,
         head=overview(inputs),
         contents=CONTENTS,
@@ -149,12 +145,8 @@ def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) 
         probes=probe_section(inputs),
         reproduce=reproduce_section(inputs, shards),
         no_config=Missing("config.yaml, the resolved configuration", "python -m distributed train --preset demo ..."),
-        style=(HERE / "page.css").read_text(),
         script=script,
-        policy=policy(script),
         frame_clip=frame_clip(),
-        fixed=fixed,
-        interval=interval,
     )
 
 

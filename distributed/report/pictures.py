@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from distributed.report.wording import EN_DASH, fixed
+from distributed.drawing.wording import EN_DASH, fixed
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 380, 34, 6, 8, 20
 PLOT_HEIGHT = 128
@@ -88,24 +88,18 @@ def picture(canvas: Canvas, description: str, *, layers: Sequence[str] = (), gre
         description: the alternative text.
         grey: draw the spectrogram in quiet greys, as ground for a heat map.
     """
-    ground = (
-        f'<use class="{"ground grey" if grey else "ground"}" href="#{canvas.symbol}" x="{LEFT}" y="{TOP}"'
-        f' width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}"/>'
-    )
     return (
-        f'<svg class="picture" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(description, quote=True)}">'
-        f"{ground}{''.join(layers)}{axes(canvas)}</svg>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description, quote=True)}">'
+        f"{_ground(canvas, grey=grey)}{''.join(layers)}{axes(canvas)}</svg>"
     )
 
 
-def emblem(canvas: Canvas, layers: Sequence[str], *, grey: bool = False) -> str:
-    """Draws a crop and its layers without axes, small; for decoration beside words that say the same."""
+def emblem(canvas: Canvas, layers: Sequence[str], *, grey: bool = False, label: str = "") -> str:
+    """Draws a crop and its layers without axes, small; without a label it decorates words that say the same."""
+    name = f'role="img" aria-label="{escape(label, quote=True)}"' if label else 'aria-hidden="true"'
     return (
-        f'<svg class="picture" viewBox="{LEFT} {TOP} {PLOT_WIDTH} {PLOT_HEIGHT}" preserveAspectRatio="none"'
-        f' aria-hidden="true">'
-        f'<use class="{"ground grey" if grey else "ground"}" href="#{canvas.symbol}" x="{LEFT}" y="{TOP}"'
-        f' width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}"/>{"".join(layers)}</svg>'
+        f'<svg viewBox="{LEFT} {TOP} {PLOT_WIDTH} {PLOT_HEIGHT}" preserveAspectRatio="none" {name}>'
+        f"{_ground(canvas, grey=grey)}{''.join(layers)}</svg>"
     )
 
 
@@ -212,6 +206,13 @@ def band_name(canvas: Canvas, band: int, bands: int) -> str:
     lowest, highest = (hertz(f) for f in canvas.band_edges(band, 1, bands))
     number, unit = lowest.split(" ")
     return f"{number if highest.endswith(f' {unit}') else lowest}{EN_DASH}{highest}"
+
+
+def _ground(canvas: Canvas, *, grey: bool) -> str:
+    return (
+        f'<use class="{"ground grey" if grey else "ground"}" href="#{canvas.symbol}" x="{LEFT}" y="{TOP}"'
+        f' width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}"/>'
+    )
 
 
 def _round_seconds(duration_s: float) -> list[float]:

@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed.report.music import Plate, strategy_name
+from distributed.drawing.wording import percent
+from distributed.report.music import Plate, shown_mask, strategy_name
 from distributed.report.pictures import Canvas, emblem, heat, picture
 from distributed.report.terms import FEATURES, PATCHES
-from distributed.report.wording import percent
 from pupujepa.architecture import MAE
-from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig, draw_mask
+from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig
 from pupujepa.model import PupuJEPA
 from pupujepa.objective import ObjectiveConfig, TrainingStep
-from pupujepa.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ def fill(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int
     """Draws the mask of crop number `crop` and predicts its hidden patches."""
     config = step.config
     grid = (len(mel_TF) // config.patch_frames, config.grid_bands)
-    rng = generator(0, "report", "mask", strategy, crop)
-    mask = draw_mask(rng, masks, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
+    mask = shown_mask(masks, strategy, grid=grid, crop=crop)
     _, aux = step(mel_TF[None], torch.from_numpy(mask.context)[None], torch.from_numpy(mask.target)[None])
     return Filled(aux["prediction_BMD"][0], aux["target_BMD"][0], mask.target, grid)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distributed.installed import installed_versions
+from distributed.marble.layer_profiles import BASELINES
 from distributed.report.inputs import RunInputs
-from distributed.report.probes import BASELINES
 
 PACKAGES = ("torch", "torchaudio", "deepspeed", "webdataset", "numpy", "scikit-learn", "librosa", "mir_eval")
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distributed.drawing.wording import fixed, percent
 from distributed.report.pictures import Canvas, band_name, explorer, packed
-from distributed.report.wording import fixed, percent
 from pupujepa.model import PupuJEPA
 
 FEATURE_DIMENSIONS = 32

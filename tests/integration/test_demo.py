@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.report.browser import Browser
+from docs.browser import Browser
 
 # whichever test comes first waits for the whole demo
 pytestmark = pytest.mark.timeout(2000)

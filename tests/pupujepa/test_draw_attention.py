@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from distributed.report.browser import Browser, View
+from docs.browser import Browser, View
 from pupujepa.attention import region_attention
 from pupujepa.attention_page import coded_maps
 from pupujepa.attention_picture import panels_of

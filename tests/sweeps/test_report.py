@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from distributed.report.browser import Browser, View
+from docs.browser import Browser, View
 from sweeps.plan import Commands, Launch, Plan, PlannedTrial, read_plan, write_plan
 from sweeps.points import Trial
 from sweeps.record import Record, write_record

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed.marble.intervals import interval, resample_weights
 from distributed.marble.leaderboard import add_arguments, run
 from distributed.marble.marble_tasks import ALL_TASKS, MARBLE_TASKS
+from distributed.marble.resampling import central_interval, resample_weights
 from distributed.marble.results import Resamples, Row, read_results, write_results
 from distributed.marble.tasks import Task
-from distributed.report.browser import Browser, View
+from docs.browser import Browser, View
 from pupujepa.errors import UserError
 
 ITEMS = {"EMO": 125, "GS": 604, "GTZANGenre": 100, "MTGGenre": 11479, "MTGInstrument": 5115, "MTGMood": 4231}
@@ -52,7 +52,7 @@ def result(task: Task, encoder: str, protocol: str, *, corpus: str = "c") -> tup
     names = [own.metric, *own.extra_metrics]
     values_MR = np.stack([values_R] * len(names))
     digest = sha256(values_MR.tobytes()).hexdigest()[:16]
-    bounds = list(interval(values_R))
+    bounds = list(central_interval(values_R))
     row = {
         "task": task.name,
         "encoder": encoder,
@@ -176,7 +176,7 @@ def test_differences_are_paired_by_unit(folder: Path, capsys: pytest.CaptureFixt
     )
     difference_N = hits("large", "GS") - hits("random_init", "GS")
     weights_RN = resample_weights(UNITS, resamples=200, seed=0)
-    low, high = interval(weights_RN @ difference_N / weights_RN.sum(axis=1))
+    low, high = central_interval(weights_RN @ difference_N / weights_RN.sum(axis=1))
     shown = cells(line)[-1]
     assert shown == f"**+{100 * difference_N.mean():.1f}** [{100 * low:.1f}, {100 * high:.1f}]"
     rows = {r["encoder"]: r for r in read_results(folder) if (r["task"], r["protocol"]) == ("GS", "marble")}

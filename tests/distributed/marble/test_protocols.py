@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from distributed.drawing.tables import to_markdown
 from distributed.marble.marble_tasks import ALL_TASKS, choose_tasks
 from distributed.marble.protocols import comparison, differences
-from distributed.marble.tables import to_markdown
 
 
 def row(task: str, protocol: str, value: float, metric: str, items: int = 10) -> dict:

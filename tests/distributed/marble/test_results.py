@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distributed.drawing.tables import ABSENT, to_markdown, to_page
 from distributed.marble.probing import Choice, Outcome
 from distributed.marble.result_tables import result_tables
 from distributed.marble.results import (
@@ -15,7 +16,6 @@ from distributed.marble.results import (
     read_results,
     write_results,
 )
-from distributed.marble.tables import ABSENT, to_markdown, to_page
 from distributed.marble.tasks import TASKS
 
 COLLECTION = next(t for t in TASKS if t.name == "collection")

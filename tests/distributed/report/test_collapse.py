@@ -2,9 +2,9 @@
 
 import pytest
 
+from distributed.drawing.wording import percent
 from distributed.report.collapse import judge
 from distributed.report.terms import FEATURES, PATCHES
-from distributed.report.wording import percent
 
 
 def rows(**last):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distributed.report import browser as browser_module
-from distributed.report.browser import Browser, BrowserError, View
+from distributed.drawing.wording import MINUS
 from distributed.report.page import CONTENTS, build_report
-from distributed.report.wording import MINUS
+from docs import browser as browser_module
+from docs.browser import Browser, BrowserError, View
 from pupujepa.front_door import Command, enter
 
 MAX_BYTES = 3_000_000
@@ -21,8 +21,8 @@ READ = """({
   headline: document.querySelector("h1").innerText,
   cells: [...document.querySelectorAll("table.probes tbody tr")].map((tr) => ({
     task: tr.querySelector("th").firstChild.textContent,
-    values: [...tr.querySelectorAll("td[data-value]")].map((td) => [+td.dataset.value, td.querySelector("b").innerText,
-      td.querySelector("small").innerText]) })),
+    values: [...tr.querySelectorAll("td[data-value]")].map((td) => [+td.dataset.value,
+      td.querySelector("strong, span").innerText, td.querySelector("small").innerText]) })),
   overflow: document.documentElement.scrollWidth - innerWidth,
   unnamed: [...document.querySelectorAll("svg:not([aria-hidden])")].filter((s) => !s.getAttribute("aria-label")).length,
   external: [...document.querySelectorAll("[src], link[href], image[href], use[href], a[href]")]

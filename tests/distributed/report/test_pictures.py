@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distributed.drawing.wording import EN_DASH
 from distributed.report.pictures import (
     LEFT,
     PLOT_HEIGHT,
@@ -23,7 +24,6 @@ from distributed.report.pictures import (
     outline,
     veil,
 )
-from distributed.report.wording import EN_DASH
 
 CANVAS = Canvas("crop-0", 2.56, 128, 0.0, 12_000.0)
 

@@ -11,6 +11,7 @@ THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"
 _LATEX = str.maketrans(
     {c: rf"\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {c: f"${c}$" for c in "<>|"}
     | {"²": "$^2$", "†": r"$^\dagger$", "→": r"$\to$", MINUS: "$-$", EN_DASH: "--", THIN_SPACE: r"\,"}
 )
 

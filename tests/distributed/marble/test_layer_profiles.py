@@ -1,4 +1,4 @@
-from distributed.report.probes import layer_profiles
+from distributed.marble.layer_profiles import layer_profiles
 
 
 def row(encoder: str, layers: list, profile: list[float]) -> dict:

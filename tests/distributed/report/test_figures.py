@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from distributed.report.inputs import ReportError
-from distributed.report.snapshots import FIGURES, figure_files
+from docs.figures import FIGURES, figure_files
 
 
 def test_each_figure_is_a_picture_with_something_on_it(made_run, made_page, tmp_path):

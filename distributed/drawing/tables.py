@@ -1,23 +1,17 @@
 """One table, three formats: Markdown for a terminal and a README, HTML for a browser, LaTeX for a paper.
 
 What must be said beside a number (what it does not compare with, what its interval covers) is part of the table, so
-that no format can leave it out.
+that no format can leave it out. Pages show three things more: exact values, details and drawings.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from distributed import report
-from distributed.report.charts import Chart
-from distributed.report.wording import EN_DASH, MINUS, latex
-
-HERE = Path(__file__).parent
-REPORT = Path(report.__file__).parent
+from distributed.drawing.charts import Chart
+from distributed.drawing.page import HERE, render_page
+from distributed.drawing.wording import EN_DASH, MINUS, latex
 
 _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
 
@@ -30,17 +24,30 @@ class Cell:
         small: said more quietly behind it, as an interval is.
         strong: emphasised.
         mark: a sign that a note explains.
+        value: the exact number, for scripts that read the page.
+        detail: on pages only, such as how the number was chosen.
+        drawing: SVG, on pages only.
+        look: a class of page.css, e.g. a tone.
     """
 
     text: str
     small: str = ""
     strong: bool = False
     mark: str = ""
+    value: float | None = None
+    detail: str = ""
+    drawing: str = ""
+    look: str = ""
 
     @property
     def is_number(self) -> bool:
-        """Whether it is set flush right."""
+        """True for what is set flush right."""
         return bool(re.match(rf"[+{MINUS}]?\d", self.text))
+
+    @property
+    def is_absent(self) -> bool:
+        """True where nothing was measured."""
+        return self.text in ("", EN_DASH) and not self.small and not self.drawing
 
 
 ABSENT = Cell(EN_DASH)
@@ -60,16 +67,18 @@ class Table:
 
     Attributes:
         notes: sentences below it.
+        zero: of its drawings, from the left, in CSS, e.g. "40%".
     """
 
     title: str
-    head: tuple[str, ...]
+    head: tuple[Cell, ...]
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
+    zero: str = ""
 
     @property
     def flush_right(self) -> tuple[bool, ...]:
-        """Whether a column holds numbers; the first one holds names."""
+        """True for a column of numbers; the first column holds names."""
         rows = [row for group in self.groups for row in group.rows]
         return tuple(column > 0 and any(row[column].is_number for row in rows) for column in range(len(self.head)))
 
@@ -80,6 +89,11 @@ class Drawings:
 
     title: str
     charts: tuple[Chart, ...]
+
+
+def texts(*words: str) -> tuple[Cell, ...]:
+    """Returns plain cells."""
+    return tuple(map(Cell, words))
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -95,21 +109,12 @@ def to_latex(tables: Sequence[Table]) -> str:
 
 def to_page(tables: Sequence[Table], *, title: str, lead: Sequence[str] = (), drawings: Sequence[Drawings] = ()) -> str:
     """Returns a self-contained HTML page, for light and dark, a phone, a wide screen and paper."""
-    environment = Environment(
-        loader=FileSystemLoader((HERE, REPORT)),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("tables.html.j2")
-    style = (REPORT / "page.css").read_text()
-    return template.render(title=title, lead=lead, tables=tables, drawings=drawings, style=style)
+    return render_page(HERE / "tables.html.j2", title=title, lead=lead, tables=tables, drawings=drawings)
 
 
 def _markdown_lines(table: Table) -> list[str]:
-    lines = [f"## {table.title}", "", _markdown_row([escape(h, quote=False) for h in table.head])]
-    lines.append("|---|" + "---|" * (len(table.head) - 1))
+    lines = [f"## {table.title}", "", _markdown_row([escape(h.text, quote=False) for h in table.head])]
+    lines.append("|---" * len(table.head) + "|")
     for group in table.groups:
         if group.heading:
             lines.append(_markdown_row([f"*{group.heading}*", *[""] * (len(table.head) - 1)]))
@@ -117,8 +122,8 @@ def _markdown_lines(table: Table) -> list[str]:
     return [*lines, "", *(f"- {note}" for note in table.notes), *([""] if table.notes else [])]
 
 
-def _markdown_row(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _markdown(cell: Cell) -> str:
@@ -128,25 +133,22 @@ def _markdown(cell: Cell) -> str:
 
 
 def _latex_lines(table: Table) -> list[str]:
-    columns = len(table.head)
+    columns = "".join("r" if right else "l" for right in table.flush_right)
     lines = [r"\begin{table*}", r"\centering", rf"\caption{{{latex(table.title)}.}}"]
-    lines += [
-        r"\resizebox{\textwidth}{!}{%",
-        rf"\begin{{tabular}}{{{''.join('r' if r else 'l' for r in table.flush_right)}}}",
-    ]
-    lines += [r"\toprule", _latex_row([latex(h) for h in table.head])]
+    lines += [rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{{columns}}}"]
+    lines += [r"\toprule", _latex_row([latex(h.text) for h in table.head])]
     for group in table.groups:
         lines.append(r"\midrule")
         if group.heading:
-            lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{latex(group.heading)}}}}} \\")
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{latex(group.heading)}}}}} \\")
         lines += [_latex_row([_latex(cell) for cell in row]) for row in group.rows]
     lines += [r"\bottomrule", r"\end{tabular}}", r"\begin{flushleft}\footnotesize"]
-    lines += [f"{latex(note)}\\\\" for note in table.notes]
+    lines += [rf"{latex(note)}\par" for note in table.notes]
     return [*lines, r"\end{flushleft}", r"\end{table*}", ""]
 
 
-def _latex_row(texts: Sequence[str]) -> str:
-    return f"{' & '.join(texts)} \\\\"
+def _latex_row(cells: Sequence[str]) -> str:
+    return f"{' & '.join(cells)} \\\\"
 
 
 def _latex(cell: Cell) -> str:

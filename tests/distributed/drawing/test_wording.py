@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.report.wording import (
+from distributed.drawing.wording import (
     MINUS,
     THIN_SPACE,
     audio_length,

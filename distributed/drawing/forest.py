@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from distributed.report.charts import Axis, tick_label, ticks
-from distributed.report.wording import duration, fixed, interval, percent
+from distributed.drawing.charts import Axis, tick_label, ticks
+from distributed.drawing.tables import ABSENT, Cell
+from distributed.drawing.wording import duration, fixed, interval, percent
 
 CELL_WIDTH, CELL_HEIGHT = 190, 26
 WIDTH, ROW_HEIGHT = 380, 26
@@ -21,6 +22,11 @@ class Difference:
     lo: float
     hi: float
     tone: str = "tone-1"
+
+    @property
+    def words(self) -> str:
+        """The value with its interval."""
+        return f"{fixed(self.value, sign=True)} {interval(self.lo, self.hi)}"
 
     @property
     def half_width(self) -> float:
@@ -41,9 +47,16 @@ def shared_axis(differences: Sequence[Difference], start: float, stop: float) ->
     return Axis(lo - margin, hi + margin, start, stop)
 
 
+def forest_column(title: str, differences: Sequence[Difference | None]) -> tuple[Cell, list[Cell], str]:
+    """Returns a column of a table: its head with the scale, a drawing for each difference, and `Table.zero`."""
+    axis = shared_axis([d for d in differences if d], 6, CELL_WIDTH - 6)
+    cells = [Cell("", drawing=forest_cell(d, axis)) if d else ABSENT for d in differences]
+    return Cell(title, drawing=forest_axis(axis)), cells, f"{axis(0) / CELL_WIDTH:.2%}"
+
+
 def forest_cell(difference: Difference, axis: Axis) -> str:
     """Draws one row of a forest plot for a table cell; the zero line is the cell's background, down the column."""
-    label = f"{difference.label}: {fixed(difference.value, sign=True)} {interval(difference.lo, difference.hi)}"
+    label = f"{difference.label}: {difference.words}"
     body = whisker(difference, axis, CELL_HEIGHT / 2)
     return (
         f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} {CELL_HEIGHT}" role="img"'
@@ -76,7 +89,7 @@ def forest_plot(differences: Sequence[Difference], *, title: str, scale_of: Sequ
         for i, d in enumerate(differences)
     )
     zero = f'<line class="zero" x1="{axis(0):.1f}" x2="{axis(0):.1f}" y1="0" y2="{height - 22}"/>'
-    spoken = "; ".join(f"{d.label} {fixed(d.value, sign=True)} {interval(d.lo, d.hi)}" for d in differences)
+    spoken = "; ".join(f"{d.label} {d.words}" for d in differences)
     return (
         f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" role="img"'
         f' aria-label="{escape(f"{title}: {spoken}", quote=True)}">{scale}{zero}{rows}</svg>'
@@ -85,7 +98,7 @@ def forest_plot(differences: Sequence[Difference], *, title: str, scale_of: Sequ
 
 def whisker(difference: Difference, axis: Axis, y: float) -> str:
     """Draws the interval as a line and the value as a dot, hollow when the interval's half-width swallows it."""
-    title = f"{difference.label}: {fixed(difference.value, sign=True)} {interval(difference.lo, difference.hi)}"
+    title = f"{difference.label}: {difference.words}"
     hollow = "" if difference.exceeds else " hollow"
     return (
         f'<g class="whisker {difference.tone}"><title>{escape(title)}</title>'

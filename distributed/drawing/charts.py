@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from distributed.report.wording import significant
+from distributed.drawing.wording import significant
 
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
@@ -186,19 +186,23 @@ def _padded(axis: Axis) -> Axis:
     return axis if axis.hi > axis.lo else Axis(axis.lo - 0.5, axis.hi + 0.5, axis.start, axis.stop)
 
 
-def _grid(x: Axis, y: Axis, x_label: str) -> list[str]:
-    rows = log_ticks(y.lo, y.hi) if y.log else ticks(y.lo, y.hi)
-    parts = [
+def level_lines(y: Axis) -> list[str]:
+    """Draws a line across the chart, with its label, at each round value of a vertical axis."""
+    return [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
         f'<text class="tick end" x="{LEFT - 6}" y="{y(v) + 3.5:.1f}">{escape(tick_label(v))}</text>'
-        for v in rows
+        for v in (log_ticks(y.lo, y.hi) if y.log else ticks(y.lo, y.hi))
     ]
-    parts += [
+
+
+def _grid(x: Axis, y: Axis, x_label: str) -> list[str]:
+    columns = [
         f'<text class="tick middle" x="{x(v):.1f}" y="{HEIGHT - BOTTOM + 15}">{escape(tick_label(v))}</text>'
         for v in ticks(x.lo, x.hi, 5)
         if x(v) < WIDTH - 40
     ]
-    return [*parts, f'<text class="tick end" x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 15}">{escape(x_label)}</text>']
+    end = f'<text class="tick end" x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 15}">{escape(x_label)}</text>'
+    return [*level_lines(y), *columns, end]
 
 
 def tick_label(value: float) -> str:

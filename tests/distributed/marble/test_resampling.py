@@ -1,6 +1,6 @@
 import numpy as np
 
-from distributed.marble.intervals import interval, resample_weights
+from distributed.marble.resampling import central_interval, resample_weights
 
 
 def test_items_of_one_unit_are_drawn_together():
@@ -25,7 +25,7 @@ def test_the_interval_covers_a_known_mean_as_often_as_it_says():
     hits = []
     for _ in range(300):
         values_N = rng.standard_normal(40)
-        low, high = interval(weights_RN @ values_N / 40)
+        low, high = central_interval(weights_RN @ values_N / 40)
         hits.append(low <= 0 <= high)
     assert 0.9 <= np.mean(hits) <= 0.985
 
@@ -37,6 +37,6 @@ def test_takes_of_one_piece_widen_the_interval():
     widths = []
     for units in ([str(i) for i in range(120)], [str(i // 4) for i in range(120)]):
         weights_RN = resample_weights(units, resamples=2000, seed=6)
-        low, high = interval((weights_RN @ values_N) / weights_RN.sum(axis=1))
+        low, high = central_interval((weights_RN @ values_N) / weights_RN.sum(axis=1))
         widths.append(high - low)
     assert 1.7 < widths[1] / widths[0] < 2.3

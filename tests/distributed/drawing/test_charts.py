@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.report.charts import (
+from distributed.drawing.charts import (
     BOTTOM,
     FRAME,
     HEIGHT,
@@ -29,7 +29,7 @@ from distributed.report.charts import (
     tick_label,
     ticks,
 )
-from distributed.report.wording import MINUS
+from distributed.drawing.wording import MINUS
 
 finite = st.floats(-1e6, 1e6)
 

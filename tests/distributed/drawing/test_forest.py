@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.report.forest import (
+from distributed.drawing.forest import (
     CELL_WIDTH,
     WIDTH,
     Difference,
@@ -16,7 +16,7 @@ from distributed.report.forest import (
     share_bar,
     shared_axis,
 )
-from distributed.report.wording import MINUS
+from distributed.drawing.wording import MINUS
 
 
 @given(st.floats(-1, 1), st.floats(0.001, 0.5), st.floats(0.001, 0.5))
