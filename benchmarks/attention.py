@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.alternate import HEADER, alternate, machine
-from pupujepa.softmax_attention import attend
+from pupujepa.model.softmax_attention import attend
 
 PREDICTION = (
     "2.5x forward and backward at 512 tokens, because the products run on bf16 instructions and the scores stay in the "

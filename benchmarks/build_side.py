@@ -24,7 +24,7 @@ import numpy as np
 import webdataset
 
 from data import build_command
-from pupujepa.frontend import LOG_FLOOR, FrontendConfig
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig
 
 CONFIG = FrontendConfig()
 PART_FRAMES, SHARD_BYTES = 3072, 256 << 20

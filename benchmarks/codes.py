@@ -28,9 +28,9 @@ from data.features import FeatureConfig
 from data.manifest import Manifest, read_manifest
 from data.shards import decode_mel, encode_mel
 from distributed.run_directory import write_json
-from pupujepa.audio import read_audio, resample
+from pupujepa.audio.log_mel import log_mel
+from pupujepa.audio.read import read_audio, resample
 from pupujepa.errors import UserError
-from pupujepa.frontend import log_mel
 from pupujepa.json_lines import read_rows
 from pupujepa.progress import Progress
 from sweeps.axes import BASE

@@ -23,12 +23,12 @@ from distributed.diagnose import CROPS_AT_ONCE, MAX_ROWS, DiagnosticsConfig, dia
 from distributed.experiment import Experiment, load_experiment
 from distributed.probe_set import ProbeSet
 from distributed.teacher import Teacher
-from pupujepa.cost import inference_flops, training_cost
-from pupujepa.masks import draw_mask, num_context
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
+from pupujepa.cost.cost import inference_flops, training_cost
+from pupujepa.model.model import PupuJEPA
 from pupujepa.precision import autocast_dtype
 from pupujepa.randomness import generator
+from pupujepa.training.masks import draw_mask, num_context
+from pupujepa.training.objective import TrainingStep
 
 AIM = 0.02
 PREDICTION = (

@@ -18,12 +18,12 @@ from distributed.engine import (
 from distributed.experiment import Experiment, load_experiment
 from distributed.teacher import Teacher
 from distributed.topology import Topology
-from pupujepa.cost import count_parameters
-from pupujepa.ema import update_ema
-from pupujepa.masks import num_context, num_targets
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep, teacher_pairs
+from pupujepa.cost.cost import count_parameters
+from pupujepa.model.model import PupuJEPA
 from pupujepa.precision import autocast_dtype
+from pupujepa.training.ema import update_ema
+from pupujepa.training.masks import num_context, num_targets
+from pupujepa.training.objective import TrainingStep, teacher_pairs
 
 RATE, MOMENTUM = 1e-4, 0.999
 

@@ -22,7 +22,7 @@ from benchmarks.engine_launch import on_ranks
 from distributed.engine import batch_sizes
 from distributed.plan import step_config
 from distributed.topology import Topology
-from pupujepa.memory import peak_memory
+from pupujepa.cost.memory import peak_memory
 
 MIB = 2**20
 # so that VmHWM is what the process holds: blocks that are given back go back to the system, which is slow

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.alternate import HEADER, alternate, machine
-from pupujepa.frontend import FrontendConfig, log_mel
+from pupujepa.audio.log_mel import FrontendConfig, log_mel
 
 PREDICTION = "1.5x: the FFTs are the same work; batching saves Python and librosa's complex128 intermediates."
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.alternate import HEADER, alternate, machine
-from pupujepa.masks import STRATEGIES, Mask, MaskConfig, draw_mask
 from pupujepa.randomness import generator
+from pupujepa.training.masks import STRATEGIES, Mask, MaskConfig, draw_mask
 
 STEPS, BANDS, RATIO = 256, 8, 0.8
 MAX_SHAPES = 150

@@ -22,9 +22,9 @@ import numpy as np
 import soundfile
 
 from benchmarks.alternate import machine
-from pupujepa.encoder import Encoder
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.sizes import model_size, size_names
+from pupujepa.cost.sizes import model_size, size_names
+from pupujepa.embedding.encoder import Encoder
+from pupujepa.model.model import ModelConfig, PupuJEPA
 
 GIB = 2**30
 AIM_GIB = 4.0

@@ -37,7 +37,7 @@ from distributed.marble.targets import Targets, TaskData, item_targets, prepare,
 from distributed.marble.tasks import KEYS, Fit, Task, select_tasks
 from distributed.topology import Topology
 from pupujepa.json_lines import write_rows
-from pupujepa.model import ModelConfig, PupuJEPA
+from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator
 
 AIM = 20.0

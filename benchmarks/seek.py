@@ -29,7 +29,7 @@ from data.mix import MixOrder
 from data.ranks import lanes_of_rank
 from data.stream import Stream, StreamState
 from data.stream_config import StreamConfig
-from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
 
 MIB = 2**20
 AIM_S = 1.0

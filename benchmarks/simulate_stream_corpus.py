@@ -9,7 +9,7 @@ import numpy as np
 from data.manifest import Manifest, ShardEntry, write_manifest
 from data.shards import encode_mel, index_name, sample_uid, write_index, write_shard
 from data.store import open_store
-from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
 from pupujepa.randomness import generator
 
 HI = 2.71

@@ -17,8 +17,8 @@ from data.layout import Layout
 from data.stream_config import StreamConfig
 from distributed.experiment import load_experiment
 from distributed.pace import PEAK_BF16_TFLOPS
-from pupujepa.cost import training_cost
-from pupujepa.frontend import FrontendConfig
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.cost.cost import training_cost
 
 SIZES = ("tiny", "small", "base", "large", "huge", "giant")
 GPUS_PER_NODE = 8

@@ -21,7 +21,7 @@ from data.manifest import from_json, to_json
 from data.order import EpochOrder
 from data.stream import Stream
 from data.stream_config import StreamConfig
-from pupujepa.masks import MaskConfig
+from pupujepa.training.masks import MaskConfig
 
 Result = TypeVar("Result")
 PREDICTION = (

@@ -22,12 +22,12 @@ from torch.nn import functional
 from benchmarks.alternate import HEADER, Comparison, alternate, machine
 from benchmarks.masks import loop_blocks, loop_random, loop_stripes
 from distributed.pace import peak_flops_of
-from pupujepa.cost import training_cost
-from pupujepa.masks import MaskConfig, draw_mask
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.cost.cost import training_cost
+from pupujepa.cost.sizes import model_size
+from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator
-from pupujepa.sizes import model_size
+from pupujepa.training.masks import MaskConfig, draw_mask
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 
 PREDICTION = (
     "1.7x on the CPU at Tiny, whose predictor spends most of its time in attention over 2,048 tokens, where our order "

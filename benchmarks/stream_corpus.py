@@ -21,8 +21,8 @@ from data.manifest import Manifest, ShardEntry, write_manifest
 from data.reader import ShardReader
 from data.shards import encode_mel, index_name, write_index, write_shard
 from data.store import open_store
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
 from pupujepa.durable import atomic_file
-from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest
 
 LO, HI = LOG_FLOOR, 2.71
 MEAN, STD = -4.0, 2.0

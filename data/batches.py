@@ -22,9 +22,9 @@ from torch import Tensor
 
 from data.shards import decode, encode_mel, scale_and_offset
 from data.tally import Tally
-from pupujepa.frontend import LOG_FLOOR
-from pupujepa.masks import MaskConfig, draw_mask, draw_strategy
+from pupujepa.audio.log_mel import LOG_FLOOR
 from pupujepa.randomness import generator
+from pupujepa.training.masks import MaskConfig, draw_mask, draw_strategy
 
 SampleDict = dict[str, Any]
 
@@ -59,7 +59,7 @@ class Batch:
         codes: [B, T, F] as stored: uint8, or float16 when a row is stored so (a mix may hold both; it holds codes too).
         scale, offset: [B] float32, what turns the codes of a row into normalised log-mel values.
         context, target: [B, K] and [B, M] int64 token indices; [B, 0] when the stream draws no masks.
-        strategy: [B] int64, index into `pupujepa.masks.STRATEGIES`; -1 when the stream draws no masks.
+        strategy: [B] int64, index into `pupujepa.training.masks.STRATEGIES`; -1 when the stream draws no masks.
         draws: [B] int64, which draw of its sample each row is.
         crop_starts: [B] int64, first frame of each crop within its sample.
     """
@@ -128,7 +128,7 @@ class CropStage:
             crop_TF = np.pad(crop_TF, ((0, missing), (0, 0)), constant_values=silence)
             tally.add("padded")
         scale, offset = scale_and_offset(stored_TF.dtype, lo=lo, hi=hi)
-        deviation = self.std + 1e-8  # as in pupujepa.frontend.normalise
+        deviation = self.std + 1e-8  # as in pupujepa.audio.log_mel.normalise
         decoding = {"scale": scale / deviation, "offset": (offset - self.mean) / deviation}
         return {**sample, "codes": crop_TF, **decoding, "crop_start": start}
 

@@ -19,9 +19,9 @@ from data.shares import Share, read_receipts, write_receipt
 from data.spool import spool_id, units
 from data.store import LocalStore, open_store
 from data.tracks import Track
+from pupujepa.audio.log_mel import frontend_digest
 from pupujepa.durable import PART_SUFFIX, remove_unfinished
 from pupujepa.errors import UserError
-from pupujepa.frontend import frontend_digest
 from pupujepa.progress import Progress
 
 

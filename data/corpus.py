@@ -18,7 +18,7 @@ from data.tar_input import TAR_SUFFIX, TarFile, read_tars
 from data.tar_names import find_tars
 from data.track_lists import LIST_SUFFIXES, read_list
 from data.tracks import AudioPlace, Entry, Track
-from pupujepa.audio import AUDIO_SUFFIXES
+from pupujepa.audio.read import AUDIO_SUFFIXES
 from pupujepa.errors import UserError
 from pupujepa.randomness import generator
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from data.shards import decode_mel, encode_mel, npy_bytes
 from data.tracks import Track
-from pupujepa.audio import read_audio, resample
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel_slice
+from pupujepa.audio.read import read_audio, resample
 from pupujepa.errors import UserError
-from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel_slice
 
 # No audio within [-1, 1] has a log-mel above 2.7091: |X_k| <= max over phi of sum_n w_n |cos(2 pi k n / N + phi)| for
 # every bin k, and the mel filters are sums of bins; the loudest signals that a search found reach 2.602. Lossy decoders

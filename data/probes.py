@@ -10,7 +10,7 @@ from data.batches import crop_start
 from data.manifest import Manifest, read_manifest
 from data.order import permutation
 from data.reader import BadSampleError, ShardReader
-from pupujepa.frontend import LOG_FLOOR
+from pupujepa.audio.log_mel import LOG_FLOOR
 
 _LOG = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from data.manifest import Manifest, read_manifest
 from data.moments import Moments
 from data.shards import decode_mel, index_name, read_index, read_sample
 from data.store import open_store
-from pupujepa.frontend import FrontendConfig, mel_filter_bank
+from pupujepa.audio.log_mel import FrontendConfig, mel_filter_bank
 from pupujepa.progress import Progress
 
 # a frame whose loudest band is below 1e-4 in mel magnitude, 80 dB under a sine of full scale

@@ -29,7 +29,7 @@ from data.stream_config import StreamConfig
 from data.tally import COUNTED
 from data.workers import Failure, Recipe, deliveries_of
 from pupujepa.errors import UserError
-from pupujepa.masks import MaskConfig
+from pupujepa.training.masks import MaskConfig
 
 _LOG = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from data.pool import map_in_order
 from data.store import open_store
 from data.track_lists import check_split
 from data.tracks import AudioPlace, Entry, Member
-from pupujepa.audio import AUDIO_SUFFIXES
+from pupujepa.audio.read import AUDIO_SUFFIXES
 from pupujepa.errors import UserError
 from pupujepa.progress import follow
 

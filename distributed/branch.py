@@ -21,7 +21,7 @@ from distributed.run_directory import RunDirectory, RunDirectoryError, write_ato
 from distributed.session import Session
 from pupujepa.config import from_yaml, to_yaml
 from pupujepa.durable import sync
-from pupujepa.schedules import BranchConfig, learning_rate
+from pupujepa.training.schedules import BranchConfig, learning_rate
 
 # what a branch decides for itself, beside what every run is free to change
 _OWN = ("train.steps", "schedule.final_lr", "branch.")

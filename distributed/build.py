@@ -25,12 +25,12 @@ from distributed.teacher import Teacher
 from distributed.telemetry import RunLog, Sink, open_sinks, read_metrics
 from distributed.trainer import Parts
 from distributed.watch import LinearProbes, Watch
+from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.config import to_yaml
-from pupujepa.cost import count_parameters
-from pupujepa.frontend import FrontendConfig
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
+from pupujepa.cost.cost import count_parameters
+from pupujepa.model.model import PupuJEPA
 from pupujepa.precision import PRECISIONS
+from pupujepa.training.objective import TrainingStep
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from distributed.agreement import from_first
 from distributed.engine import full_state
 from distributed.probe_set import ProbeSet
 from distributed.teacher import Teacher
-from pupujepa import diagnostics
 from pupujepa.errors import UserError
-from pupujepa.masks import STRATEGIES
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training import diagnostics
+from pupujepa.training.masks import STRATEGIES
+from pupujepa.training.objective import TrainingStep
 
 # tokens of a singular value decomposition, those of a band an eighth of them; more change a rank little and cost much
 MAX_ROWS = 16384

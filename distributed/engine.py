@@ -17,8 +17,8 @@ from distributed.deepspeed_additions import check_additions, with_additions
 from distributed.deepspeed_start import leave_muon_uncompiled, leave_operators_uncompiled
 from distributed.teacher_shards import full_numel, whole_again
 from pupujepa.errors import UserError, require_known
-from pupujepa.model import MASK_TOKEN
-from pupujepa.positions import POSITION_TABLE
+from pupujepa.model.model import MASK_TOKEN
+from pupujepa.model.positions import POSITION_TABLE
 from pupujepa.precision import AUTO, PRECISIONS
 
 ZERO_STAGES = (1, 2, 3)

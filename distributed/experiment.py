@@ -28,13 +28,13 @@ from distributed.guard import GuardConfig
 from distributed.probe_config import ProbeConfig
 from distributed.telemetry import TelemetryConfig
 from pupujepa.config import ConfigError, compose
-from pupujepa.ema import EmaConfig
 from pupujepa.errors import UserError
-from pupujepa.masks import MaskConfig
-from pupujepa.model import ModelConfig
-from pupujepa.objective import ObjectiveConfig, check_objective
+from pupujepa.model.model import ModelConfig
 from pupujepa.precision import AUTO, ChosenPrecision
-from pupujepa.schedules import BranchConfig, ScheduleConfig
+from pupujepa.training.ema import EmaConfig
+from pupujepa.training.masks import MaskConfig
+from pupujepa.training.objective import ObjectiveConfig, check_objective
+from pupujepa.training.schedules import BranchConfig, ScheduleConfig
 
 PRESETS = Path(__file__).parent / "presets"
 SIZES = PRESETS / "size"

@@ -6,7 +6,7 @@ this by itself when it ends, into RUN/export; this command does it for a run in 
   python -m distributed export runs/demo                      newest checkpoint -> runs/demo/export
   python -m distributed export runs/large --step 200000 --out releases/large-200k
 
-Read it back with pupujepa.weights.load(DIR), or python -m pupujepa embed DIR songs/.
+Read it back with pupujepa.weights.weights.load(DIR), or python -m pupujepa embed DIR songs/.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from distributed.run_directory import RunDirectory
 from distributed.session_state import CONFIG_NAME, ENGINE_FOLDER, TEACHER_NAME, read_frontend
 from distributed.telemetry import configure_logging
 from pupujepa.config import from_yaml
-from pupujepa.model import PupuJEPA
-from pupujepa.weights import save_release
+from pupujepa.model.model import PupuJEPA
+from pupujepa.weights.weights import save_release
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from distributed.marble.targets import prepare
 from distributed.marble.tasks import select_tasks
 from distributed.probe_config import ProbeConfig
 from distributed.topology import Topology
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.objective import TrainingStep
 
 OFFLINE_TASKS = ("key", "beats", "instruments", "tempo", "collection")
 FEATURES_FOLDER = "probe-features"

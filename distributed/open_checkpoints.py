@@ -17,7 +17,7 @@ from distributed.fencing import Fence, take_generation
 from distributed.session import Session
 from distributed.teacher_shards import full_numel
 from pupujepa.errors import UserError
-from pupujepa.objective import TrainingStep
+from pupujepa.training.objective import TrainingStep
 
 # float32: the weights, what the optimiser keeps of each of them (a copy and two moments), and the teacher
 _BYTES_PER_PARAMETER, _BYTES_PER_TEACHER_PARAMETER = 16, 4

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from data.tally import COUNTED
-from pupujepa.cost import training_cost
-from pupujepa.frontend import FrontendConfig
-from pupujepa.masks import MaskConfig
-from pupujepa.model import ModelConfig
-from pupujepa.objective import ObjectiveConfig
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.cost.cost import training_cost
+from pupujepa.model.model import ModelConfig
+from pupujepa.training.masks import MaskConfig
+from pupujepa.training.objective import ObjectiveConfig
 
 TERA = 1e12
 _SUMMED = (*COUNTED, "wait_s")
@@ -106,7 +106,7 @@ def yardstick(
     global_batch: int,
     peak_flops: float,
 ) -> Yardstick:
-    """Returns the yardstick of a run; operations are counted from the model's description (pupujepa/cost.py)."""
+    """Returns the yardstick of a run; operations are counted from the model's description (pupujepa/cost/cost.py)."""
     return Yardstick(
         global_batch,
         tokens_per_crop=model.num_patches,

@@ -7,7 +7,7 @@
   python -m distributed plan --config runs/large-cooled/config.yaml --plot schedules.png        also of a branch
 
 Memory: float32 weights, gradients and AdamW's states as the ZeRO stage shards them, the float32 teacher, activations
-and DeepSpeed's buffers, at the moment of the step that needs most. All are closed formulas (pupujepa/memory.py), within
+and DeepSpeed's buffers, at the moment of the step that needs most. All are closed formulas (pupujepa/cost/memory.py), within
 15 % of measured peaks; `python -m benchmarks engine --plan-memory` measures more of them. The device's context, the
 communication library and fragmentation come on top: a tenth is left free for them. Settings that would fit are listed.
 
@@ -28,10 +28,10 @@ from distributed.engine import MAX_ZERO_STAGE, BatchSizes, batch_sizes, deepspee
 from distributed.experiment import Experiment, load_experiment, preset_names
 from distributed.pace import PEAK_BF16_TFLOPS
 from distributed.plan_plot import plot_schedules
-from pupujepa.cost import TrainingCost, count_parameters, training_cost
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.cost.cost import TrainingCost, count_parameters, training_cost
+from pupujepa.cost.memory import StepConfig, peak_memory
 from pupujepa.errors import UserError
-from pupujepa.frontend import FrontendConfig
-from pupujepa.memory import StepConfig, peak_memory
 from pupujepa.precision import AUTO, PRECISIONS
 
 # of the device's memory; the rest is for its context, the communication library and fragmentation

@@ -10,11 +10,11 @@ import torch
 
 from distributed.engine import parameter_groups
 from distributed.experiment import Experiment
-from pupujepa.ema import ema_momentum
-from pupujepa.masks import STRATEGIES, strategy_probabilities
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
-from pupujepa.schedules import learning_rate
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.ema import ema_momentum
+from pupujepa.training.masks import STRATEGIES, strategy_probabilities
+from pupujepa.training.objective import TrainingStep
+from pupujepa.training.schedules import learning_rate
 
 _POINTS = 400
 _LINE, _FAINT = "#1f5f8b", "#c9d8e4"

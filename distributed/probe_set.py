@@ -16,11 +16,11 @@ from torch import Tensor
 
 from data.corpora import Corpora, divided
 from data.probes import probe_crops
+from pupujepa.audio.log_mel import normalise
 from pupujepa.errors import UserError
-from pupujepa.frontend import normalise
-from pupujepa.masks import STRATEGIES, MaskConfig, draw_mask
-from pupujepa.model import ModelConfig
+from pupujepa.model.model import ModelConfig
 from pupujepa.randomness import generator
+from pupujepa.training.masks import STRATEGIES, MaskConfig, draw_mask
 
 
 @dataclass(frozen=True)

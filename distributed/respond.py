@@ -21,8 +21,8 @@ from distributed.probe_set import ProbeSet
 from distributed.session_state import Checkpoints
 from distributed.topology import Topology
 from distributed.wandb_log import FINISHED
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.objective import TrainingStep
 
 ALARMS_FOLDER = "alarms"
 ALARM_NAME, PICTURES_NAME = "alarm.json", "pictures.safetensors"

@@ -16,7 +16,7 @@ from distributed.checkpoint import Checkpoint, CheckpointStore
 from distributed.host_snapshot import HostSnapshot, save_into
 from distributed.teacher import Teacher
 from distributed.watchdog import CHECKPOINT, Whereabouts
-from pupujepa.frontend import FrontendConfig
+from pupujepa.audio.log_mel import FrontendConfig
 
 # DeepSpeed's tag: its own files, universal-convertible, lie in a folder of this name inside the checkpoint
 ENGINE_FOLDER = "engine"

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from distributed.engine import full_state, gathered, in_buckets
 from distributed.teacher_shards import Part, shard_blocks
-from pupujepa.ema import update_ema
 from pupujepa.errors import UserError
-from pupujepa.objective import TrainingStep, teacher_pairs
+from pupujepa.training.ema import update_ema
+from pupujepa.training.objective import TrainingStep, teacher_pairs
 
 # entries of each tensor that are looked at, to see whether the teacher moves
 _SAMPLED = 1024

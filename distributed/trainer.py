@@ -31,11 +31,11 @@ from distributed.telemetry import RunLog
 from distributed.topology import Topology
 from distributed.watch import Watch
 from distributed.watchdog import BACKWARD, DATA, FORWARD, Whereabouts
-from pupujepa.ema import ema_momentum
-from pupujepa.masks import STRATEGIES
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
-from pupujepa.schedules import learning_rate
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.ema import ema_momentum
+from pupujepa.training.masks import STRATEGIES
+from pupujepa.training.objective import TrainingStep
+from pupujepa.training.schedules import learning_rate
 
 logger = logging.getLogger(__name__)
 

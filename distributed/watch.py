@@ -11,8 +11,8 @@ from distributed.respond import Alarms
 from distributed.teacher import Teacher
 from distributed.telemetry import RunLog
 from distributed.watchdog import DIAGNOSTICS, PROBES, Whereabouts
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.objective import TrainingStep
 
 
 class LinearProbes(Protocol):

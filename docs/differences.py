@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from docs.differences_measured import SECTIONS, SEED  # noqa: E402 - run as a script, the root is not on the path before
-from pupujepa.model import PupuJEPA  # noqa: E402
-from pupujepa.sizes import model_size  # noqa: E402
-from pupujepa.weights import load  # noqa: E402
+from pupujepa.cost.sizes import model_size  # noqa: E402
+from pupujepa.model.model import PupuJEPA  # noqa: E402
+from pupujepa.weights.weights import load  # noqa: E402
 
 PAGE = ROOT / "docs" / "differences.md"
 

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pupujepa.cost import count_parameters
-from pupujepa.ema import update_ema
-from pupujepa.frontend import log_mel, normalise
-from pupujepa.masks import BLOCK, STRATEGIES, TIME_FREQUENCY, Mask, MaskConfig, draw_mask
-from pupujepa.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
+from pupujepa.audio.log_mel import log_mel, normalise
+from pupujepa.cost.cost import count_parameters
+from pupujepa.cost.sizes import model_size
+from pupujepa.model.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
+from pupujepa.model.rope import CLIP_RELATIVE, LENGTH_EXACT, grid_rotation, time_positions
 from pupujepa.randomness import generator
-from pupujepa.release_args import read_args
-from pupujepa.rope import CLIP_RELATIVE, LENGTH_EXACT, grid_rotation, time_positions
-from pupujepa.sizes import model_size
+from pupujepa.training.ema import update_ema
+from pupujepa.training.masks import BLOCK, STRATEGIES, TIME_FREQUENCY, Mask, MaskConfig, draw_mask
+from pupujepa.weights.release_args import read_args
 
 SEED = 0
 CLIPS_S = (1.0, 4.0, 10.24, 15.36)

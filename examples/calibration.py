@@ -24,11 +24,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.alternate import machine  # noqa: E402 - run as a script, the root is not on the path before
 from distributed.experiment import load_experiment  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
-from pupujepa.masks import draw_mask  # noqa: E402
-from pupujepa.model import PupuJEPA  # noqa: E402
-from pupujepa.objective import TrainingStep  # noqa: E402
+from pupujepa.model.model import PupuJEPA  # noqa: E402
 from pupujepa.precision import PRECISIONS, choose_precision  # noqa: E402
 from pupujepa.randomness import generator  # noqa: E402
+from pupujepa.training.masks import draw_mask  # noqa: E402
+from pupujepa.training.objective import TrainingStep  # noqa: E402
 
 REFERENCE = Path(__file__).with_name("reference_run.json")
 # what the demo leaves in its folder, by its name in the reference

@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pupujepa.__main__ import COMMANDS  # noqa: E402 - run as a script, the root is not on the path before
-from pupujepa.audio_files import find_audio  # noqa: E402
+from pupujepa.audio.find import find_audio  # noqa: E402
+from pupujepa.embedding.rows import read_row  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
 from pupujepa.front_door import enter, quiet_when_unread  # noqa: E402
-from pupujepa.vector_rows import read_row  # noqa: E402
 
 _SHOWN_NAMES = 60
 

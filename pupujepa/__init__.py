@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 __all__ = ["Encoder", "ModelConfig", "PupuJEPA", "__version__", "load"]
 
 _OWNERS = {
-    "Encoder": "pupujepa.encoder",
-    "ModelConfig": "pupujepa.model",
-    "PupuJEPA": "pupujepa.model",
-    "load": "pupujepa.weights",
+    "Encoder": "pupujepa.embedding.encoder",
+    "ModelConfig": "pupujepa.model.model",
+    "PupuJEPA": "pupujepa.model.model",
+    "load": "pupujepa.weights.weights",
 }
 
 

@@ -10,9 +10,9 @@ import sys
 from pupujepa.front_door import Command, enter
 
 COMMANDS = {
-    "embed": Command("pupujepa.embed_files", "embed audio files or folders: npz or parquet"),
-    "attend": Command("pupujepa.draw_attention", "draw where the predictor looks from a masked region"),
-    "info": Command("pupujepa.describe", "show architecture, parameters, FLOPs and memory of a model"),
+    "embed": Command("pupujepa.embedding.embed", "embed audio files or folders: npz or parquet"),
+    "attend": Command("pupujepa.attention.attend", "draw where the predictor looks from a masked region"),
+    "info": Command("pupujepa.cost.describe", "show architecture, parameters, FLOPs and memory of a model"),
 }
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class PlannedTrial:
         samples: crops that it sees in them.
         settings: its resolved experiment, flat, by dotted key, and what it adds to that.
         tokens: patches of these crops.
-        flops: operations of its training, by arithmetic (pupujepa/cost.py).
+        flops: operations of its training, by arithmetic (pupujepa/cost/cost.py).
         training: identifies what decides its model.
         model: name of the trial whose model it looks at in another way; "" for one that trains its own.
         drawn: what a search said of each axis.

@@ -9,7 +9,7 @@ from data.manifest import read_manifest
 from distributed.experiment import Experiment, check, load_experiment
 from distributed.marble.corpus import read_corpus
 from pupujepa.config import ConfigError
-from pupujepa.cost import training_cost
+from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError
 from sweeps.axes import NO_SCHEDULER, OPTUNA, SweepConfig, override
 from sweeps.parts import part_of, part_url
@@ -165,7 +165,7 @@ def make_plan(
 
 
 def size_of(experiment: Experiment) -> Size:
-    """Returns how much an experiment trains; operations are those of pupujepa/cost.py."""
+    """Returns how much an experiment trains; operations are those of pupujepa/cost/cost.py."""
     samples = experiment.train.steps * experiment.stream.global_batch
     per_crop = training_cost(experiment.model, experiment.masks, experiment.objective).total
     return Size(experiment.train.steps, samples, samples * experiment.model.num_patches, samples * per_crop)

@@ -20,8 +20,8 @@ from distributed.engine import batch_sizes
 from distributed.pace import peak_flops_of
 from distributed.plan import step_config
 from distributed.topology import Topology
-from pupujepa.cost import training_cost
-from pupujepa.memory import peak_memory
+from pupujepa.cost.cost import training_cost
+from pupujepa.cost.memory import peak_memory
 
 # of the free memory; the rest is for libraries' workspaces and what a plan cannot know
 USABLE = 0.8

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distributed.marble.readout import SliceFeatures
-from pupujepa.frontend import FrontendConfig, frontend_digest, log_mel
+from pupujepa.audio.log_mel import FrontendConfig, frontend_digest, log_mel
 
 STACKED_FRAMES = 4
 CHROMA_FFT = 8192

@@ -27,8 +27,8 @@ from distributed.marble.baselines import Chroma, LogMel
 from distributed.marble.pupujepa_encoder import FrozenPupuJEPA, HowToEncode, load_frozen, random_twin
 from distributed.marble.readout import SliceFeatures
 from distributed.marble.tasks import Task
+from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.errors import UserError
-from pupujepa.frontend import FrontendConfig
 
 BASELINES = ("random_init", "log_mel", "chroma")
 

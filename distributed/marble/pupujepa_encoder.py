@@ -1,6 +1,6 @@
 """PupuJEPA as a frozen encoder: the hidden states of its teacher or its student, read out as one wishes.
 
-By default bands lie side by side, 25 frames per second; the readouts are those of pupujepa/readout.py.
+By default bands lie side by side, 25 frames per second; the readouts are those of pupujepa/embedding/readout.py.
 
 A slice longer than the training crop is cut into crops that do not overlap, so that the network sees what it was
 trained on and every patch is encoded once.
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from distributed.marble.readout import SliceFeatures, pool_states
-from pupujepa.encoder import Encoder
+from pupujepa.audio.log_mel import frontend_digest, log_mel, normalise
+from pupujepa.embedding.encoder import Encoder
+from pupujepa.embedding.readout import parse_readout, pool_region
 from pupujepa.errors import UserError
-from pupujepa.frontend import frontend_digest, log_mel, normalise
-from pupujepa.model import PupuJEPA
-from pupujepa.readout import parse_readout, pool_region
-from pupujepa.release_args import WEIGHTS_NAME
-from pupujepa.weights import load, locate_weights
+from pupujepa.model.model import PupuJEPA
+from pupujepa.weights.release_args import WEIGHTS_NAME
+from pupujepa.weights.weights import load, locate_weights
 
 CROPS_PER_PASS = 8
 EXPORT = "export"

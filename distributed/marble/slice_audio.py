@@ -13,7 +13,7 @@ import soundfile
 
 from distributed.marble.corpus import Slice, Track
 from distributed.marble.tasks import Clips
-from pupujepa.audio import AudioError, mix_down, read_audio, resample
+from pupujepa.audio.read import AudioError, mix_down, read_audio, resample
 from pupujepa.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distributed.marble.targets import Split
-from pupujepa.diagnostics import effective_rank, lidar
+from pupujepa.training.diagnostics import effective_rank, lidar
 
 # rows of a singular value decomposition, spread over the split; more change a rank little and cost much
 MAX_ROWS = 4096

@@ -1,6 +1,6 @@
 """The section on attention: where the predictor's mask tokens of a hidden region look.
 
-Every patch outside the region is looked at as content (see `pupujepa.attention.region_attention`); attention between
+Every patch outside the region is looked at as content (see `pupujepa.attention.maps.region_attention`); attention between
 mask tokens, which carry nothing but a position, is left out, and the rest is scaled to sum to one.
 
 Shapes: N patches, L predictor blocks, H heads; a grid is [steps, bands].
@@ -29,11 +29,11 @@ from distributed.report.pictures import (
     packed,
 )
 from distributed.report.similarity import Similarity, similarity
-from pupujepa import attention as library
-from pupujepa.masks import MaskConfig
-from pupujepa.model import ModelConfig, PupuJEPA
+from pupujepa.attention import maps as library
+from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.progress import follow
-from pupujepa.weights import load
+from pupujepa.training.masks import MaskConfig
+from pupujepa.weights.weights import load
 
 TILES_ALONG_TIME = 8
 TILES_ALONG_BANDS = 4

@@ -26,10 +26,10 @@ from distributed.report.pictures import (
 )
 from distributed.report.samples import Crop, Gallery
 from distributed.report.sound import audio_of, audio_uri
-from pupujepa.frontend import FrontendConfig
-from pupujepa.masks import RANDOM, STRATEGIES, Mask, MaskConfig, draw_mask
-from pupujepa.model import ModelConfig
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.model.model import ModelConfig
 from pupujepa.randomness import generator
+from pupujepa.training.masks import RANDOM, STRATEGIES, Mask, MaskConfig, draw_mask
 
 _LOG = logging.getLogger(__name__)
 SHOWN_CROPS = 3

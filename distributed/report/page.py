@@ -31,12 +31,12 @@ from distributed.report.reproduce import reproduce_section
 from distributed.report.samples import Gallery, read_gallery
 from distributed.report.terms import terms_of
 from distributed.report.training import collapse_section, training_section
+from pupujepa.audio.log_mel import normalise
 from pupujepa.config import compose
-from pupujepa.frontend import normalise
-from pupujepa.masks import MaskConfig
-from pupujepa.model import ModelConfig
-from pupujepa.objective import ObjectiveConfig
-from pupujepa.weights import WeightsError
+from pupujepa.model.model import ModelConfig
+from pupujepa.training.masks import MaskConfig
+from pupujepa.training.objective import ObjectiveConfig
+from pupujepa.weights.weights import WeightsError
 
 _LOG = logging.getLogger(__name__)
 HERE = Path(__file__).parent

@@ -17,10 +17,10 @@ from distributed.drawing.wording import percent
 from distributed.report.music import Plate, shown_mask, strategy_name
 from distributed.report.pictures import Canvas, emblem, heat, picture
 from distributed.report.terms import FEATURES, PATCHES
-from pupujepa.architecture import MAE
-from pupujepa.masks import RANDOM, STRATEGIES, MaskConfig
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.model.architecture import MAE
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.masks import RANDOM, STRATEGIES, MaskConfig
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distributed.drawing.wording import fixed, percent
 from distributed.report.pictures import Canvas, band_name, explorer, packed
-from pupujepa.model import PupuJEPA
+from pupujepa.model.model import PupuJEPA
 
 FEATURE_DIMENSIONS = 32
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distributed.installed import torchaudio_functional
-from pupujepa.frontend import FrontendConfig, mel_filter_bank
+from pupujepa.audio.log_mel import FrontendConfig, mel_filter_bank
 
 ITERATIONS = 48
 MOMENTUM = 0.99

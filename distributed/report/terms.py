@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from distributed.report.inputs import RunInputs
-from pupujepa.architecture import MAE
+from pupujepa.model.architecture import MAE
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from benchmarks.engine import PARTS, PRINTED, interval, parse
 from benchmarks.engine_bare import bare_loop, experiment_of, inputs_of, training_step
 from benchmarks.engine_memory import _peaks
 from distributed.engine import parameter_groups
-from pupujepa.ema import update_ema
-from pupujepa.objective import teacher_pairs
+from pupujepa.training.ema import update_ema
+from pupujepa.training.objective import teacher_pairs
 
 SETTINGS = {
     "preset": "tests/distributed/small.yaml",

@@ -10,7 +10,7 @@ from data.files import Location
 from data.manifest import Manifest, ShardEntry, write_manifest
 from data.shards import encode_mel, index_name, sample_uid, write_index, write_shard
 from data.store import open_store
-from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
 
 LO, HI = LOG_FLOOR, LOG_FLOOR + 255 / 16
 _FRONTEND = FrontendConfig()

@@ -28,10 +28,10 @@ from data.packing import deal
 from data.shards import decode_mel, index_name, read_index, read_sample
 from data.store import open_store
 from data.verify import verify
-from pupujepa.audio import read_audio, resample
+from pupujepa.audio.log_mel import frontend_digest, log_mel
+from pupujepa.audio.read import read_audio, resample
 from pupujepa.errors import UserError
 from pupujepa.front_door import enter
-from pupujepa.frontend import frontend_digest, log_mel
 from tests.data.dying import ROOT, run_and_die
 from tests.data.songs import write_album, write_song
 

@@ -17,8 +17,8 @@ from data.features import FeatureConfig, extract
 from data.manifest import read_manifest
 from data.reader import ShardReader
 from data.store import open_store
+from pupujepa.audio.log_mel import mel_filter_bank
 from pupujepa.errors import UserError
-from pupujepa.frontend import mel_filter_bank
 from tests.data.songs import write_song
 
 CONFIG = BuildConfig(features=FeatureConfig(part_frames=400, min_frames=100))

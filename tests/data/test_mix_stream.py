@@ -18,8 +18,8 @@ from data.shards import index_name, read_index
 from data.store import open_store
 from data.stream import Stream, StreamError
 from data.stream_config import CorpusConfig, CorpusError, StreamConfig, named_corpora
-from pupujepa.frontend import FrontendConfig, normalise
-from pupujepa.masks import MaskConfig
+from pupujepa.audio.log_mel import FrontendConfig, normalise
+from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import LO, build_shard_set, make_mel
 
 # torch's advice to users of few cores; here processes are started to see that their number does not matter

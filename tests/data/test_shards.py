@@ -30,7 +30,7 @@ from data.shards import (
     write_index,
     write_shard,
 )
-from pupujepa.frontend import LOG_FLOOR, FrontendConfig, log_mel, mel_filter_bank
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, log_mel, mel_filter_bank
 
 RANGE = {"lo": LOG_FLOOR, "hi": LOG_CEILING}
 

@@ -20,8 +20,8 @@ from data.probes import probe_crops
 from data.reader import ShardReader
 from data.shards import index_name, read_index
 from data.stream import Stream, StreamConfig, StreamError, StreamState
-from pupujepa.frontend import LOG_FLOOR, normalise
-from pupujepa.masks import MaskConfig
+from pupujepa.audio.log_mel import LOG_FLOOR, normalise
+from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_mel
 
 # torch's advice to users of few cores; here processes are started to see that their number does not matter

@@ -22,7 +22,7 @@ from data.shards import ShardError, index_name, read_index, write_index, write_s
 from data.store import open_store
 from data.stream import Stream, StreamConfig, StreamError
 from data.workers import _whole_deliveries
-from pupujepa.masks import MaskConfig
+from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_entry
 from tests.faultproxy import Fault
 

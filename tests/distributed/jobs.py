@@ -30,7 +30,7 @@ from distributed.session import Session
 from distributed.teacher import Teacher
 from distributed.telemetry import configure_logging
 from distributed.topology import discover, exported, process_group
-from pupujepa.objective import TrainingStep, teacher_pairs
+from pupujepa.training.objective import TrainingStep, teacher_pairs
 
 PRESET = Path(__file__).with_name("small.yaml")
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ from data.corpora import read_corpora
 from data.stream import Stream
 from distributed.engine import parameter_groups
 from distributed.experiment import load_experiment, with_corpora
-from pupujepa.ema import ema_momentum, update_ema
-from pupujepa.frontend import FrontendConfig
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep, teacher_pairs
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.model.model import PupuJEPA
 from pupujepa.precision import PRECISIONS
-from pupujepa.schedules import learning_rate
+from pupujepa.training.ema import ema_momentum, update_ema
+from pupujepa.training.objective import TrainingStep, teacher_pairs
+from pupujepa.training.schedules import learning_rate
 from tests.distributed.launch import PRESET
 
 

@@ -20,9 +20,9 @@ from distributed.experiment import load_experiment
 from distributed.fencing import SupersededError, take_generation
 from distributed.run_directory import RunDirectory
 from distributed.topology import Topology
-from pupujepa import weights
 from pupujepa.config import to_yaml
 from pupujepa.front_door import enter
+from pupujepa.weights import weights
 from tests.distributed.launch import PRESET, deterministic_rows
 
 pytestmark = pytest.mark.usefixtures("alone")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distributed.experiment import load_experiment
-from pupujepa.masks import strategy_probabilities
+from pupujepa.training.masks import strategy_probabilities
 
 
 @pytest.mark.parametrize("recipe", ["paper", "robust", "demo"])

@@ -11,11 +11,11 @@ from distributed import diagnose as diagnose_module
 from distributed.diagnose import DiagnosticsConfig, diagnose, whole_model
 from distributed.probe_set import read_probe_set
 from distributed.teacher import Teacher
-from pupujepa import diagnostics
 from pupujepa.errors import UserError
-from pupujepa.masks import MaskConfig
-from pupujepa.model import ModelConfig, PupuJEPA, encoder_rotation, visible_to
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.model.model import ModelConfig, PupuJEPA, encoder_rotation, visible_to
+from pupujepa.training import diagnostics
+from pupujepa.training.masks import MaskConfig
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 from tests.data.shardsets import build_shard_set
 
 MODEL = ModelConfig(
@@ -106,7 +106,7 @@ def test_a_healthy_encoder(stream):
 
 
 def test_lidar_is_that_of_ten_whole_crops(stream):
-    """The probe set's numbers are those of pupujepa/diagnostics.py on the teacher's mean features, crop by crop."""
+    """The probe set's numbers are those of pupujepa/training/diagnostics.py on the teacher's mean features, crop by crop."""
     model, step = training_step()
     probes = read(stream, shape=(6, 10))
     row = diagnose(step, model, probes=probes, teacher=Teacher(step))

@@ -24,10 +24,10 @@ from distributed.engine import (
 )
 from distributed.topology import Topology, process_group
 from pupujepa.config import from_yaml, to_yaml
+from pupujepa.cost.sizes import model_size
 from pupujepa.errors import UserError
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
-from pupujepa.sizes import model_size
+from pupujepa.model.model import ModelConfig, PupuJEPA
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 
 SMALL = ModelConfig(
     crop_frames=64, width=32, depth=2, heads=2, predictor_width=16, predictor_depth=1, predictor_heads=1

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from data.tally import COUNTED
 from distributed.checkpoint import CheckpointError, committed
 from distributed.export import model_of
-from pupujepa import weights
+from pupujepa.weights import weights
 from tests.distributed.launch import deterministic_rows, interrupted_copy, losses
 from tests.distributed.plain_loop import train_plainly
 

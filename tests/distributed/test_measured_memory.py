@@ -9,7 +9,7 @@ from benchmarks.engine_launch import on_ranks
 from benchmarks.engine_memory import measure_each
 from distributed.engine import batch_sizes
 from distributed.plan import step_config
-from pupujepa.memory import peak_memory
+from pupujepa.cost.memory import peak_memory
 
 STAGES = (1, 2, 3)
 FP32 = "engine.precision=fp32"

@@ -13,8 +13,8 @@ from distributed.open_checkpoints import begin_generation, open_checkpoints, req
 from distributed.run_directory import RunDirectory
 from distributed.topology import Topology
 from pupujepa.errors import UserError
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.model.model import ModelConfig, PupuJEPA
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 
 pytestmark = pytest.mark.usefixtures("alone")
 

@@ -6,12 +6,12 @@ import torch.distributed as dist
 
 from distributed.pace import Pace, Yardstick, memory, peak_flops_of, yardstick
 from distributed.telemetry import TelemetryConfig
-from pupujepa.cost import training_cost
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError
-from pupujepa.frontend import FrontendConfig
-from pupujepa.masks import MaskConfig
-from pupujepa.model import ModelConfig
-from pupujepa.objective import ObjectiveConfig
+from pupujepa.model.model import ModelConfig
+from pupujepa.training.masks import MaskConfig
+from pupujepa.training.objective import ObjectiveConfig
 
 
 def test_rates_by_hand():

@@ -6,11 +6,11 @@ import torch
 
 from distributed.engine import parameter_groups
 from distributed.experiment import load_experiment
-from pupujepa.ema import ema_momentum, update_ema
-from pupujepa.masks import draw_mask
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep, teacher_pairs
+from pupujepa.model.model import PupuJEPA
 from pupujepa.randomness import generator
+from pupujepa.training.ema import ema_momentum, update_ema
+from pupujepa.training.masks import draw_mask
+from pupujepa.training.objective import TrainingStep, teacher_pairs
 
 # of the demo before there were variants; on one machine they are equal bit for bit, kernels elsewhere differ at 1e-7
 LOSSES = (0.6156272292137146, 0.5850756168365479, 0.5355503559112549)

@@ -8,11 +8,11 @@ from distributed.__main__ import COMMANDS
 from distributed.engine import batch_sizes, parameter_groups
 from distributed.experiment import load_experiment
 from distributed.plan import USABLE, fits, step_config, store_bytes_per_s
-from pupujepa.cost import count_parameters, training_cost
+from pupujepa.cost.cost import count_parameters, training_cost
+from pupujepa.cost.memory import peak_memory
 from pupujepa.front_door import enter
-from pupujepa.memory import peak_memory
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.objective import TrainingStep
 
 
 def plan(capsys, *words):

@@ -11,7 +11,7 @@ from data.store import open_store
 from data.stream import Stream, StreamConfig
 from distributed.pace import StreamCounts
 from distributed.train import session_end
-from pupujepa.masks import MaskConfig
+from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set
 
 

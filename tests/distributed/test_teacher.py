@@ -5,10 +5,10 @@ import torch
 
 from distributed import teacher as teacher_module
 from distributed.teacher import FrozenTeacherError, Teacher
-from pupujepa.ema import EmaConfig
 from pupujepa.errors import UserError
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep, teacher_pairs
+from pupujepa.model.model import ModelConfig, PupuJEPA
+from pupujepa.training.ema import EmaConfig
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep, teacher_pairs
 
 SMALL = ModelConfig(
     crop_frames=64, width=32, depth=2, heads=2, predictor_width=16, predictor_depth=1, predictor_heads=1

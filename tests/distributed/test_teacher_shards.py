@@ -9,8 +9,8 @@ from torch import nn
 
 from distributed.teacher import Teacher
 from distributed.teacher_shards import ShardedBlock, full_numel
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep, teacher_pairs
+from pupujepa.model.model import ModelConfig, PupuJEPA
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep, teacher_pairs
 
 SMALL = ModelConfig(
     crop_frames=64, width=32, depth=3, heads=2, predictor_width=16, predictor_depth=1, predictor_heads=1

@@ -17,8 +17,8 @@ import torch
 from distributed.__main__ import COMMANDS
 from distributed.checkpoint import CheckpointStore
 from distributed.topology import Topology
-from pupujepa import weights
 from pupujepa.front_door import enter
+from pupujepa.weights import weights
 from tests.distributed.launch import (
     PRESET,
     ROOT,

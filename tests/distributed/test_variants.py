@@ -8,7 +8,7 @@ import torch
 from distributed.marble.pupujepa_encoder import HowToEncode, load_frozen
 from distributed.report.page import build_report
 from distributed.telemetry import read_metrics
-from pupujepa.weights import load
+from pupujepa.weights.weights import load
 from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import losses
 

@@ -16,11 +16,11 @@ from distributed.engine import parameter_groups
 from distributed.guard import CollapseGuard, GuardConfig
 from distributed.probe_set import ProbeSet
 from distributed.teacher import Teacher
-from pupujepa.masks import MaskConfig, draw_mask
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator
-from pupujepa.schedules import ScheduleConfig, learning_rate
+from pupujepa.training.masks import MaskConfig, draw_mask
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
+from pupujepa.training.schedules import ScheduleConfig, learning_rate
 
 MODEL = ModelConfig(
     crop_frames=32, width=32, depth=2, heads=2, predictor_width=16, predictor_depth=2, predictor_heads=2

@@ -7,8 +7,8 @@ import pytest
 
 from docs.differences import PAGE, write
 from docs.differences_measured import SECTIONS, SEED
-from pupujepa.model import PupuJEPA
-from pupujepa.sizes import model_size
+from pupujepa.cost.sizes import model_size
+from pupujepa.model.model import PupuJEPA
 
 TEXT = PAGE.read_text()
 ROOT = PAGE.parents[1]

@@ -14,7 +14,7 @@ import soundfile
 
 from examples.neighbours import main, nearest, side_by_side, similarities
 from pupujepa.errors import UserError
-from pupujepa.weights import save_release
+from pupujepa.weights.weights import save_release
 from tests.pupujepa.models import SMALL, random_model
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ import torch
 from distributed.marble.frozen_features import Features
 from distributed.marble.probes import Labelled, Training, train_bank
 from distributed.marble.tasks import Fit
-from pupujepa.encoder import Encoder
-from pupujepa.frontend import log_mel
-from pupujepa.rope import grid_rotation, rotate
+from pupujepa.audio.log_mel import log_mel
+from pupujepa.embedding.encoder import Encoder
+from pupujepa.model.rope import grid_rotation, rotate
 from tests.pupujepa.models import SMALL, random_model
 
 CPU = torch.device("cpu")

@@ -21,10 +21,10 @@ from distributed.preemption import StopRequest
 from distributed.teacher import Teacher
 from distributed.trainer import Trainer
 from distributed.watchdog import Whereabouts
-from pupujepa import softmax_attention
-from pupujepa.masks import num_context, num_targets
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import TrainingStep
+from pupujepa.model import softmax_attention
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.masks import num_context, num_targets
+from pupujepa.training.objective import TrainingStep
 from tests.pupujepa.models import SMALL
 from tests.pupujepa.variants import VARIANTS
 
@@ -140,7 +140,7 @@ def test_attention_gets_what_flash_kernels_take(monkeypatch, name):
         seen.extend(tensors)
         return tensors[0]
 
-    monkeypatch.setattr("pupujepa.blocks.attend", attend)
+    monkeypatch.setattr("pupujepa.model.blocks.attend", attend)
     with gpu(monkeypatch):
         step_of(VARIANTS[name])(*inputs_of(VARIANTS[name]))
     assert len(seen) == 3 * (2 * SMALL.depth + SMALL.predictor_depth)

@@ -16,9 +16,9 @@ from distributed.diagnose import diagnose
 from distributed.engine import EngineConfig, settle_kernels
 from distributed.teacher import Teacher
 from distributed.teacher_shards import shard_blocks
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
-from pupujepa.sizes import model_size
+from pupujepa.cost.sizes import model_size
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 from tests.distributed.tiny_training import MODEL, probe_set
 from tests.pupujepa.variants import VARIANTS, Variant
 

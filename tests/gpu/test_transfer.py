@@ -15,8 +15,8 @@ from data.stream_config import StreamConfig
 from distributed.engine import batch_sizes
 from distributed.host_snapshot import HostSnapshot
 from distributed.plan import step_config
-from pupujepa.masks import MaskConfig
-from pupujepa.memory import peak_memory
+from pupujepa.cost.memory import peak_memory
+from pupujepa.training.masks import MaskConfig
 from tests.gpu.trainings import TIMEOUT_S, device_environment
 
 STEPS = 6

@@ -16,7 +16,7 @@ import soundfile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pupujepa.weights import save_release
+from pupujepa.weights.weights import save_release
 from tests.pupujepa.models import SMALL, random_model
 from tests.pupujepa.tones import tone
 

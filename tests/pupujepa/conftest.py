@@ -1,8 +1,8 @@
 import pytest
 import soundfile
 
-from pupujepa.model import PupuJEPA
-from pupujepa.weights import save_release
+from pupujepa.model.model import PupuJEPA
+from pupujepa.weights.weights import save_release
 from tests.pupujepa.models import SMALL, random_model
 from tests.pupujepa.tones import tone
 

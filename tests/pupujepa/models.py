@@ -2,8 +2,8 @@
 
 import torch
 
-from pupujepa.frontend import FrontendConfig
-from pupujepa.model import ModelConfig, PupuJEPA
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.model.model import ModelConfig, PupuJEPA
 
 FRONTEND = FrontendConfig()
 SMALL = ModelConfig(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from pupujepa.model import PupuJEPA
+from pupujepa.model.model import PupuJEPA
 from tests.pupujepa.models import random_model
 
 # width, depth, heads

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pupujepa import softmax_attention
-from pupujepa.encoder import Encoder
+from pupujepa.embedding.encoder import Encoder
+from pupujepa.model import softmax_attention
 from tests.pupujepa.models import SMALL, random_mel, random_model
 
 DTYPES = (None, torch.bfloat16)
@@ -57,7 +57,7 @@ def test_a_leak_would_be_seen(monkeypatch):
     def leaking(query, key, value):
         return softmax_attention.attend(query, key, value + 1e-3 * value.roll(1, 0))
 
-    monkeypatch.setattr("pupujepa.blocks.attend", leaking)
+    monkeypatch.setattr("pupujepa.model.blocks.attend", leaking)
     mel = random_mel(WINDOWS, 64, 128)
     changed = torch.cat([mel[:1], torch.zeros_like(mel[1:])])
     first, second = (encode(x, dtype=None, batch_size=WINDOWS)[:, 0] for x in (mel, changed))

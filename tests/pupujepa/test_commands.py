@@ -3,8 +3,8 @@
 import pytest
 
 import pupujepa
-from pupujepa.encoder import Encoder
-from pupujepa.weights import load
+from pupujepa.embedding.encoder import Encoder
+from pupujepa.weights.weights import load
 from tests.pupujepa.commands import run
 from tests.pupujepa.models import SMALL
 
@@ -23,6 +23,6 @@ def test_the_package_offers_its_main_names():
     assert pupujepa.load is load
     assert pupujepa.Encoder is Encoder
     assert pupujepa.ModelConfig is type(SMALL)
-    assert pupujepa.PupuJEPA.__module__ == "pupujepa.model"
+    assert pupujepa.PupuJEPA.__module__ == "pupujepa.model.model"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = pupujepa.nonsense

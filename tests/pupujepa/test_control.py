@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from pupujepa.architecture import ModelConfig
-from pupujepa.attention import contexts_around, predictor_attention
-from pupujepa.cost import count_parameters
-from pupujepa.diagnostics import effective_rank_per_band, explained_variance_per_band
-from pupujepa.encoder import Encoder
+from pupujepa.attention.maps import contexts_around, predictor_attention
+from pupujepa.cost.cost import count_parameters
+from pupujepa.cost.sizes import model_size, size_names
+from pupujepa.embedding.encoder import Encoder
 from pupujepa.errors import UserError
-from pupujepa.masks import STRATEGIES, MaskConfig, draw_mask
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.model.architecture import ModelConfig
 from pupujepa.randomness import generator
-from pupujepa.sizes import model_size, size_names
+from pupujepa.training.diagnostics import effective_rank_per_band, explained_variance_per_band
+from pupujepa.training.masks import STRATEGIES, MaskConfig, draw_mask
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 from tests.pupujepa.models import SMALL, random_mel, random_model
 from tests.pupujepa.twins import match, one_dimensional
 from tests.pupujepa.variants import Variant

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pupujepa.devices import usable_device
-from pupujepa.encoder import Encoder
+from pupujepa.embedding.encoder import Encoder
 from pupujepa.errors import UserError
-from pupujepa.weights import load
+from pupujepa.weights.weights import load
 from tests.pupujepa.models import random_model
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pupujepa.frontend import FrontendConfig
-from pupujepa.masks import MaskConfig, draw_mask
-from pupujepa.model import ModelConfig, PupuJEPA, encoder_rotation, predictor_rotation, visible_to
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.model.model import ModelConfig, PupuJEPA, encoder_rotation, predictor_rotation, visible_to
 from pupujepa.randomness import generator
+from pupujepa.training.masks import MaskConfig, draw_mask
 from tests.pupujepa.models import SMALL, random_mel, random_model
 from tests.pupujepa.reference_model import ReferenceModel
 

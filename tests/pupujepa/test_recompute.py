@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 from tests.pupujepa.models import SMALL
 
 DEEP = replace(SMALL, depth=8, predictor_depth=4)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pupujepa.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
-from pupujepa.rope import CLIP_RELATIVE, LENGTH_EXACT, grid_rotation
+from pupujepa.model.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
+from pupujepa.model.rope import CLIP_RELATIVE, LENGTH_EXACT, grid_rotation
 from tests.pupujepa.models import SMALL, random_mel, random_model
 
 LONG = replace(SMALL, crop_frames=1024)  # a grid of 256 steps, as released

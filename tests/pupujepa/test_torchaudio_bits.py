@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchaudio import functional as reference
 
-from pupujepa.audio import resample, resampling_ratio
-from pupujepa.frontend import FrontendConfig, mel_filter_bank
+from pupujepa.audio.log_mel import FrontendConfig, mel_filter_bank
+from pupujepa.audio.read import resample, resampling_ratio
 
 RATES_HZ = (8000, 11_025, 12_000, 16_000, 22_050, 32_000, 44_100, 48_000, 88_200, 96_000, 192_000)
 # one sample, less than the filter reaches, batches, and more than a block of any kernel

@@ -6,10 +6,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pupujepa.cost import count_parameters, inference_flops, training_cost
-from pupujepa.ema import update_ema
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import teacher_pairs
+from pupujepa.cost.cost import count_parameters, inference_flops, training_cost
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.ema import update_ema
+from pupujepa.training.objective import teacher_pairs
 from tests.pupujepa.models import random_mel, random_model
 from tests.pupujepa.variants import VARIANTS
 

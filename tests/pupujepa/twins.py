@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from pupujepa.architecture import ONE_DIMENSIONAL, ModelConfig
-from pupujepa.cost import training_cost
+from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError
-from pupujepa.masks import MaskConfig
-from pupujepa.objective import ObjectiveConfig
+from pupujepa.model.architecture import ONE_DIMENSIONAL, ModelConfig
+from pupujepa.training.masks import MaskConfig
+from pupujepa.training.objective import ObjectiveConfig
 
 
 @dataclass(frozen=True)

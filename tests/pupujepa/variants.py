@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from pupujepa.architecture import ModelConfig
-from pupujepa.masks import MaskConfig, draw_mask
-from pupujepa.model import PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.model.architecture import ModelConfig
+from pupujepa.model.model import PupuJEPA
 from pupujepa.randomness import generator
+from pupujepa.training.masks import MaskConfig, draw_mask
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 from tests.pupujepa.models import SMALL, random_mel
 
 LINE = replace(SMALL, structure="1d", patch_bands=0)

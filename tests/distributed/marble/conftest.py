@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.weights import save_release
+from pupujepa.model.model import ModelConfig, PupuJEPA
+from pupujepa.weights.weights import save_release
 from tests.distributed.marble.corpora import Recipe, make_corpus
 
 

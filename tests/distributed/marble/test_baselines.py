@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from distributed.marble.baselines import CHROMA_FFT, CHROMA_HOP, Chroma, LogMel, pitch_classes
-from pupujepa.frontend import FrontendConfig, log_mel
+from pupujepa.audio.log_mel import FrontendConfig, log_mel
 
 RATE_HZ = 24_000
 

@@ -10,12 +10,12 @@ from distributed.marble.hidden_states import Description, HiddenStates
 from distributed.marble.pupujepa_encoder import HowToEncode
 from distributed.marble.readout import spread_layers
 from distributed.marble.tasks import TASKS
-from pupujepa.encoder import Encoder
+from pupujepa.audio.log_mel import log_mel, normalise
+from pupujepa.embedding.encoder import Encoder
+from pupujepa.embedding.readout import pool_region
 from pupujepa.errors import UserError
-from pupujepa.frontend import log_mel, normalise
-from pupujepa.model import PupuJEPA
-from pupujepa.readout import pool_region
-from pupujepa.weights import load, save_release
+from pupujepa.model.model import PupuJEPA
+from pupujepa.weights.weights import load, save_release
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -132,7 +132,7 @@ def test_one_table_may_hold_a_student_and_its_teacher(run_folder: Path, tmp_path
 
 
 def test_readouts_are_those_of_the_embedding(run_folder: Path):
-    """mean and region equal pupujepa/readout.py on the same grid, for every layer; regions in time have no frames."""
+    """mean and region equal pupujepa/embedding/readout.py on the same grid, for every layer; regions in time have no frames."""
     specs = [f"{run_folder}{suffix}" for suffix in ("", ":mean", ":region:4x1", ":region:8x1", ":region:2x3")]
     encoders = resolve_encoders(specs, FP32)
     frames, mean, quarter, whole, region = (

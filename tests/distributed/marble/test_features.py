@@ -20,8 +20,8 @@ from distributed.marble.readout import SliceFeatures
 from distributed.marble.tasks import Clips
 from distributed.topology import Topology
 from pupujepa.errors import UserError
-from pupujepa.model import PupuJEPA
-from pupujepa.weights import load, save_release
+from pupujepa.model.model import PupuJEPA
+from pupujepa.weights.weights import load, save_release
 from tests.distributed.marble.corpora import Recipe, make_corpus, read_rows, write_rows
 from tests.processes import members, wait_until_gone
 

@@ -7,7 +7,7 @@ import torch
 from distributed.marble.corpus import Slice, Track
 from distributed.marble.spectra import MAX_ROWS, groups_of, lidar_of, rank_of
 from distributed.marble.targets import Split
-from pupujepa.diagnostics import effective_rank, lidar
+from pupujepa.training.diagnostics import effective_rank, lidar
 
 
 def split(slices: dict[str, int], groups: dict[str, str] | None = None) -> Split:

@@ -15,9 +15,9 @@ from data.manifest import Manifest, ShardEntry, write_manifest
 from data.shards import encode_mel, index_name, write_index, write_shard
 from distributed.report.page import build_report
 from docs.browser import Browser
-from pupujepa.frontend import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.weights import save_release
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel
+from pupujepa.model.model import ModelConfig, PupuJEPA
+from pupujepa.weights.weights import save_release
 
 RATE_HZ = 24_000
 TINY = ModelConfig(

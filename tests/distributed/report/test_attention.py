@@ -14,8 +14,8 @@ from distributed.report.attention import (
     times_even,
 )
 from distributed.report.similarity import compressed
-from pupujepa.model import ModelConfig
-from pupujepa.weights import load
+from pupujepa.model.model import ModelConfig
+from pupujepa.weights.weights import load
 
 GRID = (32, 8)
 TILE = Tile(8, 4, 2, 2)

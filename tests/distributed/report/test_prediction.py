@@ -6,9 +6,9 @@ import torch
 
 from distributed.report.music import visible_patches
 from distributed.report.prediction import Filled, explained, fill
-from pupujepa.masks import BLOCK, MaskConfig
-from pupujepa.model import ModelConfig, PupuJEPA
-from pupujepa.objective import ObjectiveConfig, TrainingStep
+from pupujepa.model.model import ModelConfig, PupuJEPA
+from pupujepa.training.masks import BLOCK, MaskConfig
+from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 
 GRID = (16, 4)
 

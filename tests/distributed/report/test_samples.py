@@ -10,7 +10,7 @@ from data.shards import decode_mel, read_index, read_sample
 from distributed.report.inputs import ReportError
 from distributed.report.music import coverage
 from distributed.report.samples import held_out, read_gallery
-from pupujepa.masks import RANDOM, MaskConfig
+from pupujepa.training.masks import RANDOM, MaskConfig
 
 
 def test_the_test_split_is_preferred(made_run):

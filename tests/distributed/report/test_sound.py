@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from distributed.report.sound import PEAK, audio_of, audio_uri
-from pupujepa.frontend import FrontendConfig, log_mel
+from pupujepa.audio.log_mel import FrontendConfig, log_mel
 
 CONFIG = FrontendConfig()
 

@@ -1,0 +1,1 @@
+"""What the model attends to: maps, regions, pictures, a page."""

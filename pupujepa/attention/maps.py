@@ -1,0 +1,146 @@
+"""Where the predictor looks: its attention from the mask tokens of a region to the rest of the spectrogram.
+
+The maps are computed exactly, as softmax(q k^T / sqrt(d)) from the queries and keys of each block, not approximated
+from outside; each row sums to 1 over the predictor's tokens.
+
+The encoder sees a fifth of the patches, as in training, so one pass shows attention to that fifth only, and the other
+masked patches take part as mask tokens that carry nothing but a position. `region_attention` therefore deals the
+patches outside the region into disjoint contexts and puts their maps together: every patch is looked at as content.
+
+Shapes: B batch, N predictor tokens (K context, M target), L blocks, H heads, D width of a head; T frames, F mel bands
+of a spectrogram, and T steps, F bands of patches of a map.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pupujepa.errors import UserError
+from pupujepa.model.blocks import Block
+from pupujepa.model.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
+from pupujepa.model.patches import steps_of
+from pupujepa.randomness import generator
+from pupujepa.training.masks import RANDOM, Mask, MaskConfig, num_context
+
+
+@dataclass(frozen=True)
+class PredictorAttention:
+    """Attention of a region's mask tokens, averaged over the region.
+
+    rows: [L, H, N] over the predictor's sequence (context, then targets); each row sums to 1.
+    grid: [L, H, steps, bands], the same on the patch grid; NaN where a patch is neither context nor target.
+    """
+
+    rows: Tensor
+    grid: Tensor
+
+
+@torch.no_grad()
+def predictor_attention(model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: NDArray | Tensor) -> PredictorAttention:
+    """Computes where each head of each predictor block looks from a masked region.
+
+    Args:
+        mel_TF: one normalised spectrogram.
+        mask: what the encoder sees and the predictor fills in.
+        region: boolean [steps, bands], or token indices; all of it must be targets of the mask.
+
+    Raises:
+        UserError: the region is empty, or holds patches that are not targets.
+    """
+    config = model.config
+    device = mel_TF.device
+    mel_BTF = mel_TF[None]
+    steps = steps_of(mel_BTF, config)
+    queries = torch.as_tensor(_query_positions(mask, region, steps, config.grid_bands), device=device)
+    context_BK = torch.as_tensor(mask.context, device=device)[None]
+    sequence_BN = torch.cat([context_BK, torch.as_tensor(mask.target, device=device)[None]], dim=1)
+    encoder = model.encoder("student")  # as in training
+    grid_rotation = encoder_rotation(config, steps, device)
+    context_BKD = encoder(*visible_to(encoder, model.tokens(mel_BTF), context_BK, grid_rotation))
+    x_BND = model.predictor.assemble(context_BKD, sequence_BN)
+    rotation = predictor_rotation(config, steps, sequence_BN)
+    rows = []
+    for module in model.predictor.blocks:
+        block = cast(Block, module)
+        query, key, _ = block.attn.project(block.norm1(x_BND), rotation)
+        rows.append(attention_weights(query[:, :, queries], key)[0].mean(1))  # [H, N]
+        x_BND = block(x_BND, rotation)
+    rows_LHN = torch.stack(rows)
+    grid = rows_LHN.new_full((*rows_LHN.shape[:2], steps * config.grid_bands), torch.nan)
+    grid[:, :, sequence_BN[0]] = rows_LHN
+    return PredictorAttention(rows_LHN, grid.unflatten(-1, (steps, config.grid_bands)))
+
+
+def attention_weights(query_BHMD: Tensor, key_BHND: Tensor) -> Tensor:
+    """Returns softmax(q k^T / sqrt(D)) in float32: [B, H, M, N]."""
+    scores = query_BHMD.float() @ key_BHND.float().transpose(-1, -2) / math.sqrt(key_BHND.shape[-1])
+    return scores.softmax(-1)
+
+
+def region_attention(
+    model: PupuJEPA, mel_TF: Tensor, region: NDArray[np.bool_], *, ratio: float = 0.8, seed: int = 0
+) -> NDArray[np.float64]:
+    """Returns where each head looks from a hidden region when everything else can be seen: [L, H, steps, bands].
+
+    Each map is zero inside the region and sums to one outside it.
+
+    Args:
+        mel_TF: one normalised spectrogram.
+        region: boolean [steps, bands].
+        ratio: share of the patches that each pass hides, as in training.
+        seed: of the deal of patches to passes.
+
+    Raises:
+        UserError: a region that is empty, holds everything, or does not fit the spectrogram's grid.
+    """
+    total_LHTF, seen = np.zeros(1), np.zeros(region.size)
+    for mask in contexts_around(region, ratio=ratio, seed=seed):
+        grid = predictor_attention(model, mel_TF, mask, region=region).grid.double().cpu().numpy()
+        visible = np.zeros(region.size, bool)
+        visible[mask.context] = True
+        total_LHTF = total_LHTF + np.where(visible.reshape(region.shape), grid, 0.0)
+        seen += visible
+    mean_LHTF = total_LHTF / np.maximum(seen, 1).reshape(region.shape)
+    return mean_LHTF / mean_LHTF.sum((-2, -1), keepdims=True)
+
+
+def contexts_around(region: NDArray[np.bool_], *, ratio: float, seed: int) -> Iterator[Mask]:
+    """Deals the patches outside a region [steps, bands] into contexts of the size used in training.
+
+    The last one is filled up with patches that were dealt before.
+
+    Raises:
+        UserError: nothing lies outside the region.
+    """
+    free = np.flatnonzero(~region.ravel())
+    if not len(free):
+        raise UserError("the region holds the whole crop, so there is nothing to look at; choose a smaller one")
+    size = min(num_context(MaskConfig(ratio=ratio), region.size), len(free))
+    order = generator(seed, "attention", "contexts").permutation(free)
+    for start in range(0, len(order), size):
+        context = np.sort(order[start : start + size] if start + size <= len(order) else order[-size:])
+        yield Mask(context, np.setdiff1d(np.arange(region.size), context), RANDOM)
+
+
+def _query_positions(mask: Mask, region: NDArray | Tensor, steps: int, bands: int) -> NDArray[np.int64]:
+    """Returns where the region's patches stand in the predictor's sequence."""
+    region = np.asarray(region)
+    if region.dtype == bool:
+        if region.shape != (steps, bands):
+            raise UserError(f"the region has shape {region.shape}, the spectrogram's grid is {(steps, bands)}")
+        region = np.flatnonzero(region)
+    if not region.size:
+        raise UserError("the region is empty, so there is nothing to look from; choose at least one patch")
+    outside = np.setdiff1d(region, mask.target)
+    if outside.size:
+        raise UserError(
+            f"{outside.size} of the region's {region.size} patches are not targets of the mask (first: {outside[0]}), "
+            "so the predictor has no query there; mask the whole region"
+        )
+    return len(mask.context) + np.searchsorted(mask.target, region)

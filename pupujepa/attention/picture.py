@@ -1,0 +1,117 @@
+"""Attention as a picture: the spectrogram with the region outlined, and a panel per chosen block and head over it.
+
+Shapes: T frames, F mel bands; a grid is [steps, bands].
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pupujepa.attention.region import Crop, Look
+from pupujepa.durable import atomic_file
+from pupujepa.errors import UserError
+
+MEAN, ALL = "mean", "all"
+_OUTLINE = "deepskyblue"
+_BRIGHTEST = 0.995  # quantile of a map that is shown as full
+_SMALL_PANELS = 12  # from here on, panels go without axes
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map [steps, bands], as multiples of an even spread, and what it is."""
+
+    title: str
+    times_even: NDArray[np.float64]
+
+
+def panels_of(look: Look, layer: str, head: str) -> list[list[Panel]]:
+    """Returns the chosen maps, a row per layer.
+
+    Args:
+        layer, head: a number from 1 on, "mean" or "all".
+
+    Raises:
+        UserError: a layer or head that the predictor does not have.
+    """
+    maps = look.times_even()  # [L, H, steps, bands]
+    rows = []
+    for layer_name, of_layer in _chosen(maps, layer, "layer"):
+        of_heads = _chosen(of_layer, head, "head")
+        rows.append([Panel(f"{layer_name}, {name}", grid) for name, grid in of_heads])
+    return rows
+
+
+def save_picture(crop: Crop, look: Look, path: Path, *, layer: str, head: str) -> None:
+    """Writes the picture; the format follows the suffix.
+
+    Raises:
+        UserError: matplotlib is not installed, or there is no such layer or head.
+    """
+    rows = panels_of(look, layer, head)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "a picture needs matplotlib, which is not installed: pip install 'pupujepa[eval]', or --out NAME.html"
+        ) from error
+    columns = len(rows[0])
+    small = len(rows) * columns >= _SMALL_PANELS
+    width = max(11.0, 1.7 * columns)
+    heights = [2.6] + [0.95 if small else 2.6] * len(rows)
+    figure = Figure(figsize=(width, sum(heights) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[heights[0], sum(heights[1:])]))
+    _draw(top.subplots(), crop, look, Panel(f"{crop.name}: log-mel; the hidden region is outlined", np.zeros((0, 0))))
+    axes = bottom.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True)
+    for row, panels in zip(axes, rows):
+        for axis, panel in zip(row, panels):
+            _draw(axis, crop, look, panel, bare=small)
+    bottom.suptitle("attention from the region, in multiples of an even spread", x=0.01, ha="left", fontsize=10)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format=path.suffix.removeprefix("."))
+
+
+def _chosen(maps: NDArray[np.float64], which: str, kind: str) -> list[tuple[str, NDArray[np.float64]]]:
+    """Returns names and maps along the first axis."""
+    if which == MEAN:
+        return [(f"mean of {len(maps)} {kind}s", maps.mean(0))]
+    if which == ALL:
+        return [(f"{kind} {i + 1}", grid) for i, grid in enumerate(maps)]
+    if not (which.isdigit() and 1 <= int(which) <= len(maps)):
+        raise UserError(f"--{kind} {which} does not exist; choose 1 to {len(maps)}, {MEAN} or {ALL}")
+    return [(f"{kind} {which}", maps[int(which) - 1])]
+
+
+def _draw(axes: Any, crop: Crop, look: Look, panel: Panel, *, bare: bool = False) -> None:
+    extent = (crop.start_s, crop.start_s + crop.duration_s, 0, crop.bands)
+    settings = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "extent": extent}
+    mel = crop.mel_TF.numpy().T
+    if panel.times_even.size:
+        axes.imshow(mel, cmap="gray", **settings)
+        glow = _glow(panel.times_even)
+        axes.imshow(glow.transpose(1, 0, 2), **settings)
+    else:
+        axes.imshow(mel, cmap="magma", **settings)
+    box = look.box
+    left, width = crop.start_s + box.step * crop.step_s, box.steps * crop.step_s
+    axes.vlines([left, left + width], box.band, box.band + box.bands, colors=_OUTLINE)
+    axes.hlines([box.band, box.band + box.bands], left, left + width, colors=_OUTLINE)
+    axes.set_title(panel.title, loc="left", fontsize=6 if bare else 9, pad=2)
+    if bare:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    else:
+        axes.set_yticks(np.arange(crop.bands + 1), [f"{hz:.0f} Hz" for hz in crop.band_edges_hz], fontsize=7)
+        axes.set_xlabel("time (s)", fontsize=8)
+
+
+def _glow(times_even: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns [steps, bands, 4]: amber, clear up to an even spread and full at the strongest patches."""
+    top = max(float(np.quantile(times_even, _BRIGHTEST)), 1 + 1e-6)
+    strength = np.clip((times_even - 1) / (top - 1), 0, 1)
+    return np.stack([np.ones_like(strength), 0.6 + 0.3 * strength, 0.1 + 0.2 * strength, 0.92 * strength], axis=-1)

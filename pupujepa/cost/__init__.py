@@ -1,0 +1,1 @@
+"""Parameters, operations and memory of a model, without running it."""

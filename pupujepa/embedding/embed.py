@@ -1,0 +1,259 @@
+"""Embed audio files: one row per file, with its readout and layers and the settings that made it.
+
+  python -m pupujepa embed runs/demo/export songs/ --out vectors/
+  python -m pupujepa embed owner/weights song.flac --out vectors/ --readout mean --layers 6 12
+  python -m pupujepa embed runs/demo/export songs/ --out vectors/ --readout mean --format parquet
+  python -m pupujepa embed runs/demo/export songs/ --out vectors/ --workers 8 --skip-broken
+
+Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and w64 files; how many others they hold is
+said. Any rate, mono or stereo, 40 ms to hours.
+
+  --format npz      an .npz per file, with arrays values, times_s, layers, readout, name, settings and more
+  --format parquet  part-00000.parquet and so on, a row per file; needs pip install 'pupujepa[parquet]'
+
+Run the same command again to continue after anything: finished files are kept, whatever killed the first one, and a
+file whose size or time of change is another than when it was embedded is embedded again. Rows of other weights, readout
+or layers are never mixed in: that is refused. The result does not depend on the number of workers, and neither on where
+the command was killed. Files that cannot be embedded are named at the end, and the exit code is then 1; with
+--skip-broken it is 0, and OUT/broken.jsonl says which they are and why.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pupujepa.audio.decode_ahead import PendingClip, decode_ahead
+from pupujepa.audio.find import AudioFile, find_audio, told_passed_over
+from pupujepa.devices import usable_device
+from pupujepa.durable import remove_unfinished
+from pupujepa.embedding.encoder import Embedding, Encoder
+from pupujepa.embedding.readout import parse_readout
+from pupujepa.embedding.stores import NpzFolder, VectorStore
+from pupujepa.errors import UserError
+from pupujepa.json_lines import write_rows
+from pupujepa.locks import only_writer
+from pupujepa.model.model import PupuJEPA, resolve_layers
+from pupujepa.model.rope import ROPE_MODES
+from pupujepa.precision import warn_of_emulation
+from pupujepa.progress import Progress
+from pupujepa.weights.weights import load
+
+BROKEN_NAME = "broken.jsonl"
+FORMATS = ("npz", "parquet")
+_SAMPLED_BYTES = 4096
+_MEGABYTE = 1_000_000
+_MOST_DEFAULT_WORKERS = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("weights", help="a folder of weights, or a hub id")
+    parser.add_argument("audio", nargs="+", type=Path, help="audio files, or folders that are searched for them")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the rows")
+    parser.add_argument("--format", choices=FORMATS, default="npz", help="default: %(default)s")
+    parser.add_argument(
+        "--readout", default="frames", help="frames (25 a second), mean, or region:FxT such as region:4x2"
+    )
+    parser.add_argument(
+        "--layers", nargs="+", default=["-1"], metavar="N", help="0 = patch embedding, -1 = last (default), or all"
+    )
+    parser.add_argument("--encoder", choices=("teacher", "student"), default="teacher", help="default: %(default)s")
+    parser.add_argument("--rope", choices=ROPE_MODES, help="clip_relative is the release's (see docs/differences.md)")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows encoded together (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, mps and so on (default here: %(default)s)",
+    )
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(cores, _MOST_DEFAULT_WORKERS),
+        help="files that are decoded at the same time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--part-mb",
+        type=float,
+        default=256.0,
+        help="parquet: a part is closed at this size (default: %(default)g)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace rows made with other settings")
+    parser.add_argument("--skip-broken", action="store_true", help=f"list broken files in OUT/{BROKEN_NAME}, exit 0")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embeds all files and returns 1 if any failed and failures are not to be skipped.
+
+    Raises:
+        UserError: inputs, weights, readout or layers that cannot be used, or --out that holds or gets something else.
+    """
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: at least one thread has to decode")
+    if not args.part_mb > 0:
+        raise UserError(f"--part-mb {args.part_mb:g} must be positive: a part is closed when it is that large")
+    files, passed_over = find_audio(args.audio)
+    device = usable_device(args.device)
+    model = load(args.weights, rope=args.rope)
+    parse_readout(args.readout, bands=model.config.grid_bands)
+    layers = resolve_layers(_layers(args.layers), model.config.depth)
+    settings = {
+        "weights": fingerprint(model),
+        "readout": args.readout,
+        "layers": layers,
+        "encoder": args.encoder,
+        "bf16": args.bf16,
+    }
+    if args.bf16:
+        warn_of_emulation("bf16", device)
+    encoder = Encoder(
+        model,
+        device=device,
+        autocast_dtype=torch.bfloat16 if args.bf16 else None,
+        batch_size=args.batch_size,
+    )
+    store = _open_store(args, settings)
+    with only_writer(args.out):
+        remove_unfinished(args.out)
+        stock = store.take_stock(files)
+        todo = [file for file in files if file.name not in stock.finished]
+        if passed_over:
+            sys.stderr.write(f"{told_passed_over(passed_over)}\n")
+        again = f", {len(stock.changed)} of them again because they were changed" if stock.changed else ""
+        sys.stderr.write(f"{len(files)} files: {len(stock.finished)} already embedded, {len(todo)} to do{again}\n")
+        broken = embed(todo, encoder, store, settings=settings, workers=args.workers)
+        store.close()
+        if args.skip_broken:
+            write_lines(args.out / BROKEN_NAME, broken)
+    sys.stderr.write(f"{len(todo) - len(broken)} files embedded into {args.out}\n")
+    for record in broken:
+        sys.stderr.write(f"{'skipped' if args.skip_broken else 'failed'}: {record['reason']}\n")
+    return 1 if broken and not args.skip_broken else 0
+
+
+def embed(
+    files: Sequence[AudioFile], encoder: Encoder, store: VectorStore, *, settings: Mapping[str, Any], workers: int
+) -> list[dict[str, str]]:
+    """Adds the row of every file to a store.
+
+    Args:
+        settings: readout, layers and encoder, checked against the model before.
+        workers: files that are decoded at the same time.
+
+    Returns:
+        The files that could not be embedded: name, path and reason.
+    """
+    broken = []
+    rate_hz = encoder.frontend.sample_rate_hz
+    with (
+        closing(decode_ahead([file.path for file in files], rate_hz, threads=workers)) as clips,
+        _Pace(files) as pace,
+    ):
+        for file, clip in zip(files, clips, strict=True):
+            try:
+                embedding, audio_s = _embed_clip(clip, encoder, settings)
+            except UserError as error:  # settings fit the model, so it is the clip that does not
+                reason = str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
+                broken.append({"name": file.name, "path": str(file.path), "reason": reason})
+                audio_s = 0.0
+            else:
+                store.add(file, embedding)
+            pace.advance(file, audio_s)
+    return broken
+
+
+def fingerprint(model: PupuJEPA) -> str:
+    """Returns a digest of the first bytes of every tensor: enough to tell trained models apart without reading all."""
+    digest = blake2b(repr((model.config, model.frontend)).encode(), digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().flatten()[: _SAMPLED_BYTES // 4].cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_lines(path: Path, records: Sequence[Mapping[str, str]]) -> None:
+    """Writes JSON lines, whole or not at all; an old file goes away when there is nothing to write."""
+    if not records:
+        path.unlink(missing_ok=True)
+        return
+    write_rows(path, records)
+
+
+def _open_store(args: argparse.Namespace, settings: Mapping[str, Any]) -> VectorStore:
+    """Returns the store of --format.
+
+    Raises:
+        UserError: parquet without pyarrow.
+    """
+    if args.format == "npz":
+        return NpzFolder(args.out, settings, overwrite=args.overwrite)
+    try:
+        # pyarrow is an extra, and slow to import
+        from pupujepa.embedding.parquet import ParquetFolder
+    except ImportError as error:
+        raise UserError(
+            "parquet needs pyarrow, which is not installed: pip install 'pupujepa[parquet]', or --format npz"
+        ) from error
+    part_bytes = round(args.part_mb * _MEGABYTE)
+    return ParquetFolder(args.out, settings, part_bytes=part_bytes, overwrite=args.overwrite)
+
+
+def _layers(words: Sequence[str]) -> list[int] | None:
+    """Reads layer numbers, or `all`, as what `resolve_layers` takes."""
+    if list(words) == ["all"]:
+        return None
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise UserError(f"--layers {' '.join(words)}: give numbers, or the one word all") from error
+
+
+def _embed_clip(pending: PendingClip, encoder: Encoder, settings: Mapping[str, Any]) -> tuple[Embedding, float]:
+    """Returns the embedding and the seconds of audio.
+
+    Raises:
+        UserError: the clip cannot be decoded or embedded.
+    """
+    clip = pending.open()
+    embedding = encoder.encode(clip, readout=settings["readout"], layers=settings["layers"], which=settings["encoder"])
+    if not np.isfinite(embedding.values).all():
+        raise UserError("the model's values are not all finite; embed it without --bf16, or repair the weights")
+    return embedding, clip.samples / encoder.frontend.sample_rate_hz
+
+
+class _Pace:
+    """Progress by size, which tells the remaining time better than a count of files of unlike lengths."""
+
+    def __init__(self, files: Sequence[AudioFile]) -> None:
+        self._files, self._files_done = len(files), 0
+        self._bytes_done = 0
+        self._audio_s = 0.0
+        total = sum(file.state.size_bytes for file in files)
+        self._progress = Progress(-(-total // _MEGABYTE), title="embed", unit="MB")
+
+    def __enter__(self) -> "_Pace":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.__exit__(*error)
+
+    def advance(self, file: AudioFile, audio_s: float) -> None:
+        self._files_done += 1
+        self._bytes_done += file.state.size_bytes
+        self._audio_s += audio_s
+        elapsed_s = self._progress.elapsed_s
+        self._progress.advance(
+            -(-self._bytes_done // _MEGABYTE) - self._progress.done,
+            note=f"{self._files_done}/{self._files} files, {self._files_done / elapsed_s:.1f} files/s, "
+            f"{self._audio_s / elapsed_s:.0f} times real time",
+        )

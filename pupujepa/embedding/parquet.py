@@ -1,0 +1,200 @@
+"""Embeddings as parquet parts, one row per audio file.
+
+Columns: name, size_bytes and modified_ns (of the file), readout, layers, shape, values (float32, in C order of that
+shape), times_s. The settings that made the rows are in the schema's metadata, under `pupujepa`.
+
+Finished rows are staged as .npz files and packed into parts in the order in which they were added; the bytes of a part
+depend on its rows alone.
+"""
+
+import json
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from pupujepa.audio.find import AudioFile, FileState
+from pupujepa.durable import atomic_file
+from pupujepa.embedding.encoder import Embedding
+from pupujepa.embedding.rows import Row, RowHead, Settings, foreign, read_row, write_row
+from pupujepa.embedding.stores import Stock, VectorStore
+
+_KEY = b"pupujepa"
+_GROUP_BYTES = 64 * 2**20
+_STAGING = ".unpacked"
+
+
+class ParquetFolder(VectorStore):
+    """`part-00000.parquet` and so on, each closed when its values reach `part_bytes`."""
+
+    def __init__(self, folder: Path, settings: Settings, *, part_bytes: int, overwrite: bool = False) -> None:
+        super().__init__(folder, settings, overwrite=overwrite)
+        self.part_bytes = part_bytes
+        self._staging = folder / _STAGING
+        self._staged: list[Path] = []
+        self._staged_bytes = 0
+        self._next_row = 0
+
+    def take_stock(self, files: Sequence[AudioFile]) -> Stock:
+        """Finds which files are packed or staged, and takes the staged ones up again.
+
+        Raises:
+            UserError: as all stores do.
+        """
+        states = {file.name: file.state for file in files}
+        packed = self._packed_heads()
+        changed = {name for heads in packed.values() for name in _outdated(heads, states)}
+        for path, heads in packed.items():
+            self._repack(path, heads, without=changed)
+        done = {head.name for heads in packed.values() for head in heads} - changed
+        for path in sorted(self._staging.glob("*.npz")):
+            self._next_row = int(path.stem) + 1
+            row = read_row(path)
+            outdated = set(_outdated([row.head], states))
+            changed |= outdated
+            if not self._is_ours(path, row.head.settings) or outdated or row.head.name in done:
+                path.unlink()  # packed just before the command was killed, or to be replaced
+                continue
+            done.add(row.head.name)
+            self._take(path, row.embedding.values.nbytes)
+        return Stock(frozenset(done & set(states)), frozenset(changed))
+
+    def add(self, file: AudioFile, embedding: Embedding) -> None:
+        """Stages the row, and packs a part when enough is staged."""
+        path = self._staging / f"{self._next_row:08d}.npz"
+        self._next_row += 1
+        write_row(path, Row(RowHead(file.name, file.state, self.settings), embedding))
+        self._take(path, embedding.values.nbytes)
+
+    def close(self) -> None:
+        """Packs the rows that are left."""
+        if self._staged:
+            self._pack()
+        if self._staging.is_dir():
+            shutil.rmtree(self._staging)
+
+    def _write(self, path: Path, rows: Iterator[Row]) -> None:
+        schema = _schema(self.settings)
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            group: list[dict] = []
+            group_bytes = 0
+            for row in rows:
+                group.append(_columns(row))
+                group_bytes += row.embedding.values.nbytes
+                if group_bytes >= _GROUP_BYTES:
+                    writer.write_table(pyarrow.Table.from_pylist(group, schema))
+                    group, group_bytes = [], 0
+            if group:
+                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+    def _read_heads(self, path: Path) -> list[RowHead]:
+        with _opened(path) as file:
+            settings = _settings(file)
+            columns = file.read(columns=["name", "size_bytes", "modified_ns"])
+            return [_head(row, settings) for row in columns.to_pylist()]
+
+    def _read_rows(self, path: Path) -> Iterator[Row]:
+        with _opened(path) as file:
+            settings = _settings(file)
+            for batch in file.iter_batches(batch_size=1):
+                values = batch["values"][0].values.to_numpy()
+                row = batch.drop_columns(["values"]).to_pylist()[0]
+                times_s = np.asarray(row["times_s"], np.float64)
+                embedding = Embedding(values.reshape(row["shape"]), times_s, tuple(row["layers"]), row["readout"])
+                yield Row(_head(row, settings), embedding)
+
+    def _packed_heads(self) -> dict[Path, list[RowHead]]:
+        """Reads the heads of all parts, and removes parts that are to be replaced."""
+        heads: dict[Path, list[RowHead]] = {}
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            own = self._read_heads(path)
+            if all(self._is_ours(path, head.settings) for head in own):
+                heads[path] = own
+            else:
+                path.unlink()
+        return heads
+
+    def _repack(self, path: Path, heads: Sequence[RowHead], *, without: Collection[str]) -> None:
+        """Takes rows out of a part."""
+        kept = [head.name for head in heads if head.name not in without]
+        if not kept:
+            path.unlink()
+        elif len(kept) < len(heads):
+            with atomic_file(path) as temporary:
+                self._write(temporary, (row for row in self._read_rows(path) if row.head.name not in without))
+
+    def _take(self, path: Path, size_bytes: int) -> None:
+        self._staged.append(path)
+        self._staged_bytes += size_bytes
+        if self._staged_bytes >= self.part_bytes:
+            self._pack()
+
+    def _pack(self) -> None:
+        with atomic_file(self._free_part()) as temporary:
+            self._write(temporary, (read_row(path) for path in self._staged))
+        for path in self._staged:
+            path.unlink()
+        self._staged, self._staged_bytes = [], 0
+
+    def _free_part(self) -> Path:
+        """Returns the first name that no part has, so that parts are numbered without gaps."""
+        parts = (self.folder / f"part-{number:05d}.parquet" for number in count())
+        return next(path for path in parts if not path.exists())
+
+
+def _outdated(heads: Iterable[RowHead], states: Mapping[str, FileState]) -> Iterator[str]:
+    """Yields the names of rows whose file is another by now; nothing is known of a file that is not asked for."""
+    return (head.name for head in heads if head.state != states.get(head.name, head.state))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowInvalid, KeyError, ValueError) as error:
+        raise foreign(path, error) from error
+
+
+def _settings(file: pyarrow.parquet.ParquetFile) -> Settings:
+    return json.loads((file.schema_arrow.metadata or {})[_KEY])
+
+
+def _head(row: dict, settings: Settings) -> RowHead:
+    return RowHead(row["name"], FileState(row["size_bytes"], row["modified_ns"]), settings)
+
+
+def _schema(settings: Settings) -> pyarrow.Schema:
+    return pyarrow.schema(
+        [
+            ("name", pyarrow.string()),
+            ("size_bytes", pyarrow.int64()),
+            ("modified_ns", pyarrow.int64()),
+            ("readout", pyarrow.string()),
+            ("layers", pyarrow.list_(pyarrow.int32())),
+            ("shape", pyarrow.list_(pyarrow.int64())),
+            # an hour of frames of all layers has more values than 32-bit offsets can count
+            ("values", pyarrow.large_list(pyarrow.float32())),
+            ("times_s", pyarrow.list_(pyarrow.float64())),
+        ],
+        metadata={_KEY: json.dumps(dict(settings)).encode()},
+    )
+
+
+def _columns(row: Row) -> dict:
+    head, embedding = row.head, row.embedding
+    return {
+        "name": head.name,
+        "size_bytes": head.state.size_bytes,
+        "modified_ns": head.state.modified_ns,
+        "readout": embedding.readout,
+        "layers": list(embedding.layers),
+        "shape": list(embedding.values.shape),
+        "values": embedding.values.ravel(),
+        "times_s": embedding.times_s,
+    }

@@ -1,0 +1,1 @@
+"""The model: patches, positions, blocks, student, teacher and predictor."""

@@ -1,0 +1,198 @@
+"""PupuJEPA itself: patch embedding, student and teacher encoders, predictor, with the released key names.
+
+The patch embedding is shared and online: there is no EMA copy of it. The teacher lives here as an ordinary submodule
+because the released files hold it and inference runs it; training takes it out of the optimised parameters
+(see objective.py).
+
+Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width, P predictor width.
+Token index = step * grid_bands + band.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pupujepa.audio.log_mel import FrontendConfig
+from pupujepa.errors import UserError
+from pupujepa.model.architecture import ONE_DIMENSIONAL, ROTARY, ModelConfig
+from pupujepa.model.blocks import BlockShape, Linear, PatchConv, Transformer
+from pupujepa.model.patches import PatchEmbed, check_mel, steps_of
+from pupujepa.model.positions import POSITION_TABLE, absolute_positions
+from pupujepa.model.predictor import Predictor
+from pupujepa.model.rope import Rotation, grid_rotation, line_rotation, select
+from pupujepa.randomness import torch_seed
+
+MASK_TOKEN = "mask_token"
+DRAWN_STD = 0.02  # of mask token and position tables
+
+
+class PupuJEPA(nn.Module):
+    """The whole model. `student` is trained; `teacher` is its moving average and what inference runs.
+
+    Args:
+        seed: of the initial weights. On the meta device nothing is initialised.
+        frontend: what turns audio into the spectrograms that this model takes; it travels with the weights.
+
+    Raises:
+        UserError: the front end makes another number of mel bands than the model takes.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seed: int = 0,
+        frontend: FrontendConfig = FrontendConfig(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__()
+        self.config = config
+        if frontend.mel_bands != config.mel_bands:
+            raise UserError(f"the front end makes {frontend.mel_bands} mel bands, the model takes {config.mel_bands}")
+        self.frontend = frontend
+        self.patch_embed = PatchEmbed(config)
+        self.student = _transformer(config)
+        self.teacher = _transformer(config).requires_grad_(False)
+        self.predictor = Predictor(config)
+        if not self.predictor.mask_token.is_meta:
+            self.init_weights(seed)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fills all parameters from `seed`, alike on every device; the global random state is neither read nor moved.
+
+        Xavier-uniform matrices (the patch convolution as the matrix [D, patch]), zero biases, unit norms, a mask
+        token and learned positions of std 0.02, and a teacher equal to the student. Every tensor has its own stream,
+        keyed by its name.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.fill_(1)
+                module.bias.zero_()
+            elif isinstance(module, (Linear, PatchConv)) and not name.startswith("teacher."):
+                fan_out, fan_in = module.weight.flatten(1).shape
+                bound = math.sqrt(6 / (fan_in + fan_out))
+                draw = torch.empty(module.weight.shape, device="cpu")
+                module.weight.copy_(draw.uniform_(-bound, bound, generator=_stream(seed, name)))
+                assert module.bias is not None
+                module.bias.zero_()
+        for name, parameter in self.named_parameters():
+            last = name.rpartition(".")[2]
+            if last in (MASK_TOKEN, POSITION_TABLE):
+                draw = torch.empty(parameter.shape, device="cpu")
+                key = MASK_TOKEN if last == MASK_TOKEN else name
+                parameter.copy_(draw.normal_(0, DRAWN_STD, generator=_stream(seed, key)))
+        self.teacher.load_state_dict(self.student.state_dict())
+
+    def tokens(self, mel_BTF: Tensor) -> Tensor:
+        """Returns the patch embedding [B, N, D] of a normalised log-mel spectrogram.
+
+        Raises:
+            UserError: a shape that the patches do not tile.
+        """
+        check_mel(mel_BTF, self.config)
+        return self.patch_embed(mel_BTF)
+
+    def encode(self, mel_BTF: Tensor, *, which: str = "teacher", layers: Sequence[int] | None = None) -> list[Tensor]:
+        """Encodes a full, unmasked spectrogram of any whole number of patches.
+
+        Args:
+            which: "teacher" (what the released models are probed with) or "student".
+            layers: states to return, in this order; None returns all depth + 1. 0 is the patch embedding (with
+                absolute positions, if the encoder has them), i the output of block i, and the last, also -1, is normed.
+
+        Returns:
+            One tensor [B, N, D] per layer, float32.
+
+        Raises:
+            UserError: a shape that the patches do not tile, an unknown encoder, or a layer that does not exist.
+        """
+        encoder = self.encoder(which)
+        tokens_BND = encoder.placed(self.tokens(mel_BTF))
+        rotation = encoder_rotation(self.config, steps_of(mel_BTF, self.config), mel_BTF.device)
+        return encoder.hidden_states(tokens_BND, rotation, layers=resolve_layers(layers, self.config.depth))
+
+    def encoder(self, which: str) -> Transformer:
+        """Returns the teacher's or the student's blocks by name.
+
+        Raises:
+            UserError: another name.
+        """
+        if which not in ("teacher", "student"):
+            raise UserError(f"which={which!r} is no encoder of this model; choose teacher or student")
+        return self.teacher if which == "teacher" else self.student
+
+
+def encoder_rotation(config: ModelConfig, steps: int, device: torch.device) -> Rotation | None:
+    """Returns the rotation of a grid of `steps` for student and teacher, None where positions are not rotary."""
+    return _rotation(config, steps, config.width // config.heads, device)
+
+
+def predictor_rotation(config: ModelConfig, steps: int, index_BN: Tensor) -> Rotation | None:
+    """Returns the rotation of the predictor's sequence: tokens at positions `index_BN` [B, N] of a grid of `steps`."""
+    rotation = _rotation(config, steps, config.predictor_width // config.predictor_heads, index_BN.device)
+    return None if rotation is None else select(rotation, index_BN)
+
+
+def visible_to(
+    encoder: Transformer, tokens_BND: Tensor, index_BK: Tensor, rotation: Rotation | None
+) -> tuple[Tensor, Rotation | None]:
+    """Returns what an encoder that sees chosen patches only takes: their tokens [B, K, D], and their rotation.
+
+    Args:
+        tokens_BND: of the whole grid, without positions.
+        rotation: of the whole grid.
+    """
+    x_BKD = gather_tokens(encoder.placed(tokens_BND), index_BK)
+    return x_BKD, None if rotation is None else select(rotation, index_BK)
+
+
+def gather_tokens(tokens_BND: Tensor, index_BK: Tensor) -> Tensor:
+    """Returns the tokens [B, K, D] at `index_BK`."""
+    return tokens_BND.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, tokens_BND.shape[-1]))
+
+
+def resolve_layers(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """Returns layer indices in [0, depth], all of them for None; negative ones count from the end.
+
+    Raises:
+        UserError: a layer that the model does not have.
+    """
+    if layers is None:
+        return list(range(depth + 1))
+    for layer in layers:
+        if not -depth - 1 <= layer <= depth:
+            raise UserError(f"layer {layer} does not exist; this model has layers 0 (patch embedding) to {depth}")
+    return [layer % (depth + 1) for layer in layers]
+
+
+def encoder_shape(config: ModelConfig) -> BlockShape:
+    """Returns what the blocks of student and teacher are like."""
+    return BlockShape(config.width, config.heads, config.mlp_ratio, config.mlp, config.qk_norm)
+
+
+def _transformer(config: ModelConfig) -> Transformer:
+    positions = absolute_positions(config, config.width)
+    return Transformer(encoder_shape(config), depth=config.depth, positions=positions)
+
+
+def _rotation(config: ModelConfig, steps: int, head_dim: int, device: torch.device) -> Rotation | None:
+    if config.position_code != ROTARY:
+        return None
+    if config.structure == ONE_DIMENSIONAL:
+        return line_rotation(
+            steps, head_dim=head_dim, reference_steps=config.grid_steps, mode=config.rope, device=device
+        )
+    return grid_rotation(
+        steps,
+        config.grid_bands,
+        head_dim=head_dim,
+        reference_steps=config.grid_steps,
+        mode=config.rope,
+        device=device,
+    )
+
+
+def _stream(seed: int, name: str) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(torch_seed("initial weights", seed, name))

@@ -1,0 +1,76 @@
+"""Absolute positions, added to tokens: the alternatives to rotary ones.
+
+- learned: a table with one row per patch of the training crop, drawn with std 0.02 and trained with its encoder (the
+  teacher's follows the student's). It cannot encode a clip longer than a training crop; of a shorter clip it uses the
+  first rows, as if the clip began a crop.
+- sincos: sines and cosines of the step's and the band's number, each over half of the width, with the frequencies
+  10000^(-i / (pairs)) of the transformer (arXiv 1706.03762, in two dimensions as in MAE, arXiv 2111.06377). No
+  parameters, any length.
+
+Shapes: B batch, N tokens, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pupujepa.errors import UserError
+from pupujepa.model.architecture import LEARNED, SINCOS, ModelConfig
+
+POSITION_TABLE = "position_table"
+_SLOWEST = 10_000.0
+
+
+class AbsolutePositions(nn.Module):
+    """Vectors of patches by their index in the grid.
+
+    Args:
+        width: of the tokens that they are added to.
+    """
+
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__()
+        assert config.position_code in (LEARNED, SINCOS), config.position_code
+        self.bands = config.grid_bands
+        self.width = width
+        self.position_table = (
+            nn.Parameter(torch.empty(config.num_patches, width)) if config.position_code == LEARNED else None
+        )
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Returns the vectors [..., D], float32, of token indices [...] = step * bands + band."""
+        if self.position_table is not None:
+            return self.position_table[index]
+        return sincos_positions(index, bands=self.bands, width=self.width)
+
+    def added_to_grid(self, tokens_BND: Tensor) -> Tensor:
+        """Returns the tokens [B, N, D] of a whole grid with their positions.
+
+        Raises:
+            UserError: the clip has more patches than there are learned positions.
+        """
+        tokens = tokens_BND.shape[1]
+        if self.position_table is not None and tokens > len(self.position_table):
+            raise UserError(
+                f"a clip of {tokens} patches is longer than the {len(self.position_table)} learned positions of this "
+                "model; encode it in windows of a training crop, as pupujepa.Encoder does"
+            )
+        return tokens_BND + self(torch.arange(tokens, device=tokens_BND.device))
+
+
+def absolute_positions(config: ModelConfig, width: int) -> AbsolutePositions | None:
+    """Returns the positions of a stack of blocks, or None where they are not added to its input."""
+    return AbsolutePositions(config, width) if config.position_code in (LEARNED, SINCOS) else None
+
+
+def sincos_positions(index: Tensor, *, bands: int, width: int) -> Tensor:
+    """Returns sines and cosines [..., width] of token indices [...]; a grid of one band has one axis, time."""
+    if bands == 1:
+        return _waves(index, width)
+    return torch.cat([_waves(index // bands, width // 2), _waves(index % bands, width // 2)], dim=-1)
+
+
+def _waves(number: Tensor, width: int) -> Tensor:
+    pairs = width // 2
+    exponents = torch.arange(pairs, dtype=torch.float32, device=number.device) / pairs
+    angles = number.unsqueeze(-1) * _SLOWEST**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

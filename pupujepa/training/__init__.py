@@ -1,0 +1,1 @@
+"""The training objective: masks, losses, schedules, the moving average, diagnostics."""

@@ -1,0 +1,51 @@
+"""How far a prediction is from its target, token by token, and a guard against features that lose their variance.
+
+Everything is computed in the inputs' dtype; the training step passes float32.
+
+Shapes: B batch, M target tokens, N tokens, V values per token.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+from pupujepa.model.blocks import NORM_EPSILON
+
+LOSSES = ("smooth_l1", "mse", "l1", "cosine", "norm_mse")
+_VARIANCE_EPSILON = 1e-4  # of VICReg, under the square root
+
+
+def standardise(x_BMV: Tensor) -> Tensor:
+    """Normalises each token to zero mean and unit variance over its values, in float32: [B, M, V]."""
+    return functional.layer_norm(x_BMV.float(), x_BMV.shape[-1:], eps=NORM_EPSILON)
+
+
+def token_losses(prediction_BMV: Tensor, target_BMV: Tensor, *, loss: str, beta: float = 1.0) -> Tensor:
+    """Returns the loss [B, M] of each token, a mean over its values for the three elementwise losses.
+
+    Args:
+        loss: one of LOSSES. cosine = 1 - cos; norm_mse = 2 - 2 cos, the loss of M2D.
+        beta: where smooth-L1 turns from square to linear.
+    """
+    match loss:
+        case "smooth_l1":
+            return functional.smooth_l1_loss(prediction_BMV, target_BMV, reduction="none", beta=beta).mean(-1)
+        case "mse":
+            return (prediction_BMV - target_BMV).square().mean(-1)
+        case "l1":
+            return (prediction_BMV - target_BMV).abs().mean(-1)
+        case "cosine":
+            return 1 - functional.cosine_similarity(prediction_BMV, target_BMV, dim=-1)
+        case "norm_mse":
+            return 2 - 2 * functional.cosine_similarity(prediction_BMV, target_BMV, dim=-1)
+    raise AssertionError(f"ObjectiveConfig admits no loss {loss!r}")
+
+
+def variance_hinge(x_BNV: Tensor, *, floor: float) -> Tensor:
+    """Returns how far the std of each value over the tokens of a crop lies below `floor`, mean over values: [B].
+
+    The variance term of VICReg (arXiv 2105.04906, eq. 1: gamma = floor), with one difference: the std is taken over the
+    tokens of one crop, not over a batch. So a crop's loss does not depend on which others share its micro-batch or
+    rank; and a crop whose tokens are all alike is punished even where crops differ.
+    """
+    std_BV = (x_BNV.var(1, correction=0) + _VARIANCE_EPSILON).sqrt()
+    return functional.relu(floor - std_BV).mean(-1)

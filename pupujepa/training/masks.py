@@ -1,0 +1,169 @@
+"""Masks: which patches the student sees and which the predictor must fill in.
+
+Every mask is a pure function of a generator and the run's progress, and has the same number of context and target
+patches, so tensor shapes never change. Upstream's vocabulary: H is the time axis, W the frequency axis.
+
+- random: uniform patches.
+- block: rectangles of 1-5 % of the grid, half of them long in time (aspect 2-5), half long in frequency (0.2-0.5).
+- time_frequency: with P = H / (H + W) a span of 1-40 time steps over all bands, else one band over all time. On a
+  grid of 256 x 8 that is time masking in practice: only half the masks hold any band.
+
+Shapes are laid by the released rules, which `mask_shapes` states together with what they do to the edges of the grid;
+what they leave open is drawn among the patches not yet covered. The release keeps 409 patches of 2048 in random masks
+and 410 in the others; here it is 410 in all. `balanced` is ours: shapes on a torus, so that block and time_frequency
+hide every patch equally often, as random does without it.
+
+The strategies' probabilities move over the run from one strategy alone to the configured weights. The release starts
+with random and moves linearly; starting with block and moving early is the curriculum of A-JEPA.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pupujepa.errors import UserError, require_known
+from pupujepa.training.mask_shapes import Grid, blocks, stripes
+
+STRATEGIES = ("random", "block", "time_frequency")
+RANDOM, BLOCK, TIME_FREQUENCY = range(3)
+CURVES = ("linear", "root")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How much is masked, and by which strategy.
+
+    ratio: share of the patches that the student does not see.
+    random, block, time_frequency: weights of the strategies after the warm-up; they are normalised.
+    balanced: lay blocks, spans and bands on a torus, spans and bands alike, so that no patch is hidden more often.
+    warmup_start, warmup_end: fractions of the run; `warmup_from` alone before, a move to the weights between.
+    warmup_from: the strategy that a run starts with.
+    warmup_curve: linear, or root: the square root of the way, so that most of the move comes early.
+    per_sample: draw the strategy for each sample rather than for each global batch.
+    target_fraction: share of the masked patches that are predicted; fewer cost less.
+
+    Raises:
+        UserError: a share, a weight or a fraction out of its range, or an unknown name.
+    """
+
+    ratio: float = 0.8
+    random: float = 0.5
+    block: float = 0.25
+    time_frequency: float = 0.25
+    balanced: bool = False
+    warmup_start: float = 0.1
+    warmup_end: float = 0.5
+    warmup_from: str = "random"
+    warmup_curve: str = "linear"
+    per_sample: bool = True
+    target_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UserError(f"mask ratio={self.ratio} must lie between 0 and 1: both context and targets are needed")
+        if min(self.random, self.block, self.time_frequency) < 0 or self.random + self.block + self.time_frequency <= 0:
+            raise UserError(
+                "the weights random, block and time_frequency must not be negative, and one must be positive"
+            )
+        if not 0 <= self.warmup_start <= self.warmup_end:
+            raise UserError(
+                f"mask warm-up from {self.warmup_start} to {self.warmup_end} runs backwards; "
+                "both are fractions of the run"
+            )
+        require_known("warmup_from", self.warmup_from, STRATEGIES)
+        require_known("warmup_curve", self.warmup_curve, CURVES)
+        if not 0 < self.target_fraction <= 1:
+            raise UserError(f"target_fraction={self.target_fraction} must lie in (0, 1]")
+
+
+class Mask(NamedTuple):
+    """Token indices (step * bands + band), ascending, context [K] and target [M], and the index in STRATEGIES."""
+
+    context: NDArray[np.int64]
+    target: NDArray[np.int64]
+    strategy: int
+
+
+def num_context(config: MaskConfig, num_patches: int) -> int:
+    """Returns how many patches the student sees, e.g. 410 of 2048, and at least one.
+
+    Raises:
+        UserError: the grid has fewer than two patches.
+    """
+    if num_patches < 2:
+        raise UserError(f"a grid of {num_patches} patches cannot hold both context and targets")
+    return min(max(round(num_patches * (1 - config.ratio)), 1), num_patches - 1)
+
+
+def num_targets(config: MaskConfig, num_patches: int) -> int:
+    """Returns how many patches are predicted, at least one."""
+    return max(round(config.target_fraction * (num_patches - num_context(config, num_patches))), 1)
+
+
+def strategy_probabilities(progress: float, config: MaskConfig) -> NDArray[np.float64]:
+    """Returns the probabilities [3] of STRATEGIES at `progress` in [0, 1] of the run."""
+    weights = np.array([config.random, config.block, config.time_frequency])
+    if progress < config.warmup_start:
+        moved = 0.0
+    elif progress >= config.warmup_end:
+        moved = 1.0
+    else:
+        moved = (progress - config.warmup_start) / (config.warmup_end - config.warmup_start)
+    if config.warmup_curve == "root":
+        moved = math.sqrt(moved)
+    start = np.eye(len(STRATEGIES))[STRATEGIES.index(config.warmup_from)]
+    return (1 - moved) * start + moved * weights / weights.sum()
+
+
+def draw_strategy(rng: np.random.Generator, config: MaskConfig, *, progress: float) -> int:
+    """Returns an index into STRATEGIES."""
+    cumulative = np.cumsum(strategy_probabilities(progress, config))
+    return min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), TIME_FREQUENCY)
+
+
+def draw_mask(
+    rng: np.random.Generator,
+    config: MaskConfig,
+    *,
+    steps: int,
+    bands: int,
+    progress: float,
+    strategy: int | None = None,
+) -> Mask:
+    """Draws a mask over a grid of steps x bands.
+
+    Args:
+        progress: in [0, 1] of the run, for the strategy's warm-up.
+        strategy: set by a caller that draws one per batch; None draws it here.
+
+    Returns:
+        `num_context` context and `num_targets` target indices, disjoint, each in ascending order.
+    """
+    if strategy is None:
+        strategy = draw_strategy(rng, config, progress=progress)
+    num_patches = steps * bands
+    num_masked = num_patches - num_context(config, num_patches)
+    grid = Grid(steps, bands, torus=config.balanced)
+    if strategy == BLOCK:
+        masked = blocks(rng, grid, num_masked)
+    elif strategy == TIME_FREQUENCY:
+        masked = stripes(rng, grid, num_masked)
+    else:
+        masked = np.zeros(num_patches, dtype=bool)
+    lacking = num_masked - int(np.count_nonzero(masked))
+    if lacking:
+        free = np.flatnonzero(~masked)
+        masked[free[rng.choice(len(free), lacking, replace=False, shuffle=False)]] = True
+    context, target = np.flatnonzero(~masked), np.flatnonzero(masked)
+    return Mask(context, _subsample(rng, target, num_targets(config, num_patches)), strategy)
+
+
+def _subsample(rng: np.random.Generator, target: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    if wanted == len(target):
+        return target
+    kept = np.zeros(len(target), dtype=bool)
+    kept[rng.choice(len(target), wanted, replace=False, shuffle=False)] = True
+    return target[kept]

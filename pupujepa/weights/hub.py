@@ -1,0 +1,89 @@
+"""Weights from the Hugging Face hub, by a pinned revision: `owner/repository[/folder][@revision]`.
+
+All files come from one commit. A branch or a tag, and no revision at all, is resolved to the commit it points at now,
+and the log gives the id that will read the same bytes next year. huggingface_hub is an optional extra; its cache, its
+token and its offline mode (HF_HUB_OFFLINE=1) work as everywhere.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pupujepa.weights.release_args import ARGS_NAME, WEIGHTS_NAME, WeightsError
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DEFAULT_REVISION = "main"
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A folder ("" for the root) of a repository at a revision: a commit, a tag or a branch."""
+
+    repository: str
+    folder: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}{self.folder and '/' + self.folder}@{self.revision}"
+
+
+def parse_hub_id(text: str, *, revision: str | None = None) -> HubId | None:
+    """Returns the parts of a hub id, or None if the text is none.
+
+    Raises:
+        WeightsError: two different revisions, one in the id and one beside it.
+    """
+    match = _HUB_ID.fullmatch(text)
+    if not match:
+        return None
+    repository, folder, inside = match.groups()
+    if inside and revision and inside != revision:
+        raise WeightsError(f"{text} names one revision and revision={revision!r} another; give one")
+    return HubId(repository, folder.strip("/"), inside or revision or _DEFAULT_REVISION)
+
+
+def download(hub_id: HubId) -> Path:
+    """Brings the description and the weights of one commit into huggingface_hub's cache and returns their folder.
+
+    Raises:
+        WeightsError: huggingface_hub is not installed, the hub refuses or cannot be reached and the files are not in
+            the cache, or the repository has no such folder of weights; those it has are listed.
+    """
+    prefix = f"{hub_id.folder}/" if hub_id.folder else ""
+    names = (ARGS_NAME, WEIGHTS_NAME, f"checkpoint/*/{WEIGHTS_NAME}")
+    root = _snapshot(hub_id, [prefix + name for name in names])
+    if not (root / hub_id.folder / ARGS_NAME).is_file():
+        whole = _snapshot(hub_id, [f"*{ARGS_NAME}"])
+        found = sorted(str(path.parent.relative_to(whole)) for path in whole.rglob(ARGS_NAME))
+        raise WeightsError(
+            f"{hub_id} holds no {ARGS_NAME}, so no weights; its folders that hold one: {', '.join(found) or 'none'}"
+        )
+    commit = root.name
+    if hub_id.revision != commit:
+        pinned = HubId(hub_id.repository, hub_id.folder, commit)
+        logger.warning("%s can move; load %s to get the same weights again", hub_id, pinned)
+    return root / hub_id.folder
+
+
+def _snapshot(hub_id: HubId, patterns: Sequence[str]) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise WeightsError(
+            f"there is no folder {hub_id.repository}, and reading it from the hub needs huggingface_hub: "
+            "pip install 'pupujepa[hub]'"
+        ) from error
+    try:
+        root = Path(snapshot_download(hub_id.repository, revision=hub_id.revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise WeightsError(
+            f"there is no folder {hub_id.repository}, and the hub does not give {hub_id} either: {error}"
+        ) from error
+    assert _COMMIT.fullmatch(root.name), f"{root} is no snapshot of a commit"
+    return root
