@@ -27,7 +27,7 @@ import soundfile
 from benchmarks.alternate import HEADER, Comparison, machine
 from benchmarks.build_side import stored
 from benchmarks.profiled import profile
-from data.features import FeatureConfig, extract
+from data.building.features import FeatureConfig, extract
 
 PREDICTION = (
     "wav 2.0x, flac 1.7x, mp3 1.4x: decoding is libsndfile on both sides; our resampler (torchaudio, windowed sinc) "

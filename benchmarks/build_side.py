@@ -23,7 +23,7 @@ import librosa
 import numpy as np
 import webdataset
 
-from data import build_command
+from data.building import command as build_command
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig
 
 CONFIG = FrontendConfig()

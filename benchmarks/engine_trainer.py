@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.alternate import alternate
 from benchmarks.engine_bare import Inputs, bare_loop
-from data.batches import Batch
-from data.corpora import read_corpora
+from data.stream.batches import Batch
+from data.stream.corpora import read_corpora
 from distributed.build import build_parts
 from distributed.engine import batch_sizes
 from distributed.experiment import load_experiment, with_corpora, with_precision

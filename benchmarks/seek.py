@@ -5,7 +5,7 @@
 
 The shards do not exist: their manifest does, and everything from reading it to the list of samples of a step in the
 middle of the fourth epoch is the real thing, in a fresh process. What a resumed run does beyond that depends on the
-store: one index and one sample for each row of the first micro-batch (`tests/data/test_stream.py` counts the bytes).
+store: one index and one sample for each row of the first micro-batch (`tests/data/stream/test_stream.py` counts the bytes).
 """
 
 import argparse
@@ -23,12 +23,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.alternate import machine
-from data.corpora import read_corpora
-from data.manifest import Manifest, ShardEntry, write_manifest
-from data.mix import MixOrder
-from data.ranks import lanes_of_rank
-from data.stream import Stream, StreamState
-from data.stream_config import StreamConfig
+from data.order.mix import MixOrder
+from data.order.ranks import lanes_of_rank
+from data.shards.manifest import Manifest, ShardEntry, write_manifest
+from data.stream.config import StreamConfig
+from data.stream.corpora import read_corpora
+from data.stream.stream import Stream, StreamState
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
 
 MIB = 2**20

@@ -5,7 +5,7 @@
   python -m benchmarks simulate_stream --measured     a real stream from a local S3 store, and its simulation
   python -m benchmarks simulate_stream --start        what a start costs with a large corpus, and a crop
 
-The order, the lanes, the windows and what is fetched ahead come from `data.order` and `data.prefetch` themselves
+The order, the lanes, the windows and what is fetched ahead come from `data.order.epoch` and `data.reading.prefetch` themselves
 (simulate_stream_reading.py); latencies and bandwidths are models (simulate_stream_network.py). Runs are those of the
 paper preset, `docs/scale.md` says what its numbers stand on.
 """

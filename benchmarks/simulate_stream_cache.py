@@ -1,4 +1,4 @@
-"""A node's shard cache in the simulated stream: bytes, pins and eviction by the rules of `data.cache`, no disk.
+"""A node's shard cache in the simulated stream: bytes, pins and eviction by the rules of `data.reading.cache`, no disk.
 
 Room is taken when a download begins. Shards that are pinned or on their way stay; fetching ahead spares what was
 fetched ahead and not read yet, a reader in need does not; the least recently used goes first.

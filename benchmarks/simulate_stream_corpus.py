@@ -6,9 +6,9 @@ from io import BytesIO
 
 import numpy as np
 
-from data.manifest import Manifest, ShardEntry, write_manifest
-from data.shards import encode_mel, index_name, sample_uid, write_index, write_shard
-from data.store import open_store
+from data.shards.format import encode_mel, index_name, sample_uid, write_index, write_shard
+from data.shards.manifest import Manifest, ShardEntry, write_manifest
+from data.store.store import open_store
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
 from pupujepa.randomness import generator
 

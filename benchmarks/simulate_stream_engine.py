@@ -17,7 +17,7 @@ from benchmarks.simulate_stream_cache import NodeCache
 from benchmarks.simulate_stream_network import FOREVER, Network
 from benchmarks.simulate_stream_outcome import Outcome, Site
 from benchmarks.simulate_stream_reading import Mark, Run, Upcoming, marks_of_rank
-from data.order import EpochOrders
+from data.order.epoch import EpochOrders
 from pupujepa.errors import UserError
 
 

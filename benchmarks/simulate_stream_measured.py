@@ -20,12 +20,12 @@ from benchmarks.simulate_stream_engine import simulate
 from benchmarks.simulate_stream_network import Latency, StoreModel
 from benchmarks.simulate_stream_outcome import Outcome, Site
 from benchmarks.simulate_stream_reading import Run
-from data.cache import ShardCache
-from data.cache_room import CacheConfig
-from data.manifest import Manifest
-from data.store import open_store
-from data.stream import Stream
-from data.stream_config import StreamConfig
+from data.reading.cache import ShardCache
+from data.reading.room import CacheConfig
+from data.shards.manifest import Manifest
+from data.store.store import open_store
+from data.stream.config import StreamConfig
+from data.stream.stream import Stream
 from examples.local_s3 import LocalS3
 from tests.faultproxy import ALWAYS, Fault, FaultProxy
 

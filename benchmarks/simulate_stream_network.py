@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 
-from data.retries import RetryPolicy
+from data.store.retries import RetryPolicy
 from pupujepa.randomness import generator
 
 FOREVER = math.inf

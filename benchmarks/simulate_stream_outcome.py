@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.simulate_stream_network import FOREVER, StoreModel
-from data.stream_config import StreamConfig
+from data.stream.config import StreamConfig
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which shard each simulated reader needs at which moment, and when it lets go: taken from the order itself.
 
-Nothing here is made up: the items of a step come from `data.order`, their micro-batches and workers from the rules of
-`data.source.ReadPlan`, and what is fetched ahead from `upcoming_shards` and `within_depth`, as the real prefetcher has
+Nothing here is made up: the items of a step come from `data.order.epoch`, their micro-batches and workers from the rules of
+`data.stream.source.ReadPlan`, and what is fetched ahead from `upcoming_shards` and `within_depth`, as the real prefetcher has
 it.
 
 A *tick* is one micro-batch of a rank, counted from the start of the run; worker w of n makes ticks w, w + n, ...
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.layout import Layout
-from data.order import EpochOrder, EpochOrders
-from data.prefetch import upcoming_shards, within_depth
-from data.ranks import lanes_of_rank, micro_batches_per_step
+from data.order.epoch import EpochOrder, EpochOrders
+from data.order.layout import Layout
+from data.order.ranks import lanes_of_rank, micro_batches_per_step
+from data.reading.prefetch import upcoming_shards, within_depth
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _marks_of_lane(
         shards, at = np.unique(order.lane_items(lane, span_first, last).shard[mine], return_index=True)
         for shard, first in sorted(zip(shards.tolist(), at.tolist()), key=lambda pair: pair[1]):
             yield Mark(int(tick[mine][first]), shard)
-        # a step lets go of the windows that are over when it begins: see data.source.SampleSource._enter
+        # a step lets go of the windows that are over when it begins: see data.stream.source.SampleSource._enter
         over = (first_step - (-last // size)) * run.ticks_per_step
         yield Mark(over + (worker - over) % readers, -1, tuple(shards.tolist()))
 

@@ -11,10 +11,10 @@ from functools import cache
 from benchmarks.simulate_stream_network import FOREVER, Latency, StoreModel
 from benchmarks.simulate_stream_outcome import Site
 from benchmarks.simulate_stream_reading import Run
-from data.build import BuildConfig
-from data.features import FeatureConfig
-from data.layout import Layout
-from data.stream_config import StreamConfig
+from data.building.build import BuildConfig
+from data.building.features import FeatureConfig
+from data.order.layout import Layout
+from data.stream.config import StreamConfig
 from distributed.experiment import load_experiment
 from distributed.pace import PEAK_BF16_TFLOPS
 from pupujepa.audio.log_mel import FrontendConfig

@@ -15,12 +15,12 @@ from typing import TypeVar
 from benchmarks.alternate import machine
 from benchmarks.simulate_stream_corpus import imagined_manifest, write_shards
 from benchmarks.simulate_stream_setting import SAMPLE_FRAMES, Setting
-from data.build import BuildConfig
-from data.layout import Layout
-from data.manifest import from_json, to_json
-from data.order import EpochOrder
-from data.stream import Stream
-from data.stream_config import StreamConfig
+from data.building.build import BuildConfig
+from data.order.epoch import EpochOrder
+from data.order.layout import Layout
+from data.shards.manifest import from_json, to_json
+from data.stream.config import StreamConfig
+from data.stream.stream import Stream
 from pupujepa.training.masks import MaskConfig
 
 Result = TypeVar("Result")

@@ -36,7 +36,7 @@ from benchmarks.stream_ours import open_reader
 from benchmarks.stream_peers import chosen_python, default_folder, set_up, versions
 from benchmarks.stream_process import ContenderError, Measured, evict, measure, warm
 from benchmarks.stream_report import OURS, RAW, Setting, checked, megabytes_per_s, table
-from data.store import open_store
+from data.store.store import open_store
 from examples.local_s3 import LocalS3
 
 BUCKET = "stream"

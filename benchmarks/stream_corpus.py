@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from data.batches import crop_start
-from data.manifest import Manifest, ShardEntry, write_manifest
-from data.reader import ShardReader
-from data.shards import encode_mel, index_name, write_index, write_shard
-from data.store import open_store
+from data.reading.reader import ShardReader
+from data.shards.format import encode_mel, index_name, write_index, write_shard
+from data.shards.manifest import Manifest, ShardEntry, write_manifest
+from data.store.store import open_store
+from data.stream.batches import crop_start
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
 from pupujepa.durable import atomic_file
 
@@ -148,7 +148,7 @@ def converted(corpus: Path, layout: str, *, python: Path) -> Path:
 
 def stored_samples(corpus: Path) -> Iterator[dict[str, Any]]:
     """Yields {"uid", "info": JSON text, "mel": stored [T, F]} of every sample, in the order of our shards."""
-    from data.manifest import read_manifest
+    from data.shards.manifest import read_manifest
 
     manifest = read_manifest(str(corpus / "tar"))
     reader = ShardReader(str(corpus / "tar"), manifest)

@@ -11,8 +11,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from data.manifest import read_manifest, write_manifest
-from data.shards import index_name
+from data.shards.format import index_name
+from data.shards.manifest import read_manifest, write_manifest
 
 
 def enlarged(corpus: Path, layout: str, times: int) -> Path:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.stream_contender import Reading
 from benchmarks.stream_corpus import Facts
-from data.store import open_store
+from data.store.store import open_store
 
 SHUFFLE = "none: one file after the other"
 _BLOCK_BYTES = 8 << 20

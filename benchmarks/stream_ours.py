@@ -1,4 +1,4 @@
-"""The streaming benchmark's side of ours: `data.stream` as training uses it, without masks, since no peer draws any."""
+"""The streaming benchmark's side of ours: `data.stream.stream` as training uses it, without masks, since no peer draws any."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from benchmarks.stream_contender import Reading
 from benchmarks.stream_corpus import CROP_FRAMES, SEED, Facts
-from data.manifest import read_manifest
-from data.stream import Stream, StreamState
-from data.stream_config import StreamConfig
-from data.workers import start_server
+from data.shards.manifest import read_manifest
+from data.stream.config import StreamConfig
+from data.stream.stream import Stream, StreamState
+from data.stream.workers import start_server
 
 SHUFFLE = "every batch from 4 lanes, each shuffled over windows of 2 shards; exact and the same for any worker count"
 LANES, WINDOW_SHARDS = 4, 2

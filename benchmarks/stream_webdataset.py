@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.stream_contender import Crop, Reading, loader_options
 from benchmarks.stream_corpus import SEED, Facts
-from data.store import open_store
+from data.store.store import open_store
 
 SHUFFLE = "shards shuffled, divided among workers, then a buffer of as many samples as 4 shards hold in each worker"
 READ_AHEAD_BYTES = 4 << 20

@@ -17,10 +17,10 @@ from pupujepa.front_door import Command, enter
 
 COMMANDS = {
     "scores": Command("data.scores.cli", "render real scores into labelled audio"),
-    "build": Command("data.build_command", "turn audio into log-mel shards with a manifest"),
-    "verify": Command("data.verify", "check shards against their manifest, byte by byte"),
-    "stats": Command("data.statistics", "statistics of a shard set, as text and PNG"),
-    "inspect": Command("data.inspection", "random samples of a shard set as one HTML page"),
+    "build": Command("data.building.command", "turn audio into log-mel shards with a manifest"),
+    "verify": Command("data.check.verify", "check shards against their manifest, byte by byte"),
+    "stats": Command("data.check.statistics", "statistics of a shard set, as text and PNG"),
+    "inspect": Command("data.check.inspection", "random samples of a shard set as one HTML page"),
 }
 
 if __name__ == "__main__":

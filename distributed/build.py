@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from data.stream import Stream
+from data.stream.stream import Stream
 from distributed.agreement import ranks_of_node
 from distributed.checkpoint import Checkpoint, CheckpointStore
 from distributed.engine import deepspeed_json, settle_kernels, start_engine, update_on_host_by_fused_kernel

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.store import MissingObjectError, open_store
+from data.store.store import MissingObjectError, open_store
 from distributed.checkpoint_files import (
     MANIFEST_NAME,
     STEP_NAME,

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pupujepa
-from data.corpora import Corpora
-from data.ranks import lanes_of_rank
-from data.stream_config import StreamConfig, named_corpora
+from data.order.ranks import lanes_of_rank
+from data.stream.config import StreamConfig, named_corpora
+from data.stream.corpora import Corpora
 from distributed.checkpoint import CheckpointConfig
 from distributed.diagnose import DiagnosticsConfig
 from distributed.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes

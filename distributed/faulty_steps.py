@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.batches import Batch
+from data.stream.batches import Batch
 from distributed.faults import FaultConfig
 from distributed.run_directory import write_json
 from distributed.session_state import random_states

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.store import MissingObjectError, Store, open_store
+from data.store.store import MissingObjectError, Store, open_store
 from distributed.wandb_log import FINISHED
 from pupujepa.errors import UserError
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.tally import COUNTED
+from data.reading.tally import COUNTED
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.cost.cost import training_cost
 from pupujepa.model.model import ModelConfig
@@ -165,7 +165,7 @@ class StreamCounts:
         self._before = dict.fromkeys(_SUMMED, 0.0)
 
     def since_last(self) -> dict[str, float]:
-        """Returns `data/NAME` for each name of `data.tally.COUNTED`, and `data/wait_s`; all ranks call it together."""
+        """Returns `data/NAME` for each name of `data.reading.tally.COUNTED`, and `data/wait_s`; all ranks call it together."""
         own = self.unsaid()
         self._before = dict(self._stream.counters())
         total = torch.tensor(list(own.values()), dtype=torch.float64, device=self._device)

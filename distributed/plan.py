@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from data.features import FeatureConfig
-from data.ranks import lanes_of_rank
+from data.building.features import FeatureConfig
+from data.order.ranks import lanes_of_rank
 from distributed.engine import MAX_ZERO_STAGE, BatchSizes, batch_sizes, deepspeed_json
 from distributed.experiment import Experiment, load_experiment, preset_names
 from distributed.pace import PEAK_BF16_TFLOPS

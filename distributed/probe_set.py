@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.corpora import Corpora, divided
-from data.probes import probe_crops
+from data.stream.corpora import Corpora, divided
+from data.stream.fixed_crops import probe_crops
 from pupujepa.audio.log_mel import normalise
 from pupujepa.errors import UserError
 from pupujepa.model.model import ModelConfig

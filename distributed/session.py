@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from data.corpora import Corpora
+from data.stream.corpora import Corpora
 from distributed.engine import BatchSizes
 from distributed.experiment import Experiment
 from distributed.run_directory import RunDirectory

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.stream import Stream, StreamState
+from data.stream.stream import Stream, StreamState
 from distributed.checkpoint import Checkpoint, CheckpointStore
 from distributed.host_snapshot import HostSnapshot, save_into
 from distributed.teacher import Teacher

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from data.stream import Stream
+from data.stream.stream import Stream
 from distributed.pace import Pace, StreamCounts, Yardstick, memory
 from distributed.run_directory import RunDirectory
 from distributed.wandb_log import FINISHED, WandbSink

@@ -38,8 +38,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data.corpora import read_corpora
-from data.workers import start_server
+from data.stream.corpora import read_corpora
+from data.stream.workers import start_server
 from distributed.agreement import agreed_precision
 from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.build import build_parts

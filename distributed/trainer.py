@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.batches import Batch
-from data.stream import Stream
+from data.stream.batches import Batch
+from data.stream.stream import Stream
 from distributed.engine import set_learning_rate
 from distributed.experiment import Experiment
 from distributed.faulty_steps import FaultySteps

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.alternate import machine  # noqa: E402 - run as a script, the root is not on the path before
-from data.store import open_store  # noqa: E402
+from data.store.store import open_store  # noqa: E402
 from distributed.report.inputs import ReportError  # noqa: E402
 from docs.browser import Browser, View  # noqa: E402
 

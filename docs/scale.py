@@ -32,8 +32,8 @@ from benchmarks.simulate_stream_setting import (  # noqa: E402
     Setting,
     flops_per_crop,
 )
-from data.build import BuildConfig  # noqa: E402
-from data.stream_config import StreamConfig  # noqa: E402
+from data.building.build import BuildConfig  # noqa: E402
+from data.stream.config import StreamConfig  # noqa: E402
 from distributed.experiment import Experiment, load_experiment  # noqa: E402
 from docs.scale_limits import in_words, limits  # noqa: E402
 from pupujepa.cost.cost import count_parameters  # noqa: E402

@@ -2,8 +2,8 @@
 
 from benchmarks.simulate_stream import as_markdown
 from benchmarks.simulate_stream_setting import ASSUMED, MEASURED, Setting
-from data.build import BuildConfig
-from data.stream_config import StreamConfig
+from data.building.build import BuildConfig
+from data.stream.config import StreamConfig
 
 MEGA, GIGA, GIB = 1e6, 1e9, 2**30
 

@@ -8,9 +8,9 @@ all trials is the same.
 from dataclasses import replace
 from pathlib import Path
 
-from data.locations import is_remote
-from data.manifest import Manifest, read_manifest, write_manifest
-from data.shards import index_name
+from data.shards.format import index_name
+from data.shards.manifest import Manifest, read_manifest, write_manifest
+from data.store.locations import is_remote
 from pupujepa.errors import UserError
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.manifest import read_manifest
+from data.shards.manifest import read_manifest
 from distributed.experiment import Experiment, check, load_experiment
 from distributed.marble.corpus import read_corpus
 from pupujepa.config import ConfigError

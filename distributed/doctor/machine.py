@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.pool import available_cores
-from data.stream_config import default_cache_dir
+from data.stream.config import default_cache_dir
 from distributed.doctor.findings import FAILED, OK, WARNING, Finding
 from distributed.doctor.limits import Memory, core_limit, memory
 from pupujepa.locks import can_lock

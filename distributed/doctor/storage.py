@@ -1,6 +1,6 @@
 """The store behind a url: reach, clock, the rights to list, read and write, and the bandwidth of one connection.
 
-The store's own errors are sentences that end with a remedy (data/s3.py); each is taken apart into what was found and
+The store's own errors are sentences that end with a remedy (data/store/s3.py); each is taken apart into what was found and
 what to do. A folder of this machine has no clock and no rights of its own: it is looked at as the other folders are.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from data.files import LocalStore, MissingObjectError, Store, StoreError
-from data.manifest import MANIFEST_NAME, SPLITS, Manifest, ManifestError, from_json
-from data.retries import RetryPolicy
-from data.s3 import S3Store
-from data.store import open_store
+from data.shards.manifest import MANIFEST_NAME, SPLITS, Manifest, ManifestError, from_json
+from data.store.files import LocalStore, MissingObjectError, Store, StoreError
+from data.store.retries import RetryPolicy
+from data.store.s3 import S3Store
+from data.store.store import open_store
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
 from distributed.doctor.machine import read_place
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 
-from data.store import Location, MissingObjectError, open_store
+from data.store.store import Location, MissingObjectError, open_store
 from distributed.marble.corpus import Corpus
 from distributed.marble.ranks import gather
 from distributed.topology import Topology

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from data.files import Location
+from data.store.files import Location
 from distributed.marble.audio_digests import with_audio_digests
 from distributed.marble.corpus import Corpus, read_corpus
 from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports

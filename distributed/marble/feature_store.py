@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.store import Location, open_store
+from data.store.store import Location, open_store
 from distributed.marble.corpus import Slice
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError

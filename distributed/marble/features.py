@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data.files import Location
+from data.store.files import Location
 from distributed.marble.corpus import Corpus, Slice, Track
 from distributed.marble.encoders import FrozenEncoder
 from distributed.marble.feature_store import PartStore

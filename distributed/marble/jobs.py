@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data.files import Location
+from data.store.files import Location
 from distributed.marble.corpus import Corpus, union
 from distributed.marble.encoders import FrozenEncoder
 from distributed.marble.features import Plan, compute_features, gather_features, make_plan

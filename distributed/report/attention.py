@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from data.store import open_store
+from data.store.store import open_store
 from distributed.drawing.tables import Group, Table, texts
 from distributed.drawing.wording import fixed, percent
 from distributed.report.music import Plate

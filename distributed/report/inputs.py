@@ -1,6 +1,6 @@
 """What a report is made from: the files of a run directory, read once, and a name for each that is not there.
 
-A run directory is a path or an object-store URL; both are read through `data.store`. A missing input is a `Missing`
+A run directory is a path or an object-store URL; both are read through `data.store.store`. A missing input is a `Missing`
 with the command that makes it: the page prints it in place of the section, so that a gap is never silent.
 """
 
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data.store import open_store
+from data.store.store import open_store
 from pupujepa.errors import UserError
 from pupujepa.json_lines import parse_rows
 

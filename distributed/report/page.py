@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from data.store import StoreError, open_store
+from data.store.store import StoreError, open_store
 from distributed.drawing.charts import frame_clip
 from distributed.drawing.page import render_page
 from distributed.report.attention import Attention, attention_section, load_export

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data.manifest import Manifest, read_manifest
-from data.shards import check_member, decode_mel, index_name, read_index, read_npy
-from data.store import Store, open_store
+from data.shards.format import check_member, decode_mel, index_name, read_index, read_npy
+from data.shards.manifest import Manifest, read_manifest
+from data.store.store import Store, open_store
 from distributed.report.inputs import ReportError
 from pupujepa.randomness import generator
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import codes
-from data.features import FeatureConfig
+from data.building.features import FeatureConfig
 from pupujepa.errors import UserError
 
 LO, HI = FeatureConfig().lo, FeatureConfig().hi

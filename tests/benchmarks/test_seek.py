@@ -1,7 +1,7 @@
 """The benchmark of resuming: its manifest holds what it says, and its row is made of real parts."""
 
 from benchmarks.seek import measure, synthetic_manifest
-from data.manifest import from_json, to_json
+from data.shards.manifest import from_json, to_json
 
 
 def test_the_synthetic_manifest_is_one():

@@ -12,11 +12,11 @@ from benchmarks.simulate_stream_engine import simulate
 from benchmarks.simulate_stream_network import Latency, Network, StoreModel
 from benchmarks.simulate_stream_outcome import Site
 from benchmarks.simulate_stream_reading import Run, Upcoming, marks_of_rank
-from data.layout import Layout
-from data.order import EpochOrders
-from data.prefetch import upcoming_shards, within_depth
+from data.order.epoch import EpochOrders
+from data.order.layout import Layout
+from data.reading.prefetch import upcoming_shards, within_depth
 from pupujepa.errors import UserError
-from tests.data.test_order import step_items
+from tests.data.order.test_epoch import step_items
 
 SIZE = 1000
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from benchmarks import simulate_stream_measured as measured
 from benchmarks.simulate_stream_corpus import imagined_manifest, write_shards
 from benchmarks.simulate_stream_start import measure_start
-from data.manifest import from_json, to_json
-from data.shards import index_name
-from data.store import open_store
+from data.shards.format import index_name
+from data.shards.manifest import from_json, to_json
+from data.store.store import open_store
 
 
 def test_a_real_run_fetches_the_shards_that_the_simulated_one_fetches(bucket, tmp_path, monkeypatch):

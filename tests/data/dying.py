@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import build, feature_pass
 from data.__main__ import COMMANDS
+from data.building import build
+from data.building import spool as feature_pass
 from pupujepa.front_door import enter
 from tests.processes import wait_until_gone
 

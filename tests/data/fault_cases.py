@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.manifest import Manifest
-from data.retries import RetryPolicy
-from data.store import open_store
+from data.shards.manifest import Manifest
+from data.store.retries import RetryPolicy
+from data.store.store import open_store
 from examples.local_s3 import LocalS3
 from tests.data.fault_site import Outcome, Site, environment, fresh_cache, read_stream, through
 from tests.data.shardsets import build_shard_set

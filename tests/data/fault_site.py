@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.manifest import Manifest
-from data.retries import RetryPolicy
-from data.stream import Stream
-from data.stream_config import StreamConfig
+from data.shards.manifest import Manifest
+from data.store.retries import RetryPolicy
+from data.stream.config import StreamConfig
+from data.stream.stream import Stream
 from examples.local_s3 import LocalS3
 from pupujepa.errors import UserError
 

@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from data.corpora import read_corpora
-from data.stream import Stream, StreamState
-from data.stream_config import StreamConfig
+from data.stream.config import StreamConfig
+from data.stream.corpora import read_corpora
+from data.stream.stream import Stream, StreamState
 from pupujepa.durable import atomic_file
 
 SAVE_EVERY = 2

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from data.build import Build
-from data.build_config import BuildConfig
-from data.corpus import CorpusError, read_corpus
-from data.features import FeatureConfig, extract
-from data.manifest import read_manifest
-from data.reader import ShardReader
-from data.store import open_store
+from data.building.build import Build
+from data.building.config import BuildConfig
+from data.building.features import FeatureConfig, extract
+from data.building.inputs import CorpusError, read_corpus
+from data.reading.reader import ShardReader
+from data.shards.manifest import read_manifest
+from data.store.store import open_store
 from pupujepa.audio.log_mel import mel_filter_bank
 from pupujepa.errors import UserError
 from tests.data.songs import write_song

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from data.order import EpochOrder
-from data.reader import ShardReader
-from data.stream_config import CorpusConfig, StreamConfig
+from data.order.epoch import EpochOrder
+from data.reading.reader import ShardReader
+from data.stream.config import CorpusConfig, StreamConfig
 from tests.data.ledger import Session, next_session, read_and_write_down
 from tests.data.shardsets import LO, build_shard_set
 
@@ -26,7 +26,7 @@ PATIENCE_S = 120
 def run(session: Session) -> None:
     """Runs a session's ranks to their ends, or kills each where it is to die."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "webdataset", "data.workers"])
+    context.set_forkserver_preload(["torch", "webdataset", "data.stream.workers"])
     ranks = []
     for rank in range(session.world_size):
         ours, theirs = context.Pipe()

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.batches import Batch
-from data.corpora import Corpora, divided, read_corpora
-from data.layout import OrderError
-from data.manifest import Manifest
-from data.shards import index_name, read_index
-from data.store import open_store
-from data.stream import Stream, StreamError
-from data.stream_config import CorpusConfig, CorpusError, StreamConfig, named_corpora
+from data.order.layout import OrderError
+from data.shards.format import index_name, read_index
+from data.shards.manifest import Manifest
+from data.store.store import open_store
+from data.stream.batches import Batch
+from data.stream.config import CorpusConfig, CorpusError, StreamConfig, named_corpora
+from data.stream.corpora import Corpora, divided, read_corpora
+from data.stream.stream import Stream, StreamError
 from pupujepa.audio.log_mel import FrontendConfig, normalise
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import LO, build_shard_set, make_mel

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import webdataset
 
-from data.files import MissingObjectError, StoreError
-from data.manifest import Manifest, read_manifest, write_manifest
-from data.reader import ShardReader
-from data.shards import ShardError, index_name, read_index, write_index, write_shard
-from data.store import open_store
-from data.stream import Stream, StreamConfig, StreamError
-from data.workers import _whole_deliveries
+from data.reading.reader import ShardReader
+from data.shards.format import ShardError, index_name, read_index, write_index, write_shard
+from data.shards.manifest import Manifest, read_manifest, write_manifest
+from data.store.files import MissingObjectError, StoreError
+from data.store.store import open_store
+from data.stream.stream import Stream, StreamConfig, StreamError
+from data.stream.workers import _whole_deliveries
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_entry
 from tests.faultproxy import Fault

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.corpora import read_corpora
+from data.stream.corpora import read_corpora
 from distributed import train as train_module
 from distributed.branch import branch_experiment
 from distributed.build import build_parts

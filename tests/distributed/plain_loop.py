@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.corpora import read_corpora
-from data.stream import Stream
+from data.stream.corpora import read_corpora
+from data.stream.stream import Stream
 from distributed.engine import parameter_groups
 from distributed.experiment import load_experiment, with_corpora
 from pupujepa.audio.log_mel import FrontendConfig

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.store import StoreError, open_store
+from data.store.store import StoreError, open_store
 from distributed import checkpoint_objects, export, fencing
 from distributed.__main__ import COMMANDS
 from distributed.branch import adopt_checkpoint, branch_experiment

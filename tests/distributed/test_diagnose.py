@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.corpora import read_corpora
-from data.stream import StreamConfig
+from data.stream.corpora import read_corpora
+from data.stream.stream import StreamConfig
 from distributed import diagnose as diagnose_module
 from distributed.diagnose import DiagnosticsConfig, diagnose, whole_model
 from distributed.probe_set import read_probe_set

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.tally import COUNTED
+from data.reading.tally import COUNTED
 from distributed.checkpoint import CheckpointError, committed
 from distributed.export import model_of
 from pupujepa.weights import weights

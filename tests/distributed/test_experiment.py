@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from data.corpora import Corpora, Corpus
-from data.layout import OrderError
-from data.manifest import Manifest
+from data.order.layout import OrderError
+from data.shards.manifest import Manifest
+from data.stream.corpora import Corpora, Corpus
 from distributed.experiment import (
     PRESETS,
     SIZES,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.store import open_store
+from data.store.store import open_store
 from distributed.checkpoint import CheckpointStore
 from distributed.fencing import Fence, FencedSink, SupersededError, generations, take_generation
 from distributed.run_directory import RunDirectory

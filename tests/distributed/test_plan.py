@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data.features import FeatureConfig
+from data.building.features import FeatureConfig
 from distributed.__main__ import COMMANDS
 from distributed.engine import batch_sizes, parameter_groups
 from distributed.experiment import load_experiment

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.files import MissingObjectError
-from data.store import open_store
-from data.stream import Stream, StreamConfig
+from data.store.files import MissingObjectError
+from data.store.store import open_store
+from data.stream.stream import Stream, StreamConfig
 from distributed.pace import StreamCounts
 from distributed.train import session_end
 from pupujepa.training.masks import MaskConfig

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from data.tally import COUNTED
+from data.reading.tally import COUNTED
 from distributed.pace import StreamCounts
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data.layout import Layout
-from data.mix import Mix, MixOrder
-from data.order import EpochOrder
-from data.ranks import lanes_of_rank
+from data.order.epoch import EpochOrder
+from data.order.layout import Layout
+from data.order.mix import Mix, MixOrder
+from data.order.ranks import lanes_of_rank
 
 TEXT = (Path(__file__).parents[2] / "docs" / "order.md").read_text()
 

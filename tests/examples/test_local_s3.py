@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.store import open_store
+from data.store.store import open_store
 from examples.local_s3 import LocalS3
 from pupujepa.errors import UserError
 

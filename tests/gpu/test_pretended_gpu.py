@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data.batches import Batch
+from data.stream.batches import Batch
 from distributed.experiment import load_experiment
 from distributed.preemption import StopRequest
 from distributed.teacher import Teacher

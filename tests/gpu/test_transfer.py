@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from benchmarks.engine_bare import experiment_of
 from benchmarks.engine_launch import on_ranks
 from benchmarks.engine_memory import measure
-from data.corpora import read_corpora
-from data.stream import Stream
-from data.stream_config import StreamConfig
+from data.stream.config import StreamConfig
+from data.stream.corpora import read_corpora
+from data.stream.stream import Stream
 from distributed.engine import batch_sizes
 from distributed.host_snapshot import HostSnapshot
 from distributed.plan import step_config

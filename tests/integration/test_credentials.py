@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.__main__ import COMMANDS
-from data.store import RetryPolicy, StoreError, open_store
+from data.store.store import RetryPolicy, StoreError, open_store
 from examples.local_s3 import LocalS3
 from pupujepa.front_door import ROOMS, enter
 from tests.data.songs import write_album

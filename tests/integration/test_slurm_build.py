@@ -5,11 +5,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from data.build import Build
-from data.build_config import BuildConfig
-from data.corpus import read_corpus
+from data.building.build import Build
+from data.building.config import BuildConfig
+from data.building.inputs import read_corpus
+from tests.data.building.test_build import content_of
 from tests.data.songs import write_album
-from tests.data.test_build import content_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = BuildConfig(shard_bytes=1 << 19)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.manifest import read_manifest
+from data.shards.manifest import read_manifest
 from distributed.experiment import load_experiment
 from pupujepa.config import ConfigError
 from pupujepa.errors import UserError

@@ -8,8 +8,8 @@ from email.utils import formatdate
 
 import pytest
 
-from data.manifest import MANIFEST_NAME
-from data.store import open_store
+from data.shards.manifest import MANIFEST_NAME
+from data.store.store import open_store
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING
 from distributed.doctor.storage import clock_finding, store_findings
 from examples.local_s3 import LocalS3
@@ -120,7 +120,7 @@ def test_nobody_answers(bare_aws_environment):
         ("SECRET_ACCESS_KEY", "b"),
     ):
         bare_aws_environment.setenv(f"AWS_{name}", value)
-    bare_aws_environment.setattr("data.s3._ANSWERED", set())
+    bare_aws_environment.setattr("data.store.s3._ANSWERED", set())
     (failed,) = judged("s3://bucket/x").values()
     assert (failed.level, failed.found) == (FAILED, f"s3://bucket/x: no S3 server answers at 127.0.0.1:{port}")
     assert failed.remedy == "start it, or correct AWS_ENDPOINT_URL"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.store import open_store
+from data.store.store import open_store
 from distributed.marble.corpus import Slice
 from distributed.marble.feature_store import PartStore
 from distributed.marble.features import MAX_PARTS, Plan, gather_features, make_plan

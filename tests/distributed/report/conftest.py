@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.manifest import Manifest, ShardEntry, write_manifest
-from data.shards import encode_mel, index_name, write_index, write_shard
+from data.shards.format import encode_mel, index_name, write_index, write_shard
+from data.shards.manifest import Manifest, ShardEntry, write_manifest
 from distributed.report.page import build_report
 from docs.browser import Browser
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from data.manifest import read_manifest
-from data.shards import decode_mel, read_index, read_sample
+from data.shards.format import decode_mel, read_index, read_sample
+from data.shards.manifest import read_manifest
 from distributed.report.inputs import ReportError
 from distributed.report.music import coverage
 from distributed.report.samples import held_out, read_gallery

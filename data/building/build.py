@@ -1,0 +1,237 @@
+"""A build: from tracks to shards with a manifest, resumable at every step, alone or shared by machines."""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+
+from data.building.config import BuildConfig, input_digest, read_record, write_record
+from data.building.duplicates import DUPLICATES_NAME, Duplicates, find_duplicates, to_lines, without
+from data.building.features import TrackFacts
+from data.building.packing import PlannedShard, SpooledTrack, pack_shard, plan_shards
+from data.building.shares import Share, read_receipts, write_receipt
+from data.building.spool import Rejections, make_features, spool_id, units
+from data.building.tracks import Track
+from data.pool import map_unordered
+from data.shards.format import index_name
+from data.shards.manifest import MANIFEST_NAME, SPLITS, Manifest, ShardEntry, write_manifest
+from data.store.files import Location
+from data.store.store import LocalStore, open_store
+from pupujepa.audio.log_mel import frontend_digest
+from pupujepa.durable import PART_SUFFIX, remove_unfinished
+from pupujepa.errors import UserError
+from pupujepa.progress import Progress
+
+
+class Build:
+    """One build: from tracks to manifests. Every step leaves whole files, so that the next run takes it up from there.
+
+    Args:
+        tracks: the input.
+        url: of the corpus; its splits are folders in it.
+        work: place of what is only needed while building; removed at the end. Machines that share a build see the same.
+        workers: processes.
+    """
+
+    def __init__(self, tracks: Sequence[Track], url: Location, *, config: BuildConfig, work: Location, workers: int):
+        self.tracks, self.url, self.config, self.workers = tracks, url, config, workers
+        self.work = str(work)
+        self.store = open_store(url)
+        self.frames_per_s = config.features.frontend.frames_per_s
+        self.names = [spool_id(track, config.features) for track in tracks]
+        self.digest = input_digest(tracks, self.names, config)
+        self.duplicates: list[Duplicates] = []
+
+    @property
+    def spool(self) -> Location:
+        """Where the parts of tracks lie until they are packed."""
+        return f"{self.work}/spool"
+
+    def run(self, *, replace: bool = False) -> dict[str, Manifest]:
+        """Builds all splits and returns their manifests.
+
+        Raises:
+            UserError: too many rejected inputs, no usable audio, no training audio, or OUT holds another build.
+        """
+        self._refuse_other_build(replace=replace)
+        return self._finish(self._make_features(units(self.tracks, self.names), self._rejections()))
+
+    def run_share(self, share: Share, *, replace: bool = False) -> dict[str, TrackFacts]:
+        """Makes the features of a share of the tracks and leaves its receipt; returns the facts by name in the spool.
+
+        Raises:
+            UserError: too many rejected inputs, or OUT holds another build.
+        """
+        self._refuse_other_build(replace=replace)
+        mine = units(self.tracks, self.names)[share.number - 1 :: share.of]
+        rejections = self._rejections(name=f"rejected-{share.number}-of-{share.of}.jsonl")
+        facts = self._make_features(mine, rejections)
+        write_receipt(open_store(self.work), share, digest=self.digest, facts=facts)
+        return facts
+
+    def merge(self, parts: int, *, replace: bool = False) -> dict[str, Manifest]:
+        """Packs what all shares have made and returns the manifests; the bytes are those of `run`.
+
+        Raises:
+            UserError: shares that have not finished, by name, and what `run` raises.
+        """
+        self._refuse_other_build(replace=replace)
+        return self._finish(read_receipts(open_store(self.work), parts, digest=self.digest))
+
+    def clean(self) -> None:
+        """Removes what was only needed while building; a folder of the user's with other things in it stays."""
+        work = open_store(self.work)
+        if isinstance(work, LocalStore):
+            for folder in ("spool", "parts"):
+                shutil.rmtree(work.root / folder, ignore_errors=True)
+            if work.root.is_dir() and not any(work.root.iterdir()):
+                work.root.rmdir()
+            return
+        for name in [*work.list("spool/"), *work.list("parts/")]:
+            work.remove(name)
+
+    def is_complete(self) -> bool:
+        """Whether OUT already holds exactly this build."""
+        recorded = read_record(self.store)
+        if recorded is None or recorded["digest"] != self.digest:
+            return False
+        return all(self.store.exists(f"{split}/{MANIFEST_NAME}") for split in recorded["splits"])
+
+    def _refuse_other_build(self, *, replace: bool) -> None:
+        published = self._published()
+        recorded = read_record(self.store)
+        if published and not (recorded and recorded["digest"] == self.digest) and not replace:
+            raise UserError(
+                f"{self.url} already holds another corpus ({', '.join(published)}), on which runs may depend; choose "
+                "another OUT, or replace it for good with --replace"
+            )
+
+    def _published(self) -> list[str]:
+        return [split for split in SPLITS if self.store.exists(f"{split}/{MANIFEST_NAME}")]
+
+    def _rejections(self, **name: str) -> Rejections:
+        return Rejections(self.config, len(self.tracks), self.store, **name)
+
+    def _make_features(self, pieces: Sequence, rejections: Rejections) -> dict[str, TrackFacts]:
+        return make_features(pieces, spool=self.spool, config=self.config, workers=self.workers, rejections=rejections)
+
+    def _finish(self, facts: Mapping[str, TrackFacts]) -> dict[str, Manifest]:
+        spooled = self._usable(facts)
+        shards = {split: self._plan(spooled, split) for split in SPLITS}
+        self._remove_leftovers()
+        # without a manifest nobody takes what follows for a complete set
+        for split in self._published():
+            self.store.remove(f"{split}/{MANIFEST_NAME}")
+        entries = self._pack([shard for planned in shards.values() for shard in planned])
+        self._remove_strangers({name for planned in shards.values() for shard in planned for name in _files(shard)})
+        manifests = self._manifests(spooled, {split: [entries[s.name] for s in shards[split]] for split in SPLITS})
+        rejected = sum(bool(found.rejected) for found in facts.values())
+        write_record(
+            self.store,
+            self.config,
+            digest=self.digest,
+            inputs=len(self.tracks),
+            rejected=rejected,
+            duplicates=sum(len(same.tracks) - 1 for same in self.duplicates),
+            splits=sorted(manifests),
+        )
+        # the training split last: whoever waits for it finds the others there
+        for split in reversed(SPLITS):
+            if split in manifests:
+                write_manifest(self.store.locate(split), manifests[split])
+        self.clean()
+        return manifests
+
+    def _usable(self, facts: Mapping[str, TrackFacts]) -> list[SpooledTrack]:
+        """Returns the tracks to pack; lists the unusable ones and the repeated ones."""
+        done = [SpooledTrack(t, name, facts[name]) for t, name in zip(self.tracks, self.names, strict=True)]
+        rejected = {spooled.track.track: spooled.facts.rejected for spooled in done if spooled.facts.rejected}
+        rejections = self._rejections()
+        rejections.judge(rejected)
+        rejections.write(rejected)
+        spooled = [track for track in done if not track.facts.rejected]
+        self.duplicates, dropping = find_duplicates(spooled), self.config.drop_duplicates
+        self.store.write(DUPLICATES_NAME, to_lines(self.duplicates, dropped=dropping))
+        if dropping:
+            spooled = without(spooled, self.duplicates)
+        if not any(track.track.split == "train" for track in spooled):
+            raise UserError("no track is in the training split, whose mean and deviation every split needs; add some")
+        return spooled
+
+    def _plan(self, spooled: Sequence[SpooledTrack], split: str) -> list[PlannedShard]:
+        return plan_shards(
+            spooled,
+            split,
+            seed=self.config.seed,
+            shard_bytes=self.config.shard_bytes,
+            frames_per_s=self.frames_per_s,
+        )
+
+    def _pack(self, shards: Sequence[PlannedShard]) -> dict[str, ShardEntry]:
+        work = partial(_pack_one, spool=self.spool, url=self.url)
+        entries: dict[str, ShardEntry] = {}
+        written_bytes = 0
+        with Progress(len(shards), title="shards", unit="shards") as progress:
+            for position, entry in map_unordered(
+                work, list(enumerate(shards)), workers=min(self.workers, len(shards)), preload="data.building.packing"
+            ):
+                entries[shards[position].name] = entry
+                written_bytes += entry.bytes
+                progress.advance(note=f"{written_bytes / progress.elapsed_s / 1e6:.0f} MB/s")
+        return entries
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed workers had begun to write."""
+        if isinstance(self.store, LocalStore):
+            for folder in (self.store.root / split for split in SPLITS):
+                remove_unfinished(folder)
+            for leftover in self.store.root.glob(f".*{PART_SUFFIX}"):
+                leftover.unlink()
+
+    def _remove_strangers(self, planned: set[str]) -> None:
+        """Removes shards of an earlier plan: a reader who takes every tar of the folder would find them."""
+        for path in self.store.list():
+            split, _, name = path.partition("/")
+            if split in SPLITS and name.startswith(f"{split}-") and ".tar" in name and path not in planned:
+                self.store.remove(path)
+            if path.startswith("rejected-") and path.endswith(".jsonl"):  # of parts that stopped
+                self.store.remove(path)
+
+    def _manifests(self, spooled: Sequence[SpooledTrack], entries: dict[str, list[ShardEntry]]) -> dict[str, Manifest]:
+        features = self.config.features
+        mean, std = moments([t.facts for t in spooled if t.track.split == "train"], features.frontend.mel_bands)
+        manifests = {}
+        for split in SPLITS:
+            facts = [t.facts for t in spooled if t.track.split == split]
+            if facts:
+                manifests[split] = Manifest(
+                    split=split,
+                    frontend=asdict(features.frontend),
+                    frontend_digest=frontend_digest(features.frontend),
+                    dtype=features.dtype,
+                    lo=features.lo,
+                    hi=features.hi,
+                    mean=mean,
+                    std=std,
+                    audio_hours=sum(f.frames for f in facts) / self.frames_per_s / 3600,
+                    tracks=len(facts),
+                    shards=tuple(entries[split]),
+                    clipped_values=sum(f.clipped for f in facts),
+                )
+        return manifests
+
+
+def moments(facts: Sequence[TrackFacts], mel_bands: int) -> tuple[float, float]:
+    """Returns mean and standard deviation over all stored values, by sums that do not depend on the order of tracks."""
+    count = sum(f.frames for f in facts) * mel_bands
+    mean = math.fsum(f.total for f in facts) / count
+    return mean, math.sqrt(max(math.fsum(f.total_of_squares for f in facts) / count - mean * mean, 0.0))
+
+
+def _files(shard: PlannedShard) -> tuple[str, str]:
+    return f"{shard.split}/{shard.name}", f"{shard.split}/{index_name(shard.name)}"
+
+
+def _pack_one(shard: PlannedShard, *, spool: Location, url: Location) -> ShardEntry:
+    return pack_shard(shard, spool=spool, url=open_store(url).locate(shard.split))

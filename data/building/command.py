@@ -1,0 +1,179 @@
+"""Turns audio into log-mel shards with a manifest: WebDataset tars that train as they stream.
+
+  python -m data build songs/ shards/                                     a folder of audio, all of it for training
+  python -m data build songs/ shards/ --split-fractions 0.9,0.05,0.05     split by album folder, by a seeded hash
+  python -m data build tracks.csv shards/ --group-by artist ...           a list; no artist is in two splits
+  python -m data build corpora/scores/tracks.jsonl s3://bucket/scores     a list with splits and labels
+  python -m data build 's3://raw/audio-{000..099}.tar' s3://bucket/shards  WebDataset tars of audio
+
+INPUT is a folder (wav, flac, mp3, ogg, opus, ... of any rate and channels), a list, or tars; here or on s3://.
+  .jsonl     a track a line: {"path": "a.flac", "track": unique name, "start": 12.5, "end": 42.5 (seconds: a stretch of
+             a file is a track), "source": collection, "split": "train" | "valid" | "test", "group": what must not be
+             split, "labels": {...}}; only path is required, relative to the list, absolute or a url
+  .csv .tsv  the same names as columns; every other column is a label
+  .tar       one or several, a pattern ('audio-*.tar', 'audio-{000..099}.tar'), a folder of them, or a .txt with one a
+             line: members KEY.flac (.mp3, .wav, .ogg, .opus), and KEY.json with labels if there are any
+
+OUT gets one folder per split (OUT/train, ...) of shards, their .idx and a manifest.json that is written last, beside
+build.json (how it was built), rejected.jsonl (tracks that cannot be used: corrupt, empty, too short, silent, NaN; and
+why) and duplicates.jsonl (tracks of exactly equal audio). Killed at any moment and run again, it goes on and ends with
+the same bytes; the same input and seed give the same shards for any number of workers and parts.
+
+Many machines: start the same command with --part 1/8 ... --part 8/8; each makes the features of its share, in any
+order, at any time, and as often as it takes; then, once, with --merge 8. The machines share OUT, or --work-dir (a
+folder or s3://). A part that was killed or never ran is named by the merge. With SLURM: slurm/build.sbatch.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from data.building.build import Build
+from data.building.config import BuildConfig
+from data.building.duplicates import DUPLICATES_NAME, leak, summary
+from data.building.features import FeatureConfig
+from data.building.inputs import CorpusError, read_corpus
+from data.building.shares import parse_share
+from data.pool import available_cores
+from data.shards.format import DTYPES
+from data.shards.manifest import Manifest
+from data.store.files import Location
+from data.store.store import LocalStore
+from pupujepa.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `build`."""
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="folder, list or tars, as told above")
+    parser.add_argument("out", metavar="OUT", help="folder or s3:// url of the corpus")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="uint8",
+        help="uint8: half the bytes of float16, error under 0.028 (natural log)",
+    )
+    parser.add_argument("--shard-mib", type=float, default=256.0, help="about the size of a shard (default 256)")
+    parser.add_argument("--part-frames", type=int, default=3072, help="longest sample, 10 ms each (default 3072)")
+    parser.add_argument(
+        "--min-frames", type=int, default=256, help="shorter tracks are rejected (default 256 = 2.56 s)"
+    )
+    parser.add_argument(
+        "--split-fractions",
+        type=_fractions,
+        default=(1.0, 0.0, 0.0),
+        metavar="TRAIN,VALID,TEST",
+        help="shares of tracks that the input gives no split (default 1,0,0); a folder of audio stays together",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="LABEL",
+        help="tracks that agree in this label share a split; one without it is an error",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of shuffle and split (default 0)")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: all cores)")
+    parser.add_argument(
+        "--max-rejected",
+        type=float,
+        default=0.01,
+        help="unusable tracks to bear: a share, or a number >= 1 (default 0.01); one too many stops the build",
+    )
+    parser.add_argument(
+        "--drop-duplicates",
+        action="store_true",
+        help="of tracks with exactly equal audio keep only the first in the order of the input",
+    )
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="for what is needed while building (default OUT/.work; a temp dir when OUT is on s3:// and not shared)",
+    )
+    parser.add_argument("--replace", action="store_true", help="replace another corpus in OUT")
+    shared = parser.add_mutually_exclusive_group()
+    shared.add_argument("--part", metavar="I/N", help="only make the features of the i-th of n shares")
+    shared.add_argument("--merge", type=int, metavar="N", help="only pack what N parts have made, and close the set")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds, and says what came out."""
+    _require_positive(args)
+    share = parse_share(args.part) if args.part else None
+    build = _build(args, is_shared=share is not None or args.merge is not None)
+    if build.is_complete():
+        if share is None:
+            build.clean()
+        sys.stdout.write(f"{args.out} holds exactly this build already; nothing to do\n")
+        return 0
+    if share is not None:
+        facts = build.run_share(share, replace=args.replace)
+        rejected = sum(bool(found.rejected) for found in facts.values())
+        sys.stdout.write(
+            f"part {share}: {len(facts)} of {len(build.tracks)} tracks, {rejected} rejected; when all parts are "
+            f"through, close the set with --merge {share.of}\n"
+        )
+        return 0
+    manifests = build.run(replace=args.replace) if args.merge is None else build.merge(args.merge, replace=args.replace)
+    for split, manifest in manifests.items():
+        sys.stdout.write(_line(split, manifest))
+    _tell_duplicates(build)
+    return 0
+
+
+def _build(args: argparse.Namespace, *, is_shared: bool) -> Build:
+    config = BuildConfig(
+        features=FeatureConfig(dtype=args.dtype, part_frames=args.part_frames, min_frames=args.min_frames),
+        shard_bytes=round(args.shard_mib * (1 << 20)),
+        seed=args.seed,
+        split_fractions=args.split_fractions,
+        max_rejected=args.max_rejected,
+        drop_duplicates=args.drop_duplicates,
+        group_by=args.group_by,
+    )
+    tracks = read_corpus(
+        args.input, seed=args.seed, fractions=args.split_fractions, group_by=args.group_by, workers=args.workers
+    )
+    inside = next((t for t in tracks if t.audio.url.startswith(f"{args.out.rstrip('/')}/")), None)
+    if inside is not None and inside.audio.member is not None:
+        raise CorpusError(f"{inside.audio.url} lies in OUT, where the shards are tars too; choose an OUT beside INPUT")
+    build = Build(tracks, args.out, config=config, work="", workers=args.workers)
+    build.work = args.work_dir or _work(build, is_shared=is_shared)
+    return build
+
+
+def _work(build: Build, *, is_shared: bool) -> Location:
+    if is_shared or isinstance(build.store, LocalStore):
+        return build.store.locate(".work")
+    return str(Path(tempfile.gettempdir()) / f"pupujepa-build-{build.digest[:16]}")
+
+
+def _line(split: str, manifest: Manifest) -> str:
+    return (
+        f"{split}: {manifest.tracks} tracks, {manifest.audio_hours:.2f} h, {manifest.samples} samples in "
+        f"{len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 1e6:.1f} MB, mean "
+        f"{manifest.mean:.4f}, std {manifest.std:.4f}, {manifest.clipped_values} values clipped, digest "
+        f"{manifest.digest[:12]}\n"
+    )
+
+
+def _tell_duplicates(build: Build) -> None:
+    dropped, where = build.config.drop_duplicates, build.store.locate(DUPLICATES_NAME)
+    if line := summary(build.duplicates, dropped=dropped, where=where):
+        sys.stdout.write(f"{line}\n")
+    if warning := leak(build.duplicates, dropped=dropped):
+        _LOG.warning(warning)
+
+
+def _require_positive(args: argparse.Namespace) -> None:
+    for name in ("shard_mib", "part_frames", "min_frames", "workers", "merge"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value:g}; use a number above 0")
+    if args.max_rejected < 0:
+        raise UserError(f"--max-rejected is {args.max_rejected:g}; use a share below 1 or a number of files")
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    return tuple(float(share) for share in text.split(","))

@@ -1,0 +1,87 @@
+"""A build shared by machines: each makes the features of every n-th piece of work, and a merge closes the set.
+
+A share that is through leaves a receipt beside the spool with the facts of its tracks. The merge computes no features:
+what is missing is named, because on one machine it might take the days that the others were to save.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from data.building.features import TrackFacts
+from data.building.spool import facts_from_json
+from data.store.files import Store
+from pupujepa.errors import UserError
+
+_MAX_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part `number` of `of`, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @property
+    def receipt(self) -> str:
+        """Name of the receipt that this share leaves."""
+        return f"parts/{self.number}-of-{self.of}.json"
+
+
+def parse_share(text: str) -> Share:
+    """Returns the share that "i/n" means. Raises UserError unless 1 <= i <= n."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--part {text!r} is no part; write i/n with 1 <= i <= n, such as 3/8")
+    return Share(int(found[1]), int(found[2]))
+
+
+def write_receipt(store: Store, share: Share, *, digest: str, facts: Mapping[str, TrackFacts]) -> None:
+    """Records that a share is through.
+
+    Args:
+        store: of what is needed while building.
+        digest: of the build.
+        facts: of all tracks of the share, by their names in the spool.
+    """
+    content = {"digest": digest, "facts": {name: asdict(found) for name, found in facts.items()}}
+    store.write(share.receipt, json.dumps(content).encode())
+
+
+def read_receipts(store: Store, parts: int, *, digest: str) -> dict[str, TrackFacts]:
+    """Returns the facts of all tracks, by their names in the spool.
+
+    Raises:
+        UserError: parts have not finished, or were made of another input or with other settings; all are named.
+    """
+    present = set(store.list("parts/"))
+    shares = [Share(number, parts) for number in range(1, parts + 1)]
+    missing = [share for share in shares if share.receipt not in present]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {parts} parts have not finished: {_named(missing)}; run each again with the same "
+            f"arguments, e.g. --part {missing[0]}: it goes on where it was; then merge again"
+        )
+    facts: dict[str, TrackFacts] = {}
+    strange = []
+    for share in shares:
+        receipt = json.loads(store.read(share.receipt))
+        if receipt["digest"] != digest:
+            strange.append(share)
+        facts |= {name: facts_from_json(raw) for name, raw in receipt["facts"].items()}
+    if strange:
+        raise UserError(
+            f"of {parts} parts, {_named(strange)} were made of another input (files count by path, length and time of "
+            "change) or with other settings than this merge; run those parts again with the arguments of the merge"
+        )
+    return facts
+
+
+def _named(shares: Sequence[Share]) -> str:
+    more = f" and {len(shares) - _MAX_NAMED} more" if len(shares) > _MAX_NAMED else ""
+    return ", ".join(map(str, shares[:_MAX_NAMED])) + more

@@ -1,0 +1,139 @@
+"""Lists of tracks: JSONL with a track a line, or CSV and TSV with a header; a stretch of a file can be a track.
+
+A line names an audio file (`path`, relative to the list, absolute, or a url). Everything else may be left out: `track`
+(unique name; by default the path without its ending, and the stretch), `start` and `end` (seconds into the file),
+`source`, `split`, `group`, and `labels`: an object in JSONL; in CSV every further column is a label, whose cells are
+numbers where they look like JSON's numbers, and an empty cell is a missing label.
+"""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from data.building.tracks import AudioPlace, Entry
+from data.shards.manifest import SPLITS
+from data.store.files import Location
+from data.store.locations import beside
+from pupujepa.errors import UserError
+from pupujepa.json_lines import numbered_rows
+
+LIST_SUFFIXES = (".jsonl", ".csv", ".tsv")
+_FIELDS = ("track", "path", "start", "end", "source", "split", "group")
+_EXAMPLE = 'write {"track": "name", "path": "file.wav", ...}'
+
+
+class ListError(UserError):
+    """A list that cannot be meant; the message names file and line."""
+
+
+def read_list(content: bytes, *, url: Location, source: str) -> list[Entry]:
+    """Returns the tracks of a list in its order.
+
+    Args:
+        content: of the list, in UTF-8.
+        url: of the list: its paths are relative to it, its ending tells the format (JSONL by default).
+        source: the collection of lines that name none.
+
+    Raises:
+        ListError: not UTF-8, no header, or a line that is no track. LineError: a line is not a JSON object.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ListError(f"{url} is no list of tracks ({error}); save it as UTF-8, or give a folder of audio") from error
+    suffix = PurePosixPath(url).suffix.lower()
+    rows = _table_rows(text, url, delimiter="\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else None
+    rows = rows or numbered_rows(text, origin=url, remedy=_EXAMPLE)
+    return _grouped([_entry(row, where, url=url, source=source) for where, row in rows])
+
+
+def check_split(split: Any, where: str) -> str | None:
+    """Returns a split that a line names, or None. Raises ListError when there is no such split."""
+    if split is not None and split not in SPLITS:
+        raise ListError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+    return split
+
+
+def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns = list(reader.fieldnames or ())
+    if "path" not in columns or len(set(columns)) != len(columns):
+        raise ListError(
+            f"{url} begins with the columns {columns}, so no line can be read; the first line names each column once, "
+            f"among them path, and perhaps {', '.join(_FIELDS)}; the others are labels"
+        )
+    try:
+        for row in reader:
+            where = f"{url} line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ListError(f"{where} has not the {len(columns)} cells of the header; quote what holds {delimiter}")
+            cells = {name: cell for name, cell in row.items() if cell != ""}
+            labels = {name: _cell_value(cell) for name, cell in cells.items() if name not in _FIELDS}
+            yield where, {**{name: cells[name] for name in _FIELDS if name in cells}, "labels": labels or None}
+    except csv.Error as error:
+        raise ListError(f"{url} line {reader.line_num} is not a row of a table ({error}); mend its quotes") from error
+
+
+def _cell_value(cell: str) -> Any:
+    """Returns a number where a cell holds one as JSON writes it, else its text: 007 stays a name."""
+    try:
+        value = json.loads(cell, parse_constant=lambda name: name)
+    except ValueError:
+        return cell
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else cell
+
+
+def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) -> tuple[str, Entry]:
+    """Returns the path as the list has it, and the track; its group is "" where the list names none."""
+    try:
+        path = str(row["path"])
+        start_s, end_s = _seconds(row, "start"), _seconds(row, "end")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ListError(f"{where} is not a track ({error!r}); {_EXAMPLE}") from error
+    if not (0 <= (start_s or 0.0) < (math.inf if end_s is None else end_s)):
+        raise ListError(
+            f"{where}: the stretch from {start_s or 0.0:g} to {end_s} s of {path} holds no audio; write start and end "
+            "in seconds, 0 <= start < end"
+        )
+    labels = row.get("labels")
+    if labels is not None and not isinstance(labels, dict):
+        raise ListError(f'{where}: labels are {labels!r}, not an object; write {{"artist": "name", ...}}')
+    entry = Entry(
+        track=str(row["track"]) if row.get("track") is not None else _name(path, start_s, end_s),
+        audio=AudioPlace(beside(url, path), start_s or 0.0, end_s),
+        source=str(row.get("source", source)),
+        split=check_split(row.get("split"), where),
+        group=str(row["group"]) if row.get("group") is not None else "",
+        labels=labels,
+    )
+    return path, entry
+
+
+def _grouped(found: list[tuple[str, Entry]]) -> list[Entry]:
+    """Gives every track without a group its own, but all tracks of one file the same: they sound alike."""
+    tracks_of_file = Counter(path for path, _ in found)
+
+    def group(path: str, entry: Entry) -> str:
+        is_stretch = entry.audio.start_s > 0 or entry.audio.end_s is not None
+        return entry.group or (path if is_stretch or tracks_of_file[path] > 1 else entry.track)
+
+    return [replace(entry, group=group(path, entry)) for path, entry in found]
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    return None if value is None else float(value)
+
+
+def _name(path: str, start_s: float | None, end_s: float | None) -> str:
+    """Returns the name of a track that was given none."""
+    stem = PurePosixPath(path.partition("://")[2] or path).with_suffix("").as_posix().lstrip("/")
+    if start_s is None and end_s is None:
+        return stem
+    return f"{stem}@{start_s or 0.0:g}-{'end' if end_s is None else f'{end_s:g}'}"

@@ -1,0 +1,1 @@
+"""Checks of a shard set: verification, statistics, a listening page."""

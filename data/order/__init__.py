@@ -1,0 +1,1 @@
+"""The order of samples, in integers; imports nothing else of data/."""

@@ -1,0 +1,203 @@
+"""The order of the samples of one epoch of one corpus, in integers only, apart from files, processes and tensors.
+
+The order of an epoch is a pure function of (manifest digest, seed, epoch) and of the layout of the run (lanes, global
+batch, window, crops per sample). It knows no rank, so global batch t holds the same samples for any world size, number
+of workers and micro-batch, and 1,024 ranks are tested on one core.
+
+How: the shards are permuted. Laid end to end they are a sequence of N items, an item being one draw of one sample
+(`crops_per_sample` items a sample, next to each other). The sequence is cut into `lanes` equal runs, lane j being
+[j*N//L, (j+1)*N//L). Inside a lane the items are shuffled within windows of `window_shards` shards. Global batch t
+takes `global_batch / lanes` items from every lane, and rank r of W serves lanes r, r+W, r+2W, ... So a shard is read by
+one rank per epoch, but for at most L-1 that a boundary cuts. An epoch is never materialised: any step is found in the
+time that one window takes. See docs/order.md for a picture; `data.order.mix` puts several corpora into one stream.
+
+A *slot* is a place in the permuted sequence of shards, a *position* an index within the shuffled lane.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.order.layout import Layout
+from pupujepa.randomness import generator
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Items:
+    """Columns of equal length: which draw of which sample of which shard, and the lane that serves it."""
+
+    lane: IntArray
+    shard: IntArray
+    sample_of_shard: IntArray
+    draw: IntArray
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getitem__(self, rows: slice) -> "Items":
+        return Items(self.lane[rows], self.shard[rows], self.sample_of_shard[rows], self.draw[rows])
+
+
+def concatenate(parts: Sequence[Items]) -> Items:
+    """Returns the rows of all parts in the order given."""
+    return Items(
+        np.concatenate([p.lane for p in parts]),
+        np.concatenate([p.shard for p in parts]),
+        np.concatenate([p.sample_of_shard for p in parts]),
+        np.concatenate([p.draw for p in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """One shuffle window of a lane: `index` within the lane, slots [first_slot, last_slot), items [first, last)."""
+
+    lane: int
+    index: int
+    first_slot: int
+    last_slot: int
+    first_item: int
+    last_item: int
+
+
+class EpochOrder:
+    """The order of one epoch. Holds two numbers per shard, and the shuffle of each lane's last window asked for."""
+
+    def __init__(self, layout: Layout, epoch: int):
+        self.layout = layout
+        self.epoch = epoch
+        self._key = (layout.manifest_digest, layout.seed, epoch)
+        items_per_shard = np.asarray(layout.samples_per_shard, dtype=np.int64) * layout.crops_per_sample
+        self._shard_of_slot = permutation(len(items_per_shard), *self._key, "shards")
+        self._first_item_of_slot = np.concatenate([[0], np.cumsum(items_per_shard[self._shard_of_slot])])
+        self._shuffle_of_lane: dict[int, tuple[int, IntArray]] = {}
+
+    def lane_items(self, lane: int, first: int, last: int) -> Items:
+        """Returns items [first, last) of the shuffled lane, counted from the lane's start."""
+        lane_first, lane_last = self.lane_range(lane)
+        parts, position = [], lane_first + first
+        end = min(lane_first + last, lane_last)
+        while position < end:
+            window = self._window_at(lane, position)
+            stop = min(end, window.last_item)
+            shuffle = self._shuffle(window)
+            parts.append(window.first_item + shuffle[position - window.first_item : stop - window.first_item])
+            position = stop
+        items = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return self._locate(lane, items)
+
+    def lane_range(self, lane: int) -> tuple[int, int]:
+        """Returns [first, last) of the lane's run in the permuted sequence of items."""
+        if not 0 <= lane < self.layout.lanes:
+            raise IndexError(f"lane {lane} of {self.layout.lanes} lanes")
+        num_items, lanes = self.layout.num_items, self.layout.lanes
+        return lane * num_items // lanes, (lane + 1) * num_items // lanes
+
+    def window(self, step: int, lane: int) -> Window:
+        """Returns the window that holds the first item that `lane` gives to `step`."""
+        return self.window_of_position(step * self.layout.items_per_lane_step, lane)
+
+    def window_of_position(self, position: int, lane: int) -> Window:
+        """Returns the window that holds the item at `position` of the lane."""
+        lane_first, _ = self.lane_range(lane)
+        return self._window_at(lane, lane_first + position)
+
+    def window_of_item(self, lane: int, shard: int, sample_of_shard: int, draw: int) -> Window:
+        """Returns the window that holds an item of the lane."""
+        slot = int(np.flatnonzero(self._shard_of_slot == shard)[0])
+        item_of_slot = sample_of_shard * self.layout.crops_per_sample + draw
+        return self._window_at(lane, int(self._first_item_of_slot[slot]) + item_of_slot)
+
+    def next_window(self, window: Window) -> Window | None:
+        """Returns the lane's next window, or None after the last one of the epoch."""
+        _, lane_last = self.lane_range(window.lane)
+        return self._window_at(window.lane, window.last_item) if window.last_item < lane_last else None
+
+    def windows_from(self, window: Window) -> Iterator[Window]:
+        """Yields all windows of the lane once, from `window` on and around its end."""
+        following: Window | None = window
+        while following is not None:
+            yield following
+            following = self.next_window(following)
+        following = self.window(0, window.lane)
+        while following is not None and following.index < window.index:
+            yield following
+            following = self.next_window(following)
+
+    def window_shards(self, window: Window) -> list[int]:
+        """Returns the shards of a window."""
+        return [int(shard) for shard in self._shard_of_slot[window.first_slot : window.last_slot]]
+
+    def window_items(self, window: Window) -> Items:
+        """Returns all items of a window, in reading order."""
+        return self._locate(window.lane, window.first_item + self._shuffle(window))
+
+    def left_out(self) -> Items:
+        """Returns the items of this epoch that no batch holds."""
+        used = self.layout.steps_per_epoch * self.layout.items_per_lane_step
+        return concatenate([self.lane_items(lane, used, self._lane_length(lane)) for lane in range(self.layout.lanes)])
+
+    def _lane_length(self, lane: int) -> int:
+        first, last = self.lane_range(lane)
+        return last - first
+
+    def _window_at(self, lane: int, item: int) -> Window:
+        first_item_of_slot = self._first_item_of_slot
+        lane_first, lane_last = self.lane_range(lane)
+        lane_first_slot = int(np.searchsorted(first_item_of_slot, lane_first, side="right")) - 1
+        lane_last_slot = int(np.searchsorted(first_item_of_slot, lane_last, side="left"))
+        slot = int(np.searchsorted(first_item_of_slot, item, side="right")) - 1
+        index = (slot - lane_first_slot) // self.layout.window_shards
+        first_slot = lane_first_slot + index * self.layout.window_shards
+        last_slot = min(first_slot + self.layout.window_shards, lane_last_slot)
+        first_item = max(lane_first, int(first_item_of_slot[first_slot]))
+        last_item = min(lane_last, int(first_item_of_slot[last_slot]))
+        return Window(lane, index, first_slot, last_slot, first_item, last_item)
+
+    def _shuffle(self, window: Window) -> IntArray:
+        held = self._shuffle_of_lane.get(window.lane)
+        if held is None or held[0] != window.index:
+            size = window.last_item - window.first_item
+            held = (window.index, permutation(size, *self._key, "window", window.lane, window.index))
+            self._shuffle_of_lane[window.lane] = held
+        return held[1]
+
+    def _locate(self, lane: int, items: IntArray) -> Items:
+        slot_of_item = np.searchsorted(self._first_item_of_slot, items, side="right") - 1
+        item_of_slot = items - self._first_item_of_slot[slot_of_item]
+        sample_of_shard, draw = np.divmod(item_of_slot, self.layout.crops_per_sample)
+        lane_of_item = np.full(len(items), lane, dtype=np.int64)
+        return Items(lane_of_item, self._shard_of_slot[slot_of_item], sample_of_shard, draw)
+
+
+class EpochOrders:
+    """The orders of successive epochs; keeps the last two made, because lanes of a mix end an epoch one by one."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self._kept: dict[int, EpochOrder] = {}
+
+    def of_epoch(self, epoch: int) -> EpochOrder:
+        """Returns the order of an epoch."""
+        if epoch not in self._kept:
+            self._kept = dict([*self._kept.items(), (epoch, EpochOrder(self.layout, epoch))][-2:])
+        return self._kept[epoch]
+
+    def at(self, step: int) -> tuple[EpochOrder, int]:
+        """Returns the order of the epoch that holds global step `step`, and the step's index in it."""
+        epoch, step_of_epoch = divmod(step, self.layout.steps_per_epoch)
+        return self.of_epoch(epoch), step_of_epoch
+
+
+def permutation(size: int, *key: int | str) -> IntArray:
+    """Returns a permutation of range(size) that belongs to `key`.
+
+    By sorting raw 64-bit words: numpy promises that a bit generator's raw stream never changes between releases, but
+    makes no such promise for `Generator.permutation`, and a run must be resumable after an upgrade.
+    """
+    words = generator(*key).bit_generator.random_raw(size)
+    return np.argsort(words, kind="stable").astype(np.int64)

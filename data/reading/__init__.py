@@ -1,0 +1,1 @@
+"""Samples, checked, from wherever they are: reader, node cache, prefetch."""

@@ -1,0 +1,247 @@
+"""Shards of an object store on the node's own disk: one download per node, a byte budget, pins on what is in use.
+
+Every process of a node may use one cache at once; they meet only through `flock`, which the kernel lets go of when a
+process dies, so a `kill -9` leaves no stale lock. Each shard has two lock files. `<shard>.pin` is held shared by
+whoever reads the shard and taken exclusively to evict it. `<shard>.fetch` is held by the one process that downloads it,
+while the others wait. A shard appears under its name only after its length and the crc32 of its members were compared.
+
+How many shards there may be, and which go first, is `data.reading.room`'s.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from data.reading.fetching import fetch_index, fetch_shard
+from data.reading.room import (
+    UNREAD_GRACE_S,
+    CacheConfig,
+    CacheRoom,
+    is_unread,
+    mark_unread,
+    mark_used,
+    remove_leftovers,
+)
+from data.reading.tally import Tally
+from data.shards.format import ShardError, ShardIndex, index_name, read_index
+from data.shards.manifest import ShardEntry
+from data.store.files import Store, StoreError
+from pupujepa.durable import atomic_file
+from pupujepa.errors import UserError
+from pupujepa.locks import held, pin
+
+_LOG = logging.getLogger(__name__)
+_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class CacheError(UserError):
+    """The cache cannot take a shard: no room, or no usable folder."""
+
+
+class CachedShard:
+    """An open shard of the cache, kept from eviction until `close`."""
+
+    def __init__(self, file: int, index: ShardIndex, *, pin: int):
+        self.file, self.index = file, index
+        self._pin = pin
+
+    @property
+    def inode(self) -> int:
+        """Tells this copy from one that replaces it."""
+        return os.fstat(self.file).st_ino
+
+    def close(self) -> None:
+        """Closes the file and lets the shard be evicted; call it once."""
+        os.close(self.file)
+        os.close(self._pin)
+
+
+class ShardCache:
+    """The shards of one set, on this node.
+
+    Args:
+        store: where the set lies.
+        namespace: manifest digest; two sets may hold shards of equal names.
+        free_bytes: returns the free space of the disk that holds a path.
+        clock_ns: returns wall-clock nanoseconds, by which shards are ranked for eviction.
+
+    Raises:
+        CacheError: the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        *,
+        store: Store,
+        namespace: str,
+        tally: Tally | None = None,
+        free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ):
+        self.config, self.store, self.tally = config, store, tally or Tally()
+        self._room = CacheRoom(config, tally=self.tally, free_bytes=free_bytes, clock_ns=clock_ns)
+        self._clock_ns = clock_ns
+        self._failed: dict[str, tuple[float, StoreError]] = {}
+        self._shards = config.directory / namespace[:16]
+        self._locks = self._shards / "locks"
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(
+                f"cache_dir {config.directory} cannot be made ({error.strerror}), so no shard can be kept; choose a "
+                "folder on this node's disk that you may write to"
+            ) from error
+
+    def open(self, entry: ShardEntry) -> CachedShard:
+        """Returns the shard, downloaded if need be; close it when done.
+
+        Raises:
+            StoreError: it cannot be fetched. ShardError: what came is not what the manifest says.
+            CacheError: there is no room for it.
+        """
+        return self._open(entry, instead_of=None)
+
+    def renew(self, entry: ShardEntry, damaged: CachedShard) -> CachedShard:
+        """Closes `damaged` and returns the shard fetched again, unless another process has replaced it already."""
+        try:
+            # closed last: as long as it is open, no new file can get its inode
+            return self._open(entry, instead_of=damaged.inode)
+        finally:
+            damaged.close()
+
+    def holds(self, entry: ShardEntry) -> bool:
+        """Whether the shard is in the cache now."""
+        return self._is_published(entry)
+
+    def prefetch(self, entry: ShardEntry) -> bool:
+        """Downloads the shard if nobody has or does and there is room without evicting what others wait for.
+
+        Returns:
+            Whether it is in the cache now, or on its way.
+
+        Raises:
+            StoreError, ShardError, CacheError: as `open`.
+        """
+        with self._disk_errors_named(entry):
+            if self._is_published(entry):
+                self._keep_unread(entry)
+                return True
+            with held(self._lock(entry, "fetch"), wait=False) as free:
+                try:
+                    return not free or self._fetch(entry, ahead=True, instead_of=None)
+                except StoreError as error:
+                    self._failed[entry.name] = (time.monotonic(), error)
+                    raise
+
+    def _open(self, entry: ShardEntry, *, instead_of: int | None) -> CachedShard:
+        # pinned before it is fetched, so that it cannot be evicted between its arrival and its first read
+        with self._disk_errors_named(entry), ExitStack() as undo:
+            handle = pin(self._lock(entry, "pin"))
+            undo.callback(os.close, handle)
+            hit = self._is_published(entry, instead_of=instead_of)
+            if not hit:
+                began = time.monotonic()
+                with held(self._lock(entry, "fetch")):
+                    self._raise_failure_since(began, entry)
+                    self._fetch(entry, ahead=False, instead_of=instead_of)
+            self.tally.add("cache_hits" if hit else "cache_misses")
+            file = os.open(self._path(entry), os.O_RDONLY | os.O_CLOEXEC)
+            undo.callback(os.close, file)
+            mark_used(self._path(entry), self._clock_ns())
+            shard = CachedShard(file, self._read_index(entry), pin=handle)
+            undo.pop_all()
+        return shard
+
+    def _raise_failure_since(self, began: float, entry: ShardEntry) -> None:
+        """Raises what prefetching met while the reader waited for it: the store was insisted on long enough."""
+        failed_at, error = self._failed.get(entry.name, (0.0, None))
+        if error is not None and failed_at >= began:
+            raise error
+
+    def _read_index(self, entry: ShardEntry) -> ShardIndex:
+        try:
+            return read_index(self._index_path(entry), expected_sha256=entry.index_sha256)
+        except ShardError:
+            _LOG.warning("%s is damaged; fetching it again", self._index_path(entry))
+            return self._download_index(entry)
+
+    def _fetch(self, entry: ShardEntry, *, ahead: bool, instead_of: int | None) -> bool:
+        """Brings the shard into the cache; the caller holds its fetch lock. False: ahead of need, and no room."""
+        if self._is_published(entry, instead_of=instead_of):
+            return True  # by the process whose lock was waited for
+        remove_leftovers(self._path(entry))
+        reservation = self._reserve(entry, ahead=ahead)
+        if reservation is None:
+            return False
+        try:
+            index = self._download_index(entry)
+            fetch_shard(self.store, entry, index, reservation, tally=self.tally)
+            mark_unread(reservation, self._clock_ns())
+            reservation.replace(self._path(entry))
+        finally:
+            reservation.unlink(missing_ok=True)
+        return True
+
+    def _download_index(self, entry: ShardEntry) -> ShardIndex:
+        content, index = fetch_index(self.store, entry, tally=self.tally)
+        with atomic_file(self._index_path(entry)) as temporary:
+            temporary.write_bytes(content)
+        return index
+
+    def _reserve(self, entry: ShardEntry, *, ahead: bool) -> Path | None:
+        if entry.bytes > self.config.budget_bytes:
+            raise CacheError(self._no_room(entry, f"it alone is larger than cache_bytes {self.config.budget_bytes}"))
+        reservation = self._room.reserve(self._path(entry), entry.bytes, ahead=ahead)
+        if isinstance(reservation, Path):
+            return reservation
+        if ahead:
+            return None
+        reason = f"{reservation.lacking_bytes} bytes are lacking and all other shards are in use"
+        raise CacheError(self._no_room(entry, reason))
+
+    def _keep_unread(self, entry: ShardEntry) -> None:
+        """Renews the grace of a shard that is still wanted: windows may last longer than it does."""
+        status, now_ns = self._path(entry).stat(), self._clock_ns()
+        if is_unread(status) and now_ns - status.st_mtime_ns > UNREAD_GRACE_S / 4 * 1e9:
+            mark_unread(self._path(entry), now_ns)
+
+    def _is_published(self, entry: ShardEntry, *, instead_of: int | None = None) -> bool:
+        try:
+            status = self._path(entry).stat()
+        except FileNotFoundError:
+            return False
+        return status.st_size == entry.bytes and status.st_ino != instead_of and self._index_path(entry).exists()
+
+    def _path(self, entry: ShardEntry) -> Path:
+        return self._shards / entry.name
+
+    def _index_path(self, entry: ShardEntry) -> Path:
+        return self._shards / index_name(entry.name)
+
+    def _lock(self, entry: ShardEntry, kind: str) -> Path:
+        return self._locks / f"{entry.name}.{kind}"
+
+    def _no_room(self, entry: ShardEntry, reason: str) -> str:
+        return (
+            f"no room in cache_dir {self.config.directory} for shard {entry.name} of {entry.bytes} bytes: {reason}; "
+            "free space there, raise cache_bytes, lower window_shards or lanes, or choose another cache_dir"
+        )
+
+    @contextmanager
+    def _disk_errors_named(self, entry: ShardEntry) -> Iterator[None]:
+        """Turns what goes wrong with the folder into a sentence; what goes wrong with the store is one already."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _FULL_DISK:
+                raise CacheError(self._no_room(entry, f"the disk is full ({error.strerror})")) from error
+            raise CacheError(
+                f"cache_dir {self.config.directory} cannot keep shard {entry.name} ({error.strerror or error}), so it "
+                "cannot be read; mend the disk or its rights, or choose another cache_dir"
+            ) from error

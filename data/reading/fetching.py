@@ -1,0 +1,97 @@
+"""Shards and their indices brought from a store and compared with the manifest; on a mismatch fetched once more."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from itertools import chain, repeat
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+from data.reading.tally import Tally
+from data.shards.format import ShardError, ShardIndex, check_member, index_name, read_index
+from data.shards.manifest import ShardEntry
+from data.store.files import Store
+
+_LOG = logging.getLogger(__name__)
+
+
+def fetch_index(store: Store, entry: ShardEntry, *, tally: Tally) -> tuple[bytes, ShardIndex]:
+    """Returns the sidecar of a shard, read twice if the first copy is damaged, as bytes and as an index.
+
+    Raises:
+        StoreError: it cannot be read. ShardError: it is not the one that the manifest names.
+    """
+    name = index_name(entry.name)
+    origin = store.locate(name)
+    with counted_retries(store, tally):
+        content = store.read(name)
+        if sha256(content).hexdigest() != entry.index_sha256:
+            tally.add("retries")
+            content = store.read(name)
+    tally.add("bytes_read", len(content))
+    index = read_index(content, origin=origin, expected_sha256=entry.index_sha256)
+    if len(index) != entry.samples:
+        raise ShardError(
+            f"{origin} lists {len(index)} samples and the manifest {entry.samples}, so samples would be lost; restore "
+            "it or run `python -m data build` again"
+        )
+    return content, index
+
+
+def fetch_shard(store: Store, entry: ShardEntry, index: ShardIndex, target: Path, *, tally: Tally) -> None:
+    """Downloads a shard to the file `target` and checks every member; sha256 of the whole would take four times longer.
+
+    A second copy of the right length with a damaged member is kept: every sample is checked again when it is read, so
+    one flipped bit in the store costs one sample instead of the run.
+
+    Raises:
+        StoreError: it cannot be read. ShardError: its length is not the manifest's.
+    """
+    location = store.locate(entry.name)
+    for attempt in (1, 2):
+        with counted_retries(store, tally):
+            size = store.download(entry.name, target)
+        tally.add("bytes_read", size)
+        damage = f"{size} bytes instead of {entry.bytes}" if size != entry.bytes else first_damage(target, index)
+        if not damage:
+            return
+        if attempt == 1:
+            tally.add("retries")
+            _LOG.warning("%s came damaged (%s); fetching it again", location, damage)
+    if size != entry.bytes:
+        raise ShardError(wrong_length(location, size, entry))
+    _LOG.warning("%s is damaged in the store (%s); others may be, and will be named when read", location, damage)
+
+
+def first_damage(shard: Path, index: ShardIndex) -> str:
+    """Returns what is wrong with the first member that is not the one that was written; "" when all are whole."""
+    mels = zip(index.uid, repeat("mel.npy"), index.mel_offset, index.mel_bytes, index.mel_crc32)
+    infos = zip(index.uid, repeat("json"), index.json_offset, index.json_bytes, index.json_crc32)
+    with shard.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content, memoryview(content) as view:
+        for uid, member, offset, length, crc32 in chain(mels, infos):
+            with view[offset : offset + length] as stored:
+                try:
+                    check_member(stored, crc32, uid=uid, member=member)
+                except ShardError as error:
+                    return str(error)
+    return ""
+
+
+def wrong_length(location: str, size: int, entry: ShardEntry) -> str:
+    """Returns the message about a shard that was cut, or overwritten."""
+    cause = "truncated" if size < entry.bytes else "overwritten"
+    return (
+        f"shard {location} has {size} bytes and the manifest says {entry.bytes}: it was {cause}; restore it from a "
+        "copy or run `python -m data build` again"
+    )
+
+
+@contextmanager
+def counted_retries(store: Store, tally: Tally) -> Iterator[None]:
+    """Adds the retries that the store makes within the block, for this thread: prefetching goes on meanwhile."""
+    before = store.retries_of_this_thread
+    try:
+        yield
+    finally:
+        tally.add("retries", store.retries_of_this_thread - before)

@@ -1,0 +1,152 @@
+"""Room on the node's disk for shards: a byte budget over all runs of the node, kept by evicting what nobody reads.
+
+What is being downloaded counts too: each download leaves an empty file that bears the size in its name. Least recently
+used goes first. Shards fetched ahead make way for one that is needed now, but not for one another.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+
+from data.reading.tally import Tally
+from data.shards.format import index_name
+from pupujepa.locks import held
+
+_LOG = logging.getLogger(__name__)
+_FETCHING = ".fetching"
+# a shard fetched ahead and not yet read is kept from other prefetching for so long: longer, and its reader has died
+UNREAD_GRACE_S = 600.0
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Where and how much.
+
+    directory: on the node's own disk; `flock` must work there.
+    budget_bytes: shards never take more, whoever put them there.
+    patience_s: how long to wait for others to let go of shards before there is said to be no room.
+    """
+
+    directory: Path
+    budget_bytes: int
+    patience_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """How many bytes are lacking for a shard."""
+
+    lacking_bytes: int
+
+
+class CacheRoom:
+    """The room of one cache folder. Every process has its own; they meet through the files and locks of the folder.
+
+    Args:
+        free_bytes: returns the free space of the disk that holds a path.
+        clock_ns: returns wall-clock nanoseconds, by which shards are ranked for eviction.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        *,
+        tally: Tally,
+        free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ):
+        self.config = config
+        self._tally, self._free_bytes, self._clock_ns = tally, free_bytes, clock_ns
+
+    def reserve(self, shard: Path, num_bytes: int, *, ahead: bool) -> Path | NoRoom:
+        """Makes room for a shard of the folder and returns the file that stands for it, in which it may be built.
+
+        Args:
+            ahead: of need: spares what others fetched ahead, and does not wait.
+        """
+        give_up_at = time.monotonic() + self.config.patience_s
+        while True:
+            with held(self.config.directory / "budget.lock"):
+                self._remove_abandoned()
+                lacking = self._evict(self._lacking_bytes(num_bytes), sparing_unread=ahead)
+                if lacking <= 0:
+                    reservation = shard.with_name(f"{shard.name}.{num_bytes}{_FETCHING}")
+                    reservation.touch()
+                    return reservation
+            if ahead or time.monotonic() > give_up_at:
+                return NoRoom(lacking)
+            time.sleep(0.05)
+
+    def _lacking_bytes(self, needed: int) -> int:
+        """Returns how many bytes must go before `needed` more fit into the budget and onto the disk."""
+        kept = sum(status.st_size for status in self._all_shards().values())
+        coming = sum(int(reservation.name.split(".")[-2]) for reservation in self._reservations())
+        over_budget = kept + coming + needed - self.config.budget_bytes
+        over_disk = coming + needed - self._free_bytes(self.config.directory)
+        return max(over_budget, over_disk)
+
+    def _evict(self, lacking: int, *, sparing_unread: bool) -> int:
+        """Removes shards that nobody reads, least recently used first; returns the bytes still lacking."""
+        spared_after = self._clock_ns() - int(UNREAD_GRACE_S * 1e9)
+        for shard, status in sorted(self._all_shards().items(), key=lambda item: item[1].st_atime_ns):
+            if lacking <= 0:
+                break
+            if sparing_unread and is_unread(status) and status.st_mtime_ns > spared_after:
+                continue
+            with held(shard.parent / "locks" / f"{shard.name}.pin", wait=False) as free:
+                if free:
+                    _LOG.info("evicting %s", shard)
+                    shard.unlink(missing_ok=True)
+                    shard.with_name(index_name(shard.name)).unlink(missing_ok=True)
+                    self._tally.add("evictions")
+                    lacking -= status.st_size
+        return lacking
+
+    def _all_shards(self) -> dict[Path, os.stat_result]:
+        """Returns the published shards of all sets in the folder; each was once fetched under its lock."""
+        shards = {}
+        for lock in self.config.directory.glob("*/locks/*.fetch"):
+            shard = lock.parents[1] / lock.name.removesuffix(".fetch")
+            with suppress(FileNotFoundError):
+                shards[shard] = shard.stat()
+        return shards
+
+    def _reservations(self) -> list[Path]:
+        return list(self.config.directory.glob(f"*/*{_FETCHING}"))
+
+    def _remove_abandoned(self) -> None:
+        """Removes what downloads that were killed left: their fetch locks are free."""
+        for reservation in self._reservations():
+            name = reservation.name.removesuffix(_FETCHING).rpartition(".")[0]
+            with held(reservation.parent / "locks" / f"{name}.fetch", wait=False) as free:
+                if free:
+                    remove_leftovers(reservation.with_name(name))
+
+
+def mark_unread(shard: Path, now_ns: int) -> None:
+    """Notes that a shard was fetched, or is still wanted, and not yet read."""
+    os.utime(shard, ns=(now_ns, now_ns))
+
+
+def mark_used(shard: Path, now_ns: int) -> None:
+    """Notes that a shard is read now."""
+    published_ns = shard.stat().st_mtime_ns
+    os.utime(shard, ns=(max(now_ns, published_ns + 1), published_ns))
+
+
+def is_unread(status: os.stat_result) -> bool:
+    """Whether a shard was fetched and then not read."""
+    return status.st_atime_ns <= status.st_mtime_ns
+
+
+def remove_leftovers(shard: Path) -> None:
+    """Removes what a killed download of a shard left; the caller holds its fetch lock, so nobody is writing it."""
+    for pattern in (f"{escape(shard.name)}.*{_FETCHING}", f".{escape(shard.name)}.*.part"):
+        for leftover in shard.parent.glob(pattern):
+            leftover.unlink(missing_ok=True)

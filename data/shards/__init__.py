@@ -1,0 +1,1 @@
+"""The format of a shard and of a shard set."""

@@ -1,0 +1,157 @@
+"""The manifest of a shard set: what the set holds, by digest. Written last, so its existence means the set is complete.
+
+Nothing about a shard is believed because it was read without an error: plain tar readers take a cut or overwritten
+shard for a shorter one. Count, bytes and digest are therefore written down here at build time and checked when read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, cached_property
+from hashlib import sha256
+from typing import Any
+
+from data.store.store import MissingObjectError, open_store
+from pupujepa.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "valid", "test")
+
+
+class ManifestError(UserError):
+    """A shard set without a usable manifest."""
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard: what must be found when it is read.
+
+    Args:
+        name: file name, relative to the manifest.
+        samples: samples in it; the epoch's length is their sum.
+        frames: log-mel frames in it.
+        bytes: length of the tar file.
+        sha256: of the tar file.
+        index_sha256: of the sidecar `<name>.idx`.
+    """
+
+    name: str
+    samples: int
+    frames: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete shard set of one split.
+
+    Args:
+        frontend: parameters of the front end, `asdict(FrontendConfig)`.
+        dtype: "uint8" (codes of [lo, hi]) or "float16" (values).
+        lo, hi: range of the uint8 codes, natural log of mel magnitude.
+        mean, std: over all values of the *training* split of the corpus, whichever split this is.
+        audio_hours, tracks: of this split.
+        clipped_values: mel values that lay above `hi` and were cut to it.
+    """
+
+    split: str
+    frontend: Mapping[str, Any]
+    frontend_digest: str
+    dtype: str
+    lo: float
+    hi: float
+    mean: float
+    std: float
+    audio_hours: float
+    tracks: int
+    shards: tuple[ShardEntry, ...]
+    clipped_values: int = 0
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def samples(self) -> int:
+        """Samples of all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def frames(self) -> int:
+        """Frames of all shards."""
+        return sum(shard.frames for shard in self.shards)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON: the identity of the corpus for order, resume and results."""
+        # asdict copies every field of every shard: too slow for 50,000 of them
+        plain = asdict(replace(self, shards=())) | {"shards": [vars(shard) for shard in self.shards]}
+        return sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """Returns the bytes of `manifest.json`; `from_json` is its exact opposite."""
+    return (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
+
+
+def from_json(text: bytes, *, origin: str = MANIFEST_NAME) -> Manifest:
+    """Returns the manifest that `to_json` wrote.
+
+    Raises:
+        ManifestError: not JSON, another format version, or fields missing or unknown; the message names `origin`.
+    """
+    remedy = "the shard set cannot be trusted; build it again with `python -m data build`"
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ManifestError(f"{origin} is not JSON ({error}); {remedy}") from error
+    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+        found = raw.get("format_version") if isinstance(raw, dict) else None
+        raise ManifestError(f"{origin} has format version {found!r}, this code reads {FORMAT_VERSION}; {remedy}")
+    _require_fields(Manifest, raw, origin=origin)
+    for shard in raw["shards"]:
+        _require_fields(ShardEntry, shard, origin=origin)
+    shards = tuple(ShardEntry(**shard) for shard in raw.pop("shards"))
+    return Manifest(shards=shards, **raw)
+
+
+def read_manifest(url: str) -> Manifest:
+    """Reads `url`/manifest.json.
+
+    Args:
+        url: folder of one split, e.g. `s3://bucket/corpus/train` or `shards/train`.
+
+    Raises:
+        ManifestError: there is none (the build did not finish, or `url` is the corpus and not a split) or it is broken.
+        StoreError: the store cannot be reached or refuses.
+    """
+    store = open_store(url)
+    try:
+        return from_json(store.read(MANIFEST_NAME), origin=f"{url}/{MANIFEST_NAME}")
+    except MissingObjectError as error:
+        inside = [split for split in SPLITS if store.exists(f"{split}/{MANIFEST_NAME}")]
+        if inside:
+            remedy = f"it holds the splits {', '.join(inside)}: use {url.rstrip('/')}/{inside[0]}"
+        else:
+            remedy = "finish the build by running `python -m data build` again, or correct the path"
+        raise ManifestError(f"no {MANIFEST_NAME} in {url}, so there is no complete shard set; {remedy}") from error
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    """Publishes the shard set in the folder `url`; call it last."""
+    open_store(url).write(MANIFEST_NAME, to_json(manifest))
+
+
+def _require_fields(schema: type, raw: Mapping[str, Any], *, origin: str) -> None:
+    expected, found = _field_names(schema), raw.keys()
+    if expected != found:
+        missing, unknown = sorted(expected - found), sorted(found - expected)
+        raise ManifestError(
+            f"{origin}: {schema.__name__} lacks fields {missing} and has unknown fields {unknown}, so another version "
+            "wrote it; build the shards again with `python -m data build`"
+        )
+
+
+@cache
+def _field_names(schema: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(schema))

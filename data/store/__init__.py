@@ -1,0 +1,1 @@
+"""Bytes behind a url: files and S3."""

@@ -1,0 +1,118 @@
+"""What a stream reads and how: its part of an experiment, of one corpus or of a mix of several."""
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from data.store.retries import RetryPolicy
+from pupujepa.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class CorpusError(UserError):
+    """Corpora that are not named well enough to be read, or that cannot be read together."""
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """One corpus of a mix.
+
+    url: folder of one split: a path, file:// or s3://.
+    weight: crops of this corpus, in proportion to the other weights.
+    """
+
+    url: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What is read and how.
+
+    url: folder of one split: a path, file:// or s3://.
+    mix: several corpora instead of one, by name: `stream.mix.a.url=... stream.mix.a.weight=3 stream.mix.b.url=...`.
+    seed: of order, crops and masks.
+    crop_frames: frames of a crop; 100 frames are a second.
+    global_batch: samples of one step over all ranks and micro-batches.
+    lanes: runs that the data is cut into; a multiple of every world size that the run may have.
+    window_shards: shards of a lane (and corpus) that are shuffled together; each lane keeps so many in use.
+    workers: processes of each rank that make batches; 0 makes them in the training process.
+    crops_per_sample: draws of each sample in an epoch.
+    cache_dir: folder on the node's disk for shards of an object store; null: PUPUJEPA_CACHE_DIR, or below the system's
+        temporary folder.
+    cache_bytes: the cache never takes more.
+    max_bad_fraction: the run stops when more of a rank's draws of an epoch are damaged.
+    prefetch_batches: micro-batches that each worker makes ahead.
+    prefetch_bytes: of shards that each rank fetches into the cache ahead of the windows that it reads.
+    retries: how long to insist on a store that fails for the moment.
+    """
+
+    url: str = ""
+    seed: int = 0
+    crop_frames: int = 1024
+    global_batch: int = 1024
+    lanes: int = 8
+    window_shards: int = 4
+    workers: int = 2
+    crops_per_sample: int = 1
+    cache_dir: str | None = None
+    cache_bytes: int = 64 * 2**30
+    max_bad_fraction: float = 0.01
+    prefetch_batches: int = 2
+    prefetch_bytes: int = 8 * 2**30
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    mix: dict[str, CorpusConfig] = field(default_factory=dict)
+
+
+def default_cache_dir() -> Path:
+    """Returns the folder for shards when the configuration names none: the site's, or one for each user of the node."""
+    site = os.environ.get("PUPUJEPA_CACHE_DIR")  # slurm/env.sh
+    return Path(site) if site else Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
+
+
+def named_corpora(config: StreamConfig) -> dict[str, CorpusConfig]:
+    """Returns the corpora of a stream by name, in the order of their names; a single one has the name "".
+
+    Raises:
+        CorpusError: no corpus, a url and a mix, or a name, url or weight that cannot be used.
+    """
+    if not config.mix:
+        if not config.url:
+            raise CorpusError(
+                "stream.url is not set, so there is nothing to train on; give the training split of a shard set, e.g. "
+                "stream.url=shards/train or stream.url=s3://bucket/shards/train"
+            )
+        return {"": CorpusConfig(config.url)}
+    if config.url:
+        raise CorpusError(
+            f"stream.url={config.url} and stream.mix ({', '.join(sorted(config.mix))}) are both set, so it is not "
+            "known what to read; put the url into the mix under a name and a weight, or drop the mix"
+        )
+    for name, corpus in config.mix.items():
+        if not _NAME.fullmatch(name):
+            raise CorpusError(
+                f"stream.mix has a corpus named {name!r}, which is put before its samples' uids and into the names of "
+                "metrics; use letters, digits, - and _"
+            )
+        if not corpus.url:
+            raise CorpusError(f"stream.mix.{name}.url is not set, so its share would be missing; set it")
+        if not (math.isfinite(corpus.weight) and corpus.weight > 0):
+            raise CorpusError(
+                f"stream.mix.{name}.weight={corpus.weight} is no share of a batch; use a number above 0, or leave the "
+                "corpus out"
+            )
+    return dict(sorted(config.mix.items()))
+
+
+def whole_parts(weights: Mapping[str, float]) -> tuple[int, ...]:
+    """Returns the weights as the smallest whole numbers in the same proportion; 0.7 is taken as 7/10, as written."""
+    fractions = [Fraction(repr(float(weight))) for weight in weights.values()]
+    unit = math.lcm(*(fraction.denominator for fraction in fractions))
+    parts = [int(fraction * unit) for fraction in fractions]
+    return tuple(part // math.gcd(*parts) for part in parts)

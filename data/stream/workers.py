@@ -1,0 +1,202 @@
+"""The processes that make batches, each a `webdataset` pipeline: source -> crop -> mask -> stack.
+
+Worker w of n makes every n-th micro-batch of its rank, and the data loader hands them out in turn, so their order does
+not depend on n. Workers learn rank and world from their arguments, never from the environment: a worker that guesses
+wrong reads every shard, or another rank's, without an error.
+"""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import forkserver, get_context, resource_tracker
+from typing import Any
+
+import torch
+import webdataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from data.pool import leave_with_parent
+from data.reading.tally import Tally
+from data.store.s3 import answered_hosts, remember_hosts
+from data.stream.batches import Batch, CropStage, MaskStage, stack_batches
+from data.stream.config import StreamConfig
+from data.stream.corpora import Corpora
+from data.stream.open_corpora import opened
+from data.stream.source import ReadPlan, SampleSource
+from pupujepa.errors import UserError
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a worker hands over: a batch (None at its end), and what it counted and found damaged since the last."""
+
+    batch: Batch | None
+    counts: Counter[str]
+    damaged: list[str]
+
+    def pin_memory(self) -> "Delivery":
+        """Returns it with the batch in page-locked memory; called by the data loader."""
+        return replace(self, batch=self.batch and self.batch.pin_memory())
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that the user can put right, on its way from a worker to the training process, with what it counted."""
+
+    error: UserError
+    counts: Counter[str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a worker needs to make its micro-batches; picklable."""
+
+    config: StreamConfig
+    corpora: Corpora
+    plan: ReadPlan
+    crop: CropStage
+    mask: MaskStage | None
+
+    def batches(self, worker: int, num_workers: int) -> Iterator[Delivery | Failure]:
+        """Yields the micro-batches of one worker; an error that the user can put right ends them."""
+        plan = replace(self.plan, worker=worker, num_workers=num_workers)
+        tally = Tally()
+        try:
+            with opened(self.config, self.corpora, plan, tally=tally) as (readers, follow):
+                source = SampleSource(self.corpora, readers, plan, follow=follow)
+                pipeline = webdataset.DataPipeline(
+                    source,
+                    webdataset.map(partial(self.crop, tally=tally)),
+                    webdataset.map(self.mask) if self.mask is not None else None,
+                    partial(stack_batches, micro_batch=plan.micro_batch),
+                )
+                for batch in pipeline:
+                    yield Delivery(batch, tally.take(), source.take_damaged())
+            yield Delivery(None, tally.take(), [])
+        except UserError as error:
+            # handed over as it is: the data loader would raise its traceback as text in place of its sentence
+            yield Failure(error, tally.take())
+
+
+def start_server() -> None:
+    """Starts the process that workers are forked from, and does not wait for it.
+
+    Its imports take seconds; called early, they pass beside what this process does before it wants a batch.
+    """
+    with _stop_signals_held_back():
+        _worker_context()
+        forkserver.ensure_running()
+
+
+@contextmanager
+def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Delivery | Failure]]:
+    """Gives the deliveries of all workers, in the order of the micro-batches; the workers end with the block."""
+    with _stop_signals_held_back():
+        deliveries = iter(_data_loader(recipe, pin_memory=pin_memory))
+    try:
+        yield _whole_deliveries(deliveries)
+    finally:
+        # torch ends workers when the iterator is collected, which the traceback of an error can put off, and which
+        # takes 5 s a worker when it is the cycle collector that finds it; there is no public way
+        if isinstance(deliveries, _MultiProcessingDataLoaderIter):
+            deliveries._shutdown_workers()
+            for worker in deliveries._workers:
+                worker.kill()  # those that are stuck in a download; they hold back SIGTERM
+
+
+def _whole_deliveries(deliveries: Iterator[Delivery | Failure]) -> Iterator[Delivery | Failure]:
+    """Passes deliveries on; that a worker died in the middle of one is said as torch says it when one died before."""
+    while True:
+        try:
+            delivery = next(deliveries)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if "in DataLoader worker process" in str(error):
+                raise  # a worker's own error, with its traceback
+            raise RuntimeError(
+                f"DataLoader worker exited unexpectedly while it handed over a batch ({error!r}); the kernel's log "
+                "tells whether it was killed for want of memory: then use fewer workers, or ask for more"
+            ) from error
+        yield delivery
+
+
+@contextmanager
+def _stop_signals_held_back() -> Iterator[None]:
+    """Holds back, for good in every process that is started within, what asks the training process to stop.
+
+    A scheduler signals all processes of a job step, a terminal its whole group. The step in progress can only be
+    finished and saved if the workers, and the server that forks them, outlive that. They end with the stream, by kill,
+    or within seconds of the training process.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        # started first, because it leaves SIGINT and SIGTERM let through
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
+    workers = recipe.config.workers
+    in_processes = {
+        "multiprocessing_context": _worker_context(),
+        "prefetch_factor": recipe.config.prefetch_batches,
+        "persistent_workers": True,
+        "worker_init_fn": partial(_prepare_worker, _store_environment(), answered_hosts()),
+    }
+    return DataLoader(
+        _Deliveries(recipe),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+        # its own, so that the loader draws nothing from the generator of the training process
+        generator=torch.Generator().manual_seed(0),
+        **(in_processes if workers else {}),
+    )
+
+
+class _Deliveries(IterableDataset):
+    """The batches of whichever worker process iterates it."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.recipe = recipe
+
+    def __iter__(self) -> Iterator[Delivery | Failure]:
+        worker = get_worker_info()
+        yield from self.recipe.batches(*((worker.id, worker.num_workers) if worker else (0, 1)))
+
+
+def _worker_context() -> Any:
+    """Returns the way workers start: not by fork, which S3 clients do not survive, with torch imported only once."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "webdataset", "data.stream.workers"])
+    return context
+
+
+def _store_environment() -> dict[str, str]:
+    # the fork server's environment is the one of its own start, which may be older than the store's address and keys
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def _prepare_worker(environment: dict[str, str], hosts: frozenset[str], worker: int) -> None:
+    leave_with_parent()
+    remember_hosts(hosts)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def _as_is(delivery: Any) -> Any:
+    return delivery

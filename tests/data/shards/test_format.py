@@ -1,0 +1,186 @@
+"""Shards: plain WebDataset tars whose bytes are decided by their samples, and an index that finds every member."""
+
+import gc
+import io
+import json
+import re
+import tarfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.building.features import LOG_CEILING
+from data.shards.format import (
+    Sample,
+    ShardError,
+    WrittenShard,
+    decode_mel,
+    encode_mel,
+    npy_bytes,
+    read_index,
+    read_npy,
+    read_sample,
+    sample_key,
+    write_index,
+    write_shard,
+)
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, log_mel, mel_filter_bank
+
+RANGE = {"lo": LOG_FLOOR, "hi": LOG_CEILING}
+
+
+def make_samples(count: int = 5, dtype: str = "uint8") -> list[dict]:
+    """Samples of different lengths and awkward names."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(count):
+        mel_TF = rng.uniform(LOG_FLOOR, LOG_CEILING, (40 + i, 128)).astype(np.float32)
+        info = {
+            "uid": f"söng {i}/a.b-0000",
+            "track": f"söng {i}/a.b",
+            "frames": 40 + i,
+            "labels": {"beats": [0.5, 1.0]},
+        }
+        samples.append({"info": info, "mel": encode_mel(mel_TF, dtype, **RANGE)})
+    return samples
+
+
+def write(samples) -> tuple[bytes, WrittenShard]:
+    stream = io.BytesIO()
+    written = write_shard(stream, samples)
+    return stream.getvalue(), written
+
+
+# webdataset leaves the files that it has read to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_plain_webdataset_reads_our_shards(dtype: str, tmp_path: Path):
+    """`webdataset.WebDataset(path).decode()`, with none of our code, gives every array and its JSON in order."""
+    samples = make_samples(dtype=dtype)
+    with (tmp_path / "x.tar").open("wb") as stream:
+        written = write_shard(stream, samples)
+    found = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False).decode())
+    gc.collect()
+    assert [sample["__key__"] for sample in found] == list(written.index.key)
+    for sample, expected in zip(found, samples, strict=True):
+        assert sample["mel.npy"].dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(sample["mel.npy"], expected["mel"])
+        assert sample["json"] == expected["info"]
+
+
+def test_equal_samples_give_equal_bytes(monkeypatch: pytest.MonkeyPatch):
+    """The bytes depend on nothing but the samples: not on the clock, the user, or the order of JSON keys."""
+    first, _ = write(make_samples())
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    monkeypatch.setenv("USER", "somebody")
+    again = [{**s, "info": dict(reversed(s["info"].items()))} for s in make_samples()]
+    assert write(again)[0] == first
+    ready = [Sample(s["info"], npy_bytes(s["mel"])) for s in make_samples()]
+    assert write(ready)[0] == first
+
+
+def test_the_facts_of_a_written_shard_are_those_of_its_bytes():
+    """Length, digest and every offset are what tarfile finds, and the index survives its own file."""
+    content, written = write(make_samples())
+    assert (written.bytes, written.sha256) == (len(content), sha256(content).hexdigest())
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        members = {member.name: (member.offset_data, member.size) for member in tar}
+    index = written.index
+    for i, key in enumerate(index.key):
+        assert members.pop(f"{key}.mel.npy") == (index.mel_offset[i], index.mel_bytes[i])
+        assert members.pop(f"{key}.json") == (index.json_offset[i], index.json_bytes[i])
+    assert not members
+    assert read_index(write_index(index)) == index
+
+
+def test_a_flipped_bit_is_found_and_named():
+    """Any flipped bit inside a member is an error that names the sample; its neighbours are read."""
+    samples = make_samples()
+    content, written = write(samples)
+    for offset in (written.index.mel_offset[2] + 200, written.index.json_offset[2] + 3):
+        damaged = bytearray(content)
+        damaged[offset] ^= 1
+        with pytest.raises(ShardError, match=r"sample söng 2/a\.b-0000: .* is damaged \(crc32 differs\)"):
+            read_sample(bytes(damaged), written.index, 2)
+        stored_TF, info = read_sample(bytes(damaged), written.index, 3)
+        np.testing.assert_array_equal(stored_TF, samples[3]["mel"])
+        assert info == samples[3]["info"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-20], "is not the index of a shard"),
+        (lambda text: b"[1]", "is not the index of a shard"),
+        (lambda text: text.replace(b'"uid"', b'"id"'), "is not the index of a shard"),
+        (lambda text: json.dumps({**json.loads(text), "frames": [1]}).encode(), "columns of different lengths"),
+    ],
+)
+def test_a_wrong_index_is_refused(damage, message: str):
+    """An index that is cut, of another kind or of uneven columns is not used; nor is one with another digest."""
+    content = write_index(write(make_samples())[1].index)
+    with pytest.raises(ShardError, match=message):
+        read_index(damage(content), origin="x.tar.idx")
+    with pytest.raises(ShardError, match=r"x\.tar\.idx is not the index that the manifest names"):
+        read_index(content + b" ", origin="x.tar.idx", expected_sha256=sha256(content).hexdigest())
+
+
+@given(st.lists(st.floats(LOG_FLOOR, LOG_CEILING), min_size=1, max_size=64))
+def test_codes_are_half_a_step_from_the_value(values: list[float]):
+    """Inside the range, a value comes back within half a code: (hi - lo) / 510, below 0.028 natural-log units."""
+    mel_TF = np.array([values], dtype=np.float32)
+    decoded_TF = decode_mel(encode_mel(mel_TF, "uint8", **RANGE), **RANGE)
+    bound = (LOG_CEILING - LOG_FLOOR) / 510
+    assert bound < 0.028
+    assert np.abs(decoded_TF - mel_TF).max() <= bound * (1 + 1e-4)
+
+
+def test_codes_are_a_fixed_point_and_cut_at_the_ends():
+    """Decoded codes are encoded to themselves; the floor is code 0 exactly; what lies outside goes to the ends."""
+    codes_TF = np.arange(256, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(encode_mel(decode_mel(codes_TF, **RANGE), "uint8", **RANGE), codes_TF)
+    outside_TF = np.array([[-50.0, LOG_FLOOR, LOG_CEILING, 50.0]], dtype=np.float32)
+    assert encode_mel(outside_TF, "uint8", **RANGE).tolist() == [[0, 0, 255, 255]]
+    np.testing.assert_array_equal(decode_mel(np.array([[1.5, -3.25]], dtype=np.float16), **RANGE), [[1.5, -3.25]])
+    with pytest.raises(ValueError, match="'int16' is not one of"):
+        encode_mel(outside_TF, "int16", **RANGE)
+    with pytest.raises(ValueError, match="not int64"):
+        decode_mel(codes_TF.astype(np.int64), **RANGE)
+
+
+def test_no_audio_within_full_scale_reaches_the_ceiling():
+    """The top of the uint8 range bounds the log-mel of every signal in [-1, 1], and loud signals come near it."""
+    window_S = torch.hann_window(1024).double().numpy()
+    samples = np.arange(1024)
+    phases = np.linspace(0, np.pi, 65)[:, None]
+    # |X_k| = max over phi of sum x w cos(...) <= max over phi of sum w |cos(...)|
+    peaks_K = [np.abs(np.cos(2 * np.pi * k * samples / 1024 + phases) * window_S).sum(1).max() for k in range(513)]
+    bound = float(np.log(np.array(peaks_K) @ mel_filter_bank(FrontendConfig()).double().numpy()).max())
+    assert LOG_CEILING - 0.01 < bound < LOG_CEILING
+    times_s = np.arange(24_000) / 24_000
+    square_S = np.sign(np.sin(2 * np.pi * 100 * times_s)).astype(np.float32)
+    loudest = float(log_mel(torch.from_numpy(square_S)[None]).max())
+    assert 2.0 < loudest < bound
+
+
+@given(st.lists(st.text(min_size=1, max_size=120), min_size=2, max_size=8, unique=True))
+def test_keys_are_safe_and_as_different_as_their_uids(uids: list[str]):
+    """Any two uids have different keys, of characters that neither tar nor WebDataset reads anything into."""
+    keys = [sample_key(uid) for uid in uids]
+    assert len(set(keys)) == len(uids)
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,92}", key) for key in keys)
+    assert sample_key("track_7-0001") == "track_7-0001"
+
+
+def test_pickles_are_refused():
+    """An .npy that would run code when read is an error."""
+    stream = io.BytesIO()
+    np.save(stream, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        read_npy(stream.getvalue())

@@ -1,0 +1,84 @@
+"""The manifest: an exact record with an identity, or a sentence that says what is wrong with it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.shards.manifest import Manifest, ManifestError, ShardEntry, from_json, read_manifest, to_json, write_manifest
+
+SHARDS = (ShardEntry("train-000000.tar", 3, 900, 120_000, "ab" * 32, "cd" * 32), ShardEntry("b.tar", 2, 5, 7, "0", "1"))
+MANIFEST = Manifest(
+    split="train",
+    frontend={"sample_rate_hz": 24000, "mel_bands": 128},
+    frontend_digest="f" * 64,
+    dtype="uint8",
+    lo=-11.512925464970229,
+    hi=2.71,
+    mean=-4.089994845986366,
+    std=2.0242277159094813,
+    audio_hours=0.1 + 0.2,
+    tracks=4,
+    shards=SHARDS,
+)
+
+
+@pytest.mark.parametrize("place", ["path", "s3"])
+def test_what_is_written_is_read(place: str, tmp_path: Path, request: pytest.FixtureRequest):
+    """A manifest comes back equal, to the last digit, from a folder and from a bucket."""
+    url = str(tmp_path / "train") if place == "path" else request.getfixturevalue("bucket")
+    write_manifest(url, MANIFEST)
+    assert read_manifest(url) == MANIFEST
+    assert read_manifest(url).digest == MANIFEST.digest
+    assert MANIFEST.samples == 5
+    assert MANIFEST.frames == 905
+
+
+def test_the_digest_is_an_identity():
+    """The digest does not depend on how the file is laid out, and changes with every field."""
+    shuffled = json.dumps(dict(reversed(json.loads(to_json(MANIFEST)).items())))
+    assert from_json(shuffled.encode()).digest == MANIFEST.digest
+    others = [replace(MANIFEST, mean=-4.0), replace(MANIFEST, split="test"), replace(MANIFEST, tracks=5)]
+    others.append(replace(MANIFEST, shards=SHARDS[::-1]))
+    others.append(replace(MANIFEST, shards=(replace(SHARDS[0], index_sha256="x"), SHARDS[1])))
+    assert len({manifest.digest for manifest in [MANIFEST, *others]}) == len(others) + 1
+
+
+def test_an_unfinished_set_is_no_set(tmp_path: Path):
+    """Shards without a manifest are refused: the build that wrote them did not end."""
+    (tmp_path / "train-000000.tar").write_bytes(b"shard")
+    with pytest.raises(
+        ManifestError, match=r"no complete shard set; finish the build by running `python -m data build`"
+    ):
+        read_manifest(str(tmp_path))
+
+
+def test_the_corpus_is_not_a_split(tmp_path: Path):
+    """Whoever gives the corpus instead of a split is told which there are."""
+    for split in ("train", "test"):
+        write_manifest(str(tmp_path / split), MANIFEST)
+    with pytest.raises(ManifestError, match=r"it holds the splits train, test: use .*/train"):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "is not JSON"),
+        (lambda text: b"[]", "format version None"),
+        (
+            lambda text: text.replace(b'"format_version": 1', b'"format_version": 2'),
+            "format version 2, this code reads 1",
+        ),
+        (
+            lambda text: text.replace(b'"dtype"', b'"type"'),
+            r"lacks fields \['dtype'\] and has unknown fields \['type'\]",
+        ),
+        (lambda text: text.replace(b'"sha256"', b'"sha1"'), r"ShardEntry lacks fields \['sha256'\]"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(damage, message: str):
+    """What is cut, of another version or with other fields raises one sentence and is not half read."""
+    with pytest.raises(ManifestError, match=message):
+        from_json(damage(to_json(MANIFEST)))
