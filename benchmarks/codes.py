@@ -27,7 +27,7 @@ from benchmarks.alternate import machine
 from data.building.features import FeatureConfig
 from data.shards.format import decode_mel, encode_mel
 from data.shards.manifest import Manifest, read_manifest
-from distributed.run_directory import write_json
+from distributed.run.directory import write_json
 from pupujepa.audio.log_mel import log_mel
 from pupujepa.audio.read import read_audio, resample
 from pupujepa.errors import UserError

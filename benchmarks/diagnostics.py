@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.alternate import machine
-from distributed.diagnose import CROPS_AT_ONCE, MAX_ROWS, DiagnosticsConfig, diagnose
+from distributed.engine.teacher import Teacher
 from distributed.experiment import Experiment, load_experiment
-from distributed.probe_set import ProbeSet
-from distributed.teacher import Teacher
+from distributed.watch.config import DiagnosticsConfig
+from distributed.watch.diagnose import CROPS_AT_ONCE, MAX_ROWS, diagnose
+from distributed.watch.fixed_crops import ProbeSet
 from pupujepa.cost.cost import inference_flops, training_cost
 from pupujepa.model.model import PupuJEPA
 from pupujepa.precision import autocast_dtype

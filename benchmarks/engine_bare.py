@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distributed.engine import (
+from distributed.engine.engine import (
     batch_sizes,
     deepspeed_json,
     parameter_groups,
@@ -15,9 +15,9 @@ from distributed.engine import (
     start_engine,
     update_on_host_by_fused_kernel,
 )
+from distributed.engine.teacher import Teacher
 from distributed.experiment import Experiment, load_experiment
-from distributed.teacher import Teacher
-from distributed.topology import Topology
+from distributed.processes.topology import Topology
 from pupujepa.cost.cost import count_parameters
 from pupujepa.model.model import PupuJEPA
 from pupujepa.precision import autocast_dtype

@@ -19,9 +19,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.engine_bare import MOMENTUM, Inputs, OurEngine, experiment_of, inputs_of
 from benchmarks.engine_launch import on_ranks
-from distributed.engine import batch_sizes
-from distributed.plan import step_config
-from distributed.topology import Topology
+from distributed.engine.engine import batch_sizes
+from distributed.plan.plan import step_config
+from distributed.processes.topology import Topology
 from pupujepa.cost.memory import peak_memory
 
 MIB = 2**20

@@ -9,10 +9,9 @@ from typing import NoReturn
 
 import torch
 
-from distributed.engine import prepare_deepspeed
-from distributed.host_memory import keep_freed_memory
-from distributed.process_end import end_process
-from distributed.topology import choose_device, discover, exported, process_group, usable_gpus
+from distributed.engine.engine import prepare_deepspeed
+from distributed.processes.process import end_process, keep_freed_memory
+from distributed.processes.topology import choose_device, discover, exported, process_group, usable_gpus
 
 TIMEOUT_S = 1800.0
 

@@ -18,15 +18,15 @@ from benchmarks.engine_bare import Inputs, bare_loop
 from data.stream.batches import Batch
 from data.stream.corpora import read_corpora
 from distributed.build import build_parts
-from distributed.engine import batch_sizes
+from distributed.engine.engine import batch_sizes
 from distributed.experiment import load_experiment, with_corpora, with_precision
-from distributed.open_checkpoints import begin_generation, open_checkpoints
-from distributed.pace import Yardstick
-from distributed.preemption import StopRequest
-from distributed.run_directory import RunDirectory
-from distributed.session import Session
-from distributed.telemetry import RunLog
-from distributed.topology import Topology
+from distributed.processes.stop import StopRequest
+from distributed.processes.topology import Topology
+from distributed.run.directory import RunDirectory
+from distributed.run.log import RunLog
+from distributed.run.speed import Yardstick
+from distributed.sessions.continue_run import begin_generation, open_checkpoints
+from distributed.sessions.session import Session
 from distributed.trainer import Trainer
 from pupujepa.precision import choose_precision
 

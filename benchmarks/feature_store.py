@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.alternate import machine
-from distributed.marble.baselines import Chroma
-from distributed.marble.corpus import Corpus, Slice
-from distributed.marble.feature_store import PartStore
-from distributed.marble.features import feature_key, gather_features, make_plan
-from distributed.marble.tasks import Clips
+from distributed.marble.datasets.corpus import Corpus, Slice
+from distributed.marble.encoders.baselines import Chroma
+from distributed.marble.features.features import feature_key, gather_features, make_plan
+from distributed.marble.features.store import PartStore
+from distributed.marble.tasks.tasks import Clips
 
 SLICES, TRACKS = 435_648, 55_525
 LAYERS, WIDTH = 2, 4

@@ -25,17 +25,17 @@ from torch import Tensor
 
 from benchmarks.alternate import HEADER, alternate, machine
 from benchmarks.probe_alone import Place, Probe, Slices, outputs_of, train_alone
-from distributed.in_loop_probe import probing_corpus
-from distributed.marble.corpus import Corpus, read_corpus
-from distributed.marble.features import compute_features, gather_features, make_plan
-from distributed.marble.metrics import METRICS
-from distributed.marble.probes import Training
-from distributed.marble.probing import Subject, probe
-from distributed.marble.pupujepa_encoder import FrozenPupuJEPA, HowToEncode
-from distributed.marble.slice_audio import load_slice
-from distributed.marble.targets import Targets, TaskData, item_targets, prepare, slice_targets
-from distributed.marble.tasks import KEYS, Fit, Task, select_tasks
-from distributed.topology import Topology
+from distributed.marble.datasets.corpus import Corpus, read_corpus
+from distributed.marble.datasets.slice_audio import load_slice
+from distributed.marble.datasets.targets import Targets, TaskData, item_targets, prepare, slice_targets
+from distributed.marble.encoders.pupujepa import FrozenPupuJEPA, HowToEncode
+from distributed.marble.features.features import compute_features, gather_features, make_plan
+from distributed.marble.metrics.metrics import METRICS
+from distributed.marble.probes.bank import Training
+from distributed.marble.probes.probing import Subject, probe
+from distributed.marble.tasks.tasks import KEYS, Fit, Task, select_tasks
+from distributed.processes.topology import Topology
+from distributed.watch.probes import probing_corpus
 from pupujepa.json_lines import write_rows
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator

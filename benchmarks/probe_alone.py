@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distributed.marble.draws import dropout_masks, order
-from distributed.marble.heads import new_heads
-from distributed.marble.probes import Training
-from distributed.marble.tasks import Readout, TargetKind
+from distributed.marble.probes.bank import Training
+from distributed.marble.probes.draws import dropout_masks, order
+from distributed.marble.probes.heads import new_heads
+from distributed.marble.tasks.tasks import Readout, TargetKind
 
 
 @dataclass(frozen=True)

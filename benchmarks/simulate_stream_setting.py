@@ -16,7 +16,7 @@ from data.building.features import FeatureConfig
 from data.order.layout import Layout
 from data.stream.config import StreamConfig
 from distributed.experiment import load_experiment
-from distributed.pace import PEAK_BF16_TFLOPS
+from distributed.run.speed import PEAK_BF16_TFLOPS
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.cost.cost import training_cost
 

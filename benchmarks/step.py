@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from benchmarks.alternate import HEADER, Comparison, alternate, machine
 from benchmarks.masks import loop_blocks, loop_random, loop_stripes
-from distributed.pace import peak_flops_of
+from distributed.run.speed import peak_flops_of
 from pupujepa.cost.cost import training_cost
 from pupujepa.cost.sizes import model_size
 from pupujepa.model.model import ModelConfig, PupuJEPA

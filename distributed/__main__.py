@@ -14,7 +14,7 @@ The same train command, run again, continues from the newest whole checkpoint.
 
 import sys
 
-from distributed.process_end import end_process
+from distributed.processes.process import end_process
 from pupujepa.front_door import Command, enter
 
 COMMANDS = {
@@ -22,10 +22,10 @@ COMMANDS = {
     "evaluate": Command("distributed.marble.evaluate", "probe frozen encoders on labelled tasks"),
     "leaderboard": Command("distributed.marble.leaderboard", "lay results beside each other and beside published ones"),
     "report": Command("distributed.report.page", "build the self-contained HTML page of a run"),
-    "export": Command("distributed.export", "write a checkpoint in the released weight format"),
-    "checkpoints": Command("distributed.list_checkpoints", "list the checkpoints of a run, and verify them"),
+    "export": Command("distributed.checkpoints.export", "write a checkpoint in the released weight format"),
+    "checkpoints": Command("distributed.checkpoints.listing", "list the checkpoints of a run, and verify them"),
     "doctor": Command("distributed.doctor.command", "what is here and what would fail, each with a remedy"),
-    "plan": Command("distributed.plan", "memory, FLOPs and hours of an experiment before it is queued"),
+    "plan": Command("distributed.plan.plan", "memory, FLOPs and hours of an experiment before it is queued"),
 }
 
 if __name__ == "__main__":

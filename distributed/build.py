@@ -7,24 +7,24 @@ from dataclasses import asdict
 import torch
 
 from data.stream.stream import Stream
-from distributed.agreement import ranks_of_node
-from distributed.checkpoint import Checkpoint, CheckpointStore
-from distributed.engine import deepspeed_json, settle_kernels, start_engine, update_on_host_by_fused_kernel
-from distributed.faulty_steps import FaultySteps
-from distributed.fencing import FencedSink
-from distributed.guard import CollapseGuard
-from distributed.pace import Yardstick, peak_flops_of, yardstick
-from distributed.probe_config import ProbeConfig
-from distributed.probe_set import ProbeSet, read_probe_set
-from distributed.reshard import load_engine
-from distributed.respond import Alarms
-from distributed.run_directory import write_json
-from distributed.session import Session
-from distributed.session_state import Checkpoints, read_state
-from distributed.teacher import Teacher
-from distributed.telemetry import RunLog, Sink, open_sinks, read_metrics
+from distributed.checkpoints.fencing import FencedSink
+from distributed.checkpoints.reshard import load_engine
+from distributed.checkpoints.state import Checkpoints, read_state
+from distributed.checkpoints.store import Checkpoint, CheckpointStore
+from distributed.engine.engine import deepspeed_json, settle_kernels, start_engine, update_on_host_by_fused_kernel
+from distributed.engine.teacher import Teacher
+from distributed.processes.collectives import ranks_of_node
+from distributed.run.directory import write_json
+from distributed.run.log import RunLog, Sink, open_sinks, read_metrics
+from distributed.run.speed import Yardstick, peak_flops_of, yardstick
+from distributed.sessions.session import Session
 from distributed.trainer import Parts
-from distributed.watch import LinearProbes, Watch
+from distributed.watch.config import ProbeConfig
+from distributed.watch.faulty_steps import FaultySteps
+from distributed.watch.fixed_crops import ProbeSet, read_probe_set
+from distributed.watch.guard import CollapseGuard
+from distributed.watch.respond import Alarms
+from distributed.watch.watch import LinearProbes, Watch
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.config import to_yaml
 from pupujepa.cost.cost import count_parameters
@@ -141,7 +141,7 @@ def _build_linear_probes(session: Session) -> LinearProbes | None:
             warn_of_missing_data(experiment.probe)
         return None
     # here, since the probes' libraries (scikit-learn, mir_eval) take as long to import as torch, on every rank
-    from distributed.in_loop_probe import InLoopProbe
+    from distributed.watch.probes import InLoopProbe
 
     return InLoopProbe(
         experiment.probe,

@@ -20,13 +20,10 @@ import pupujepa
 from data.order.ranks import lanes_of_rank
 from data.stream.config import StreamConfig, named_corpora
 from data.stream.corpora import Corpora
-from distributed.checkpoint import CheckpointConfig
-from distributed.diagnose import DiagnosticsConfig
-from distributed.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes
-from distributed.faults import FaultConfig
-from distributed.guard import GuardConfig
-from distributed.probe_config import ProbeConfig
-from distributed.telemetry import TelemetryConfig
+from distributed.checkpoints.store import CheckpointConfig
+from distributed.engine.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes
+from distributed.run.log import TelemetryConfig
+from distributed.watch.config import DiagnosticsConfig, FaultConfig, GuardConfig, ProbeConfig
 from pupujepa.config import ConfigError, compose
 from pupujepa.errors import UserError
 from pupujepa.model.model import ModelConfig

@@ -40,27 +40,32 @@ import torch.distributed as dist
 
 from data.stream.corpora import read_corpora
 from data.stream.workers import start_server
-from distributed.agreement import agreed_precision
-from distributed.branch import adopt_checkpoint, branch_experiment
 from distributed.build import build_parts
-from distributed.diagnose import whole_model
-from distributed.engine import prepare_deepspeed
+from distributed.checkpoints.export import write_release
+from distributed.engine.engine import prepare_deepspeed
+from distributed.engine.gather import whole_model
 from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora, with_precision
-from distributed.export import write_release
-from distributed.facts import write_facts
-from distributed.fencing import SupersededError
-from distributed.host_memory import keep_freed_memory
-from distributed.open_checkpoints import begin_generation, open_checkpoints, require_room
-from distributed.preemption import EXIT_CODE_REQUEUE, StopRequest, die_with_launcher, end_of_time_s
-from distributed.respond import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
-from distributed.run_directory import RunDirectory, only_writer, write_json
-from distributed.run_history import begin_session, keep_precision, require_same_run
-from distributed.session import Session
-from distributed.telemetry import configure_logging
-from distributed.topology import choose_device, discover, exported, process_group, usable_gpus
+from distributed.processes.collectives import SupersededError, agreed_precision
+from distributed.processes.process import die_with_launcher, keep_freed_memory
+from distributed.processes.stop import EXIT_CODE_REQUEUE, StopRequest, end_of_time_s
+from distributed.processes.topology import choose_device, discover, exported, process_group, usable_gpus
+from distributed.processes.watchdog import END, watchdog_of
+from distributed.run.directory import RunDirectory, only_writer, write_json
+from distributed.run.log import configure_logging
+from distributed.run.wandb import FAILED, FINISHED, STOPPED
+from distributed.sessions.continue_run import (
+    adopt_checkpoint,
+    begin_generation,
+    open_checkpoints,
+    require_room,
+    require_same_run,
+)
+from distributed.sessions.cooldown import branch_experiment
+from distributed.sessions.facts import write_facts
+from distributed.sessions.history import begin_session, keep_precision
+from distributed.sessions.session import Session
 from distributed.trainer import Ending, Parts, Trainer
-from distributed.wandb_log import FAILED, FINISHED, STOPPED
-from distributed.watchdog import END, watchdog_of
+from distributed.watch.respond import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
 from pupujepa.errors import UserError
 from pupujepa.precision import warn_of_emulation
 

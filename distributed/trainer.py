@@ -21,16 +21,16 @@ from torch import Tensor
 
 from data.stream.batches import Batch
 from data.stream.stream import Stream
-from distributed.engine import set_learning_rate
+from distributed.checkpoints.state import Checkpoints
+from distributed.engine.engine import set_learning_rate
+from distributed.engine.teacher import Teacher
 from distributed.experiment import Experiment
-from distributed.faulty_steps import FaultySteps
-from distributed.preemption import StopRequest
-from distributed.session_state import Checkpoints
-from distributed.teacher import Teacher
-from distributed.telemetry import RunLog
-from distributed.topology import Topology
-from distributed.watch import Watch
-from distributed.watchdog import BACKWARD, DATA, FORWARD, Whereabouts
+from distributed.processes.stop import StopRequest
+from distributed.processes.topology import Topology
+from distributed.processes.watchdog import BACKWARD, DATA, FORWARD, Whereabouts
+from distributed.run.log import RunLog
+from distributed.watch.faulty_steps import FaultySteps
+from distributed.watch.watch import Watch
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.ema import ema_momentum
 from pupujepa.training.masks import STRATEGIES

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from distributed.run_directory import write_json  # noqa: E402 - run as a script, the root is not on the path before
+from distributed.run.directory import write_json  # noqa: E402 - run as a script, the root is not on the path before
 from examples.local_s3 import LocalS3  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
 from pupujepa.json_lines import read_rows  # noqa: E402

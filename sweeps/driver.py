@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from distributed.watchdog import EXIT_CODE_LOST
+from distributed.processes.watchdog import EXIT_CODE_LOST
 from pupujepa.errors import UserError
 from sweeps.plan import Plan, read_plan
 from sweeps.record import read_record

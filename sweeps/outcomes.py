@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from scipy.stats import t as student_t
 
-from distributed.telemetry import read_metrics
+from distributed.run.log import read_metrics
 from sweeps.axes import BASE
 from sweeps.plan import Plan, PlannedTrial
 from sweeps.planning import IRRELEVANT

@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from distributed.run_directory import write_json
+from distributed.run.directory import write_json
 from pupujepa.errors import UserError
 from sweeps.axes import NO_SCHEDULER
 from sweeps.points import Trial

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.shards.manifest import read_manifest
 from distributed.experiment import Experiment, check, load_experiment
-from distributed.marble.corpus import read_corpus
+from distributed.marble.datasets.corpus import read_corpus
 from pupujepa.config import ConfigError
 from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError

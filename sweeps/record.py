@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from distributed.run_directory import write_json
+from distributed.run.directory import write_json
 from pupujepa.json_lines import parse_rows, read_rows
 from sweeps.plan import PlannedTrial
 
@@ -126,7 +126,7 @@ class MetricsTail:
 
 
 def divergence(run_dir: Path) -> str:
-    """Returns what the trainer left about a divergence that ended it (distributed/faulty_steps.py); "" for none."""
+    """Returns what the trainer left about a divergence that ended it (distributed/watch/faulty_steps.py); "" for none."""
     found = sorted(run_dir.glob("diverged-step-*-rank-*.json"))
     if not found:
         return ""

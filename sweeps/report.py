@@ -14,7 +14,7 @@ from typing import Any
 from distributed.drawing.charts import frame_clip
 from distributed.drawing.page import render_page
 from distributed.drawing.tables import Table, to_latex
-from distributed.run_directory import write_atomically
+from distributed.run.directory import write_atomically
 from pupujepa.json_lines import write_rows
 from sweeps.outcomes import Point, points, trial_rows
 from sweeps.plan import Plan, read_plan

@@ -27,9 +27,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-from distributed.marble.tasks import select_tasks
-from distributed.run_directory import RunDirectory, only_writer, write_atomically
-from distributed.telemetry import configure_logging
+from distributed.marble.tasks.tasks import select_tasks
+from distributed.run.directory import RunDirectory, only_writer, write_atomically
+from distributed.run.log import configure_logging
 from pupujepa.errors import UserError
 from sweeps.axes import OPTUNA, SweepConfig, read_sweep
 from sweeps.driver import TOKEN_NAME, private_directory, ray_environment

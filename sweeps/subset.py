@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from distributed.marble.corpus import SPLITS
+from distributed.marble.datasets.corpus import SPLITS
 from pupujepa.errors import UserError
 from pupujepa.json_lines import read_rows, write_rows
 

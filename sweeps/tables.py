@@ -5,7 +5,7 @@ from typing import Any
 
 from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts, to_markdown
 from distributed.drawing.wording import count_of, duration, fixed, grouped, interval, listed, significant
-from distributed.marble.marble_tasks import task_title
+from distributed.marble.tasks.marble_tasks import task_title
 from sweeps.outcomes import Delta, Point
 from sweeps.plan import Plan
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from distributed.guard import PROBE_MEAN
-from distributed.preemption import EXIT_CODE_REQUEUE
+from distributed.processes.stop import EXIT_CODE_REQUEUE
+from distributed.watch.config import PROBE_MEAN
 from sweeps.leash import Leash
 from sweeps.plan import Plan, PlannedTrial, fill
 from sweeps.record import (

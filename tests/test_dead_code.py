@@ -23,7 +23,7 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 PLAIN = {"abstractmethod", "cache", "cached_property", "classmethod", "contextmanager", "dataclass", "inference_mode"}
 PLAIN |= {"no_grad", "property", "staticmethod"}
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-# what torch, logging, io, pupujepa.front_door, distributed.marble.encoders and Ray Tune call by its name
+# what torch, logging, io, pupujepa.front_door, distributed.marble.encoders.resolve and Ray Tune call by its name
 CALLED_BY_NAME = {"reset_parameters", "emit", "readable", "seekable", "add_arguments", "run", "open_encoder"}
 CALLED_BY_NAME |= {"suggest", "on_trial_start", "on_trial_result", "on_trial_error", "on_experiment_end"}
 # time, randomness and the machine come in as arguments, so that tests can hand in their own
@@ -40,8 +40,8 @@ PENDING = {
     "data/reading/reader.py: ShardReader.__init__(max_open)",
     "data/stream/stream.py: Stream.__init__(normalisation)",
     "data/stream/stream.py: Stream.__init__(stages)",
-    "distributed/engine.py: in_buckets(elements)",
-    "distributed/preemption.py: StopRequest.__init__(signals)",
+    "distributed/engine/engine.py: in_buckets(elements)",
+    "distributed/processes/stop.py: StopRequest.__init__(signals)",
     "sweeps/axes.py: WATCH",
 }
 

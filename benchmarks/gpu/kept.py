@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distributed.facts import git_commit
+from distributed.sessions.facts import git_commit
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 

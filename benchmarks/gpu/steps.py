@@ -16,10 +16,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.engine_bare import OurEngine, experiment_of, inputs_of
-from distributed.engine import batch_sizes
-from distributed.pace import peak_flops_of
-from distributed.plan import step_config
-from distributed.topology import Topology
+from distributed.engine.engine import batch_sizes
+from distributed.plan.plan import step_config
+from distributed.processes.topology import Topology
+from distributed.run.speed import peak_flops_of
 from pupujepa.cost.cost import training_cost
 from pupujepa.cost.memory import peak_memory
 

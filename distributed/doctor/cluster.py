@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 
 from distributed.doctor.findings import ABSENT, OK, WARNING, Finding
-from distributed.preemption import NOTICE_S, duration_s
+from distributed.processes.stop import NOTICE_S, duration_s
 from pupujepa.errors import UserError
 
 # a run saves and leaves a little before its time is over, so a part shorter than this does hardly anything

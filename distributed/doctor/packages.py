@@ -191,7 +191,7 @@ def _misfit(environment: Environment, step: str, error: str) -> Finding:
     torch = _versioned(environment, "torch")
     if step == DEEPSPEED_START:
         deepspeed = _versioned(environment, "deepspeed")
-        found = f"{deepspeed} is not prepared by distributed/deepspeed_start.py: {_short(error)}"
+        found = f"{deepspeed} is not prepared by distributed/engine/deepspeed_settings.py: {_short(error)}"
         return Finding("deepspeed", FAILED, found, _pair(environment, "torch", "deepspeed"))
     found = f"{_versioned(environment, step)} does not load beside {torch}: {_short(error)}"
     return Finding(step, FAILED, found, _pair(environment, "torch", step))

@@ -110,7 +110,7 @@ def _torch_facts() -> dict[str, Any]:
 
 def _deepspeed_start() -> dict[str, Any]:
     """Does what a training does before it hands its model to DeepSpeed; both use names that DeepSpeed may change."""
-    from distributed.deepspeed_start import leave_muon_uncompiled, leave_operators_uncompiled
+    from distributed.engine.deepspeed_settings import leave_muon_uncompiled, leave_operators_uncompiled
 
     leave_operators_uncompiled()
     leave_muon_uncompiled()

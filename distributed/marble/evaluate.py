@@ -36,18 +36,18 @@ from pathlib import Path
 
 import torch
 
-from distributed.agreement import agreed_precision
 from distributed.drawing.tables import to_markdown
-from distributed.marble.encoders import BASELINES
+from distributed.marble.datasets.inventory import measurable, take_inventory
+from distributed.marble.encoders.resolve import BASELINES
 from distributed.marble.evaluation import Evaluation, evaluate
-from distributed.marble.inventory import measurable, take_inventory
-from distributed.marble.marble_tasks import choose_tasks
-from distributed.marble.quick import quick_table
-from distributed.marble.result_tables import result_tables
-from distributed.marble.results import Sampling
-from distributed.marble.tasks import Protocol, Task
-from distributed.telemetry import configure_logging
-from distributed.topology import choose_device, discover, loopback_interface, process_group, usable_gpus
+from distributed.marble.quick.quick import quick_table
+from distributed.marble.results.results import Sampling
+from distributed.marble.results.tables import result_tables
+from distributed.marble.tasks.marble_tasks import choose_tasks
+from distributed.marble.tasks.tasks import Protocol, Task
+from distributed.processes.collectives import agreed_precision
+from distributed.processes.topology import choose_device, discover, loopback_interface, process_group, usable_gpus
+from distributed.run.log import configure_logging
 from pupujepa.errors import UserError
 from pupujepa.precision import AUTO, PRECISIONS, warn_of_emulation
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import torch
 
 from data.store.files import Location
-from distributed.marble.audio_digests import with_audio_digests
-from distributed.marble.corpus import Corpus, read_corpus
-from distributed.marble.encoders import BASELINES, FrozenEncoder, resolve_encoders, supports
+from distributed.marble.datasets.audio_digests import with_audio_digests
+from distributed.marble.datasets.corpus import Corpus, agreed, read_corpus
+from distributed.marble.datasets.manifests import read_marble
+from distributed.marble.datasets.targets import TaskData, prepare
+from distributed.marble.encoders.pupujepa import HowToEncode
+from distributed.marble.encoders.resolve import BASELINES, FrozenEncoder, resolve_encoders, supports
 from distributed.marble.jobs import Job, deal, featurise
-from distributed.marble.light_probes import Check
-from distributed.marble.manifests import read_marble
-from distributed.marble.probing import Outcome, probe
-from distributed.marble.pupujepa_encoder import HowToEncode
-from distributed.marble.quick import check_all, whole_clips, write_quick
-from distributed.marble.ranks import agreed, all_or_none, gather
-from distributed.marble.results import Resamples, Row, Sampling, make_rows, write_results
-from distributed.marble.targets import TaskData, prepare
-from distributed.marble.tasks import Protocol, Task
-from distributed.topology import Topology
+from distributed.marble.probes.probing import Outcome, probe
+from distributed.marble.quick.light_probes import Check
+from distributed.marble.quick.quick import check_all, whole_clips, write_quick
+from distributed.marble.results.results import Resamples, Row, Sampling, make_rows, write_results
+from distributed.marble.tasks.tasks import Protocol, Task
+from distributed.processes.collectives import all_or_none, gather
+from distributed.processes.topology import Topology
 from pupujepa.errors import UserError
 from pupujepa.progress import Progress
 

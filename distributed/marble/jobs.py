@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from data.store.files import Location
-from distributed.marble.corpus import Corpus, union
-from distributed.marble.encoders import FrozenEncoder
-from distributed.marble.features import Plan, compute_features, gather_features, make_plan
-from distributed.marble.probing import Subject
-from distributed.marble.ranks import agreed_digest, all_or_none
-from distributed.marble.readout import spread_layers
-from distributed.marble.results import Provenance
-from distributed.marble.targets import TaskData
-from distributed.marble.tasks import READOUT_TITLES, Clips, Task
-from distributed.topology import Topology
+from distributed.marble.datasets.corpus import Corpus, union
+from distributed.marble.datasets.targets import TaskData
+from distributed.marble.encoders.readout import spread_layers
+from distributed.marble.encoders.resolve import FrozenEncoder
+from distributed.marble.features.features import Plan, compute_features, gather_features, make_plan
+from distributed.marble.probes.probing import Subject
+from distributed.marble.results.results import Provenance
+from distributed.marble.tasks.tasks import READOUT_TITLES, Clips, Task
+from distributed.processes.collectives import agreed_digest, all_or_none
+from distributed.processes.topology import Topology
 from pupujepa.progress import Progress
 
 

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from distributed.drawing.tables import Cell, Group, Table, texts, to_latex, to_markdown, to_page
 from distributed.drawing.wording import fixed
-from distributed.marble.board import difference_cell, leaderboard
-from distributed.marble.marble_tasks import task_title
-from distributed.marble.metrics import METRICS
-from distributed.marble.paired import Entry, read_entries
-from distributed.marble.results import RESULTS
-from distributed.run_directory import write_atomically
+from distributed.marble.metrics.metrics import METRICS
+from distributed.marble.results.board import difference_cell, leaderboard
+from distributed.marble.results.paired import Entry, read_entries
+from distributed.marble.results.results import RESULTS
+from distributed.marble.tasks.marble_tasks import task_title
+from distributed.run.directory import write_atomically
 from pupujepa.errors import UserError
 
 DEFAULT_REFERENCE = "random_init"

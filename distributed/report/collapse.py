@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distributed.drawing.wording import fixed, percent, significant
-from distributed.guard import CollapseGuard, GuardConfig
 from distributed.report.inputs import Row, column
 from distributed.report.terms import FEATURES, Terms
+from distributed.watch.config import GuardConfig
+from distributed.watch.guard import CollapseGuard
 
 DEFAULTS = GuardConfig()
 HARDLY_MOVED = 0.1

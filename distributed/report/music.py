@@ -11,7 +11,6 @@ from html import escape
 import numpy as np
 
 from distributed.drawing.wording import fixed, listed, percent, significant
-from distributed.installed import TorchaudioError
 from distributed.report.pictures import (
     Canvas,
     band_name,
@@ -26,6 +25,7 @@ from distributed.report.pictures import (
 )
 from distributed.report.samples import Crop, Gallery
 from distributed.report.sound import audio_of, audio_uri
+from distributed.run.installed import TorchaudioError
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.model.model import ModelConfig
 from pupujepa.randomness import generator

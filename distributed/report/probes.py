@@ -11,10 +11,10 @@ from distributed.drawing.charts import Chart
 from distributed.drawing.forest import Difference, forest_column, forest_plot
 from distributed.drawing.tables import ABSENT, Cell, Group, Table
 from distributed.drawing.wording import MINUS, count_of, fixed, interval, listed, scientific
-from distributed.marble.layer_profiles import BASELINES, encoder_label, layer_profiles, ordered_encoders
-from distributed.marble.marble_tasks import task_title
-from distributed.marble.result_tables import metric_title, score_cell
-from distributed.marble.tasks import READOUT_TITLES
+from distributed.marble.results.layer_profiles import BASELINES, encoder_label, layer_profiles, ordered_encoders
+from distributed.marble.results.tables import metric_title, score_cell
+from distributed.marble.tasks.marble_tasks import task_title
+from distributed.marble.tasks.tasks import READOUT_TITLES
 from distributed.report.inputs import Missing, Row, RunInputs
 
 REFERENCE = "random_init"

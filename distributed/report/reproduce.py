@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distributed.installed import installed_versions
-from distributed.marble.layer_profiles import BASELINES
+from distributed.marble.results.layer_profiles import BASELINES
 from distributed.report.inputs import RunInputs
+from distributed.run.installed import installed_versions
 
 PACKAGES = ("torch", "torchaudio", "deepspeed", "webdataset", "numpy", "scikit-learn", "librosa", "mir_eval")
 

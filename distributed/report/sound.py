@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from distributed.installed import torchaudio_functional
+from distributed.run.installed import torchaudio_functional
 from pupujepa.audio.log_mel import FrontendConfig, mel_filter_bank
 
 ITERATIONS = 48

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 
 from distributed.drawing.charts import Chart, Event, Series, Threshold, line_chart
 from distributed.drawing.wording import MINUS, listed
-from distributed.guard import PROBE_MEAN, GuardConfig
 from distributed.report.collapse import Verdict, judge
 from distributed.report.inputs import Missing, Row, RunInputs, column
 from distributed.report.terms import terms_of
+from distributed.watch.config import PROBE_MEAN, GuardConfig
 from pupujepa.config import compose
 
 # an untrained predictor is far below zero, which would flatten all that follows

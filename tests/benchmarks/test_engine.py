@@ -8,7 +8,7 @@ from torch._C._profiler import _EventType
 from benchmarks.engine import PARTS, PRINTED, interval, parse
 from benchmarks.engine_bare import bare_loop, experiment_of, inputs_of, training_step
 from benchmarks.engine_memory import _peaks
-from distributed.engine import parameter_groups
+from distributed.engine.engine import parameter_groups
 from pupujepa.training.ema import update_ema
 from pupujepa.training.objective import teacher_pairs
 

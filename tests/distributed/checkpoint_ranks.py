@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from distributed.checkpoint import CheckpointError, CheckpointStore
-from distributed.topology import discover, process_group
+from distributed.checkpoints.store import CheckpointError, CheckpointStore
+from distributed.processes.topology import discover, process_group
 
 PATIENCE_S = 300
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.topology import Topology, process_group
+from distributed.processes.topology import Topology, process_group
 from tests.data.shardsets import build_shard_set
 from tests.distributed.rank_server import RankServer, world
 

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distributed.run_directory import RunDirectory
-from distributed.telemetry import read_metrics
+from distributed.run.directory import RunDirectory
+from distributed.run.log import read_metrics
 from examples.local_s3 import LocalS3
 from tests.data.fault_cases import kill_server
 from tests.data.fault_site import environment as variables

@@ -20,16 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.stream.corpora import read_corpora
 from distributed import train as train_module
-from distributed.branch import branch_experiment
 from distributed.build import build_parts
-from distributed.engine import full_state, prepare_deepspeed
+from distributed.engine.engine import prepare_deepspeed
+from distributed.engine.gather import full_state
+from distributed.engine.teacher import Teacher
 from distributed.experiment import check, load_experiment, with_corpora
-from distributed.preemption import StopRequest
-from distributed.run_directory import RunDirectory, only_writer
-from distributed.session import Session
-from distributed.teacher import Teacher
-from distributed.telemetry import configure_logging
-from distributed.topology import discover, exported, process_group
+from distributed.processes.stop import StopRequest
+from distributed.processes.topology import discover, exported, process_group
+from distributed.run.directory import RunDirectory, only_writer
+from distributed.run.log import configure_logging
+from distributed.sessions.cooldown import branch_experiment
+from distributed.sessions.session import Session
 from pupujepa.training.objective import TrainingStep, teacher_pairs
 
 PRESET = Path(__file__).with_name("small.yaml")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.stream.corpora import read_corpora
 from data.stream.stream import Stream
-from distributed.engine import parameter_groups
+from distributed.engine.engine import parameter_groups
 from distributed.experiment import load_experiment, with_corpora
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.model.model import PupuJEPA

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distributed.preemption import die_with_launcher
+from distributed.processes.process import die_with_launcher
 from tests.distributed.launch import TIMEOUT_S, environment
 from tests.slurm_cluster import free_ports
 
@@ -125,7 +125,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from distributed.process_end import end_process
+    from distributed.processes.process import end_process
 
     # a fork inherits threads' objects without the threads, which the ordinary end would trip over
     end_process(main())

@@ -4,9 +4,9 @@ import os
 import sys
 import time
 
-from distributed import telemetry
 from distributed.__main__ import COMMANDS
-from distributed.process_end import end_process
+from distributed.processes.process import end_process
+from distributed.run import log as telemetry
 from pupujepa.front_door import enter
 
 PAUSE_S = 1.0

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from distributed.checkpoint import CheckpointError, CheckpointStore
-from distributed.checkpoint_config import CheckpointConfig
-from distributed.topology import Topology
+from distributed.checkpoints.config import CheckpointConfig
+from distributed.checkpoints.store import CheckpointError, CheckpointStore
+from distributed.processes.topology import Topology
+from tests.distributed.checkpoints.test_snapshot import BEYOND_BYTES, LIMIT_BYTES, files_up_to
 from tests.distributed.rank_server import world
-from tests.distributed.test_host_snapshot import BEYOND_BYTES, LIMIT_BYTES, files_up_to
 
 pytestmark = pytest.mark.usefixtures("alone")
 PATIENCE_S = 120

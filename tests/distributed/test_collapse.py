@@ -2,7 +2,7 @@
 
 import pytest
 
-from distributed.guard import GuardConfig
+from distributed.watch.config import GuardConfig
 from tests.distributed.tiny_training import Recipe, train, without_predictor
 
 # the trainings are short

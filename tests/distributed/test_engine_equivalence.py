@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from distributed.deepspeed_additions import ALLOWED
-from distributed.telemetry import read_metrics
+from distributed.engine.deepspeed_settings import ALLOWED
+from distributed.run.log import read_metrics
 from tests.distributed.launch import deterministic_rows, losses
 from tests.distributed.plain_loop import train_plainly
 

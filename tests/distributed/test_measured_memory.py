@@ -7,8 +7,8 @@ import pytest
 from benchmarks.engine_bare import experiment_of
 from benchmarks.engine_launch import on_ranks
 from benchmarks.engine_memory import measure_each
-from distributed.engine import batch_sizes
-from distributed.plan import step_config
+from distributed.engine.engine import batch_sizes
+from distributed.plan.plan import step_config
 from pupujepa.cost.memory import peak_memory
 
 STAGES = (1, 2, 3)

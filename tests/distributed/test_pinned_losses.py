@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distributed.engine import parameter_groups
+from distributed.engine.engine import parameter_groups
 from distributed.experiment import load_experiment
 from pupujepa.model.model import PupuJEPA
 from pupujepa.randomness import generator

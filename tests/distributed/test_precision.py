@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from distributed.experiment import load_experiment
-from distributed.run_directory import RunDirectory
-from distributed.run_history import keep_precision, require_same_run
+from distributed.run.directory import RunDirectory
+from distributed.sessions.continue_run import require_same_run
+from distributed.sessions.history import keep_precision
 from tests.distributed.launch import ROOT, TIMEOUT_S, environment, interrupted_copy, launch, losses, train_command
 
 WITHOUT_BF16 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

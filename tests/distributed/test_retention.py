@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.checkpoint_config import CheckpointConfig
-from distributed.retention import best_step, kept
+from distributed.checkpoints.config import CheckpointConfig, best_step, kept
 from pupujepa.errors import UserError
 
 

@@ -9,7 +9,7 @@ import torch
 from data.store.files import MissingObjectError
 from data.store.store import open_store
 from data.stream.stream import Stream, StreamConfig
-from distributed.pace import StreamCounts
+from distributed.run.speed import StreamCounts
 from distributed.train import session_end
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set

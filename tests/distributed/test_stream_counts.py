@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from data.reading.tally import COUNTED
-from distributed.pace import StreamCounts
+from distributed.run.speed import StreamCounts
 
 
 class Stream:

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from distributed.__main__ import COMMANDS
-from distributed.checkpoint import CheckpointStore
-from distributed.topology import Topology
+from distributed.checkpoints.store import CheckpointStore
+from distributed.processes.topology import Topology
 from pupujepa.front_door import enter
 from pupujepa.weights import weights
 from tests.distributed.launch import (

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from distributed.marble.pupujepa_encoder import HowToEncode, load_frozen
+from distributed.marble.encoders.pupujepa import HowToEncode, load_frozen
 from distributed.report.page import build_report
-from distributed.telemetry import read_metrics
+from distributed.run.log import read_metrics
 from pupujepa.weights.weights import load
 from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import losses

@@ -8,11 +8,11 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from distributed.checkpoint import committed
-from distributed.export import model_of
-from distributed.guard import PROBE_MEAN
-from distributed.in_loop_probe import FEATURES_FOLDER
-from distributed.respond import ALARM_NAME, ALARMS_FOLDER, PICTURES_NAME
+from distributed.checkpoints.export import model_of
+from distributed.checkpoints.store import committed
+from distributed.watch.config import PROBE_MEAN
+from distributed.watch.probes import FEATURES_FOLDER
+from distributed.watch.respond import ALARM_NAME, ALARMS_FOLDER, PICTURES_NAME
 from tests.distributed.launch import deterministic_rows
 from tests.distributed.marble.corpora import Recipe, make_corpus
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed.diagnose import diagnose
-from distributed.engine import parameter_groups
-from distributed.guard import CollapseGuard, GuardConfig
-from distributed.probe_set import ProbeSet
-from distributed.teacher import Teacher
+from distributed.engine.engine import parameter_groups
+from distributed.engine.teacher import Teacher
+from distributed.watch.config import GuardConfig
+from distributed.watch.diagnose import diagnose
+from distributed.watch.fixed_crops import ProbeSet
+from distributed.watch.guard import CollapseGuard
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator
 from pupujepa.training.masks import MaskConfig, draw_mask

@@ -10,7 +10,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 
-from distributed.topology import Topology, process_group
+from distributed.processes.topology import Topology, process_group
 from tests.data.shardsets import build_shard_set
 from tests.gpu.trainings import train
 

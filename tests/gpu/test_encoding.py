@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from distributed.marble.frozen_features import Features
-from distributed.marble.probes import Labelled, Training, train_bank
-from distributed.marble.tasks import Fit
+from distributed.marble.features.reading import Features
+from distributed.marble.probes.bank import Labelled, Training, train_bank
+from distributed.marble.tasks.tasks import Fit
 from pupujepa.audio.log_mel import log_mel
 from pupujepa.embedding.encoder import Encoder
 from pupujepa.model.rope import grid_rotation, rotate

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data.stream.batches import Batch
+from distributed.engine.teacher import Teacher
 from distributed.experiment import load_experiment
-from distributed.preemption import StopRequest
-from distributed.teacher import Teacher
+from distributed.processes.stop import StopRequest
+from distributed.processes.watchdog import Whereabouts
 from distributed.trainer import Trainer
-from distributed.watchdog import Whereabouts
 from pupujepa.model import softmax_attention
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.masks import num_context, num_targets

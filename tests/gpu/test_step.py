@@ -11,11 +11,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distributed import diagnose as diagnose_module
-from distributed.diagnose import diagnose
-from distributed.engine import EngineConfig, settle_kernels
-from distributed.teacher import Teacher
-from distributed.teacher_shards import shard_blocks
+from distributed.engine.engine import EngineConfig, settle_kernels
+from distributed.engine.teacher import Teacher
+from distributed.engine.teacher_shards import shard_blocks
+from distributed.watch import diagnose as diagnose_module
+from distributed.watch.diagnose import diagnose
 from pupujepa.cost.sizes import model_size
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep

@@ -12,9 +12,9 @@ from benchmarks.engine_memory import measure
 from data.stream.config import StreamConfig
 from data.stream.corpora import read_corpora
 from data.stream.stream import Stream
-from distributed.engine import batch_sizes
-from distributed.host_snapshot import HostSnapshot
-from distributed.plan import step_config
+from distributed.checkpoints.snapshot import HostSnapshot
+from distributed.engine.engine import batch_sizes
+from distributed.plan.plan import step_config
 from pupujepa.cost.memory import peak_memory
 from pupujepa.training.masks import MaskConfig
 from tests.gpu.trainings import TIMEOUT_S, device_environment

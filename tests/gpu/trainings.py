@@ -79,6 +79,6 @@ def main(device_type: str, order: Path) -> int:
 
 
 if __name__ == "__main__":
-    from distributed.process_end import end_process
+    from distributed.processes.process import end_process
 
     end_process(main(sys.argv[1], Path(sys.argv[2])))

@@ -5,8 +5,8 @@ import sys
 import threading
 
 from distributed.__main__ import COMMANDS
-from distributed.marble import features
-from distributed.process_end import end_process
+from distributed.marble.features import features
+from distributed.processes.process import end_process
 from pupujepa.front_door import enter
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from distributed.marble.evaluation import Evaluation, evaluate
-from distributed.marble.tasks import select_tasks
-from distributed.topology import Topology
+from distributed.marble.tasks.tasks import select_tasks
+from distributed.processes.topology import Topology
 from tests.distributed.marble.corpora import Recipe, make_corpus
 from tests.integration.slurm_jobs import Job
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distributed.marble.corpus import SPLITS, read_corpus
+from distributed.marble.datasets.corpus import SPLITS, read_corpus
 from pupujepa.errors import UserError
 from sweeps.subset import subset, write_subset
 

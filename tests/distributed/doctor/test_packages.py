@@ -89,7 +89,7 @@ def test_others_that_do_not_load_are_named():
     found = judged(numpy=Trial("ImportError: x"), **{DEEPSPEED_START: Trial("AttributeError: no compiler")})
     assert found["numpy"].level == found["deepspeed"].level == FAILED
     assert found["numpy"].found == "numpy 2.4.6 is installed but does not load: ImportError: x"
-    assert "distributed/deepspeed_start.py: AttributeError: no compiler" in found["deepspeed"].found
+    assert "distributed/engine/deepspeed_settings.py: AttributeError: no compiler" in found["deepspeed"].found
 
 
 def test_missing_packages_fail():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from distributed.marble.tasks import KEYS
+from distributed.marble.tasks.tasks import KEYS
 
 RATE_HZ = 24_000
 

@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from distributed.__main__ import COMMANDS
 from distributed.marble.evaluation import Evaluation, evaluate
-from distributed.marble.tasks import select_tasks
-from distributed.process_end import end_process
-from distributed.topology import Topology, discover
+from distributed.marble.tasks.tasks import select_tasks
+from distributed.processes.process import end_process
+from distributed.processes.topology import Topology, discover
 from pupujepa.front_door import enter
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.marble import probing
 from distributed.marble.evaluate import add_arguments, run
 from distributed.marble.evaluation import Evaluation, evaluate
-from distributed.marble.features import FeatureSet
+from distributed.marble.features.features import FeatureSet
 from distributed.marble.jobs import deal
-from distributed.marble.ranks import all_or_none
-from distributed.marble.tasks import select_tasks
-from distributed.topology import Topology
+from distributed.marble.probes import probing
+from distributed.marble.tasks.tasks import select_tasks
+from distributed.processes.collectives import all_or_none
+from distributed.processes.topology import Topology
 from pupujepa.errors import UserError
 from tests.distributed.launch import ROOT, environment, torchrun
 from tests.distributed.marble.corpora import read_rows
@@ -82,8 +82,8 @@ def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("features were computed again")
 
-    monkeypatch.setattr("distributed.marble.pupujepa_encoder.FrozenPupuJEPA.embed", refuse)
-    monkeypatch.setattr("distributed.marble.frozen_features.CPU_RESIDENT_BYTES", 0)
+    monkeypatch.setattr("distributed.marble.encoders.pupujepa.FrozenPupuJEPA.embed", refuse)
+    monkeypatch.setattr("distributed.marble.features.reading.CPU_RESIDENT_BYTES", 0)
     evaluate_here(corpus_folder, run_folder, out=tmp_path, cache=results / "features")
     assert (tmp_path / "results.jsonl").read_bytes() == (results / "results.jsonl").read_bytes()
 
@@ -155,7 +155,7 @@ def test_jobs_are_dealt_evenly():
 
 def test_where_one_rank_fails_the_others_stop(monkeypatch: pytest.MonkeyPatch):
     """A rank whose neighbour failed stops with a sentence; the failing rank keeps its own error."""
-    monkeypatch.setattr("distributed.marble.ranks.gather", lambda failed, topology: [failed, True])
+    monkeypatch.setattr("distributed.processes.collectives.gather", lambda failed, topology: [failed, True])
     with (
         pytest.raises(UserError, match="features: rank 1 failed, so this rank stops too"),
         all_or_none(Topology(0, 2, 0), "features"),

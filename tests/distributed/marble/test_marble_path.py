@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from distributed.marble.evaluation import Evaluation, evaluate
-from distributed.marble.marble_tasks import MARBLE_TASKS
-from distributed.marble.tasks import Task
-from distributed.topology import Topology
+from distributed.marble.tasks.marble_tasks import MARBLE_TASKS
+from distributed.marble.tasks.tasks import Task
+from distributed.processes.topology import Topology
 from tests.distributed.marble.marble_data import make_checkout
 
 ITEMS = {"GTZANBeatTracking": 6, "Chords1217": 4}

@@ -1,0 +1,1 @@
+"""Checkpoints: what they hold, where they are, how they are read on other ranks."""

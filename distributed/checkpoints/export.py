@@ -1,0 +1,82 @@
+"""Write a checkpoint of a run in the released weight format: model.safetensors and args.json.
+
+The encoder is the teacher (what inference runs); student, patch embedding and predictor are in the file too. A run does
+this by itself when it ends, into RUN/export; this command does it for a run in progress, or into another folder.
+
+  python -m distributed export runs/demo                      newest checkpoint -> runs/demo/export
+  python -m distributed export runs/large --step 200000 --out releases/large-200k
+
+Read it back with pupujepa.weights.weights.load(DIR), or python -m pupujepa embed DIR songs/.
+"""
+
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distributed.checkpoints.listing import checkpoint_settings
+from distributed.checkpoints.reading import place_of
+from distributed.checkpoints.state import CONFIG_NAME, ENGINE_FOLDER, TEACHER_NAME, read_frontend
+from distributed.checkpoints.store import Checkpoint, committed
+from distributed.experiment import Experiment
+from distributed.run.directory import RunDirectory
+from distributed.run.log import configure_logging
+from pupujepa.config import from_yaml
+from pupujepa.model.model import PupuJEPA
+from pupujepa.weights.weights import save_release
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line of `export`."""
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: RUN/export)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads a checkpoint, verified, and writes the release."""
+    configure_logging(rank=0)
+    directory = RunDirectory(args.run_dir)
+    # a folder of checkpoints without its config.yaml can be exported too
+    url = checkpoint_settings(directory).url if directory.config.is_file() else ""
+    with tempfile.TemporaryDirectory(prefix="pupujepa-") as staging:
+        checkpoint = committed(place_of(directory, url, staging=Path(staging)), step=args.step)
+        path = write_release(model_of(checkpoint), args.out or directory.export, checkpoint=checkpoint)
+    logger.info("wrote %s from %s of %s", path, checkpoint.name, url or directory.checkpoints)
+    return 0
+
+
+def model_of(checkpoint: Checkpoint) -> PupuJEPA:
+    """Puts the model of a checkpoint together, whatever the number of ranks and the ZeRO stage it was saved with."""
+    experiment = from_yaml(Experiment, (checkpoint.path / CONFIG_NAME).read_text())
+    with torch.device("meta"):
+        model = PupuJEPA(experiment.model, frontend=read_frontend(checkpoint.path))
+    state = _student_state(checkpoint.path, stage=checkpoint.facts["zero_stage"])
+    state |= {f"teacher.{name}": tensor for name, tensor in load_file(checkpoint.path / TEACHER_NAME).items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def write_release(model: PupuJEPA, directory: Path, *, checkpoint: Checkpoint) -> Path:
+    """Writes the model and where it comes from."""
+    origin = {"step": checkpoint.step, "checkpoint": checkpoint.name, "checkpoint_digest": checkpoint.digest}
+    return save_release(model, model.config, directory, train=origin)
+
+
+def _student_state(path: Path, *, stage: int) -> dict[str, Tensor]:
+    if stage < 3:
+        # float32 parameters, whole on every rank; DeepSpeed's file is a pickle, whose digest has been verified
+        saved: Any = torch.load(
+            path / ENGINE_FOLDER / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+        )
+        return dict(saved["module"])
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return dict(get_fp32_state_dict_from_zero_checkpoint(str(path), tag=ENGINE_FOLDER))

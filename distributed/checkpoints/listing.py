@@ -1,0 +1,68 @@
+"""List and verify the checkpoints of a run: step, size, who wrote it, and whether every byte is what was written.
+
+  python -m distributed checkpoints --run runs/demo
+  python -m distributed checkpoints --run runs/large --step 200000        one of them
+
+A damaged one is named with what is wrong, and the exit code is 1. `LATEST` marks the one that the pointer names, `best`
+the best by checkpoint.keep_best. What lies in an object store is downloaded to be verified. docs/checkpoints.md tells
+how checkpoints are made.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from distributed.checkpoints.config import CheckpointConfig, best_step
+from distributed.checkpoints.reading import Inspection, inspect, place_of
+from distributed.experiment import Experiment
+from distributed.run.directory import RunDirectory, RunDirectoryError
+from distributed.run.log import read_metrics
+from pupujepa.config import from_yaml
+
+_HEADER = f"{'step':>9}  {'MiB':>9}  {'ranks':>5}  {'ZeRO':>4}  {'start':>5}  state"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line of `checkpoints`."""
+    parser.add_argument("--run", dest="run_dir", required=True, metavar="DIR", type=Path, help="run directory")
+    parser.add_argument("--step", type=int, help="look at this one alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a line a checkpoint; returns 1 when one is damaged."""
+    directory = RunDirectory(args.run_dir)
+    config = checkpoint_settings(directory)
+    with tempfile.TemporaryDirectory(prefix="pupujepa-") as staging:
+        place = place_of(directory, config.url, staging=Path(staging))
+        steps = sorted(place.steps())
+        if not steps or args.step not in (None, *steps):
+            there = ", ".join(map(str, steps)) or "none"
+            asked = "no checkpoint" if args.step is None else f"no checkpoint of step {args.step}"
+            raise RunDirectoryError(f"{args.run_dir} has {asked}; there are: {there}")
+        marks = {"LATEST": place.latest(), "best": _best(directory, config, among=steps)}
+        found = [inspect(place, step) for step in (steps if args.step is None else [args.step])]
+    lines = [_line(f, marks=[name for name, step in marks.items() if step == f.step]) for f in found]
+    print("\n".join([_HEADER, *lines]))  # noqa: T201 - the table is the product
+    return int(any(f.damage for f in found))
+
+
+def checkpoint_settings(directory: RunDirectory) -> CheckpointConfig:
+    """The section of a run's configuration that says where its checkpoints lie.
+
+    Raises:
+        RunDirectoryError: it is no run.
+    """
+    if not directory.config.is_file():
+        raise RunDirectoryError(f"{directory.root} is no run: it has no config.yaml; give the directory of a training")
+    return from_yaml(Experiment, directory.config.read_text()).checkpoint
+
+
+def _best(directory: RunDirectory, config: CheckpointConfig, *, among: list[int]) -> int | None:
+    return best_step(read_metrics(directory.metrics), config.keep_best, among=among) if config.keep_best else None
+
+
+def _line(found: Inspection, *, marks: list[str]) -> str:
+    told = (found.world_size, found.zero_stage, found.generation)
+    ranks, stage, start = ("-" if value is None else str(value) for value in told)
+    state = f"damaged: {found.damage}" if found.damage else " ".join(["whole", *marks])
+    return f"{found.step:>9}  {found.size_bytes / 2**20:>9.1f}  {ranks:>5}  {stage:>4}  {start:>5}  {state}"

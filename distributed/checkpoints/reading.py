@@ -1,0 +1,83 @@
+"""Checkpoints for readers that are not the training: which one, where it lies, and that it is whole."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed.checkpoints.manifest import Checkpoint, CheckpointError, checkpoint_at, read_manifest, step_name
+from distributed.checkpoints.object_store import ObjectPrefix
+from distributed.checkpoints.shared_directory import POINTER_NAME, Place, SharedDirectory
+from distributed.processes.topology import Topology
+from distributed.run.directory import RunDirectory
+
+# a reader looks at all files by itself
+_ALONE = Topology()
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint looks like from outside: `damage` is "" when it is whole."""
+
+    step: int
+    size_bytes: int
+    world_size: int | None
+    zero_stage: int | None
+    generation: int | None
+    damage: str
+
+
+def place_of(
+    directory: RunDirectory, url: str = "", *, topology: Topology = _ALONE, staging: Path | None = None
+) -> Place:
+    """Where the checkpoints of a run lie.
+
+    Args:
+        url: checkpoint.url of its configuration.
+        topology: of the caller; each machine has files of its own for what lies in an object store.
+        staging: for those files, of a reader who must not meet the training's.
+    """
+    if url and "://" in url:
+        # two nodes may be one machine, so its name is not enough
+        node = f"{socket.gethostname()}-{topology.rank - topology.local_rank}"
+        return ObjectPrefix(url, staging=staging or directory.checkpoints / f"staging-{node}")
+    return SharedDirectory(Path(url) if url else directory.checkpoints)
+
+
+def committed(place: Path | Place, *, step: int | None = None) -> Checkpoint:
+    """The checkpoint of `step`, or the one LATEST names; verified.
+
+    Raises:
+        CheckpointError: it does not exist, or it is damaged.
+    """
+    place = SharedDirectory(place) if isinstance(place, Path) else place
+    chosen = place.latest() if step is None else step
+    if chosen is None:
+        raise CheckpointError(
+            f"{_where(place)} has no {POINTER_NAME}: the run has not finished a checkpoint yet; wait, or train"
+        )
+    there = place.steps()
+    if chosen not in there:
+        names = ", ".join(map(step_name, sorted(there)))
+        raise CheckpointError(
+            f"there is no checkpoint {_where(place)}/{step_name(chosen)}; there are: {names or 'none'}"
+        )
+    if damage := place.damage(chosen, _ALONE):
+        raise CheckpointError(f"{damage}; continue the run, which falls back to an older one, or restore a copy")
+    return checkpoint_at(place.path(chosen))
+
+
+def inspect(place: Place, step: int) -> Inspection:
+    """Verifies a checkpoint, and says what it is."""
+    damage = place.damage(step, _ALONE)
+    try:
+        manifest = read_manifest(place.path(step))
+    except CheckpointError as error:
+        return Inspection(step, 0, None, None, None, damage or str(error))
+    facts = manifest.facts
+    told = (facts.get("world_size"), facts.get("zero_stage"), facts.get("generation"))
+    return Inspection(step, manifest.size_bytes, *told, damage)
+
+
+def _where(place: Place) -> str:
+    return place.store.url if isinstance(place, ObjectPrefix) else os.fspath(place.root)  # type: ignore[attr-defined]

@@ -1,0 +1,86 @@
+"""The engine's part of a checkpoint as whole float32 tensors by parameter name, whatever ranks and ZeRO stage cut it.
+
+DeepSpeed's files fit the world and stage that wrote them. They are mapped into memory here, not read, and each
+parameter is put together from its pieces when it is asked for, so a rank reads what it needs and holds one at a time.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distributed.checkpoints.manifest import CheckpointError
+
+WEIGHTS, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
+KEYS = (WEIGHTS, *MOMENTS)
+
+
+class SavedEngine:
+    """Weights and AdamW's moments of a checkpoint.
+
+    Args:
+        folder: DeepSpeed's, verified: its files are pickles.
+        world_size, stage: that wrote it.
+        names: of the parameters that must be there.
+    """
+
+    def __init__(self, folder: Path, *, world_size: int, stage: int, names: Sequence[str]):
+        pieces: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+        self.optimizer_steps: Tensor = torch.tensor(0.0)
+        for name, key, piece in _PIECES[stage](folder, world_size):
+            if key == "step":
+                self.optimizer_steps = torch.as_tensor(piece, dtype=torch.float32)
+            else:
+                pieces[name, key].append(piece)
+        missing = [name for name in names if (name, WEIGHTS) not in pieces]
+        if missing:
+            raise CheckpointError(f"{folder} does not hold {', '.join(missing[:3])}; it is of another model")
+        self._pieces = pieces
+
+    def whole(self, name: str, key: str) -> Tensor:
+        """One of KEYS of a parameter, flat."""
+        return torch.cat(self._pieces[name, key])
+
+
+def _cut_by_group(folder: Path, world_size: int) -> Iterator[tuple[str, str, Tensor]]:
+    for rank in range(world_size):
+        saved = _optimizer_of(folder, rank)
+        for group, places in enumerate(saved["param_slice_mappings"]):
+            state = saved["base_optimizer_state"]["state"][group]
+            flat = {WEIGHTS: saved["single_partition_of_fp32_groups"][group], **{key: state[key] for key in MOMENTS}}
+            for name, place in places.items():
+                yield from ((name, key, flat[key].narrow(0, place.start, place.numel)) for key in KEYS)
+            yield "", "step", state["step"]
+
+
+def _cut_by_parameter(folder: Path, world_size: int) -> Iterator[tuple[str, str, Tensor]]:
+    shapes = _load(folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")["param_shapes"]
+    for rank in range(world_size):
+        saved = _optimizer_of(folder, rank)
+        for group, shape_of in enumerate(shapes):
+            state = saved["optimizer_state_dict"]["state"][group]
+            flat = {WEIGHTS: saved["fp32_flat_groups"][group], **{key: state[key] for key in MOMENTS}}
+            start = 0
+            for name, shape in shape_of.items():
+                each = math.ceil(shape.numel() / world_size)
+                # the last ranks' parts are filled up to the length of the others
+                own = max(0, min(each, shape.numel() - rank * each))
+                for key in KEYS:
+                    yield name, key, flat[key].narrow(0, start, own)
+                start += each
+            yield "", "step", state["step"]
+
+
+_PIECES = {1: _cut_by_group, 2: _cut_by_group, 3: _cut_by_parameter}
+
+
+def _optimizer_of(folder: Path, rank: int) -> dict[str, Any]:
+    return _load(folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)

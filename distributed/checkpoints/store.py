@@ -1,0 +1,322 @@
+"""Checkpoints in two phases: every rank's files, on disk and digested, then one commit; and loading by the digests.
+
+DeepSpeed alone names a checkpoint `latest` before the other ranks' files exist, and loads a file with a flipped bit
+without complaint. Here a checkpoint is written under a temporary name, its manifest of digests when all ranks have
+reported theirs, and only then it gets its name. A kill at any moment leaves the previous one whole. On load all ranks
+verify before any of them touches the model, and agree.
+
+The writing is done by a thread of each rank while training goes on. Whether all are done, and what it came to, is asked
+between two steps (`poll`), so that all ranks learn of it, and stop if they must, at the same step.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distributed.checkpoints.config import STOP, CheckpointConfig, best_step, kept
+from distributed.checkpoints.fencing import Fence
+from distributed.checkpoints.manifest import (
+    MANIFEST_NAME,
+    Checkpoint,
+    CheckpointError,
+    checkpoint_at,
+    digests_of_rank,
+    parse_manifest,
+    render_manifest,
+    step_name,
+)
+from distributed.checkpoints.reading import committed
+from distributed.checkpoints.shared_directory import POINTER_NAME, Place, SharedDirectory
+from distributed.processes.collectives import Outcome, SupersededError, all_are, of_first, outcome_of, outcomes
+from distributed.processes.topology import Topology
+from distributed.run.log import read_metrics
+
+
+class BackgroundTask:
+    """Runs one task after the other in a thread. Full disks, refused rights and stores that fail become an Outcome."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._running: Future[Outcome] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the task that was started has ended."""
+        return self._running is not None and self._running.done()
+
+    def start(self, task: Callable[[], dict[str, Any]]) -> None:
+        """Starts a task; the one before must have ended."""
+        self._running = self._thread.submit(outcome_of, task)
+
+    def outcome(self) -> Outcome:
+        """Waits for the task, and returns what it came to; any other error than those named here is raised."""
+        assert self._running is not None, "no task was started"
+        outcome = self._running.result()
+        self._running = None
+        return outcome
+
+
+__all__ = [
+    "MANIFEST_NAME",
+    "POINTER_NAME",
+    "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointError",
+    "CheckpointStore",
+    "committed",
+]
+
+_WAIT_S = 0.02
+
+logger = logging.getLogger(__name__)
+# writes a rank's files into a directory, or returns a function that does so, to be called in another thread
+Write = Callable[[Path], Callable[[], None] | None]
+
+
+@dataclass
+class _Flight:
+    """A checkpoint that is being written: first each rank's files, then the commit by rank 0."""
+
+    step: int
+    facts: dict[str, Any]
+    begun: float
+    committing: bool = False
+
+
+class CheckpointStore:
+    """The checkpoints of one run. All methods but `steps` and `holds` are collective: every rank calls them together.
+
+    Args:
+        place: where they lie; a path is a directory that all ranks share.
+        keep: how many of the newest stay, where there is no `config`.
+        metrics: the run's metrics.jsonl, for `keep_best`.
+    """
+
+    def __init__(
+        self,
+        place: Place | Path,
+        topology: Topology,
+        *,
+        keep: int = 2,
+        config: CheckpointConfig | None = None,
+        metrics: Path | None = None,
+    ):
+        self.place: Place = SharedDirectory(place) if isinstance(place, Path) else place
+        self.topology = topology
+        self.fence: Fence | None = None
+        self.config = config or CheckpointConfig(keep=keep)
+        self.last: Checkpoint | None = None
+        self.refused: list[str] = []
+        self.longest_save_s = 0.0
+        self._metrics = metrics
+        self._task = BackgroundTask()
+        self._flight: _Flight | None = None
+
+    @property
+    def root(self) -> Path:
+        """Of a directory that all ranks share."""
+        assert isinstance(self.place, SharedDirectory), "an object store has no path"
+        return self.place.root
+
+    def write_as(self, fence: Fence) -> None:
+        """Writes as this generation of the run from now on; a store that is never told so is not fenced."""
+        self.fence, self.place.generation = fence, fence.generation
+
+    def save(self, step: int, write: Write, facts: dict[str, Any]) -> Checkpoint:
+        """Makes the checkpoint of `step` and waits for it, as `begin` and `finish` do."""
+        self.begin(step, write, facts)
+        self.finish(step)
+        assert self.last is not None
+        return self.last
+
+    def begin(self, step: int, write: Write, facts: dict[str, Any]) -> None:
+        """Begins the checkpoint of `step` (the number of finished steps); one that is still in flight is waited for.
+
+        Args:
+            write: called on every rank with the temporary directory; see `Write`. File names that hold `rank-<r>` or
+                DeepSpeed's `zero_pp_rank_<r>` belong to that rank, all others to rank 0. What ranks do together belongs
+                into the call itself, what can fail on one of them alone into the function that it returns.
+            facts: go into the manifest.
+
+        Raises:
+            CheckpointError: nothing can be written, or the directory is not shared.
+        """
+        if self._flight is not None:
+            logger.info("waiting for %s, which is still being written", step_name(self._flight.step))
+            self.poll(wait=True)
+        begun = time.monotonic()
+        generation = {"generation": self.fence.generation} if self.fence else {}
+        for task in (partial(self._prepare, step), partial(self._join, step)):
+            if failure := next((o for o in outcomes(outcome_of(task)) if o.error), None):
+                self._failed(step, failure)
+                return
+        rest = write(self.place.temporary(step))
+        self._flight = _Flight(step, {"step": step, **generation, **facts}, begun)
+        self._task.start(partial(self._written, step, rest))
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Goes on with the checkpoint in flight when all ranks are ready to; call it after every step.
+
+        Args:
+            wait: until it is published.
+
+        Raises:
+            CheckpointError: a rank could not write, and the setting says to stop.
+            SupersededError: the run was started again since.
+        """
+        while self._flight is not None:
+            if not all_are(self._task.is_done):
+                if not wait:
+                    return
+                # no rank waits inside a collective operation, whose time limit a slow disk would exceed
+                time.sleep(_WAIT_S)
+                continue
+            of_ranks = outcomes(self._task.outcome())
+            flight, failure = self._flight, next((o for o in of_ranks if o.error), None)
+            if failure or flight.committing:
+                self._flight = None
+                self._failed(flight.step, failure) if failure else self._landed(flight, of_ranks[0].result["manifest"])
+                return
+            files = {name: entry for o in of_ranks for name, entry in sorted(o.result.items())}
+            flight.committing = True
+            self._task.start(partial(self._committed, flight, files) if self.topology.is_first else dict)
+
+    def finish(self, step: int) -> None:
+        """Waits until nothing is in flight; call it before the run ends or stops.
+
+        Raises:
+            CheckpointError: the checkpoint of `step` could not be made, whatever the setting.
+        """
+        self.poll(wait=True)
+        if not self.holds(step):
+            raise CheckpointError(
+                f"{step_name(step)} could not be made (the warning above says why), so the steps since {self._older()} "
+                f"would be lost; mend it and run the same command again"
+            )
+
+    def holds(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is in flight, or the last one that was made or loaded."""
+        return step == (self._flight.step if self._flight else self.last.step if self.last else None)
+
+    def newest_whole(self) -> Checkpoint | None:
+        """Finds the newest checkpoint whose every byte is what was written; damaged ones are named in a warning.
+
+        Returns:
+            None if there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none of them is whole; or they cannot be reached.
+        """
+        self.refused = []
+        there = of_first(lambda: {"steps": self.steps()})
+        if there.error:
+            raise CheckpointError(f"the checkpoints cannot be listed: {there.error}")
+        for step in there.result["steps"]:
+            found = self.verified(step)
+            if isinstance(found, Checkpoint):
+                self.last = found
+                return found
+            self.refused.append(found)
+            if self.topology.is_first:
+                logger.warning("%s; falling back to the checkpoint before it", found)
+        if self.refused:
+            raise CheckpointError(
+                f"none of the checkpoints is whole (the oldest: {self.refused[-1]}), and training does not start from "
+                f"zero over a run that exists; restore one from a copy, or start again with another --run-dir"
+            )
+        return None
+
+    def verified(self, step: int) -> Checkpoint | str:
+        """The checkpoint of `step` if every byte is what was written, else what is wrong with it.
+
+        Raises:
+            CheckpointError: it cannot be reached.
+        """
+        verdicts = outcomes(outcome_of(partial(self._verdict, step)))
+        if error := next((v.error for v in verdicts if v.error), ""):
+            raise CheckpointError(f"{step_name(step)} cannot be verified: {error}")
+        damage = next((v.result["damage"] for v in verdicts if v.result["damage"]), "")
+        return damage or checkpoint_at(self.place.path(step))
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints that were committed, whole or not, newest first."""
+        return self.place.steps()
+
+    def _prepare(self, step: int) -> dict[str, Any]:
+        if self.topology.is_first:
+            if self.fence is not None:
+                # training waits for this one; the commit asks everywhere
+                self.fence.near.require_current()
+            self.place.prepare(step)
+        return {}
+
+    def _verdict(self, step: int) -> dict[str, Any]:
+        return {"damage": self.place.damage(step, self.topology)}
+
+    def _join(self, step: int) -> dict[str, Any]:
+        self.place.join(step)
+        return {}
+
+    def _written(self, step: int, rest: Callable[[], None] | None) -> dict[str, Any]:
+        """Writes, digests and delivers this rank's files; in the thread."""
+        if rest is not None:
+            rest()
+        directory = self.place.temporary(step)
+        files = digests_of_rank(directory, rank=self.topology.rank, world_size=self.topology.world_size)
+        self.place.deliver(step, files)
+        return files
+
+    def _committed(self, flight: _Flight, files: dict[str, Any]) -> dict[str, Any]:
+        """Publishes, then deletes what retention does not keep; in rank 0's thread."""
+        manifest = render_manifest(flight.facts, files)
+        if self.fence is not None:
+            self.fence.require_current()
+        self.place.commit(flight.step, manifest, names=files)
+        there = self.place.steps()
+        for step in sorted(set(there) - self._kept(there)):
+            try:
+                self.place.delete(step)
+            except OSError as error:
+                raise CheckpointError(
+                    f"it is there, but {step_name(step)}, which retention does not keep, cannot be deleted ({error})"
+                ) from error
+        return {"manifest": manifest}
+
+    def _kept(self, there: list[int]) -> set[int]:
+        config = self.config
+        rows = read_metrics(self._metrics) if config.keep_best and self._metrics else []
+        best = best_step(rows, config.keep_best, among=there)
+        return kept(there, keep=config.keep, keep_every=config.keep_every, best=best)
+
+    def _landed(self, flight: _Flight, text: str) -> None:
+        manifest = parse_manifest(text.encode(), step_name(flight.step))
+        self.last = Checkpoint(self.place.path(flight.step), flight.step, manifest.facts, manifest.digest)
+        self._discard(flight.step)
+        seconds = time.monotonic() - flight.begun
+        self.longest_save_s = max(self.longest_save_s, seconds)
+        logger.info("saved %s in %.1f s", self.last.name, seconds)
+
+    def _failed(self, step: int, failure: Outcome) -> None:
+        self._discard(step)
+        if failure.superseded:
+            raise SupersededError(failure.error)
+        if self.fence is not None:
+            # a newer start has removed what this one was writing, maybe
+            self.fence.near.require_current()
+        said = f"{step_name(step)} could not be written: {failure.error}; the newest whole one is {self._older()}"
+        if self.config.on_failure == STOP:
+            raise CheckpointError(f"{said}; mend this and run the same command again, which continues from there")
+        if self.topology.is_first:
+            logger.warning("%s; training goes on, and the next checkpoint is tried when it is due", said)
+
+    def _discard(self, step: int) -> None:
+        if self.topology.local_rank == 0:
+            self.place.discard(step)
+
+    def _older(self) -> str:
+        return self.last.name if self.last else "none, the run would begin again"

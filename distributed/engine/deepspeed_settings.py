@@ -1,0 +1,75 @@
+"""Keys that a user may add to DeepSpeed's generated JSON with `engine.deepspeed.KEY=VALUE`: those that are tested.
+
+They size buffers and time the step. Any other key is refused, because it may change the losses, the layout of
+checkpoints or the teacher's source without an error. tests/distributed/test_engine_equivalence.py trains with each key
+of the list and asks for the same losses; add a key here and there together.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pupujepa.errors import UserError
+
+ALLOWED = (
+    "zero_optimization.allgather_bucket_size",
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.stage3_max_live_parameters",
+    "zero_optimization.stage3_max_reuse_distance",
+    "zero_optimization.stage3_param_persistence_threshold",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "wall_clock_breakdown",
+)
+
+
+def check_additions(additions: Mapping[str, Any]) -> None:
+    """Raises UserError for the first key that is not in ALLOWED."""
+    for key in _leaves(additions):
+        if key not in ALLOWED:
+            raise UserError(
+                f"engine.deepspeed.{key} is not tested with this trainer and may change the training; "
+                f"remove it or use one of {', '.join(ALLOWED)}"
+            )
+
+
+def with_additions(generated: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges checked additions into the generated JSON, mapping by mapping."""
+    merged = dict(generated)
+    for key, value in additions.items():
+        old = merged.get(key)
+        merged[key] = with_additions(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def leave_operators_uncompiled() -> None:
+    """Says that no operator of DeepSpeed's own can be used, of which it asks for one: an all-reduce for inference.
+
+    Compiling that one takes half a minute and a C++ compiler, and a kill during it leaves a lock that stops all later
+    starts. DeepSpeed's table of what can be used is filled here, because it would fill it by running a compiler for
+    every operator that it has.
+    """
+    import deepspeed
+
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
+def leave_muon_uncompiled() -> None:
+    """Imports DeepSpeed's optimiser Muon as plain functions.
+
+    DeepSpeed compares every optimiser with it, and importing it hands its functions to torch.compile, which loads all
+    of torch's compiler. Our optimiser is always AdamW.
+    """
+    from deepspeed.runtime import compiler
+
+    compiled, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = compiled

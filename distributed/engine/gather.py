@@ -1,0 +1,82 @@
+"""TODO."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from distributed.engine.teacher_shards import full_numel, whole_again
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.objective import TrainingStep
+
+# parameters gathered at once under stage 3: 64 MiB of float32
+GATHER_ELEMENTS = 1 << 24
+
+
+@contextmanager
+def gathered(parameters: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Makes the full values of `parameters` readable inside the block, also where they are spread over the ranks.
+
+    Read only: what is written inside is lost where they are spread. All ranks must enter it together.
+    """
+    with whole_again(parameters):
+        if not any(hasattr(p, "ds_id") for p in parameters):
+            yield parameters
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(parameters)):
+            yield parameters
+
+
+def in_buckets(parameters: Sequence[Tensor], elements: int = GATHER_ELEMENTS) -> Iterator[slice]:
+    """Yields slices of `parameters` that hold about `elements` numbers, so that gathering needs little memory."""
+    start, size = 0, 0
+    for index, parameter in enumerate(parameters):
+        size += full_numel(parameter)
+        if size >= elements:
+            yield slice(start, index + 1)
+            start, size = index + 1, 0
+    if start < len(parameters):
+        yield slice(start, len(parameters))
+
+
+def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """Copies the full parameters of `module` to the CPU, under every stage; all ranks must call it together.
+
+    Args:
+        keep: False only takes part in the gathering, and returns nothing.
+    """
+    named = list(module.named_parameters())
+    parameters = [p for _, p in named]
+    state: dict[str, Tensor] = {}
+    for bucket in in_buckets(parameters):
+        with gathered(parameters[bucket]) as full:
+            if keep:
+                state.update({name: p.detach().cpu().clone() for (name, _), p in zip(named[bucket], full, strict=True)})
+    return state
+
+
+@contextmanager
+def whole_step(step: TrainingStep, model: PupuJEPA) -> Iterator[tuple[TrainingStep, PupuJEPA]]:
+    """Yields the training step and the model with full weights; under stage 3 a copy of them, as long as it is needed.
+
+    All ranks enter together.
+    """
+    if not any(hasattr(p, "ds_id") for p in step.parameters()):
+        yield step, model
+        return
+    twin = whole_model(step, model).to(next(step.teacher.parameters()).device)
+    yield TrainingStep(twin, step.objective, step.autocast_dtype), twin
+
+
+def whole_model(step: TrainingStep, model: PupuJEPA) -> PupuJEPA:
+    """Copies student, predictor and teacher into a model of its own on the CPU; all ranks call it together."""
+    state = full_state(step)
+    state |= {f"teacher.{name}": tensor for name, tensor in full_state(step.teacher).items()}
+    with torch.device("meta"):
+        copy = PupuJEPA(model.config, frontend=model.frontend)
+    copy.load_state_dict(state, assign=True)
+    copy.teacher.requires_grad_(False)
+    return copy

@@ -1,0 +1,199 @@
+"""A labelled corpus on disk: the track list, what identifies its content, and how tracks are cut into slices."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
+
+from distributed.marble.tasks.tasks import Clips
+from distributed.processes.collectives import gather
+from distributed.processes.topology import Topology
+from pupujepa.errors import UserError
+from pupujepa.json_lines import numbered_rows
+
+SPLITS = ("train", "valid", "test")
+_FINGERPRINT_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Track:
+    """One line of the list.
+
+    Attributes:
+        group: the piece it is a take of; pieces, not takes, are independent.
+        rate_hz: sample rate of the file, where its windows are counted in samples; None counts them in seconds.
+        num_samples: length of the file at that rate.
+        num_channels: of the file, at that.
+        item: what its slices add up to; empty for the track itself.
+    """
+
+    uid: str
+    path: Path
+    split: str
+    group: str
+    duration_s: float
+    labels: Mapping[str, Any]
+    rate_hz: int | None = None
+    num_samples: int = 0
+    num_channels: int = 1
+    item: str = ""
+
+    def window_samples(self, seconds: float) -> int:
+        """Returns the length of a window at the file's own rate: whole samples, rounded down."""
+        if self.rate_hz is None:
+            raise ValueError(f"{self.uid}: windows of this track are counted in seconds")
+        return int(seconds * self.rate_hz)
+
+    def start_s(self, index: int, seconds: float) -> float:
+        """Returns where the `index`-th window begins."""
+        return index * seconds if self.rate_hz is None else index * self.window_samples(seconds) / self.rate_hz
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All tracks of a list, and the digest of the list and of the audio behind it.
+
+    Attributes:
+        fingerprints: of the tracks' audio by uid; empty where `digest` alone names the audio.
+    """
+
+    tracks: tuple[Track, ...]
+    digest: str
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    def of_split(self, split: str) -> tuple[Track, ...]:
+        """Returns the tracks of one split, in list order."""
+        return tuple(t for t in self.tracks if t.split == split)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Slice:
+    """The `index`-th window of a track; (uid, index) is its name everywhere.
+
+    Attributes:
+        channel: "mix" is the mean of all channels, "0", "1", ... one of them.
+    """
+
+    uid: str
+    index: int
+    channel: str = "mix"
+
+    @property
+    def name(self) -> list[str | int]:
+        """Its fields for JSON, the channel only where it is not the mix."""
+        return [self.uid, self.index] if self.channel == "mix" else [self.uid, self.index, self.channel]
+
+
+def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
+    """Reads a track list.
+
+    Raises:
+        UserError: no list, a line that cannot be used, an id that appears twice, or an audio file that is missing.
+    """
+    path = folder / manifest
+    if not path.is_file():
+        raise UserError(
+            f"no {manifest} in {folder}: there is nothing to evaluate on; "
+            f"make a labelled corpus with `python -m data scores {folder}`"
+        )
+    content = path.read_bytes()
+    tracks = tuple(_track_of(row, folder, where) for where, row in numbered_rows(content.decode(), origin=str(path)))
+    seen: set[str] = set()
+    for track in tracks:
+        if track.uid in seen:
+            raise UserError(f"{path}: the track id {track.uid!r} appears twice; its features would overwrite another's")
+        seen.add(track.uid)
+    digest = sha256(content)
+    for track in tracks:
+        digest.update(fingerprint(track.path))
+    return Corpus(tracks, digest.hexdigest())
+
+
+def cut(track: Track, clips: Clips) -> list[Slice]:
+    """Returns the slices of a track; none when it is too short for a single one, unless short ones are kept."""
+    if track.rate_hz is None:
+        whole, rest = divmod(track.duration_s + 1e-6, clips.seconds)
+        count = int(whole) + (rest / clips.seconds >= clips.min_ratio)
+    else:
+        window = track.window_samples(clips.seconds)
+        full, remaining = divmod(track.num_samples, window)
+        count = full + (remaining / window >= clips.min_ratio)
+    if not count and clips.keep_short:
+        count = 1
+    kept = min(count, clips.max_slices or count)
+    return [Slice(track.uid, (2 * i + 1) * count // (2 * kept)) for i in range(kept)]
+
+
+def union(corpora: Sequence[Corpus]) -> Corpus:
+    """Returns the audio of several corpora as one, so that one feature pass serves tasks with lists of their own.
+
+    Its digest depends on the audio and not on labels; its tracks carry the labels of the first list they are in.
+    Corpora without fingerprints, all of one list, are that list.
+    """
+    if not corpora[0].fingerprints:
+        return corpora[0]
+    tracks = {t.uid: t for corpus in reversed(corpora) for t in corpus.tracks}
+    fingerprints = {uid: print_ for corpus in corpora for uid, print_ in corpus.fingerprints.items()}
+    digest = audio_digest(fingerprints)
+    return Corpus(tuple(tracks[uid] for uid in sorted(tracks)), digest, fingerprints)
+
+
+def audio_digest(fingerprints: Mapping[str, str]) -> str:
+    """Returns a digest of the audio of tracks, whatever list they are from."""
+    return sha256(json.dumps(sorted(fingerprints.items())).encode()).hexdigest()
+
+
+def thin(tracks: Iterable[Track], most: int | None) -> list[Track]:
+    """Returns at most `most` tracks, in list order, the same ones on every machine and for every encoder."""
+    tracks = list(tracks)
+    if most is None:
+        return tracks
+    kept = sorted(tracks, key=lambda t: blake2b(t.uid.encode(), digest_size=8).digest())[:most]
+    names = {t.uid for t in kept}
+    return [t for t in tracks if t.uid in names]
+
+
+def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> Track:
+    try:
+        track = Track(
+            uid=row["track"],
+            path=folder / row["path"],
+            split=row["split"],
+            group=str(row.get("group", row["track"])),
+            duration_s=float(row["duration_s"]),
+            labels=row.get("labels") or {},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: not a track ({error!r}); each line is an object with track, path, split, duration_s and labels"
+        ) from error
+    if track.split not in SPLITS:
+        raise UserError(f"{where}: split {track.split!r} is none of {', '.join(SPLITS)}")
+    if not track.path.is_file():
+        raise UserError(f"{where}: the audio file {track.path} does not exist; render or copy it, or drop the line")
+    return track
+
+
+def fingerprint(path: Path) -> bytes:
+    """Returns a digest of a file's size and both ends: enough to notice a corpus that was rendered anew."""
+    size = path.stat().st_size
+    digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
+    with path.open("rb") as file:
+        digest.update(file.read(_FINGERPRINT_BYTES))
+        if size > 2 * _FINGERPRINT_BYTES:
+            file.seek(-_FINGERPRINT_BYTES, 2)
+        digest.update(file.read(_FINGERPRINT_BYTES))
+    return digest.digest()
+
+
+def agreed(corpus: Corpus, topology: Topology) -> Corpus:
+    """Raises when the ranks see different corpora; their features would not belong together."""
+    digests = gather(corpus.digest, topology)
+    if len(set(digests)) > 1:
+        raise UserError(
+            f"the ranks read different corpora (digests {', '.join(sorted({d[:8] for d in digests}))}); "
+            "--data must be one shared folder, or equal copies"
+        )
+    return corpus

@@ -1,0 +1,235 @@
+"""MARBLE's own manifests: one JSON object a line, three files a task, read as upstream reads them or with care.
+
+DIR is MARBLE's checkout or its data folder. A row has `audio_path` (relative to the checkout), `label`, `sample_rate`,
+`num_samples` and `channels`, and for some tasks `ori_uid`. Under protocol marble these facts are believed, as upstream
+believes them; under clean the file's header decides. Which label means what is told in docs/marble.md.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from distributed.marble.datasets.corpus import SPLITS, Corpus, Track, audio_digest, fingerprint
+from distributed.marble.tasks.chords import ChordSegment, majmin_class
+from distributed.marble.tasks.marble_tasks import SECTION_ALIASES, SECTIONS
+from distributed.marble.tasks.tasks import LabelRule, Source, Task
+from pupujepa.errors import UserError
+from pupujepa.json_lines import numbered_rows
+
+log = logging.getLogger(__name__)
+
+_READERS = 16
+
+Row = dict[str, Any]
+Labels = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ManifestLine:
+    """One row of a manifest and where it stands."""
+
+    row: Row
+    where: str
+
+    def field(self, name: str) -> Any:
+        """Returns a field.
+
+        Raises:
+            UserError: the row has none.
+        """
+        if self.row.get(name) is None:
+            raise UserError(
+                f"{self.where}: the row has no {name!r}, so the track cannot be used; each line of a manifest of "
+                "MARBLE is an object with audio_path, label, sample_rate, num_samples and channels"
+            )
+        return self.row[name]
+
+
+def manifest_path(root: Path, source: Source, split: str) -> Path:
+    """Returns where a manifest is looked for: MARBLE's path below its checkout, or below its data folder."""
+    return _below(root, source.manifest(split))
+
+
+def audio_path(root: Path, written: str) -> Path:
+    """Returns where a manifest's audio file is looked for."""
+    return _below(root, written)
+
+
+def read_manifest_lines(path: Path) -> Iterator[ManifestLine]:
+    """Yields the rows of a manifest; empty lines are skipped.
+
+    Raises:
+        UserError: a line that is not a JSON object.
+    """
+    remedy = "the split would not be MARBLE's, so fetch the manifest again"
+    for where, row in numbered_rows(path.read_text(encoding="utf-8"), origin=str(path), remedy=remedy):
+        yield ManifestLine(row, where)
+
+
+def read_marble(root: Path, task: Task) -> Corpus:
+    """Reads the three manifests of a task, as its row says (see `Task.under`).
+
+    Raises:
+        UserError: a manifest or an audio file is missing, or a row cannot be used.
+    """
+    source = task.source
+    if source is None:
+        raise ValueError(f"task {task.name!r} has no manifests of MARBLE")
+    digest = sha256()
+    tracks: list[Track] = []
+    seen: dict[str, int] = {}
+    for split in SPLITS:
+        path = manifest_path(root, source, split)
+        if not path.is_file():
+            raise UserError(f"no {path}, the {split} split of {task.name}: {where_from(source)}")
+        digest.update(path.read_bytes())
+        for line in read_manifest_lines(path):
+            tracks.append(_track(line, root, split, source, seen))
+    with ThreadPoolExecutor(_READERS) as readers:
+        if task.header_facts:
+            tracks = list(readers.map(_with_header_facts, tracks))
+        prints = {t.uid: p for t, p in zip(tracks, readers.map(_fingerprint, tracks))}
+    digest.update(audio_digest(prints).encode())
+    if task.drop_leaks:
+        tracks = _without_leaks(task.name, tracks)
+    return Corpus(tuple(tracks), digest.hexdigest(), prints)
+
+
+def where_from(source: Source) -> str:
+    """Returns where MARBLE's instructions get a task's files from."""
+    gate = ", to those who asked its publisher for access" if source.gated else ""
+    extract = " and runs its extract.sh" if source.folder == "HookTheory" else ""
+    return (
+        f"MARBLE's download.py puts the data set m-a-p/{source.folder} into data/{source.folder}/ of its "
+        f"checkout{extract}{gate}; --data names that checkout or its data folder"
+    )
+
+
+def _below(root: Path, written: str) -> Path:
+    """Returns root/data/x for data/x, or root/x where root is the data folder itself; other paths stay below root."""
+    parts = Path(written).parts
+    if parts[:1] == ("data",) and not (root / "data").is_dir():
+        return root.joinpath(*parts[1:])
+    return root / written
+
+
+def _track(line: ManifestLine, root: Path, split: str, source: Source, seen: dict[str, int]) -> Track:
+    written = str(line.field("audio_path"))
+    path = audio_path(root, written)
+    if not path.is_file():
+        raise UserError(
+            f"{line.where}: the audio file {path} is missing, so the scores would be those of another test set; "
+            f"{where_from(source)}"
+        )
+    rate_hz, num_samples = int(line.field("sample_rate")), int(line.field("num_samples"))
+    if rate_hz <= 0:
+        raise UserError(f"{line.where}: sample_rate {rate_hz} is no sample rate; fetch the manifest again")
+    seen[written] = seen.get(written, 0) + 1
+    return Track(
+        # a file that stands twice is two tracks of one item
+        uid=written if seen[written] == 1 else f"{written}#{seen[written]}",
+        path=path,
+        split=split,
+        group=str(line.row.get("ori_uid") or written),
+        duration_s=num_samples / rate_hz,
+        labels=LABELS[source.label](line),
+        rate_hz=rate_hz,
+        num_samples=num_samples,
+        num_channels=int(line.row.get("channels") or 1),
+        item=str(line.field(source.item_key)),
+    )
+
+
+def _with_header_facts(track: Track) -> Track:
+    try:
+        info = soundfile.info(track.path)
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{track.path}: cannot be decoded as audio ({error}), so a track of the {track.split} split would be "
+            "missing; fetch the file again"
+        ) from error
+    return replace(
+        track,
+        rate_hz=info.samplerate,
+        num_samples=info.frames,
+        num_channels=info.channels,
+        duration_s=info.frames / info.samplerate,
+    )
+
+
+def _fingerprint(track: Track) -> str:
+    return f"{track.rate_hz}/{fingerprint(track.path).hex()}"
+
+
+def _without_leaks(task: str, tracks: Sequence[Track]) -> list[Track]:
+    """Returns the tracks whose group is in no later split: what is tested on was neither trained nor chosen on."""
+    last = {track.group: track.split for split in SPLITS for track in tracks if track.split == split}
+    kept = [track for track in tracks if last[track.group] == track.split]
+    if len(kept) < len(tracks):
+        log.info(
+            "%s: %d tracks are left out because their recording is in a later split too",
+            task,
+            len(tracks) - len(kept),
+        )
+    return kept
+
+
+def _arousal_valence(line: ManifestLine) -> Labels:
+    values = line.field("label")
+    if not isinstance(values, list) or len(values) != 2:
+        raise UserError(f"{line.where}: label {values!r} is not [arousal, valence]; fetch the manifest again")
+    return {"arousal": float(values[0]), "valence": float(values[1])}
+
+
+def _text(name: str) -> Callable[[ManifestLine], Labels]:
+    return lambda line: {name: str(line.field("label"))}
+
+
+def _beats(line: ManifestLine) -> Labels:
+    label = line.field("label")
+    return {"beats": list(label.get("beat", [])), "downbeats": list(label.get("downbeat", []))}
+
+
+def _section(line: ManifestLine) -> Labels:
+    label = line.field("label")
+    joined = "_".join(label) if isinstance(label, list) else str(label)
+    section = SECTION_ALIASES.get(joined, joined)
+    if section not in SECTIONS:
+        raise UserError(
+            f"{line.where}: {joined!r} is no section that MARBLE knows ({', '.join((*SECTIONS, *SECTION_ALIASES))}); "
+            "it stops there too: fetch the manifest again"
+        )
+    return {"section": section}
+
+
+def _tags(line: ManifestLine) -> Labels:
+    if not isinstance(line.row.get("label"), list):
+        raise UserError(f"{line.where}: label {line.row.get('label')!r} is no list of tags; fetch the manifest again")
+    return {"tags": [str(tag) for tag in line.row["label"]]}
+
+
+def _chords(line: ManifestLine) -> Labels:
+    segments = [
+        ChordSegment(float(s["start_time"]), float(s["end_time"]), str(s["chord_str"])) for s in line.field("label")
+    ]
+    for label in {s.label for s in segments}:
+        majmin_class(label, origin=line.where)
+    return {"chords": sorted(segments, key=lambda s: s.start_s)}
+
+
+# how the field `label` is read; the names are those of `Task.labels`
+LABELS: dict[LabelRule, Callable[[ManifestLine], Labels]] = {
+    "arousal_valence": _arousal_valence,
+    "key": _text("key"),
+    "genre": _text("genre"),
+    "beats": _beats,
+    "section": _section,
+    "tags": _tags,
+    "chords": _chords,
+}

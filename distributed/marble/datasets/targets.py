@@ -1,0 +1,274 @@
+"""From labels to arrays: which tracks a task can use, what its classes are, and the targets of slices and of items.
+
+Everything that is fitted (class lists, mean and scale of regression targets) comes from the training split alone.
+
+Legend: N items or slices, C classes or outputs, T frames.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from distributed.marble.datasets.corpus import SPLITS, Corpus, Slice, Track, cut, thin
+from distributed.marble.datasets.frame_targets import FrameGrid, activations, chord_classes, event_times
+from distributed.marble.tasks.tasks import ChannelMode, Frames, Protocol, Task
+from pupujepa.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Events:
+    """Reference times of frame tasks.
+
+    Attributes:
+        times_s: for each item and channel, seconds from the slice's start.
+        bpm_ranges: of the decoder, one for each channel.
+        decode_rates_hz: activations of each channel are interpolated to about this rate first; None decodes them as
+            they are.
+        on_grid: whether references are rounded to the frame grid before matching, as upstream does.
+        track_of_item: the number of each item's track; None where nothing asks for it.
+    """
+
+    times_s: tuple[tuple[np.ndarray, ...], ...]
+    frame_rate_hz: float
+    bpm_ranges: tuple[tuple[float, float], ...]
+    decode_rates_hz: tuple[float, ...] | None
+    on_grid: bool
+    track_of_item: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of slices or of items.
+
+    Attributes:
+        values: class numbers [N], 0/1 [N, C], standardised outputs [N, C], activations in [0, 1] [N, T, C], or class
+            numbers of frames [N, T], -1 for those that do not count.
+    """
+
+    values: np.ndarray
+    classes: tuple[str, ...] = ()
+    events: Events | None = None
+
+    def take(self, rows: np.ndarray) -> "Targets":
+        """Returns the targets of some rows."""
+        events = self.events
+        if events is not None:
+            tracks = None if events.track_of_item is None else events.track_of_item[rows]
+            events = replace(events, times_s=tuple(events.times_s[int(r)] for r in rows), track_of_item=tracks)
+        return Targets(self.values[rows], self.classes, events)
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """What the training split fixes: classes, and mean and standard deviation of each regression output."""
+
+    classes: tuple[str, ...] = ()
+    mean_C: tuple[float, ...] = ()
+    std_C: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The slices of one split that a task uses, and the items they add up to.
+
+    Attributes:
+        item_of_slice: for each slice the number of its item; items are numbered in order of appearance.
+        units: for each item the unit that the bootstrap resamples.
+        left_out: tracks without a usable label.
+        too_short: tracks too short for a single slice.
+        variants: for each slice, the same window of equally likely channels, of which training draws one every epoch;
+            empty where there is no choice.
+    """
+
+    tracks: tuple[Track, ...]
+    slices: tuple[Slice, ...]
+    item_of_slice: np.ndarray
+    units: tuple[str, ...]
+    left_out: int
+    too_short: int
+    variants: tuple[tuple[Slice, ...], ...] = ()
+
+    @property
+    def every_slice(self) -> tuple[Slice, ...]:
+        """All slices that need features, without repetition."""
+        return tuple(dict.fromkeys([*self.slices, *(v for of_slice in self.variants for v in of_slice)]))
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task on one corpus: its three splits and its label space."""
+
+    task: Task
+    space: LabelSpace
+    splits: dict[str, Split]
+
+
+def prepare(task: Task, corpus: Corpus) -> TaskData:
+    """Selects tracks and slices and fits the label space on the training split.
+
+    Raises:
+        UserError: a split has no labelled track long enough, or its labels are all the same.
+    """
+    space = _fit_space(task, [t for t in corpus.of_split("train") if _is_labelled(task, t)])
+    splits = {name: _select(task, space, corpus.of_split(name), name) for name in SPLITS}
+    for name, split in splits.items():
+        if not split.slices:
+            raise UserError(
+                f"task {task.name!r} has no labelled item in the {name} split "
+                f"({split.left_out} tracks without a usable {' and '.join(task.labels)}, {split.too_short} shorter "
+                f"than {task.clips.min_ratio * task.clips.seconds:g} s), so it cannot be measured; "
+                "use a corpus with more pieces, or leave the task out with --tasks"
+            )
+        _refuse_constant_labels(task, space, split, name)
+    return TaskData(task, space, splits)
+
+
+def slice_targets(data: TaskData, split: Split, *, protocol: Protocol, frames: tuple[int, float] | None) -> Targets:
+    """Returns the targets of every slice of a split.
+
+    Args:
+        frames: (frames per slice, frames per second) of the encoder; frame tasks only.
+    """
+    tracks = {t.uid: t for t in split.tracks}
+    rows = [(tracks[s.uid], s) for s in split.slices]
+    task = data.task
+    if task.frames is not None:
+        if frames is None:
+            raise ValueError(f"task {task.name!r} needs an encoder with frames")
+        grid = FrameGrid(*frames)
+        if task.target == "frame_classes":
+            return Targets(chord_classes(task, rows, grid, protocol=protocol), data.space.classes)
+        times = event_times(task, rows)
+        events = _events(task.frames, times, rows, protocol=protocol, rate_hz=grid.rate_hz)
+        return Targets(activations(times, task.frames, grid), task.labels, events)
+    return Targets(np.stack([_encode(task, data.space, track) for track, _ in rows]), data.space.classes)
+
+
+def item_targets(of_slices: Targets, split: Split) -> Targets:
+    """Returns the targets of items: those of each item's first slice."""
+    _, first_slice_of_item = np.unique(split.item_of_slice, return_index=True)
+    return of_slices.take(first_slice_of_item)
+
+
+def _is_labelled(task: Task, track: Track) -> bool:
+    if any(track.labels.get(name) is None for name in task.labels):
+        return False
+    # zip is empty for tasks without transforms
+    return all(kind != "log" or track.labels[name] > 0 for name, kind in zip(task.labels, task.transforms))
+
+
+def _fit_space(task: Task, tracks: Sequence[Track]) -> LabelSpace:
+    if task.target == "multiclass":
+        return LabelSpace(classes=task.classes or tuple(sorted({t.labels[task.labels[0]] for t in tracks})))
+    if task.target == "multilabel":
+        present = dict.fromkeys(c for t in tracks for c in t.labels[task.labels[0]])
+        return LabelSpace(classes=task.classes or tuple(sorted(present) if task.class_order == "sorted" else present))
+    if task.target == "frame_classes":
+        return LabelSpace(classes=task.classes)
+    if task.target == "regression" and tracks and "raw" not in task.transforms:
+        values_NC = np.array([_outputs(task, t) for t in tracks])
+        spread_C = np.maximum(values_NC.std(axis=0), 1e-6)
+        return LabelSpace(
+            classes=task.labels, mean_C=tuple(values_NC.mean(axis=0).tolist()), std_C=tuple(spread_C.tolist())
+        )
+    outputs = len(task.labels)
+    return LabelSpace(classes=task.labels, mean_C=(0.0,) * outputs, std_C=(1.0,) * outputs)
+
+
+def _refuse_constant_labels(task: Task, space: LabelSpace, split: Split, name: str) -> None:
+    """Raises when nothing can be told apart: checked before any feature is computed, not hours later."""
+    if task.frames is not None:
+        return
+    values = np.stack([_encode(task, space, t) for t in split.tracks])
+    columns = values.reshape(len(values), -1)
+    if np.all(columns == columns[0]):
+        raise UserError(
+            f"task {task.name!r}: all {len(values)} labelled tracks of the {name} split have the same "
+            f"{' and '.join(task.labels)}, so nothing can be told apart; use a corpus with more pieces, "
+            "or leave the task out with --tasks"
+        )
+
+
+def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -> Split:
+    usable = [t for t in tracks if _is_labelled(task, t) and _is_in_space(task, space, t)]
+    long_enough = [t for t in usable if cut(t, task.clips)]
+    kept = long_enough
+    if task.frames is not None and name != "test":
+        kept = thin(long_enough, task.frames.train_tracks if name == "train" else task.frames.valid_tracks)
+    training = name == "train"
+    mode = task.channels[0 if training else 1]
+    variants = [tuple(replace(s, channel=c) for c in _channels(t, mode)) for t in kept for s in cut(t, task.clips)]
+    slices = [v[0] for v in variants]
+    unit_of = {t.uid: t.group if task.unit == "group" else t.uid for t in kept}
+    item_of = {t.uid: t.item or t.uid for t in kept}
+    names = [(item_of[s.uid], 0) if task.aggregate == "track" else (s.uid, s.index) for s in slices]
+    numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}
+    unit_of_item = {numbers[n]: unit_of[s.uid] for n, s in zip(names, slices, strict=True)}
+    return Split(
+        tracks=tuple(kept),
+        slices=tuple(slices),
+        item_of_slice=np.array([numbers[n] for n in names], dtype=np.int64),
+        units=tuple(unit_of_item[i] for i in range(len(numbers))),
+        left_out=len(tracks) - len(usable),
+        too_short=len(usable) - len(long_enough),
+        variants=tuple(variants) if any(len(v) > 1 for v in variants) else (),
+    )
+
+
+def _channels(track: Track, mode: ChannelMode) -> tuple[str, ...]:
+    """Returns the equally likely channels of a track, the mix first: one that is likelier stands more than once."""
+    single = tuple(str(c) for c in range(track.num_channels))
+    if mode == "mix" or len(single) == 1:
+        return ("mix",)
+    if mode == "first":
+        return ("0",)
+    if mode == "random":
+        return ("mix", *single)
+    return (*("mix",) * len(single), *single)
+
+
+def _is_in_space(task: Task, space: LabelSpace, track: Track) -> bool:
+    return task.target != "multiclass" or track.labels[task.labels[0]] in space.classes
+
+
+def _encode(task: Task, space: LabelSpace, track: Track) -> np.ndarray:
+    if task.target == "multiclass":
+        return np.array(space.classes.index(track.labels[task.labels[0]]), dtype=np.int64)
+    if task.target == "multilabel":
+        present = set(track.labels[task.labels[0]])
+        if task.classes and not present <= set(task.classes):
+            raise UserError(
+                f"{track.uid}: {sorted(present - set(task.classes))} are none of the {len(task.classes)} classes of "
+                f"task {task.name!r}, so the track would count as without them; fetch the manifest again"
+            )
+        return np.array([c in present for c in space.classes], dtype=np.float32)
+    return ((_outputs(task, track) - space.mean_C) / space.std_C).astype(np.float32)
+
+
+def _outputs(task: Task, track: Track) -> np.ndarray:
+    values = [float(track.labels[name]) for name in task.labels]
+    return np.array([np.log(v) if kind == "log" else v for v, kind in zip(values, task.transforms, strict=True)])
+
+
+def _events(
+    rule: Frames,
+    times: tuple[tuple[np.ndarray, ...], ...],
+    rows: Sequence[tuple[Track, Slice]],
+    *,
+    protocol: Protocol,
+    rate_hz: float,
+) -> Events:
+    upstream = protocol == "marble"
+    numbers = {uid: n for n, uid in enumerate(dict.fromkeys(t.uid for t, _ in rows))}
+    return Events(
+        times,
+        rate_hz,
+        bpm_ranges=rule.marble_bpm_ranges if upstream else rule.bpm_ranges,
+        decode_rates_hz=None if upstream else rule.decode_rates_hz,
+        on_grid=upstream,
+        track_of_item=np.array([numbers[t.uid] for t, _ in rows]),
+    )

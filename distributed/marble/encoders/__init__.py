@@ -1,0 +1,1 @@
+"""Frozen encoders: ours, baselines and adapters to others."""

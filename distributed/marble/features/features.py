@@ -1,0 +1,271 @@
+"""Frozen features in a store: computed once, spread over the ranks, gathered by (uid, slice).
+
+The slices of a plan are cut into batches and the batches into parts, by their place in the plan and nothing else; a
+part is one file and belongs to one rank. So every slice is encoded in the same company whatever the number of ranks,
+and 1 rank gives the same bytes as N. A part that is there is not computed again; it appears under its name only when it
+is whole. Where a slice lies follows from the plan, so one number is held for it; each part says which slices it holds,
+and whoever reads it compares.
+
+Legend: L layers, M layers kept as frames, N slices, T frames, D width.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from data.store.files import Location
+from distributed.marble.datasets.corpus import Corpus, Slice, Track
+from distributed.marble.datasets.slice_audio import load_slice
+from distributed.marble.encoders.readout import FRAME_DTYPE, SliceFeatures, spread_layers
+from distributed.marble.encoders.resolve import FrozenEncoder
+from distributed.marble.features.store import PartStore
+from distributed.marble.tasks.tasks import Clips
+from distributed.processes.topology import Topology
+from pupujepa.errors import UserError
+
+# of everything between a file and a stored feature that no digest knows: raise it when the code of that changes
+CHAIN_VERSION = 2
+SLICES_PER_BATCH = 8
+BATCHES_PER_PART = 4
+MAX_PARTS = 4096
+_BATCHES_AHEAD = 2
+
+FeatureKind = Literal["pooled", "frames"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The slices that one feature pass has to deliver, for all tasks that share a way of cutting.
+
+    Attributes:
+        slices: those with frames first.
+        with_frames: how many of them need frames.
+        frame_layers: most layers kept as frames; None for all.
+    """
+
+    clips: Clips
+    slices: tuple[Slice, ...]
+    with_frames: int
+    frame_layers: int | None
+
+    @property
+    def slices_per_part(self) -> int:
+        """A whole number of batches, larger for very long plans."""
+        batches = -(-len(self.slices) // SLICES_PER_BATCH)
+        return SLICES_PER_BATCH * max(BATCHES_PER_PART, -(-batches // MAX_PARTS))
+
+    @property
+    def num_parts(self) -> int:
+        """How many part files there are."""
+        return -(-len(self.slices) // self.slices_per_part)
+
+    def part(self, number: int) -> tuple[Slice, ...]:
+        """Returns the slices of a part file."""
+        size = self.slices_per_part
+        return self.slices[number * size : (number + 1) * size]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The part files of one encoder and plan, and the place of each slice in the plan."""
+
+    store: PartStore
+    plan: Plan
+    place: dict[Slice, int] = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """What the features depend on, as a digest."""
+        return self.store.key
+
+    def shape(self, kind: FeatureKind) -> tuple[int, int, int]:
+        """Returns layers, frames (1 of time means) and width of every slice."""
+        # slices with frames come first
+        with safe_open(self._path(0), framework="pt") as file:
+            _, layers, *frames, width = file.get_slice(kind).get_shape()
+        return layers, *(frames or [1]), width
+
+    def pooled(self, slices: Sequence[Slice]) -> Tensor:
+        """Returns the time means of slices, [L, N, 1, D]."""
+        return self.read(slices, "pooled")
+
+    def frames(self, slices: Sequence[Slice]) -> Tensor:
+        """Returns the frames of slices, [M, N, T, D]."""
+        return self.read(slices, "frames")
+
+    def read(self, slices: Sequence[Slice], kind: FeatureKind, *, layers: range | None = None) -> Tensor:
+        """Returns one of the two for a range of layers."""
+        wanted_layers = slice(None) if layers is None else slice(layers.start, layers.stop)
+        values = self._gather(slices, kind, wanted_layers).transpose(0, 1)
+        return values.unsqueeze(2) if kind == "pooled" else values
+
+    def _gather(self, slices: Sequence[Slice], kind: FeatureKind, layers: slice) -> Tensor:
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        size = self.plan.slices_per_part
+        for position, wanted_slice in enumerate(slices):
+            part, row = divmod(self.place[wanted_slice], size)
+            wanted.setdefault(part, []).append((position, row))
+        out: Tensor | None = None
+        for part, rows in sorted(wanted.items()):
+            with safe_open(self._path(part), framework="pt") as file:
+                # a view of the mapped file: only what is copied below is read
+                values = file.get_tensor(kind)[:, layers]
+            if out is None:
+                out = values.new_empty(len(slices), *values.shape[1:])
+            positions, sources = zip(*rows, strict=True)
+            out[list(positions)] = values[list(sources)]
+        if out is None:
+            raise ValueError("no slices were asked for")
+        return out
+
+    def _path(self, part: int) -> Path:
+        return self.store.path(part, self.plan.part(part))
+
+
+def make_plan(clips: Clips, slices: Sequence[Slice], *, with_frames: Sequence[Slice], frame_layers: int | None) -> Plan:
+    """Orders the slices: sorted, those that need frames first."""
+    framed = sorted(set(with_frames))
+    rest = sorted(set(slices) - set(framed))
+    return Plan(clips, (*framed, *rest), len(framed), frame_layers)
+
+
+def feature_key(encoder: FrozenEncoder, corpus: Corpus, plan: Plan, *, digest: str | None = None) -> str:
+    """Returns the name under which features are kept: everything that could change them is in it.
+
+    Args:
+        digest: the encoder's, where ranks have agreed on it.
+    """
+    fields = _key_fields(digest or encoder.digest, encoder, corpus, plan)
+    return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def compute_features(
+    encoder: FrozenEncoder,
+    corpus: Corpus,
+    plan: Plan,
+    *,
+    cache: Location | Path,
+    topology: Topology,
+    digest: str | None = None,
+    on_slices: Callable[[int, bool], None] = lambda count, computed: None,
+) -> PartStore:
+    """Computes this rank's parts that are not there yet and returns the store. The ranks must meet afterwards.
+
+    Args:
+        cache: path or url of the folder for features.
+        digest: as for `feature_key`.
+        on_slices: told how many slices of this rank are ready, part by part, and whether they were computed now.
+    """
+    digest = digest or encoder.digest
+    store = PartStore(cache, feature_key(encoder, corpus, plan, digest=digest))
+    if topology.is_first:
+        store.describe(_key_fields(digest, encoder, corpus, plan))
+    feature_pass = _FeaturePass(encoder, plan, {t.uid: t for t in corpus.tracks})
+    there = store.numbers()
+    with ThreadPoolExecutor(max_workers=2) as readers:
+        for number in range(topology.rank, plan.num_parts, topology.world_size):
+            slices = plan.part(number)
+            computed = number not in there or not store.is_whole(number, slices)
+            if computed:
+                store.save(number, feature_pass.part(number, readers), slices)
+            on_slices(len(slices), computed)
+    return store
+
+
+def gather_features(store: PartStore, plan: Plan) -> FeatureSet:
+    """Indexes all parts by (uid, slice): no hole, no duplicate, no stranger.
+
+    A part that a rank found or made holds the slices of its number; whoever reads one compares them again.
+
+    Raises:
+        UserError: parts are missing, or there are parts that the plan does not have.
+    """
+    there, wanted = store.numbers(), set(range(plan.num_parts))
+    if strangers := sorted(there - wanted):
+        raise UserError(
+            f"part {strangers[0]} in {store.location} belongs to no task of this evaluation, so slices could count "
+            f"twice; delete {store.location} and run again"
+        )
+    if holes := sorted(wanted - there):
+        missing = sum(len(plan.part(number)) for number in holes)
+        raise UserError(
+            f"{missing} of {len(plan.slices)} slices have no features in {store.location} (first: "
+            f"{plan.part(holes[0])[0]}), so scores would be those of another test set; all ranks need one shared "
+            "folder: choose it with --cache"
+        )
+    return FeatureSet(store, plan, {s: position for position, s in enumerate(plan.slices)})
+
+
+@dataclass(frozen=True)
+class _FeaturePass:
+    encoder: FrozenEncoder
+    plan: Plan
+    tracks: dict[str, Track]
+
+    def part(self, number: int, readers: ThreadPoolExecutor) -> dict[str, Tensor]:
+        """Returns the tensors of one part file; the readers load audio a few batches ahead of the encoder."""
+        layers = spread_layers(len(self.encoder.layer_names), self.plan.frame_layers)
+        slices = self.plan.part(number)
+        batches = [slices[i : i + SLICES_PER_BATCH] for i in range(0, len(slices), SLICES_PER_BATCH)]
+        loads = [self._submit(batch, readers) for batch in batches[:_BATCHES_AHEAD]]
+        framed_left = max(0, self.plan.with_frames - number * self.plan.slices_per_part)
+        pooled: list[Tensor] = []
+        frames: list[Tensor] = []
+        for place, batch in enumerate(batches):
+            audio_BS = torch.from_numpy(np.stack([load.result() for load in loads.pop(0)]))
+            loads += [self._submit(b, readers) for b in batches[place + _BATCHES_AHEAD :][:1]]
+            num_framed = min(framed_left, len(batch))
+            framed_left -= num_framed
+            features = self.encoder.embed(audio_BS, frame_layers=layers if num_framed else ())
+            _refuse_overflow(self.encoder, features, batch)
+            pooled.append(features.pooled_BLD.float().cpu())
+            if num_framed and features.frames_BMTD is not None:
+                frames.append(features.frames_BMTD[:num_framed].to(FRAME_DTYPE).cpu())
+        return {"pooled": torch.cat(pooled)} | ({"frames": torch.cat(frames)} if frames else {})
+
+    def _submit(self, batch: Sequence[Slice], readers: ThreadPoolExecutor) -> list[Future[np.ndarray]]:
+        return [readers.submit(self._load, which) for which in batch]
+
+    def _load(self, which: Slice) -> np.ndarray:
+        return load_slice(self.tracks[which.uid], which, self.plan.clips, rate_hz=self.encoder.sample_rate_hz)
+
+
+def _refuse_overflow(encoder: FrozenEncoder, features: SliceFeatures, batch: Sequence[Slice]) -> None:
+    limit = torch.finfo(FRAME_DTYPE).max
+    values = [features.pooled_BLD] + ([] if features.frames_BMTD is None else [features.frames_BMTD])
+    if not all(bool(v.isfinite().all()) and float(v.abs().max()) < limit for v in values):
+        raise UserError(
+            f"encoder {encoder.name!r} gives values that are not finite or beyond {limit:g} for one of {list(batch)}; "
+            "no probe can be trained on them: look at the weights and at the audio"
+        )
+
+
+def _key_fields(digest: str, encoder: FrozenEncoder, corpus: Corpus, plan: Plan) -> dict[str, object]:
+    names = json.dumps([s.name for s in plan.slices])
+    return {
+        "encoder": digest,
+        "front_end": encoder.front_end,
+        "corpus": corpus.digest,
+        # what else the clips say is in the slices
+        "clips": {
+            "seconds": plan.clips.seconds,
+            "max_slices": plan.clips.max_slices,
+            "min_ratio": plan.clips.min_ratio,
+        },
+        "slices": sha256(names.encode()).hexdigest(),
+        "with_frames": plan.with_frames,
+        "readout": f"time mean; frames of {'all' if plan.frame_layers is None else plan.frame_layers} layers",
+        "dtype": f"pooled float32, frames {FRAME_DTYPE}",
+        "batch": SLICES_PER_BATCH,
+        "chain": f"{CHAIN_VERSION}, decoded by libsndfile {soundfile.__libsndfile_version__}",
+    }

@@ -1,0 +1,160 @@
+"""Frozen features as probes read them: whole in memory, or row by row from the store when they would not fit.
+
+Frames of all layers of a corpus are tens to hundreds of gigabytes (GTZAN with 13 layers of 768 at 75 frames/s: 42 GB of
+float16), so they stay in the store and each batch is read, converted and standardised when it is its turn; what is held
+is one batch. Both ways give the same values to the last bit, so that memory decides about speed and nothing else.
+
+Legend: L layers, N slices, T frames, D width, S seeds, B slices in a batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from distributed.marble.datasets.corpus import Slice
+from distributed.marble.features.features import FeatureKind, FeatureSet
+
+# frames looked at together where all slices of a split are
+FRAMES_AT_ONCE = 8192
+CPU_RESIDENT_BYTES = 4 << 30
+GPU_RESIDENT_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of some slices in memory, [L, N, T, D]; any float type."""
+
+    values_LNTD: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """L, N, T, D."""
+        layers, slices, frames, width = self.values_LNTD.shape
+        return layers, slices, frames, width
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are handed over."""
+        return self.values_LNTD.device
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Returns the slices of an index of any shape, [L, *index, T, D]."""
+        return self.values_LNTD[:, index]
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """Returns neighbouring slices, [L, stop - start, T, D]."""
+        return self.values_LNTD[:, start:stop]
+
+    def layers(self, start: int, stop: int) -> "Features":
+        """Returns a range of layers."""
+        return Features(self.values_LNTD[start:stop])
+
+    def standardised(self, mean_LD: Tensor, scale_LD: Tensor) -> "Features":
+        """Returns them centred and scaled, float32."""
+        return Features(standardise(self.values_LNTD, mean_LD, scale_LD))
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """The same, left in the store.
+
+    Attributes:
+        kind: time means of every layer, or frames.
+        of_layers: the range of layers that is read.
+        statistics: mean and scale [L, D] of all layers of the store's, or None for the values as they are.
+    """
+
+    store: FeatureSet
+    slices: Sequence[Slice]
+    kind: FeatureKind
+    of_layers: range
+    device: torch.device
+    statistics: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """L, N, T, D."""
+        _, frames, width = self.store.shape(self.kind)
+        return len(self.of_layers), len(self.slices), frames, width
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Returns the slices of an index of any shape, [L, *index, T, D]."""
+        # seeds draw in orders of their own, and a slice may be wanted by several: it is read once
+        wanted, place = index.cpu().unique(return_inverse=True)
+        values_LNTD = self._read([self.slices[i] for i in wanted.tolist()])
+        return values_LNTD[:, place.to(self.device)]
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """Returns neighbouring slices, [L, stop - start, T, D]."""
+        return self._read(self.slices[start:stop])
+
+    def layers(self, start: int, stop: int) -> "StoredFeatures":
+        """Returns a range of layers."""
+        statistics = self.statistics and (self.statistics[0][start:stop], self.statistics[1][start:stop])
+        return replace(self, of_layers=self.of_layers[start:stop], statistics=statistics)
+
+    def standardised(self, mean_LD: Tensor, scale_LD: Tensor) -> "StoredFeatures":
+        """Returns them to be centred and scaled as they are read."""
+        return replace(self, statistics=(mean_LD, scale_LD))
+
+    def _read(self, slices: Sequence[Slice]) -> Tensor:
+        values_LNTD = self.store.read(slices, self.kind, layers=self.of_layers).to(self.device)
+        return values_LNTD if self.statistics is None else standardise(values_LNTD, *self.statistics)
+
+
+FrozenFeatures = Features | StoredFeatures
+
+
+def open_features(
+    store: FeatureSet, slices: Sequence[Slice], *, framed: bool, layers: range | None, device: torch.device
+) -> FrozenFeatures:
+    """Returns the features of some slices, in memory when that holds them as float32 (see `resident_bytes`).
+
+    Args:
+        layers: those wanted; None for all that the store has.
+    """
+    kind: FeatureKind = "frames" if framed else "pooled"
+    wanted = range(store.shape(kind)[0]) if layers is None else layers
+    stored = StoredFeatures(store, slices, kind, wanted, device)
+    count, num_slices, frames, width = stored.shape
+    if 4 * count * num_slices * frames * width > resident_bytes(device):
+        return stored
+    return Features(stored.span(0, num_slices).contiguous())
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Returns what the float32 features of one split may take."""
+    if device.type == "cuda":
+        return int(GPU_RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
+    return CPU_RESIDENT_BYTES
+
+
+def spans(features: FrozenFeatures) -> Iterator[Tensor]:
+    """Yields all slices in order, [L, n, T, D] each, some thousand frames at a time."""
+    _, slices, frames, _ = features.shape
+    step = max(1, FRAMES_AT_ONCE // frames)
+    for start in range(0, slices, step):
+        yield features.span(start, min(start + step, slices))
+
+
+def statistics_of(features: FrozenFeatures) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation [L, D] over slices and frames."""
+    layers, slices, frames, width = features.shape
+    total_LD = torch.zeros(layers, width, dtype=torch.float64, device=features.device)
+    squares_LD = torch.zeros_like(total_LD)
+    for x_LNTD in spans(features):
+        x_LND = x_LNTD.double().flatten(1, 2)
+        total_LD += x_LND.sum(1)
+        squares_LD += x_LND.square().sum(1)
+    mean_LD = total_LD / (slices * frames)
+    spread_LD = (squares_LD / (slices * frames) - mean_LD.square()).clamp_min(0).sqrt()
+    # a dimension that does not vary says nothing; dividing by its rounding error would make it shout
+    scale_LD = torch.where(spread_LD > 1e-6 * (1 + mean_LD.abs()), spread_LD, torch.ones_like(spread_LD))
+    return mean_LD.float(), scale_LD.float()
+
+
+def standardise(x_LNTD: Tensor, mean_LD: Tensor, scale_LD: Tensor) -> Tensor:
+    """Returns the features centred and scaled, float32."""
+    return x_LNTD.float().sub(mean_LD[:, None, None, :]).div_(scale_LD[:, None, None, :])

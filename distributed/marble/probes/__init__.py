@@ -1,0 +1,1 @@
+"""Banks of linear probes, trained together."""

@@ -1,0 +1,1 @@
+"""Quick checks of features without training probes."""

@@ -1,0 +1,1 @@
+"""Results: rows, tables, leaderboards, published numbers."""

@@ -1,0 +1,99 @@
+"""Paired differences between any two encoders, from the resampled values that their evaluations left.
+
+Two rows are paired when the same items were drawn equally often in every resample: same task, protocol, metric and
+corpus, same units, same seed. Whatever differs is said instead of a number.
+
+Legend: R resamples, M metrics of a task.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distributed.marble.metrics.resampling import central_interval
+from distributed.marble.results.results import RESULTS, Row, read_resamples, read_results
+from pupujepa.errors import UserError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of results with the resampled values behind it.
+
+    Attributes:
+        label: the encoder's name, with its folder where two encoders have one name.
+        values_MR: of the metrics that the row's bootstrap names; None where an older evaluation kept none.
+    """
+
+    label: str
+    row: Row
+    values_MR: np.ndarray | None
+
+    def scored(self, metric: str) -> Row:
+        """Returns the `value` and `interval` of one of the row's metrics."""
+        return self.row if metric == self.row["metric"] else self.row["extra"][metric]
+
+
+def read_entries(folders: Sequence[Path]) -> list[Entry]:
+    """Returns the rows of several results folders; rows that are there twice count once.
+
+    Raises:
+        UserError: a folder without results.
+    """
+    found: list[tuple[Path, Row, np.ndarray | None]] = []
+    for folder in folders:
+        rows = read_results(folder)
+        if not rows:
+            raise UserError(
+                f"no {RESULTS} in {folder}, so there is nothing to show; measure something first: "
+                f"python -m distributed evaluate --encoders ... --data DIR --out {folder}"
+            )
+        resamples = read_resamples(folder)
+        found += [(folder, r, resamples.get(r.get("bootstrap", {}).get("values", ""))) for r in rows]
+    checkpoints: dict[str, set[str]] = {}
+    for _, row, _ in found:
+        checkpoints.setdefault(row["encoder"], set()).add(row["digests"]["checkpoint"])
+    entries: dict[tuple[str, str, str, str], Entry] = {}
+    for folder, row, values_MR in found:
+        name = row["encoder"]
+        label = name if len(checkpoints[name]) == 1 else f"{name} ({folder})"
+        entries.setdefault(
+            (label, row["task"], row["protocol"], row["digests"]["corpus"]), Entry(label, row, values_MR)
+        )
+    return _of_one_corpus(list(entries.values()))
+
+
+def paired_difference(entry: Entry, reference: Entry, metric: str) -> tuple[float, float, float] | str:
+    """Returns entry - reference and its 95 % interval, or why there is none."""
+    one, other = entry.row, reference.row
+    for what, same in (
+        ("other protocol", one["protocol"] == other["protocol"]),
+        ("other data", one["digests"]["corpus"] == other["digests"]["corpus"]),
+    ):
+        if not same:
+            return what
+    if entry.values_MR is None or reference.values_MR is None:
+        return "no resamples kept"
+    draws = [{k: v for k, v in r["bootstrap"].items() if k != "values"} for r in (one, other)]
+    if draws[0] != draws[1]:
+        return "other resamples"
+    place = one["bootstrap"]["metrics"].index(metric)
+    low, high = central_interval(entry.values_MR[place] - reference.values_MR[place])
+    return entry.scored(metric)["value"] - reference.scored(metric)["value"], low, high
+
+
+def _of_one_corpus(entries: list[Entry]) -> list[Entry]:
+    """Refuses two test sets of one task: their scores in one column would be read as a comparison."""
+    corpora: dict[tuple[str, str], dict[str, str]] = {}
+    for entry in entries:
+        place = (entry.row["task"], entry.row["protocol"])
+        corpora.setdefault(place, {}).setdefault(entry.row["digests"]["corpus"], entry.label)
+    for (task, _), labels in corpora.items():
+        if len(labels) > 1:
+            names = " and ".join(list(labels.values())[:2])
+            raise UserError(
+                f"{task} was measured on different data for {names}, so their scores do not belong in one column; "
+                "evaluate both on one --data DIR, or make a leaderboard of each"
+            )
+    return entries

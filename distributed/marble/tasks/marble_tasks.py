@@ -1,0 +1,289 @@
+"""MARBLE v2's tasks, as rows of data: manifests, slicing, channels, label maps, heads, stopping, aggregation, metrics.
+
+A row is what protocol marble does, after github.com/a43992899/MARBLE at 938c03a (configs/probe.*.yaml and
+marble/tasks/*); its `clean` holds what protocol clean does otherwise. What each difference is, and why, is told task by
+task in docs/marble.md. Numbers that upstream sets for each encoder are those of its MERT-v1-95M configs; the layer or
+the reduction of all, which it sets by hand as well, is chosen on validation here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from distributed.marble.tasks.chords import CHORD_CLASSES
+from distributed.marble.tasks.tasks import KEYS, TASKS, Clips, Fit, Frames, Readout, Source, Task, select_tasks
+from pupujepa.errors import UserError
+
+GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
+SECTIONS = ("intro", "verse", "pre-chorus", "chorus", "bridge", "outro", "instrumental")
+# a section's name, or names joined by "_", that upstream counts as another
+SECTION_ALIASES = {
+    "solo": "instrumental",
+    "pre-chorus_chorus": "chorus",
+    "verse_pre-chorus": "verse",
+    "intro_verse": "verse",
+    "intro_chorus": "chorus",
+}
+MTT_TAGS = tuple(
+    """guitar,classical,slow,techno,strings,drums,electronic,rock,fast,piano,ambient,beat,violin,vocal,synth,female,
+    indian,opera,male,singing,vocals,no vocals,harpsichord,loud,quiet,flute,woman,male vocal,no vocal,pop,soft,sitar,
+    solo,man,classic,choir,voice,new age,dance,male voice,female vocal,beats,harp,cello,no voice,weird,country,metal,
+    female voice,choral""".replace("\n    ", "").split(",")
+)
+# of upstream's search scripts (scripts/run3.sh to run5.sh); protocol clean tries them all
+LEARNING_RATES = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
+# upstream has a layer or `MLPReduce` in its configs, and code for the other two; protocol clean tries them all
+READOUTS: tuple[Readout, ...] = ("layers", "mean", "weighted", "reduced")
+
+_FIT = Fit(
+    hidden=512,
+    dropout=0.2,
+    readouts=("layers", "reduced"),
+    learning_rates=(1e-3,),
+    seeds=(1234,),
+    max_epochs=50,
+    batch_size=64,
+    accumulate=8,
+    patience=10,
+)
+_KEY_FIT = replace(_FIT, plateau_factor=0.1)
+# four GPUs with batches of 32, whose gradients are averaged: one batch of 128
+_TAG_FIT = replace(_FIT, batch_size=128, accumulate=1, plateau_patience=3, batch_mean_monitor=False)
+
+
+def _clean(fit: Fit, clips: Clips, **changes: Any) -> dict[str, Any]:
+    """Returns what protocol clean changes in every row, and what it changes in one."""
+    return {
+        "fit": replace(fit, learning_rates=LEARNING_RATES, readouts=READOUTS, accumulate=1),
+        "clips": replace(clips, keep_short=True),
+        "channels": ("mix", "mix"),
+        "pooling": "logits",
+        "header_facts": True,
+        "drop_leaks": True,
+        **changes,
+    }
+
+
+def _tagging(name: str, title: str, source: Source, *, classes: tuple[str, ...] = (), fit: Fit) -> Task:
+    """Returns a multi-label row: macro ROC-AUC and average precision of the mean logits of each file."""
+    clips = Clips(seconds=30.0, max_slices=None, min_ratio=0.8)
+    return Task(
+        name=name,
+        title=title,
+        follows=name,
+        target="multilabel",
+        labels=("tags",),
+        classes=classes,
+        class_order="first_seen",
+        metric="roc_auc_all",
+        selection="roc_auc_all",
+        extra_metrics=("average_precision_all", "f1_macro", "f1_micro"),
+        clips=clips,
+        pooling="logits_bf16",
+        fit=fit,
+        source=source,
+        clean=_clean(
+            fit,
+            clips,
+            metric="roc_auc",
+            selection="roc_auc",
+            extra_metrics=("average_precision", "f1_macro", "f1_micro"),
+        ),
+    )
+
+
+def _emo() -> Task:
+    clips, fit = Clips(15.0, None, 0.8), replace(_FIT, max_epochs=100, accumulate=4, patience=20)
+    return Task(
+        name="EMO",
+        title="EMO: arousal and valence",
+        follows="EMO",
+        target="regression",
+        labels=("arousal", "valence"),
+        transforms=("raw", "raw"),
+        metric="r2",
+        selection="r2",
+        extra_metrics=("r2_arousal", "r2_valence"),
+        clips=clips,
+        fit=fit,
+        source=Source("EMO", "EMO", "arousal_valence"),
+        channels=("first", "first"),
+        clean=_clean(fit, clips),
+    )
+
+
+def _gs() -> Task:
+    clips, fit = Clips(30.0, None, 0.8), replace(_KEY_FIT, accumulate=4, patience=20)
+    return Task(
+        name="GS",
+        title="GiantSteps: key",
+        follows="GS",
+        target="multiclass",
+        labels=("key",),
+        classes=KEYS,
+        metric="key_weighted",
+        selection="key_weighted",
+        extra_metrics=("accuracy",),
+        clips=clips,
+        pooling="logits_bf16",
+        fit=fit,
+        source=Source("GS", "GS", "key", item_key="ori_uid"),
+        channels=("first", "first"),
+        clean=_clean(fit, clips),
+    )
+
+
+def _gtzan_genre() -> Task:
+    clips = Clips(30.2, None, 0.8)
+    fit = replace(_FIT, learning_rates=(5e-3,), max_epochs=100, patience=20, plateau_patience=6)
+    return Task(
+        name="GTZANGenre",
+        title="GTZAN: genre",
+        follows="GTZANGenre",
+        target="multiclass",
+        labels=("genre",),
+        classes=GENRES,
+        metric="accuracy",
+        selection="accuracy",
+        clips=clips,
+        pooling="probabilities",
+        fit=fit,
+        source=Source("GTZAN", "GTZANGenre", "genre"),
+        channels=("first", "first"),
+        clean=_clean(fit, clips, pooling="probabilities"),
+    )
+
+
+def _gtzan_beats() -> Task:
+    clips = Clips(10.0, None, 0.8)
+    return Task(
+        name="GTZANBeatTracking",
+        title="GTZAN: beats",
+        follows="GTZANBeatTracking",
+        target="frames",
+        labels=("beats", "downbeats"),
+        metric="beat_f1",
+        selection="beat_f1",
+        extra_metrics=("downbeat_f1",),
+        clips=clips,
+        frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
+        aggregate="slice",
+        fit=_FIT,
+        source=Source("GTZAN", "GTZANBeatTracking", "beats"),
+        channels=("first", "first"),
+        clean=_clean(
+            _FIT,
+            clips,
+            metric="beat_f1_tracks",
+            selection="beat_f1_tracks",
+            extra_metrics=("downbeat_f1_tracks", "beat_f1", "downbeat_f1"),
+        ),
+    )
+
+
+def _hooktheory_key() -> Task:
+    clips = Clips(15.0, None, 0.8)
+    source = Source("HookTheory", "HookTheoryKey", "key", item_key="ori_uid", gated=True)
+    return Task(
+        name="HookTheoryKey",
+        title="HookTheory: key",
+        follows="HookTheoryKey",
+        target="multiclass",
+        labels=("key",),
+        classes=KEYS,
+        metric="key_weighted",
+        selection="key_weighted",
+        extra_metrics=("accuracy",),
+        clips=clips,
+        pooling="logits_bf16",
+        fit=_KEY_FIT,
+        source=source,
+        channels=("random", "mix"),
+        clean=_clean(_KEY_FIT, clips, source=replace(source, item_key="audio_path")),
+    )
+
+
+def _hooktheory_structure() -> Task:
+    clips, fit = Clips(15.0, None, 0.1), replace(_KEY_FIT, accumulate=4)
+    return Task(
+        name="HookTheoryStructure",
+        title="HookTheory: structure",
+        follows="HookTheoryStructure",
+        target="multiclass",
+        labels=("section",),
+        classes=SECTIONS,
+        metric="accuracy",
+        selection="accuracy",
+        extra_metrics=("balanced_accuracy",),
+        clips=clips,
+        pooling="logits_bf16",
+        fit=fit,
+        source=Source("HookTheory", "HookTheoryStructure", "section", gated=True),
+        channels=("random", "mix"),
+        clean=_clean(fit, clips),
+    )
+
+
+def _chords() -> Task:
+    clips = Clips(15.0, None, 0.1)
+    return Task(
+        name="Chords1217",
+        title="Chords1217: major and minor chords",
+        follows="Chords1217",
+        target="frame_classes",
+        labels=("chords",),
+        classes=CHORD_CLASSES,
+        metric="frame_accuracy_batches",
+        selection="frame_accuracy_batches",
+        extra_metrics=("frame_accuracy",),
+        clips=clips,
+        frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
+        aggregate="slice",
+        fit=_FIT,
+        source=Source("Chords1217", "Chords1217", "chords", gated=True),
+        channels=("random_half_mix", "mix"),
+        clean=_clean(_FIT, clips, metric="frame_accuracy", selection="frame_accuracy", extra_metrics=()),
+    )
+
+
+MARBLE_TASKS: tuple[Task, ...] = (
+    _emo(),
+    _gs(),
+    _gtzan_genre(),
+    _gtzan_beats(),
+    _hooktheory_key(),
+    _hooktheory_structure(),
+    _tagging("MTT", "MagnaTagATune: tags", Source("MTT", "MTT", "tags"), classes=MTT_TAGS, fit=_TAG_FIT),
+    *(
+        _tagging(f"MTG{kind}", f"MTG-Jamendo: {what}", Source("MTG", f"MTG{kind}", "tags"), fit=fit)
+        for fit in (replace(_TAG_FIT, max_epochs=20),)
+        for kind, what in (
+            ("Genre", "genres"),
+            ("Instrument", "instruments"),
+            ("Mood", "moods and themes"),
+            ("Top50", "top 50 tags"),
+        )
+    ),
+    _chords(),
+)
+ALL_TASKS: tuple[Task, ...] = (*TASKS, *MARBLE_TASKS)
+# classes of MARBLE's own manifests, for tasks that read their classes from the training split
+MTG_CLASSES = {"MTGGenre": 87, "MTGInstrument": 40, "MTGMood": 56, "MTGTop50": 50}
+_GROUPS = {"all": ALL_TASKS, "offline": TASKS, "marble": MARBLE_TASKS}
+
+
+def choose_tasks(names: Sequence[str]) -> tuple[Task, ...]:
+    """Returns the rows that `names` asks for, in table order: names of tasks, or all, offline, marble.
+
+    Raises:
+        UserError: a name that no row has, with the nearest one.
+    """
+    if not names:
+        raise UserError("--tasks names no task; all is every task, offline and marble are the two groups")
+    expanded = [task.name for name in names for task in _GROUPS.get(name, ())]
+    return select_tasks([*expanded, *(name for name in names if name not in _GROUPS)], ALL_TASKS)
+
+
+def task_title(name: str) -> str:
+    """Returns a task's title; its name for one that is in no table."""
+    return next((task.title for task in ALL_TASKS if task.name == name), name)

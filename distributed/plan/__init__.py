@@ -1,0 +1,1 @@
+"""Memory, operations and hours of an experiment before it starts."""

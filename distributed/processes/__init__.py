@@ -1,0 +1,1 @@
+"""Ranks and processes: topology, collectives, signals, watchdog."""

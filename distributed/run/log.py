@@ -1,0 +1,252 @@
+"""What a run says while it trains: metrics.jsonl (the source of all plots), wandb, and a progress bar or plain lines.
+
+Rank 0 alone speaks. On resume the log is cut back to the checkpoint, so that it equals the log of a run that was never
+interrupted.
+"""
+
+import logging
+import math
+import netrc
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from data.stream.stream import Stream
+from distributed.run.directory import RunDirectory
+from distributed.run.speed import Pace, StreamCounts, Yardstick, memory
+from distributed.run.wandb import FINISHED, WandbSink
+from pupujepa.errors import UserError, require_known
+from pupujepa.front_door import ROOMS
+from pupujepa.json_lines import encode_rows, read_rows, write_rows
+from pupujepa.progress import Progress, write_line
+
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+_WANDB_HOST = "api.wandb.ai"
+
+logger = logging.getLogger(__name__)
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    """log_every: steps between rows of metrics.jsonl.
+
+    wandb: "auto" goes online when there is a key and offline otherwise; "online", "offline" or "disabled" say so.
+    name: of the run in wandb; null takes the run directory's.
+    peak_tflops: of one device, for the share of it that is used (MFU); 0 looks it up by the device's name, and a device
+        that is not known, such as a CPU, has none.
+    """
+
+    log_every: int = 10
+    wandb: str = "auto"
+    wandb_project: str = "pupujepa"
+    name: str | None = None
+    peak_tflops: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise UserError(f"telemetry.log_every={self.log_every} must be at least 1")
+        if self.peak_tflops < 0:
+            raise UserError(
+                f"telemetry.peak_tflops={self.peak_tflops} must be 0 (look the device up) or TFLOP/s of one device"
+            )
+        require_known("telemetry.wandb", self.wandb, WANDB_MODES)
+
+
+class Sink(Protocol):
+    """Something that takes rows of metrics."""
+
+    def write(self, row: Row) -> None:
+        """Takes one row; it has a "step"."""
+
+    def close(self, outcome: str = FINISHED) -> None:
+        """Everything taken is on its way to where it belongs.
+
+        Args:
+            outcome: of the session: finished, stopped (it is to be continued) or failed.
+        """
+
+
+class RunLog:
+    """The rows of a run: those of the training when they are due, others as they come. Every rank has one.
+
+    Args:
+        sinks: take the rows; of rank 0 alone.
+        every: steps between rows of the training; the last step always has one.
+
+    Attributes:
+        steps, seconds, waited_s: of all training steps of this session; the last is spent waiting for data.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence["Sink"],
+        *,
+        stream: Stream,
+        device: torch.device,
+        yardstick: Yardstick,
+        every: int,
+        total_steps: int,
+    ):
+        self._sinks, self._stream, self._device, self._yardstick = sinks, stream, device, yardstick
+        self._every, self._total_steps = every, total_steps
+        self._counts = StreamCounts(stream, device=device)
+        self._window = Pace()
+        self._started, self._waited_before = 0.0, 0.0
+        self.steps, self.seconds, self.waited_s = 0, 0.0, 0.0
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean over this session; 0 before its first step."""
+        return self.seconds / self.steps if self.steps else 0.0
+
+    def is_due(self, step: int) -> bool:
+        """Returns True for a step that has a row."""
+        return step % self._every == 0 or step + 1 == self._total_steps
+
+    def start_step(self) -> None:
+        """Starts the clock of a step."""
+        self._started, self._waited_before = time.perf_counter(), self._stream.counters()["wait_s"]
+
+    def step(self, row: Row, *, due: bool) -> None:
+        """Stops the clock and, if due, writes the row with the speed, memory and counts since the one before.
+
+        All ranks call it together. A skipped step is always due, or a resumed run would lose it from the count.
+        """
+        seconds = time.perf_counter() - self._started
+        waited_s = self._stream.counters()["wait_s"] - self._waited_before
+        self.steps, self.seconds, self.waited_s = self.steps + 1, self.seconds + seconds, self.waited_s + waited_s
+        self._window.add(seconds, waited_s)
+        if due:
+            window, self._window = self._window, Pace()
+            speed = self._yardstick.rates(window) | memory(self._device)
+            self.write({**row} | self._stream.mixture() | speed | self._counts.since_last())
+
+    def write(self, row: Row) -> None:
+        """Gives a row to the sinks."""
+        for sink in self._sinks:
+            sink.write(row)
+
+    def unsaid_counts(self) -> dict[str, float]:
+        """Returns what this rank's stream counted since the last row."""
+        return self._counts.unsaid()
+
+    def close(self, outcome: str) -> None:
+        """Closes the sinks with the session's outcome: finished, stopped or failed."""
+        for sink in self._sinks:
+            sink.close(outcome)
+
+
+class MetricsLog:
+    """metrics.jsonl, one JSON object per line, flushed line by line.
+
+    Args:
+        resume_step: rows of this step and later are dropped: they will be trained again.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int):
+        write_rows(path, [row for row in read_metrics(path) if row["step"] < resume_step])
+        self._file = path.open("ab")
+
+    def write(self, row: Row) -> None:
+        """Appends the row as a line."""
+        self._file.write(encode_rows([{key: _json_number(value) for key, value in row.items()}]))
+        self._file.flush()
+
+    def close(self, outcome: str = FINISHED) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a kill has cut is left out."""
+    return read_rows(path, growing=True)
+
+
+class ProgressSink:
+    """A bar on a terminal, plain lines of the log elsewhere."""
+
+    def __init__(self, *, total_steps: int, first_step: int):
+        self._progress = Progress(total_steps, title="train", unit="steps")
+        self._progress.skip(first_step)
+
+    def write(self, row: Row) -> None:
+        """Moves the bar, or writes a line; rows without a loss are for the others."""
+        if "loss" not in row:
+            return
+        shown = {"loss": f"{row['loss']:.4f}", "crops/s": f"{row['crops_per_s']:.0f}", "lr": f"{row['lr']:.2e}"}
+        if self._progress.has_bar:
+            note = ", ".join(f"{name}={value}" for name, value in shown.items())
+            self._progress.advance(row["step"] + 1 - self._progress.done, note=note)
+            return
+        wait = row["data_wait_s"] / row["step_s"] if row["step_s"] else 0.0
+        parts = "  ".join(f"{name} {value}" for name, value in shown.items())
+        logger.info("step %d/%d  %s  waiting for data %.0f%%", row["step"] + 1, self._progress.total, parts, 100 * wait)
+
+    def close(self, outcome: str = FINISHED) -> None:
+        """Leaves the bar where it is."""
+        self._progress.close()
+
+
+def open_sinks(
+    run: RunDirectory, config: TelemetryConfig, *, steps: tuple[int, int], settings: Mapping[str, Any]
+) -> list[Sink]:
+    """The sinks of rank 0.
+
+    Args:
+        steps: first step of this session, and of the whole run.
+        settings: the resolved configuration, for wandb.
+    """
+    first_step, total_steps = steps
+    sinks: list[Sink] = [MetricsLog(run.metrics, resume_step=first_step)]
+    mode = wandb_mode(config.wandb, os.environ)
+    if mode != "disabled":
+        project, name = config.wandb_project, config.name
+        sinks.append(WandbSink(run, project=project, name=name, mode=mode, settings=settings))
+    return [*sinks, ProgressSink(total_steps=total_steps, first_step=first_step)]
+
+
+def wandb_mode(mode: str, environ: Mapping[str, str]) -> str:
+    """Resolves "auto": online with a key (WANDB_API_KEY or ~/.netrc), else offline; WANDB_MODE wins over "auto"."""
+    if mode != "auto":
+        return mode
+    if environ.get("WANDB_MODE"):
+        return environ["WANDB_MODE"]
+    return "online" if environ.get("WANDB_API_KEY") or _netrc_has_key(environ) else "offline"
+
+
+def configure_logging(*, rank: int) -> None:
+    """Sends the log to stderr above the bar; other ranks than the first only say what is wrong."""
+    handler = _BarHandler()
+    handler.setFormatter(
+        logging.Formatter(
+            "%(asctime)s %(message)s" if rank == 0 else f"%(asctime)s rank {rank}: %(message)s", "%H:%M:%S"
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class _BarHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        write_line(self.format(record))
+
+
+def _json_number(value: Any) -> Any:
+    # NaN is no JSON; a reader must be able to trust the file
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _netrc_has_key(environ: Mapping[str, str]) -> bool:
+    path = Path(environ.get("NETRC") or Path(environ.get("HOME", "~")).expanduser() / ".netrc")
+    try:
+        return path.is_file() and netrc.netrc(path).authenticators(_WANDB_HOST) is not None
+    except (netrc.NetrcParseError, OSError):
+        return False

@@ -1,0 +1,124 @@
+"""wandb, beside metrics.jsonl: one wandb run per run of ours, whatever becomes of its sessions or of the network.
+
+The id lies in the run directory, so a session that continues the run continues it in wandb too; our step is the axis,
+because wandb's own counter only grows while a resumed run logs some steps again. wandb is a copy of the numbers and
+never a reason to stop: a server that cannot be reached is said once, and the numbers stay in metrics.jsonl and in
+wandb's offline files (`wandb sync RUN/wandb/offline-run-*` sends them later, all sessions into one run).
+"""
+
+import logging
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from distributed.run.directory import RunDirectory, write_atomically
+from pupujepa.errors import UserError
+
+ID_NAME = "wandb-id.txt"
+REMOVED = "(removed)"
+# words of a key, such as in aws_secret_access_key
+_SECRET_WORDS = frozenset(("secret", "secrets", "password", "passwd", "token", "credentials", "apikey"))
+_SECRET_ENDS = ("api_key", "access_key", "access_key_id")
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+# what the shell would be told; wandb shows a run that ended with another code than 0 as crashed or preempted
+_EXIT_CODES = {FINISHED: 0, STOPPED: 85, FAILED: 1}
+
+logger = logging.getLogger(__name__)
+
+
+class WandbSink:
+    """Rows to wandb. Rank 0 alone has one.
+
+    Args:
+        mode: "online" or "offline".
+        settings: the resolved configuration; what could be a secret is taken out of it.
+
+    Raises:
+        UserError: online was asked for without a key.
+    """
+
+    def __init__(self, run: RunDirectory, *, project: str, name: str | None, mode: str, settings: Mapping[str, Any]):
+        import wandb
+
+        self._errors = (wandb.errors.Error, ConnectionError, BrokenPipeError)
+        self._silenced = False
+        start: dict[str, Any] = {
+            "project": project,
+            "name": name or run.root.resolve().name,
+            "id": _own_id(run.root / ID_NAME),
+            "resume": "allow",
+            "dir": run.root,
+            "config": scrubbed(settings),
+            # neither what the process printed, nor its command line and environment, nor its source leave the machine
+            "settings": wandb.Settings(
+                silent=True, console="off", x_disable_meta=True, disable_git=True, disable_code=True
+            ),
+        }
+        try:
+            self._run = wandb.init(mode=mode, **start)  # type: ignore[arg-type]
+        except wandb.errors.CommError as error:
+            logger.warning("wandb cannot be reached (%s): its numbers are kept offline, in %s/wandb", error, run.root)
+            self._run = wandb.init(mode="offline", **start)
+        except wandb.errors.UsageError as error:
+            raise UserError(
+                f"telemetry.wandb={mode}: wandb refuses to start ({error}); export WANDB_API_KEY or run `wandb login`, "
+                f"or set telemetry.wandb=offline"
+            ) from error
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Logs the row under its step."""
+        if self._silenced:
+            return
+        try:
+            self._run.log(dict(row))
+        except self._errors as error:
+            self._silence(error)
+
+    def close(self, outcome: str = FINISHED) -> None:
+        """Ends the session; its id stays in the run directory."""
+        if self._silenced:
+            return
+        try:
+            if outcome == STOPPED:
+                self._run.mark_preempting()
+            self._run.finish(exit_code=_EXIT_CODES[outcome])
+        except self._errors as error:
+            self._silence(error)
+
+    def _silence(self, error: Exception) -> None:
+        self._silenced = True
+        logger.warning("wandb failed (%s): nothing more is sent there; all numbers are in metrics.jsonl", error)
+
+
+def scrubbed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration without what could be a secret: by the names of keys, and in URLs.
+
+    A URL loses its user and its query, where signatures stand.
+    """
+    return {key: REMOVED if _is_secret(key) else _scrubbed_value(value) for key, value in settings.items()}
+
+
+def _scrubbed_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return scrubbed(value)
+    if isinstance(value, list | tuple):
+        return [_scrubbed_value(item) for item in value]
+    if isinstance(value, str) and "://" in value:
+        parts = urlsplit(value)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return value
+
+
+def _is_secret(key: str) -> bool:
+    name = key.lower()
+    return name.endswith(_SECRET_ENDS) or not _SECRET_WORDS.isdisjoint(name.split("_"))
+
+
+def _own_id(path: Path) -> str:
+    if not path.is_file():
+        write_atomically(path, secrets.token_hex(4) + "\n")
+    return path.read_text().strip()

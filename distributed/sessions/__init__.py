@@ -1,0 +1,1 @@
+"""One start of a run: may it continue, and from where."""

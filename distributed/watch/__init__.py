@@ -1,0 +1,1 @@
+"""Is the run learning? Diagnostics, guard, linear probes."""

@@ -1,0 +1,90 @@
+"""Steps whose loss or gradient is no number: left out on all ranks alike, counted, and after too many the run stops.
+
+Such a step changes nothing: no weight, no state of the optimizer, not the teacher. Its samples are not drawn again, so
+every other step has the samples that it would have had.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.stream.batches import Batch
+from distributed.checkpoints.state import random_states
+from distributed.run.directory import write_json
+from distributed.watch.config import FaultConfig
+from pupujepa.errors import UserError
+
+logger = logging.getLogger(__name__)
+# the micro-batches of one rank's part of a step, each with its losses, [B]
+MicroBatches = Sequence[tuple[Batch, Tensor]]
+
+
+class DivergedError(UserError):
+    """The loss or the gradient is no number any more."""
+
+
+class FaultySteps:
+    """Counts faulty steps in a row; every rank has one and comes to the same verdict, for the numbers are shared."""
+
+    def __init__(self, config: FaultConfig, run_root: Path, *, rank: int):
+        self._config, self._run_root, self._rank = config, run_root, rank
+        self.in_row = 0
+
+    def forget(self) -> None:
+        """A step was good."""
+        self.in_row = 0
+
+    def skip(self, step: int, what: str, micro_batches: MicroBatches, *, last_saved: int) -> None:
+        """Counts a faulty step and tells of it.
+
+        Args:
+            what: the number that is none, in words.
+            micro_batches: of this rank; none of them has been learnt from.
+            last_saved: step of the newest checkpoint.
+
+        Raises:
+            DivergedError: more in a row than may be skipped; what went in lies in the run directory, a pair of files a
+                rank.
+        """
+        self.in_row += 1
+        allowed = self._config.skipped_in_row
+        bad = [uid for batch, loss_B in micro_batches for uid, loss in zip(batch.uids, loss_B.isfinite()) if not loss]
+        if bad:
+            logger.warning("step %d: no finite loss of %s", step, " ".join(bad[:20]))
+        if self.in_row <= allowed:
+            if self._rank == 0:
+                logger.warning("step %d: %s: left out on all ranks (%d in a row)", step, what, self.in_row)
+            return
+        path = self._write_snapshot(step, what, micro_batches)
+        raise DivergedError(
+            f"training diverged: {what} at step {step}, the last of {self.in_row} in a row (what went in is in "
+            f"{path}); the checkpoint of step {last_saved} is from before; lower schedule.peak_lr or "
+            f"optimizer.clip_norm in a new run, or use engine.precision=fp32"
+        )
+
+    def _write_snapshot(self, step: int, what: str, micro_batches: MicroBatches) -> Path:
+        """Writes names as JSON, and numbers beside it for torch.load: what the model was given, and random states.
+
+        The weights follow from them: the run, continued from its newest checkpoint, comes to this step again.
+        """
+        path = self._run_root / f"diverged-step-{step:07d}-rank-{self._rank}.json"
+        rows = [_names(batch, loss_B) for batch, loss_B in micro_batches]
+        write_json(path, {"step": step, "what": what, "in_row": self.in_row, "micro_batches": rows})
+        tensors = [batch.tensors() for batch, _ in micro_batches]
+        torch.save({"micro_batches": tensors, "random_states": random_states()}, path.with_suffix(".pt"))
+        return path
+
+
+def _names(batch: Batch, loss_B: Tensor) -> dict[str, Any]:
+    return {
+        "epoch": batch.epoch,
+        "uids": batch.uids,
+        "draws": batch.draws.tolist(),
+        "crop_starts": batch.crop_starts.tolist(),
+        "strategy": batch.strategy.tolist(),
+        "loss": [str(loss) for loss in loss_B.tolist()],
+    }

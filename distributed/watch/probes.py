@@ -1,0 +1,117 @@
+"""The quality of a run while it trains: probes of the teacher on the offline benchmark, on a schedule of their own.
+
+The tasks, features and probes are the evaluator's; only the tracks are fewer. They are a fixed subset: training pieces
+train the probes, and the pieces of the validation split are divided into those that choose and those that score. The
+test split is never read, so a checkpoint that is kept for its score is not chosen on what it is later judged by.
+
+    python -m data scores corpora/scores
+    python -m distributed train --preset paper model=tiny probe.data=corpora/scores stream.url=...
+
+All ranks share the work. Nothing of the training is touched: weights are copied, random generators stay where they are.
+"""
+
+import logging
+import shutil
+import time
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from statistics import fmean
+
+import torch
+import torch.distributed as dist
+
+from distributed.engine.gather import whole_model
+from distributed.marble.datasets.corpus import Corpus, read_corpus, thin
+from distributed.marble.datasets.targets import prepare
+from distributed.marble.encoders.pupujepa import FrozenPupuJEPA, HowToEncode
+from distributed.marble.evaluation import Evaluation, measure
+from distributed.marble.metrics.metrics import METRICS
+from distributed.marble.tasks.tasks import select_tasks
+from distributed.processes.topology import Topology
+from distributed.watch.config import PROBE_MEAN, ProbeConfig
+from pupujepa.model.model import PupuJEPA
+from pupujepa.training.objective import TrainingStep
+
+OFFLINE_TASKS = ("key", "beats", "instruments", "tempo", "collection")
+FEATURES_FOLDER = "probe-features"
+
+logger = logging.getLogger(__name__)
+
+
+class InLoopProbe:
+    """Probes a model in training; every rank makes one and calls `measure` together.
+
+    Args:
+        precision: of the frozen encoder, as the engine's.
+        run_root: features lie below it while they are needed; all ranks see it.
+
+    Raises:
+        UserError: the corpus is missing, or too small for one of the tasks.
+    """
+
+    def __init__(
+        self, config: ProbeConfig, *, topology: Topology, device: torch.device, precision: str, run_root: Path
+    ):
+        self._topology, self._device = topology, device
+        self._how = HowToEncode("teacher", precision, device)
+        self._cache = run_root / FEATURES_FOLDER
+        data = Path(config.data)
+        tasks = tuple(task.under("clean") for task in select_tasks(list(OFFLINE_TASKS)))
+        lists = {task.list_name: task.manifest for task in tasks}
+        self._corpora = {name: probing_corpus(read_corpus(data, file), config.tracks) for name, file in lists.items()}
+        self._prepared = [prepare(task, self._corpora[task.list_name]) for task in tasks]
+        self._evaluation = Evaluation((), tasks, data=data, out=run_root, cache=self._cache, precision=precision)
+
+    def measure(self, step: TrainingStep, model: PupuJEPA, *, at: int) -> dict[str, float]:
+        """Returns `probe/<task>/<metric>` for every metric of every task, and `probe/mean` of the tasks' own metrics.
+
+        Args:
+            at: finished steps, which name the features.
+        """
+        started = time.perf_counter()
+        self._clear()
+        # the probes have generators of their own; whatever a library draws besides is given back
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            twin = whole_model(step, model).to(self._device)
+            jobs, outcomes = measure(
+                [FrozenPupuJEPA(twin, self._how, name=f"step {at}", digest=f"in training, step {at}")],
+                self._corpora,
+                prepared=self._prepared,
+                evaluation=self._evaluation,
+                topology=self._topology,
+                device=self._device,
+            )
+        dist.barrier()
+        self._clear()
+        row, own = {}, []
+        for number, job in enumerate(jobs):
+            task = job.data.task
+            for name in (task.metric, *task.extra_metrics):
+                seeds = outcomes[number].statistics[name]
+                row[f"probe/{task.name}/{name}"] = fmean(METRICS[name].exact(seed) for seed in seeds)
+            own.append(row[f"probe/{task.name}/{task.metric}"])
+        row[PROBE_MEAN] = fmean(own)
+        logger.info("probes at step %d: mean %.3f, in %.1f s", at, row[PROBE_MEAN], time.perf_counter() - started)
+        return row
+
+    def _clear(self) -> None:
+        """Features of other weights must not be taken for these: not those of a session that was killed either."""
+        if self._topology.is_first:
+            shutil.rmtree(self._cache, ignore_errors=True)
+        dist.barrier()
+
+
+def probing_corpus(corpus: Corpus, tracks: int) -> Corpus:
+    """Returns the fixed subset that a run is probed on; its `test` split is a half of the pieces that validate.
+
+    Args:
+        tracks: of the training split at most, and half as many of the validation split.
+    """
+    train = thin(corpus.of_split("train"), tracks)
+    held_out = thin(corpus.of_split("valid"), max(2, tracks // 2))
+    groups = sorted({track.group for track in held_out}, key=lambda group: sha256(group.encode()).digest())
+    scoring = set(groups[1::2])
+    divided = [replace(t, split="test" if t.group in scoring else "valid") for t in held_out]
+    digest = sha256(f"{corpus.digest}/in training/{tracks}".encode()).hexdigest()
+    return replace(corpus, tracks=(*train, *divided), digest=digest)
