@@ -33,9 +33,9 @@ from pupujepa.audio.read import read_audio, resample
 from pupujepa.errors import UserError
 from pupujepa.json_lines import read_rows
 from pupujepa.progress import Progress
-from sweeps.axes import BASE
-from sweeps.outcomes import points, trial_rows
-from sweeps.plan import read_plan
+from sweeps.plan.plan import read_plan
+from sweeps.plan.sweep_file import BASE
+from sweeps.results.outcomes import points, trial_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP = ROOT / "sweeps" / "ablations" / "codes.yaml"

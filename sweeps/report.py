@@ -16,10 +16,10 @@ from distributed.drawing.page import render_page
 from distributed.drawing.tables import Table, to_latex
 from distributed.run.directory import write_atomically
 from pupujepa.json_lines import write_rows
-from sweeps.outcomes import Point, points, trial_rows
-from sweeps.plan import Plan, read_plan
-from sweeps.plots import delta_table, parallel_coordinates, pareto_chart, quality_chart
-from sweeps.tables import failures, markdown_page, points_table, tasks_of, title, trials_table
+from sweeps.plan.plan import Plan, read_plan
+from sweeps.results.outcomes import Point, points, trial_rows
+from sweeps.results.plots import delta_table, parallel_coordinates, pareto_chart, quality_chart
+from sweeps.results.tables import failures, markdown_page, points_table, tasks_of, title, trials_table
 
 HERE = Path(__file__).parent
 

@@ -4,7 +4,7 @@
   python -m sweeps run sweeps/ablations/quick.yaml --shards ... --corpus ... --dry-run       what would run
   python -m sweeps run ABLATION.yaml --shards s3://music/shards/train --corpus D --ranks 2 --gpus-per-trial 2
 
-A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/axes.py describes it.
+A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/plan/sweep_file.py describes it.
 Trials run beside each other as far as cores and GPUs hold, on a Ray that is started for this sweep alone and stopped
 with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process. The nodes of a SLURM job
 share one Ray (slurm/sweep.sbatch).
@@ -31,16 +31,16 @@ from distributed.marble.tasks.tasks import select_tasks
 from distributed.run.directory import RunDirectory, only_writer, write_atomically
 from distributed.run.log import configure_logging
 from pupujepa.errors import UserError
-from sweeps.axes import OPTUNA, SweepConfig, read_sweep
-from sweeps.driver import TOKEN_NAME, private_directory, ray_environment
-from sweeps.leash import Leash
-from sweeps.nodes import HEAD_NAME, Head, head_of, lend_node
-from sweeps.parts import write_part
-from sweeps.plan import PLAN_NAME, SWEEP_NAME, Commands, Launch, Plan, commands_for, read_plan, write_plan
-from sweeps.planning import make_plan
-from sweeps.record import is_finished, read_record
-from sweeps.subset import write_subset
-from sweeps.trial import ROOT
+from sweeps.plan.compose import make_plan
+from sweeps.plan.corpus_subset import write_subset
+from sweeps.plan.plan import PLAN_NAME, SWEEP_NAME, Commands, Launch, Plan, commands_for, read_plan, write_plan
+from sweeps.plan.shard_parts import write_part
+from sweeps.plan.sweep_file import OPTUNA, SweepConfig, read_sweep
+from sweeps.trials.leash import Leash
+from sweeps.trials.record import is_finished, read_record
+from sweeps.trials.trial import ROOT
+from sweeps.tune.driver import TOKEN_NAME, private_directory, ray_environment
+from sweeps.tune.nodes import HEAD_NAME, Head, head_of, lend_node
 
 POLL_S = 0.2
 
@@ -196,7 +196,7 @@ def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
     asked: list[int] = []
     previous = {number: signal.signal(number, _remember(asked)) for number in (signal.SIGINT, signal.SIGTERM)}
     ray_dir = private_directory()
-    command = [sys.executable, "-m", "sweeps.driver", str(out), "--ray-dir", str(ray_dir), "--cpus", str(cpus)]
+    command = [sys.executable, "-m", "sweeps.tune.driver", str(out), "--ray-dir", str(ray_dir), "--cpus", str(cpus)]
     if head is None:
         env = ray_environment(os.environ, root=ROOT)
     else:

@@ -35,14 +35,14 @@ PENDING = {
     "data/local_s3.py: LocalS3.__init__(access_key)",
     "data/local_s3.py: _LOG",
     "data/scores/corpus.py: _LOG",
-    "sweeps/tuning.py: logger",
+    "sweeps/tune/tune.py: logger",
     "data/local_s3.py: LocalS3.__init__(secret_key)",
     "data/reading/reader.py: ShardReader.__init__(max_open)",
     "data/stream/stream.py: Stream.__init__(normalisation)",
     "data/stream/stream.py: Stream.__init__(stages)",
     "distributed/engine/engine.py: in_buckets(elements)",
     "distributed/processes/stop.py: StopRequest.__init__(signals)",
-    "sweeps/axes.py: WATCH",
+    "sweeps/plan/sweep_file.py: WATCH",
 }
 
 

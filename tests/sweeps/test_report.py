@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from docs.browser import Browser, View
-from sweeps.plan import Commands, Launch, Plan, PlannedTrial, read_plan, write_plan
-from sweeps.points import Trial
-from sweeps.record import Record, write_record
+from sweeps.plan.plan import Commands, Launch, Plan, PlannedTrial, read_plan, write_plan
+from sweeps.plan.points import Trial
 from sweeps.report import write_report
+from sweeps.trials.record import Record, write_record
 
 TASK = "collection"
 # what a reader sees; the label of a whisker's axis is hidden from screen readers

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.driver import LONGEST_RAY_DIR, private_directory, ray_environment
 from sweeps.report import write_report
-from sweeps.search import PlanningSearch
+from sweeps.tune.driver import LONGEST_RAY_DIR, private_directory, ray_environment
+from sweeps.tune.search import PlanningSearch
 from tests.processes import is_running
-from tests.sweeps.test_leash import wait_until
+from tests.sweeps.trials.test_leash import wait_until
 
 ROOT = Path(__file__).parents[2]
 RATIO = {"key": "masks.ratio"}

@@ -17,8 +17,8 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from sweeps.plan import read_plan
-from sweeps.tuning import fit
+from sweeps.plan.plan import read_plan
+from sweeps.tune.tune import fit
 from tests.sweeps.test_run import ray_worker_of
 
 NODE = {"include_dashboard": False, "object_store_memory": 80 * 2**20}

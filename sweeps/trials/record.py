@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from distributed.run.directory import write_json
 from pupujepa.json_lines import parse_rows, read_rows
-from sweeps.plan import PlannedTrial
+from sweeps.plan.plan import PlannedTrial
 
 Status = Literal["waiting", "running", "stopped", "finished", "diverged", "crashed", "pruned"]
 LOG_TAIL_LINES = 25

@@ -1,7 +1,7 @@
 """What Tune does with trials on the way, judged by the quality of their probes at equal samples, never by the loss.
 
 The loss does not rank models: a larger one ends at a higher loss and probes better. Probes come at the same numbers of
-crops in all trials (sweeps/planning.py), whatever their batch size or their speed.
+crops in all trials (sweeps/plan/compose.py), whatever their batch size or their speed.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from sweeps.axes import ASHA
-from sweeps.plan import Plan
+from sweeps.plan.plan import Plan
+from sweeps.plan.sweep_file import ASHA
 
 QUALITY, SAMPLES = "quality", "samples"
 

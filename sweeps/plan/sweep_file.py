@@ -1,4 +1,4 @@
-"""Axes as data: a YAML file says what is varied around which base; pure functions expand it (sweeps/points.py).
+"""Axes as data: a YAML file says what is varied around which base; pure functions expand it (sweeps/plan/points.py).
 
     question: Do the strategies beat random masks?       shown on the report
     base:
@@ -23,9 +23,9 @@
 
 A budget in samples keeps trials comparable when an axis moves the batch size: each trial takes as many steps as the
 budget holds global batches. Every trial is composed into a full experiment before anything starts, so a misspelt key
-costs a second and not a night (sweeps/planning.py).
+costs a second and not a night (sweeps/plan/compose.py).
 
-Keys of a base or a value are the trainer's, but for those that are the sweep's own (sweeps/points.py): `preset` puts a
+Keys of a base or a value are the trainer's, but for those that are the sweep's own (sweeps/plan/points.py): `preset` puts a
 recipe on top of the base's, `equal` says what the value shares with the base instead of the budget (steps, tokens or
 flops), `data.share` trains on the first shards only, and `evaluate.*` are options of the evaluator, such as
 `evaluate.readout: mean`: a value that changes nothing else is a second look at a model that is trained once.
@@ -91,7 +91,7 @@ class SchedulerConfig:
     """What happens to trials on the way, judged by `probe/mean`, the quality of their probes in training.
 
     kind: "watch" probes and ends nobody, for the curves of the report; "asha" ends those that are behind others at an
-        equal number of samples (sweeps/schedulers.py).
+        equal number of samples (sweeps/tune/schedulers.py).
     every: share of the budget between two probes, which is also that between two comparisons.
     reduction_factor: of asha; about one of so many goes on at each comparison, the first after `every`.
     """
@@ -105,7 +105,7 @@ class SchedulerConfig:
 class CommandsConfig:
     """Argv templates of a trial's two commands, for a launcher of one's own; empty for the ordinary ones.
 
-    The placeholders are those of `sweeps.plan.Commands`.
+    The placeholders are those of `sweeps.plan.plan.Commands`.
     """
 
     train: list[str] = field(default_factory=list)

@@ -19,11 +19,11 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from pupujepa.errors import UserError
 from pupujepa.progress import Progress, write_line
-from sweeps.axes import ASHA
-from sweeps.plan import Plan, read_plan
-from sweeps.record import Record, read_record, read_results, write_record
-from sweeps.schedulers import scheduler_of
-from sweeps.trial import Site, final_metrics, run_trial
+from sweeps.plan.plan import Plan, read_plan
+from sweeps.plan.sweep_file import ASHA
+from sweeps.trials.record import Record, read_record, read_results, write_record
+from sweeps.trials.trial import Site, final_metrics, run_trial
+from sweeps.tune.schedulers import scheduler_of
 
 # a trial whose Ray worker is lost (killed, node gone) is started again so often; a trial whose command fails is not
 WORKER_LOSSES = 3
@@ -64,7 +64,7 @@ def fit(plan: Plan, out: Path) -> None:
 def _tuner(plan: Plan, out: Path, trainable: Any) -> tune.Tuner:
     path = out / "tune" / plan.digest
     if plan.search is not None:
-        from sweeps.search import PlanningSearch  # here, as it composes experiments and needs Optuna
+        from sweeps.tune.search import PlanningSearch  # here, as it composes experiments and needs Optuna
 
         search = PlanningSearch(out)
         how = {"search_alg": search, "num_samples": search.left, "scheduler": scheduler_of(plan)}

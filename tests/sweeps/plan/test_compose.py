@@ -10,11 +10,11 @@ from data.shards.manifest import read_manifest
 from distributed.experiment import load_experiment
 from pupujepa.config import ConfigError
 from pupujepa.errors import UserError
-from sweeps.axes import read_sweep
-from sweeps.parts import part_url, write_part
-from sweeps.plan import Launch, commands_for, read_plan, write_plan
-from sweeps.planning import make_plan
-from sweeps.points import expand
+from sweeps.plan.compose import make_plan
+from sweeps.plan.plan import Launch, commands_for, read_plan, write_plan
+from sweeps.plan.points import expand
+from sweeps.plan.shard_parts import part_url, write_part
+from sweeps.plan.sweep_file import read_sweep
 from tests.data.shardsets import build_shard_set
 from tests.pupujepa.twins import match
 from tests.sweeps.conftest import PRESET

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from distributed.drawing.tables import ABSENT
-from sweeps.outcomes import differing, front, item_delta, points, seed_delta
-from sweeps.tables import cell
+from sweeps.results.outcomes import differing, front, item_delta, points, seed_delta
+from sweeps.results.tables import cell
 
 
 def row(axis, value, seed, score, *, half=0.1, status="finished", flops=100):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.plan import Commands, Launch, Plan, PlannedTrial, commands_for, fill
-from sweeps.points import Trial
-from sweeps.record import MetricsTail, read_record, tail
-from sweeps.trial import Site, command_lines, run_trial, trial_environment
+from sweeps.plan.plan import Commands, Launch, Plan, PlannedTrial, commands_for, fill
+from sweeps.plan.points import Trial
+from sweeps.trials.record import MetricsTail, read_record, tail
+from sweeps.trials.trial import Site, command_lines, run_trial, trial_environment
 from tests.processes import is_running
 
 

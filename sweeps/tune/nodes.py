@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pupujepa.errors import UserError
-from sweeps import leash
-from sweeps.driver import OBJECT_STORE_BYTES, TOKEN_NAME, private_directory, ray_environment
-from sweeps.trial import ROOT
+from sweeps.trials import leash
+from sweeps.trials.trial import ROOT
+from sweeps.tune.driver import OBJECT_STORE_BYTES, TOKEN_NAME, private_directory, ray_environment
 
 HEAD_NAME, NODES_NAME = "PUPUJEPA_HEAD", "PUPUJEPA_NODES"  # IP:PORT, and how many nodes there are
 POLL_S = 0.2

@@ -26,9 +26,9 @@ from distributed.drawing.charts import (
 from distributed.drawing.forest import Difference, forest_column
 from distributed.drawing.tables import Cell, Group, Table
 from distributed.drawing.wording import fixed, significant
-from sweeps.axes import BASE
-from sweeps.outcomes import Point, front
-from sweeps.tables import TERA
+from sweeps.plan.sweep_file import BASE
+from sweeps.results.outcomes import Point, front
+from sweeps.results.tables import TERA
 
 TONES = 8
 SCORE = "mean of the tasks"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pupujepa.errors import UserError
-from sweeps.axes import AxisConfig, BaseConfig, Budget, SweepConfig
-from sweeps.points import expand
+from sweeps.plan.points import expand
+from sweeps.plan.sweep_file import AxisConfig, BaseConfig, Budget, SweepConfig
 
 RATIO = AxisConfig(key="masks.ratio", values=[0.6, 0.7])
 SHAPES = AxisConfig(values={"random": {"masks.random": 1.0, "masks.block": 0.0}})

@@ -1,6 +1,6 @@
 """A trial is an ordinary run: the trainer's command, then the evaluator's, in its own run directory.
 
-Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/leash.py), so that all ranks end with the
+Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/trials/leash.py), so that all ranks end with the
 process that runs the trial, follows metrics.jsonl, hands its rows to `report`, and leaves a record. What the commands
 do is theirs: the trainer continues from its newest checkpoint when a trial is started again. A trial that only looks
 at another one's model in its own way runs the evaluator alone.
@@ -17,9 +17,9 @@ from typing import Any
 
 from distributed.processes.stop import EXIT_CODE_REQUEUE
 from distributed.watch.config import PROBE_MEAN
-from sweeps.leash import Leash
-from sweeps.plan import Plan, PlannedTrial, fill
-from sweeps.record import (
+from sweeps.plan.plan import Plan, PlannedTrial, fill
+from sweeps.trials.leash import Leash
+from sweeps.trials.record import (
     MetricsTail,
     Record,
     divergence,

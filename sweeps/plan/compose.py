@@ -11,10 +11,10 @@ from distributed.marble.datasets.corpus import read_corpus
 from pupujepa.config import ConfigError
 from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError
-from sweeps.axes import NO_SCHEDULER, OPTUNA, SweepConfig, override
-from sweeps.parts import part_of, part_url
-from sweeps.plan import Launch, Plan, PlannedTrial, Schedule, Search, digest_of, flatten
-from sweeps.points import FLOPS, STEPS, TOKENS, Trial, expand
+from sweeps.plan.plan import Launch, Plan, PlannedTrial, Schedule, Search, digest_of, flatten
+from sweeps.plan.points import FLOPS, STEPS, TOKENS, Trial, expand
+from sweeps.plan.shard_parts import part_of, part_url
+from sweeps.plan.sweep_file import NO_SCHEDULER, OPTUNA, SweepConfig, override
 
 # what does not decide a trial's result: where the same shards and labels lie, and what is written on the way
 IRRELEVANT = ("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoint.", "telemetry.", "probe.")

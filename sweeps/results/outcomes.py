@@ -16,12 +16,12 @@ from typing import Any, Literal
 from scipy.stats import t as student_t
 
 from distributed.run.log import read_metrics
-from sweeps.axes import BASE
-from sweeps.plan import Plan, PlannedTrial
-from sweeps.planning import IRRELEVANT
-from sweeps.points import SEED_KEYS
-from sweeps.record import read_record, read_results, score_on
-from sweeps.trial import METRICS, qualities
+from sweeps.plan.compose import IRRELEVANT
+from sweeps.plan.plan import Plan, PlannedTrial
+from sweeps.plan.points import SEED_KEYS
+from sweeps.plan.sweep_file import BASE
+from sweeps.trials.record import read_record, read_results, score_on
+from sweeps.trials.trial import METRICS, qualities
 
 LEVEL = 0.95
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pupujepa.errors import UserError
-from sweeps.axes import read_sweep
-from sweeps.driver import ray_environment
-from sweeps.plan import Commands, Launch, Plan, write_plan
-from sweeps.planning import make_plan
-from sweeps.tuning import require_room
+from sweeps.plan.compose import make_plan
+from sweeps.plan.plan import Commands, Launch, Plan, write_plan
+from sweeps.plan.sweep_file import read_sweep
+from sweeps.tune.driver import ray_environment
+from sweeps.tune.tune import require_room
 from tests.processes import wait_until_gone
 from tests.sweeps.conftest import PRESET
 from tests.sweeps.test_run import launch, phases_of, records

@@ -11,10 +11,10 @@ import pytest
 
 from pupujepa.errors import UserError
 from pupujepa.front_door import enter
-from sweeps import driver
 from sweeps.__main__ import COMMANDS
-from sweeps.driver import MissingNodeError, wait_for_nodes, watch_nodes
-from sweeps.nodes import Head, head_of
+from sweeps.tune import driver
+from sweeps.tune.driver import MissingNodeError, wait_for_nodes, watch_nodes
+from sweeps.tune.nodes import Head, head_of
 from tests.slurm_cluster import free_ports
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pupujepa.errors import UserError
-from sweeps.axes import BASE, GRID, ONE_AT_A_TIME, RANDOM, AxisConfig, SweepConfig, allowed, label_of, override
+from sweeps.plan.sweep_file import (
+    BASE,
+    GRID,
+    ONE_AT_A_TIME,
+    RANDOM,
+    AxisConfig,
+    SweepConfig,
+    allowed,
+    label_of,
+    override,
+)
 
 SEED_KEYS = ("train.seed", "stream.seed")  # initial weights; order, crops and masks
 STEPS, TOKENS, FLOPS = EQUALS = ("steps", "tokens", "flops")

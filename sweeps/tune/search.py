@@ -14,12 +14,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from sweeps.axes import AxisConfig, read_sweep
-from sweeps.plan import SWEEP_NAME, read_plan, write_plan
-from sweeps.planning import Planner
-from sweeps.points import Point, Setting, draw_point, settings, trial_at
-from sweeps.record import is_finished, read_record, read_results
-from sweeps.trial import final_metrics
+from sweeps.plan.compose import Planner
+from sweeps.plan.plan import SWEEP_NAME, read_plan, write_plan
+from sweeps.plan.points import Point, Setting, draw_point, settings, trial_at
+from sweeps.plan.sweep_file import AxisConfig, read_sweep
+from sweeps.trials.record import is_finished, read_record, read_results
+from sweeps.trials.trial import final_metrics
 
 SCORE = "score"  # mean over the tasks, on validation
 

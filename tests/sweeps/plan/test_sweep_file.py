@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from pupujepa.config import ConfigError
 from pupujepa.errors import UserError
-from sweeps.axes import override, read_sweep
+from sweeps.plan.sweep_file import override, read_sweep
 
 scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
 

@@ -1,4 +1,4 @@
-"""The process that holds Ray: `python -m sweeps.driver OUT --ray-dir DIR --cpus N` runs the plan in OUT and exits.
+"""The process that holds Ray: `python -m sweeps.tune.driver OUT --ray-dir DIR --cpus N` runs the plan in OUT and exits.
 
 `sweeps run` starts it under a leash, with the environment that Ray reads when it is imported (`ray_environment`). With
 `--host ADDRESS --nodes N` it waits for the other nodes first. Exit code: 0 when every trial has its results, 1 when one
@@ -21,8 +21,8 @@ from typing import Any
 
 from distributed.processes.watchdog import EXIT_CODE_LOST
 from pupujepa.errors import UserError
-from sweeps.plan import Plan, read_plan
-from sweeps.record import read_record
+from sweeps.plan.plan import Plan, read_plan
+from sweeps.trials.record import read_record
 
 OBJECT_STORE_BYTES = 80 * 2**20  # trials exchange files, not objects; Ray's default takes 30 % of the memory
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
@@ -135,7 +135,7 @@ def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
     """Starts Ray, fits, stops Ray; returns whether a signal asked for the end, or sets `lost` for a node that did."""
     import ray  # here, so that a wrong argument costs no second of Ray's import
 
-    from sweeps.tuning import fit
+    from sweeps.tune.tune import fit
 
     ray.init(
         num_cpus=args.cpus,

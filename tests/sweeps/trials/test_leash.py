@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.leash import Leash, descendants
+from sweeps.trials.leash import Leash, descendants
 from tests.processes import is_running
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_what_a_finished_command_leaves_behind_is_ended(tmp_path):
 def test_sigkill_of_owner_or_leash_ends_the_command(tmp_path, victim):
     """No process can act on its own SIGKILL: the pipe and the kernel do it for the owner and the leash."""
     owner_code = (
-        "import os, sys, time; from pathlib import Path; from sweeps.leash import Leash, descendants; "
+        "import os, sys, time; from pathlib import Path; from sweeps.trials.leash import Leash, descendants; "
         "leash = Leash([sys.executable, '-c', sys.argv[2], sys.argv[1]], env=os.environ, cwd=Path.cwd(), grace_s=1.0); "
         "print(descendants(os.getpid())[0], flush=True); time.sleep(600)"
     )

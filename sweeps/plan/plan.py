@@ -22,8 +22,8 @@ from typing import Any
 
 from distributed.run.directory import write_json
 from pupujepa.errors import UserError
-from sweeps.axes import NO_SCHEDULER
-from sweeps.points import Trial
+from sweeps.plan.points import Trial
+from sweeps.plan.sweep_file import NO_SCHEDULER
 
 FORMAT_VERSION = 3
 PLAN_NAME, SWEEP_NAME = "plan.json", "sweep.yaml"
@@ -80,7 +80,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How trials are compared on the way; see `sweeps.axes.SchedulerConfig`.
+    """How trials are compared on the way; see `sweeps.plan.sweep_file.SchedulerConfig`.
 
     Attributes:
         every_samples: crops between two probes of a trial.

@@ -6,8 +6,8 @@ from typing import Any
 from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts, to_markdown
 from distributed.drawing.wording import count_of, duration, fixed, grouped, interval, listed, significant
 from distributed.marble.tasks.marble_tasks import task_title
-from sweeps.outcomes import Delta, Point
-from sweeps.plan import Plan
+from sweeps.plan.plan import Plan
+from sweeps.results.outcomes import Delta, Point
 
 TERA = 1e12
 

@@ -6,7 +6,7 @@ import pytest
 
 from distributed.marble.datasets.corpus import SPLITS, read_corpus
 from pupujepa.errors import UserError
-from sweeps.subset import subset, write_subset
+from sweeps.plan.corpus_subset import subset, write_subset
 
 
 def rows(groups: int = 200, takes: int = 2) -> list[dict]:

@@ -1,0 +1,1 @@
+"""One trial: its processes and its record."""
