@@ -1,7 +1,7 @@
 """Works out what training at scale needs, for docs/scale.md: `python docs/scale.py --write`
 
 Prints the tables, or with --write puts them between their marks in the page and draws its picture. Most are arithmetic,
-from the code's own counts and the constants of benchmarks/simulate_stream_setting.py; two are simulated and take a few
+from the code's own counts and the constants of benchmarks/simulate/setting.py; two are simulated and take a few
 minutes (`--without-simulation` leaves them as they are).
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.simulate_stream import (  # noqa: E402 - run as a script, the root is not on the path before
+from benchmarks.simulate.command import (
     DEPTH_SETTING,
     DEPTHS_GIB,
     LATENCIES_S,
@@ -24,14 +24,7 @@ from benchmarks.simulate_stream import (  # noqa: E402 - run as a script, the ro
     percent,
     scenario_table,
 )
-from benchmarks.simulate_stream_setting import (  # noqa: E402
-    ASSUMED,
-    BYTES_OF_VALUE,
-    MEASURED,
-    SIZES,
-    Setting,
-    flops_per_crop,
-)
+from benchmarks.simulate.setting import ASSUMED, BYTES_OF_VALUE, MEASURED, SIZES, Setting, flops_per_crop
 from data.building.build import BuildConfig  # noqa: E402
 from data.stream.config import StreamConfig  # noqa: E402
 from distributed.experiment import Experiment, load_experiment  # noqa: E402

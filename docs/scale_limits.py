@@ -1,7 +1,7 @@
 """Where the design of the stream gives out at scale, with the numbers that say so: a table of docs/scale.md."""
 
-from benchmarks.simulate_stream import as_markdown
-from benchmarks.simulate_stream_setting import ASSUMED, MEASURED, Setting
+from benchmarks.simulate.command import as_markdown
+from benchmarks.simulate.setting import ASSUMED, MEASURED, Setting
 from data.building.build import BuildConfig
 from data.stream.config import StreamConfig
 

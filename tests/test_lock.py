@@ -24,7 +24,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 # one lock for all of them: an entry whose marker forgets a processor is missing there
 MACHINES = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
 PINNED = re.compile(r"[a-z0-9._-]+==[\w.!+]+( ; [^@/]+)?( --hash=sha256:[0-9a-f]{64})+")
-# benchmarks/stream_peers.py installs both in a venv of their own: they ask for another numpy than ours
+# benchmarks/stream/peers.py installs both in a venv of their own: they ask for another numpy than ours
 PEERS = ("litdata", "streaming")
 # tinysoundfont plays through it, which nobody here does; building it needs PortAudio's headers
 LEFT_OUT = {("tinysoundfont", "pyaudio")}

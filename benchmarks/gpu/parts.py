@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.engine_launch import OutOfTimeError, RanksFailedError, on_ranks
+from benchmarks.engine.launch import OutOfTimeError, RanksFailedError, on_ranks
 from benchmarks.gpu import pytests, steps, waiting
 from benchmarks.gpu.kept import CUDA, Kept, Result, Setting
 from benchmarks.gpu.steps import StepSetting

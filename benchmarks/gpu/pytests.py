@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.engine_launch import OutOfTimeError, RanksFailedError, run_within
+from benchmarks.engine.launch import OutOfTimeError, RanksFailedError, run_within
 from benchmarks.gpu.kept import CUDA, Kept
 
 # of the CPU's, as many as show that the part works; CI runs them all by themselves

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.alternate import machine
-from benchmarks.engine_launch import ROOT
+from benchmarks.engine.launch import ROOT
 from benchmarks.gpu.kept import CUDA, Kept, Result
 from benchmarks.gpu.parts import COMPILED, DATA, EAGER, TESTS, all_parts
 from pupujepa.durable import atomic_file

@@ -15,7 +15,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.engine_bare import OurEngine, experiment_of, inputs_of
+from benchmarks.engine.bare import OurEngine, experiment_of, inputs_of
 from distributed.engine.engine import batch_sizes
 from distributed.plan.plan import step_config
 from distributed.processes.topology import Topology

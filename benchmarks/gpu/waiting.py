@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine_trainer
-from benchmarks.engine_launch import RanksFailedError, on_ranks, run_within
+from benchmarks.engine import trainer as engine_trainer
+from benchmarks.engine.launch import RanksFailedError, on_ranks, run_within
 from benchmarks.gpu.kept import Kept, Setting
 from benchmarks.gpu.steps import TINY
-from benchmarks.stream_corpus import CorpusConfig, make_corpus
+from benchmarks.stream.corpus import CorpusConfig, make_corpus
 from pupujepa.json_lines import read_rows
 
 MODEL = "tiny"

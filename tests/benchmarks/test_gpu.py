@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from torch.autograd import DeviceType
 
-from benchmarks.engine_launch import ROOT, OutOfTimeError, RanksFailedError, run_within
+from benchmarks.engine.launch import ROOT, OutOfTimeError, RanksFailedError, run_within
 from benchmarks.gpu import command, parts, pytests, section, steps, waiting
 from benchmarks.gpu.kept import Kept, Result, Setting
 from pupujepa.errors import UserError

@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 
-from benchmarks.engine_bare import experiment_of
-from benchmarks.engine_launch import on_ranks
-from benchmarks.engine_memory import measure_each
+from benchmarks.engine.bare import experiment_of
+from benchmarks.engine.launch import on_ranks
+from benchmarks.engine.memory import measure_each
 from distributed.engine.engine import batch_sizes
 from distributed.plan.plan import step_config
 from pupujepa.cost.memory import peak_memory

@@ -6,9 +6,9 @@ from importlib import import_module
 
 import pytest
 
-from benchmarks import simulate_stream
-from benchmarks.simulate_stream import DEPTH_SETTING, DEPTHS_GIB, LATENCIES_S, QUICK_SETTING, SCENARIOS
-from benchmarks.simulate_stream_setting import Setting
+from benchmarks.simulate import command as simulate_stream
+from benchmarks.simulate.command import DEPTH_SETTING, DEPTHS_GIB, LATENCIES_S, QUICK_SETTING, SCENARIOS
+from benchmarks.simulate.setting import Setting
 from docs.scale import ARITHMETIC, PAGE, PICTURE, SIMULATED, write
 
 TEXT = PAGE.read_text()

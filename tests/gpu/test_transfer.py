@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.engine_bare import experiment_of
-from benchmarks.engine_launch import on_ranks
-from benchmarks.engine_memory import measure
+from benchmarks.engine.bare import experiment_of
+from benchmarks.engine.launch import on_ranks
+from benchmarks.engine.memory import measure
 from data.stream.config import StreamConfig
 from data.stream.corpora import read_corpora
 from data.stream.stream import Stream

@@ -10,14 +10,14 @@ import litdata
 from litdata.streaming import downloader
 from torch import Tensor
 
-from benchmarks.stream_contender import Crop, Reading, loader_options
-from benchmarks.stream_corpus import SEED, Facts, read_facts, stored_samples
+from benchmarks.stream.contender import Crop, Reading, loader_options
+from benchmarks.stream.corpus import SEED, Facts, read_facts, stored_samples
 
 SHUFFLE = "its FullShuffle: chunks divided among workers and shuffled, samples shuffled within a chunk"
 
 
 class LitdataReader:
-    """See `benchmarks.stream_contender.Reader`."""
+    """See `benchmarks.stream.contender.Reader`."""
 
     def __init__(self, reading: Reading, facts: Facts):
         self.reading, self.facts = reading, facts

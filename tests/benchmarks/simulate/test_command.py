@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulate_stream_engine import simulate
-from benchmarks.simulate_stream_network import Latency, Network, StoreModel
-from benchmarks.simulate_stream_outcome import Site
-from benchmarks.simulate_stream_reading import Run, Upcoming, marks_of_rank
+from benchmarks.simulate.engine import simulate
+from benchmarks.simulate.network import Latency, Network, StoreModel
+from benchmarks.simulate.outcome import Site
+from benchmarks.simulate.reading import Run, Upcoming, marks_of_rank
 from data.order.epoch import EpochOrders
 from data.order.layout import Layout
 from data.reading.prefetch import upcoming_shards, within_depth

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from benchmarks import simulate_stream_measured as measured
-from benchmarks.simulate_stream_corpus import imagined_manifest, write_shards
-from benchmarks.simulate_stream_start import measure_start
+from benchmarks.simulate import measured
+from benchmarks.simulate.corpus import imagined_manifest, write_shards
+from benchmarks.simulate.start import measure_start
 from data.shards.format import index_name
 from data.shards.manifest import from_json, to_json
 from data.store.store import open_store

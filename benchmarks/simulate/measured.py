@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.alternate import machine
-from benchmarks.simulate_stream_corpus import write_shards
-from benchmarks.simulate_stream_engine import simulate
-from benchmarks.simulate_stream_network import Latency, StoreModel
-from benchmarks.simulate_stream_outcome import Outcome, Site
-from benchmarks.simulate_stream_reading import Run
+from benchmarks.simulate.corpus import write_shards
+from benchmarks.simulate.engine import simulate
+from benchmarks.simulate.network import Latency, StoreModel
+from benchmarks.simulate.outcome import Outcome, Site
+from benchmarks.simulate.reading import Run
 from data.reading.cache import ShardCache
 from data.reading.room import CacheConfig
 from data.shards.manifest import Manifest

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.alternate import alternate
-from benchmarks.engine_bare import Inputs, bare_loop
+from benchmarks.engine.bare import Inputs, bare_loop
 from data.stream.batches import Batch
 from data.stream.corpora import read_corpora
 from distributed.build import build_parts

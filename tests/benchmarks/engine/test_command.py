@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch._C._profiler import _EventType
 
-from benchmarks.engine import PARTS, PRINTED, interval, parse
-from benchmarks.engine_bare import bare_loop, experiment_of, inputs_of, training_step
-from benchmarks.engine_memory import _peaks
+from benchmarks.engine.bare import bare_loop, experiment_of, inputs_of, training_step
+from benchmarks.engine.command import PARTS, PRINTED, interval, parse
+from benchmarks.engine.memory import _peaks
 from distributed.engine.engine import parameter_groups
 from pupujepa.training.ema import update_ema
 from pupujepa.training.objective import teacher_pairs
@@ -24,7 +24,7 @@ def test_the_bare_loop_is_the_method(monkeypatch):
     device = torch.device("cpu")
     inputs = inputs_of(experiment, crops=2, device=device)
     built = []
-    monkeypatch.setattr("benchmarks.engine_bare.training_step", lambda *a: built.append(training_step(*a)) or built[-1])
+    monkeypatch.setattr("benchmarks.engine.bare.training_step", lambda *a: built.append(training_step(*a)) or built[-1])
     update = bare_loop(experiment, device, ranks=1)
     step = training_step(experiment, device)
     optimizer = torch.optim.AdamW(

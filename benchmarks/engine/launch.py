@@ -48,7 +48,7 @@ def on_ranks(
         if ranks > 1:
             command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
         code, said = run_within(
-            [*command, "benchmarks.engine_rank", str(path)],
+            [*command, "benchmarks.engine.rank", str(path)],
             timeout_s=timeout_s,
             environ={**(environ or {}), "OMP_NUM_THREADS": "1"},
         )

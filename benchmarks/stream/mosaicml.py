@@ -9,8 +9,8 @@ import streaming
 from streaming.base.util import clean_stale_shared_memory
 from torch import Tensor
 
-from benchmarks.stream_contender import Crop, Reading, loader_options
-from benchmarks.stream_corpus import SEED, Facts, read_facts, stored_samples
+from benchmarks.stream.contender import Crop, Reading, loader_options
+from benchmarks.stream.corpus import SEED, Facts, read_facts, stored_samples
 
 SHUFFLE = "py1e, the default, over blocks of at least 262,144 samples: the whole set"
 
@@ -29,7 +29,7 @@ class CroppedDataset(streaming.StreamingDataset):
 
 
 class MosaicReader:
-    """See `benchmarks.stream_contender.Reader`."""
+    """See `benchmarks.stream.contender.Reader`."""
 
     def __init__(self, reading: Reading, facts: Facts):
         self.reading, self.facts = reading, facts

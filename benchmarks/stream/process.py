@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.stream_contender import Reading, tree_cpu_s
+from benchmarks.stream.contender import Reading, tree_cpu_s
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 300.0
@@ -72,7 +72,7 @@ def measure(reading: Reading, *, python: Path, payload_bytes: int, samples: int)
     with tempfile.TemporaryDirectory(prefix="reading-") as folder:
         path = Path(folder) / "reading.json"
         path.write_text(json.dumps(asdict(reading)))
-        lines, watch = _watched([str(python), "-m", "benchmarks.stream_contender", str(path)], reading.contender)
+        lines, watch = _watched([str(python), "-m", "benchmarks.stream.contender", str(path)], reading.contender)
     marks = {line["mark"]: line for line in lines if "mark" in line}
     result = next((line for line in lines if "mark" not in line), {})
     if "last" not in marks:  # it was only to leave its state

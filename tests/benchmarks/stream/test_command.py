@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.stream import import_shuffle, in_turn, parse, upload
-from benchmarks.stream_contender import LAYOUTS, MODULES, Reading, run
-from benchmarks.stream_corpus import CorpusConfig, Facts, checksum_of, make_corpus, read_facts, sample
-from benchmarks.stream_peers import PEERS, chosen_python
-from benchmarks.stream_process import ContenderError, Measured, measure, resident_pages, warm
-from benchmarks.stream_report import Setting, checked, per_cpu_s, ratio, table
+from benchmarks.stream.command import import_shuffle, in_turn, parse, upload
+from benchmarks.stream.contender import LAYOUTS, MODULES, Reading, run
+from benchmarks.stream.corpus import CorpusConfig, Facts, checksum_of, make_corpus, read_facts, sample
+from benchmarks.stream.peers import PEERS, chosen_python
+from benchmarks.stream.process import ContenderError, Measured, measure, resident_pages, warm
+from benchmarks.stream.report import Setting, checked, per_cpu_s, ratio, table
 from pupujepa.errors import UserError
 
 SAMPLES, BATCH = 16, 4

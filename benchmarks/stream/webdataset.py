@@ -12,8 +12,8 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.stream_contender import Crop, Reading, loader_options
-from benchmarks.stream_corpus import SEED, Facts
+from benchmarks.stream.contender import Crop, Reading, loader_options
+from benchmarks.stream.corpus import SEED, Facts
 from data.store.store import open_store
 
 SHUFFLE = "shards shuffled, divided among workers, then a buffer of as many samples as 4 shards hold in each worker"
@@ -21,7 +21,7 @@ READ_AHEAD_BYTES = 4 << 20
 
 
 class WebdatasetReader:
-    """See `benchmarks.stream_contender.Reader`."""
+    """See `benchmarks.stream.contender.Reader`."""
 
     def __init__(self, reading: Reading, facts: Facts):
         self.reading, self.facts = reading, facts

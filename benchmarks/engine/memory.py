@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.engine_bare import MOMENTUM, Inputs, OurEngine, experiment_of, inputs_of
-from benchmarks.engine_launch import on_ranks
+from benchmarks.engine.bare import MOMENTUM, Inputs, OurEngine, experiment_of, inputs_of
+from benchmarks.engine.launch import on_ranks
 from distributed.engine.engine import batch_sizes
 from distributed.plan.plan import step_config
 from distributed.processes.topology import Topology

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.simulate_stream_engine import simulate
-from benchmarks.simulate_stream_network import Latency, StoreModel
-from benchmarks.simulate_stream_outcome import Outcome
-from benchmarks.simulate_stream_setting import ASSUMED, Setting, usual_store
+from benchmarks.simulate.engine import simulate
+from benchmarks.simulate.network import Latency, StoreModel
+from benchmarks.simulate.outcome import Outcome
+from benchmarks.simulate.setting import ASSUMED, Setting, usual_store
 
 GIB, GB = 2**30, 1e9
 HOURS = 100_000
@@ -78,11 +78,11 @@ def main() -> None:
     """Prints what was asked for."""
     args = parse(sys.argv[sys.argv.index("simulate_stream") + 1 :] if "simulate_stream" in sys.argv else [])
     if args.measured:
-        from benchmarks import simulate_stream_measured
+        from benchmarks.simulate import measured as simulate_stream_measured
 
         simulate_stream_measured.main(steps=args.steps, repeats=args.repeats)
     elif args.start:
-        from benchmarks import simulate_stream_start
+        from benchmarks.simulate import start as simulate_stream_start
 
         simulate_stream_start.main(hours=args.hours)
     else:

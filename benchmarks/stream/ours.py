@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.stream_contender import Reading
-from benchmarks.stream_corpus import CROP_FRAMES, SEED, Facts
+from benchmarks.stream.contender import Reading
+from benchmarks.stream.corpus import CROP_FRAMES, SEED, Facts
 from data.shards.manifest import read_manifest
 from data.stream.config import StreamConfig
 from data.stream.stream import Stream, StreamState
@@ -20,7 +20,7 @@ LANES, WINDOW_SHARDS = 4, 2
 
 
 class OurReader:
-    """See `benchmarks.stream_contender.Reader`."""
+    """See `benchmarks.stream.contender.Reader`."""
 
     def __init__(self, reading: Reading, facts: Facts):
         self.reading, self.facts = reading, facts

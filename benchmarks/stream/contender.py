@@ -1,8 +1,8 @@
 """One contender of the streaming benchmark in a process of its own: reads, checks what it got, and tells the times.
 
-  python -m benchmarks.stream_contender READING.json
+  python -m benchmarks.stream.contender READING.json
 
-Started by `benchmarks.stream_process`. Everything is imported before the clock starts; each line of its output is one
+Started by `benchmarks.stream.process`. Everything is imported before the clock starts; each line of its output is one
 JSON object, a mark with the time, the processor seconds of the process and its descendants, or the result.
 """
 
@@ -22,14 +22,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks.stream_corpus import CHECKED, CROP_FRAMES, HI, LO, MEAN, STD, Facts, read_facts
+from benchmarks.stream.corpus import CHECKED, CROP_FRAMES, HI, LO, MEAN, STD, Facts, read_facts
 
 MODULES = {
-    "pupujepa": "benchmarks.stream_ours",
-    "webdataset": "benchmarks.stream_webdataset",
-    "mosaicml": "benchmarks.stream_mosaicml",
-    "litdata": "benchmarks.stream_litdata",
-    "raw": "benchmarks.stream_limits",
+    "pupujepa": "benchmarks.stream.ours",
+    "webdataset": "benchmarks.stream.webdataset",
+    "mosaicml": "benchmarks.stream.mosaicml",
+    "litdata": "benchmarks.stream.litdata",
+    "raw": "benchmarks.stream.limits",
 }
 LAYOUTS = {"pupujepa": "tar", "webdataset": "tar", "mosaicml": "mds", "litdata": "litdata", "raw": "tar"}
 

@@ -13,10 +13,10 @@ from itertools import count
 
 import numpy as np
 
-from benchmarks.simulate_stream_cache import NodeCache
-from benchmarks.simulate_stream_network import FOREVER, Network
-from benchmarks.simulate_stream_outcome import Outcome, Site
-from benchmarks.simulate_stream_reading import Mark, Run, Upcoming, marks_of_rank
+from benchmarks.simulate.cache import NodeCache
+from benchmarks.simulate.network import FOREVER, Network
+from benchmarks.simulate.outcome import Outcome, Site
+from benchmarks.simulate.reading import Mark, Run, Upcoming, marks_of_rank
 from data.order.epoch import EpochOrders
 from pupujepa.errors import UserError
 

@@ -28,14 +28,14 @@ from pathlib import Path
 
 from benchmarks.alternate import machine
 from benchmarks.profiled import profile
-from benchmarks.stream_contender import LAYOUTS, MODULES, Reading
-from benchmarks.stream_corpus import CorpusConfig, Facts, converted, make_corpus
-from benchmarks.stream_enlarged import enlarged
-from benchmarks.stream_limits import WAYS
-from benchmarks.stream_ours import open_reader
-from benchmarks.stream_peers import chosen_python, default_folder, set_up, versions
-from benchmarks.stream_process import ContenderError, Measured, evict, measure, warm
-from benchmarks.stream_report import OURS, RAW, Setting, checked, megabytes_per_s, table
+from benchmarks.stream.contender import LAYOUTS, MODULES, Reading
+from benchmarks.stream.corpus import CorpusConfig, Facts, converted, make_corpus
+from benchmarks.stream.enlarged import enlarged
+from benchmarks.stream.limits import WAYS
+from benchmarks.stream.ours import open_reader
+from benchmarks.stream.peers import chosen_python, default_folder, set_up, versions
+from benchmarks.stream.process import ContenderError, Measured, evict, measure, warm
+from benchmarks.stream.report import OURS, RAW, Setting, checked, megabytes_per_s, table
 from data.store.store import open_store
 from examples.local_s3 import LocalS3
 

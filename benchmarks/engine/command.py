@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import engine_memory, engine_trainer
-from benchmarks.engine_launch import on_ranks
+from benchmarks.engine import memory as engine_memory
+from benchmarks.engine import trainer as engine_trainer
+from benchmarks.engine.launch import on_ranks
 from benchmarks.step import where
-from benchmarks.stream_corpus import CorpusConfig, make_corpus
+from benchmarks.stream.corpus import CorpusConfig, make_corpus
 from pupujepa.randomness import generator
 
 PREDICTION = (

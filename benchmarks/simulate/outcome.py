@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.simulate_stream_network import FOREVER, StoreModel
+from benchmarks.simulate.network import FOREVER, StoreModel
 from data.stream.config import StreamConfig
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.alternate import machine
-from benchmarks.simulate_stream_corpus import imagined_manifest, write_shards
-from benchmarks.simulate_stream_setting import SAMPLE_FRAMES, Setting
+from benchmarks.simulate.corpus import imagined_manifest, write_shards
+from benchmarks.simulate.setting import SAMPLE_FRAMES, Setting
 from data.building.build import BuildConfig
 from data.order.epoch import EpochOrder
 from data.order.layout import Layout

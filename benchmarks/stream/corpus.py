@@ -140,7 +140,7 @@ def converted(corpus: Path, layout: str, *, python: Path) -> Path:
     facts_digest = sha256((corpus / "facts.json").read_bytes()).hexdigest()
     if layout != "tar" and not (done.is_file() and done.read_text() == facts_digest):
         done.unlink(missing_ok=True)
-        command = [str(python), "-m", "benchmarks.stream_corpus", str(corpus), layout]
+        command = [str(python), "-m", "benchmarks.stream.corpus", str(corpus), layout]
         subprocess.run(command, check=True, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
         done.write_text(facts_digest)
     return folder
@@ -189,7 +189,7 @@ def _convert() -> None:
     parser.add_argument("layout", choices=FORMATS[1:])
     args = parser.parse_args()
     rmtree(args.corpus / args.layout, ignore_errors=True)
-    module = {"mds": "benchmarks.stream_mosaicml", "litdata": "benchmarks.stream_litdata"}[args.layout]
+    module = {"mds": "benchmarks.stream.mosaicml", "litdata": "benchmarks.stream.litdata"}[args.layout]
     import_module(module).convert(args.corpus, args.corpus / args.layout)
 
 

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from benchmarks.simulate_stream_network import FOREVER, Latency, StoreModel
-from benchmarks.simulate_stream_outcome import Site
-from benchmarks.simulate_stream_reading import Run
+from benchmarks.simulate.network import FOREVER, Latency, StoreModel
+from benchmarks.simulate.outcome import Site
+from benchmarks.simulate.reading import Run
 from data.building.build import BuildConfig
 from data.building.features import FeatureConfig
 from data.order.layout import Layout

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.stream_process import Measured
+from benchmarks.stream.process import Measured
 
 OURS, RAW = "pupujepa", "raw"
 AIM_PER_CPU_S, AIM_OF_RAW_GET, AIM_RESUME = 1.5, 0.9, 10.0
@@ -17,7 +17,7 @@ class Setting:
     """One table: a place, a dtype, a number of workers, and what each contender took, round by round.
 
     Args:
-        place: one of those of `benchmarks.stream`.
+        place: one of those of `benchmarks.stream.command`.
         runs: by contender; None is a round whose figures are void.
         void: why, by contender.
     """
@@ -143,7 +143,7 @@ def checked(result: Mapping[str, Any], expected: tuple[int, int, float]) -> str:
     """Returns why a run is void, or "": every sample must have come `epochs` times, with the right values.
 
     Args:
-        result: of `benchmarks.stream_contender`.
+        result: of `benchmarks.stream.contender`.
         expected: (samples of an epoch, epochs, checksum over all epochs).
     """
     samples, epochs, checksum = expected

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.stream_contender import Reading
-from benchmarks.stream_corpus import Facts
+from benchmarks.stream.contender import Reading
+from benchmarks.stream.corpus import Facts
 from data.store.store import open_store
 
 SHUFFLE = "none: one file after the other"
@@ -22,7 +22,7 @@ WAYS = ("http 1", "http 2", "http 4", "http 8", "botocore 2", "botocore 4", "s3f
 
 
 class RawReader:
-    """Yields ([], bytes read) for every tar; see `benchmarks.stream_contender.Reader`."""
+    """Yields ([], bytes read) for every tar; see `benchmarks.stream.contender.Reader`."""
 
     def __init__(self, reading: Reading):
         self.reading = reading
