@@ -1,6 +1,6 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...]`; without a name, all of them. Prints Markdown.
 
-Long ones (step, memory, stream, build, simulate_stream, codes, diagnostics, engine, faults, training_faults,
+Long ones (step, memory, stream, build, simulate, codes, diagnostics, engine, faults, training_faults,
 feature_store, probe, gpu) run only when named. What follows a name and begins with a dash is that benchmark's own, such
 as --models large of step.
 """
@@ -8,6 +8,7 @@ as --models large of step.
 import sys
 from importlib import import_module
 from itertools import takewhile
+from pathlib import Path
 
 from pupujepa.front_door import quiet_when_unread
 
@@ -21,9 +22,15 @@ def main(names: list[str]) -> None:
         return
     chosen = list(takewhile(lambda word: not word.startswith("-"), names))
     for name in chosen or QUICK:
-        module = import_module(f"benchmarks.{name}")
+        module = import_module(module_of(name))
         print(f"\n## {name}\n\n{(module.__doc__ or '').splitlines()[0]}\n")
         module.main()
+
+
+def module_of(name: str) -> str:
+    """Returns the module with the benchmark's `main`: its own, or `command` where the benchmark is a folder."""
+    folder = Path(__file__).parent / name
+    return f"benchmarks.{name}.command" if (folder / "command.py").exists() else f"benchmarks.{name}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 The shards do not exist: their manifest does, and everything from reading it to the list of samples of a step in the
 middle of the fourth epoch is the real thing, in a fresh process. What a resumed run does beyond that depends on the
-store: one index and one sample for each row of the first micro-batch (`tests/data/stream/test_stream.py` counts the bytes).
+store: one index and one sample for each row of the first micro-batch (`tests/data/stream/test_stream.py` counts the
+bytes).
 """
 
 import argparse

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.simulate.command import (
+from benchmarks.simulate.command import (  # noqa: E402 - run as a script, the root is not on the path before
     DEPTH_SETTING,
     DEPTHS_GIB,
     LATENCIES_S,
@@ -24,7 +24,14 @@ from benchmarks.simulate.command import (
     percent,
     scenario_table,
 )
-from benchmarks.simulate.setting import ASSUMED, BYTES_OF_VALUE, MEASURED, SIZES, Setting, flops_per_crop
+from benchmarks.simulate.setting import (  # noqa: E402
+    ASSUMED,
+    BYTES_OF_VALUE,
+    MEASURED,
+    SIZES,
+    Setting,
+    flops_per_crop,
+)
 from data.building.build import BuildConfig  # noqa: E402
 from data.stream.config import StreamConfig  # noqa: E402
 from distributed.experiment import Experiment, load_experiment  # noqa: E402

@@ -4,10 +4,10 @@
   python -m sweeps run sweeps/ablations/quick.yaml --shards ... --corpus ... --dry-run       what would run
   python -m sweeps run ABLATION.yaml --shards s3://music/shards/train --corpus D --ranks 2 --gpus-per-trial 2
 
-A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/plan/sweep_file.py describes it.
-Trials run beside each other as far as cores and GPUs hold, on a Ray that is started for this sweep alone and stopped
-with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process. The nodes of a SLURM job
-share one Ray (slurm/sweep.sbatch).
+A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/plan/sweep_file.py
+describes it. Trials run beside each other as far as cores and GPUs hold, on a Ray that is started for this sweep alone
+and stopped with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process. The nodes of
+a SLURM job share one Ray (slurm/sweep.sbatch).
 
 The same command, run again, goes on: what is finished is kept, what was interrupted continues from its checkpoint, what
 crashed is tried again. When the sweep file has changed since, --resume says that you mean it: equal trials are kept.

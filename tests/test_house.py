@@ -58,7 +58,7 @@ def imported_packages(source, *, late=False):
 
 
 def test_no_module_imports_torchaudio_when_it_is_loaded():
-    """It loads only beside the torch that it was built for, and `distributed.run.installed` alone says so in a sentence."""
+    """It loads only beside the torch that it was built for; `distributed.run.installed` alone says so."""
     modules = [p for room in (*ROOMS, "benchmarks", "examples", "docs") for p in (ROOT / room).rglob("*.py")]
     assert len(modules) > 250
     assert [p for p in modules if "torchaudio" in imported_packages(p.read_text())] == []

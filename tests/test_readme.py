@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import module_of
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
@@ -34,5 +36,5 @@ def test_cited_tests_exist(claim):
 def test_commands_exist(command):
     """Every front-door command, and every benchmark, that the README shows is one."""
     room, name = command
-    module = import_module(f"{room}.__main__" if room != "benchmarks" else f"benchmarks.{name}")
+    module = import_module(f"{room}.__main__" if room != "benchmarks" else module_of(name))
     assert callable(module.main) if room == "benchmarks" else name in module.COMMANDS

@@ -1,4 +1,4 @@
-"""One rank of the engine's benchmark: `torchrun -m benchmarks.engine.rank TASK.json`, started by engine_launch.py."""
+"""One rank of the engine's benchmark, started by launch.py: `torchrun -m benchmarks.engine.rank TASK.json`."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """The trainer as it is, on synthetic shards: its step against a bare loop, checkpoints, resuming, diagnostics, scaling.
 
-Every function runs on fresh ranks (engine_launch.py) and returns plain numbers. One batch is read from the shards and
-then repeated, so that both sides compute the same and nobody waits for data.
+Every function runs on fresh ranks (benchmarks/engine/launch.py) and returns plain numbers. One batch is read from the
+shards and then repeated, so that both sides compute the same and nobody waits for data.
 """
 
 import statistics

@@ -1,13 +1,13 @@
 """The stream on up to 512 GPUs, simulated event by event in the real order: waits, start-up, caches.
 
-  python -m benchmarks simulate_stream                the tables; a few minutes on one core
-  python -m benchmarks simulate_stream --quick        the depth table alone, on 8 GPUs; seconds
-  python -m benchmarks simulate_stream --measured     a real stream from a local S3 store, and its simulation
-  python -m benchmarks simulate_stream --start        what a start costs with a large corpus, and a crop
+  python -m benchmarks simulate                the tables; a few minutes on one core
+  python -m benchmarks simulate --quick        the depth table alone, on 8 GPUs; seconds
+  python -m benchmarks simulate --measured     a real stream from a local S3 store, and its simulation
+  python -m benchmarks simulate --start        what a start costs with a large corpus, and a crop
 
-The order, the lanes, the windows and what is fetched ahead come from `data.order.epoch` and `data.reading.prefetch` themselves
-(simulate_stream_reading.py); latencies and bandwidths are models (simulate_stream_network.py). Runs are those of the
-paper preset, `docs/scale.md` says what its numbers stand on.
+The order, the lanes, the windows and what is fetched ahead come from `data.order.epoch` and `data.reading.prefetch`
+themselves (benchmarks/simulate/reading.py); latencies and bandwidths are models (benchmarks/simulate/network.py). Runs
+are those of the paper preset, `docs/scale.md` says what its numbers stand on.
 """
 
 import argparse
@@ -78,13 +78,13 @@ def main() -> None:
     """Prints what was asked for."""
     args = parse(sys.argv[sys.argv.index("simulate_stream") + 1 :] if "simulate_stream" in sys.argv else [])
     if args.measured:
-        from benchmarks.simulate import measured as simulate_stream_measured
+        from benchmarks.simulate import measured
 
-        simulate_stream_measured.main(steps=args.steps, repeats=args.repeats)
+        measured.main(steps=args.steps, repeats=args.repeats)
     elif args.start:
-        from benchmarks.simulate import start as simulate_stream_start
+        from benchmarks.simulate import start
 
-        simulate_stream_start.main(hours=args.hours)
+        start.main(hours=args.hours)
     else:
         print(as_markdown(depth_table(QUICK_SETTING if args.quick else DEPTH_SETTING)), flush=True)
         if not args.quick:
@@ -94,7 +94,7 @@ def main() -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads what follows the benchmark's name."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks simulate_stream",
+        prog="python -m benchmarks simulate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,8 +1,8 @@
 """Which shard each simulated reader needs at which moment, and when it lets go: taken from the order itself.
 
-Nothing here is made up: the items of a step come from `data.order.epoch`, their micro-batches and workers from the rules of
-`data.stream.source.ReadPlan`, and what is fetched ahead from `upcoming_shards` and `within_depth`, as the real prefetcher has
-it.
+Nothing here is made up: the items of a step come from `data.order.epoch`, their micro-batches and workers from the
+rules of `data.stream.source.ReadPlan`, and what is fetched ahead from `upcoming_shards` and `within_depth`, as the real
+prefetcher has it.
 
 A *tick* is one micro-batch of a rank, counted from the start of the run; worker w of n makes ticks w, w + n, ...
 """

@@ -36,7 +36,7 @@ class Number:
     source: str
 
 
-_START = "`python -m benchmarks simulate_stream --start`, in benchmarks/RESULTS.md"
+_START = "`python -m benchmarks simulate --start`, in benchmarks/RESULTS.md"
 MEASURED = {
     "overhead_bytes": Number(
         2816, "bytes", "tar headers, .npy header and JSON of a sample, in the shards of `make demo`"

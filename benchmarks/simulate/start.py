@@ -1,4 +1,4 @@
-"""What a start costs with a large corpus, and what a crop costs: `python -m benchmarks simulate_stream --start`.
+"""What a start costs with a large corpus, and what a crop costs: `python -m benchmarks simulate --start`.
 
 Every rank reads and parses the manifest, takes its digest and hands it to its workers, each of which works out the
 order of the epoch. Nothing of that is shared between the ranks of a node, so it is counted for one process.

@@ -141,7 +141,7 @@ def converted(corpus: Path, layout: str, *, python: Path) -> Path:
     if layout != "tar" and not (done.is_file() and done.read_text() == facts_digest):
         done.unlink(missing_ok=True)
         command = [str(python), "-m", "benchmarks.stream.corpus", str(corpus), layout]
-        subprocess.run(command, check=True, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
         done.write_text(facts_digest)
     return folder
 

@@ -1,4 +1,4 @@
-"""The streaming benchmark's side of ours: `data.stream.stream` as training uses it, without masks, since no peer draws any."""
+"""The streaming benchmark's side of ours: `data.stream.stream` without masks, since no peer draws any."""
 
 import os
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks.stream.contender import Reading, tree_cpu_s
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEADLINE_S = 300.0
 _SAMPLE_EVERY_S = 0.02
 _MEMORY_EVERY_S = 0.5

@@ -8,10 +8,10 @@ of x + j/L add up to the floor of L*x). A lane alone is within one item for each
 up to four. All of this is a formula of (weights, lane, n): nothing is drawn, and any step is found without the ones
 before.
 
-What a corpus gives: its own order of `data.order.epoch`, epoch after epoch, as if it were alone. A lane that comes to the end
-of its run of a small corpus begins the corpus's next epoch, whatever the others do. So the order of a corpus knows
-nothing of the others, each of its samples is drawn once in each of its epochs, and what applies to one corpus (lanes,
-ranks, seeking, stand-ins) applies to the mix. A mix of one corpus is that corpus.
+What a corpus gives: its own order of `data.order.epoch`, epoch after epoch, as if it were alone. A lane that comes to
+the end of its run of a small corpus begins the corpus's next epoch, whatever the others do. So the order of a corpus
+knows nothing of the others, each of its samples is drawn once in each of its epochs, and what applies to one corpus
+(lanes, ranks, seeking, stand-ins) applies to the mix. A mix of one corpus is that corpus.
 """
 
 from collections.abc import Sequence

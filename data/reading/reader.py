@@ -40,7 +40,7 @@ class BadSampleError(ShardError):
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample as it is stored, checked: stored [T, F], of which `data.shards.format.decode_mel` makes log-mel values."""
+    """One stored sample, checked: stored [T, F], which `data.shards.format.decode_mel` makes into log-mel."""
 
     uid: str
     stored: NDArray[Any]

@@ -1,4 +1,5 @@
-"""The source of the stream's `webdataset` pipeline: raw samples in the order of `data.order.epoch`, and their stand-ins.
+"""The source of the stream's `webdataset` pipeline: raw samples in the order of `data.order.epoch`, and their
+stand-ins.
 
 A damaged sample must not end a run of weeks, nor may it go missing in silence: it is named in the log, and its place is
 taken by another sample of the same corpus and lane, chosen by its key, so that every world and every worker count

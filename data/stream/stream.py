@@ -7,8 +7,8 @@
         ...
     state = stream.state()            # a few bytes, the same on all ranks
 
-The batches are made by worker processes (`data.stream.workers`), each a `webdataset` pipeline of its own. Steps are the same
-on every rank; the checkpoint of one world is resumed by any other that divides the lanes.
+The batches are made by worker processes (`data.stream.workers`), each a `webdataset` pipeline of its own. Steps are the
+same on every rank; the checkpoint of one world is resumed by any other that divides the lanes.
 """
 
 import logging

@@ -1,4 +1,5 @@
-"""Where checkpoints lie: a directory that all ranks share. (A prefix of an object store: checkpoint_objects.py.)
+"""Where checkpoints lie: a directory that all ranks share. (A prefix of an object store:
+distributed/checkpoints/object_store.py.)
 
 A checkpoint gets its name by one rename, when its manifest is written and everything is on disk; it loses it by one
 rename before its files are deleted. So whatever has the name is whole, or was damaged later.

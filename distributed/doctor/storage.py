@@ -1,7 +1,8 @@
 """The store behind a url: reach, clock, the rights to list, read and write, and the bandwidth of one connection.
 
-The store's own errors are sentences that end with a remedy (data/store/s3.py); each is taken apart into what was found and
-what to do. A folder of this machine has no clock and no rights of its own: it is looked at as the other folders are.
+The store's own errors are sentences that end with a remedy (data/store/s3.py); each is taken apart into what was found
+and what to do. A folder of this machine has no clock and no rights of its own: it is looked at as the other folders
+are.
 """
 
 import secrets

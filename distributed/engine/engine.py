@@ -52,7 +52,7 @@ class EngineConfig:
     shard_teacher: each rank keeps a part of the teacher and gathers block by block; null does so under stage 3.
     deterministic: take only kernels that add in a fixed order, so that GPUs give the same bits each time, which a
         resumed run needs to end with those of a straight one. Attention's backward pass is slower. CPUs always do.
-    deepspeed: added to DeepSpeed's generated JSON; see deepspeed_additions.py.
+    deepspeed: added to DeepSpeed's generated JSON; see distributed/engine/deepspeed_settings.py.
     timeout_s: how long ranks wait for each other before a collective fails.
     """
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Full parameters under every ZeRO stage: gathered in buckets, copied to the CPU, put into a model of their own."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -7,9 +7,10 @@
   python -m distributed plan --config runs/large-cooled/config.yaml --plot schedules.png        also of a branch
 
 Memory: float32 weights, gradients and AdamW's states as the ZeRO stage shards them, the float32 teacher, activations
-and DeepSpeed's buffers, at the moment of the step that needs most. All are closed formulas (pupujepa/cost/memory.py), within
-15 % of measured peaks; `python -m benchmarks engine --plan-memory` measures more of them. The device's context, the
-communication library and fragmentation come on top: a tenth is left free for them. Settings that would fit are listed.
+and DeepSpeed's buffers, at the moment of the step that needs most. All are closed formulas (pupujepa/cost/memory.py),
+within 15 % of measured peaks; `python -m benchmarks engine --plan-memory` measures more of them. The device's context,
+the communication library and fragmentation come on top: a tenth is left free for them. Settings that would fit are
+listed.
 
 Hours assume a share of the GPU's peak (MFU) that you state; 0.35 is our guess for the larger models, small ones reach
 less. The store must deliver what the crops need, a third of which is looked at unless stream.crops_per_sample says 3.

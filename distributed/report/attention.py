@@ -1,7 +1,7 @@
 """The section on attention: where the predictor's mask tokens of a hidden region look.
 
-Every patch outside the region is looked at as content (see `pupujepa.attention.maps.region_attention`); attention between
-mask tokens, which carry nothing but a position, is left out, and the rest is scaled to sum to one.
+Every patch outside the region is looked at as content (see `pupujepa.attention.maps.region_attention`); attention
+between mask tokens, which carry nothing but a position, is left out, and the rest is scaled to sum to one.
 
 Shapes: N patches, L predictor blocks, H heads; a grid is [steps, bands].
 """

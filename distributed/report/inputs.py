@@ -1,7 +1,7 @@
 """What a report is made from: the files of a run directory, read once, and a name for each that is not there.
 
-A run directory is a path or an object-store URL; both are read through `data.store.store`. A missing input is a `Missing`
-with the command that makes it: the page prints it in place of the section, so that a gap is never silent.
+A run directory is a path or an object-store URL; both are read through `data.store.store`. A missing input is a
+`Missing` with the command that makes it: the page prints it in place of the section, so that a gap is never silent.
 """
 
 import json

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from pupujepa.errors import UserError
 
-LOCK = Path(__file__).parents[1] / "requirements.lock"
+LOCK = Path(__file__).parents[2] / "requirements.lock"
 
 
 class TorchaudioError(UserError):

@@ -165,7 +165,7 @@ class StreamCounts:
         self._before = dict.fromkeys(_SUMMED, 0.0)
 
     def since_last(self) -> dict[str, float]:
-        """Returns `data/NAME` for each name of `data.reading.tally.COUNTED`, and `data/wait_s`; all ranks call it together."""
+        """Returns `data/NAME` for each name of `tally.COUNTED`, and `data/wait_s`; all ranks together."""
         own = self.unsaid()
         self._before = dict(self._stream.counters())
         total = torch.tensor(list(own.values()), dtype=torch.float64, device=self._device)

@@ -33,7 +33,7 @@ def write_facts(session: Session, parts: Parts) -> None:
 
 def git_commit() -> str | None:
     """Returns the commit of the checkout, or None where there is no git."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()

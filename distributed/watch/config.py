@@ -1,4 +1,4 @@
-"""Settings of the probes that a run is measured with while it trains; see in_loop_probe.py."""
+"""Settings of how a run is watched: linear probes, faulty steps, diagnostics, the guard."""
 
 from dataclasses import dataclass
 

@@ -29,7 +29,7 @@ class CollapseGuard:
         total_steps: of the run.
     """
 
-    def __init__(self, config: GuardConfig = GuardConfig(), *, total_steps: int):
+    def __init__(self, config: GuardConfig, *, total_steps: int):
         self.config, self._total_steps = config, total_steps
         self._losses: deque[tuple[int, float]] = deque()
         self._lowest_loss = float("inf")

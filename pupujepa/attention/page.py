@@ -31,7 +31,7 @@ def write_page(crop: Crop, looks: Sequence[Look], path: Path) -> None:
 
 def page(crop: Crop, looks: Sequence[Look]) -> str:
     """Returns the page as HTML."""
-    template = files("pupujepa").joinpath("attention_page.html").read_text(encoding="utf-8")
+    template = files("pupujepa.attention").joinpath("page.html").read_text(encoding="utf-8")
     payload = json.dumps(_payload(crop, looks)).replace("<", "\\u003c")  # nothing in it may end its element
     return template.replace("{{name}}", escape(crop.name)).replace("{{payload}}", payload)
 

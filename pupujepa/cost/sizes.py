@@ -5,7 +5,7 @@ from pathlib import Path
 from pupujepa.config import compose
 from pupujepa.model.model import ModelConfig
 
-PRESETS = Path(__file__).parent / "presets" / "model"
+PRESETS = Path(__file__).parents[1] / "presets" / "model"
 
 
 def size_names() -> list[str]:

@@ -25,9 +25,9 @@ A budget in samples keeps trials comparable when an axis moves the batch size: e
 budget holds global batches. Every trial is composed into a full experiment before anything starts, so a misspelt key
 costs a second and not a night (sweeps/plan/compose.py).
 
-Keys of a base or a value are the trainer's, but for those that are the sweep's own (sweeps/plan/points.py): `preset` puts a
-recipe on top of the base's, `equal` says what the value shares with the base instead of the budget (steps, tokens or
-flops), `data.share` trains on the first shards only, and `evaluate.*` are options of the evaluator, such as
+Keys of a base or a value are the trainer's, but for those that are the sweep's own (sweeps/plan/points.py): `preset`
+puts a recipe on top of the base's, `equal` says what the value shares with the base instead of the budget (steps,
+tokens or flops), `data.share` trains on the first shards only, and `evaluate.*` are options of the evaluator, such as
 `evaluate.readout: mean`: a value that changes nothing else is a second look at a model that is trained once.
 """
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     # run as a file, in the command's own folder: rooms are found from here
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from pupujepa.orphans import adopt_orphans, die_with_parent
 

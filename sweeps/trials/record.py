@@ -126,7 +126,7 @@ class MetricsTail:
 
 
 def divergence(run_dir: Path) -> str:
-    """Returns what the trainer left about a divergence that ended it (distributed/watch/faulty_steps.py); "" for none."""
+    """Returns the trainer's record of the divergence that ended it (watch/faulty_steps.py); "" for none."""
     found = sorted(run_dir.glob("diverged-step-*-rank-*.json"))
     if not found:
         return ""

@@ -1,9 +1,9 @@
 """A trial is an ordinary run: the trainer's command, then the evaluator's, in its own run directory.
 
-Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/trials/leash.py), so that all ranks end with the
-process that runs the trial, follows metrics.jsonl, hands its rows to `report`, and leaves a record. What the commands
-do is theirs: the trainer continues from its newest checkpoint when a trial is started again. A trial that only looks
-at another one's model in its own way runs the evaluator alone.
+Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/trials/leash.py), so that all ranks end
+with the process that runs the trial, follows metrics.jsonl, hands its rows to `report`, and leaves a record. What the
+commands do is theirs: the trainer continues from its newest checkpoint when a trial is started again. A trial that only
+looks at another one's model in its own way runs the evaluator alone.
 """
 
 import socket
@@ -33,7 +33,7 @@ from sweeps.trials.record import (
 )
 
 METRICS = "metrics.jsonl"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.25
 # what a launcher around the sweep says about the sweep's process must not be read by a trial's ranks
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")

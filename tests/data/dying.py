@@ -13,7 +13,7 @@ from data.building import spool as feature_pass
 from pupujepa.front_door import enter
 from tests.processes import wait_until_gone
 
-ROOT = Path(build.__file__).parents[1]
+ROOT = Path(build.__file__).parents[2]
 
 
 def run_and_die(moment: str, command: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from pupujepa.errors import UserError
 
 @dataclass(frozen=True)
 class Description:
-    """What is said about an encoder; see FrozenEncoder in encoders.py.
+    """What is said about an encoder; see FrozenEncoder in distributed/marble/encoders/resolve.py.
 
     Attributes:
         digest: of the weights and of whatever else shapes the features, read off them when it is asked for; how the

@@ -309,7 +309,7 @@ def test_a_pickled_store_works_in_another_process(bucket: str):
     pickled = pickle.dumps(store)
     assert b"local-secret" not in pickled
     program = f"import pickle, sys; sys.stdout.buffer.write(pickle.loads({pickled!r}).read('x'))"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, check=True)
     assert done.stdout == b"content"
 

@@ -78,8 +78,8 @@ def global_batches(streams: Sequence[Stream], num_steps: int) -> list[Counter[Ro
     [(1, 0, 8), (2, 0, 1), (2, 0, 8), (4, 0, 4), (8, 0, 1), (8, 0, 2), (1, 1, 16), (1, 2, 4), (2, 2, 1), (4, 1, 2)],
 )
 def test_global_batches_are_the_same_for_any_world_workers_and_micro_batch(shard_set, world_size, workers, micro_batch):
-    """Same samples, draws, crops, masks and values in global batch t, over an epoch's end; tests/data/order/test_epoch.py has
-    every combination in integers.
+    """Same samples, draws, crops, masks and values in global batch t, over an epoch's end;
+    tests/data/order/test_epoch.py has every combination in integers.
     """
     of_lanes = {"lanes": 8, "global_batch": 16}
     expected = global_batches([make_stream(shard_set, **of_lanes)], num_steps=3)

@@ -204,7 +204,8 @@ def test_sigkill_in_the_middle_of_writing(tmp_path, store):
     store.save(5, writer("five"), {})
     code = (
         "import sys, time, torch; from pathlib import Path\n"
-        "from distributed.checkpoints.store import CheckpointStore; from distributed.processes.topology import Topology, process_group\n"
+        "from distributed.checkpoints.store import CheckpointStore\n"
+        "from distributed.processes.topology import Topology, process_group\n"
         "def write(directory):\n"
         "  (directory / 'half').write_text('half'); print('writing', flush=True); time.sleep(600)\n"
         "with process_group(Topology(), timeout_s=30, device=torch.device('cpu')):\n"

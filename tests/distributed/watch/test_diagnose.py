@@ -108,7 +108,7 @@ def test_a_healthy_encoder(stream):
 
 
 def test_lidar_is_that_of_ten_whole_crops(stream):
-    """The probe set's numbers are those of pupujepa/training/diagnostics.py on the teacher's mean features, crop by crop."""
+    """The numbers are those of pupujepa/training/diagnostics.py on the teacher's features, crop by crop."""
     model, step = training_step()
     probes = read(stream, shape=(6, 10))
     row = diagnose(step, model, probes=probes, teacher=Teacher(step))

@@ -23,7 +23,7 @@ from tests.pupujepa.commands import run
 from tests.pupujepa.models import SMALL, random_model
 from tests.pupujepa.tones import tone
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FORMATS = ("npz", "parquet")
 
 

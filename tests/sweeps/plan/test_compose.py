@@ -19,7 +19,7 @@ from tests.data.shardsets import build_shard_set
 from tests.pupujepa.twins import match
 from tests.sweeps.conftest import PRESET
 
-ABLATIONS = Path(__file__).parents[2] / "sweeps" / "ablations"
+ABLATIONS = Path(__file__).parents[3] / "sweeps" / "ablations"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from sweeps.trials.leash import Leash, descendants
 from tests.processes import is_running
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # a launcher that starts a rank in a session of its own, as torchrun does, and writes both process ids
 LAUNCHER = """
 import os, signal, subprocess, sys, time

@@ -17,7 +17,7 @@ from sweeps.tune.driver import MissingNodeError, wait_for_nodes, watch_nodes
 from sweeps.tune.nodes import Head, head_of
 from tests.slurm_cluster import free_ports
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
 NODES = {"PUPUJEPA_HEAD": "10.0.0.1:20007", "PUPUJEPA_NODES": "2", "RAY_AUTH_TOKEN": "a" * 64}
 

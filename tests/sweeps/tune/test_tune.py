@@ -17,7 +17,7 @@ from tests.processes import wait_until_gone
 from tests.sweeps.conftest import PRESET
 from tests.sweeps.test_run import launch, phases_of, records
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+HERE, ROOT = Path(__file__).parents[1], Path(__file__).parents[3]
 
 
 def test_a_trial_that_no_node_could_hold_is_refused():

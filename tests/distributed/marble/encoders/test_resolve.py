@@ -17,7 +17,7 @@ from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA
 from pupujepa.weights.weights import load, save_release
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 FP32 = HowToEncode(precision="fp32")
 ROWS = {t.name: t for t in TASKS}
@@ -132,7 +132,7 @@ def test_one_table_may_hold_a_student_and_its_teacher(run_folder: Path, tmp_path
 
 
 def test_readouts_are_those_of_the_embedding(run_folder: Path):
-    """mean and region equal pupujepa/embedding/readout.py on the same grid, for every layer; regions in time have no frames."""
+    """mean and region equal the readouts of embeddings, for every layer; regions in time have no frames."""
     specs = [f"{run_folder}{suffix}" for suffix in ("", ":mean", ":region:4x1", ":region:8x1", ":region:2x3")]
     encoders = resolve_encoders(specs, FP32)
     frames, mean, quarter, whole, region = (

@@ -25,7 +25,7 @@ from pupujepa.weights.weights import load, save_release
 from tests.distributed.marble.corpora import Recipe, make_corpus, read_rows, write_rows
 from tests.processes import members, wait_until_gone
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CLIPS = Clips(seconds=0.1, max_slices=None)
 
 

@@ -57,9 +57,9 @@ def test_both_values_stand_side_by_side():
 
 def test_every_item_of_the_manual_names_its_tests():
     """Each line of docs/marble.md that tells protocols apart ends with tests, and all of them exist."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     defined = {
-        name for path in here.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+        name for path in here.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
     }
     manual = (here.parents[2] / "docs" / "marble.md").read_text()
     tables = [t for t in re.findall(r"(?:^\|.*\n)+", manual, re.M) if t.splitlines()[0].endswith("| test |")]
