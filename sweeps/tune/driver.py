@@ -27,8 +27,7 @@ from sweeps.trials.record import read_record
 OBJECT_STORE_BYTES = 80 * 2**20  # trials exchange files, not objects; Ray's default takes 30 % of the memory
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 TOKEN_NAME = "RAY_AUTH_TOKEN"
-# the other nodes are ready when Ray starts here; it gives each 30 s to join, after its own import
-MEET_S = 120.0
+MEET_S = 300.0  # Ray gives a node 30 s to join, after its import; a node that is too slow tries again
 POLL_S = 0.5
 # Ray's sockets lie below its directory, and Linux cuts socket paths at 107 characters; Ray needs about 70 of them
 LONGEST_RAY_DIR = 36
@@ -106,29 +105,29 @@ def wait_for_nodes(count: int, nodes: Callable[[], Sequence[Mapping[str, Any]]],
         MissingNodeError: some did not come in time.
     """
     deadline = time.monotonic() + patience_s
-    while len(names := _alive(nodes())) < count:
+    while len(there := _alive(nodes())) < count:
         if time.monotonic() > deadline:
             raise MissingNodeError(
-                f"only {len(names)} of {count} nodes came within {patience_s:.0f} s ({', '.join(names)}), so the sweep "
-                f"did not start; see what the tasks of the others say"
+                f"only {len(there)} of {count} nodes came within {patience_s:.0f} s ({', '.join(there.values())}), so "
+                f"the sweep did not start; see what the tasks of the others say"
             )
         time.sleep(POLL_S)
 
 
-def watch_nodes(
-    count: int, nodes: Callable[[], Sequence[Mapping[str, Any]]], lost: threading.Event, over: threading.Event
-) -> None:
-    """Waits until fewer than `count` nodes live, then sets `lost` and stops this process; or until `over` is set."""
+def watch_nodes(nodes: Callable[[], Sequence[Mapping[str, Any]]], lost: threading.Event, over: threading.Event) -> None:
+    """Waits until one of the nodes is gone, then sets `lost` and stops this process; or until `over` is set."""
+    met = _alive(nodes())
     while not over.wait(POLL_S):
-        if len(_alive(nodes())) < count:
+        # a node that comes back is another one to Ray
+        if met.keys() - _alive(nodes()):
             lost.set()
             os.kill(os.getpid(), signal.SIGTERM)
             return
 
 
-def _alive(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the hosts of the living nodes of `ray.nodes()`."""
-    return [node["NodeManagerHostname"] for node in nodes if node["Alive"]]
+def _alive(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the hosts of the living nodes of `ray.nodes()`, by the nodes' ids."""
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in nodes if node["Alive"]}
 
 
 def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
@@ -150,7 +149,7 @@ def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
     # after ray.init, which installs a handler of its own that exits at once
     signal.signal(signal.SIGTERM, lambda number, frame: _stop_tune(stopped, number, frame))
     over = threading.Event()
-    watch = threading.Thread(target=watch_nodes, args=(args.nodes, ray.nodes, lost, over))
+    watch = threading.Thread(target=watch_nodes, args=(ray.nodes, lost, over))
     try:
         wait_for_nodes(args.nodes, ray.nodes, patience_s=MEET_S)
         if args.nodes > 1:

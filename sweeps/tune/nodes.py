@@ -66,9 +66,11 @@ def lend_node(head: Head, *, cpus: int, grace_s: float) -> int:
     ray_dir = private_directory()
     # trials have leashes of their own, which need as long
     patience = ("--grace", str(grace_s), "--linger", str(grace_s + 1), "--remove", str(ray_dir))
+    # a node that Ray finds too slow to join tries again
+    again = ("sh", "-c", 'until "$@"; do sleep 1; done', "sh")
     ray = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={head.address}:{head.port}")
     node = (f"--node-ip-address={own}", f"--num-cpus={cpus}", f"--temp-dir={ray_dir}")
-    command = (sys.executable, leash.__file__, *patience, "--", *ray, *node)
+    command = (sys.executable, leash.__file__, *patience, "--", *again, *ray, *node)
     environ = ray_environment(os.environ, root=ROOT, token=os.environ[TOKEN_NAME])
     os.execve(sys.executable, [*command, f"--object-store-memory={OBJECT_STORE_BYTES}"], environ)
 

@@ -44,7 +44,10 @@ def test_what_cannot_work_is_refused(environ, sentence):
 
 def nodes(*alive: bool) -> list[dict]:
     """What Ray says about its nodes."""
-    return [{"NodeManagerHostname": f"n{number}", "Alive": here} for number, here in enumerate(alive, 1)]
+    return [
+        {"NodeID": str(number), "NodeManagerHostname": f"n{number}", "Alive": here}
+        for number, here in enumerate(alive, 1)
+    ]
 
 
 def test_the_first_node_waits_for_the_others():
@@ -62,11 +65,12 @@ def test_a_missing_node_is_named_by_those_that_came():
 
 
 def test_a_lost_node_stops_the_driver(monkeypatch):
-    """As SIGTERM does, and it is known why."""
-    lost, over, seen = threading.Event(), threading.Event(), iter([nodes(True, True), nodes(True, False)])
+    """As SIGTERM does, and it is known why; also when the node has come back, as its trials are gone."""
+    lost, over = threading.Event(), threading.Event()
+    seen = iter([nodes(True, True), nodes(True, True), nodes(True, False, True)])
     sent = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    watch_nodes(2, lambda: next(seen), lost, over)
+    watch_nodes(lambda: next(seen), lost, over)
     assert lost.is_set()
     assert sent == [(os.getpid(), signal.SIGTERM)]
 
@@ -75,7 +79,7 @@ def test_a_sweep_that_ends_loses_no_node():
     """Nodes leave with it."""
     lost, over = threading.Event(), threading.Event()
     over.set()
-    watch_nodes(2, lambda: nodes(True), lost, over)
+    watch_nodes(lambda: nodes(True), lost, over)
     assert not lost.is_set()
 
 
