@@ -12,14 +12,13 @@ A sample in flight is a dict. The source gives `stored` [T, F], `uid` and `place
 Shape legend: B batch, T frames, F mel bands, K context patches, M target patches.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from data.shards import decode, encode_mel, scale_and_offset
 from data.tally import Tally
@@ -194,7 +193,8 @@ def stack(rows: list[SampleDict]) -> Batch:
         epoch=place.epoch_of_run,
         micro=place.micro,
         uids=[row["uid"] for row in rows],
-        codes=_stacked([row["codes"] for row in rows]),
+        # float16 holds every uint8 code exactly, so numpy's common dtype loses nothing
+        codes=torch.from_numpy(np.stack([row["codes"] for row in rows])),
         scale=torch.tensor([row["scale"] for row in rows]),
         offset=torch.tensor([row["offset"] for row in rows]),
         context=torch.from_numpy(np.stack([row.get("context", nothing) for row in rows])),
@@ -203,10 +203,3 @@ def stack(rows: list[SampleDict]) -> Batch:
         draws=torch.tensor([row["place"].draw for row in rows]),
         crop_starts=torch.tensor([row["crop_start"] for row in rows]),
     )
-
-
-def _stacked(crops: Sequence[np.ndarray]) -> Tensor:
-    # float16 holds every uint8 code exactly, so the common dtype loses nothing
-    common = np.result_type(*crops)
-    # in a worker process this stacks into shared memory, where torch would copy the batch to otherwise
-    return default_collate([torch.from_numpy(np.require(crop, common, "W")) for crop in crops])
