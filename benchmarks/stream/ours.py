@@ -14,6 +14,7 @@ from data.shards.manifest import read_manifest
 from data.stream.config import StreamConfig
 from data.stream.stream import Stream, StreamState
 from data.stream.workers import start_server
+from distributed.processes.process import keep_freed_memory
 
 SHUFFLE = "every batch from 4 lanes, each shuffled over windows of 2 shards; exact and the same for any worker count"
 LANES, WINDOW_SHARDS = 4, 2
@@ -49,6 +50,7 @@ class OurReader:
             micro_batch=reading.batch,
             total_steps=steps,
         )
+        keep_freed_memory(os.environ)  # as a training on a CPU does
         if self._state is not None:
             self._stream.seek(self._state)
         for batch in self._stream:

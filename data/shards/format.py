@@ -76,8 +76,13 @@ def scale_and_offset(dtype: np.dtype, *, lo: float, hi: float) -> tuple[float, f
 
 def decode(stored_BTF: Tensor, scale_B: Tensor, offset_B: Tensor) -> Tensor:
     """Returns the float32 values [B, T, F] of stored ones, on their device: q * scale + offset, a pair for each row."""
-    # in place: each further tensor of this size would cost as much memory again
-    return stored_BTF.float().mul_(scale_B[:, None, None]).add_(offset_B[:, None, None])
+    mel_BTF = torch.empty(stored_BTF.shape, device=stored_BTF.device)
+    # a row at a time stays in a processor's cache over the three passes; a GPU would wait for its many launches
+    rows = 1 if stored_BTF.device.type == "cpu" else max(1, len(stored_BTF))
+    for mel, stored, *affine in zip(*(x.split(rows) for x in (mel_BTF, stored_BTF, scale_B, offset_B))):
+        scale, offset = (x[:, None, None] for x in affine)
+        mel.copy_(stored).mul_(scale).add_(offset)
+    return mel_BTF
 
 
 def sample_uid(track: str, part: int) -> str:

@@ -96,6 +96,15 @@ class Batch:
         """Returns the fields that are tensors, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # each tensor that crosses processes costs a file in shared memory and a connection, so small ones go as arrays
+        small = {name: tensor.numpy() for name, tensor in self.tensors().items() if name != "codes"}
+        return vars(self) | small
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        vars(self).update(state | arrays)
+
     def _mapped(self, function: Any) -> "Batch":
         return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
 

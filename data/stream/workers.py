@@ -15,8 +15,10 @@ from functools import partial
 from multiprocessing import forkserver, get_context, resource_tracker
 from typing import Any
 
+import numpy as np
 import torch
 import webdataset
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -30,6 +32,7 @@ from data.stream.open_corpora import opened
 from data.stream.source import ReadPlan, SampleSource
 from pupujepa.errors import UserError
 
+_KEPT_BYTES = 16 * 2**20
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -40,10 +43,35 @@ class Delivery:
     batch: Batch | None
     counts: Counter[str]
     damaged: list[str]
+    slot: tuple[int, int] | None = None
 
-    def pin_memory(self) -> "Delivery":
-        """Returns it with the batch in page-locked memory; called by the data loader."""
-        return replace(self, batch=self.batch and self.batch.pin_memory())
+
+class Handover:
+    """Shared memory for the codes of batches, used in turn: the kernel needs longer for fresh pages than we for a crop.
+
+    A worker makes at most `prefetch_batches` batches ahead, and training copies each as it takes it. So one slot more
+    is enough for none to be overwritten.
+    """
+
+    def __init__(self, recipe: "Recipe"):
+        config, dtypes = recipe.config, {manifest.dtype for manifest in recipe.corpora.manifests}
+        values = recipe.plan.micro_batch * config.crop_frames * int(recipe.corpora.frontend["mel_bands"])
+        slot_bytes = values * max(np.dtype(dtype).itemsize for dtype in dtypes)
+        self.slots = config.prefetch_batches + 1
+        self.memory = torch.empty(config.workers, self.slots, slot_bytes, dtype=torch.uint8).share_memory_()
+
+    def put(self, batch: Batch, worker: int, number: int) -> tuple[Batch, tuple[int, int]]:
+        """Returns a worker's `number`-th batch without its codes, and the slot that has them."""
+        slot = worker, number % self.slots
+        self._codes(slot, batch.codes).copy_(batch.codes)
+        return replace(batch, codes=batch.codes.to("meta")), slot
+
+    def take(self, batch: Batch, slot: tuple[int, int]) -> Batch:
+        """Returns the batch with codes of its own."""
+        return replace(batch, codes=self._codes(slot, batch.codes).clone())
+
+    def _codes(self, slot: tuple[int, int], like: Tensor) -> Tensor:
+        return self.memory[slot][: like.nbytes].view(like.dtype).view(like.shape)
 
 
 @dataclass(frozen=True)
@@ -99,9 +127,10 @@ def start_server() -> None:
 def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Delivery | Failure]]:
     """Gives the deliveries of all workers, in the order of the micro-batches; the workers end with the block."""
     with _stop_signals_held_back():
-        deliveries = iter(_data_loader(recipe, pin_memory=pin_memory))
+        handover = Handover(recipe) if recipe.config.workers else None
+        deliveries = iter(_data_loader(recipe, handover))
     try:
-        yield _whole_deliveries(deliveries)
+        yield (_taken(delivery, handover, pin_memory=pin_memory) for delivery in _whole_deliveries(deliveries))
     finally:
         # torch ends workers when the iterator is collected, which the traceback of an error can put off, and which
         # takes 5 s a worker when it is the cycle collector that finds it; there is no public way
@@ -128,6 +157,16 @@ def _whole_deliveries(deliveries: Iterator[Delivery | Failure]) -> Iterator[Deli
         yield delivery
 
 
+def _taken(delivery: Delivery | Failure, handover: Handover | None, *, pin_memory: bool) -> Delivery | Failure:
+    """Returns a delivery whose batch is its own, in page-locked memory if asked for."""
+    if isinstance(delivery, Failure) or delivery.batch is None:
+        return delivery
+    batch = delivery.batch
+    if handover is not None and delivery.slot is not None:
+        batch = handover.take(batch, delivery.slot)
+    return replace(delivery, batch=batch.pin_memory() if pin_memory else batch)
+
+
 @contextmanager
 def _stop_signals_held_back() -> Iterator[None]:
     """Holds back, for good in every process that is started within, what asks the training process to stop.
@@ -146,7 +185,7 @@ def _stop_signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
+def _data_loader(recipe: Recipe, handover: Handover | None) -> DataLoader:
     workers = recipe.config.workers
     in_processes = {
         "multiprocessing_context": _worker_context(),
@@ -155,11 +194,10 @@ def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
         "worker_init_fn": partial(_prepare_worker, _store_environment(), answered_hosts()),
     }
     return DataLoader(
-        _Deliveries(recipe),
+        _Deliveries(recipe, handover),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
-        pin_memory=pin_memory,
         # its own, so that the loader draws nothing from the generator of the training process
         generator=torch.Generator().manual_seed(0),
         **(in_processes if workers else {}),
@@ -169,13 +207,18 @@ def _data_loader(recipe: Recipe, *, pin_memory: bool) -> DataLoader:
 class _Deliveries(IterableDataset):
     """The batches of whichever worker process iterates it."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, handover: Handover | None):
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.handover = recipe, handover
 
     def __iter__(self) -> Iterator[Delivery | Failure]:
         worker = get_worker_info()
-        yield from self.recipe.batches(*((worker.id, worker.num_workers) if worker else (0, 1)))
+        number = 0
+        for delivery in self.recipe.batches(*((worker.id, worker.num_workers) if worker else (0, 1))):
+            if worker and self.handover and isinstance(delivery, Delivery) and delivery.batch is not None:
+                batch, slot = self.handover.put(delivery.batch, worker.id, number)
+                delivery, number = replace(delivery, batch=batch, slot=slot), number + 1
+            yield delivery
 
 
 def _worker_context() -> Any:
@@ -193,6 +236,10 @@ def _store_environment() -> dict[str, str]:
 def _prepare_worker(environment: dict[str, str], hosts: frozenset[str], worker: int) -> None:
     leave_with_parent()
     remember_hosts(hosts)
+    # glibc keeps memory of up to the largest size that was ever freed, and gives larger pieces back to the kernel at
+    # once; samples are larger than what it starts with, and fresh pages would cost as much as reading them
+    freed_at_once = bytearray(_KEPT_BYTES)
+    del freed_at_once
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(environment)
