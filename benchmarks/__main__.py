@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from pupujepa.front_door import quiet_when_unread
 
-QUICK = ("frontend", "masks", "attention")
+QUICK = ("frontend", "masks")
 
 
 def main(names: list[str]) -> None:
