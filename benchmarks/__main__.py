@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pupujepa.front_door import quiet_when_unread
 
-QUICK = ("frontend", "masks", "attention")
+QUICK = ("frontend", "masks")
 
 
 def main(names: list[str]) -> None:

@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from pupujepa.model.architecture import SWIGLU
 from pupujepa.model.positions import AbsolutePositions
 from pupujepa.model.rope import Rotation, rotate
-from pupujepa.model.softmax_attention import attend
 
 NORM_EPSILON = 1e-5
 ALL_ROWS = slice(None)
@@ -100,7 +99,7 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor, rotation: Rotation | None, rows: slice = ALL_ROWS) -> Tensor:
         """Returns what tokens `rows` gather from all N tokens: [B, M, D]."""
         query, key, value = self.project(x_BND, rotation)
-        mixed_BHMD = attend(query[:, :, rows], key, value)
+        mixed_BHMD = functional.scaled_dot_product_attention(query[:, :, rows], key, value)
         return self.proj(mixed_BHMD.transpose(1, 2).flatten(2))
 
 
