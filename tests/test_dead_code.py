@@ -35,7 +35,6 @@ PENDING = {
     "data/local_s3.py: LocalS3.__init__(access_key)",
     "data/local_s3.py: _LOG",
     "data/scores/corpus.py: _LOG",
-    "sweeps/tuning.py: logger",
     "data/local_s3.py: LocalS3.__init__(secret_key)",
     "data/reader.py: ShardReader.__init__(max_open)",
     "data/stream.py: Stream.__init__(normalisation)",
@@ -81,7 +80,7 @@ def words() -> set[str]:
     text = re.sub(r"<!-- tree:.*?<!-- /tree -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     pages = [text, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
     code = [part for page in pages for part in re.findall(r"```.*?```|`[^`\n]+`", page, flags=re.DOTALL)]
-    templates = [path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.html")]
+    templates = [path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.html*")]
     return {word for part in [*code, *templates] for word in IDENTIFIER.findall(part)}
 
 
