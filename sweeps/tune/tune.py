@@ -6,7 +6,6 @@ Tune's configuration of a trial is its name and the sweep's directory; all else 
 trial does can be read from files and repeated without Ray. Imported by the driver and by the trials' processes only.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,8 +26,6 @@ from sweeps.tune.schedulers import scheduler_of
 
 # a trial whose Ray worker is lost (killed, node gone) is started again so often; a trial whose command fails is not
 WORKER_LOSSES = 3
-
-logger = logging.getLogger(__name__)
 
 
 def tune_trial(config: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from distributed.processes.collectives import all_or_none, gather
 from distributed.processes.topology import Topology
 from distributed.run.directory import write_atomically
 from pupujepa.errors import UserError
-from pupujepa.json_lines import read_rows, write_rows
+from pupujepa.json_lines import write_rows
 from pupujepa.progress import Progress
 
 QUICK, TABLE = "quick.jsonl", "quick.md"
@@ -66,11 +66,6 @@ def write_quick(folder: Path, rows: Sequence[Row]) -> list[Row]:
     write_rows(folder / QUICK, merged)
     write_atomically(folder / TABLE, quick_table(merged))
     return merged
-
-
-def read_quick(folder: Path) -> list[Row]:
-    """Returns the rows of a folder; none when it has none yet."""
-    return read_rows(folder / QUICK)
 
 
 def quick_table(rows: Sequence[Row]) -> str:
