@@ -45,7 +45,12 @@ def measure_each(settings: dict[str, Any], topology: Topology, device: torch.dev
 
     Stage 3 comes last: DeepSpeed then replaces torch's linear function for the rest of the process.
     """
-    return [measure(one, topology, device)["peak"] for one in settings["each"]]
+    peaks = []
+    for one in settings["each"]:
+        peaks.append(measure(one, topology, device)["peak"])
+        # engines are circles of references, and would all stay
+        gc.collect()
+    return peaks
 
 
 def compare(settings: dict[str, Any], *, ranks: int) -> str:

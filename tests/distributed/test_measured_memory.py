@@ -13,15 +13,18 @@ from pupujepa.cost.memory import peak_memory
 
 STAGES = (1, 2, 3)
 FP32 = "engine.precision=fp32"
-# activations are most of the first, parameters of the last
+# activations are most of the first, parameters of the last, which is larger than its bucket
 SIZES = {
     "demo": ("model=demo", "engine.micro_batch=8", FP32),
     "demo, recomputed": (
         *("model=demo", "engine.micro_batch=8", "engine.precision=bf16", "engine.activation_checkpointing=true"),
     ),
     "demo, variant": ("model=demo", "engine.micro_batch=8", FP32, "model.mlp=gelu", "objective.target=full_grid"),
-    "tiny": ("model=tiny", "model.crop_frames=256", "engine.micro_batch=2", FP32),
-    "small": ("model=small", "model.crop_frames=128", "engine.micro_batch=1", FP32),
+    "tiny": ("model=tiny", "model.crop_frames=128", "model.predictor_depth=2", "engine.micro_batch=2", FP32),
+    "small": (
+        *("model=small", "model.crop_frames=64", "model.predictor_depth=2", "engine.micro_batch=1", FP32),
+        "engine.deepspeed.zero_optimization.reduce_bucket_size=20000000",
+    ),
 }
 CASES = {1: list(product(SIZES, (1, 3))), 2: list(product(SIZES, STAGES))}
 
