@@ -1,7 +1,6 @@
 """Choosing and reading pieces: a seeded, balanced choice, parsed in parallel, cached, with nothing dropped silently."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +12,6 @@ from data.scores.parsing import parse_piece
 from data.scores.pieces import FORMAT_VERSION, Piece, UnusableScoreError, piece_from_json, piece_to_json
 from pupujepa.durable import atomic_file
 from pupujepa.progress import follow
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def gathered(parameters: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
             yield parameters
 
 
-def in_buckets(parameters: Sequence[Tensor], elements: int = GATHER_ELEMENTS) -> Iterator[slice]:
+def in_buckets(parameters: Sequence[Tensor], elements: int) -> Iterator[slice]:
     """Yields slices of `parameters` that hold about `elements` numbers, so that gathering needs little memory."""
     start, size = 0, 0
     for index, parameter in enumerate(parameters):
@@ -51,7 +51,7 @@ def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     named = list(module.named_parameters())
     parameters = [p for _, p in named]
     state: dict[str, Tensor] = {}
-    for bucket in in_buckets(parameters):
+    for bucket in in_buckets(parameters, GATHER_ELEMENTS):
         with gathered(parameters[bucket]) as full:
             if keep:
                 state.update({name: p.detach().cpu().clone() for (name, _), p in zip(named[bucket], full, strict=True)})

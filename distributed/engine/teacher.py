@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from distributed.engine.gather import full_state, gathered, in_buckets
+from distributed.engine.gather import GATHER_ELEMENTS, full_state, gathered, in_buckets
 from distributed.engine.teacher_shards import Part, shard_blocks
 from pupujepa.errors import UserError
 from pupujepa.training.ema import update_ema
@@ -125,14 +125,8 @@ class Teacher:
         """
         return full_state(self.module, keep=keep)
 
-    def save(self, path: Path, *, writes: bool = True) -> None:
-        """Writes the whole teacher, however it is cut; all ranks together, of which one `writes`."""
-        state = self.state(keep=writes)
-        if writes:
-            save_file(state, path)
-
     def load(self, path: Path) -> None:
-        """Reads what `save` wrote, in place: this rank's parts of it, whatever the ranks that saved it."""
+        """Reads a file of `state` in place: this rank's parts of it, whatever ranks saved it."""
         state = load_file(path)
         for unit in self._shards:
             unit.forget()
@@ -145,7 +139,7 @@ class Teacher:
         """Yields pieces with the same entries of the student; 0 goes before those in parts, 1 before whole ones."""
         if self._parts:
             yield 0, self._parts, [p.part.of(p.student) for p in self._parts if p.part]
-        for bucket in in_buckets([p.student for p in self._whole]):
+        for bucket in in_buckets([p.student for p in self._whole], GATHER_ELEMENTS):
             pieces = self._whole[bucket]
             with gathered([p.student for p in pieces]) as students:
                 yield 1, pieces, [s.data for s in students]

@@ -66,15 +66,9 @@ class StopRequest:
         ends_s: when this process has to be gone, in seconds since 1970.
     """
 
-    def __init__(
-        self,
-        signals: tuple[signal.Signals, ...] = STOP_SIGNALS,
-        *,
-        ends_s: float | None = None,
-    ):
+    def __init__(self, *, ends_s: float | None = None):
         self._ends_s = ends_s
         self.received: signal.Signals | None = None
-        self._signals = signals
         self._previous: dict[signal.Signals, object] = {}
         self._pid = os.getpid()
 
@@ -83,7 +77,7 @@ class StopRequest:
         return self.received is not None or (self._ends_s is not None and clock() + needed_s + NOTICE_S >= self._ends_s)
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._receive) for number in self._signals}
+        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:

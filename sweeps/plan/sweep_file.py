@@ -44,7 +44,8 @@ from pupujepa.config import compose
 from pupujepa.errors import UserError
 
 ONE_AT_A_TIME, GRID, RANDOM, OPTUNA = PLANS = ("one_at_a_time", "grid", "random", "optuna")
-NO_SCHEDULER, WATCH, ASHA = SCHEDULERS = ("none", "watch", "asha")
+NO_SCHEDULER, ASHA = "none", "asha"
+SCHEDULERS = (NO_SCHEDULER, "watch", ASHA)
 SPLITS = ("test", "valid")
 BASE = "base"
 

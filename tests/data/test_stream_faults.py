@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
 
 from data.reading.reader import ShardReader
+from data.reading.tally import Tally
 from data.shards.format import ShardError, index_name, read_index, write_index, write_shard
 from data.shards.manifest import Manifest, read_manifest, write_manifest
 from data.store.files import MissingObjectError, StoreError
 from data.store.store import open_store
+from data.stream.batches import CropStage
 from data.stream.stream import Stream, StreamConfig, StreamError
 from data.stream.workers import _whole_deliveries
 from pupujepa.training.masks import MaskConfig
@@ -231,23 +232,31 @@ def test_damage_that_passes_is_read_again_and_costs_nothing(local_set, monkeypat
     assert (stream.counters()["stand_ins"], stream.counters()["retries"]) == (0, 1)
 
 
-def _die(sample: dict) -> dict:
-    if sample["place"].step == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return sample
+class Dying(CropStage):
+    def __call__(self, sample: dict, *, tally: Tally) -> dict:
+        if sample["place"].step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(sample, tally=tally)
 
 
-def _stumble(sample: dict) -> dict:
-    raise KeyError("a bug in a stage")
+class Stumbling(CropStage):
+    def __call__(self, sample: dict, *, tally: Tally) -> dict:
+        raise KeyError("a bug in a stage")
+
+
+def with_crop_stage(stream: Stream, stage: type[CropStage]) -> Stream:
+    """The stream, whose workers crop by another class."""
+    stream._recipe = replace(stream._recipe, crop=stage(**vars(stream._recipe.crop)))
+    return stream
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(local_set):
     """The out-of-memory killer takes workers; the training process learns of it."""
     url, manifest = local_set
     config = StreamConfig(url=url, crop_frames=32, global_batch=8, lanes=4, workers=1)
-    stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8, stages=[webdataset.map(_die)])
+    stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8)
     with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed by signal|exited unexpectedly)"):
-        list(islice(stream, 20))
+        list(islice(with_crop_stage(stream, Dying), 20))
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError("socket")])
@@ -312,9 +321,9 @@ def test_a_bug_in_a_stage_is_raised_as_it_is(local_set, workers):
     """Errors that are not the user's data keep their type and traceback."""
     url, manifest = local_set
     config = StreamConfig(url=url, crop_frames=32, global_batch=8, lanes=4, workers=workers)
-    stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8, stages=[webdataset.map(_stumble)])
+    stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8)
     with pytest.raises(KeyError, match="a bug in a stage"):
-        next(iter(stream))
+        next(iter(with_crop_stage(stream, Stumbling)))
 
 
 def test_s3_gives_the_same_batches_as_a_folder(local_set, s3_set):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data.stream.corpora import read_corpora
 from data.stream.stream import StreamConfig
@@ -214,7 +215,7 @@ def test_the_teacher_follows_and_says_how_far(tmp_path):
     teacher.follow(0.0)
     assert teacher.moved() > 0.1
     assert teacher.distance_to_student() < 1e-6
-    teacher.save(tmp_path / "teacher.safetensors")
+    save_file(teacher.state(), tmp_path / "teacher.safetensors")
     other_model, other_step = training_step(seed=1)
     Teacher(other_step).load(tmp_path / "teacher.safetensors")
     for name, tensor in model.teacher.state_dict().items():
