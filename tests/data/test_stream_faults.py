@@ -286,8 +286,8 @@ def test_a_workers_own_error_stays_what_it_is():
 
 _SIGNALLED = """
 import os, signal, sys
-from data.manifest import read_manifest
-from data.stream import Stream, StreamConfig
+from data.shards.manifest import read_manifest
+from data.stream.stream import Stream, StreamConfig
 
 if __name__ == "__main__":
     received = []

@@ -5,7 +5,7 @@ import sys
 
 ENDING = """
 import atexit, threading, time
-from distributed.process_end import end_process
+from distributed.processes.process import end_process
 threading.Thread(target=time.sleep, args=(3600,)).start()
 atexit.register(print, "done at the exit")
 print("the last words", end=" ")

@@ -210,10 +210,10 @@ def test_awkward_counts_are_gathered_alike_from_one_two_and_three_ranks(corpus: 
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from distributed.marble.corpus import read_corpus
-from distributed.marble.features import compute_features
-from distributed.topology import Topology
-from tests.distributed.marble import test_features
+from distributed.marble.datasets.corpus import read_corpus
+from distributed.marble.features.features import compute_features
+from distributed.processes.topology import Topology
+from tests.distributed.marble.features import test_features
 
 class Stuck(test_features.Fingerprint):
     def embed(self, audio_BS, *, frame_layers):

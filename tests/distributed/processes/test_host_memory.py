@@ -6,7 +6,7 @@ import sys
 
 ROUNDS = """
 import os, resource, sys
-from distributed.host_memory import keep_freed_memory
+from distributed.processes.process import keep_freed_memory
 kept = sys.argv[1] == "keep" and keep_freed_memory(os.environ)
 def touch():
     block = b"x" * (64 << 20)
