@@ -22,8 +22,8 @@ COMMANDS = {
     "evaluate": Command("distributed.marble.evaluate", "probe frozen encoders on labelled tasks"),
     "leaderboard": Command("distributed.marble.leaderboard", "lay results beside each other and beside published ones"),
     "report": Command("distributed.report.page", "build the self-contained HTML page of a run"),
-    "export": Command("distributed.checkpoints.export", "write a checkpoint in the released weight format"),
-    "checkpoints": Command("distributed.checkpoints.listing", "list the checkpoints of a run, and verify them"),
+    "export": Command("distributed.sessions.export", "write a checkpoint in the released weight format"),
+    "checkpoints": Command("distributed.sessions.listing", "list the checkpoints of a run, and verify them"),
     "doctor": Command("distributed.doctor.command", "what is here and what would fail, each with a remedy"),
     "plan": Command("distributed.plan.plan", "memory, FLOPs and hours of an experiment before it is queued"),
 }

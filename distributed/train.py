@@ -41,7 +41,6 @@ import torch.distributed as dist
 from data.stream.corpora import read_corpora
 from data.stream.workers import start_server
 from distributed.build import build_parts
-from distributed.checkpoints.export import write_release
 from distributed.engine.engine import prepare_deepspeed
 from distributed.engine.gather import whole_model
 from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora, with_precision
@@ -61,6 +60,7 @@ from distributed.sessions.continue_run import (
     require_same_run,
 )
 from distributed.sessions.cooldown import branch_experiment
+from distributed.sessions.export import write_release
 from distributed.sessions.facts import write_facts
 from distributed.sessions.history import begin_session, keep_precision
 from distributed.sessions.session import Session

@@ -1,6 +1,7 @@
-"""Writes the file tree of the README from the first line of every module's docstring: `python docs/tree.py --write`.
+"""Writes the map of folders into CONTRIBUTING.md: `python docs/tree.py --write`.
 
-Without --write it prints the tree; a test compares it with the README, so that the map never lags behind the house.
+A folder's line is the first line of its `__init__.py`. Without --write it prints the map; a test compares it with
+CONTRIBUTING.md, so that the map never lags behind the house.
 """
 
 import ast
@@ -9,57 +10,38 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- tree: python docs/tree.py --write -->\n```", "```\n<!-- /tree -->"
-ROOMS = ("pupujepa", "data", "distributed", "sweeps", "slurm", "benchmarks", "examples", "docs")
-# what has no docstring to read
+ROOMS = ("pupujepa", "data", "distributed", "sweeps", "benchmarks")
+# folders and files without a docstring
 OTHERS = {
-    "tests": "mirrors the rooms; integration/ holds the real SLURM and the whole demo",
+    "slurm/": "batch scripts: build, train, evaluate, sweep",
+    "examples/": "the demo, its calibration, songs that sound alike, a local S3 server",
+    "docs/": "pages, and the scripts that write their figures",
+    "tests/": "mirrors the rooms; integration/ holds SLURM and the demo, gpu/ what needs a GPU",
     "Makefile": "demo, test, setup, lint, bench, gpu, lock, compat, clean",
-    "pyproject.toml": "ranges, extras, tools",
-    "requirements.lock": "the versions that all tests passed with, with hashes; `make lock` renews it",
+    "pyproject.toml": "version ranges, extras, tools, arrows between rooms",
+    "requirements.lock": "the versions that all tests passed with, with hashes",
 }
-WIDTH = 120
+COLUMN = 34
 
 
 def tree() -> str:
-    """Returns one line per file: its path below the room, and what it is for."""
+    """Returns one line per folder: its path, and its purpose."""
     lines = []
     for room in ROOMS:
-        lines.append(f"{room}/")
-        for path in sorted((ROOT / room).rglob("*")):
-            summary = _summary(path)
-            if summary:
-                lines.append(_line(path.relative_to(ROOT / room).as_posix(), summary))
-    return "\n".join([*lines, *(f"{name:<30}{summary}" for name, summary in OTHERS.items())])
+        for init in sorted((ROOT / room).rglob("__init__.py")):
+            folder = f"{init.parent.relative_to(ROOT).as_posix()}/"
+            doc = (ast.get_docstring(ast.parse(init.read_text())) or "").partition("\n")[0]
+            lines.append(f"{folder:<{COLUMN}}{doc.rstrip('.')}")
+    return "\n".join([*lines, *(f"{name:<{COLUMN}}{purpose}" for name, purpose in OTHERS.items())])
 
 
 def write() -> None:
-    """Puts the tree between its marks in the README."""
-    text = README.read_text()
+    """Puts the map between its marks in CONTRIBUTING.md."""
+    text = PAGE.read_text()
     pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    README.write_text(re.sub(pattern, lambda _: f"{BEGIN}\n{tree()}\n{END}", text, flags=re.DOTALL))
-
-
-def _summary(path: Path) -> str:
-    if path.suffix == ".py" and path.name != "__init__.py":
-        doc = ast.get_docstring(ast.parse(path.read_text())) or ""
-        return " ".join(doc.partition("\n\n")[0].split())
-    if path.suffix in (".sbatch", ".sh"):
-        comments = [x for x in path.read_text().splitlines() if x.startswith("# ")]
-        return comments[0][2:] if comments else ""
-    if path.suffix == ".md":
-        return path.read_text().splitlines()[0].lstrip("# ")
-    return ""
-
-
-def _line(name: str, summary: str) -> str:
-    """A summary that is too long ends at its last clause that fits."""
-    room = WIDTH - 30
-    if len(summary) > room:
-        ends = [m.start() for m in re.finditer(r"[:;.,] | - ", summary[:room])]
-        summary = summary[: ends[-1]] if ends else summary[:room].rsplit(" ", 1)[0]
-    return f"  {name:<28}{summary.rstrip('.')}"
+    PAGE.write_text(re.sub(pattern, lambda _: f"{BEGIN}\n{tree()}\n{END}", text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

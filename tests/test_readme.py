@@ -1,4 +1,4 @@
-"""The README says nothing that the checkout does not hold."""
+"""README, CONTRIBUTING and the claims say nothing that the checkout does not hold."""
 
 import re
 import subprocess
@@ -11,25 +11,39 @@ import pytest
 from benchmarks.__main__ import module_of
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md", "docs/claims.md")}
+TEXT = "\n".join(PAGES.values())
+LINKS = sorted({(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(((?!http)[^)#]+)\)", text)})
 
 
-def test_the_file_tree_is_the_checkout():
-    """One line a file, as the modules' own docstrings have it; `python docs/tree.py --write` renews it."""
+def test_the_map_is_the_checkout():
+    """One line a folder, as the packages' own docstrings have it; `python docs/tree.py --write` renews it."""
     printed = subprocess.run([sys.executable, "docs/tree.py"], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert printed.stdout.strip() in TEXT
+    assert printed.stdout.strip() in PAGES["CONTRIBUTING.md"]
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", TEXT))))
-def test_links_lead_somewhere(target):
+def test_the_readme_is_short():
+    """About 1,200 words: five minutes."""
+    assert 900 < len(PAGES["README.md"].split()) < 1400
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_lead_somewhere(page, link):
     """Every relative link and picture exists."""
-    assert (ROOT / target).exists()
+    assert ((ROOT / page).parent / link).exists()
 
 
-@pytest.mark.parametrize("claim", sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::\w+)?`", TEXT))))
-def test_cited_tests_exist(claim):
-    """A claim that names its test names one that exists."""
-    assert (ROOT / claim).is_file()
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`([\w./-]+/(?:[\w.-]+\.\w+)?)`", TEXT))))
+def test_cited_paths_exist(path):
+    """A file, folder or test that is named exists; RUN/ is a run's own, and runs/ and vectors/ are made by commands."""
+    assert path.startswith(("runs/", "RUN/", "vectors/", "songs/")) or (ROOT / path).exists()
+
+
+def test_every_claim_names_a_test():
+    """Each row of the claims ends with a test that exists."""
+    rows = [row for row in PAGES["docs/claims.md"].splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 20
+    assert [row for row in rows if not re.search(r"`tests/[\w/]+\.py`", row.rpartition(" | ")[2])] == []
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m (\w+) (\w+)", TEXT))))

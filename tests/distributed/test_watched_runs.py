@@ -8,8 +8,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from distributed.checkpoints.export import model_of
 from distributed.checkpoints.store import committed
+from distributed.sessions.export import model_of
 from distributed.watch.config import PROBE_MEAN
 from distributed.watch.probes import FEATURES_FOLDER
 from distributed.watch.respond import ALARM_NAME, ALARMS_FOLDER, PICTURES_NAME

@@ -11,7 +11,7 @@ import torch
 
 from data.store.store import StoreError, open_store
 from distributed.__main__ import COMMANDS
-from distributed.checkpoints import export, fencing
+from distributed.checkpoints import fencing
 from distributed.checkpoints import object_store as checkpoint_objects
 from distributed.checkpoints.fencing import take_generation
 from distributed.checkpoints.object_store import ObjectPrefix
@@ -21,6 +21,7 @@ from distributed.experiment import load_experiment
 from distributed.processes.collectives import SupersededError
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
+from distributed.sessions import export
 from distributed.sessions.continue_run import adopt_checkpoint
 from distributed.sessions.cooldown import branch_experiment
 from pupujepa.config import to_yaml

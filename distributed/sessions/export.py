@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distributed.checkpoints.listing import checkpoint_settings
 from distributed.checkpoints.reading import place_of
 from distributed.checkpoints.state import CONFIG_NAME, ENGINE_FOLDER, TEACHER_NAME, read_frontend
 from distributed.checkpoints.store import Checkpoint, committed
 from distributed.experiment import Experiment
 from distributed.run.directory import RunDirectory
 from distributed.run.log import configure_logging
+from distributed.sessions.listing import checkpoint_settings
 from pupujepa.config import from_yaml
 from pupujepa.model.model import PupuJEPA
 from pupujepa.weights.weights import save_release
