@@ -11,11 +11,16 @@ import pytest
 from pupujepa.errors import UserError
 
 ROOM = Path(__file__).parents[2] / "pupujepa"
-FILES = sorted(ROOM.glob("*.py"))
+FILES = sorted(ROOM.rglob("*.py"))
 CONSTRUCTORS = ("__init__", "__post_init__")
 ARRAYS = re.compile(r"\b(Tensor|NDArray)\b")
 # x_BND, mel_TF: at least one capital after the last underscore, n for a number that has no letter
 SUFFIX = re.compile(r"^_?[a-z][a-z0-9_]*_(n?[A-Z]{1,5})$")
+
+
+def module_name(path: Path) -> str:
+    """Returns the dotted name by which a file of the room is imported."""
+    return ".".join(path.relative_to(ROOM.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 def tree_of(path: Path) -> ast.Module:
@@ -41,7 +46,7 @@ def bodies(node: ast.FunctionDef | ast.ClassDef) -> list[ast.FunctionDef]:
 
 def user_errors(path: Path) -> set[str]:
     """Returns the names by which a module knows errors that a user can mend, and functions that make or raise one."""
-    module = import_module(f"pupujepa.{path.stem}")
+    module = import_module(module_name(path))
     classes = {n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, UserError)}
     return classes | {"foreign"}
 
@@ -80,7 +85,7 @@ def annotations(node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
     return {name: ast.unparse(annotation) for name, annotation in written.items() if annotation}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_every_public_name_is_explained(path):
     """The module, and each public class, function and method in it, has a docstring."""
     tree = tree_of(path)
@@ -88,7 +93,7 @@ def test_every_public_name_is_explained(path):
     assert [name for name, node in documented(tree) if not ast.get_docstring(node)] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_errors_are_announced(path):
     """What raises a UserError, itself or by a private function of its file, tells so in its docstring, and why."""
     tree, errors = tree_of(path), user_errors(path)
@@ -102,7 +107,7 @@ def test_errors_are_announced(path):
     assert silent == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_shapes_are_told(path):
     """Whatever takes, gives or holds arrays has a shape in brackets in its docstring."""
     shapeless = [
@@ -114,7 +119,7 @@ def test_shapes_are_told(path):
     assert shapeless == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_every_letter_of_a_shape_is_in_the_legend(path):
     """Each letter of a name like x_BND stands in the file's legend: `Shapes: B batch, N tokens, D width.`"""
     tree = tree_of(path)
