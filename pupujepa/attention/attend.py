@@ -20,7 +20,7 @@ from pathlib import Path
 from pupujepa.attention.maps import region_attention
 from pupujepa.attention.page import write_page
 from pupujepa.attention.picture import ALL, MEAN, panels_of, save_picture
-from pupujepa.attention.region import Box, Crop, Look, box_in, box_of_bands, boxes_over, read_crop
+from pupujepa.attention.region import AudioCrop, Box, Look, box_in, box_of_bands, boxes_over, read_crop
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA
 from pupujepa.progress import follow
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _boxes(args: argparse.Namespace, crop: Crop) -> list[Box]:
+def _boxes(args: argparse.Namespace, crop: AudioCrop) -> list[Box]:
     """Returns the region that was asked for, then those to choose from."""
     box = box_in(crop, time_s=args.time, frequency_hz=args.frequency)
     if args.bands:
@@ -93,7 +93,7 @@ def _boxes(args: argparse.Namespace, crop: Crop) -> list[Box]:
     return [box, *boxes_over(crop, int(match[1]), int(match[2]))]
 
 
-def _look(model: PupuJEPA, crop: Crop, box: Box, args: argparse.Namespace) -> Look:
+def _look(model: PupuJEPA, crop: AudioCrop, box: Box, args: argparse.Namespace) -> Look:
     maps = region_attention(model, crop.mel_TF, box.mask(crop), ratio=args.ratio, seed=args.seed)
     return Look(box, maps)
 

@@ -17,26 +17,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pupujepa.attention.region import Crop, Look
+from pupujepa.attention.region import AudioCrop, Look
 from pupujepa.durable import atomic_file
 
 _CODES = 255
 
 
-def write_page(crop: Crop, looks: Sequence[Look], path: Path) -> None:
+def write_page(crop: AudioCrop, looks: Sequence[Look], path: Path) -> None:
     """Writes the page; the first look is shown first."""
     with atomic_file(path) as temporary:
         temporary.write_text(page(crop, looks), encoding="utf-8")
 
 
-def page(crop: Crop, looks: Sequence[Look]) -> str:
+def page(crop: AudioCrop, looks: Sequence[Look]) -> str:
     """Returns the page as HTML."""
     template = files("pupujepa.attention").joinpath("page.html").read_text(encoding="utf-8")
     payload = json.dumps(_payload(crop, looks)).replace("<", "\\u003c")  # nothing in it may end its element
     return template.replace("{{name}}", escape(crop.name)).replace("{{payload}}", payload)
 
 
-def _payload(crop: Crop, looks: Sequence[Look]) -> dict:
+def _payload(crop: AudioCrop, looks: Sequence[Look]) -> dict:
     layers, heads = looks[0].maps_LHTF.shape[:2]
     coded = [coded_maps(look.times_even()) for look in looks]
     return {
@@ -63,7 +63,7 @@ def coded_maps(maps_LHTF: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArr
     return codes.astype(np.uint8), peaks
 
 
-def _mel_codes(crop: Crop) -> NDArray[np.uint8]:
+def _mel_codes(crop: AudioCrop) -> NDArray[np.uint8]:
     mel = crop.mel_TF.numpy()
     low, high = float(mel.min()), float(mel.max())
     return np.rint(_CODES * (mel - low) / max(high - low, 1e-9)).astype(np.uint8)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pupujepa.attention.region import Crop, Look
+from pupujepa.attention.region import AudioCrop, Look
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
@@ -45,7 +45,7 @@ def panels_of(look: Look, layer: str, head: str) -> list[list[Panel]]:
     return rows
 
 
-def save_picture(crop: Crop, look: Look, path: Path, *, layer: str, head: str) -> None:
+def save_picture(crop: AudioCrop, look: Look, path: Path, *, layer: str, head: str) -> None:
     """Writes the picture; the format follows the suffix.
 
     Raises:
@@ -87,7 +87,7 @@ def _chosen(maps: NDArray[np.float64], which: str, kind: str) -> list[tuple[str,
     return [(f"{kind} {which}", maps[int(which) - 1])]
 
 
-def _draw(axes: Any, crop: Crop, look: Look, panel: Panel, *, bare: bool = False) -> None:
+def _draw(axes: Any, crop: AudioCrop, look: Look, panel: Panel, *, bare: bool = False) -> None:
     extent = (crop.start_s, crop.start_s + crop.duration_s, 0, crop.bands)
     settings = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "extent": extent}
     mel = crop.mel_TF.numpy().T

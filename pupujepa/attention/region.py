@@ -18,7 +18,7 @@ from pupujepa.model.model import PupuJEPA
 
 
 @dataclass(frozen=True)
-class Crop:
+class AudioCrop:
     """A crop of a file, and the physical extent of its patches.
 
     mel_TF: normalised log-mel, whole patches only.
@@ -58,13 +58,13 @@ class Box:
     band: int
     bands: int
 
-    def mask(self, crop: Crop) -> NDArray[np.bool_]:
+    def mask(self, crop: AudioCrop) -> NDArray[np.bool_]:
         """Returns the boolean grid [steps, bands] of the box."""
         inside = np.zeros((crop.steps, crop.bands), bool)
         inside[self.step : self.step + self.steps, self.band : self.band + self.bands] = True
         return inside
 
-    def describe(self, crop: Crop) -> str:
+    def describe(self, crop: AudioCrop) -> str:
         """Returns the box in seconds of the file and hertz."""
         start_s = crop.start_s + self.step * crop.step_s
         low, high = crop.band_edges_hz[self.band], crop.band_edges_hz[self.band + self.bands]
@@ -83,7 +83,7 @@ class Look:
         return self.maps_LHTF * (self.maps_LHTF.shape[2] * self.maps_LHTF.shape[3] - self.box.steps * self.box.bands)
 
 
-def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> Crop:
+def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> AudioCrop:
     """Reads up to one training crop of a file.
 
     Raises:
@@ -97,7 +97,7 @@ def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> Crop:
     if frames < 2 * config.patch_frames:
         raise AudioError(f"{path}: less than two patches of audio from {start_s:g} s on; start earlier")
     mel_TF = log_mel(audio_S[None], frontend)[0, :frames]
-    return Crop(
+    return AudioCrop(
         path.name,
         normalise(mel_TF, config.mel_mean, config.mel_std),
         start_s=start_s,
@@ -107,7 +107,7 @@ def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> Crop:
     )
 
 
-def box_in(crop: Crop, *, time_s: list[float] | None, frequency_hz: list[float] | None) -> Box:
+def box_in(crop: AudioCrop, *, time_s: list[float] | None, frequency_hz: list[float] | None) -> Box:
     """Returns every patch that a span of time and a range of frequencies touch.
 
     Args:
@@ -135,7 +135,7 @@ def box_in(crop: Crop, *, time_s: list[float] | None, frequency_hz: list[float] 
     return Box(first, last - first, low, high - low)
 
 
-def box_of_bands(box: Box, crop: Crop, bands: list[int]) -> Box:
+def box_of_bands(box: Box, crop: AudioCrop, bands: list[int]) -> Box:
     """Returns the box with the rows `bands`, first and last, instead of its own.
 
     Raises:
@@ -147,7 +147,7 @@ def box_of_bands(box: Box, crop: Crop, bands: list[int]) -> Box:
     return Box(box.step, box.steps, low, high - low + 1)
 
 
-def boxes_over(crop: Crop, columns: int, rows: int) -> list[Box]:
+def boxes_over(crop: AudioCrop, columns: int, rows: int) -> list[Box]:
     """Cuts the crop into columns x rows boxes, column by column, low frequencies first; the last ones take the rest.
 
     Raises:
