@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     parse_readout(args.readout, bands=model.config.grid_bands)
     layers = resolve_layers(_layers(args.layers), model.config.depth)
     settings = {
-        "weights": fingerprint(model),
+        "weights": model_fingerprint(model),
         "readout": args.readout,
         "layers": layers,
         "encoder": args.encoder,
@@ -171,7 +171,7 @@ def embed(
     return broken
 
 
-def fingerprint(model: PupuJEPA) -> str:
+def model_fingerprint(model: PupuJEPA) -> str:
     """Returns a digest of the first bytes of every tensor: enough to tell trained models apart without reading all."""
     digest = blake2b(repr((model.config, model.frontend)).encode(), digest_size=16)
     for name, tensor in model.state_dict().items():

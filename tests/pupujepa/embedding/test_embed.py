@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from pupujepa.embedding.embed import fingerprint
+from pupujepa.embedding.embed import model_fingerprint
 from pupujepa.embedding.encoder import Encoder
 from pupujepa.locks import only_writer
 from pupujepa.weights.weights import load, save_release
@@ -403,7 +403,7 @@ def test_a_place_that_cannot_be_written_is_refused(weights, songs, tmp_path, cap
     (tmp_path / "out").write_text("a file")
     for out in (tmp_path / "out", tmp_path / "out" / "below"):
         assert run("embed", weights, songs, "--out", out, "--device", "cpu") == 2
-        assert f"error: nothing can be written to the folder {out}" in capsys.readouterr().err
+        assert f"error: the folder {out} is not writable" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "a file"
 
 
@@ -417,6 +417,6 @@ def test_progress_tells_rate_and_remaining_time(weights, many_songs, tmp_path, c
 def test_fingerprints_tell_models_apart():
     """Other weights, another rotary mode or another front end have another fingerprint; the same model has the same."""
     config = type(SMALL)(**{**SMALL.__dict__, "rope": "clip_relative"})
-    prints = {fingerprint(model) for model in (random_model(), random_model(seed=2), random_model(config))}
+    prints = {model_fingerprint(model) for model in (random_model(), random_model(seed=2), random_model(config))}
     assert len(prints) == 3
-    assert fingerprint(random_model()) in prints
+    assert model_fingerprint(random_model()) in prints
