@@ -1,7 +1,7 @@
 """PupuJEPA: self-supervised music representations from 2-D log-mel spectrograms (arXiv 2606.25713).
 
-The four names below are what most users need. They are resolved on first use, so that a command's `--help` and the pure
-integer modules of the other rooms do not pay for importing torch. `__init__.pyi` tells type checkers what they are.
+The four public names are resolved on first use: `--help` and modules without tensors then start without importing
+torch. `__init__.pyi` declares them for type checkers.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Front door of the library: embeddings, attention maps and facts from a checkpoint.
+"""Front door of the library: embeddings, attention maps and model sizes.
 
 python -m pupujepa info tiny                                        parameters, operations, memory
 python -m pupujepa embed runs/demo/export songs/ --out vectors/     one row per audio file

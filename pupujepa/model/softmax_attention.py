@@ -1,14 +1,12 @@
-"""Scaled dot-product attention: torch's, and on a CPU in bf16 our own order of the same sums, which is faster there.
+"""Scaled dot-product attention: torch's kernel, and on a CPU in bf16 our own order of the same sums, which is faster.
 
-torch's fused kernel for the CPU multiplies bf16 tiles in float32. Plain matrix products use the processor's bf16
-instructions instead, and as long as the scores of one product stay in the cache, writing them down costs little
-(benchmarks/attention.py measures by how much). Scores and weights are rounded to bf16 in between, as every other
-product under autocast is: the output is off by 2^-7 where the fused kernel's is off by 2^-8. Everywhere else, float32
-and accelerators, torch's kernel is used.
+torch's fused CPU kernel multiplies bf16 tiles in float32. Plain matrix products use the processor's bf16 instructions
+instead, and storing the scores is cheap while they stay in the cache (measured by benchmarks/attention.py). Scores and
+weights are rounded to bf16, as every product under autocast is: the output is off by 2^-7, the fused kernel's by 2^-8.
+float32 and accelerators use torch's kernel.
 
-Weights are powers of two of the scores, divided by their row's sum only after they have been multiplied with the
-values, which are fewer. The usual search for each row's largest score is left out where the lengths of queries and keys
-prove that nothing can overflow.
+Weights are powers of two of the scores. They are divided by their row's sum after the product with the values, which
+has fewer entries. The search for each row's maximum is skipped if the lengths of queries and keys exclude an overflow.
 
 Shapes: B batch, H heads, G heads of any clips, N queries, K keys, D dimensions of a head.
 """
@@ -23,13 +21,13 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional
 
 SCORES_IN_CACHE = 1 << 20  # 2 MiB of bf16 scores at a time
-# 2^64 times any number of keys and values is far from bf16's largest number, 2^128, and 2^-64 from its smallest
+# bf16 reaches from 2^-126 to 2^128, so exponents of +-64 leave room for the sums over keys
 _SAFE_EXPONENT = 64.0
 
 
 def attend(query_BHND: Tensor, key_BHKD: Tensor, value_BHKD: Tensor) -> Tensor:
     """Returns softmax(query key^T / sqrt(D)) value, [B, H, N, D], in the inputs' dtype."""
-    # where only shapes are traced there is no cache to fit into; torch's kernel keeps as much for the backward pass
+    # memory traces use torch's kernel, which keeps as much for the backward pass
     only_shapes = not torch.compiler.is_compiling() and is_fake(query_BHND)
     if query_BHND.device.type != "cpu" or query_BHND.dtype != torch.bfloat16 or only_shapes:
         return functional.scaled_dot_product_attention(query_BHND, key_BHKD, value_BHKD)
@@ -38,7 +36,7 @@ def attend(query_BHND: Tensor, key_BHKD: Tensor, value_BHKD: Tensor) -> Tensor:
 
 
 class _AttentionInPieces(torch.autograd.Function):
-    """Attention whose weights are not kept: the backward pass computes them again, piece by piece."""
+    """Attention that keeps no weights: the backward pass computes them again, piece by piece."""
 
     @staticmethod
     def forward(ctx: Any, query_GND: Tensor, key_GKD: Tensor, value_GKD: Tensor) -> Tensor:
@@ -47,7 +45,7 @@ class _AttentionInPieces(torch.autograd.Function):
         mixed, sums = [], []
         for g, n in _pieces(query_GND, key_GKD):
             power_GNK = _powers(base2_GND[g, n], key_GKD[g], _part(unsafe_GN1, (g, n)))
-            sum_GN1 = power_GNK.sum(-1, keepdim=True).float()  # added up in float32 within
+            sum_GN1 = power_GNK.sum(-1, keepdim=True).float()  # torch sums bf16 in float32
             mixed.append(((power_GNK @ value_GKD[g]) / sum_GN1).to(query_GND.dtype).flatten(0, 1))
             sums.append(sum_GN1.flatten(0, 1))
         mixed_GND = torch.cat(mixed).view(query_GND.shape)
@@ -59,12 +57,12 @@ class _AttentionInPieces(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         query_GND, key_GKD, value_GKD, mixed_GND, sum_GN1, unsafe_GN1 = ctx.saved_tensors
         base2_GND = query_GND * _base2_scale(query_GND)
-        # divided here, by row, the sums need not divide the weights
+        # dividing the gradient's rows by the sums is cheaper than dividing the weights
         grad_GND = (gradients[0] / sum_GN1).to(query_GND.dtype)
         mean_GN1 = (grad_GND * mixed_GND).sum(-1, keepdim=True)
         grad_query_GND = torch.empty_like(query_GND)
-        # Keys and values gather from many pieces, in float32: a sum of bf16 would forget the small ones. They are held
-        # transposed, because a product whose left side is the transposed weights takes up to ten times as long.
+        # Sums over many pieces need float32: in bf16 small terms vanish. They are transposed, because a product with
+        # the transposed weights on its left takes up to ten times as long.
         grad_key_GDK, grad_value_GDK = (x.new_zeros(x.mT.shape, dtype=torch.float32) for x in (key_GKD, value_GKD))
         for g, n in _pieces(query_GND, key_GKD):
             power_GNK = _powers(base2_GND[g, n], key_GKD[g], _part(unsafe_GN1, (g, n)))
@@ -78,7 +76,7 @@ class _AttentionInPieces(torch.autograd.Function):
 
 
 def _pieces(query_GND: Tensor, key_GKD: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yields as many whole heads, or else as many queries of one head, as have their scores in the cache; in order."""
+    """Yields, in order, whole heads, or queries of one head, whose scores fit into the cache."""
     heads, queries = query_GND.shape[:2]
     keys = key_GKD.shape[1]
     per_piece = max(1, SCORES_IN_CACHE // (queries * keys))
@@ -94,21 +92,21 @@ def _base2_scale(query_GND: Tensor) -> float:
 
 
 def _unsafe_rows(base2_GND: Tensor, key_GKD: Tensor) -> Tensor | None:
-    """Returns the queries [G, N, 1] whose scores might be large, by Cauchy's inequality, or None when there are none.
+    """Returns the queries [G, N, 1] whose scores might be large, by Cauchy's inequality, or None if there are none.
 
-    Each query is judged by itself and the keys of its head: what else is in the batch must not move a bit of it.
+    The decision depends on the query and the keys of its head only: the rest of the batch must not change any bit.
     """
     query_length_GN1 = torch.linalg.vector_norm(base2_GND, dim=-1, keepdim=True)
     key_length_GK1 = torch.linalg.vector_norm(key_GKD, dim=-1, keepdim=True)
-    # not (x < y), so that NaN is unsafe, and comes out as NaN
+    # not (x < y), so that NaN counts as unsafe and stays NaN
     unsafe_GN1 = ~(query_length_GN1 * key_length_GK1.amax(1, keepdim=True) < _SAFE_EXPONENT)
     if torch.compiler.is_compiling() or is_fake(unsafe_GN1):
-        return unsafe_GN1  # its values are not there to be looked at
+        return unsafe_GN1  # its values do not exist yet
     return unsafe_GN1 if unsafe_GN1.any() else None
 
 
 def _powers(base2_GND: Tensor, key_GKD: Tensor, unsafe_GN1: Tensor | None) -> Tensor:
-    """Returns 2^score [G, N, K], of unsafe rows relative to the largest."""
+    """Returns 2^score [G, N, K]; in unsafe rows, relative to the largest score."""
     score_GNK = base2_GND @ key_GKD.mT
     if unsafe_GN1 is not None:
         score_GNK -= torch.where(unsafe_GN1, score_GNK.amax(-1, keepdim=True), 0)

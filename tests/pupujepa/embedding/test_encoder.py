@@ -269,7 +269,7 @@ def test_unusable_audio_is_refused(encoder, tmp_path):
         encoder.encode(music(1), 24_000, layers=[9])
     with pytest.raises(UserError, match="layers is empty"):
         encoder.encode(music(1), 24_000, layers=[])
-    with pytest.raises(UserError, match="which='predictor' is no encoder"):
+    with pytest.raises(UserError, match="which='predictor' is not an encoder"):
         next(encoder.stream(tmp_path / "nothing.wav", which="predictor"))
     with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
         Encoder(random_model(), batch_size=0)

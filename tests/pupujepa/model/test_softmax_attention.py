@@ -9,7 +9,7 @@ from pupujepa.model.softmax_attention import attend
 
 
 def random_inputs(queries: int, keys: int, dtype: torch.dtype, *, size: float = 1) -> list[torch.Tensor]:
-    """Queries, keys (of a size) and values of 2 clips and 3 heads of 16 dimensions, as one projection lays them out."""
+    """Returns queries, scaled keys and values of 2 clips and 3 heads of 16 dimensions, laid out as one projection."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(2, n, 3, 16, generator=generator) for n in (queries, keys, keys)]
     return [(x * s).to(dtype).transpose(1, 2).requires_grad_() for x, s in zip(drawn, (size, size, 1), strict=True)]
@@ -18,7 +18,7 @@ def random_inputs(queries: int, keys: int, dtype: torch.dtype, *, size: float = 
 @pytest.mark.parametrize("cells", [1 << 20, 5000, 600, 1], ids=["whole", "a head", "some queries", "one query"])
 @pytest.mark.parametrize(("queries", "keys"), [(64, 64), (7, 33)])
 def test_bf16_on_the_cpu_agrees_with_torch_in_float32(monkeypatch, cells, queries, keys):
-    """Output and gradients are within bf16's rounding, however the scores are cut; torch's own kernel is not asked."""
+    """Output and gradients are within bf16's rounding for any cut of the scores; torch's kernel is not called."""
     bf16 = random_inputs(queries, keys, torch.bfloat16)
     exact = [x.detach().float().requires_grad_() for x in bf16]
     expected = functional.scaled_dot_product_attention(*exact)
@@ -36,7 +36,7 @@ def test_bf16_on_the_cpu_agrees_with_torch_in_float32(monkeypatch, cells, querie
 
 
 def test_elsewhere_it_is_torchs_attention_to_the_bit():
-    """In float32, and at inference in any other type."""
+    """In float32, and at inference in any other type, the result is torch's."""
     exact = random_inputs(5, 9, torch.float32)
     assert torch.equal(attend(*exact), functional.scaled_dot_product_attention(*exact))
     half = [x.detach().half() for x in exact]
@@ -59,12 +59,12 @@ def test_scores_of_any_size_give_finite_weights_and_gradients(size):
 
 
 def _off(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The error relative to what is wanted; scores of hundreds are rounded by whole units in bf16."""
+    """Returns the relative error; bf16 rounds scores of hundreds by whole units."""
     return float((got.detach().float() - wanted.detach()).norm() / wanted.detach().norm())
 
 
 def test_a_row_without_a_number_comes_out_without_one():
-    """NaN is not hidden by the proof that nothing overflows."""
+    """The shortcut for safe scores does not hide NaN."""
     bf16 = random_inputs(4, 4, torch.bfloat16)
     bf16[0].data[0, 0, 1] = torch.nan
     mixed = attend(*bf16)
@@ -72,7 +72,7 @@ def test_a_row_without_a_number_comes_out_without_one():
 
 
 def test_no_weights_are_kept_for_the_backward_pass():
-    """What autograd holds is the three inputs, the output and a number per query, however many weights there were."""
+    """Autograd holds the three inputs, the output and one number per query, for any number of weights."""
     kept: list[int] = []
     inputs = random_inputs(64, 64, torch.bfloat16)
     rows = inputs[0].numel() // inputs[0].shape[-1]
