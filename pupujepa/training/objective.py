@@ -126,7 +126,7 @@ class TrainingStep(nn.Module):
         """Returns the scalar loss and detached tensors for logging.
 
         Args:
-            mel_BTF: normalised log-mel, float32.
+            mel_BTF: normalised log-mel [B, T, F], float32.
             context_BK: int64 token indices that the student sees.
             target_BM: int64 token indices to predict, disjoint from the context.
 
