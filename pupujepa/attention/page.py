@@ -1,7 +1,7 @@
-"""Attention as a page to explore: one HTML file that holds everything it shows and asks the network for nothing.
+"""Interactive attention page: one HTML file with all its data, which makes no network request.
 
-Maps are coded as bytes: attention = (code / 255)^2 of the map's strongest patch, so that weak attention keeps digits.
-The page's script draws spectrogram and maps itself; means over blocks and heads are taken there.
+Maps are coded as bytes: attention = (code / 255)^2 of the map's maximum, so that weak attention keeps its resolution.
+The page's script draws spectrogram and maps, and computes the means over blocks and heads.
 
 Shapes: T frames, F mel bands of a spectrogram; L predictor blocks, H heads, and T steps, F bands of patches of a map.
 """
@@ -24,7 +24,7 @@ _CODES = 255
 
 
 def write_page(crop: AudioCrop, looks: Sequence[Look], path: Path) -> None:
-    """Writes the page; the first look is shown first."""
+    """Writes the page, which first shows the first look."""
     with atomic_file(path) as temporary:
         temporary.write_text(page(crop, looks), encoding="utf-8")
 
@@ -32,7 +32,7 @@ def write_page(crop: AudioCrop, looks: Sequence[Look], path: Path) -> None:
 def page(crop: AudioCrop, looks: Sequence[Look]) -> str:
     """Returns the page as HTML."""
     template = files("pupujepa.attention").joinpath("page.html").read_text(encoding="utf-8")
-    payload = json.dumps(_payload(crop, looks)).replace("<", "\\u003c")  # nothing in it may end its element
+    payload = json.dumps(_payload(crop, looks)).replace("<", "\\u003c")  # no `</script>` in the data
     return template.replace("{{name}}", escape(crop.name)).replace("{{payload}}", payload)
 
 
@@ -56,7 +56,7 @@ def _payload(crop: AudioCrop, looks: Sequence[Look]) -> dict:
 
 
 def coded_maps(maps_LHTF: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Returns codes [L * H, steps, bands] and the strongest value of each map [L * H]."""
+    """Returns codes [L * H, steps, bands] and the maximum of each map [L * H]."""
     flat = maps_LHTF.reshape(-1, *maps_LHTF.shape[2:])
     peaks = flat.max((1, 2))
     codes = np.rint(_CODES * np.sqrt(flat / peaks[:, None, None]))

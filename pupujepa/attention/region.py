@@ -1,4 +1,4 @@
-"""What `attend` looks at: a crop of an audio file, a time-frequency box in it, and where each head looks from there.
+"""Inputs of `attend`: a crop of an audio file, a time-frequency box in it, and the attention from that box.
 
 Shapes: S samples, T frames, F mel bands, L predictor blocks, H heads; a map is [L, H, steps, bands] of patches.
 """
@@ -22,8 +22,8 @@ class AudioCrop:
     """A crop of a file, and the physical extent of its patches.
 
     mel_TF: normalised log-mel, whole patches only.
-    start_s: where in the file it begins.
-    band_edges_hz: frequencies between the rows of patches, low to high, [bands + 1].
+    start_s: start of the crop in the file.
+    band_edges_hz: frequencies between the rows of patches, ascending, [bands + 1].
     """
 
     name: str
@@ -73,13 +73,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Look:
-    """Where each head looks from a box: maps [L, H, steps, bands], each summing to one, zero inside the box."""
+    """Attention of each head from a box: maps [L, H, steps, bands] that sum to one and are zero inside the box."""
 
     box: Box
     maps_LHTF: NDArray[np.float64]
 
     def times_even(self) -> NDArray[np.float64]:
-        """Returns the maps [L, H, steps, bands] in multiples of what a patch outside the box gets by an even spread."""
+        """Returns the maps [L, H, steps, bands] in multiples of an even spread over the patches outside the box."""
         return self.maps_LHTF * (self.maps_LHTF.shape[2] * self.maps_LHTF.shape[3] - self.box.steps * self.box.bands)
 
 
@@ -108,27 +108,28 @@ def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> AudioCrop:
 
 
 def box_in(crop: AudioCrop, *, time_s: list[float] | None, frequency_hz: list[float] | None) -> Box:
-    """Returns every patch that a span of time and a range of frequencies touch.
+    """Returns the box of all patches that a time span and a frequency range touch.
 
     Args:
-        time_s: start and end, seconds in the crop; None takes its middle tenth.
-        frequency_hz: lowest and highest; None takes all.
+        time_s: start and end, seconds in the crop; None means its middle tenth.
+        frequency_hz: lowest and highest; None means all.
 
     Raises:
-        UserError: a span or range that is empty or lies outside the crop.
+        UserError: a span or range that is empty or outside the crop.
     """
     start_s, stop_s = time_s if time_s else (0.45 * crop.duration_s, 0.55 * crop.duration_s)
+    # 1e-9 keeps rounding errors from adding a patch at a boundary
     first, last = int(np.floor(start_s / crop.step_s + 1e-9)), int(np.ceil(stop_s / crop.step_s - 1e-9))
     if not 0 <= first < last <= crop.steps:
         raise UserError(
-            f"region {start_s:g}-{stop_s:g} s does not lie in the crop of 0-{crop.duration_s:g} s; seconds count "
-            f"from the start of the crop, which is at {crop.start_s:g} s of the file"
+            f"region {start_s:g}-{stop_s:g} s is not within the crop of 0-{crop.duration_s:g} s; count seconds from "
+            f"the start of the crop, which is at {crop.start_s:g} s of the file"
         )
     edges_hz = crop.band_edges_hz
     low_hz, high_hz = frequency_hz if frequency_hz else (edges_hz[0], edges_hz[-1])
     if not edges_hz[0] <= low_hz < high_hz <= edges_hz[-1]:
         raise UserError(
-            f"region {low_hz:g}-{high_hz:g} Hz does not lie in the spectrogram of {edges_hz[0]:g}-{edges_hz[-1]:g} Hz"
+            f"region {low_hz:g}-{high_hz:g} Hz is not within the spectrogram of {edges_hz[0]:g}-{edges_hz[-1]:g} Hz"
         )
     low = int(np.searchsorted(edges_hz, low_hz, side="right")) - 1
     high = int(np.searchsorted(edges_hz, high_hz, side="left"))
@@ -143,12 +144,12 @@ def box_of_bands(box: Box, crop: AudioCrop, bands: list[int]) -> Box:
     """
     low, high = bands
     if not 0 <= low <= high < crop.bands:
-        raise UserError(f"bands {low} to {high} do not lie in 0 to {crop.bands - 1}")
+        raise UserError(f"bands {low} to {high} are not within 0 to {crop.bands - 1}")
     return Box(box.step, box.steps, low, high - low + 1)
 
 
 def boxes_over(crop: AudioCrop, columns: int, rows: int) -> list[Box]:
-    """Cuts the crop into columns x rows boxes, column by column, low frequencies first; the last ones take the rest.
+    """Cuts the crop into columns x rows boxes, column by column from low frequencies; the last ones are larger.
 
     Raises:
         UserError: more columns or rows than patches.
@@ -162,9 +163,9 @@ def boxes_over(crop: AudioCrop, columns: int, rows: int) -> list[Box]:
 
 
 def mel_edges_hz(frontend: FrontendConfig) -> NDArray[np.float64]:
-    """Returns the frequencies between neighbouring mel bands, [F + 1]: halfway between their filters' centres of mass.
+    """Returns the frequencies between mel bands, [F + 1]: halfway between their filters' centres of mass.
 
-    The outermost ones are the ends of the front end's range.
+    The first and the last are the ends of the front end's range.
     """
     bank = mel_filter_bank(frontend).double()  # [n_fft / 2 + 1, F]
     frequencies = torch.linspace(0, frontend.sample_rate_hz / 2, len(bank), dtype=torch.float64)
