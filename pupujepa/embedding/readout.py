@@ -1,4 +1,4 @@
-"""Readouts: how the grid of token features becomes one embedding per frame, per clip or per region.
+"""Readouts: from the grid of token features to one embedding per frame, per clip or per region.
 
 - frames: the bands of a time step concatenated, [steps, bands * D] at 25 Hz (8D wide for the released models).
 - mean: the mean over all patches, [D].
@@ -20,7 +20,7 @@ Readout = str | tuple[str, int, int]
 
 @dataclass(frozen=True)
 class ReadoutSpec:
-    """A readout by name; `region` has a number of blocks along frequency and along time."""
+    """A readout by name; `region` has blocks along frequency and along time."""
 
     name: str
     frequency_blocks: int = 1
@@ -47,8 +47,8 @@ def parse_readout(readout: Readout, *, bands: int) -> ReadoutSpec:
         _, frequency_blocks, time_blocks = readout
         if not 1 <= frequency_blocks <= bands or time_blocks < 1:
             raise UserError(
-                f"readout region:{frequency_blocks}x{time_blocks} needs 1 to {bands} blocks along frequency, "
-                f"as many as the model has bands, and at least one along time"
+                f"readout region:{frequency_blocks}x{time_blocks} needs 1 to {bands} blocks along frequency (the "
+                f"model's bands) and at least one along time"
             )
         return ReadoutSpec("region", frequency_blocks, time_blocks)
     raise UserError(f'readout {readout!r} is unknown; choose "frames", "mean" or ("region", f, t)')
@@ -67,13 +67,13 @@ def pool_region(states_BND: Tensor, *, bands: int, frequency_blocks: int, time_b
 
 
 class RunningReadout:
-    """Reads out a clip of any length from consecutive pieces of its grid, holding no more than the result.
+    """Readout of a clip of any length from consecutive pieces of its grid; it holds only the result.
 
-    Sums run in float64: an hour of music is a mean over 720,000 patches.
+    Sums are float64: an hour of music is a mean over 720,000 patches.
 
     Args:
         steps: time steps of the whole clip.
-        layers: number of layers that each piece holds.
+        layers: number of layers in each piece.
     """
 
     def __init__(self, spec: ReadoutSpec, *, steps: int, bands: int, layers: int, width: int) -> None:
@@ -88,7 +88,7 @@ class RunningReadout:
             self._sums = torch.zeros(layers, spec.frequency_blocks, spec.time_blocks, width, dtype=torch.float64)
 
     def add(self, piece_LTND: Tensor) -> None:
-        """Takes the next steps of the clip, [layers, steps of the piece, bands, D]."""
+        """Adds the next steps of the clip, [layers, steps of the piece, bands, D]."""
         start, stop = self._seen, self._seen + piece_LTND.shape[1]
         if self.spec.name == "frames":
             self._values[:, start:stop] = piece_LTND.flatten(2)
@@ -115,5 +115,5 @@ class RunningReadout:
 
 
 def block_edges(blocks: int, length: int) -> list[tuple[int, int]]:
-    """Returns [start, stop) of each block, as adaptive average pooling cuts; neighbours may share a cell."""
+    """Returns [start, stop) of each block, as in adaptive average pooling; neighbours may share a cell."""
     return [(i * length // blocks, -(-(i + 1) * length // blocks)) for i in range(blocks)]
