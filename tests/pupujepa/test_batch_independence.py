@@ -1,4 +1,4 @@
-"""The features of a window depend on nothing but the window: not on the batch size, not on its neighbours in the batch.
+"""The features of a window depend on the window only, not on the batch size or the rest of the batch.
 
 Across batch sizes the shapes differ, and a library of matrix products may pick another order of summation: the claim is
 equality up to that. For one batch size the shapes are equal, so the claim is equality to the bit.
@@ -21,7 +21,7 @@ CELLS = {"all": 1 << 20, "straddling": 3 * SCORES, "rows": SCORES // 3}
 
 
 def encode(mel, *, dtype, batch_size) -> torch.Tensor:
-    """The last layer and one in the middle, [2, B, steps, bands * D]."""
+    """Returns the last layer and one in the middle, [2, B, steps, bands * D]."""
     encoder = Encoder(random_model(), autocast_dtype=dtype, batch_size=batch_size)
     return torch.stack(encoder.encode_mel(mel, layers=[1, -1]))
 
@@ -29,7 +29,7 @@ def encode(mel, *, dtype, batch_size) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cells", CELLS)
 def test_the_batch_size_does_not_matter(monkeypatch, dtype, cells):
-    """One by one, in threes or all together: the same, however attention in bf16 cuts its scores."""
+    """Batches of one, three or all give equal features, for any cut of the scores in bf16 attention."""
     monkeypatch.setattr(softmax_attention, "SCORES_IN_CACHE", CELLS[cells])
     mel = random_mel(WINDOWS, 64, 128)
     alone, threes, together = (encode(mel, dtype=dtype, batch_size=size) for size in (1, 3, WINDOWS))
@@ -41,7 +41,7 @@ def test_the_batch_size_does_not_matter(monkeypatch, dtype, cells):
 @pytest.mark.parametrize("cells", CELLS)
 @pytest.mark.parametrize("other", [0.0, 1e4, float("nan")])
 def test_neighbours_in_the_batch_do_not_matter(monkeypatch, dtype, cells, other):
-    """With silence, ten thousand times the level, or NaN for neighbours, a window's features keep every bit."""
+    """Next to silence, ten thousand times the level, or NaN, a window's features keep every bit."""
     monkeypatch.setattr(softmax_attention, "SCORES_IN_CACHE", CELLS[cells])
     mel = random_mel(WINDOWS, 64, 128)
     expected = encode(mel, dtype=dtype, batch_size=WINDOWS)
@@ -52,7 +52,7 @@ def test_neighbours_in_the_batch_do_not_matter(monkeypatch, dtype, cells, other)
 
 
 def test_a_leak_would_be_seen(monkeypatch):
-    """The test above can fail: attention that looks into the next clip by a thousandth changes bits."""
+    """The test above can fail: a thousandth of the next clip's attention changes bits."""
 
     def leaking(query, key, value):
         return softmax_attention.attend(query, key, value + 1e-3 * value.roll(1, 0))
@@ -67,7 +67,7 @@ def test_a_leak_would_be_seen(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("readout", ["frames", "region:8x3"])
 def test_a_song_is_the_same_at_any_batch_size(dtype, readout):
-    """Cross-faded windows of one clip, too, whether its last batch is full or holds one window."""
+    """Blended windows of one clip do not depend on the batch size either, for a full last batch or a single window."""
     audio = np.random.default_rng(0).normal(0, 0.1, 24_000 * 4).astype(np.float32)
     values = [
         Encoder(random_model(), autocast_dtype=dtype, batch_size=size).encode(audio, 24_000, readout=readout).values
