@@ -52,10 +52,10 @@ STALLED = """
 import sys, time
 from pathlib import Path
 
-from pupujepa import embed_files
+from pupujepa.embedding import embed
 from pupujepa.__main__ import COMMANDS, enter
 
-embed_clip, embedded = embed_files._embed_clip, []
+embed_clip, embedded = embed._embed_clip, []
 
 
 def stalling(*args):
@@ -66,7 +66,7 @@ def stalling(*args):
     return embed_clip(*args)
 
 
-embed_files._embed_clip = stalling
+embed._embed_clip = stalling
 enter("pupujepa", COMMANDS, manual="", argv=sys.argv[2:])
 """
 
