@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["Encoder", "ModelConfig", "PupuJEPA", "__version__", "load"]
 
-_OWNERS = {
+_OWNERS = {  # a new name here needs its line in __init__.pyi
     "Encoder": "pupujepa.embedding.encoder",
     "ModelConfig": "pupujepa.model.model",
     "PupuJEPA": "pupujepa.model.model",
@@ -18,7 +18,7 @@ _OWNERS = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # Python calls it for names that the module does not have (PEP 562)
     if name in _OWNERS:
         return getattr(import_module(_OWNERS[name]), name)
     raise AttributeError(f"module 'pupujepa' has no attribute {name!r}")

@@ -64,7 +64,7 @@ def parse_rows(text: str, *, origin: str, growing: bool = False) -> list[Row]:
     Raises:
         LineError: a line is not a JSON object.
     """
-    text = text[: text.rfind("\n") + 1] if growing else text
+    text = text[: text.rfind("\n") + 1] if growing else text  # "" without any line end
     return [row for _, row in numbered_rows(text, origin=origin)]
 
 

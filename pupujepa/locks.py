@@ -116,7 +116,7 @@ def _flock(lock: Path, operation: int) -> int:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         undo.callback(os.close, handle)
         fcntl.flock(handle, operation)
-        undo.pop_all()
+        undo.pop_all()  # the caller closes the handle, which releases the lock
     return handle
 
 

@@ -72,14 +72,14 @@ class Progress:
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start."""
-        return max(self._clock() - self._started_at, 1e-9)
+        return max(self._clock() - self._started_at, 1e-9)  # a divisor of rates, so never 0
 
     def skip(self, count: int) -> None:
         """Counts items of an earlier run, which do not enter the rate."""
         self.done += count
         self._skipped += count
         if not self._bar.disable:
-            self._bar.initial += count
+            self._bar.initial += count  # tqdm excludes `initial` from its rate
             self._bar.n += count
             self._bar.refresh()
 

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--ratio {args.ratio} must be between 0 and 1: it is the share of hidden patches")
     model = load(args.weights)
     crop = read_crop(model, args.audio, start_s=args.start)
-    boxes = _boxes(args, crop)
+    boxes = _boxes(args, crop)  # the first is the requested region; pictures show only this one
     followed = follow(boxes, total=len(boxes), title="attention", unit="regions")
     looks = [_look(model, crop, box, args) for box in followed]
     panels_of(looks[0], args.layer, args.head)  # raises for a wrong layer before a file is written

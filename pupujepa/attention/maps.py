@@ -1,11 +1,10 @@
 """Attention maps of the predictor, from the mask tokens of a region to the rest of the spectrogram.
 
-Maps are exact: softmax(q k^T / sqrt(d)) of each block's queries and keys; each row sums to 1 over the predictor's
-tokens.
+Maps are exact: softmax(q k^T / sqrt(d)) of each block's queries and keys, so rows sum to 1 over the predictor's tokens.
 
-As in training, the encoder sees a fifth of the patches, so one pass shows attention to that fifth only; other masked
-patches are mask tokens, which hold only a position. So `region_attention` splits the patches outside the region into
-disjoint contexts and combines their maps: every patch is seen once as content.
+As in training, the encoder sees a fifth of the patches, so one pass shows attention to that fifth only; the others are
+mask tokens, which hold only a position. So `region_attention` splits the patches outside the region into disjoint
+contexts and combines their maps: every patch is seen as content.
 
 Shapes: B batch, N predictor tokens (K context, M target), L blocks, H heads, D width of a head; T frames, F mel bands
 of a spectrogram, and T steps, F bands of patches of a map.
@@ -70,10 +69,10 @@ def predictor_attention(model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: 
         block = cast(Block, module)
         query, key, _ = block.attn.project(block.norm1(x_BND), rotation)
         rows.append(attention_weights(query[:, :, queries], key)[0].mean(1))  # [H, N]
-        x_BND = block(x_BND, rotation)
+        x_BND = block(x_BND, rotation)  # all tokens, also in the last block, whose context outputs nobody needs
     rows_LHN = torch.stack(rows)
     grid = rows_LHN.new_full((*rows_LHN.shape[:2], steps * config.grid_bands), torch.nan)
-    grid[:, :, sequence_BN[0]] = rows_LHN
+    grid[:, :, sequence_BN[0]] = rows_LHN  # from the order of the sequence to that of the grid
     return PredictorAttention(rows_LHN, grid.unflatten(-1, (steps, config.grid_bands)))
 
 

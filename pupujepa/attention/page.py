@@ -59,14 +59,14 @@ def coded_maps(maps_LHTF: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArr
     """Returns codes [L * H, steps, bands] and the maximum of each map [L * H]."""
     flat = maps_LHTF.reshape(-1, *maps_LHTF.shape[2:])
     peaks = flat.max((1, 2))
-    codes = np.rint(_CODES * np.sqrt(flat / peaks[:, None, None]))
+    codes = np.rint(_CODES * np.sqrt(flat / peaks[:, None, None]))  # the root gives weak attention more codes
     return codes.astype(np.uint8), peaks
 
 
 def _mel_codes(crop: AudioCrop) -> NDArray[np.uint8]:
     mel = crop.mel_TF.numpy()
     low, high = float(mel.min()), float(mel.max())
-    return np.rint(_CODES * (mel - low) / max(high - low, 1e-9)).astype(np.uint8)
+    return np.rint(_CODES * (mel - low) / max(high - low, 1e-9)).astype(np.uint8)  # silence has high == low
 
 
 def _packed(codes: NDArray[np.uint8]) -> str:

@@ -93,7 +93,7 @@ def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> AudioCrop:
     audio, rate = read_audio(path, start_s=start_s, duration_s=config.crop_frames / frontend.frames_per_s)
     audio_S = torch.from_numpy(resample(audio, rate, frontend.sample_rate_hz))
     frames = min(len(audio_S) // frontend.hop_samples, config.crop_frames)
-    frames -= frames % config.patch_frames
+    frames -= frames % config.patch_frames  # whole patches only: padding would be attended to
     if frames < 2 * config.patch_frames:
         raise AudioError(f"{path}: less than two patches of audio from {start_s:g} s on; start earlier")
     mel_TF = log_mel(audio_S[None], frontend)[0, :frames]
@@ -154,11 +154,12 @@ def boxes_over(crop: AudioCrop, columns: int, rows: int) -> list[Box]:
     Raises:
         UserError: more columns or rows than patches.
     """
+    # a single box would cover the whole crop, with no patch to attend to
     if not (1 <= columns <= crop.steps and 1 <= rows <= crop.bands) or columns * rows == 1:
         raise UserError(f"--regions {columns}x{rows} does not fit the crop's {crop.steps} x {crop.bands} patches")
     across = np.arange(columns + 1) * (crop.steps // columns)
     up = np.arange(rows + 1) * (crop.bands // rows)
-    across[-1], up[-1] = crop.steps, crop.bands
+    across[-1], up[-1] = crop.steps, crop.bands  # the last boxes take the remainder of the division
     return [Box(int(t0), int(t1 - t0), int(f0), int(f1 - f0)) for t0, t1 in pairwise(across) for f0, f1 in pairwise(up)]
 
 

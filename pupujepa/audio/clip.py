@@ -65,7 +65,7 @@ class Clip:
                 raise AudioError(
                     f"{self.origin}: ends after {have} samples although it announced {self.samples}; repair it"
                 )
-            parts.append(torch.from_numpy(block)[max(start - have, 0) :])
+            parts.append(torch.from_numpy(block)[max(start - have, 0) :])  # skipped audio is never held
             have += len(block)
         self._held = torch.cat(parts) if parts else torch.zeros(0)
         self._start = start

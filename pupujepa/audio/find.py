@@ -50,7 +50,7 @@ def find_audio(inputs: Iterable[Path]) -> tuple[list[AudioFile], Counter[str]]:
                     f"{file.name!a}: the name is not valid Unicode, so it cannot be stored; rename the file"
                 )
             earlier = found.setdefault(file.name, file)
-            if earlier is not file and earlier.path != file.path:
+            if earlier is not file and earlier.path != file.path:  # the same file given twice is fine
                 raise UserError(
                     f"{file.path} and {earlier.path} would both be stored as {file.name}; embed them separately"
                 )

@@ -52,7 +52,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     ends = predictor * (width + 1) + config.predictor_outputs * (predictor + 1)
     mask_token = predictor
     return ParameterCounts(
-        patch_embed=width * (config.patch_values + 1) + 2 * width,
+        patch_embed=width * (config.patch_values + 1) + 2 * width,  # convolution with biases, then the norm
         encoder=_stack_parameters(encoder_shape(config), config.depth) + learned * width,
         predictor=_stack_parameters(predictor_shape(config), config.predictor_depth)
         + ends
@@ -113,6 +113,7 @@ def _block_weights(shape: BlockShape) -> int:
 
 def _stack_parameters(shape: BlockShape, depth: int) -> int:
     """Returns the number of parameters of a stack of blocks and its final norm."""
+    # fc1 of SwiGLU packs two hidden layers, that of GELU one
     mlp_biases = (_mlp_matrices(shape) - 1) * shape.hidden + shape.width
     norms = 4 * shape.width + (4 * shape.width // shape.heads if shape.qk_norm else 0)
     return depth * (_block_weights(shape) + 4 * shape.width + mlp_biases + norms) + 2 * shape.width

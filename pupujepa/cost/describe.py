@@ -150,7 +150,7 @@ def counted_flops(step: StepConfig) -> int:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the plain attention
             loss, _ = TrainingStep(model, step.objective)(
                 torch.zeros(1, config.crop_frames, config.mel_bands),
                 torch.zeros(1, context, dtype=torch.int64),
@@ -177,9 +177,9 @@ def _gflop(flops: int) -> str:
 
 
 def _model(name: str) -> PupuJEPA:
-    if name in size_names() and not Path(name).is_dir():
+    if name in size_names() and not Path(name).is_dir():  # a folder named `tiny` comes before the size
         return _without_weights(model_size(name))
-    if "/" not in name and not Path(name).exists():
+    if "/" not in name and not Path(name).exists():  # with a slash it may be a hub id
         near = get_close_matches(name, size_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else "check the path"
         raise UserError(f"{name!r} is neither a size ({', '.join(size_names())}) nor a folder of weights; {hint}")

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.part_mb > 0:
         raise UserError(f"--part-mb {args.part_mb:g} must be positive: it is the size of a part")
     files, passed_over = find_audio(args.audio)
-    device = usable_device(args.device)
+    device = usable_device(args.device)  # inputs and device first: loading weights takes longer
     model = load(args.weights, rope=args.rope)
     parse_readout(args.readout, bands=model.config.grid_bands)
     layers = resolve_layers(_layers(args.layers), model.config.depth)
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     )
     store = _open_store(args, settings)
     with only_writer(args.out):
-        remove_unfinished(args.out)
+        remove_unfinished(args.out)  # safe: no other writer is at work here now
         stock = store.take_stock(files)
         todo = [file for file in files if file.name not in stock.finished]
         if passed_over:
@@ -131,8 +131,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{len(files)} files: {len(stock.finished)} already embedded, {len(todo)} to do{again}\n")
         broken = embed(todo, encoder, store, settings=settings, workers=args.workers)
         store.close()
-        if args.skip_broken:
-            write_lines(args.out / BROKEN_NAME, broken)
+        if args.skip_broken and broken:
+            write_rows(args.out / BROKEN_NAME, broken)
+        elif args.skip_broken:
+            (args.out / BROKEN_NAME).unlink(missing_ok=True)  # of an earlier run, repaired since
     sys.stderr.write(f"{len(todo) - len(broken)} files embedded into {args.out}\n")
     for record in broken:
         sys.stderr.write(f"{'skipped' if args.skip_broken else 'failed'}: {record['reason']}\n")
@@ -173,18 +175,10 @@ def embed(
 def model_fingerprint(model: PupuJEPA) -> str:
     """Returns a digest of the configs and of the first bytes of every tensor, which differ between trained models."""
     digest = blake2b(repr((model.config, model.frontend)).encode(), digest_size=16)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict().items():  # of each tensor only a sample: Giant has 12 GB
         digest.update(name.encode())
         digest.update(tensor.detach().flatten()[: _SAMPLED_BYTES // 4].cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_lines(path: Path, records: Sequence[Mapping[str, str]]) -> None:
-    """Writes JSON lines atomically; without records it removes an old file."""
-    if not records:
-        path.unlink(missing_ok=True)
-        return
-    write_rows(path, records)
 
 
 def _open_store(args: argparse.Namespace, settings: Mapping[str, Any]) -> VectorStore:
@@ -252,7 +246,7 @@ class _Pace:
         self._audio_s += audio_s
         elapsed_s = self._progress.elapsed_s
         self._progress.advance(
-            -(-self._bytes_done // _MEGABYTE) - self._progress.done,
+            -(-self._bytes_done // _MEGABYTE) - self._progress.done,  # rounded up, so that the last file ends at 100 %
             note=f"{self._files_done}/{self._files} files, {self._files_done / elapsed_s:.1f} files/s, "
             f"{self._audio_s / elapsed_s:.0f} times real time",
         )

@@ -78,7 +78,7 @@ class Encoder:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
         self.model = model.to(None if device is None else usable_device(device)).eval()
-        self.device = model.patch_embed.proj.weight.device
+        self.device = model.patch_embed.proj.weight.device  # with its index: cuda has become cuda:0
         self.autocast_dtype = autocast_dtype
         self.batch_size = batch_size
 
@@ -113,7 +113,7 @@ class Encoder:
         Raises:
             UserError: audio that is unreadable, empty, not finite or shorter than 40 ms, an unknown readout or layer.
         """
-        chosen = self._chosen(layers, which)
+        chosen = self._chosen(layers, which)  # a wrong request fails before any audio is read
         config = self.model.config
         spec = parse_readout(readout, bands=config.grid_bands)
         clip = self._open(audio, sample_rate_hz)
@@ -177,7 +177,7 @@ class Encoder:
 
     def _chosen(self, layers: Sequence[int] | None, which: str) -> list[int]:
         """Returns the layers' indices."""
-        self.model.encoder(which)  # raises for an unknown name before any audio is read
+        self.model.encoder(which)  # raises for an unknown name
         if layers is not None and not len(layers):
             raise UserError("layers is empty, so nothing would be returned; give at least one, or None for the last")
         return resolve_layers([-1] if layers is None else layers, self.model.config.depth)
@@ -223,7 +223,7 @@ class Encoder:
         config, frames = self.model.config, self.model.config.patch_frames
         start, stop = frame_span(start_step * frames, window_steps * frames, self.frontend)
         samples = steps * self._samples_per_step
-        first = max(start, 0)
+        first = max(start, 0)  # a frame's window may begin before the clip; reflection fills it
         audio_BS = clip.read(first, min(stop, samples))[None]
         span_BS = functional.pad(audio_BS, (first - start, max(stop - samples, 0)), mode="reflect")
         return normalise(log_mel_of_span(span_BS, self.frontend), config.mel_mean, config.mel_std)
@@ -233,7 +233,7 @@ def window_starts(steps: int, window_steps: int) -> list[int]:
     """Returns the first steps of windows that overlap by half and end with the clip; the last may overlap by more."""
     hop = max(window_steps // 2, 1)
     starts = list(range(0, steps - window_steps, hop))
-    return [*starts, steps - window_steps]
+    return [*starts, steps - window_steps]  # range excludes this last one, so it comes exactly once
 
 
 class CrossFade:
@@ -243,7 +243,7 @@ class CrossFade:
         self._starts = list(starts)
         self._taken = 0
         ramp = torch.arange(1, window_steps + 1, dtype=torch.float32)
-        self._weights = torch.minimum(ramp, ramp.flip(0))
+        self._weights = torch.minimum(ramp, ramp.flip(0))  # a triangle that is nowhere 0, so no sum of weights is 0
         self._sum: Tensor | None = None
         self._weight_sum = torch.zeros(0)
 

@@ -30,7 +30,7 @@ _STAGING = ".unpacked"
 
 
 class ParquetFolder(VectorStore):
-    """A folder of parts `part-00000.parquet` and so on, each of at least `part_bytes`, except the last."""
+    """A folder of parts `part-00000.parquet` and so on, each closed when its values reach `part_bytes`."""
 
     def __init__(self, folder: Path, settings: Settings, *, part_bytes: int, overwrite: bool = False) -> None:
         super().__init__(folder, settings, overwrite=overwrite)
@@ -52,7 +52,7 @@ class ParquetFolder(VectorStore):
         for path, heads in packed.items():
             self._repack(path, heads, without=changed)
         done = {head.name for heads in packed.values() for head in heads} - changed
-        for path in sorted(self._staging.glob("*.npz")):
+        for path in sorted(self._staging.glob("*.npz")):  # numbered names: the order of a straight run
             self._next_row = int(path.stem) + 1
             row = read_row(path)
             outdated = set(_outdated([row.head], states))
@@ -101,8 +101,8 @@ class ParquetFolder(VectorStore):
     def _read_rows(self, path: Path) -> Iterator[Row]:
         with _opened(path) as file:
             settings = _settings(file)
-            for batch in file.iter_batches(batch_size=1):
-                values = batch["values"][0].values.to_numpy()
+            for batch in file.iter_batches(batch_size=1):  # one row can be gigabytes
+                values = batch["values"][0].values.to_numpy()  # to_pylist would make a Python float of each value
                 row = batch.drop_columns(["values"]).to_pylist()[0]
                 times_s = np.asarray(row["times_s"], np.float64)
                 embedding = Embedding(values.reshape(row["shape"]), times_s, tuple(row["layers"]), row["readout"])
@@ -137,7 +137,7 @@ class ParquetFolder(VectorStore):
     def _pack(self) -> None:
         with atomic_file(self._free_part()) as temporary:
             self._write(temporary, (read_row(path) for path in self._staged))
-        for path in self._staged:
+        for path in self._staged:  # only now: a kill in between leaves rows twice, which take_stock resolves
             path.unlink()
         self._staged, self._staged_bytes = [], 0
 

@@ -61,7 +61,7 @@ def layout(states_BND: Tensor, *, bands: int) -> Tensor:
 
 def pool_region(states_BND: Tensor, *, bands: int, frequency_blocks: int, time_blocks: int) -> Tensor:
     """Returns the grid pooled to frequency_blocks x time_blocks, concatenated frequency-major: [B, f * t * D]."""
-    grid_BDFT = states_BND.unflatten(1, (-1, bands)).permute(0, 3, 2, 1)
+    grid_BDFT = states_BND.unflatten(1, (-1, bands)).permute(0, 3, 2, 1)  # tokens are time-major
     pooled_BDft = functional.adaptive_avg_pool2d(grid_BDFT, (frequency_blocks, time_blocks))
     return pooled_BDft.permute(0, 2, 3, 1).flatten(1)
 
@@ -81,7 +81,7 @@ class RunningReadout:
         self.steps = steps
         self._seen = 0
         if spec.name == "frames":
-            self._values = torch.empty(layers, steps, bands * width)
+            self._values = torch.empty(layers, steps, bands * width)  # once, so that pieces are never held twice
         else:
             self._time_edges = block_edges(spec.time_blocks, steps)
             self._band_edges = block_edges(spec.frequency_blocks, bands)
@@ -109,7 +109,7 @@ class RunningReadout:
         for t, (first, last) in enumerate(self._time_edges):
             if first >= stop or last <= start:
                 continue
-            steps_LTND = piece_LTND[:, max(first - start, 0) : last - start].double()
+            steps_LTND = piece_LTND[:, max(first - start, 0) : last - start].double()  # the block's steps in this piece
             for f, (low, high) in enumerate(self._band_edges):
                 self._sums[:, f, t] += steps_LTND[:, :, low:high].sum((1, 2))
 

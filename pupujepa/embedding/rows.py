@@ -38,7 +38,7 @@ class Row:
 def write_row(path: Path, row: Row) -> None:
     """Writes an .npz atomically; the inverse of `read_row`."""
     head, embedding = row.head, row.embedding
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:  # np.savez would add .npz to a path
         np.savez(
             file,
             values=embedding.values,

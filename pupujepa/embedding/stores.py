@@ -76,7 +76,7 @@ class NpzFolder(VectorStore):
         for file in files:
             path = self._path(file)
             head = read_head(path) if path.is_file() else None
-            if head is None or not self._is_ours(path, head.settings):
+            if head is None or not self._is_ours(path, head.settings):  # `add` replaces rows of other settings
                 continue
             if head.state == file.state:
                 finished.add(file.name)

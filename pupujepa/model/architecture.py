@@ -14,7 +14,7 @@ ROTARY, LEARNED, SINCOS = "rotary", "learned", "sincos"
 POSITION_CODES = (ROTARY, LEARNED, SINCOS, "none")
 SWIGLU, GELU = MLPS = ("swiglu", "gelu")
 JEPA, MAE = OBJECTIVES = ("jepa", "mae")
-RELEASED_PATCH_BANDS = 16
+RELEASED_PATCH_BANDS = 16  # of 128 mel bands: 8 patches per time step
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class Attention(nn.Module):
 
     def project(self, x_BND: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries and keys, both normed and rotated if so configured, and values, each [B, H, N, D / H]."""
+        # [B, N, 3 D] -> [B, N, 3, H, D / H] -> [3, B, H, N, D / H]
         query, key, value = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
@@ -97,7 +98,7 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor, rotation: Rotation | None, rows: slice = ALL_ROWS) -> Tensor:
         """Returns the attention outputs [B, M, D] of tokens `rows`, over all N tokens."""
         query, key, value = self.project(x_BND, rotation)
-        mixed_BHMD = attend(query[:, :, rows], key, value)
+        mixed_BHMD = attend(query[:, :, rows], key, value)  # fewer queries, but all keys and values
         return self.proj(mixed_BHMD.transpose(1, 2).flatten(2))
 
 
@@ -207,9 +208,9 @@ def run_blocks(
     for block in blocks:
         inputs = (x_BND, rotation, rows if block is blocks[-1] else ALL_ROWS)
         if recompute and torch.is_grad_enabled():
-            # blocks draw no random numbers, so the random state need not be saved, which would wait for the device
+            # blocks draw no random numbers, so their state need not be saved
             x_BND = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
             x_BND = block(*inputs)
-        kept = [*kept[max(0, len(kept) - keep + 1) :], x_BND]
+        kept = [*kept[max(0, len(kept) - keep + 1) :], x_BND]  # older outputs are freed
     return kept

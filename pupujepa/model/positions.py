@@ -26,7 +26,7 @@ class AbsolutePositions(nn.Module):
         assert config.position_code in (LEARNED, SINCOS), config.position_code
         self.bands = config.grid_bands
         self.width = width
-        self.position_table = (
+        self.position_table = (  # drawn by PupuJEPA.init_weights
             nn.Parameter(torch.empty(config.num_patches, width)) if config.position_code == LEARNED else None
         )
 
@@ -66,5 +66,5 @@ def sincos_positions(index: Tensor, *, bands: int, width: int) -> Tensor:
 def _waves(number: Tensor, width: int) -> Tensor:
     pairs = width // 2
     exponents = torch.arange(pairs, dtype=torch.float32, device=number.device) / pairs
-    angles = number.unsqueeze(-1) * _SLOWEST**-exponents
+    angles = number.unsqueeze(-1) * _SLOWEST**-exponents  # [..., pairs]
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -66,12 +66,12 @@ def time_positions(steps: int, *, reference_steps: int, mode: str, device: torch
     if mode == CLIP_RELATIVE:
         return torch.linspace(-1, 1, steps, dtype=torch.float64, device=device)
     index = torch.arange(steps, dtype=torch.float64, device=device)
-    return (index - (steps - 1) / 2) * 2 / max(reference_steps - 1, 1)
+    return (index - (steps - 1) / 2) * 2 / max(reference_steps - 1, 1)  # centred on 0
 
 
 def select(rotation: Rotation, index_BK: Tensor) -> Rotation:
     """Returns the rotation of chosen patches at their original positions: two tensors [B, 1, K, R]."""
-    return Rotation(rotation.cos[index_BK].unsqueeze(1), rotation.sin[index_BK].unsqueeze(1))
+    return Rotation(rotation.cos[index_BK].unsqueeze(1), rotation.sin[index_BK].unsqueeze(1))  # broadcast over heads
 
 
 def rotate(x_BHND: Tensor, rotation: Rotation) -> Tensor:
@@ -95,7 +95,7 @@ class _ComplexRotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradients[0], torch.complex(cos, -sin)), None, None
+        return _turned(gradients[0], torch.complex(cos, -sin)), None, None  # the inverse rotation
 
 
 def _turned(x_BHND: Tensor, by: Tensor) -> Tensor:

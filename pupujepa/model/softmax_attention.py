@@ -27,7 +27,7 @@ _SAFE_EXPONENT = 64.0
 
 def attend(query_BHND: Tensor, key_BHKD: Tensor, value_BHKD: Tensor) -> Tensor:
     """Returns softmax(query key^T / sqrt(D)) value, [B, H, N, D], in the inputs' dtype."""
-    # memory traces use torch's kernel, which keeps as much for the backward pass
+    # fake tensors only trace shapes; torch's kernel keeps as much for the backward pass
     only_shapes = not torch.compiler.is_compiling() and is_fake(query_BHND)
     if query_BHND.device.type != "cpu" or query_BHND.dtype != torch.bfloat16 or only_shapes:
         return functional.scaled_dot_product_attention(query_BHND, key_BHKD, value_BHKD)

@@ -104,7 +104,7 @@ def explained_variance(
         raise UserError(f'baseline={baseline!r}: choose "constant", or "position" together with target_index_BM')
     groups, counts = _group(target_index_BM)
     spread_n = _squares_around_group_means(target_BMD.float().flatten(0, 1), groups, counts)
-    counted = counts >= 2
+    counted = counts >= 2  # a single target equals its position's mean, so its baseline error is 0
     unbiased = spread_n * counts / (counts - 1).clamp_min(1)
     return _ratio(error_BM.flatten()[counted[groups]].sum(), unbiased[counted].sum())
 
@@ -113,7 +113,7 @@ def explained_variance_per_band(
     prediction_BMD: Tensor, target_BMD: Tensor, target_index_BM: Tensor, *, bands: int
 ) -> Tensor:
     """Returns each band's explained variance [bands] against its best constant; NaN for a band without targets."""
-    band_n = (target_index_BM % bands).flatten()
+    band_n = (target_index_BM % bands).flatten()  # token index = step * bands + band
     error_n = (prediction_BMD.float() - target_BMD.float()).square().sum(-1).flatten()
     target_nD = target_BMD.float().flatten(0, 1)
     return torch.stack(

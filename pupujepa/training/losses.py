@@ -16,7 +16,7 @@ _VARIANCE_EPSILON = 1e-4  # of VICReg, under the square root
 
 def standardise(x_BMV: Tensor) -> Tensor:
     """Normalises each token to zero mean and unit variance over its values, in float32: [B, M, V]."""
-    return functional.layer_norm(x_BMV.float(), x_BMV.shape[-1:], eps=NORM_EPSILON)
+    return functional.layer_norm(x_BMV.float(), x_BMV.shape[-1:], eps=NORM_EPSILON)  # without affine parameters
 
 
 def token_losses(prediction_BMV: Tensor, target_BMV: Tensor, *, loss: str, beta: float = 1.0) -> Tensor:

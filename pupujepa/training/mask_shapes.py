@@ -115,7 +115,7 @@ def _lay(shapes: _Shapes, shrink: Shrink, grid: Grid, limit: int) -> NDArray[np.
     for number, (size, top, bottom, left, right) in enumerate(zip(*[a.tolist() for a in shapes])):
         if size > lacking:
             top, bottom, left, right = shrink(number, lacking)
-        union = covered | (rows[top] ^ rows[bottom]) & (columns[left] ^ columns[right])
+        union = covered | (rows[top] ^ rows[bottom]) & (columns[left] ^ columns[right])  # & binds tighter than |
         would_lack = limit - union.bit_count()
         if would_lack < 0:
             break

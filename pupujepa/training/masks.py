@@ -94,7 +94,7 @@ def num_context(config: MaskConfig, num_patches: int) -> int:
     """
     if num_patches < 2:
         raise UserError(f"a grid of {num_patches} patches cannot hold both context and targets")
-    return min(max(round(num_patches * (1 - config.ratio)), 1), num_patches - 1)
+    return min(max(round(num_patches * (1 - config.ratio)), 1), num_patches - 1)  # at least one target, too
 
 
 def num_targets(config: MaskConfig, num_patches: int) -> int:
@@ -120,7 +120,7 @@ def strategy_probabilities(progress: float, config: MaskConfig) -> NDArray[np.fl
 def draw_strategy(rng: np.random.Generator, config: MaskConfig, *, progress: float) -> int:
     """Returns an index into STRATEGIES."""
     cumulative = np.cumsum(strategy_probabilities(progress, config))
-    # scaled by the last sum, which rounding can leave beside 1; the minimum is for a draw that rounds up to it
+    # rounding can leave the last sum next to 1, hence the factor, and round the product up to it, hence the minimum
     return min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), TIME_FREQUENCY)
 
 
@@ -153,7 +153,7 @@ def draw_mask(
         masked = stripes(rng, grid, num_masked)
     else:
         masked = np.zeros(num_patches, dtype=bool)
-    lacking = num_masked - int(np.count_nonzero(masked))
+    lacking = num_masked - int(np.count_nonzero(masked))  # shapes never cover too many
     if lacking:
         free = np.flatnonzero(~masked)
         masked[free[rng.choice(len(free), lacking, replace=False, shuffle=False)]] = True

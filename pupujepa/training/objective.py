@@ -115,7 +115,7 @@ class TrainingStep(nn.Module):
         self.predictor = model.predictor
         self.student.activation_checkpointing = activation_checkpointing
         self.predictor.activation_checkpointing = activation_checkpointing
-        self._outside_parameters = (model.teacher,)
+        self._outside_parameters = (model.teacher,)  # nn.Module does not register the content of a tuple
 
     @property
     def teacher(self) -> Transformer:
@@ -146,6 +146,7 @@ class TrainingStep(nn.Module):
             if self.objective.kind == MAE:
                 target_BMV = self.patches(mel_BTF, target_BM)
             else:
+                # detached: the patch embedding must not learn to make targets easy
                 target_BMV = self.targets(tokens_BND.detach(), target_BM, rotation)
         with torch.autocast(mel_BTF.device.type, enabled=False):  # losses in float32, under an outer autocast too
             prediction_BMV = prediction_BMV.float()
@@ -174,7 +175,7 @@ class TrainingStep(nn.Module):
         if len(outputs) == 1:
             target_BMD = outputs[0].float()
         else:
-            target_BMD = torch.stack([standardise(output) for output in outputs]).mean(0)
+            target_BMD = torch.stack([standardise(output) for output in outputs]).mean(0)  # so layers weigh equally
         return standardise(target_BMD) if self.objective.standardise else target_BMD
 
     @torch.no_grad()

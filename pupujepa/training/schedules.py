@@ -95,5 +95,5 @@ def learning_rate(
         weight = 0.5 * (1 + math.cos(math.pi * min(fall, 1.0)))
     else:
         cooldown_steps = round(config.cooldown_fraction * total_steps)
-        weight = min(1.0, (total_steps - 1 - step) / cooldown_steps) if cooldown_steps else 1.0
+        weight = min(1.0, (total_steps - 1 - step) / cooldown_steps) if cooldown_steps else 1.0  # 1 is the plateau
     return config.final_lr + (config.peak_lr - config.final_lr) * max(weight, 0.0)

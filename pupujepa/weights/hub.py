@@ -58,13 +58,13 @@ def download(hub_id: HubId) -> Path:
     names = (ARGS_NAME, WEIGHTS_NAME, f"checkpoint/*/{WEIGHTS_NAME}")
     root = _snapshot(hub_id, [prefix + name for name in names])
     if not (root / hub_id.folder / ARGS_NAME).is_file():
-        whole = _snapshot(hub_id, [f"*{ARGS_NAME}"])
+        whole = _snapshot(hub_id, [f"*{ARGS_NAME}"])  # small files, to list the folders that exist
         found = sorted(str(path.parent.relative_to(whole)) for path in whole.rglob(ARGS_NAME))
         raise WeightsError(
             f"{hub_id} holds no {ARGS_NAME}, so it has no weights; its folders that hold one: "
             f"{', '.join(found) or 'none'}"
         )
-    commit = root.name
+    commit = root.name  # huggingface_hub names a snapshot's folder by its commit
     if hub_id.revision != commit:
         pinned = HubId(hub_id.repository, hub_id.folder, commit)
         logger.warning("%s can move; load %s to get the same weights again", hub_id, pinned)

@@ -221,6 +221,6 @@ def _described_frontend(preprocess: Mapping[str, Any]) -> FrontendConfig:
 
 def _whole(section: Mapping[str, Any], key: str) -> int:
     value = section[key]
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int):  # bool is a subclass of int
         raise TypeError(f"{key} is {value!r}, not a whole number")
     return value

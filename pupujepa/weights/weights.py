@@ -89,6 +89,7 @@ def save_release(
     if config != model.config:
         raise WeightsError(f"the model was built with {model.config}, not with {config}; pass the model's own config")
     directory = Path(directory)
+    # safetensors refuses tensors that share memory or are not contiguous
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_file(directory / WEIGHTS_NAME) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
@@ -133,7 +134,7 @@ def locate_weights(path_or_hub_id: str | Path, revision: str | None = None) -> t
     elif revision is not None:
         raise WeightsError(f"{path} is a folder, which has no revision={revision!r}; omit the revision")
     elif _STEP_FOLDER.match(path.name) and path.resolve().parent.name == _CHECKPOINT:
-        return path.resolve().parents[1], find_weights(path)
+        return path.resolve().parents[1], find_weights(path)  # a step's args.json is two levels above
     else:
         directory = path
     return directory, find_weights(directory)
