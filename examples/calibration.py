@@ -39,7 +39,7 @@ MEASURED_S = 2.0  # of each kind of work
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of all ranks together: training crops of the demo and rounds of plain Python; and the precision."""
+    """Rates of all ranks together, in training crops and rounds of plain Python, and the precision."""
 
     crops_per_s: float
     loops_per_s: float
@@ -47,7 +47,7 @@ class Rates:
 
 
 def predict_s(here: Rates, reference: Path = REFERENCE) -> dict[str, float]:
-    """Predicts the seconds of each phase: those of the reference run, scaled by the rates of this machine.
+    """Predicts the seconds of each phase from the reference run and the rates of this machine.
 
     Raises:
         UserError: the reference is missing or unreadable.

@@ -27,7 +27,7 @@ _STOP_TIMEOUT_S = 1.0
 
 
 class LocalS3:
-    """An S3 server over a directory, as a context manager; it ends with the thread that starts it, at the latest.
+    """An S3 server over a directory, as a context manager; it never outlives its thread.
 
     Args:
         directory: for objects, configuration and log; made if missing.

@@ -1,4 +1,4 @@
-"""Similar songs of a folder: embeds it, and writes the nearest neighbours of every file as a table and a picture.
+"""Similar songs of a folder: the nearest neighbours of every file as a table and a picture.
 
   python examples/neighbours.py runs/demo/export songs/ --out neighbours/
   python examples/neighbours.py owner/weights songs/ --out neighbours/ --neighbours 5 --layer 6

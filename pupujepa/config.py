@@ -1,4 +1,4 @@
-"""Configuration: a frozen dataclass beside each owner, composed from presets, a file and dotted overrides.
+"""Configuration: frozen dataclasses composed from presets, a file and dotted overrides.
 
 Precedence: dataclass defaults < presets, in order < file < command line. Unknown keys are errors: a misspelt
 `train.step=10` that is ignored trains for a week with the wrong length.

@@ -1,4 +1,4 @@
-"""Durable files: a file gets its name only when it is complete and on disk, whatever kills the writer."""
+"""Durable files: a file gets its name only when it is complete and on disk."""
 
 import os
 import secrets
@@ -25,7 +25,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the temporary files of killed writers below a folder; call it only while no other process writes."""
+    """Removes the temporary files of killed writers below a folder that no process writes to."""
     for leftover in folder.rglob(f".*{PART_SUFFIX}"):
         leftover.unlink()
 

@@ -1,4 +1,4 @@
-"""Linux kernel options against orphan processes, effective even after a `kill -9`; other systems ignore them."""
+"""Linux options against orphan processes, effective even after `kill -9`; ignored elsewhere."""
 
 import ctypes
 import os

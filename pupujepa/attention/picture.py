@@ -1,4 +1,4 @@
-"""Attention picture: the spectrogram with the outlined region, and one panel per chosen block and head.
+"""Attention picture: the spectrogram with the region, and a panel per chosen block and head.
 
 Shapes: T frames, F mel bands; a grid is [steps, bands].
 """
@@ -111,7 +111,7 @@ def _draw(axes: Any, crop: AudioCrop, look: Look, panel: Panel, *, bare: bool = 
 
 
 def _glow(times_even: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns RGBA [steps, bands, 4]: amber, transparent up to an even spread and opaque at the strongest patches."""
+    """Returns RGBA [steps, bands, 4]: amber, transparent up to an even spread, opaque at the maximum."""
     top = max(float(np.quantile(times_even, _BRIGHTEST)), 1 + 1e-6)
     strength = np.clip((times_even - 1) / (top - 1), 0, 1)
     return np.stack([np.ones_like(strength), 0.6 + 0.3 * strength, 0.1 + 0.2 * strength, 0.92 * strength], axis=-1)

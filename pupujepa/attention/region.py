@@ -1,4 +1,4 @@
-"""Inputs of `attend`: a crop of an audio file, a time-frequency box in it, and the attention from that box.
+"""Regions for `attend`: a crop of a file, a time-frequency box in it, the attention from there.
 
 Shapes: S samples, T frames, F mel bands, L predictor blocks, H heads; a map is [L, H, steps, bands] of patches.
 """
@@ -73,13 +73,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Look:
-    """Attention of each head from a box: maps [L, H, steps, bands] that sum to one and are zero inside the box."""
+    """Attention from a box: maps [L, H, steps, bands] that sum to one and are zero inside the box."""
 
     box: Box
     maps_LHTF: NDArray[np.float64]
 
     def times_even(self) -> NDArray[np.float64]:
-        """Returns the maps [L, H, steps, bands] in multiples of an even spread over the patches outside the box."""
+        """Returns the maps [L, H, steps, bands] in multiples of an even spread outside the box."""
         return self.maps_LHTF * (self.maps_LHTF.shape[2] * self.maps_LHTF.shape[3] - self.box.steps * self.box.bands)
 
 
@@ -149,7 +149,7 @@ def box_of_bands(box: Box, crop: AudioCrop, bands: list[int]) -> Box:
 
 
 def boxes_over(crop: AudioCrop, columns: int, rows: int) -> list[Box]:
-    """Cuts the crop into columns x rows boxes, column by column from low frequencies; the last ones are larger.
+    """Cuts the crop into columns x rows boxes, in columns from low frequencies; the last are larger.
 
     Raises:
         UserError: more columns or rows than patches.

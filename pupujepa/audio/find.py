@@ -1,4 +1,4 @@
-"""Search for audio files: from files and folders to a list in a fixed order, each under a unique name."""
+"""Search for audio files in files and folders: a list in a fixed order, with unique names."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

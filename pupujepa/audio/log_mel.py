@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FrontendConfig:
-    """Parameters of the log-mel spectrogram; the defaults are the released ones (`preprocess` of its args.json).
+    """Parameters of the log-mel spectrogram; the defaults are `preprocess` of the released args.json.
 
     floor: smallest mel magnitude, taken before the logarithm.
     magnitude_epsilon: added to re^2 + im^2 under the root.
@@ -79,7 +79,7 @@ class FrontendConfig:
 
 
 def log_mel(audio_BS: Tensor, config: FrontendConfig = FrontendConfig()) -> Tensor:
-    """Computes the log-mel spectrogram [B, floor(S / hop), mel_bands], float32, natural log, not normalised.
+    """Computes the float32 log-mel spectrogram [B, floor(S / hop), mel_bands], not normalised.
 
     Args:
         audio_BS: mono audio at `config.sample_rate_hz`, full scale 1.
@@ -97,7 +97,7 @@ def log_mel_slice(
     num_frames: int,
     config: FrontendConfig = FrontendConfig(),
 ) -> Tensor:
-    """Computes frames [first_frame, first_frame + num_frames) of `log_mel(audio_BS)`, in memory of that many frames.
+    """Computes `num_frames` frames of `log_mel(audio_BS)` from `first_frame` on, and no others.
 
     Returns:
         [B, num_frames, mel_bands], equal to the same slice of the whole spectrogram.
@@ -144,8 +144,8 @@ def log_mel_of_span(padded_BS: Tensor, config: FrontendConfig) -> Tensor:
 
 
 def normalise(log_mel_BTF: Tensor, mean: float, std: float) -> Tensor:
-    """Maps a log-mel spectrogram [B, T, F] (or any shape) to the model's input; the 1e-8 is the released code's."""
-    return (log_mel_BTF - mean) / (std + 1e-8)
+    """Maps a log-mel spectrogram [B, T, F] (or any shape) to the model's input."""
+    return (log_mel_BTF - mean) / (std + 1e-8)  # the 1e-8 of the released code
 
 
 def frontend_digest(config: FrontendConfig) -> str:
@@ -155,7 +155,7 @@ def frontend_digest(config: FrontendConfig) -> str:
 
 @lru_cache(maxsize=8)
 def mel_filter_bank(config: FrontendConfig) -> Tensor:
-    """Returns the Slaney-normalised mel filter bank [n_fft / 2 + 1, mel_bands] on the CPU; treat it as read-only.
+    """Returns the Slaney-normalised mel filter bank [n_fft / 2 + 1, mel_bands]; do not modify it.
 
     Band m is a triangle over frequency from edge m to edge m + 2 with its peak at edge m + 1. The edges are evenly
     spaced in mel, and the height 2 / (edge m+2 - edge m) gives all bands the same area. Source: M. Slaney, "Auditory

@@ -147,7 +147,7 @@ def whole_rate_hz(rate_hz: float) -> int:
 
 
 def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
-    """Resamples [S] (or [..., S]) with the windowed sinc filter of resampling.py (6 zero crossings, Hann window).
+    """Resamples [S] (or [..., S]) with the windowed sinc filter of resampling.py.
 
     Returns:
         [ceil(S * to_hz / from_hz)]; the audio itself if the rates are equal.

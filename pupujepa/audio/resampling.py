@@ -1,4 +1,4 @@
-"""Band-limited resampling by a ratio of integers: a windowed sinc filter, one set of taps per output phase.
+"""Band-limited resampling by a ratio of integers: one windowed sinc filter per output phase.
 
 A period of `old` input samples has `new` output samples. Output j is the input at time j / new of a period:
 

@@ -136,7 +136,7 @@ def describe_memory(step: StepConfig) -> str:
 
 
 def counted_flops(step: StepConfig) -> int:
-    """Returns the operations that torch counts in the forward and backward pass of one crop, on fake tensors.
+    """Returns torch's count of the operations of one crop, forward and backward, on fake tensors.
 
     It counts the plain attention in float32, because bf16 kernels on CPUs, checkpointing and the backward pass of fused
     attention compute some products twice.

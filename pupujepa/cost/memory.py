@@ -26,7 +26,7 @@ _LIVE, _PREFETCHED = 4_000_000_000, 200_000_000
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank, by part; `buffers` are gradient buckets, gathered weights, copies and temporaries."""
+    """Bytes on one rank by part; `buffers` are buckets, gathered weights, copies and temporaries."""
 
     parameters: int
     gradients: int
@@ -146,5 +146,5 @@ def _block(shape: BlockShape, tokens: int, wanted: int, value: int) -> int:
 
 
 def _hidden(shape: BlockShape) -> int:
-    """Returns the values that an MLP keeps per token: gate, value, activation and product, or two without a gate."""
+    """Returns the values that an MLP keeps per token: gate, value, activation, product; GELU has two."""
     return (4 if shape.mlp == SWIGLU else 2) * shape.hidden

@@ -173,7 +173,7 @@ def embed(
 
 
 def model_fingerprint(model: PupuJEPA) -> str:
-    """Returns a digest of the configs and of the first bytes of every tensor, which differ between trained models."""
+    """Returns a digest of the configs and of the first bytes of every tensor."""
     digest = blake2b(repr((model.config, model.frontend)).encode(), digest_size=16)
     for name, tensor in model.state_dict().items():  # of each tensor only a sample: Giant has 12 GB
         digest.update(name.encode())
@@ -224,7 +224,7 @@ def _embed_clip(pending: PendingClip, encoder: Encoder, settings: Mapping[str, A
 
 
 class _Pace:
-    """Progress by size, which estimates the remaining time better than a count of files of different lengths."""
+    """Progress by size, which estimates the remaining time better than a count of files."""
 
     def __init__(self, files: Sequence[AudioFile]) -> None:
         self._files, self._files_done = len(files), 0

@@ -1,4 +1,4 @@
-"""Embeddings from audio: any rate, mono or stereo, 40 ms to hours, in memory that does not grow with the length.
+"""Embeddings from audio of 40 ms to hours, in memory that does not grow with the length.
 
 Long audio is encoded in windows of the training crop's length. They overlap by half and are blended with triangular
 weights; the last one is moved back to end with the clip, so that every window has full context. Only audio shorter than
@@ -230,14 +230,14 @@ class Encoder:
 
 
 def window_starts(steps: int, window_steps: int) -> list[int]:
-    """Returns the first steps of windows that overlap by half and end with the clip; the last may overlap by more."""
+    """Returns the first steps of windows that overlap by half, the last one possibly by more."""
     hop = max(window_steps // 2, 1)
     starts = list(range(0, steps - window_steps, hop))
     return [*starts, steps - window_steps]  # range excludes this last one, so it comes exactly once
 
 
 class CrossFade:
-    """Blend of overlapping windows, added in order; it holds only the steps that a later window covers too."""
+    """Blend of overlapping windows, added in order; it holds only steps of later windows."""
 
     def __init__(self, starts: Sequence[int], window_steps: int) -> None:
         self._starts = list(starts)

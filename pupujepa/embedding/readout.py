@@ -60,7 +60,7 @@ def layout(states_BND: Tensor, *, bands: int) -> Tensor:
 
 
 def pool_region(states_BND: Tensor, *, bands: int, frequency_blocks: int, time_blocks: int) -> Tensor:
-    """Returns the grid pooled to frequency_blocks x time_blocks, concatenated frequency-major: [B, f * t * D]."""
+    """Returns the grid pooled to frequency x time blocks, frequency-major: [B, f * t * D]."""
     grid_BDFT = states_BND.unflatten(1, (-1, bands)).permute(0, 3, 2, 1)  # tokens are time-major
     pooled_BDft = functional.adaptive_avg_pool2d(grid_BDFT, (frequency_blocks, time_blocks))
     return pooled_BDft.permute(0, 2, 3, 1).flatten(1)

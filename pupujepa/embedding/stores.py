@@ -64,7 +64,7 @@ class VectorStore(ABC):
 
 
 class NpzFolder(VectorStore):
-    """A folder of `<name>.npz`: values, times_s, layers, readout, name, size_bytes, modified_ns, settings."""
+    """A folder of `<name>.npz` files, one per audio file, with the arrays of `write_row`."""
 
     def take_stock(self, files: Sequence[AudioFile]) -> Stock:
         """Finds the .npz of every file.

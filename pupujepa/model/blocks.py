@@ -1,4 +1,4 @@
-"""Transformer blocks with the released key names: pre-norm, fused qkv, rotary positions, SwiGLU; and their variants.
+"""Transformer blocks with the released key names: pre-norm, fused qkv, rotary positions, SwiGLU.
 
 `Linear` and `PatchConv` do not initialise their memory: `PupuJEPA.init_weights` fills it from its own generator.
 Building a model so leaves the global random state alone, and initialises a large model only once.
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         self.k_norm = LayerNorm(shape.width // shape.heads) if shape.qk_norm else nn.Identity()
 
     def project(self, x_BND: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns queries and keys, both normed and rotated if so configured, and values, each [B, H, N, D / H]."""
+        """Returns queries and keys, normed and rotated if configured, and values, each [B, H, N, D / H]."""
         # [B, N, 3 D] -> [B, N, 3, H, D / H] -> [3, B, H, N, D / H]
         query, key, value = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
     def hidden_states(
         self, x_BND: Tensor, rotation: Rotation | None, *, layers: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Returns states [B, N, D] of `layers` in [0, depth]: 0 the input, i block i's output, the last normed.
+        """Returns states [B, N, D] of `layers`: 0 the input, i block i's output, the last normed.
 
         Only the requested states are held, and no block after the last of them runs.
         """

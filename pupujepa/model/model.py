@@ -124,12 +124,12 @@ class PupuJEPA(nn.Module):
 
 
 def encoder_rotation(config: ModelConfig, steps: int, device: torch.device) -> Rotation | None:
-    """Returns the rotation of a grid of `steps` for student and teacher, or None if positions are not rotary."""
+    """Returns the encoders' rotation of a grid of `steps`, or None if positions are not rotary."""
     return _rotation(config, steps, config.width // config.heads, device)
 
 
 def predictor_rotation(config: ModelConfig, steps: int, index_BN: Tensor) -> Rotation | None:
-    """Returns the rotation of the predictor's tokens, at positions `index_BN` [B, N] of a grid of `steps`."""
+    """Returns the rotation of the predictor's tokens at `index_BN` [B, N] of a grid of `steps`."""
     rotation = _rotation(config, steps, config.predictor_width // config.predictor_heads, index_BN.device)
     return None if rotation is None else select(rotation, index_BN)
 

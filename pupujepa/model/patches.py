@@ -33,7 +33,7 @@ def patch_values(mel_BTF: Tensor, config: ModelConfig) -> Tensor:
 
 
 def check_mel(mel_BTF: Tensor, config: ModelConfig) -> None:
-    """Raises UserError unless the spectrogram is [B, T, mel_bands] with T a positive multiple of patch_frames."""
+    """Raises UserError unless a spectrogram is [B, T, mel_bands], T a multiple of patch_frames."""
     shape = tuple(mel_BTF.shape)
     if len(shape) != 3 or shape[2] != config.mel_bands or shape[1] < 1 or shape[1] % config.patch_frames:
         raise UserError(

@@ -57,7 +57,7 @@ def absolute_positions(config: ModelConfig, width: int) -> AbsolutePositions | N
 
 
 def sincos_positions(index: Tensor, *, bands: int, width: int) -> Tensor:
-    """Returns sines and cosines [..., width] of token indices [...]; a grid of one band has only a time axis."""
+    """Returns sines and cosines [..., width] of token indices [...]; one band has a time axis only."""
     if bands == 1:
         return _waves(index, width)
     return torch.cat([_waves(index // bands, width // 2), _waves(index % bands, width // 2)], dim=-1)

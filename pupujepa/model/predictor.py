@@ -39,7 +39,7 @@ class Predictor(nn.Module):
         return self.proj_out(self.norm(x_BMP))
 
     def assemble(self, context_BKD: Tensor, sequence_BN: Tensor) -> Tensor:
-        """Returns the predictor's input [B, N, P]: projected context tokens, then mask tokens, with their positions."""
+        """Returns the input [B, N, P]: projected context tokens, then mask tokens, with positions."""
         context_BKP = self.proj_in(context_BKD)
         targets = sequence_BN.shape[1] - context_BKP.shape[1]
         # in the dtype of autocast: cat would promote the context to float32

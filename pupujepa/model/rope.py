@@ -39,7 +39,7 @@ class Rotation(NamedTuple):
 def grid_rotation(
     steps: int, bands: int, *, head_dim: int, reference_steps: int, mode: str, device: torch.device
 ) -> Rotation:
-    """Returns the rotation of every patch of a grid, in token order (time-major): two tensors [steps * bands, R].
+    """Returns the rotation of a grid's patches, time-major: two tensors [steps * bands, R].
 
     It is computed anew for each call, in microseconds. An engine may cast buffers to bf16 with the parameters, which
     would move angles of up to 350 rad by a whole radian.
@@ -75,7 +75,7 @@ def select(rotation: Rotation, index_BK: Tensor) -> Rotation:
 
 
 def rotate(x_BHND: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates each (even, odd) pair of the last axis [B, H, N, 2 R] in float32; returns the input's dtype."""
+    """Rotates each (even, odd) pair of the last axis [B, H, N, 2 R] in float32; keeps the dtype."""
     if x_BHND.device.type == "cpu" and not torch.compiler.is_compiling():
         return _ComplexRotation.apply(x_BHND, rotation.cos, rotation.sin)
     even, odd = x_BHND.float().unflatten(-1, (-1, 2)).unbind(-1)
@@ -85,7 +85,7 @@ def rotate(x_BHND: Tensor, rotation: Rotation) -> Tensor:
 
 
 class _ComplexRotation(torch.autograd.Function):
-    """The same rotation as a complex product: a third of the time on a CPU; torch.compile lacks complex numbers."""
+    """The rotation as a complex product: a third of the time on a CPU, but not for torch.compile."""
 
     @staticmethod
     def forward(ctx: Any, x_BHND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: torch's kernel, and on a CPU in bf16 our own order of the same sums, which is faster.
+"""Scaled dot-product attention: torch's kernel, and a faster order of the sums for bf16 on CPUs.
 
 torch's fused CPU kernel multiplies bf16 tiles in float32. Plain matrix products use the processor's bf16 instructions
 instead, and storing the scores is cheap while they stay in the cache (measured by benchmarks/attention.py). Scores and
@@ -92,7 +92,7 @@ def _base2_scale(query_GND: Tensor) -> float:
 
 
 def _unsafe_rows(base2_GND: Tensor, key_GKD: Tensor) -> Tensor | None:
-    """Returns the queries [G, N, 1] whose scores might be large, by Cauchy's inequality, or None if there are none.
+    """Returns the queries [G, N, 1] with possibly large scores, by Cauchy's inequality, or None.
 
     The decision depends on the query and the keys of its head only: the rest of the batch must not change any bit.
     """

@@ -1,4 +1,4 @@
-"""Diagnostics of features and predictions that separate collapse from learning, because both lower the loss.
+"""Diagnostics of features and predictions: collapse and learning both lower the loss.
 
 All functions are pure, compute in float32 on the input's device, and return 0-d tensors unless stated.
 
@@ -19,9 +19,9 @@ _ROUNDING = 1e-12
 
 
 def normalised_std(x_ND: Tensor) -> Tensor:
-    """Returns the mean per-dimension std of L2-normalised rows [N, D] times sqrt(D): 1 = isotropic, 0 = equal rows.
+    """Returns the std of L2-normalised rows [N, D] times sqrt(D): 1 = isotropic, 0 = equal rows.
 
-    Our alarm threshold is 0.3.
+    It is the mean over the dimensions. Our alarm threshold is 0.3.
 
     Raises:
         UserError: fewer than two rows, or not rows.
@@ -45,7 +45,7 @@ def mean_cosine(x_ND: Tensor) -> Tensor:
 
 
 def effective_rank(x_ND: Tensor) -> Tensor:
-    """Returns RankMe (arXiv 2210.02885): exp of the entropy of the normalised singular values of rows [N, D].
+    """Returns RankMe (arXiv 2210.02885) of rows [N, D]: exp of their singular values' entropy.
 
     The rows are not centred. The result is between 1 and min(N, D).
 
@@ -82,7 +82,7 @@ def by_band(states_BND: Tensor, bands: int) -> Tensor:
 def explained_variance(
     prediction_BMD: Tensor, target_BMD: Tensor, target_index_BM: Tensor | None = None, *, baseline: str = CONSTANT
 ) -> Tensor:
-    """Returns 1 - (squared error) / (squared error of a baseline): 1 perfect, 0 no better, negative worse.
+    """Returns 1 - (squared error) / (that of a baseline): 1 perfect, 0 no better, negative worse.
 
     Args:
         prediction_BMD, target_BMD: [B, M, D]; all axes are summed.
@@ -112,7 +112,7 @@ def explained_variance(
 def explained_variance_per_band(
     prediction_BMD: Tensor, target_BMD: Tensor, target_index_BM: Tensor, *, bands: int
 ) -> Tensor:
-    """Returns each band's explained variance [bands] against its best constant; NaN for a band without targets."""
+    """Returns each band's explained variance [bands] against its best constant; NaN without targets."""
     band_n = (target_index_BM % bands).flatten()  # token index = step * bands + band
     error_n = (prediction_BMD.float() - target_BMD.float()).square().sum(-1).flatten()
     target_nD = target_BMD.float().flatten(0, 1)
@@ -144,7 +144,7 @@ def between_within_variance(features_CQD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lidar(features_CQD: Tensor) -> Tensor:
-    """Returns LiDAR (arXiv 2312.04000): the effective rank of between-clip variation, whitened by that within clips.
+    """Returns LiDAR (arXiv 2312.04000): the effective rank between clips, whitened by that within.
 
     Args:
         features_CQD: [C, Q, D], Q crops (10 is usual) of each of C clips; the result cannot exceed C - 1.

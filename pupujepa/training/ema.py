@@ -14,7 +14,7 @@ from pupujepa.errors import UserError
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Momentum schedule: linear from `start` to `end` over the first `ramp_fraction` of the run, then constant.
+    """Momentum schedule: linear from `start` to `end` over `ramp_fraction` of the run, then constant.
 
     reference_steps: the run length for which the momenta were chosen: the averaging horizon 1 / (1 - momentum) is
         scaled to the actual length. 0 uses the momenta as written.

@@ -1,4 +1,4 @@
-"""Shapes of structured masks: rectangles, or time spans and whole bands, laid over the grid until enough is covered.
+"""Shapes of structured masks: rectangles, or time spans and bands, laid until enough is covered.
 
 The rules are exactly those of the released masking code on its grid of 256 x 8 patches:
 
@@ -34,7 +34,7 @@ LONGEST_SPAN_STEPS, RELEASED_STEPS = 40, 256
 
 
 class Grid(NamedTuple):
-    """Patches along time and frequency; on a torus, shapes that cross an edge continue at the opposite one."""
+    """Patches along time and frequency; on a torus, shapes continue at the opposite edge."""
 
     steps: int
     bands: int
@@ -77,7 +77,7 @@ def blocks(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool_
 
 
 def stripes(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool_]:
-    """Returns a mask [steps * bands] of the patches that time spans and whole bands cover, at most `limit`."""
+    """Returns a mask [steps * bands] of the patches that time spans and bands cover, at most `limit`."""
     steps, bands, slack = grid.steps, grid.bands, grid.slack
     along_time, length, down, across = rng.random((4, MAX_SHAPES))
     share_of_spans = 1.0 if steps > limit else 0.5 if grid.torus else steps / (steps + bands)
@@ -100,7 +100,7 @@ def stripes(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool
 
 
 class _Shapes(NamedTuple):
-    """Shapes in order, arrays [MAX_SHAPES]: the patches each requests, and its rectangle if it need not shrink."""
+    """Shapes in order, arrays [MAX_SHAPES]: the requested patches, and the full-size rectangle."""
 
     size: NDArray[np.float64] | NDArray[np.int64]
     top: NDArray[np.int64]

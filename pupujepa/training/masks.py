@@ -79,7 +79,7 @@ class MaskConfig:
 
 
 class Mask(NamedTuple):
-    """Token indices (step * bands + band), ascending, context [K] and target [M], and the index in STRATEGIES."""
+    """Ascending token indices of context [K] and target [M], and the index in STRATEGIES."""
 
     context: NDArray[np.int64]
     target: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""The training step: predict the teacher's output at masked patches from the student's output at visible ones.
+"""Training step: predict the teacher's output at masked patches from the student's at visible ones.
 
 The released target follows M2D: the teacher runs on the masked patches only, with the rotary angles of their original
 positions, on the shared patch embedding without gradient. The batch fixes all shapes, and nothing waits for the device.
@@ -160,7 +160,7 @@ class TrainingStep(nn.Module):
 
     @torch.no_grad()
     def targets(self, tokens_BND: Tensor, target_BM: Tensor, rotation: Rotation | None) -> Tensor:
-        """Returns the teacher's outputs at the target patches, standardised if configured: [B, M, D], float32.
+        """Returns the teacher's outputs at the target patches, standardised if configured: [B, M, D].
 
         Args:
             tokens_BND: of the whole grid, without gradient.

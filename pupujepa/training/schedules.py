@@ -79,7 +79,7 @@ def learning_rate(
     *,
     branch: BranchConfig = BranchConfig(),
 ) -> float:
-    """Returns the learning rate of optimiser step `step` in [0, total_steps); the last step has `final_lr`.
+    """Returns the learning rate of `step` in [0, total_steps); the last step has `final_lr`.
 
     Args:
         branch: start of a cooldown; its rates equal those of a wsd run that cools down over the same steps.

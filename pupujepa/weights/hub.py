@@ -48,7 +48,7 @@ def parse_hub_id(text: str, *, revision: str | None = None) -> HubId | None:
 
 
 def download(hub_id: HubId) -> Path:
-    """Downloads the description and the weights of one commit into huggingface_hub's cache; returns their folder.
+    """Downloads the description and the weights of one commit; returns their cached folder.
 
     Raises:
         WeightsError: huggingface_hub is not installed, the hub gives no files and the cache has none, or the repository

@@ -109,7 +109,7 @@ def described_model(
 
 
 def args_of(model: PupuJEPA, train: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the description of a model, with the released fields and ours; the inverse of `described_model`."""
+    """Returns the description of a model, ours and the released fields; inverts `described_model`."""
     config, frontend = model.config, model.frontend
     return {
         "preprocess": {
