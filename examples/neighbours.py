@@ -1,15 +1,14 @@
-"""Which songs of a folder sound alike: embed it, then the nearest neighbours of every file as a table and a picture.
+"""Similar songs of a folder: the nearest neighbours of every file as a table and a picture.
 
   python examples/neighbours.py runs/demo/export songs/ --out neighbours/
   python examples/neighbours.py owner/weights songs/ --out neighbours/ --neighbours 5 --layer 6
 
-Writes OUT/neighbours.csv, OUT/neighbours.png (every file beside every other, alike ones next to each other) and
-OUT/vectors/, one row per file: the next run embeds only what is new, was changed, or was made with another layer or
-other weights. Three files are the least. The picture needs matplotlib: pip install 'pupujepa[eval]'; without it the
-table is written all the same.
+It writes OUT/neighbours.csv, OUT/neighbours.png (the similarity of all pairs) and OUT/vectors/, one row per file. The
+next run embeds only files that are new or changed, or all with another layer or other weights. It needs at least three
+files, and for the picture matplotlib: pip install 'pupujepa[eval]'; the table is written without it.
 
-All songs have much in common to a network, so their vectors point in nearly one direction. The mean of the folder is
-therefore taken off first; the cosine of what is left says which songs are alike *in this folder*.
+Vectors of all songs point in nearly one direction. So the folder's mean is subtracted first, and the cosine of the rest
+shows which songs are similar *within this folder*.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pupujepa.__main__ import COMMANDS  # noqa: E402 - run as a script, the root is not on the path before
+from pupujepa.__main__ import COMMANDS  # noqa: E402 - a script's path lacks the root
 from pupujepa.audio.find import find_audio  # noqa: E402
 from pupujepa.embedding.rows import read_row  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
@@ -35,7 +34,7 @@ _SHOWN_NAMES = 60
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A file, one that sounds like it, and the cosine of their vectors about the folder's mean."""
+    """A file, a similar one, and the cosine of their vectors about the folder's mean."""
 
     name: str
     neighbour: str
@@ -44,10 +43,10 @@ class Neighbour:
 
 
 def main(argv: list[str]) -> int:
-    """Embeds, compares and writes; returns the exit code."""
+    """Embeds and compares the files and writes the results; returns the exit code."""
     args = parse(argv)
     if args.neighbours < 1:
-        raise UserError(f"--neighbours {args.neighbours}: ask for at least one per file")
+        raise UserError(f"--neighbours {args.neighbours}: give at least one per file")
     files = enough([file.name for file in find_audio(args.audio)[0]])
     vectors = args.out / "vectors"
     words = ["embed", args.weights, *map(str, args.audio), "--out", str(vectors), "--readout", "mean", "--overwrite"]
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> int:
     similarity_NN = similarities(vectors_ND)
     found = nearest(names, similarity_NN, count=args.neighbours)
     write_csv(found, args.out / "neighbours.csv")
-    print(f"each file, and those that sound most alike (1 the same, 0 unrelated, -1 opposite):\n\n{table(found)}\n")
+    print(f"each file and its most similar ones (1 the same, 0 unrelated, -1 opposite):\n\n{table(found)}\n")
     print(f"written: {args.out / 'neighbours.csv'}")
     draw(names, similarity_NN, args.out / "neighbours.png")
     print(f"written: {args.out / 'neighbours.png'}")
@@ -73,10 +72,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("audio", nargs="+", type=Path, help="folders of audio files, or audio files")
     parser.add_argument("--out", type=Path, required=True, help="folder for vectors, table and picture")
     parser.add_argument("--neighbours", type=int, default=3, help="per file (default: %(default)s)")
-    parser.add_argument(
-        "--layer", type=int, default=-1, help="whose features are compared: 0 = patches (default: the last)"
-    )
-    parser.add_argument("--device", help="cpu or cuda (default: what there is)")
+    parser.add_argument("--layer", type=int, default=-1, help="layer of the features, 0 = patches (default: the last)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     return parser.parse_args(argv)
 
 
@@ -84,7 +81,7 @@ def enough(names: list[str]) -> list[str]:
     """Returns the names of files to compare.
 
     Raises:
-        UserError: fewer than three, about whose mean all would be opposites.
+        UserError: fewer than three, which are always opposites about their mean.
     """
     if len(names) < 3:
         raise UserError(f"{len(names)} usable audio files are too few to compare; give at least three")
@@ -92,7 +89,7 @@ def enough(names: list[str]) -> list[str]:
 
 
 def read_vectors(folder: Path, files: list[str]) -> tuple[list[str], NDArray[np.float64]]:
-    """Returns names and vectors [N, D] of those of the files of which `embed --readout mean` wrote a row.
+    """Returns names and vectors [N, D] of the files for which `embed --readout mean` wrote a row.
 
     Raises:
         UserError: fewer than three.
@@ -111,6 +108,7 @@ def similarities(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def nearest(names: list[str], similarity_NN: NDArray[np.float64], *, count: int) -> list[Neighbour]:
     """Returns the `count` most similar other files of every file, best first."""
+    # moves the diagonal below every other similarity, so that no file is its own neighbour
     others = similarity_NN - 2 * np.eye(len(names)) * (1 + np.abs(similarity_NN).max())
     found = []
     for i, name in enumerate(names):
@@ -137,7 +135,7 @@ def write_csv(found: list[Neighbour], path: Path) -> None:
 
 
 def draw(names: list[str], similarity_NN: NDArray[np.float64], path: Path) -> None:
-    """Draws the similarities of all pairs, alike files next to each other.
+    """Draws the similarities of all pairs, with similar files next to each other.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -159,7 +157,7 @@ def draw(names: list[str], similarity_NN: NDArray[np.float64], path: Path) -> No
 
 
 def side_by_side(similarity_NN: NDArray[np.float64]) -> list[int]:
-    """Returns an order in which each file is followed by the most similar one that is left."""
+    """Returns an order in which each file is followed by the most similar of the remaining ones."""
     left = set(range(1, len(similarity_NN)))
     order = [0]
     while left:

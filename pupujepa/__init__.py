@@ -1,7 +1,7 @@
 """PupuJEPA: self-supervised music representations from 2-D log-mel spectrograms (arXiv 2606.25713).
 
-The four names below are what most users need. They are resolved on first use, so that a command's `--help` and the pure
-integer modules of the other rooms do not pay for importing torch. `__init__.pyi` tells type checkers what they are.
+The four public names are resolved on first use: `--help` and modules without tensors then start without importing
+torch. `__init__.pyi` declares them for type checkers.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["Encoder", "ModelConfig", "PupuJEPA", "__version__", "load"]
 
-_OWNERS = {
+_OWNERS = {  # a new name here needs its line in __init__.pyi
     "Encoder": "pupujepa.embedding.encoder",
     "ModelConfig": "pupujepa.model.model",
     "PupuJEPA": "pupujepa.model.model",
@@ -18,7 +18,7 @@ _OWNERS = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # Python calls it for names that the module does not have (PEP 562)
     if name in _OWNERS:
         return getattr(import_module(_OWNERS[name]), name)
     raise AttributeError(f"module 'pupujepa' has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Configuration: a frozen dataclass beside each owner, composed from presets, a file and dotted overrides.
+"""Configuration: frozen dataclasses composed from presets, a file and dotted overrides.
 
-Precedence: dataclass defaults < presets, in order < file < command line. A key that no dataclass declares is refused,
-with the nearest name, because a misspelt `train.step=10` that is ignored trains for a week with the wrong length.
+Precedence: dataclass defaults < presets, in order < file < command line. Unknown keys are errors: a misspelt
+`train.step=10` that is ignored trains for a week with the wrong length.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,9 +32,9 @@ def compose(
     """Builds an instance of the dataclass `schema`.
 
     Args:
-        presets: mappings or YAML files that hold only what differs from the defaults.
-        file: a YAML file of the user's.
-        overrides: `dotted.key=value` strings; values are read as YAML (`a=[1,2]`, `b=null`).
+        presets: mappings or YAML files with the values that differ from the defaults.
+        file: the user's YAML file.
+        overrides: `dotted.key=value` strings; values are YAML (`a=[1,2]`, `b=null`).
 
     Raises:
         ConfigError: unknown key (with the nearest name), wrong type, unreadable YAML or a missing `=`.
@@ -54,24 +54,24 @@ def compose(
 
 
 def to_yaml(config: Any) -> str:
-    """Returns the YAML text of a dataclass instance; `from_yaml` is its exact opposite."""
+    """Returns the YAML text of a dataclass instance; the inverse of `from_yaml`."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def from_yaml(schema: type[Schema], text: str) -> Schema:
-    """Returns the instance that `to_yaml` wrote.
+    """Returns the dataclass instance of a YAML text; the inverse of `to_yaml`.
 
     Raises:
-        ConfigError: text that is no mapping, an unknown key, or a value that does not fit.
+        ConfigError: text that is not a mapping, an unknown key, or a value of the wrong type.
     """
     return compose(schema, presets=[OmegaConf.to_container(_as_mapping(OmegaConf.create(text), "YAML text"))])  # type: ignore[list-item]
 
 
 def refuse_unknown_keys(schema: type, layer: DictConfig, *, origin: str, prefix: str = "") -> None:
-    """Checks that a dataclass declares all keys of a layer, in nested dataclasses too.
+    """Checks that a dataclass and its nested ones declare all keys of a layer.
 
     Raises:
-        ConfigError: the first key that it does not, with the nearest that it does.
+        ConfigError: the first unknown key, with the nearest known one.
     """
     declared = {f.name: f for f in fields(schema)}
     for key in map(str, layer):
@@ -80,7 +80,7 @@ def refuse_unknown_keys(schema: type, layer: DictConfig, *, origin: str, prefix:
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys here: {', '.join(sorted(declared))}"
             raise ConfigError(f"{origin}: unknown key {prefix}{key}; {hint}")
         inner = declared[key].type
-        value = layer._get_node(key)
+        value = layer._get_node(key)  # `layer[key]` would resolve interpolations
         if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, DictConfig):
             refuse_unknown_keys(inner, value, origin=origin, prefix=f"{prefix}{key}.")
 
@@ -95,6 +95,7 @@ def _parse_overrides(overrides: Iterable[str]) -> DictConfig:
 
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
+        # a low cutoff: a wrong preset name is answered with the presets that exist
         near = get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
         raise ConfigError(f"no configuration file {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
     try:

@@ -1,4 +1,4 @@
-"""The device that a user names, checked before anything is moved there."""
+"""Devices by name, checked before a tensor is moved there."""
 
 import torch
 
@@ -6,14 +6,14 @@ from pupujepa.errors import UserError
 
 
 def usable_device(name: str | torch.device) -> torch.device:
-    """Returns a device on which a tensor can be made, such as cpu, cuda, cuda:1 or mps.
+    """Returns the device of a name such as cpu, cuda, cuda:1 or mps.
 
     Raises:
-        UserError: an unknown name, or a device that this machine or this build of torch does not have.
+        UserError: an unknown name, or a device that this machine or build of torch lacks.
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device)  # torch.device alone accepts devices that do not exist
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete and on disk, whatever kills the writer."""
+"""Durable files: a file gets its name only when it is complete and on disk."""
 
 import os
 import secrets
@@ -11,26 +11,27 @@ PART_SUFFIX = ".part"
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what is written there replaces `path`, durably, when the block succeeds."""
+    """Yields a temporary path; when the block succeeds, that file durably replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # in the same folder, because a rename is atomic within one file system only
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART_SUFFIX}")
     try:
         yield temporary
         sync(temporary)
         temporary.replace(path)
-        sync(path.parent)
+        sync(path.parent)  # otherwise a power failure can undo the rename
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what killed writers left below a folder; call it where no other can be writing."""
+    """Removes the temporary files of killed writers below a folder that no process writes to."""
     for leftover in folder.rglob(f".*{PART_SUFFIX}"):
         leftover.unlink()
 
 
 def sync(path: Path) -> None:
-    """Makes a file's content, or the renames inside a folder, durable."""
+    """Flushes a file's content, or the renames inside a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,13 +1,13 @@
-"""The one error that a front door turns into a sentence: something that the user can put right."""
+"""Errors that a user can mend: a front door prints their message without a traceback."""
 
 from collections.abc import Collection
 
 
 class UserError(ValueError):
-    """A wrong input. The message names the thing, what follows from it, and the remedy."""
+    """A wrong input; the message gives the condition, the consequence and the remedy."""
 
 
 def require_known(name: str, value: str, known: Collection[str]) -> None:
-    """Raises UserError unless `value` is one of `known`; the message offers them in their order."""
+    """Raises UserError unless `value` is one of `known`; the message lists them."""
     if value not in known:
         raise UserError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")

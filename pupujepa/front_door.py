@@ -1,9 +1,8 @@
-"""The one way into a room from the command line: `python -m <room> <command> ...`.
+"""Command line of all rooms: `python -m <room> <command> ...`.
 
-Every room's `__main__` names its commands and the modules behind them; only the module of the chosen command is
-imported, so that `--help` answers at once. A `UserError` becomes one sentence and exit code 2. A reader that has seen
-enough, as `| head` has, ends a command quietly with exit code 141. Nothing else is caught: a crash keeps its traceback
-and never exits 0.
+Each room's `__main__` lists its commands. Only the module of the chosen command is imported, so `--help` is fast. A
+`UserError` becomes one sentence and exit code 2. A reader that closes the pipe, as `| head` does, ends the command
+quietly with exit code 141. Nothing else is caught: a crash keeps its traceback and never exits 0.
 """
 
 import argparse
@@ -28,7 +27,7 @@ ROOMS = ("pupujepa", "data", "distributed", "sweeps")
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command: the module that holds `add_arguments(parser)` and `run(args) -> int`, and one line of help."""
+    """A sub-command: a module with `add_arguments(parser)` and `run(args) -> int`, and one line of help."""
 
     module: str
     help: str
@@ -38,9 +37,9 @@ def enter(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequ
     """Runs the sub-command that `argv` names and returns its exit code.
 
     Args:
-        room: the package whose front door this is.
+        room: name of the package.
         commands: by name.
-        manual: what the room is for, with examples; shown by `--help` as it is written.
+        manual: the room's help text, with examples; `--help` prints it verbatim.
     """
     with quiet_when_unread():
         try:
@@ -56,23 +55,23 @@ def enter(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequ
 def quiet_when_unread() -> Iterator[None]:
     """Ends the process without a traceback when its own output cannot be written.
 
-    A reader that has left, as `| head` does, ends it with the exit code that a shell reports for SIGPIPE, 141. The
-    signal itself stays ignored: its default action would also kill a training whose store hangs up. Other broken
-    pipes than our output's keep their traceback. Output into a full disk is one sentence and exit code 2.
+    A closed pipe ends it with 141, the exit code that a shell reports for SIGPIPE. The signal itself stays ignored: its
+    default action would also kill a training run whose store closes a connection. Other broken pipes keep their
+    traceback. Output to a full disk gives one sentence and exit code 2.
 
     Raises:
         SystemExit: standard output or standard error cannot be written.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed before the start
+        if getattr(sys, name) is None:  # the parent closed it before the start
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
     try:
         try:
             yield
-        except SystemExit:  # --help leaves by it
+        except SystemExit:  # argparse raises it after --help
             sys.stdout.flush()
             raise
-        sys.stdout.flush()
+        sys.stdout.flush()  # here, because errors of the interpreter's last flush cannot be caught
     except BrokenPipeError:
         unread = [stream for stream in (sys.stdout, sys.stderr) if _has_lost_its_reader(stream)]
         if not unread:
@@ -80,7 +79,7 @@ def quiet_when_unread() -> Iterator[None]:
         _discard(unread)
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC or _can_write(sys.stdout):  # the full disk is not the one of our output
+        if error.errno != errno.ENOSPC or _can_write(sys.stdout):  # another disk is full
             raise
         _discard([sys.stdout])
         print("error: standard output goes to a disk that is full; free some of it", file=sys.stderr)  # noqa: T201
@@ -88,17 +87,17 @@ def quiet_when_unread() -> Iterator[None]:
 
 
 def _can_write(stream: TextIO) -> bool:
-    """Returns False for a stream on a full disk; writes a line end to find out, as an empty write always succeeds."""
+    """Returns False for a stream on a full disk."""
     try:
         stream.flush()
-        os.write(stream.fileno(), b"\n")
+        os.write(stream.fileno(), b"\n")  # an empty write would always succeed
     except OSError:
         return False
     return True
 
 
 def _discard(streams: Sequence[TextIO]) -> None:
-    """Sends the rest of the streams nowhere: the interpreter would fail again as it flushes them at its end."""
+    """Redirects streams to the null device; otherwise the interpreter's last flush fails again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream.fileno())
@@ -106,21 +105,21 @@ def _discard(streams: Sequence[TextIO]) -> None:
 
 
 def _has_lost_its_reader(stream: TextIO) -> bool:
-    """Returns True for a pipe or a socket of which the other end is closed."""
+    """Returns True for a pipe or a socket whose other end is closed."""
     try:
         ends = select.poll()
-        ends.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # a stream of no file, or a closed one
+        ends.register(stream.fileno(), 0)  # an empty mask still reports POLLERR and POLLHUP
+    except (OSError, ValueError):  # the stream has no file, or is closed
         return False
     return bool(ends.poll(0))
 
 
 def _parse(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; `run` of the result is the function of the chosen command.
+    """Parses the command line; `run` of the result is the command's function.
 
     Raises:
-        UserError: a room that is not ours would be imported.
-        SystemExit: after help, or after arguments that make no sense.
+        UserError: a room would be imported from another place.
+        SystemExit: after help, or after wrong arguments.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {room}", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -130,7 +129,7 @@ def _parse(room: str, commands: Mapping[str, Command], *, manual: str, argv: Seq
     if room != "pupujepa":
         require_own_rooms(Path(__file__).parents[1])
     for name, command in commands.items():
-        module = import_module(command.module) if name == chosen else None
+        module = import_module(command.module) if name == chosen else None  # the others may import torch
         subparser = subparsers.add_parser(
             name,
             help=command.help,
@@ -144,23 +143,22 @@ def _parse(room: str, commands: Mapping[str, Command], *, manual: str, argv: Seq
 
 
 def listen_to_own_rooms() -> None:
-    """Shows what our rooms log from INFO on, others' from WARNING on; a process that has handlers keeps them."""
-    logging.basicConfig(format="%(message)s")
+    """Shows our rooms' log from INFO on, and other packages' from WARNING on."""
+    logging.basicConfig(format="%(message)s")  # does nothing in a process that has handlers
     for room in ROOMS:
         logging.getLogger(room).setLevel(logging.INFO)
 
 
 def require_own_rooms(root: Path) -> None:
-    """Raises UserError when `data`, `distributed` or `sweeps` would be imported from somewhere else than `root`.
+    """Raises UserError when `data`, `distributed` or `sweeps` would not be imported from `root`.
 
-    These are also names of other people's packages; importing theirs fails later, far from the cause.
+    Other distributions use these names too; importing theirs fails later, far from the cause.
     """
     for room in ROOMS[1:]:
         spec = find_spec(room)
         found = Path(spec.origin).parent if spec and spec.origin else None
         if found != root / room:
-            where = found or "nowhere"
             raise UserError(
-                f"the package {room!r} is found at {where}, not in this checkout ({root / room}), so the wrong code "
-                f"would run; start from the checkout's root, or put it first: PYTHONPATH={root}"
+                f"the package {room!r} is found at {found or 'nowhere'}, not in this checkout ({root / room}), so the "
+                f"wrong code would run; start from the checkout's root, or put it first: PYTHONPATH={root}"
             )

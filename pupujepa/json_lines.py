@@ -1,7 +1,6 @@
-"""JSON lines: files that hold one JSON object a line, read and written in this one way.
+"""JSON lines: files with one JSON object per line.
 
-Lines end at "\\n" and nowhere else. `str.splitlines` would also split at U+2028 and its like, which a JSON string may
-hold.
+Lines end at "\\n" only. `str.splitlines` would also split at U+2028, which a JSON string may contain.
 """
 
 import json
@@ -22,7 +21,7 @@ class LineError(UserError):
 
 def encode_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Returns the lines of rows, in UTF-8."""
-    # of a lone surrogate, which a file name may hold, this makes the escape that JSON has for it
+    # a file name may hold a lone surrogate, which UTF-8 lacks; backslashreplace writes its JSON escape
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.encode(errors="backslashreplace")
 
@@ -38,7 +37,7 @@ def numbered_rows(text: str, *, origin: str, remedy: str = _REMEDY) -> Iterator[
 
     Args:
         origin: name of the file.
-        remedy: what the user can do about a broken line.
+        remedy: the end of the error message for a broken line.
 
     Raises:
         LineError: a line is not a JSON object.
@@ -60,15 +59,15 @@ def parse_rows(text: str, *, origin: str, growing: bool = False) -> list[Row]:
     """Returns the rows of a text.
 
     Args:
-        growing: a writer appends to it, or was killed at that: a last line without its end is left out.
+        growing: omit a last line without its end: a writer is appending, or was killed.
 
     Raises:
         LineError: a line is not a JSON object.
     """
-    text = text[: text.rfind("\n") + 1] if growing else text
+    text = text[: text.rfind("\n") + 1] if growing else text  # "" without any line end
     return [row for _, row in numbered_rows(text, origin=origin)]
 
 
 def read_rows(path: Path, *, growing: bool = False) -> list[Row]:
-    """Returns the rows of a file, none when there is no file; else as `parse_rows`."""
+    """Returns the rows of a file, as `parse_rows` does, or none if the file does not exist."""
     return parse_rows(path.read_text(encoding="utf-8"), origin=str(path), growing=growing) if path.is_file() else []

@@ -1,7 +1,7 @@
-"""Locks that die with the process that holds them: the kernel's `flock`, which a `kill -9` cannot leave behind.
+"""File locks by `flock`: the kernel releases them when their process ends, after a `kill -9` too.
 
-`only_writer` keeps a folder of results to one writer, whichever room writes there. Its lock file names the holder and
-exists only while somebody writes. `held` and `pin` lock small files that stay.
+`only_writer` admits one writer to a folder of results. Its lock file names the holder and exists only while it writes.
+`held` and `pin` lock small files that stay.
 """
 
 import fcntl
@@ -18,18 +18,18 @@ from pupujepa.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# hidden: readers of a folder of parquet take every other file for data
+# hidden, because readers of a parquet folder take every visible file for data
 LOCK_NAME = ".writer.lock"
 _POLL_S = 0.2
 
 
 class FolderInUseError(UserError):
-    """A folder in which another process writes."""
+    """Another process is writing to the folder."""
 
 
 @contextmanager
 def held(lock: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock exclusively within the block; without `wait` the block learns whether it was free."""
+    """Holds a lock exclusively within the block; yields False if it is taken and `wait` is off."""
     try:
         handle = _flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -42,7 +42,7 @@ def held(lock: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def pin(lock: Path) -> int:
-    """Returns a handle that shares the lock with other readers until it is closed, or this process is gone."""
+    """Returns a handle that shares the lock with other readers until it is closed or this process ends."""
     return _flock(lock, fcntl.LOCK_SH)
 
 
@@ -57,23 +57,23 @@ def can_lock(handle: int) -> bool:
 
 @contextmanager
 def only_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Holds a folder, which is made where it is missing, for this process.
+    """Reserves a folder for this process, and makes it if it is missing.
 
-    On a file system without locks this says so and goes on.
+    On a file system without locks it logs a warning and continues.
 
     Args:
-        wait_s: how long to wait for another writer to end, in seconds; 0 refuses at once.
+        wait_s: time to wait for another writer, in seconds; 0 refuses at once.
 
     Raises:
-        FolderInUseError: another process, which is named, still writes there after `wait_s`.
-        UserError: a folder that cannot be made, or not be written to.
+        FolderInUseError: another process still writes there after `wait_s`; the message names it.
+        UserError: a folder that cannot be made or written to.
     """
     path = folder / LOCK_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as error:
-        raise UserError(f"nothing can be written to the folder {folder} ({error}); choose another one") from error
+        raise UserError(f"the folder {folder} is not writable ({error}); choose another one") from error
     with _acquired(path, wait_s=wait_s) as lock:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -81,7 +81,7 @@ def only_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
         try:
             yield
         finally:
-            if _is_at(path, lock):
+            if _is_at(path, lock):  # never remove the lock file of a later holder
                 path.unlink()
 
 
@@ -95,8 +95,8 @@ def _acquired(path: Path, *, wait_s: float) -> TextIO:
             holder = _holder(path)
             if time.monotonic() >= deadline:
                 raise FolderInUseError(
-                    f"{path.parent} is being written by {holder}; two writers would mix their files: wait for that "
-                    f"one, end it, or choose another folder"
+                    f"{path.parent} is being written by {holder}; two writers would mix their files: wait for it, "
+                    f"end it, or choose another folder"
                 ) from error
             if not told:
                 logger.warning("waiting up to %.0f s for %s to leave %s", wait_s, holder, path.parent)
@@ -108,7 +108,7 @@ def _acquired(path: Path, *, wait_s: float) -> TextIO:
         else:
             if _is_at(path, lock):
                 return lock
-            lock.close()  # its holder took the file away between our opening it and locking it
+            lock.close()  # the holder removed the file after we opened it: this lock protects nothing
 
 
 def _flock(lock: Path, operation: int) -> int:
@@ -116,12 +116,12 @@ def _flock(lock: Path, operation: int) -> int:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         undo.callback(os.close, handle)
         fcntl.flock(handle, operation)
-        undo.pop_all()
+        undo.pop_all()  # the caller closes the handle, which releases the lock
     return handle
 
 
 def _holder(path: Path) -> str:
-    """Returns who holds a folder, by its lock file, which may be gone by now."""
+    """Returns the holder's name from the lock file, which may be gone by now."""
     try:
         return path.read_text() or "another process"
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def _holder(path: Path) -> str:
 
 
 def _is_at(path: Path, lock: TextIO) -> bool:
-    """Whether the open file is still the one under its name."""
+    """Returns True if `path` still names the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(lock.fileno()))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Ties between processes that the Linux kernel keeps, also through a `kill -9`; on other systems both do nothing."""
+"""Linux options against orphan processes, effective even after `kill -9`; ignored elsewhere."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ _PDEATHSIG, _CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def die_with_parent(signal_number: int) -> None:
-    """Asks the kernel to send a signal to this process when its parent dies; a parent that is dead already sends none.
+    """Asks the kernel to signal this process when its parent dies; a parent that died before sends none.
 
     Raises:
         OSError: the kernel refuses, so this process could outlive its parent.
@@ -17,7 +17,7 @@ def die_with_parent(signal_number: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Makes descendants that lose their parent children of this process, so that none gets away.
+    """Makes this process the new parent of descendants that lose theirs.
 
     Raises:
         OSError: the kernel refuses.

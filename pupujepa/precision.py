@@ -1,7 +1,7 @@
 """Precision of the computation: bf16 where the hardware multiplies it, float32 elsewhere.
 
-Parameters, optimiser and teacher are float32 in both; bf16 is autocast. A processor without bf16 instructions emulates
-them: a matrix product then takes up to a hundred times as long as in float32, so `auto` asks the hardware first.
+bf16 means autocast: parameters, optimiser and teacher stay float32. A processor without bf16 instructions emulates
+them, and a matrix product takes up to a hundred times as long, so `auto` checks the hardware first.
 """
 
 import logging
@@ -15,7 +15,7 @@ from pupujepa.errors import require_known
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 AUTO = "auto"
 
-# a product as large as one layer of the demo's encoder on one crop; below it, fixed costs hide the slowdown
+# one layer of the demo's encoder on one crop; smaller products measure fixed costs, not the slowdown
 _PROBED_SHAPE = (256, 128, 512)
 _TRIALS = 3
 _AMPERE = 8  # major compute capability of NVIDIA's first GPUs with bf16 tensor cores
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HardwareBf16:
-    """Whether a device multiplies bf16 in hardware, and the fact that says so ("the processor has AVX512-BF16")."""
+    """Hardware support for bf16 on a device, and its evidence ("the processor has AVX512-BF16")."""
 
     supported: bool
     reason: str
@@ -33,14 +33,14 @@ class HardwareBf16:
 
 @dataclass(frozen=True)
 class ChosenPrecision:
-    """A precision by name, "bf16" or "fp32", and why it was taken."""
+    """A precision by name, "bf16" or "fp32", and the reason for the choice."""
 
     name: str
     reason: str
 
 
 def choose_precision(asked: str, device: torch.device) -> ChosenPrecision:
-    """Resolves "auto" on a device; "bf16" and "fp32" are taken as they are.
+    """Resolves "auto" on a device; "bf16" and "fp32" stay as they are.
 
     Raises:
         UserError: an unknown name.
@@ -53,12 +53,12 @@ def choose_precision(asked: str, device: torch.device) -> ChosenPrecision:
 
 
 def autocast_dtype(asked: str, device: torch.device) -> torch.dtype | None:
-    """Returns the dtype of autocast for a precision by name, "auto" included; None computes in float32."""
+    """Returns the autocast dtype of "auto", "bf16" or "fp32"; None computes in float32."""
     return PRECISIONS[choose_precision(asked, device).name]
 
 
 def warn_of_emulation(precision: str, device: torch.device) -> None:
-    """Logs a warning where `precision` is bf16 and the device emulates it, with the slowdown, measured here."""
+    """Logs a warning with the measured slowdown if `precision` is bf16 and the device emulates it."""
     if precision != "bf16":
         return
     hardware = hardware_bf16(device)
@@ -71,7 +71,7 @@ def warn_of_emulation(precision: str, device: torch.device) -> None:
 
 
 def hardware_bf16(device: torch.device) -> HardwareBf16:
-    """Asks torch whether a device multiplies bf16: GPUs from Ampere, CPUs with AVX512-BF16, AMX or ARM's."""
+    """Returns the bf16 support that torch reports: GPUs from Ampere, CPUs with AVX512-BF16, AMX or ARM's."""
     if device.type == "cpu":
         return _cpu_bf16()
     if device.type == "cuda":
@@ -82,12 +82,12 @@ def hardware_bf16(device: torch.device) -> HardwareBf16:
 
 
 def bf16_slowdown(device: torch.device) -> float:
-    """Measures how many times as long as in float32 a matrix product takes in bf16; below 1 where it is faster."""
+    """Measures the time of a matrix product in bf16 relative to float32; below 1 if bf16 is faster."""
     return _seconds_of_product(torch.bfloat16, device) / _seconds_of_product(torch.float32, device)
 
 
 def _cpu_bf16() -> HardwareBf16:
-    # oneDNN's answer includes limits set by ATEN_CPU_CAPABILITY, but it also says yes to AVX512 without bf16
+    # oneDNN respects ATEN_CPU_CAPABILITY, but also says yes to AVX512 without bf16: hence the checks below
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return HardwareBf16(False, f"the processor, used as {_capability()}, has no bf16 instructions")
     if _capability() not in ("AVX512", "AVX2", "DEFAULT"):
@@ -112,6 +112,6 @@ def _seconds_of_product(dtype: torch.dtype, device: torch.device) -> float:
         started = time.perf_counter()
         torch.mm(left, right)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(device)  # the call above only queues the kernel
         seconds.append(time.perf_counter() - started)
     return min(seconds)

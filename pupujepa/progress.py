@@ -8,11 +8,11 @@ from typing import TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-_EVERY_S = 10.0  # between the lines of a log file
+_EVERY_S = 10.0  # between two lines of a log file
 
 
 def follow(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[T]:
-    """Yields the items and counts each as done when the next one is asked for."""
+    """Yields the items and counts each as done when the next one is requested."""
     with Progress(total, title=title, unit=unit) as progress:
         for item in items:
             yield item
@@ -20,19 +20,18 @@ def follow(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator
 
 
 def write_line(line: str) -> None:
-    """Writes a line of the log to stderr, above the bar if there is one."""
+    """Writes a line to stderr, above the bar if there is one."""
     tqdm.write(line, file=sys.stderr)
 
 
 class Progress:
-    """Counts done things, as a context manager.
+    """A context manager that counts finished items and shows the remaining time.
 
     Args:
-        total: how many there are.
-        title: what is going on, e.g. "features".
-        unit: of the things, e.g. "tracks".
-        shown: False counts in silence, as all ranks but the first do.
-        clock: seconds that only grow.
+        title: name of the work, e.g. "features".
+        unit: of the items, e.g. "tracks".
+        shown: False counts silently, as all ranks but the first do.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar.disable and self.done:
+        if self._bar.disable and self.done:  # a log gets a last line, also within _EVERY_S of the one before
             self._line(self._note)
         self.close()
 
@@ -67,25 +66,25 @@ class Progress:
 
     @property
     def done_now(self) -> int:
-        """Things done since the start, without those that were done before."""
+        """Items done since the start, without those of an earlier run."""
         return self.done - self._skipped
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start."""
-        return max(self._clock() - self._started_at, 1e-9)
+        return max(self._clock() - self._started_at, 1e-9)  # a divisor of rates, so never 0
 
     def skip(self, count: int) -> None:
-        """Counts things that were done before: they tell nothing about the rate."""
+        """Counts items of an earlier run, which do not enter the rate."""
         self.done += count
         self._skipped += count
         if not self._bar.disable:
-            self._bar.initial += count
+            self._bar.initial += count  # tqdm excludes `initial` from its rate
             self._bar.n += count
             self._bar.refresh()
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
-        """Counts `count` things and shows `note`, e.g. a rate in the user's own unit."""
+        """Counts `count` items as done and shows `note`, e.g. a rate in the user's own unit."""
         self.done += count
         self._note = note
         if self._bar.disable:
@@ -96,11 +95,11 @@ class Progress:
         self._bar.update(count)
 
     def say(self, note: str) -> None:
-        """Shows what is being done, behind the bar."""
+        """Shows a note behind the bar."""
         self._bar.set_postfix_str(note)
 
     def close(self) -> None:
-        """Leaves the bar where it is; a `with` statement also writes the last line."""
+        """Closes the bar and leaves it on the screen; a `with` statement also writes the last line."""
         self._bar.close()
 
     def _line(self, note: str) -> None:

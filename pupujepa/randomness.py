@@ -1,8 +1,7 @@
 """Counter-based randomness: every draw is a pure function of its key.
 
-Crops, masks and shuffles must not depend on which rank or worker happens to compute them, nor on how many numbers were
-drawn before, or a resumed run would differ from a straight one. So nobody here owns a generator that lives on: each
-draw makes its own from a key such as (seed, epoch, sample uid, "crop").
+Crops, masks and shuffles must not depend on the rank or worker that computes them, nor on earlier draws: a resumed run
+would differ from a straight one. So each draw makes its own generator from a key such as (seed, epoch, uid, "crop").
 """
 
 from hashlib import blake2b
@@ -11,10 +10,10 @@ import numpy as np
 
 
 def generator(*key: int | str) -> np.random.Generator:
-    """Returns the generator that belongs to `key`; equal keys give equal streams on every machine.
+    """Returns the generator of `key`; equal keys give equal streams on every machine.
 
     Args:
-        key: integers and strings, order matters; `generator(1, "2")` and `generator("1", 2)` are different.
+        key: integers and strings in order; `generator(1, "2")` and `generator("1", 2)` differ.
     """
     return np.random.Generator(np.random.Philox(key=_digest(*key, size=16)))
 
@@ -25,5 +24,5 @@ def torch_seed(*key: int | str) -> int:
 
 
 def _digest(*key: int | str, size: int) -> int:
-    # repr tells 1 from "1", and the tuple's commas keep ("ab", "c") apart from ("a", "bc")
+    # repr separates 1 from "1", and the tuple's commas separate ("ab", "c") from ("a", "bc")
     return int.from_bytes(blake2b(repr(tuple(key)).encode(), digest_size=size).digest(), "little")

@@ -1,1 +1,1 @@
-"""What the model attends to: maps, regions, pictures, a page."""
+"""Attention of the predictor: maps, regions, pictures, a page."""

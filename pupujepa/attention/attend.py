@@ -1,4 +1,4 @@
-"""Draw where the predictor looks when it fills in a hidden region: a picture, or a page to explore.
+"""Draw the predictor's attention from a hidden region: a picture, or an interactive page.
 
   python -m pupujepa attend runs/demo/export song.flac --out attention.png
   python -m pupujepa attend runs/demo/export song.flac --out attention.html
@@ -6,10 +6,10 @@
   python -m pupujepa attend runs/demo/export song.flac --layer all --head all --out heads.png
   python -m pupujepa attend runs/demo/export song.flac --regions 8x4 --out explore.html bass.png
 
-The region is hidden; everything outside it is seen, dealt into passes that each see as much as in training. Bright
-patches are those whose content the predictor uses to fill in the region, in multiples of an even spread. A .png holds
-one layer and head, their means, or all of them; the .html page holds all and lets you choose, and with --regions also
-where to look from. The page needs nothing but a browser; a picture needs matplotlib: pip install 'pupujepa[eval]'.
+Everything outside the region is visible, split into passes that each see as much as in training. Bright patches receive
+the most attention from the region, in multiples of an even spread. A picture shows one layer and head, their means, or
+all of them. The .html page lets you choose them, and with --regions also the region. The page needs only a browser; a
+picture needs matplotlib: pip install 'pupujepa[eval]'.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from pupujepa.attention.maps import region_attention
 from pupujepa.attention.page import write_page
 from pupujepa.attention.picture import ALL, MEAN, panels_of, save_picture
-from pupujepa.attention.region import Box, Crop, Look, box_in, box_of_bands, boxes_over, read_crop
+from pupujepa.attention.region import AudioCrop, Box, Look, box_in, box_of_bands, boxes_over, read_crop
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA
 from pupujepa.progress import follow
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", help="a folder of weights, or a hub id")
     parser.add_argument("audio", type=Path, help="an audio file")
     parser.add_argument("--out", type=Path, nargs="+", required=True, help="files to write: .png, .svg, .pdf, .html")
-    parser.add_argument(
-        "--start", type=float, default=0.0, metavar="S", help="where in the file the crop begins, seconds"
-    )
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="start of the crop in the file, seconds")
     parser.add_argument(
         "--time",
         type=float,
@@ -52,24 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", default=MEAN, help=f"pictures: head, from 1; {MEAN} or {ALL}")
     parser.add_argument("--regions", metavar="CxR", help="pages: also cut the crop into C x R regions to choose from")
     parser.add_argument("--ratio", type=float, default=0.8, help="share of patches that each pass hides")
-    parser.add_argument("--seed", type=int, default=0, help="of the deal of patches to passes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split into passes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Computes the attention and writes pictures and pages.
 
     Raises:
-        UserError: a file of another kind than those, a box outside the crop, or audio or weights that cannot be used.
+        UserError: another file format, a box outside the crop, or audio or weights that cannot be used.
     """
     _check_suffixes(args.out)
     if not 0 < args.ratio < 1:
-        raise UserError(f"--ratio {args.ratio} must lie between 0 and 1: it is the share of patches that is hidden")
+        raise UserError(f"--ratio {args.ratio} must be between 0 and 1: it is the share of hidden patches")
     model = load(args.weights)
     crop = read_crop(model, args.audio, start_s=args.start)
-    boxes = _boxes(args, crop)
+    boxes = _boxes(args, crop)  # the first is the requested region; pictures show only this one
     followed = follow(boxes, total=len(boxes), title="attention", unit="regions")
     looks = [_look(model, crop, box, args) for box in followed]
-    panels_of(looks[0], args.layer, args.head)  # refuses a wrong layer before anything is written
+    panels_of(looks[0], args.layer, args.head)  # raises for a wrong layer before a file is written
     for path in args.out:
         if path.suffix.lower() == PAGE_SUFFIX:
             write_page(crop, looks, path)
@@ -80,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _boxes(args: argparse.Namespace, crop: Crop) -> list[Box]:
-    """Returns the region that was asked for, then those to choose from."""
+def _boxes(args: argparse.Namespace, crop: AudioCrop) -> list[Box]:
+    """Returns the requested region, then those to choose from on a page."""
     box = box_in(crop, time_s=args.time, frequency_hz=args.frequency)
     if args.bands:
         box = box_of_bands(box, crop, args.bands)
@@ -93,7 +91,7 @@ def _boxes(args: argparse.Namespace, crop: Crop) -> list[Box]:
     return [box, *boxes_over(crop, int(match[1]), int(match[2]))]
 
 
-def _look(model: PupuJEPA, crop: Crop, box: Box, args: argparse.Namespace) -> Look:
+def _look(model: PupuJEPA, crop: AudioCrop, box: Box, args: argparse.Namespace) -> Look:
     maps = region_attention(model, crop.mel_TF, box.mask(crop), ratio=args.ratio, seed=args.seed)
     return Look(box, maps)
 

@@ -1,11 +1,10 @@
-"""Where the predictor looks: its attention from the mask tokens of a region to the rest of the spectrogram.
+"""Attention maps of the predictor, from the mask tokens of a region to the rest of the spectrogram.
 
-The maps are computed exactly, as softmax(q k^T / sqrt(d)) from the queries and keys of each block, not approximated
-from outside; each row sums to 1 over the predictor's tokens.
+Maps are exact: softmax(q k^T / sqrt(d)) of each block's queries and keys, so rows sum to 1 over the predictor's tokens.
 
-The encoder sees a fifth of the patches, as in training, so one pass shows attention to that fifth only, and the other
-masked patches take part as mask tokens that carry nothing but a position. `region_attention` therefore deals the
-patches outside the region into disjoint contexts and puts their maps together: every patch is looked at as content.
+As in training, the encoder sees a fifth of the patches, so one pass shows attention to that fifth only; the others are
+mask tokens, which hold only a position. So `region_attention` splits the patches outside the region into disjoint
+contexts and combines their maps: every patch is seen as content.
 
 Shapes: B batch, N predictor tokens (K context, M target), L blocks, H heads, D width of a head; T frames, F mel bands
 of a spectrogram, and T steps, F bands of patches of a map.
@@ -34,7 +33,7 @@ class PredictorAttention:
     """Attention of a region's mask tokens, averaged over the region.
 
     rows: [L, H, N] over the predictor's sequence (context, then targets); each row sums to 1.
-    grid: [L, H, steps, bands], the same on the patch grid; NaN where a patch is neither context nor target.
+    grid: [L, H, steps, bands], the same values on the patch grid; NaN if a patch is neither context nor target.
     """
 
     rows: Tensor
@@ -43,15 +42,15 @@ class PredictorAttention:
 
 @torch.no_grad()
 def predictor_attention(model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: NDArray | Tensor) -> PredictorAttention:
-    """Computes where each head of each predictor block looks from a masked region.
+    """Computes the attention of each head of each predictor block from a masked region.
 
     Args:
         mel_TF: one normalised spectrogram.
-        mask: what the encoder sees and the predictor fills in.
-        region: boolean [steps, bands], or token indices; all of it must be targets of the mask.
+        mask: the encoder's context and the predictor's targets.
+        region: boolean [steps, bands], or token indices; all must be targets of the mask.
 
     Raises:
-        UserError: the region is empty, or holds patches that are not targets.
+        UserError: the region is empty, or has patches that are not targets.
     """
     config = model.config
     device = mel_TF.device
@@ -70,10 +69,10 @@ def predictor_attention(model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: 
         block = cast(Block, module)
         query, key, _ = block.attn.project(block.norm1(x_BND), rotation)
         rows.append(attention_weights(query[:, :, queries], key)[0].mean(1))  # [H, N]
-        x_BND = block(x_BND, rotation)
+        x_BND = block(x_BND, rotation)  # all tokens, also in the last block, whose context outputs nobody needs
     rows_LHN = torch.stack(rows)
     grid = rows_LHN.new_full((*rows_LHN.shape[:2], steps * config.grid_bands), torch.nan)
-    grid[:, :, sequence_BN[0]] = rows_LHN
+    grid[:, :, sequence_BN[0]] = rows_LHN  # from the order of the sequence to that of the grid
     return PredictorAttention(rows_LHN, grid.unflatten(-1, (steps, config.grid_bands)))
 
 
@@ -86,7 +85,7 @@ def attention_weights(query_BHMD: Tensor, key_BHND: Tensor) -> Tensor:
 def region_attention(
     model: PupuJEPA, mel_TF: Tensor, region: NDArray[np.bool_], *, ratio: float = 0.8, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Returns where each head looks from a hidden region when everything else can be seen: [L, H, steps, bands].
+    """Returns each head's attention from a hidden region to all other patches: [L, H, steps, bands].
 
     Each map is zero inside the region and sums to one outside it.
 
@@ -94,10 +93,10 @@ def region_attention(
         mel_TF: one normalised spectrogram.
         region: boolean [steps, bands].
         ratio: share of the patches that each pass hides, as in training.
-        seed: of the deal of patches to passes.
+        seed: of the split of patches into passes.
 
     Raises:
-        UserError: a region that is empty, holds everything, or does not fit the spectrogram's grid.
+        UserError: a region that is empty, covers everything, or does not fit the spectrogram's grid.
     """
     total_LHTF, seen = np.zeros(1), np.zeros(region.size)
     for mask in contexts_around(region, ratio=ratio, seed=seed):
@@ -106,21 +105,21 @@ def region_attention(
         visible[mask.context] = True
         total_LHTF = total_LHTF + np.where(visible.reshape(region.shape), grid, 0.0)
         seen += visible
-    mean_LHTF = total_LHTF / np.maximum(seen, 1).reshape(region.shape)
+    mean_LHTF = total_LHTF / np.maximum(seen, 1).reshape(region.shape)  # the last pass repeats some patches
     return mean_LHTF / mean_LHTF.sum((-2, -1), keepdims=True)
 
 
 def contexts_around(region: NDArray[np.bool_], *, ratio: float, seed: int) -> Iterator[Mask]:
-    """Deals the patches outside a region [steps, bands] into contexts of the size used in training.
+    """Splits the patches outside a region [steps, bands] into contexts of the training size.
 
-    The last one is filled up with patches that were dealt before.
+    Patches of earlier contexts fill up the last one.
 
     Raises:
-        UserError: nothing lies outside the region.
+        UserError: no patch is outside the region.
     """
     free = np.flatnonzero(~region.ravel())
     if not len(free):
-        raise UserError("the region holds the whole crop, so there is nothing to look at; choose a smaller one")
+        raise UserError("the region covers the whole crop, so no patch can be attended to; choose a smaller one")
     size = min(num_context(MaskConfig(ratio=ratio), region.size), len(free))
     order = generator(seed, "attention", "contexts").permutation(free)
     for start in range(0, len(order), size):
@@ -129,14 +128,14 @@ def contexts_around(region: NDArray[np.bool_], *, ratio: float, seed: int) -> It
 
 
 def _query_positions(mask: Mask, region: NDArray | Tensor, steps: int, bands: int) -> NDArray[np.int64]:
-    """Returns where the region's patches stand in the predictor's sequence."""
+    """Returns the positions of the region's patches in the predictor's sequence."""
     region = np.asarray(region)
     if region.dtype == bool:
         if region.shape != (steps, bands):
             raise UserError(f"the region has shape {region.shape}, the spectrogram's grid is {(steps, bands)}")
         region = np.flatnonzero(region)
     if not region.size:
-        raise UserError("the region is empty, so there is nothing to look from; choose at least one patch")
+        raise UserError("the region is empty, so it has no queries; choose at least one patch")
     outside = np.setdiff1d(region, mask.target)
     if outside.size:
         raise UserError(

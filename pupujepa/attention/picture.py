@@ -1,4 +1,4 @@
-"""Attention as a picture: the spectrogram with the region outlined, and a panel per chosen block and head over it.
+"""Attention picture: the spectrogram with the region, and a panel per chosen block and head.
 
 Shapes: T frames, F mel bands; a grid is [steps, bands].
 """
@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pupujepa.attention.region import Crop, Look
+from pupujepa.attention.region import AudioCrop, Look
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
 MEAN, ALL = "mean", "all"
 _OUTLINE = "deepskyblue"
-_BRIGHTEST = 0.995  # quantile of a map that is shown as full
-_SMALL_PANELS = 12  # from here on, panels go without axes
+_BRIGHTEST = 0.995  # quantile of a map that is drawn at full strength
+_SMALL_PANELS = 12  # from this number on, panels have no axes
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One map [steps, bands], as multiples of an even spread, and what it is."""
+    """A titled map [steps, bands] in multiples of an even spread."""
 
     title: str
     times_even: NDArray[np.float64]
@@ -45,11 +45,11 @@ def panels_of(look: Look, layer: str, head: str) -> list[list[Panel]]:
     return rows
 
 
-def save_picture(crop: Crop, look: Look, path: Path, *, layer: str, head: str) -> None:
-    """Writes the picture; the format follows the suffix.
+def save_picture(crop: AudioCrop, look: Look, path: Path, *, layer: str, head: str) -> None:
+    """Writes the picture in the format of the suffix.
 
     Raises:
-        UserError: matplotlib is not installed, or there is no such layer or head.
+        UserError: matplotlib is not installed, or the layer or head does not exist.
     """
     rows = panels_of(look, layer, head)
     try:
@@ -64,7 +64,7 @@ def save_picture(crop: Crop, look: Look, path: Path, *, layer: str, head: str) -
     width = max(11.0, 1.7 * columns)
     heights = [2.6] + [0.95 if small else 2.6] * len(rows)
     figure = Figure(figsize=(width, sum(heights) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # without pyplot, which would choose a backend with windows
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[heights[0], sum(heights[1:])]))
     _draw(top.subplots(), crop, look, Panel(f"{crop.name}: log-mel; the hidden region is outlined", np.zeros((0, 0))))
     axes = bottom.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True)
@@ -77,7 +77,7 @@ def save_picture(crop: Crop, look: Look, path: Path, *, layer: str, head: str) -
 
 
 def _chosen(maps: NDArray[np.float64], which: str, kind: str) -> list[tuple[str, NDArray[np.float64]]]:
-    """Returns names and maps along the first axis."""
+    """Returns the names and maps that `which` selects along the first axis."""
     if which == MEAN:
         return [(f"mean of {len(maps)} {kind}s", maps.mean(0))]
     if which == ALL:
@@ -87,7 +87,7 @@ def _chosen(maps: NDArray[np.float64], which: str, kind: str) -> list[tuple[str,
     return [(f"{kind} {which}", maps[int(which) - 1])]
 
 
-def _draw(axes: Any, crop: Crop, look: Look, panel: Panel, *, bare: bool = False) -> None:
+def _draw(axes: Any, crop: AudioCrop, look: Look, panel: Panel, *, bare: bool = False) -> None:
     extent = (crop.start_s, crop.start_s + crop.duration_s, 0, crop.bands)
     settings = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "extent": extent}
     mel = crop.mel_TF.numpy().T
@@ -111,7 +111,7 @@ def _draw(axes: Any, crop: Crop, look: Look, panel: Panel, *, bare: bool = False
 
 
 def _glow(times_even: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns [steps, bands, 4]: amber, clear up to an even spread and full at the strongest patches."""
+    """Returns RGBA [steps, bands, 4]: amber, transparent up to an even spread, opaque at the maximum."""
     top = max(float(np.quantile(times_even, _BRIGHTEST)), 1 + 1e-6)
     strength = np.clip((times_even - 1) / (top - 1), 0, 1)
     return np.stack([np.ones_like(strength), 0.6 + 0.3 * strength, 0.1 + 0.2 * strength, 0.92 * strength], axis=-1)

@@ -1,6 +1,6 @@
-"""A clip read forward in blocks: decoding and resampling hours of audio in the memory of seconds.
+"""Clips read forward in blocks: hours of audio decoded and resampled in the memory of seconds.
 
-Blocks are resampled with enough context on both sides that their concatenation is what resampling the whole would give.
+Each block is resampled with context on both sides, so their concatenation equals the resampled whole.
 
 Shapes: S samples of audio, C channels.
 """
@@ -32,12 +32,12 @@ _CONTEXT_CROSSINGS = 16
 
 
 class Clip:
-    """Mono audio at one rate, of known length, read forward; what lies behind the last read is forgotten.
+    """Mono audio of known rate and length, read forward; audio before the last read is dropped.
 
     Args:
-        blocks: consecutive stretches [S] at that rate.
+        blocks: consecutive stretches [S].
         samples: their total length.
-        origin: what messages call the audio.
+        origin: name of the audio in messages.
     """
 
     def __init__(self, blocks: Iterator[NDArray[np.float32]], samples: int, *, origin: str) -> None:
@@ -54,7 +54,7 @@ class Clip:
             start: not before the start of an earlier read.
 
         Raises:
-            AudioError: the audio ends before the length that was announced for it.
+            AudioError: the audio ends before its announced length.
         """
         assert start >= self._start, "a clip is read forward only"
         parts = [self._held[start - self._start :]] if start - self._start < len(self._held) else []
@@ -65,7 +65,7 @@ class Clip:
                 raise AudioError(
                     f"{self.origin}: ends after {have} samples although it announced {self.samples}; repair it"
                 )
-            parts.append(torch.from_numpy(block)[max(start - have, 0) :])
+            parts.append(torch.from_numpy(block)[max(start - have, 0) :])  # skipped audio is never held
             have += len(block)
         self._held = torch.cat(parts) if parts else torch.zeros(0)
         self._start = start
@@ -77,11 +77,11 @@ def clip_of_file(path: Path, to_hz: int, *, declared_hz: float | None = None) ->
     """Opens an audio file as a clip at `to_hz`.
 
     Args:
-        declared_hz: what the caller believes the file's rate to be; None asks the file.
+        declared_hz: the file's rate according to the caller; None reads it from the file.
 
     Raises:
-        AudioError: here or while reading: missing, unreadable or empty file, samples that are not finite, or a file of
-            another rate than declared.
+        AudioError: missing, unreadable or empty file, another rate than declared, or samples that are not finite; some
+            are found only while reading.
     """
     require_file(path, origin=str(path))
     try:
@@ -101,10 +101,10 @@ def clip_of_file(path: Path, to_hz: int, *, declared_hz: float | None = None) ->
 
 
 def clip_of_samples(audio: NDArray, from_hz: float, to_hz: int) -> Clip:
-    """Makes a clip at `to_hz` of samples [S] or [channels, S]; they are mixed down block by block, as they are read.
+    """Makes a clip at `to_hz` from samples [S] or [C, S]; reading mixes them down block by block.
 
     Raises:
-        AudioError: here, an array or a rate that is not audio's; while reading, samples that are not finite.
+        AudioError: an array or a rate that cannot be audio, or, while reading, samples that are not finite.
     """
     audio_CS, rate_hz = as_channels(audio), whole_rate_hz(from_hz)
     samples = audio_CS.shape[1]
@@ -117,7 +117,7 @@ def clip_of_samples(audio: NDArray, from_hz: float, to_hz: int) -> Clip:
 
 
 def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
-    """Returns how many samples `resample` makes."""
+    """Returns the number of samples that `resample` makes."""
     return resampled_samples(samples, *resampling_ratio(from_hz, to_hz))
 
 
@@ -138,11 +138,11 @@ def _resampled(blocks: Iterator[NDArray[np.float32]], from_hz: int, to_hz: int) 
         yield from blocks
         return
     old, new = resampling_ratio(from_hz, to_hz)
-    # cut at multiples of `old` samples, where input and output meet in phase
+    # cut at multiples of `old` samples, where the filters of input and output are in phase
     reach = _CONTEXT_CROSSINGS * max(old / new, 1)  # input samples
     context = old * math.ceil(reach / old)
     held = np.zeros(0, np.float32)
-    behind = 0  # samples of `held` that are only context, already given out
+    behind = 0  # samples of `held` that are only context: their output was yielded before
     for block in blocks:
         held = np.concatenate([held, block])
         ready = (len(held) - context) // old * old

@@ -1,9 +1,8 @@
-"""Audio files decoded and resampled by threads before the encoder asks for them.
+"""Decoding ahead: threads decode and resample audio files before the encoder needs them.
 
-Threads, not processes: libsndfile and torch's resampling let go of the interpreter's lock, so threads run beside each
-other and beside the encoder, and hand over their blocks without copying or pickling them. What is ahead is bounded per
-file, so memory grows with the number of threads and not with the length of the audio. Each file is decoded by the same
-pure function whatever the number of threads, so the result does not depend on it.
+Threads suffice, because libsndfile and torch's resampling release the interpreter's lock, and blocks need no copy. The
+queue per file is bounded, so memory grows with the number of threads and not with the length of the audio. Each file is
+decoded by the same pure function, so the result does not depend on the number of threads.
 """
 
 import threading
@@ -24,7 +23,7 @@ _GIVE_UP_CHECK_S = 0.05
 
 
 class PendingClip:
-    """A file that a thread decodes, at most four blocks of 30 s ahead of its reader."""
+    """A file that a thread decodes at most four blocks of 30 s ahead of its reader."""
 
     def __init__(self, path: Path, to_hz: int) -> None:
         self.path = path
@@ -35,23 +34,23 @@ class PendingClip:
         self._work: Future[None] | None = None
 
     def start(self, threads: ThreadPoolExecutor) -> None:
-        """Begins to decode as soon as a thread is free."""
+        """Queues the decoding, which begins when a thread is free."""
         self._work = threads.submit(self._decode)
 
     def open(self) -> Clip:
-        """Waits for the first block and returns the clip; call it once.
+        """Returns the clip as soon as its length is known; call it once.
 
         Raises:
-            AudioError: here or while the clip is read: what decoding the file raised in its thread.
+            AudioError: here or while reading the clip: the error of the decoding thread.
         """
         samples = self._queue.get()
         if not isinstance(samples, int):
             self._raise_error()
-        assert isinstance(samples, int), "a decoder that ended before its length has raised"
+        assert isinstance(samples, int), "a decoder without a length has raised"
         return Clip(self._blocks(), samples, origin=str(self.path))
 
     def abandon(self) -> None:
-        """Lets the thread go, whatever it has still to decode."""
+        """Ends the decoding early, so that the thread is free."""
         self._abandoned.set()
 
     def _blocks(self) -> Iterator[NDArray[np.float32]]:
@@ -74,10 +73,10 @@ class PendingClip:
                     break
                 going = self._put(clip.read(start, min(start + size, clip.samples)).numpy())
         finally:
-            self._put(None)
+            self._put(None)  # after an error too: the reader must not wait for ever
 
     def _put(self, item: int | NDArray[np.float32] | None) -> bool:
-        while not self._abandoned.is_set():
+        while not self._abandoned.is_set():  # a plain put could block for ever after the reader left
             try:
                 self._queue.put(item, timeout=_GIVE_UP_CHECK_S)
                 return True
@@ -91,14 +90,14 @@ def decode_ahead(paths: Sequence[Path], to_hz: int, *, threads: int) -> Generato
 
     Args:
         to_hz: sample rate of the clips.
-        threads: files that are decoded at the same time. The result does not depend on it.
+        threads: files to decode at the same time.
     """
     ahead: deque[PendingClip] = deque()
     rest = (PendingClip(path, to_hz) for path in paths)
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as executor:
         try:
             while True:
-                # threads are handed out in this order, so the file that is read next always has one
+                # threads start in this order, so the file to read next always has one
                 while len(ahead) < threads and (clip := next(rest, None)) is not None:
                     clip.start(executor)
                     ahead.append(clip)

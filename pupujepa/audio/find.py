@@ -1,4 +1,4 @@
-"""Which audio files there are: files and folders in, a list in a fixed order out, each under a name of its own."""
+"""Search for audio files in files and folders: a list in a fixed order, with unique names."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from pupujepa.errors import UserError
 
 @dataclass(frozen=True)
 class FileState:
-    """Tells a file from what it was before or will be: its size in bytes, and when it was last written, in ns."""
+    """Version of a file: its size and the time of its last change."""
 
     size_bytes: int
     modified_ns: int
@@ -21,8 +21,8 @@ class FileState:
 class AudioFile:
     """An audio file.
 
-    name: its path below the folder that was searched, with forward slashes; a file given by itself has its own name.
-    state: when it was found.
+    name: its path below the searched folder, with forward slashes; for a file given directly, its file name.
+    state: at the time of the search.
     """
 
     name: str
@@ -31,12 +31,12 @@ class AudioFile:
 
 
 def find_audio(inputs: Iterable[Path]) -> tuple[list[AudioFile], Counter[str]]:
-    """Lists audio files, folder by folder as given, and by path within a folder.
+    """Lists audio files in the order of the inputs, and by path within a folder.
 
-    Folders are searched for `AUDIO_SUFFIXES` in any case; a file that is given by itself is taken whatever its name.
+    Folders are searched for `AUDIO_SUFFIXES` in any case; a file given directly may have any name.
 
     Returns:
-        The files; and of those in the folders that have none of the suffixes, how many there are of each other one.
+        The files, and the number of other files in the folders by suffix.
 
     Raises:
         UserError: a missing input, a folder without audio, two files of one name, or a name that is not Unicode.
@@ -47,25 +47,25 @@ def find_audio(inputs: Iterable[Path]) -> tuple[list[AudioFile], Counter[str]]:
         for file in _files_of(given, passed_over):
             if any("\udc80" <= letter <= "\udcff" for letter in file.name):  # what Python makes of undecodable bytes
                 raise UserError(
-                    f"{file.name!a}: the name is not valid Unicode, so no table can hold it; rename the file"
+                    f"{file.name!a}: the name is not valid Unicode, so it cannot be stored; rename the file"
                 )
             earlier = found.setdefault(file.name, file)
-            if earlier is not file and earlier.path != file.path:
+            if earlier is not file and earlier.path != file.path:  # the same file given twice is fine
                 raise UserError(
-                    f"{file.path} and {earlier.path} would both be written as {file.name}; embed them separately"
+                    f"{file.path} and {earlier.path} would both be stored as {file.name}; embed them separately"
                 )
     return list(found.values()), passed_over
 
 
 def told_passed_over(passed_over: Counter[str]) -> str:
-    """Returns the sentence that says how many files were passed over, by suffix, the most frequent first."""
+    """Returns a sentence with the number of files passed over by suffix, the most frequent first."""
     commonest = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in commonest)
     return f"passed over, no audio by their suffix: {kinds}"
 
 
 def _files_of(given: Path, passed_over: Counter[str]) -> Iterator[AudioFile]:
-    """Yields the audio of a folder, or the file itself; counts what is passed over."""
+    """Yields the audio files of a folder, or the file itself; counts other files in `passed_over`."""
     if given.is_file():
         yield AudioFile(given.name, given, _state(given))
         return
@@ -83,8 +83,7 @@ def _files_of(given: Path, passed_over: Counter[str]) -> Iterator[AudioFile]:
 
 
 def _state(path: Path) -> FileState:
-    """Returns zeros for what is no readable file, such as a dangling link: decoding it will say what is wrong."""
-    if not path.is_file():
+    if not path.is_file():  # such as a dangling link; decoding it will raise a better error
         return FileState(0, 0)
     status = path.stat()
     return FileState(status.st_size, status.st_mtime_ns)

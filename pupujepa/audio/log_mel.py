@@ -1,7 +1,7 @@
-"""The front end: audio at 24 kHz -> natural-log mel spectrogram, exactly as the released weights saw it.
+"""Front end: from audio at 24 kHz to the natural-log mel spectrogram of the released weights.
 
-The log-mel is kept *before* mean/std normalisation everywhere (shards, caches): the statistics belong to a corpus or
-to a model, the front end to neither.
+Shards and caches hold the log-mel *before* mean/std normalisation, because those statistics belong to a corpus or a
+model, not to the front end.
 
 Shapes: B batch, S samples of audio, T frames, F mel bands; of the filter bank K frequency bins, E edges of bands.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pupujepa.errors import UserError
 
-# Corpus statistics that the released checkpoints were trained with (`preprocess` of the model card's code).
+# Training statistics of the released checkpoints (`preprocess` of the model card's code).
 RELEASED_MEAN = -4.089994845986366
 RELEASED_STD = 2.0242277159094813
 LOG_FLOOR = math.log(1e-5)
@@ -34,13 +34,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FrontendConfig:
-    """Parameters of the log-mel spectrogram; the defaults are the released ones (`preprocess` of its args.json).
+    """Parameters of the log-mel spectrogram; the defaults are `preprocess` of the released args.json.
 
     floor: smallest mel magnitude, taken before the logarithm.
     magnitude_epsilon: added to re^2 + im^2 under the root.
 
     Raises:
-        UserError: a window, a hop or a mel range that does not fit the others.
+        UserError: a window, a hop or a mel range that does not fit the other values.
     """
 
     sample_rate_hz: int = 24_000
@@ -56,20 +56,20 @@ class FrontendConfig:
     def __post_init__(self) -> None:
         if not 0 < self.hop_samples <= self.n_fft or (self.n_fft - self.hop_samples) % 2:
             raise UserError(
-                f"hop_samples={self.hop_samples} must lie in 1..n_fft={self.n_fft} and differ from it by an even "
-                "number, or the frames cannot be padded alike on both sides"
+                f"hop_samples={self.hop_samples} must be in 1..n_fft={self.n_fft} and differ from it by an even "
+                "number, for equal padding on both sides"
             )
         if not 0 < self.window_samples <= self.n_fft:
-            raise UserError(f"window_samples={self.window_samples} must lie in 1..n_fft={self.n_fft}")
+            raise UserError(f"window_samples={self.window_samples} must be in 1..n_fft={self.n_fft}")
         if not 0 <= self.fmin_hz < self.fmax_hz <= self.sample_rate_hz / 2:
             raise UserError(
                 f"mel range {self.fmin_hz}-{self.fmax_hz} Hz does not fit below {self.sample_rate_hz / 2} Hz, half the "
-                f"sample rate; lower fmax_hz"
+                "sample rate; lower fmax_hz"
             )
 
     @property
     def padding_samples(self) -> int:
-        """Samples that are reflected on each side, so that S samples give floor(S / hop) frames."""
+        """Reflected samples on each side; with them S samples give floor(S / hop) frames."""
         return (self.n_fft - self.hop_samples) // 2
 
     @property
@@ -79,7 +79,7 @@ class FrontendConfig:
 
 
 def log_mel(audio_BS: Tensor, config: FrontendConfig = FrontendConfig()) -> Tensor:
-    """Computes the log-mel spectrogram [B, floor(S / hop), mel_bands], float32, natural log, not normalised.
+    """Computes the float32 log-mel spectrogram [B, floor(S / hop), mel_bands], not normalised.
 
     Args:
         audio_BS: mono audio at `config.sample_rate_hz`, full scale 1.
@@ -97,13 +97,13 @@ def log_mel_slice(
     num_frames: int,
     config: FrontendConfig = FrontendConfig(),
 ) -> Tensor:
-    """Computes frames [first_frame, first_frame + num_frames) of `log_mel(audio_BS)`, in memory of that many frames.
+    """Computes `num_frames` frames of `log_mel(audio_BS)` from `first_frame` on, and no others.
 
     Returns:
         [B, num_frames, mel_bands], equal to the same slice of the whole spectrogram.
 
     Raises:
-        UserError: audio too short to be reflected at its ends, or frames beyond it.
+        UserError: audio too short for the reflection, or frames beyond its end.
     """
     samples = audio_BS.shape[-1]
     if samples <= config.padding_samples:
@@ -114,7 +114,7 @@ def log_mel_slice(
         )
     if not 0 <= first_frame <= first_frame + num_frames <= samples // config.hop_samples:
         raise UserError(
-            f"frames {first_frame}..{first_frame + num_frames} do not lie in the audio's "
+            f"frames {first_frame}..{first_frame + num_frames} are not within the audio's "
             f"{samples // config.hop_samples} frames"
         )
     start, stop = frame_span(first_frame, num_frames, config)
@@ -122,13 +122,13 @@ def log_mel_slice(
 
 
 def frame_span(first_frame: int, num_frames: int, config: FrontendConfig) -> tuple[int, int]:
-    """Returns the samples [start, stop) that frames look at; they reach beyond the ends of the audio."""
+    """Returns the samples [start, stop) of frames, which may reach beyond the ends of the audio."""
     start = first_frame * config.hop_samples - config.padding_samples
     return start, start + (num_frames - 1) * config.hop_samples + config.n_fft
 
 
 def log_mel_of_span(padded_BS: Tensor, config: FrontendConfig) -> Tensor:
-    """Computes frames [B, T, F] from exactly the samples of their `frame_span`, with the ends already reflected."""
+    """Computes frames [B, T, F] from the samples of their `frame_span`, with the ends already reflected."""
     spectrum = torch.stft(
         padded_BS,
         n_fft=config.n_fft,
@@ -144,25 +144,25 @@ def log_mel_of_span(padded_BS: Tensor, config: FrontendConfig) -> Tensor:
 
 
 def normalise(log_mel_BTF: Tensor, mean: float, std: float) -> Tensor:
-    """Maps a log-mel spectrogram [B, T, F] (or any shape) to the model's input; the 1e-8 is the released code's."""
-    return (log_mel_BTF - mean) / (std + 1e-8)
+    """Maps a log-mel spectrogram [B, T, F] (or any shape) to the model's input."""
+    return (log_mel_BTF - mean) / (std + 1e-8)  # the 1e-8 of the released code
 
 
 def frontend_digest(config: FrontendConfig) -> str:
-    """Returns the SHA-256 hex digest that tells two front ends apart in manifests and feature caches."""
+    """Returns the SHA-256 hex digest that identifies a front end in manifests and feature caches."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=8)
 def mel_filter_bank(config: FrontendConfig) -> Tensor:
-    """Returns the Slaney-normalised mel filter bank [n_fft / 2 + 1, mel_bands] on the CPU; treat it as read-only.
+    """Returns the Slaney-normalised mel filter bank [n_fft / 2 + 1, mel_bands]; do not modify it.
 
-    Band m is a triangle over frequency: it begins at edge m, has its peak at edge m + 1 and ends at edge m + 2. The
-    edges are evenly spaced in mel. The height 2 / (edge m+2 - edge m) gives all bands the same area. Source: M. Slaney,
-    "Auditory Toolbox" (1998), as librosa's default and torchaudio's `slaney` have it; the bits are torchaudio's.
+    Band m is a triangle over frequency from edge m to edge m + 2 with its peak at edge m + 1. The edges are evenly
+    spaced in mel, and the height 2 / (edge m+2 - edge m) gives all bands the same area. Source: M. Slaney, "Auditory
+    Toolbox" (1998), as in librosa's default and torchaudio's `slaney`; the bits equal torchaudio's.
     """
-    with torch.inference_mode(False):  # a memoised inference tensor would break a later training step
-        # the integer division is torchaudio's, half a hertz off at an odd rate
+    with torch.inference_mode(False):  # a cached inference tensor would break a later training step
+        # torchaudio's integer division, half a hertz off at an odd rate
         bin_K = torch.linspace(0, config.sample_rate_hz // 2, config.n_fft // 2 + 1, dtype=torch.float32, device="cpu")
         lowest, highest = _mel_of_hz(config.fmin_hz), _mel_of_hz(config.fmax_hz)
         edge_E = _hz_of_mel(torch.linspace(lowest, highest, config.mel_bands + 2, dtype=torch.float32, device="cpu"))
@@ -173,7 +173,7 @@ def mel_filter_bank(config: FrontendConfig) -> Tensor:
         bank_KF = torch.minimum(rising_KF, falling_KF).clamp_min(0) * (2 / (edge_E[2:] - edge_E[:-2]))
     if empty := int((bank_KF.amax(0) == 0).sum()):
         _LOG.warning(
-            "%d of %d mel bands lie between the bins of n_fft=%d and stay silent; use fewer bands or a larger n_fft",
+            "%d of %d mel bands contain no bin of n_fft=%d and stay silent; use fewer bands or a larger n_fft",
             empty,
             config.mel_bands,
             config.n_fft,
@@ -193,7 +193,7 @@ def _hz_of_mel(mel_E: Tensor) -> Tensor:
 
 
 def _reflected(audio_BS: Tensor, start: int, stop: int) -> Tensor:
-    """Returns audio[start:stop] where indices outside the audio are mirrored at its first and last sample."""
+    """Returns audio[start:stop], mirrored at the first and the last sample."""
     samples = audio_BS.shape[-1]
     if start >= 0 and stop <= samples:
         return audio_BS[..., start:stop]

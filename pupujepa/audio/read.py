@@ -1,7 +1,7 @@
-"""Audio in: files of any rate and channel count -> float32 mono; resampling; and every way a file can be unusable.
+"""Audio input: decoding of files to float32 mono, resampling, and errors for unusable audio.
 
-Files are decoded by libsndfile (wav, flac, ogg, mp3, aiff, ...). A file that decodes to nonsense (NaN, no samples) is
-an error here, once, rather than a silent row of zeros in a corpus or an embedding.
+libsndfile decodes the files (wav, flac, ogg, mp3, aiff, ...). NaN or empty audio is an error here, before it can become
+a row of a corpus or an embedding.
 
 Shapes: S samples, C channels.
 """
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pupujepa.audio.resampling import resample_by_ratio
 from pupujepa.errors import UserError
 
-# of file names, in lower case: the containers that libsndfile decodes and people keep music in
+# in lower case: usual containers of music that libsndfile decodes
 AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 
 _LARGEST_TERM = 4000
-# numpy adds up fewer values than these one after the other, more of them in another order
+# numpy sums fewer values than these one after the other, but more in another order
 _CHANNELS_IN_PAIRS = 8
 
 
@@ -35,9 +35,8 @@ def read_audio(
     """Decodes a stretch of an audio file.
 
     Args:
-        start_s: where the stretch begins.
-        duration_s: its length; None reads to the end. A file that ends sooner gives what there is.
-        origin: what messages call the audio, where the file is only a copy of it.
+        duration_s: None reads to the end; a file that ends sooner gives less.
+        origin: name of the audio in messages, if the file is only a copy.
 
     Returns:
         Mono audio [S] (mean over the channels) and its sample rate in Hz.
@@ -64,21 +63,19 @@ def read_audio(
 
 
 def require_file(path: Path, *, origin: str) -> None:
-    """Checks that there is a file.
+    """Checks that a file exists.
 
     Raises:
-        AudioError: there is none, or a folder.
+        AudioError: it does not, or is a folder.
     """
     if path.is_dir():
-        raise AudioError(f"{origin}: is a folder and no audio file; name a file in it")
+        raise AudioError(f"{origin}: is a folder and not an audio file; name a file in it")
     if not path.is_file():
         raise AudioError(f"{origin}: no such audio file; check the path")
 
 
 def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:
-    """Averages channels [C, S] (or [S]) to float32 [S] and refuses what no encoder can use.
-
-    Integer samples are scaled to full scale 1.
+    """Averages channels [C, S] (or [S]) to float32 [S]; integer samples are scaled to full scale 1.
 
     Raises:
         AudioError: no samples, more than two dimensions, more channels than samples, a type that is not audio, or
@@ -88,7 +85,7 @@ def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:
 
 
 def as_channels(audio: NDArray, *, origin: str = "audio") -> NDArray:
-    """Returns samples [S] or [C, S] as [C, S], neither copied nor looked at.
+    """Returns samples [S] or [C, S] as [C, S] without a copy or a check of their values.
 
     Raises:
         AudioError: no samples, more than two dimensions, more channels than samples, or a type that is not audio.
@@ -104,10 +101,10 @@ def as_channels(audio: NDArray, *, origin: str = "audio") -> NDArray:
 
 
 def mix_down(audio_CS: NDArray, *, origin: str, first_sample: int = 0) -> NDArray[np.float32]:
-    """Averages the channels of a stretch of audio, however short, to float32 [S]; see `mono`.
+    """Averages the channels of a stretch of audio of any length to float32 [S]; see `mono`.
 
     Args:
-        first_sample: where in its audio the stretch begins, for messages.
+        first_sample: position of the stretch in its audio, for messages.
 
     Raises:
         AudioError: values that are not finite.
@@ -124,9 +121,9 @@ def mix_down(audio_CS: NDArray, *, origin: str, first_sample: int = 0) -> NDArra
 
 
 def _mean_of_channels(audio_CS: NDArray) -> NDArray:
-    """Returns what `mean(0)` does, bit for bit, at a fifteenth of its time where the channels are interleaved."""
+    """Returns the bits of `mean(0)`, in a fifteenth of its time for interleaved channels."""
     channels = len(audio_CS)
-    # numpy adds up half precision in single precision
+    # numpy sums half precision in single precision
     if audio_CS.dtype not in (np.float32, np.float64) or channels >= _CHANNELS_IN_PAIRS:
         return audio_CS.mean(0)
     if channels == 1:
@@ -142,7 +139,7 @@ def whole_rate_hz(rate_hz: float) -> int:
     """Returns a sample rate as an integer.
 
     Raises:
-        AudioError: a rate that is no positive whole number of Hz.
+        AudioError: a rate that is not a positive whole number of Hz.
     """
     if not rate_hz > 0 or rate_hz != rate_hz // 1:
         raise AudioError(f"sample rates must be positive whole numbers of Hz, not {rate_hz}")
@@ -150,13 +147,13 @@ def whole_rate_hz(rate_hz: float) -> int:
 
 
 def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
-    """Resamples [S] (or [..., S]) with the windowed sinc filter of resampling.py (6 zero crossings, Hann window).
+    """Resamples [S] (or [..., S]) with the windowed sinc filter of resampling.py.
 
     Returns:
-        [ceil(S * to_hz / from_hz)]; the audio itself where the rates are equal.
+        [ceil(S * to_hz / from_hz)]; the audio itself if the rates are equal.
 
     Raises:
-        AudioError: a rate that is no positive whole number of Hz.
+        AudioError: a rate that is not a positive whole number of Hz.
     """
     if from_hz == to_hz:
         return audio_S
@@ -167,11 +164,11 @@ def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[
 def resampling_ratio(from_hz: int, to_hz: int) -> tuple[int, int]:
     """Returns input and output samples per period of the filter: from_hz / to_hz in lowest terms.
 
-    Terms above 4,000, which no rate in common use has, are taken to the nearest smaller ones: their filter would fill
-    gigabytes. The error stays below a quarter of a cent of pitch, half a second in an hour.
+    Terms above 4,000, which no common rate has, would need filters of gigabytes, so the nearest smaller ones are used.
+    The error is below a quarter of a cent of pitch, or half a second in an hour.
 
     Raises:
-        AudioError: a rate that is no positive whole number of Hz.
+        AudioError: a rate that is not a positive whole number of Hz.
     """
     ratio = Fraction(whole_rate_hz(from_hz), whole_rate_hz(to_hz)).limit_denominator(_LARGEST_TERM)
     return ratio.numerator, ratio.denominator

@@ -1,8 +1,7 @@
-"""What a model costs: parameters by module, and floating-point operations, both by arithmetic from its description.
+"""Cost of a model from its config: parameters by module, and floating-point operations.
 
-Operations are those of matrix products (a multiply and an add are two), which is also what torch's flop counter counts;
-the backward pass is taken as twice the forward one. Norms, rotations, position codes and the optimiser are left out:
-they cost bandwidth, not operations.
+Operations are those of matrix products (a multiply and an add are two), as in torch's flop counter; the backward pass
+counts twice the forward one. Norms, rotations, position codes and the optimiser cost bandwidth and are excluded.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ _BACKWARD_FACTOR = 2
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Operations of one training crop: forward and backward, but forward only for the teacher."""
+    """Operations of one training crop: forward and backward, for the teacher forward only."""
 
     patch_embed: int
     student: int
@@ -34,7 +33,7 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters by module. `encoder` is the student, and once more the teacher, which is not trained."""
+    """Parameters by module; `encoder` is the student, and the untrained teacher has as many."""
 
     patch_embed: int
     encoder: int
@@ -42,7 +41,7 @@ class ParameterCounts:
 
     @property
     def trained(self) -> int:
-        """What the optimiser updates."""
+        """Parameters that the optimiser updates."""
         return self.patch_embed + self.encoder + self.predictor
 
 
@@ -53,7 +52,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     ends = predictor * (width + 1) + config.predictor_outputs * (predictor + 1)
     mask_token = predictor
     return ParameterCounts(
-        patch_embed=width * (config.patch_values + 1) + 2 * width,
+        patch_embed=width * (config.patch_values + 1) + 2 * width,  # convolution with biases, then the norm
         encoder=_stack_parameters(encoder_shape(config), config.depth) + learned * width,
         predictor=_stack_parameters(predictor_shape(config), config.predictor_depth)
         + ends
@@ -68,7 +67,7 @@ def forward_flops(shape: BlockShape, depth: int, *, tokens: int) -> int:
 
 
 def predictor_flops(config: ModelConfig, *, context: int, targets: int) -> int:
-    """Returns the predictor's forward operations; its last block gives the target tokens only."""
+    """Returns the predictor's forward operations; its last block computes the target tokens only."""
     shape, tokens = predictor_shape(config), context + targets
     qkv = 3 * shape.width * shape.width
     last_block = 2 * qkv * tokens + (2 * (_block_weights(shape) - qkv) + 4 * tokens * shape.width) * targets
@@ -82,16 +81,16 @@ def training_cost(
     masks: MaskConfig,
     objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008  (frozen)
 ) -> TrainingCost:
-    """Returns the operations of one training crop; of the objective only `target` matters here.
+    """Returns the operations of one training crop; of the objective only `target` matters.
 
-    A model whose predictor reconstructs patches has no teacher to run.
+    A model whose predictor reconstructs patches runs no teacher.
     """
     context, targets = num_context(masks, config.num_patches), num_targets(masks, config.num_patches)
     seen_by_teacher = config.num_patches if objective.target == FULL_GRID else targets
     both_passes = 1 + _BACKWARD_FACTOR
     encoder = encoder_shape(config)
     return TrainingCost(
-        # nothing flows back into the spectrogram, so the patch embedding has half a backward pass
+        # the spectrogram needs no gradient, so the patch embedding has half a backward pass
         patch_embed=2 * 2 * config.patch_values * config.width * config.num_patches,
         student=both_passes * forward_flops(encoder, config.depth, tokens=context),
         teacher=0
@@ -108,12 +107,13 @@ def inference_flops(config: ModelConfig) -> int:
 
 
 def _block_weights(shape: BlockShape) -> int:
-    """Entries of a block's matrices."""
+    """Returns the number of entries of a block's matrices."""
     return 4 * shape.width * shape.width + _mlp_matrices(shape) * shape.width * shape.hidden
 
 
 def _stack_parameters(shape: BlockShape, depth: int) -> int:
-    """Parameters of a stack of blocks and its final norm."""
+    """Returns the number of parameters of a stack of blocks and its final norm."""
+    # fc1 of SwiGLU packs two hidden layers, that of GELU one
     mlp_biases = (_mlp_matrices(shape) - 1) * shape.hidden + shape.width
     norms = 4 * shape.width + (4 * shape.width // shape.heads if shape.qk_norm else 0)
     return depth * (_block_weights(shape) + 4 * shape.width + mlp_biases + norms) + 2 * shape.width

@@ -1,16 +1,15 @@
-"""Show what a model is: architecture, parameters, token grid, operations per crop, and memory by ZeRO stage.
+"""Show a model's architecture, parameters, token grid, operations per crop, and memory by ZeRO stage.
 
-Takes the name of a size (demo, tiny, small, base, large, huge, giant), which needs no weights, or a folder of weights:
+The model is a size (demo, tiny, small, base, large, huge, giant), which needs no weights, or a folder of weights:
 
   python -m pupujepa info tiny
   python -m pupujepa info runs/demo/export
   python -m pupujepa info large --ranks 64 --micro-batch 16 --checkpointing
-  python -m pupujepa info tiny --count          the operations once more, by torch's own counter
+  python -m pupujepa info tiny --count          check the operations with torch's counter
 
-Operations are those of matrix products, a multiply and an add being two. Memory is per rank: float32 weights,
-gradients and Adam's moments as the ZeRO stage shards them, the teacher, which is whole on every rank, and what the
-backward pass of a micro-batch keeps, all by arithmetic; leave a tenth free for buffers.
-`python -m distributed plan` does the same for a whole experiment, with its hours.
+Operations are those of matrix products; a multiply and an add are two. Memory is per rank, computed by formula: float32
+weights, gradients and Adam's moments as the ZeRO stage shards them, the whole teacher, and the activations of a
+micro-batch. Leave a tenth free for buffers. `python -m distributed plan` computes a whole experiment, with its hours.
 """
 
 import argparse
@@ -43,11 +42,11 @@ GIGA, GIB = 1e9, 2**30
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("model", help=f"a size ({', '.join(size_names())}), a folder of weights, or a hub id")
-    parser.add_argument("--ranks", type=int, default=8, help="that share the training (default: %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=1, help="crops at once on a rank (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, default=8, help="number of ranks (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=int, default=1, help="crops per rank at once (default: %(default)s)")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="default: %(default)s")
     parser.add_argument("--checkpointing", action="store_true", help="recompute blocks in the backward pass")
-    parser.add_argument("--count", action="store_true", help="check the operations by torch's counter; takes seconds")
+    parser.add_argument("--count", action="store_true", help="check the operations with torch's counter; takes seconds")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(model: PupuJEPA) -> str:
-    """Returns architecture, grid and parameters of a model as text; a model on the meta device will do."""
+    """Returns architecture, grid and parameters of a model as text; its weights are not read."""
     masks = MaskConfig()
     config = model.config
     seconds = config.crop_frames / model.frontend.frames_per_s
@@ -101,7 +100,7 @@ def describe_operations(step: StepConfig, *, counted: int | None) -> str:
     """Returns the operations per crop as text.
 
     Args:
-        counted: by torch's counter, to be shown beside the arithmetic.
+        counted: by torch's counter, to show beside the formula.
     """
     cost = training_cost(step.model, step.masks, step.objective)
     lines = ["operations per crop, forward and backward", f"  {'training':<20}{_gflop(cost.total)}"]
@@ -137,21 +136,21 @@ def describe_memory(step: StepConfig) -> str:
 
 
 def counted_flops(step: StepConfig) -> int:
-    """Returns the operations that torch counts in the forward and backward pass of one crop, without computing them.
+    """Returns torch's count of the operations of one crop, forward and backward, on fake tensors.
 
-    Precision and recomputing are left out, because kernels for bf16 on CPUs, and checkpointing, compute some twice. So
-    do fused attentions in their backward pass; the plain one runs.
+    It counts the plain attention in float32, because bf16 kernels on CPUs, checkpointing and the backward pass of fused
+    attention compute some products twice.
     """
     config = step.model
     context, targets = num_context(step.masks, config.num_patches), num_targets(step.masks, config.num_patches)
     with FakeTensorMode():
         model = _without_weights(config)
         for module in model.modules():
-            # shapes and types on the CPU, whose autocast the step asks for
+            # from meta to the CPU: the step's autocast needs a real device type
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the plain attention
             loss, _ = TrainingStep(model, step.objective)(
                 torch.zeros(1, config.crop_frames, config.mel_bands),
                 torch.zeros(1, context, dtype=torch.int64),
@@ -167,7 +166,7 @@ def parameter_counts(model: PupuJEPA) -> dict[str, int]:
 
 
 def _memory_rows(memory: list[Memory]) -> Iterator[str]:
-    # what is 0 here is not known here
+    # `buffers` is 0, because this table does not compute them
     for part in (name for name, size in asdict(memory[0]).items() if size):
         yield f"  {part:<20}" + "".join(f"{getattr(m, part) / GIB:>10.3f}" for m in memory)
     yield f"  {'total':<20}" + "".join(f"{m.total / GIB:>10.3f}" for m in memory)
@@ -178,9 +177,9 @@ def _gflop(flops: int) -> str:
 
 
 def _model(name: str) -> PupuJEPA:
-    if name in size_names() and not Path(name).is_dir():
+    if name in size_names() and not Path(name).is_dir():  # a folder named `tiny` comes before the size
         return _without_weights(model_size(name))
-    if "/" not in name and not Path(name).exists():
+    if "/" not in name and not Path(name).exists():  # with a slash it may be a hub id
         near = get_close_matches(name, size_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else "check the path"
         raise UserError(f"{name!r} is neither a size ({', '.join(size_names())}) nor a folder of weights; {hint}")

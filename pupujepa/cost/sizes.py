@@ -17,6 +17,6 @@ def model_size(name: str) -> ModelConfig:
     """Returns the architecture of a preset such as "tiny".
 
     Raises:
-        ConfigError: no such preset; near names are offered.
+        ConfigError: no such preset; the message suggests near names.
     """
     return compose(ModelConfig, presets=[PRESETS / f"{name}.yaml"])

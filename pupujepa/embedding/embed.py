@@ -1,21 +1,20 @@
-"""Embed audio files: one row per file, with its readout and layers and the settings that made it.
+"""Embed audio files: one row per file, with the embedding, its readout and layers, and all settings.
 
   python -m pupujepa embed runs/demo/export songs/ --out vectors/
   python -m pupujepa embed owner/weights song.flac --out vectors/ --readout mean --layers 6 12
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --readout mean --format parquet
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --workers 8 --skip-broken
 
-Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and w64 files; how many others they hold is
-said. Any rate, mono or stereo, 40 ms to hours.
+Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and w64 files of any rate, mono or stereo,
+40 ms to hours; the number of other files is shown.
 
   --format npz      an .npz per file, with arrays values, times_s, layers, readout, name, settings and more
   --format parquet  part-00000.parquet and so on, a row per file; needs pip install 'pupujepa[parquet]'
 
-Run the same command again to continue after anything: finished files are kept, whatever killed the first one, and a
-file whose size or time of change is another than when it was embedded is embedded again. Rows of other weights, readout
-or layers are never mixed in: that is refused. The result does not depend on the number of workers, and neither on where
-the command was killed. Files that cannot be embedded are named at the end, and the exit code is then 1; with
---skip-broken it is 0, and OUT/broken.jsonl says which they are and why.
+Run the same command again to continue after an interruption: finished files are kept, and files with another size or
+time of change are embedded again. Rows of other weights, readout or layers are an error. The result does not depend on
+the number of workers or on interruptions. Files that cannot be embedded are listed at the end, with exit code 1; with
+--skip-broken the exit code is 0, and OUT/broken.jsonl lists them with the reasons.
 """
 
 import argparse
@@ -79,35 +78,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         default=min(cores, _MOST_DEFAULT_WORKERS),
-        help="files that are decoded at the same time (default: %(default)s)",
+        help="files to decode at the same time (default: %(default)s)",
     )
     parser.add_argument(
         "--part-mb",
         type=float,
         default=256.0,
-        help="parquet: a part is closed at this size (default: %(default)g)",
+        help="parquet: size of a part (default: %(default)g)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace rows made with other settings")
     parser.add_argument("--skip-broken", action="store_true", help=f"list broken files in OUT/{BROKEN_NAME}, exit 0")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embeds all files and returns 1 if any failed and failures are not to be skipped.
+    """Embeds all files and returns 1 if any failed, unless --skip-broken.
 
     Raises:
-        UserError: inputs, weights, readout or layers that cannot be used, or --out that holds or gets something else.
+        UserError: inputs, weights, readout or layers that cannot be used, or an --out with other files or writers.
     """
     if args.workers < 1:
-        raise UserError(f"--workers {args.workers}: at least one thread has to decode")
+        raise UserError(f"--workers {args.workers}: give at least one thread to decode")
     if not args.part_mb > 0:
-        raise UserError(f"--part-mb {args.part_mb:g} must be positive: a part is closed when it is that large")
+        raise UserError(f"--part-mb {args.part_mb:g} must be positive: it is the size of a part")
     files, passed_over = find_audio(args.audio)
-    device = usable_device(args.device)
+    device = usable_device(args.device)  # inputs and device first: loading weights takes longer
     model = load(args.weights, rope=args.rope)
     parse_readout(args.readout, bands=model.config.grid_bands)
     layers = resolve_layers(_layers(args.layers), model.config.depth)
     settings = {
-        "weights": fingerprint(model),
+        "weights": model_fingerprint(model),
         "readout": args.readout,
         "layers": layers,
         "encoder": args.encoder,
@@ -123,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     )
     store = _open_store(args, settings)
     with only_writer(args.out):
-        remove_unfinished(args.out)
+        remove_unfinished(args.out)  # safe: no other writer is at work here now
         stock = store.take_stock(files)
         todo = [file for file in files if file.name not in stock.finished]
         if passed_over:
@@ -132,8 +131,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{len(files)} files: {len(stock.finished)} already embedded, {len(todo)} to do{again}\n")
         broken = embed(todo, encoder, store, settings=settings, workers=args.workers)
         store.close()
-        if args.skip_broken:
-            write_lines(args.out / BROKEN_NAME, broken)
+        if args.skip_broken and broken:
+            write_rows(args.out / BROKEN_NAME, broken)
+        elif args.skip_broken:
+            (args.out / BROKEN_NAME).unlink(missing_ok=True)  # of an earlier run, repaired since
     sys.stderr.write(f"{len(todo) - len(broken)} files embedded into {args.out}\n")
     for record in broken:
         sys.stderr.write(f"{'skipped' if args.skip_broken else 'failed'}: {record['reason']}\n")
@@ -146,8 +147,8 @@ def embed(
     """Adds the row of every file to a store.
 
     Args:
-        settings: readout, layers and encoder, checked against the model before.
-        workers: files that are decoded at the same time.
+        settings: readout, layers and encoder, already checked against the model.
+        workers: files to decode at the same time.
 
     Returns:
         The files that could not be embedded: name, path and reason.
@@ -161,7 +162,7 @@ def embed(
         for file, clip in zip(files, clips, strict=True):
             try:
                 embedding, audio_s = _embed_clip(clip, encoder, settings)
-            except UserError as error:  # settings fit the model, so it is the clip that does not
+            except UserError as error:  # the settings were checked, so the clip is at fault
                 reason = str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
                 broken.append({"name": file.name, "path": str(file.path), "reason": reason})
                 audio_s = 0.0
@@ -171,21 +172,13 @@ def embed(
     return broken
 
 
-def fingerprint(model: PupuJEPA) -> str:
-    """Returns a digest of the first bytes of every tensor: enough to tell trained models apart without reading all."""
+def model_fingerprint(model: PupuJEPA) -> str:
+    """Returns a digest of the configs and of the first bytes of every tensor."""
     digest = blake2b(repr((model.config, model.frontend)).encode(), digest_size=16)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict().items():  # of each tensor only a sample: Giant has 12 GB
         digest.update(name.encode())
         digest.update(tensor.detach().flatten()[: _SAMPLED_BYTES // 4].cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_lines(path: Path, records: Sequence[Mapping[str, str]]) -> None:
-    """Writes JSON lines, whole or not at all; an old file goes away when there is nothing to write."""
-    if not records:
-        path.unlink(missing_ok=True)
-        return
-    write_rows(path, records)
 
 
 def _open_store(args: argparse.Namespace, settings: Mapping[str, Any]) -> VectorStore:
@@ -208,13 +201,13 @@ def _open_store(args: argparse.Namespace, settings: Mapping[str, Any]) -> Vector
 
 
 def _layers(words: Sequence[str]) -> list[int] | None:
-    """Reads layer numbers, or `all`, as what `resolve_layers` takes."""
+    """Returns layer numbers, or None for `all`."""
     if list(words) == ["all"]:
         return None
     try:
         return [int(word) for word in words]
     except ValueError as error:
-        raise UserError(f"--layers {' '.join(words)}: give numbers, or the one word all") from error
+        raise UserError(f"--layers {' '.join(words)}: give numbers or the single word all") from error
 
 
 def _embed_clip(pending: PendingClip, encoder: Encoder, settings: Mapping[str, Any]) -> tuple[Embedding, float]:
@@ -226,12 +219,12 @@ def _embed_clip(pending: PendingClip, encoder: Encoder, settings: Mapping[str, A
     clip = pending.open()
     embedding = encoder.encode(clip, readout=settings["readout"], layers=settings["layers"], which=settings["encoder"])
     if not np.isfinite(embedding.values).all():
-        raise UserError("the model's values are not all finite; embed it without --bf16, or repair the weights")
+        raise UserError("the embedding is not finite; embed the file without --bf16, or repair the weights")
     return embedding, clip.samples / encoder.frontend.sample_rate_hz
 
 
 class _Pace:
-    """Progress by size, which tells the remaining time better than a count of files of unlike lengths."""
+    """Progress by size, which estimates the remaining time better than a count of files."""
 
     def __init__(self, files: Sequence[AudioFile]) -> None:
         self._files, self._files_done = len(files), 0
@@ -253,7 +246,7 @@ class _Pace:
         self._audio_s += audio_s
         elapsed_s = self._progress.elapsed_s
         self._progress.advance(
-            -(-self._bytes_done // _MEGABYTE) - self._progress.done,
+            -(-self._bytes_done // _MEGABYTE) - self._progress.done,  # rounded up, so that the last file ends at 100 %
             note=f"{self._files_done}/{self._files} files, {self._files_done / elapsed_s:.1f} files/s, "
             f"{self._audio_s / elapsed_s:.0f} times real time",
         )

@@ -1,14 +1,14 @@
-"""Embeddings from audio: any rate, mono or stereo, 40 ms to hours, in memory that does not grow with the length.
+"""Embeddings from audio of 40 ms to hours, in memory that does not grow with the length.
 
-Long audio is encoded in windows of the training crop's length, overlapping by half and cross-faded (windows.py), in
-batches. Only audio shorter than one window gives a shorter grid, which length-exact rotary positions handle exactly.
-Audio is filled up with silence to a whole patch (40 ms).
+Long audio is encoded in windows of the training crop's length. They overlap by half and are blended with triangular
+weights; the last one is moved back to end with the clip, so that every window has full context. Only audio shorter than
+a window gives a shorter grid, which length-exact rotary positions handle exactly. Silence fills up the last patch.
 
-What an array of `frames` needs does grow: 25 rows a second of 8 D values, 2.9 GB an hour for Large. `Encoder.stream`
-gives the same rows piece by piece.
+The result of `frames` does grow: 25 rows a second of 8 D values, 2.9 GB an hour for Large. `Encoder.stream` yields the
+same rows piece by piece.
 
-Shapes: B batch of windows, S samples, T frames (of LTND: time steps), F mel bands, N patches (of LTND: those of a time
-step), D width, L layers.
+Shapes: B batch of windows, S samples, T frames (of LTND: time steps), F mel bands, N patches (of LTND: bands of
+patches), D width, L layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,12 @@ from pupujepa.audio.log_mel import FrontendConfig, frame_span, log_mel_of_span, 
 from pupujepa.audio.read import AudioError
 from pupujepa.devices import usable_device
 from pupujepa.embedding.readout import Readout, RunningReadout, block_edges, layout, parse_readout
-from pupujepa.embedding.windows import CrossFade, window_starts
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA, resolve_layers
 
 Audio = str | Path | NDArray | Tensor | Clip
 
-# A clip of exactly one patch may lose a sample to the rounding of its rate.
+# a clip of exactly one patch may lose a sample to the rounding of its rate
 _SHORTEST_TOLERANCE = 0.995
 
 
@@ -41,10 +40,9 @@ _SHORTEST_TOLERANCE = 0.995
 class Embedding:
     """Features of one clip, or of a stretch of it, float32 on the CPU.
 
-    values: for readout frames [steps, bands * D] at 25 Hz, else [width]; with a leading axis when several layers were
-        asked for.
+    values: for readout frames [steps, bands * D] at 25 Hz, else [width]; with a leading axis if layers were given.
     times_s: centres of the time steps, or of the region's blocks in time, in seconds from the start of the clip.
-    layers: layer indices that values holds, 0 = patch embedding.
+    layers: layer indices of the values, 0 = patch embedding.
     """
 
     values: NDArray[np.float32]
@@ -54,15 +52,14 @@ class Embedding:
 
 
 class Encoder:
-    """Turns audio into frozen features of a PupuJEPA.
+    """Encoder of audio into frozen features of a PupuJEPA.
 
-    A window's features depend on nothing else in its batch. The batch size changes them by no more than the order of
-    summation in the device's matrix products: not at all where kernels do not choose by the number of rows (float32 and
-    bfloat16 on the CPU of the benchmarks), elsewhere by the rounding of the precision.
+    A window's features do not depend on the rest of its batch. The batch size changes them only where the device's
+    matrix products choose their order of summation by the number of rows, and then within the precision's rounding.
 
     Args:
         model: is set to evaluation mode.
-        device: where to move the model; None leaves it where it is.
+        device: target device of the model; None does not move it.
         autocast_dtype: torch.bfloat16 halves the time on hardware that has it; None computes in float32.
         batch_size: windows encoded together.
 
@@ -81,13 +78,13 @@ class Encoder:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
         self.model = model.to(None if device is None else usable_device(device)).eval()
-        self.device = model.patch_embed.proj.weight.device
+        self.device = model.patch_embed.proj.weight.device  # with its index: cuda has become cuda:0
         self.autocast_dtype = autocast_dtype
         self.batch_size = batch_size
 
     @property
     def frontend(self) -> FrontendConfig:
-        """The front end that belongs to the weights."""
+        """The front end of the weights."""
         return self.model.frontend
 
     @property
@@ -107,16 +104,16 @@ class Encoder:
         """Encodes one clip.
 
         Args:
-            audio: a file, or samples [S] or [channels, S], full scale 1, or a clip at the front end's rate.
-            sample_rate_hz: of the samples; not needed for a file or a clip, which knows its own.
+            audio: a file, samples [S] or [channels, S] of full scale 1, or a clip at the front end's rate.
+            sample_rate_hz: of the samples; not needed for a file or a clip.
             readout: "frames", "mean" or ("region", f, t); see readout.py.
-            layers: which layers; None gives the last one without a leading axis.
+            layers: None gives the last one without a leading axis.
             which: "teacher" or "student".
 
         Raises:
             UserError: audio that is unreadable, empty, not finite or shorter than 40 ms, an unknown readout or layer.
         """
-        chosen = self._chosen(layers, which)
+        chosen = self._chosen(layers, which)  # a wrong request fails before any audio is read
         config = self.model.config
         spec = parse_readout(readout, bands=config.grid_bands)
         clip = self._open(audio, sample_rate_hz)
@@ -139,12 +136,12 @@ class Encoder:
         layers: Sequence[int] | None = None,
         which: str = "teacher",
     ) -> Iterator[Embedding]:
-        """Yields the frames of `encode` in consecutive stretches of about five seconds, holding no more than a batch.
+        """Yields the frames of `encode` in consecutive stretches of about five seconds, holding one batch.
 
         Arguments are those of `encode`.
 
         Raises:
-            UserError: as `encode` does; of what is wrong far into a file, when that is reached.
+            UserError: as `encode` does, but errors within a file only when it is read that far.
         """
         chosen = self._chosen(layers, which)
         clip = self._open(audio, sample_rate_hz)
@@ -179,10 +176,10 @@ class Encoder:
         return -(-clip.samples // self._samples_per_step)
 
     def _chosen(self, layers: Sequence[int] | None, which: str) -> list[int]:
-        """Returns the layers' indices; what is wrong with the request is said before any audio is read."""
-        self.model.encoder(which)
+        """Returns the layers' indices."""
+        self.model.encoder(which)  # raises for an unknown name
         if layers is not None and not len(layers):
-            raise UserError("layers is empty, so there is nothing to return; name at least one, or None for the last")
+            raise UserError("layers is empty, so nothing would be returned; give at least one, or None for the last")
         return resolve_layers([-1] if layers is None else layers, self.model.config.depth)
 
     def _states(self, mel_BTF: Tensor, *, which: str, layers: Sequence[int] | None) -> list[Tensor]:
@@ -197,19 +194,19 @@ class Encoder:
         elif isinstance(audio, (str, Path)):
             clip = clip_of_file(Path(audio), self.frontend.sample_rate_hz, declared_hz=sample_rate_hz)
         elif sample_rate_hz is None:
-            raise UserError("sample_rate_hz is missing; it is needed for audio given as samples")
+            raise UserError("sample_rate_hz is missing; give it with audio samples")
         else:
             clip = clip_of_samples(_as_array(audio), sample_rate_hz, self.frontend.sample_rate_hz)
         if clip.samples < self._samples_per_step * _SHORTEST_TOLERANCE:
             raise AudioError(
                 f"{clip.origin}: {1000 * clip.samples / self.frontend.sample_rate_hz:.1f} ms of audio is shorter than "
-                f"one patch ({1000 * self.step_s:g} ms), so there is nothing to encode; give a longer clip"
+                f"one patch ({1000 * self.step_s:g} ms); give a longer clip"
             )
         return clip
 
     @torch.no_grad()
     def _pieces(self, clip: Clip, steps: int, *, layers: list[int], which: str) -> Iterator[Tensor]:
-        """Yields finished stretches [L, steps, bands, D] of the cross-faded grid in order."""
+        """Yields consecutive stretches [L, steps, bands, D] of the blended grid."""
         window_steps = min(self.model.config.grid_steps, steps)
         starts = window_starts(steps, window_steps)
         fade = CrossFade(starts, window_steps)
@@ -222,14 +219,49 @@ class Encoder:
                 yield fade.add(window_LND.unflatten(1, (window_steps, self.model.config.grid_bands)))
 
     def _mel(self, clip: Clip, start_step: int, window_steps: int, steps: int) -> Tensor:
-        """Returns the normalised spectrogram [1, T, F] of one window of a clip that is filled up to `steps`."""
+        """Returns the normalised spectrogram [1, T, F] of one window; silence fills the clip up to `steps`."""
         config, frames = self.model.config, self.model.config.patch_frames
         start, stop = frame_span(start_step * frames, window_steps * frames, self.frontend)
         samples = steps * self._samples_per_step
-        first = max(start, 0)
+        first = max(start, 0)  # a frame's window may begin before the clip; reflection fills it
         audio_BS = clip.read(first, min(stop, samples))[None]
         span_BS = functional.pad(audio_BS, (first - start, max(stop - samples, 0)), mode="reflect")
         return normalise(log_mel_of_span(span_BS, self.frontend), config.mel_mean, config.mel_std)
+
+
+def window_starts(steps: int, window_steps: int) -> list[int]:
+    """Returns the first steps of windows that overlap by half, the last one possibly by more."""
+    hop = max(window_steps // 2, 1)
+    starts = list(range(0, steps - window_steps, hop))
+    return [*starts, steps - window_steps]  # range excludes this last one, so it comes exactly once
+
+
+class CrossFade:
+    """Blend of overlapping windows, added in order; it holds only steps of later windows."""
+
+    def __init__(self, starts: Sequence[int], window_steps: int) -> None:
+        self._starts = list(starts)
+        self._taken = 0
+        ramp = torch.arange(1, window_steps + 1, dtype=torch.float32)
+        self._weights = torch.minimum(ramp, ramp.flip(0))  # a triangle that is nowhere 0, so no sum of weights is 0
+        self._sum: Tensor | None = None
+        self._weight_sum = torch.zeros(0)
+
+    def add(self, window_LTND: Tensor) -> Tensor:
+        """Adds the next window [L, window_steps, bands, D] and returns the steps that are now final."""
+        weighted = window_LTND * self._weights[:, None, None]
+        if self._sum is None:
+            total, weight = weighted, self._weights
+        else:
+            held = self._sum.shape[1]
+            total = torch.cat([self._sum + weighted[:, :held], weighted[:, held:]], dim=1)
+            weight = torch.cat([self._weight_sum + self._weights[:held], self._weights[held:]])
+        start = self._starts[self._taken]
+        self._taken += 1
+        last = self._taken == len(self._starts)
+        final = len(self._weights) if last else self._starts[self._taken] - start
+        self._sum, self._weight_sum = total[:, final:], weight[final:]
+        return total[:, :final] / weight[:final, None, None]
 
 
 def _as_array(audio: NDArray | Tensor) -> NDArray:

@@ -3,8 +3,8 @@
 Columns: name, size_bytes and modified_ns (of the file), readout, layers, shape, values (float32, in C order of that
 shape), times_s. The settings that made the rows are in the schema's metadata, under `pupujepa`.
 
-Finished rows are staged as .npz files and packed into parts in the order in which they were added; the bytes of a part
-depend on its rows alone.
+Finished rows are staged as .npz files and packed into parts in the order of their addition. The bytes of a part depend
+on its rows only.
 """
 
 import json
@@ -30,7 +30,7 @@ _STAGING = ".unpacked"
 
 
 class ParquetFolder(VectorStore):
-    """`part-00000.parquet` and so on, each closed when its values reach `part_bytes`."""
+    """A folder of parts `part-00000.parquet` and so on, each closed when its values reach `part_bytes`."""
 
     def __init__(self, folder: Path, settings: Settings, *, part_bytes: int, overwrite: bool = False) -> None:
         super().__init__(folder, settings, overwrite=overwrite)
@@ -41,7 +41,7 @@ class ParquetFolder(VectorStore):
         self._next_row = 0
 
     def take_stock(self, files: Sequence[AudioFile]) -> Stock:
-        """Finds which files are packed or staged, and takes the staged ones up again.
+        """Finds the packed and staged rows, and resumes with the staged ones.
 
         Raises:
             UserError: as all stores do.
@@ -52,27 +52,27 @@ class ParquetFolder(VectorStore):
         for path, heads in packed.items():
             self._repack(path, heads, without=changed)
         done = {head.name for heads in packed.values() for head in heads} - changed
-        for path in sorted(self._staging.glob("*.npz")):
+        for path in sorted(self._staging.glob("*.npz")):  # numbered names: the order of a straight run
             self._next_row = int(path.stem) + 1
             row = read_row(path)
             outdated = set(_outdated([row.head], states))
             changed |= outdated
             if not self._is_ours(path, row.head.settings) or outdated or row.head.name in done:
-                path.unlink()  # packed just before the command was killed, or to be replaced
+                path.unlink()  # packed just before a kill, outdated, or made with other settings
                 continue
             done.add(row.head.name)
             self._take(path, row.embedding.values.nbytes)
         return Stock(frozenset(done & set(states)), frozenset(changed))
 
     def add(self, file: AudioFile, embedding: Embedding) -> None:
-        """Stages the row, and packs a part when enough is staged."""
+        """Stages the row, and packs a part if enough is staged."""
         path = self._staging / f"{self._next_row:08d}.npz"
         self._next_row += 1
         write_row(path, Row(RowHead(file.name, file.state, self.settings), embedding))
         self._take(path, embedding.values.nbytes)
 
     def close(self) -> None:
-        """Packs the rows that are left."""
+        """Packs the remaining rows."""
         if self._staged:
             self._pack()
         if self._staging.is_dir():
@@ -101,15 +101,15 @@ class ParquetFolder(VectorStore):
     def _read_rows(self, path: Path) -> Iterator[Row]:
         with _opened(path) as file:
             settings = _settings(file)
-            for batch in file.iter_batches(batch_size=1):
-                values = batch["values"][0].values.to_numpy()
+            for batch in file.iter_batches(batch_size=1):  # one row can be gigabytes
+                values = batch["values"][0].values.to_numpy()  # to_pylist would make a Python float of each value
                 row = batch.drop_columns(["values"]).to_pylist()[0]
                 times_s = np.asarray(row["times_s"], np.float64)
                 embedding = Embedding(values.reshape(row["shape"]), times_s, tuple(row["layers"]), row["readout"])
                 yield Row(_head(row, settings), embedding)
 
     def _packed_heads(self) -> dict[Path, list[RowHead]]:
-        """Reads the heads of all parts, and removes parts that are to be replaced."""
+        """Returns the heads of all parts, and removes parts that --overwrite replaces."""
         heads: dict[Path, list[RowHead]] = {}
         for path in sorted(self.folder.glob("part-*.parquet")):
             own = self._read_heads(path)
@@ -120,7 +120,7 @@ class ParquetFolder(VectorStore):
         return heads
 
     def _repack(self, path: Path, heads: Sequence[RowHead], *, without: Collection[str]) -> None:
-        """Takes rows out of a part."""
+        """Rewrites a part without some of its rows."""
         kept = [head.name for head in heads if head.name not in without]
         if not kept:
             path.unlink()
@@ -137,18 +137,18 @@ class ParquetFolder(VectorStore):
     def _pack(self) -> None:
         with atomic_file(self._free_part()) as temporary:
             self._write(temporary, (read_row(path) for path in self._staged))
-        for path in self._staged:
+        for path in self._staged:  # only now: a kill in between leaves rows twice, which take_stock resolves
             path.unlink()
         self._staged, self._staged_bytes = [], 0
 
     def _free_part(self) -> Path:
-        """Returns the first name that no part has, so that parts are numbered without gaps."""
+        """Returns the first unused part name, so that numbers have no gaps."""
         parts = (self.folder / f"part-{number:05d}.parquet" for number in count())
         return next(path for path in parts if not path.exists())
 
 
 def _outdated(heads: Iterable[RowHead], states: Mapping[str, FileState]) -> Iterator[str]:
-    """Yields the names of rows whose file is another by now; nothing is known of a file that is not asked for."""
+    """Yields the names of rows whose file has changed; files outside `states` count as unchanged."""
     return (head.name for head in heads if head.state != states.get(head.name, head.state))
 
 
@@ -178,7 +178,7 @@ def _schema(settings: Settings) -> pyarrow.Schema:
             ("readout", pyarrow.string()),
             ("layers", pyarrow.list_(pyarrow.int32())),
             ("shape", pyarrow.list_(pyarrow.int64())),
-            # an hour of frames of all layers has more values than 32-bit offsets can count
+            # large_list, because an hour of frames of all layers has more values than 32-bit offsets allow
             ("values", pyarrow.large_list(pyarrow.float32())),
             ("times_s", pyarrow.list_(pyarrow.float64())),
         ],

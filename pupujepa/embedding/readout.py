@@ -1,4 +1,4 @@
-"""Readouts: how the grid of token features becomes one embedding per frame, per clip or per region.
+"""Readouts: from the grid of token features to one embedding per frame, per clip or per region.
 
 - frames: the bands of a time step concatenated, [steps, bands * D] at 25 Hz (8D wide for the released models).
 - mean: the mean over all patches, [D].
@@ -20,7 +20,7 @@ Readout = str | tuple[str, int, int]
 
 @dataclass(frozen=True)
 class ReadoutSpec:
-    """A readout by name; `region` has a number of blocks along frequency and along time."""
+    """A readout by name; `region` has blocks along frequency and along time."""
 
     name: str
     frequency_blocks: int = 1
@@ -47,8 +47,8 @@ def parse_readout(readout: Readout, *, bands: int) -> ReadoutSpec:
         _, frequency_blocks, time_blocks = readout
         if not 1 <= frequency_blocks <= bands or time_blocks < 1:
             raise UserError(
-                f"readout region:{frequency_blocks}x{time_blocks} needs 1 to {bands} blocks along frequency, "
-                f"as many as the model has bands, and at least one along time"
+                f"readout region:{frequency_blocks}x{time_blocks} needs 1 to {bands} blocks along frequency (the "
+                f"model's bands) and at least one along time"
             )
         return ReadoutSpec("region", frequency_blocks, time_blocks)
     raise UserError(f'readout {readout!r} is unknown; choose "frames", "mean" or ("region", f, t)')
@@ -60,20 +60,20 @@ def layout(states_BND: Tensor, *, bands: int) -> Tensor:
 
 
 def pool_region(states_BND: Tensor, *, bands: int, frequency_blocks: int, time_blocks: int) -> Tensor:
-    """Returns the grid pooled to frequency_blocks x time_blocks, concatenated frequency-major: [B, f * t * D]."""
-    grid_BDFT = states_BND.unflatten(1, (-1, bands)).permute(0, 3, 2, 1)
+    """Returns the grid pooled to frequency x time blocks, frequency-major: [B, f * t * D]."""
+    grid_BDFT = states_BND.unflatten(1, (-1, bands)).permute(0, 3, 2, 1)  # tokens are time-major
     pooled_BDft = functional.adaptive_avg_pool2d(grid_BDFT, (frequency_blocks, time_blocks))
     return pooled_BDft.permute(0, 2, 3, 1).flatten(1)
 
 
 class RunningReadout:
-    """Reads out a clip of any length from consecutive pieces of its grid, holding no more than the result.
+    """Readout of a clip of any length from consecutive pieces of its grid; it holds only the result.
 
-    Sums run in float64: an hour of music is a mean over 720,000 patches.
+    Sums are float64: an hour of music is a mean over 720,000 patches.
 
     Args:
         steps: time steps of the whole clip.
-        layers: number of layers that each piece holds.
+        layers: number of layers in each piece.
     """
 
     def __init__(self, spec: ReadoutSpec, *, steps: int, bands: int, layers: int, width: int) -> None:
@@ -81,14 +81,14 @@ class RunningReadout:
         self.steps = steps
         self._seen = 0
         if spec.name == "frames":
-            self._values = torch.empty(layers, steps, bands * width)
+            self._values = torch.empty(layers, steps, bands * width)  # once, so that pieces are never held twice
         else:
             self._time_edges = block_edges(spec.time_blocks, steps)
             self._band_edges = block_edges(spec.frequency_blocks, bands)
             self._sums = torch.zeros(layers, spec.frequency_blocks, spec.time_blocks, width, dtype=torch.float64)
 
     def add(self, piece_LTND: Tensor) -> None:
-        """Takes the next steps of the clip, [layers, steps of the piece, bands, D]."""
+        """Adds the next steps of the clip, [layers, steps of the piece, bands, D]."""
         start, stop = self._seen, self._seen + piece_LTND.shape[1]
         if self.spec.name == "frames":
             self._values[:, start:stop] = piece_LTND.flatten(2)
@@ -109,11 +109,11 @@ class RunningReadout:
         for t, (first, last) in enumerate(self._time_edges):
             if first >= stop or last <= start:
                 continue
-            steps_LTND = piece_LTND[:, max(first - start, 0) : last - start].double()
+            steps_LTND = piece_LTND[:, max(first - start, 0) : last - start].double()  # the block's steps in this piece
             for f, (low, high) in enumerate(self._band_edges):
                 self._sums[:, f, t] += steps_LTND[:, :, low:high].sum((1, 2))
 
 
 def block_edges(blocks: int, length: int) -> list[tuple[int, int]]:
-    """Returns [start, stop) of each block, as adaptive average pooling cuts; neighbours may share a cell."""
+    """Returns [start, stop) of each block, as in adaptive average pooling; neighbours may share a cell."""
     return [(i * length // blocks, -(-(i + 1) * length // blocks)) for i in range(blocks)]

@@ -1,4 +1,4 @@
-"""One row: the embedding of one audio file as an .npz that says what it is and what made it."""
+"""Rows: the embedding of one audio file as an .npz, with the file's state and the settings."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RowHead:
-    """Of which file a row is, in which state that was, and the settings that made it."""
+    """A row's file, the state of that file, and the settings of the embedding."""
 
     name: str
     state: FileState
@@ -36,9 +36,9 @@ class Row:
 
 
 def write_row(path: Path, row: Row) -> None:
-    """Writes an .npz that is either complete or absent; `read_row` is the exact opposite."""
+    """Writes an .npz atomically; the inverse of `read_row`."""
     head, embedding = row.head, row.embedding
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:  # np.savez would add .npz to a path
         np.savez(
             file,
             values=embedding.values,
@@ -65,7 +65,7 @@ def read_row(path: Path) -> Row:
 
 
 def read_head(path: Path) -> RowHead:
-    """Reads what an .npz says of itself, without its values.
+    """Reads the head of an .npz without its values.
 
     Raises:
         UserError: a file that is not of this command.
@@ -89,5 +89,5 @@ def _head(file: Mapping[str, Any]) -> RowHead:
 
 
 def foreign(path: Path, why: object) -> UserError:
-    """Returns the error for a file that lies where ours should, and is not."""
+    """Returns the error for a file of another program in the place of ours."""
     return UserError(f"{path} is not a file of this command ({why}); choose another --out")

@@ -1,7 +1,6 @@
-"""Embeddings on disk, one row per audio file: a store of rows, and its plain form, an .npz per file.
+"""Stores of embeddings, one row per audio file: the interface, and its plain form, an .npz per file.
 
-Every row names its file, its readout and its layers. A row is durable before the next one begins, so a killed command
-loses the file it was at and nothing else.
+A row is durable before the next one begins, so a killed command loses at most the current file.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ from pupujepa.errors import UserError
 
 @dataclass(frozen=True)
 class Stock:
-    """Which files have their row; and which had one, now removed, of what they were before they were changed."""
+    """Names of files with a row, and of changed files, whose outdated rows were removed."""
 
     finished: frozenset[str]
     changed: frozenset[str]
@@ -27,7 +26,7 @@ class VectorStore(ABC):
     """A folder of rows.
 
     Args:
-        settings: what made the rows; rows made otherwise are refused, or removed when `overwrite`.
+        settings: of all rows; rows of other settings are an error, or are removed with `overwrite`.
     """
 
     def __init__(self, folder: Path, settings: Settings, *, overwrite: bool = False) -> None:
@@ -37,12 +36,12 @@ class VectorStore(ABC):
 
     @abstractmethod
     def take_stock(self, files: Sequence[AudioFile]) -> Stock:
-        """Finds the rows of files, and removes those of files that have another size or time by now.
+        """Finds the rows of files, and removes those of files whose size or time has changed.
 
-        Rows of files that are not asked for stay. Call it once, before the first row is added.
+        Rows of other files stay. Call it once, before adding the first row.
 
         Raises:
-            UserError: rows made with other settings, unless `overwrite`; or files that are not of this command.
+            UserError: rows made with other settings, unless `overwrite`; or files of another program.
         """
 
     @abstractmethod
@@ -50,11 +49,11 @@ class VectorStore(ABC):
         """Writes a row; it is on disk when this returns."""
 
     def close(self) -> None:
-        """Completes what is written in parts."""
+        """Completes the last part of a store with parts."""
         return
 
     def _is_ours(self, path: Path, settings: Settings) -> bool:
-        """Whether the rows of a file were made with our settings."""
+        """Returns True for our settings and False for rows to overwrite; raises for others."""
         if settings == self.settings:
             return True
         if self.overwrite:
@@ -65,10 +64,10 @@ class VectorStore(ABC):
 
 
 class NpzFolder(VectorStore):
-    """`<name>.npz` for every file: arrays values, times_s, layers, readout, name, size_bytes, modified_ns, settings."""
+    """A folder of `<name>.npz` files, one per audio file, with the arrays of `write_row`."""
 
     def take_stock(self, files: Sequence[AudioFile]) -> Stock:
-        """Looks for the .npz of every file.
+        """Finds the .npz of every file.
 
         Raises:
             UserError: as all stores do.
@@ -77,7 +76,7 @@ class NpzFolder(VectorStore):
         for file in files:
             path = self._path(file)
             head = read_head(path) if path.is_file() else None
-            if head is None or not self._is_ours(path, head.settings):
+            if head is None or not self._is_ours(path, head.settings):  # `add` replaces rows of other settings
                 continue
             if head.state == file.state:
                 finished.add(file.name)

@@ -1,6 +1,6 @@
-"""What a PupuJEPA is made of: one frozen record of its architecture, and the checks that its parts fit each other.
+"""Architecture of a PupuJEPA: one frozen record, checked for contradictions.
 
-The defaults are the released architecture. The other values are variants for ablations.
+The defaults are the released architecture; the other values are variants for ablations.
 """
 
 from dataclasses import dataclass
@@ -14,28 +14,25 @@ ROTARY, LEARNED, SINCOS = "rotary", "learned", "sincos"
 POSITION_CODES = (ROTARY, LEARNED, SINCOS, "none")
 SWIGLU, GELU = MLPS = ("swiglu", "gelu")
 JEPA, MAE = OBJECTIVES = ("jepa", "mae")
-RELEASED_PATCH_BANDS = 16
+RELEASED_PATCH_BANDS = 16  # of 128 mel bands: 8 patches per time step
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Architecture and input normalisation; the defaults are PupuJEPA Tiny.
 
-    predictor_heads is not published: 16 is our choice. mel_mean and mel_std are the statistics of the corpus the
-    weights were trained on.
+    predictor_heads is not published: 16 is our choice. mel_mean and mel_std are the statistics of the training corpus.
 
-    structure: "2d", patches of a time-frequency grid; "1d", one token per time step that holds all mel bands (the
-        control, see control.py).
-    patch_bands: 0 takes what the structure says: 16 in 2d, all mel bands in 1d. The field holds the resolved number.
-    position_code: "rotary" turns queries and keys (rope.py); "learned" and "sincos" are added to the input of encoder
-        and predictor (positions.py); "none" tells neither where a token is, so that all predictions of a crop are
-        alike: a control.
-    rope: of rotary positions, "length_exact" or "clip_relative" (rope.py).
-    mlp: "swiglu", or "gelu" with hidden layers 1.5 times as wide, which makes its matrices equally large.
-    qk_norm: a LayerNorm over each head's queries and one over its keys, before they are turned. The released args.json
+    structure: "2d", patches of a time-frequency grid; "1d", one token per time step with all mel bands (the control).
+    patch_bands: 0 means 16 in 2d and all mel bands in 1d; the field then holds the resolved number.
+    position_code: "rotary" rotates queries and keys (rope.py); "learned" and "sincos" are added to the input of encoder
+        and predictor (positions.py); "none" is a control without positions: all predictions of a crop are equal.
+    rope: time axis of rotary positions, "length_exact" or "clip_relative" (rope.py).
+    mlp: "swiglu", or "gelu" with hidden layers 1.5 times as wide, so both have equally many matrix entries.
+    qk_norm: a LayerNorm over each head's queries and one over its keys, before the rotation. The released args.json
         says true, but the released weights have none.
-    predictor_objective: what the predictor's last layer is made for: "jepa", `width` features, or "mae", the
-        patch_frames * patch_bands values of a patch. An experiment takes it from objective.kind.
+    predictor_objective: outputs of the predictor: "jepa", `width` features, or "mae", the patch_frames * patch_bands
+        values of a patch. An experiment copies it from objective.kind.
 
     Raises:
         UserError: an unknown name, a crop that the patches do not tile, heads that do not divide their width, or fields
@@ -72,7 +69,7 @@ class ModelConfig:
         if min(self.depth, self.predictor_depth) < 1:
             raise UserError("depth and predictor_depth must be at least 1")
         if not self.mlp_ratio > 0:
-            raise UserError(f"mlp_ratio={self.mlp_ratio} must be positive: it is the width of the MLP's hidden layer")
+            raise UserError(f"mlp_ratio={self.mlp_ratio} must be positive: it sets the width of the MLP's hidden layer")
         if not self.mel_std > 0:
             raise UserError(f"mel_std={self.mel_std} must be positive: it divides the spectrogram")
 
@@ -98,7 +95,7 @@ class ModelConfig:
 
     @property
     def predictor_outputs(self) -> int:
-        """Numbers that the predictor gives for each target token."""
+        """Outputs of the predictor per target token."""
         return self.patch_values if self.predictor_objective == MAE else self.width
 
 
@@ -113,8 +110,8 @@ def _check_names(config: ModelConfig) -> None:
         require_known(name, getattr(config, name), known)
     if config.position_code != ROTARY and config.rope != LENGTH_EXACT:
         raise UserError(
-            f"rope={config.rope!r} says how rotary positions are laid out, but position_code={config.position_code!r} "
-            f"has none; leave rope at {LENGTH_EXACT!r} or use position_code={ROTARY!r}"
+            f"rope={config.rope!r} applies to rotary positions, but position_code={config.position_code!r} has none; "
+            f"leave rope at {LENGTH_EXACT!r} or use position_code={ROTARY!r}"
         )
 
 
@@ -128,17 +125,17 @@ def _check_grid(config: ModelConfig) -> None:
     if config.structure == ONE_DIMENSIONAL and config.patch_bands != config.mel_bands:
         raise UserError(
             f"structure=1d has one token per time step with all {config.mel_bands} mel bands, so "
-            f"patch_bands={config.patch_bands} contradicts it; set patch_bands=0, which takes all of them"
+            f"patch_bands={config.patch_bands} contradicts it; set patch_bands=0"
         )
     if config.structure == TWO_DIMENSIONAL and config.patch_bands == config.mel_bands:
         raise UserError(
-            f"patch_bands={config.patch_bands} puts all mel bands into one patch, and half of each head would encode a "
-            f"frequency axis that is not there; use structure=1d for that, or a smaller patch_bands"
+            f"patch_bands={config.patch_bands} puts all mel bands into one patch, which leaves no frequency axis to "
+            f"encode; use structure=1d or a smaller patch_bands"
         )
 
 
 def _check_heads(config: ModelConfig) -> None:
-    # every axis needs pairs: of a head's dimensions if it is rotary, of the width if it is a sum of sines and cosines
+    # each axis needs pairs: of a head's dimensions if rotary, of the width if sincos
     axes = 1 if config.structure == ONE_DIMENSIONAL else 2
     multiple = 2 * axes if config.position_code == ROTARY else 1
     for name, width, heads in (
@@ -151,4 +148,4 @@ def _check_heads(config: ModelConfig) -> None:
                 f"{name}={heads} does not divide width {width} into heads{of}; try {name}={max(1, width // 64)}"
             )
         if config.position_code == SINCOS and width % (2 * axes):
-            raise UserError(f"width {width} is no multiple of {2 * axes}, which position_code={SINCOS!r} needs")
+            raise UserError(f"width {width} is not a multiple of {2 * axes}, which position_code={SINCOS!r} needs")

@@ -1,9 +1,9 @@
-"""Transformer blocks with the released key names: pre-norm, fused qkv, rotary positions, SwiGLU; and their variants.
+"""Transformer blocks with the released key names: pre-norm, fused qkv, rotary positions, SwiGLU.
 
-`Linear` and `PatchConv` leave their memory as it is: `PupuJEPA.init_weights` fills it from its own generator, so
-building a model neither touches the global random state nor initialises a large model twice.
+`Linear` and `PatchConv` do not initialise their memory: `PupuJEPA.init_weights` fills it from its own generator.
+Building a model so leaves the global random state alone, and initialises a large model only once.
 
-Shapes: B batch, N tokens, M of them whose outputs are wanted, D width, H heads, V values of a patch.
+Shapes: B batch, N tokens, M tokens with requested outputs, D width, H heads, V values of a patch.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class Linear(nn.Linear):
 
 
 class PatchConv(nn.Conv2d):
-    """A patch convolution whose memory is not initialised on construction, computed as a matrix product.
+    """A patch convolution, computed as a matrix product; its memory is not initialised on construction.
 
-    Patches do not overlap, so both give the same numbers. A GPU rounds the inputs of a float32 convolution to TF32
-    unless told otherwise, those of a product not; and a CPU takes a third of the time, forward and backward.
+    Patches do not overlap, so both are the same function. By default a GPU rounds the inputs of a float32 convolution
+    to TF32, but not those of a product. On a CPU the product takes a third of the time, forward and backward.
     """
 
     def reset_parameters(self) -> None:
@@ -45,23 +45,19 @@ class PatchConv(nn.Conv2d):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm that computes and returns float32 under any autocast, on every device."""
+    """LayerNorm that computes and returns float32 under autocast, on every device."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=NORM_EPSILON)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Normalises the last axis: [B, N, D], or any shape that ends on D."""
+        """Normalises the last axis: [B, N, D], or any shape that ends in D."""
         return functional.layer_norm(x_BND.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What all blocks of a stack have in common.
-
-    mlp: "swiglu", or "gelu" with the same number of weights.
-    qk_norm: a LayerNorm over each head's queries and one over its keys.
-    """
+    """Dimensions of all blocks of a stack; `ModelConfig` explains the fields."""
 
     width: int
     heads: int
@@ -71,8 +67,9 @@ class BlockShape:
 
     @property
     def hidden(self) -> int:
-        """Width of the MLP's hidden layer: as SwiGLU has three matrices and GELU two, GELU's is 1.5 times as wide."""
+        """Width of the MLP's hidden layer."""
         hidden = round(self.mlp_ratio * self.width)
+        # SwiGLU has three matrices and GELU two: 1.5 times the width gives both the same number of entries
         return hidden if self.mlp == SWIGLU else round(1.5 * hidden)
 
 
@@ -88,23 +85,25 @@ class Attention(nn.Module):
         self.k_norm = LayerNorm(shape.width // shape.heads) if shape.qk_norm else nn.Identity()
 
     def project(self, x_BND: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns queries and keys, both normed and rotated if so configured, and values, each [B, H, N, D / H]."""
+        """Returns queries and keys, normed and rotated if configured, and values, each [B, H, N, D / H]."""
+        # [B, N, 3 D] -> [B, N, 3, H, D / H] -> [3, B, H, N, D / H]
         query, key, value = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        # norms give float32 under autocast; attention takes one dtype
+        # norms return float32 under autocast, but attention takes one dtype
         return query.to(value.dtype), key.to(value.dtype), value
 
     def forward(self, x_BND: Tensor, rotation: Rotation | None, rows: slice = ALL_ROWS) -> Tensor:
-        """Returns what tokens `rows` gather from all N tokens: [B, M, D]."""
+        """Returns the attention outputs [B, M, D] of tokens `rows`, over all N tokens."""
         query, key, value = self.project(x_BND, rotation)
+        # fewer queries, but all keys and values
         mixed_BHMD = functional.scaled_dot_product_attention(query[:, :, rows], key, value)
         return self.proj(mixed_BHMD.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
-    """The gated MLP: fc1 holds gate and value packed, silu(first half) * second half."""
+    """The gated MLP: silu(first half of fc1's output) * second half, then fc2."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -112,13 +111,13 @@ class SwiGLU(nn.Module):
         self.fc2 = Linear(shape.hidden, shape.width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Maps each token on its own: [B, N, D]."""
+        """Maps each token separately: [B, N, D]."""
         gate, value = self.fc1(x_BND).chunk(2, dim=-1)
         return self.fc2(functional.silu(gate) * value)
 
 
 class GeluMLP(nn.Module):
-    """The plain MLP of a ViT. Its matrices are as large as SwiGLU's; it has mlp_ratio D / 2 biases fewer."""
+    """The MLP of a ViT: as many matrix entries as SwiGLU, and mlp_ratio D / 2 fewer biases."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -126,7 +125,7 @@ class GeluMLP(nn.Module):
         self.fc2 = Linear(shape.hidden, shape.width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Maps each token on its own: [B, N, D]."""
+        """Maps each token separately: [B, N, D]."""
         return self.fc2(functional.gelu(self.fc1(x_BND)))
 
 
@@ -141,16 +140,16 @@ class Block(nn.Module):
         self.mlp = SwiGLU(shape) if shape.mlp == SWIGLU else GeluMLP(shape)
 
     def forward(self, x_BND: Tensor, rotation: Rotation | None, rows: slice = ALL_ROWS) -> Tensor:
-        """Returns tokens `rows` after attention over all and the MLP, each with its residual: [B, M, D]."""
+        """Returns the outputs [B, M, D] of tokens `rows`; attention reads all N tokens."""
         x_BMD = x_BND[:, rows] + self.attn(self.norm1(x_BND), rotation, rows)
         return x_BMD + self.mlp(self.norm2(x_BMD))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and its final norm: the student, and the teacher.
+    """A stack of blocks and its final norm: the student or the teacher.
 
     Args:
-        positions: absolute ones of its own, that `placed` adds; None where tokens are placed by rotation or not at all.
+        positions: absolute positions of its own, which `placed` adds; None with rotary positions or without any.
     """
 
     def __init__(self, shape: BlockShape, *, depth: int, positions: AbsolutePositions | None = None) -> None:
@@ -161,7 +160,7 @@ class Transformer(nn.Module):
         self.activation_checkpointing = False
 
     def placed(self, tokens_BND: Tensor) -> Tensor:
-        """Returns tokens [B, N, D] of a whole grid as the first block takes them: with absolute positions, if any."""
+        """Returns the first block's input [B, N, D]: tokens of a whole grid, with absolute positions if any."""
         return tokens_BND if self.positions is None else self.positions.added_to_grid(tokens_BND)
 
     def forward(self, x_BND: Tensor, rotation: Rotation | None) -> Tensor:
@@ -171,9 +170,9 @@ class Transformer(nn.Module):
     def hidden_states(
         self, x_BND: Tensor, rotation: Rotation | None, *, layers: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Returns states [B, N, D], `layers` of all depth + 1: 0 the input, i block i's output, the last normed.
+        """Returns states [B, N, D] of `layers`: 0 the input, i block i's output, the last normed.
 
-        Only the states asked for are held, and no block beyond the last of them runs.
+        Only the requested states are held, and no block after the last of them runs.
         """
         depth = len(self.blocks)
         wanted = range(depth + 1) if layers is None else layers
@@ -198,19 +197,20 @@ def run_blocks(
     rows: slice = ALL_ROWS,
     recompute: bool = False,
 ) -> list[Tensor]:
-    """Runs the blocks in turn and returns the last `keep` outputs [B, N, D], holding no more of them than that.
+    """Runs the blocks and returns the last `keep` outputs [B, N, D], holding no others.
 
     Args:
-        rows: the tokens to return of the last block, which does no more than these need.
-        recompute: drop each block's activations and compute them again in the backward pass, which trades about a third
-            more time for memory that no longer grows with depth.
+        rows: the tokens that the last block computes and returns.
+        recompute: drop each block's activations and compute them again in the backward pass. This costs about a third
+            more time, and of each block only the input is held.
     """
     kept: list[Tensor] = []
     for block in blocks:
         inputs = (x_BND, rotation, rows if block is blocks[-1] else ALL_ROWS)
         if recompute and torch.is_grad_enabled():
+            # blocks draw no random numbers, so their state need not be saved
             x_BND = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
             x_BND = block(*inputs)
-        kept = [*kept[max(0, len(kept) - keep + 1) :], x_BND]
+        kept = [*kept[max(0, len(kept) - keep + 1) :], x_BND]  # older outputs are freed
     return kept

@@ -1,8 +1,7 @@
-"""PupuJEPA itself: patch embedding, student and teacher encoders, predictor, with the released key names.
+"""The PupuJEPA model: patch embedding, student, teacher and predictor, with the released key names.
 
-The patch embedding is shared and online: there is no EMA copy of it. The teacher lives here as an ordinary submodule
-because the released files hold it and inference runs it; training takes it out of the optimised parameters
-(see objective.py).
+Student and teacher share the trained patch embedding; there is no EMA copy of it. The teacher is an ordinary submodule
+because the released files hold it and inference runs it; training excludes it from the parameters (objective.py).
 
 Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width, P predictor width.
 Token index = step * grid_bands + band.
@@ -29,14 +28,14 @@ DRAWN_STD = 0.02  # of mask token and position tables
 
 
 class PupuJEPA(nn.Module):
-    """The whole model. `student` is trained; `teacher` is its moving average and what inference runs.
+    """The whole model: `student` is trained, `teacher` is its moving average, which inference runs.
 
     Args:
         seed: of the initial weights. On the meta device nothing is initialised.
-        frontend: what turns audio into the spectrograms that this model takes; it travels with the weights.
+        frontend: the spectrogram's parameters, which are stored with the weights.
 
     Raises:
-        UserError: the front end makes another number of mel bands than the model takes.
+        UserError: front end and model differ in the number of mel bands.
     """
 
     def __init__(
@@ -60,11 +59,11 @@ class PupuJEPA(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fills all parameters from `seed`, alike on every device; the global random state is neither read nor moved.
+        """Fills all parameters from `seed`, equally on every device and without the global random state.
 
         Xavier-uniform matrices (the patch convolution as the matrix [D, patch]), zero biases, unit norms, a mask
-        token and learned positions of std 0.02, and a teacher equal to the student. Every tensor has its own stream,
-        keyed by its name.
+        token and learned positions of std 0.02, and a teacher equal to the student. Each tensor's random stream is
+        keyed by its name, so a new module changes no other module's weights.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.LayerNorm):
@@ -73,7 +72,7 @@ class PupuJEPA(nn.Module):
             elif isinstance(module, (Linear, PatchConv)) and not name.startswith("teacher."):
                 fan_out, fan_in = module.weight.flatten(1).shape
                 bound = math.sqrt(6 / (fan_in + fan_out))
-                draw = torch.empty(module.weight.shape, device="cpu")
+                draw = torch.empty(module.weight.shape, device="cpu")  # a GPU's generator draws other numbers
                 module.weight.copy_(draw.uniform_(-bound, bound, generator=_stream(seed, name)))
                 assert module.bias is not None
                 module.bias.zero_()
@@ -81,12 +80,12 @@ class PupuJEPA(nn.Module):
             last = name.rpartition(".")[2]
             if last in (MASK_TOKEN, POSITION_TABLE):
                 draw = torch.empty(parameter.shape, device="cpu")
-                key = MASK_TOKEN if last == MASK_TOKEN else name
+                key = MASK_TOKEN if last == MASK_TOKEN else name  # both position tables have the same last name
                 parameter.copy_(draw.normal_(0, DRAWN_STD, generator=_stream(seed, key)))
         self.teacher.load_state_dict(self.student.state_dict())
 
     def tokens(self, mel_BTF: Tensor) -> Tensor:
-        """Returns the patch embedding [B, N, D] of a normalised log-mel spectrogram.
+        """Returns the patch embedding [B, N, D] of a normalised log-mel spectrogram [B, T, F].
 
         Raises:
             UserError: a shape that the patches do not tile.
@@ -95,12 +94,12 @@ class PupuJEPA(nn.Module):
         return self.patch_embed(mel_BTF)
 
     def encode(self, mel_BTF: Tensor, *, which: str = "teacher", layers: Sequence[int] | None = None) -> list[Tensor]:
-        """Encodes a full, unmasked spectrogram of any whole number of patches.
+        """Encodes an unmasked spectrogram [B, T, F] of any whole number of patches.
 
         Args:
-            which: "teacher" (what the released models are probed with) or "student".
+            which: "teacher" (the released models are probed with it) or "student".
             layers: states to return, in this order; None returns all depth + 1. 0 is the patch embedding (with
-                absolute positions, if the encoder has them), i the output of block i, and the last, also -1, is normed.
+                absolute positions, if any), i the output of block i, and the last, also -1, is normed.
 
         Returns:
             One tensor [B, N, D] per layer, float32.
@@ -114,23 +113,23 @@ class PupuJEPA(nn.Module):
         return encoder.hidden_states(tokens_BND, rotation, layers=resolve_layers(layers, self.config.depth))
 
     def encoder(self, which: str) -> Transformer:
-        """Returns the teacher's or the student's blocks by name.
+        """Returns the encoder named "teacher" or "student".
 
         Raises:
             UserError: another name.
         """
         if which not in ("teacher", "student"):
-            raise UserError(f"which={which!r} is no encoder of this model; choose teacher or student")
+            raise UserError(f"which={which!r} is not an encoder; choose teacher or student")
         return self.teacher if which == "teacher" else self.student
 
 
 def encoder_rotation(config: ModelConfig, steps: int, device: torch.device) -> Rotation | None:
-    """Returns the rotation of a grid of `steps` for student and teacher, None where positions are not rotary."""
+    """Returns the encoders' rotation of a grid of `steps`, or None if positions are not rotary."""
     return _rotation(config, steps, config.width // config.heads, device)
 
 
 def predictor_rotation(config: ModelConfig, steps: int, index_BN: Tensor) -> Rotation | None:
-    """Returns the rotation of the predictor's sequence: tokens at positions `index_BN` [B, N] of a grid of `steps`."""
+    """Returns the rotation of the predictor's tokens at `index_BN` [B, N] of a grid of `steps`."""
     rotation = _rotation(config, steps, config.predictor_width // config.predictor_heads, index_BN.device)
     return None if rotation is None else select(rotation, index_BN)
 
@@ -138,7 +137,7 @@ def predictor_rotation(config: ModelConfig, steps: int, index_BN: Tensor) -> Rot
 def visible_to(
     encoder: Transformer, tokens_BND: Tensor, index_BK: Tensor, rotation: Rotation | None
 ) -> tuple[Tensor, Rotation | None]:
-    """Returns what an encoder that sees chosen patches only takes: their tokens [B, K, D], and their rotation.
+    """Returns the input of an encoder that sees only chosen patches: their tokens [B, K, D] and rotation.
 
     Args:
         tokens_BND: of the whole grid, without positions.
@@ -154,7 +153,7 @@ def gather_tokens(tokens_BND: Tensor, index_BK: Tensor) -> Tensor:
 
 
 def resolve_layers(layers: Sequence[int] | None, depth: int) -> list[int]:
-    """Returns layer indices in [0, depth], all of them for None; negative ones count from the end.
+    """Returns layer indices in [0, depth]; None means all, and negative ones count from the end.
 
     Raises:
         UserError: a layer that the model does not have.
@@ -168,7 +167,7 @@ def resolve_layers(layers: Sequence[int] | None, depth: int) -> list[int]:
 
 
 def encoder_shape(config: ModelConfig) -> BlockShape:
-    """Returns what the blocks of student and teacher are like."""
+    """Returns the block dimensions of student and teacher."""
     return BlockShape(config.width, config.heads, config.mlp_ratio, config.mlp, config.qk_norm)
 
 

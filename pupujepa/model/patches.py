@@ -1,4 +1,4 @@
-"""Patches of a spectrogram: as tokens, and as the values that a masked autoencoder reconstructs.
+"""Patches of a spectrogram: as tokens, and as the target values of a masked autoencoder.
 
 Shapes: B batch, T frames, F mel bands, N patches, D width, V values of a patch (patch_frames * patch_bands).
 """
@@ -28,19 +28,20 @@ class PatchEmbed(nn.Module):
 def patch_values(mel_BTF: Tensor, config: ModelConfig) -> Tensor:
     """Returns the values of each patch [B, N, V], frame by frame, in the order of the tokens."""
     tiles = mel_BTF.unflatten(2, (config.grid_bands, config.patch_bands)).unflatten(1, (-1, config.patch_frames))
+    # [B, steps, frames, bands, mel] -> [B, steps, bands, frames * mel] -> [B, N, V]
     return tiles.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def check_mel(mel_BTF: Tensor, config: ModelConfig) -> None:
-    """Raises UserError unless the spectrogram is [B, T, mel_bands] with T a positive multiple of patch_frames."""
+    """Raises UserError unless a spectrogram is [B, T, mel_bands], T a multiple of patch_frames."""
     shape = tuple(mel_BTF.shape)
     if len(shape) != 3 or shape[2] != config.mel_bands or shape[1] < 1 or shape[1] % config.patch_frames:
         raise UserError(
-            f"spectrogram of shape {shape} does not fit the model; it takes [batch, frames, {config.mel_bands}] with "
-            f"frames a multiple of {config.patch_frames} (pad or cut the time axis)"
+            f"spectrogram of shape {shape} does not fit the model; give [batch, frames, {config.mel_bands}] with "
+            f"frames a multiple of {config.patch_frames}"
         )
 
 
 def steps_of(mel_BTF: Tensor, config: ModelConfig) -> int:
-    """Returns the time steps of the patch grid of a spectrogram [B, T, F]."""
+    """Returns the number of time steps of a spectrogram's [B, T, F] patch grid."""
     return mel_BTF.shape[1] // config.patch_frames

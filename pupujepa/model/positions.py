@@ -1,11 +1,9 @@
 """Absolute positions, added to tokens: the alternatives to rotary ones.
 
-- learned: a table with one row per patch of the training crop, drawn with std 0.02 and trained with its encoder (the
-  teacher's follows the student's). It cannot encode a clip longer than a training crop; of a shorter clip it uses the
-  first rows, as if the clip began a crop.
-- sincos: sines and cosines of the step's and the band's number, each over half of the width, with the frequencies
-  10000^(-i / (pairs)) of the transformer (arXiv 1706.03762, in two dimensions as in MAE, arXiv 2111.06377). No
-  parameters, any length.
+- learned: a table with one row per patch of the training crop, trained with its encoder (the teacher's follows the
+  student's). It cannot encode a clip longer than a training crop; a shorter clip uses the first rows.
+- sincos: sines and cosines of the step and of the band, each over half of the width, with the frequencies
+  10000^(-i / pairs) of arXiv 1706.03762, in two dimensions as in MAE (arXiv 2111.06377). No parameters, any length.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -21,32 +19,28 @@ _SLOWEST = 10_000.0
 
 
 class AbsolutePositions(nn.Module):
-    """Vectors of patches by their index in the grid.
-
-    Args:
-        width: of the tokens that they are added to.
-    """
+    """Position vectors of patches, `width` wide, by index in the grid."""
 
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         assert config.position_code in (LEARNED, SINCOS), config.position_code
         self.bands = config.grid_bands
         self.width = width
-        self.position_table = (
+        self.position_table = (  # drawn by PupuJEPA.init_weights
             nn.Parameter(torch.empty(config.num_patches, width)) if config.position_code == LEARNED else None
         )
 
     def forward(self, index: Tensor) -> Tensor:
-        """Returns the vectors [..., D], float32, of token indices [...] = step * bands + band."""
+        """Returns the vectors [..., D], float32, of token indices [...]; index = step * bands + band."""
         if self.position_table is not None:
             return self.position_table[index]
         return sincos_positions(index, bands=self.bands, width=self.width)
 
     def added_to_grid(self, tokens_BND: Tensor) -> Tensor:
-        """Returns the tokens [B, N, D] of a whole grid with their positions.
+        """Returns the tokens [B, N, D] of a whole grid with their positions added.
 
         Raises:
-            UserError: the clip has more patches than there are learned positions.
+            UserError: the clip has more patches than the table has rows.
         """
         tokens = tokens_BND.shape[1]
         if self.position_table is not None and tokens > len(self.position_table):
@@ -58,12 +52,12 @@ class AbsolutePositions(nn.Module):
 
 
 def absolute_positions(config: ModelConfig, width: int) -> AbsolutePositions | None:
-    """Returns the positions of a stack of blocks, or None where they are not added to its input."""
+    """Returns the positions to add to a stack's input, or None if the config has no absolute ones."""
     return AbsolutePositions(config, width) if config.position_code in (LEARNED, SINCOS) else None
 
 
 def sincos_positions(index: Tensor, *, bands: int, width: int) -> Tensor:
-    """Returns sines and cosines [..., width] of token indices [...]; a grid of one band has one axis, time."""
+    """Returns sines and cosines [..., width] of token indices [...]; one band has a time axis only."""
     if bands == 1:
         return _waves(index, width)
     return torch.cat([_waves(index // bands, width // 2), _waves(index % bands, width // 2)], dim=-1)
@@ -72,5 +66,5 @@ def sincos_positions(index: Tensor, *, bands: int, width: int) -> Tensor:
 def _waves(number: Tensor, width: int) -> Tensor:
     pairs = width // 2
     exponents = torch.arange(pairs, dtype=torch.float32, device=number.device) / pairs
-    angles = number.unsqueeze(-1) * _SLOWEST**-exponents
+    angles = number.unsqueeze(-1) * _SLOWEST**-exponents  # [..., pairs]
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

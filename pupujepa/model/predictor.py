@@ -1,4 +1,4 @@
-"""The predictor: from the student's output at context positions to what lies at the target positions.
+"""The predictor: from the student's outputs at context positions to the targets at masked positions.
 
 Shapes: B batch, N predictor tokens (K context, then M target), D width, P predictor width, V outputs per token.
 """
@@ -30,24 +30,24 @@ class Predictor(nn.Module):
         """Returns predictions [B, M, V].
 
         Args:
-            sequence_BN: token indices, those of the context and then the targets.
-            rotation: of that sequence, each tensor [B, 1, N, R].
+            sequence_BN: token indices of the context, then of the targets.
+            rotation: of that sequence; each tensor is [B, 1, N, R].
         """
         x_BNP = self.assemble(context_BKD, sequence_BN)
-        # nobody reads what becomes of the context tokens after they have been attended to for the last time
-        targets = slice(context_BKD.shape[1], None)
+        targets = slice(context_BKD.shape[1], None)  # the last block's outputs at context positions are not needed
         x_BMP = run_blocks(self.blocks, x_BNP, rotation, rows=targets, recompute=self.activation_checkpointing)[-1]
         return self.proj_out(self.norm(x_BMP))
 
     def assemble(self, context_BKD: Tensor, sequence_BN: Tensor) -> Tensor:
-        """Returns the predictor's input [B, N, P]: projected context tokens, then mask tokens, with their positions."""
+        """Returns the input [B, N, P]: projected context tokens, then mask tokens, with positions."""
         context_BKP = self.proj_in(context_BKD)
         targets = sequence_BN.shape[1] - context_BKP.shape[1]
+        # in the dtype of autocast: cat would promote the context to float32
         mask_BMP = self.mask_token.to(context_BKP.dtype).expand(len(context_BKP), targets, -1)
         x_BNP = torch.cat([context_BKP, mask_BMP], dim=1)
         return x_BNP if self.positions is None else x_BNP + self.positions(sequence_BN)
 
 
 def predictor_shape(config: ModelConfig) -> BlockShape:
-    """Returns what the predictor's blocks are like."""
+    """Returns the block dimensions of the predictor."""
     return BlockShape(config.predictor_width, config.predictor_heads, config.mlp_ratio, config.mlp, config.qk_norm)

@@ -1,19 +1,18 @@
-"""Rotary positions, of a grid of patches or of a line of time steps (no parameters).
+"""Rotary positions of a patch grid or of a line of time steps (no parameters).
 
 Angles are position * pi * 2^linspace(0, log2(224) - 1, head_dim / 4): 1 to 112 times pi. The first half of a head's
-dimensions turns with time, the second half with frequency; even and odd neighbours form the rotated pairs.
+dimensions rotates with time, the second half with frequency; even and odd neighbours form the pairs.
 
 Two formulas for the time axis:
 
-- ``clip_relative``, the released one: linspace(-1, 1, n). Positions are relative to the clip, so a clip that does not
-  have the training length is silently stretched.
-- ``length_exact``: (i - (n - 1) / 2) * 2 / (n_ref - 1), with n_ref the steps of a training crop. Identical at n =
-  n_ref, and neighbours stay as far apart at any other length. Attention sees differences only, so the origin does not
-  matter.
+- ``clip_relative``, the released one: linspace(-1, 1, n). Positions are relative to the clip, so a clip of another
+  length than the training crops is silently stretched.
+- ``length_exact``: (i - (n - 1) / 2) * 2 / (n_ref - 1), with n_ref the steps of a training crop. It is identical at
+  n = n_ref, and keeps the distance of neighbours at any other length. Attention depends on differences only, so the
+  origin does not matter.
 
-The frequency axis always has all its bands and keeps linspace(-1, 1, bands).
-
-The 1-D structure has no frequency axis: all pairs turn with time, by head_dim / 2 frequencies over the same range.
+The frequency axis always has all its bands: linspace(-1, 1, bands). The 1-D structure has no frequency axis: all pairs
+rotate with time, by head_dim / 2 frequencies over the same range.
 
 Shapes: B batch, N patches, K chosen patches, H heads, D dimensions of a head, R rotated pairs of a head (head_dim / 2).
 """
@@ -40,10 +39,10 @@ class Rotation(NamedTuple):
 def grid_rotation(
     steps: int, bands: int, *, head_dim: int, reference_steps: int, mode: str, device: torch.device
 ) -> Rotation:
-    """Returns the rotation of every patch of a grid, in token order (time-major): two tensors [steps * bands, R].
+    """Returns the rotation of a grid's patches, time-major: two tensors [steps * bands, R].
 
-    Built from scratch by each caller: it costs microseconds, and a buffer would be cast to bf16 with the parameters by
-    engines that do so, which moves angles of up to 350 rad by a whole radian.
+    It is computed anew for each call, in microseconds. An engine may cast buffers to bf16 with the parameters, which
+    would move angles of up to 350 rad by a whole radian.
     """
     where = _exact_device(device)
     frequencies = _frequencies(head_dim // 4, where)
@@ -67,16 +66,16 @@ def time_positions(steps: int, *, reference_steps: int, mode: str, device: torch
     if mode == CLIP_RELATIVE:
         return torch.linspace(-1, 1, steps, dtype=torch.float64, device=device)
     index = torch.arange(steps, dtype=torch.float64, device=device)
-    return (index - (steps - 1) / 2) * 2 / max(reference_steps - 1, 1)
+    return (index - (steps - 1) / 2) * 2 / max(reference_steps - 1, 1)  # centred on 0
 
 
 def select(rotation: Rotation, index_BK: Tensor) -> Rotation:
     """Returns the rotation of chosen patches at their original positions: two tensors [B, 1, K, R]."""
-    return Rotation(rotation.cos[index_BK].unsqueeze(1), rotation.sin[index_BK].unsqueeze(1))
+    return Rotation(rotation.cos[index_BK].unsqueeze(1), rotation.sin[index_BK].unsqueeze(1))  # broadcast over heads
 
 
 def rotate(x_BHND: Tensor, rotation: Rotation) -> Tensor:
-    """Turns each (even, odd) pair of the last axis by its angle, in float32: [B, H, N, 2 R], in the input's dtype."""
+    """Rotates each (even, odd) pair of the last axis [B, H, N, 2 R] in float32; keeps the dtype."""
     if x_BHND.device.type == "cpu" and not torch.compiler.is_compiling():
         return _ComplexRotation.apply(x_BHND, rotation.cos, rotation.sin)
     even, odd = x_BHND.float().unflatten(-1, (-1, 2)).unbind(-1)
@@ -86,7 +85,7 @@ def rotate(x_BHND: Tensor, rotation: Rotation) -> Tensor:
 
 
 class _ComplexRotation(torch.autograd.Function):
-    """The same as one product of complex numbers: a third of the time on a CPU; compilers know no complex numbers."""
+    """The rotation as a complex product: a third of the time on a CPU, but not for torch.compile."""
 
     @staticmethod
     def forward(ctx: Any, x_BHND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -96,7 +95,7 @@ class _ComplexRotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradients[0], torch.complex(cos, -sin)), None, None
+        return _turned(gradients[0], torch.complex(cos, -sin)), None, None  # the inverse rotation
 
 
 def _turned(x_BHND: Tensor, by: Tensor) -> Tensor:
@@ -105,7 +104,7 @@ def _turned(x_BHND: Tensor, by: Tensor) -> Tensor:
 
 
 def _exact_device(device: torch.device) -> torch.device:
-    """Angles reach 350 rad, where float32 resolves 3e-5: they go through float64, which MPS lacks."""
+    # angles reach 350 rad, where float32 resolves only 3e-5, so they are computed in float64, which MPS lacks
     return torch.device("cpu") if device.type == "mps" else device
 
 

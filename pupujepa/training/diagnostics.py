@@ -1,8 +1,6 @@
-"""Knowing collapse from learning: what the loss does not say.
+"""Diagnostics of features and predictions: collapse and learning both lower the loss.
 
-A falling loss is a proxy that a collapsing encoder satisfies as well as a learning one. These functions look at
-features and predictions directly. All are pure, compute in float32 on the input's device and return 0-d tensors
-unless stated.
+All functions are pure, compute in float32 on the input's device, and return 0-d tensors unless stated.
 
 Shapes: B batch, N rows or patches, M target patches, D width, C clips, Q crops (or tokens) of a clip.
 """
@@ -21,9 +19,9 @@ _ROUNDING = 1e-12
 
 
 def normalised_std(x_ND: Tensor) -> Tensor:
-    """Returns the mean per-dimension std of L2-normalised rows [N, D] times sqrt(D): 1 = isotropic, 0 = all rows alike.
+    """Returns the std of L2-normalised rows [N, D] times sqrt(D): 1 = isotropic, 0 = equal rows.
 
-    Below 0.3 is our alarm.
+    It is the mean over the dimensions. Our alarm threshold is 0.3.
 
     Raises:
         UserError: fewer than two rows, or not rows.
@@ -35,7 +33,7 @@ def normalised_std(x_ND: Tensor) -> Tensor:
 def mean_cosine(x_ND: Tensor) -> Tensor:
     """Returns the mean cosine over all pairs of different rows [N, D]: 0 = spread out, 1 = one direction.
 
-    Above 0.9 is our alarm.
+    Our alarm threshold is 0.9.
 
     Raises:
         UserError: fewer than two rows, or not rows.
@@ -47,9 +45,9 @@ def mean_cosine(x_ND: Tensor) -> Tensor:
 
 
 def effective_rank(x_ND: Tensor) -> Tensor:
-    """Returns RankMe (arXiv 2210.02885): exp of the entropy of the normalised singular values of rows [N, D].
+    """Returns RankMe (arXiv 2210.02885) of rows [N, D]: exp of their singular values' entropy.
 
-    The rows are not centred. The result lies between 1 and min(N, D).
+    The rows are not centred. The result is between 1 and min(N, D).
 
     Raises:
         UserError: fewer than two rows, or not rows.
@@ -84,14 +82,14 @@ def by_band(states_BND: Tensor, bands: int) -> Tensor:
 def explained_variance(
     prediction_BMD: Tensor, target_BMD: Tensor, target_index_BM: Tensor | None = None, *, baseline: str = CONSTANT
 ) -> Tensor:
-    """Returns 1 - (squared error of the prediction) / (that of a baseline): 1 perfect, 0 no better, can be negative.
+    """Returns 1 - (squared error) / (that of a baseline): 1 perfect, 0 no better, negative worse.
 
     Args:
-        prediction_BMD, target_BMD: [B, M, D]; all axes are summed over.
-        target_index_BM: token positions [B, M]; needed for baseline "position".
-        baseline: "constant", the best constant vector; "position", the mean target of each position, which a
-            predictor that has only learnt *where* can reach. Its error is scaled by n / (n - 1) for being fitted to
-            the same n targets, and positions with a single target are left out of both sums.
+        prediction_BMD, target_BMD: [B, M, D]; all axes are summed.
+        target_index_BM: token positions [B, M]; required by baseline "position".
+        baseline: "constant", the best constant vector; "position", the mean target of each position, which needs no
+            content of the audio. This mean is fitted to the same n targets, so its error is scaled by n / (n - 1), and
+            positions with a single target are excluded from both sums.
 
     Returns:
         A scalar, NaN if no position has two targets, or all targets are equal.
@@ -106,7 +104,7 @@ def explained_variance(
         raise UserError(f'baseline={baseline!r}: choose "constant", or "position" together with target_index_BM')
     groups, counts = _group(target_index_BM)
     spread_n = _squares_around_group_means(target_BMD.float().flatten(0, 1), groups, counts)
-    counted = counts >= 2
+    counted = counts >= 2  # a single target equals its position's mean, so its baseline error is 0
     unbiased = spread_n * counts / (counts - 1).clamp_min(1)
     return _ratio(error_BM.flatten()[counted[groups]].sum(), unbiased[counted].sum())
 
@@ -114,8 +112,8 @@ def explained_variance(
 def explained_variance_per_band(
     prediction_BMD: Tensor, target_BMD: Tensor, target_index_BM: Tensor, *, bands: int
 ) -> Tensor:
-    """Returns the explained variance [bands] against the best constant of each band; NaN for a band without targets."""
-    band_n = (target_index_BM % bands).flatten()
+    """Returns each band's explained variance [bands] against its best constant; NaN without targets."""
+    band_n = (target_index_BM % bands).flatten()  # token index = step * bands + band
     error_n = (prediction_BMD.float() - target_BMD.float()).square().sum(-1).flatten()
     target_nD = target_BMD.float().flatten(0, 1)
     return torch.stack(
@@ -129,30 +127,30 @@ def explained_variance_per_band(
 def between_within_variance(features_CQD: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the variance between clips and within clips, each summed over the width.
 
-    Both are unbiased components: crops that do not depend on their clip have an expected between-clip variance of 0.
+    Both are unbiased: crops that do not depend on their clip have an expected between-clip variance of 0.
 
     Args:
         features_CQD: [C, Q, D], Q >= 2 crops or tokens of each of C >= 2 clips.
 
     Raises:
-        UserError: fewer than two clips, or than two crops of each.
+        UserError: fewer than two clips, or fewer than two crops of each.
     """
     clips, crops, _ = features_CQD.shape
     if clips < 2 or crops < 2:
         raise UserError(f"{clips} clips of {crops} crops have no variance between or within; give at least two of each")
     within = features_CQD.float().var(1, correction=1).mean(0).sum()
     of_means = features_CQD.float().mean(1).var(0, correction=1).sum()
-    return of_means - within / crops, within
+    return of_means - within / crops, within  # a mean of Q crops still holds 1 / Q of the variance within
 
 
 def lidar(features_CQD: Tensor) -> Tensor:
-    """Returns LiDAR: the effective rank of between-clip variation in units of within-clip variation (arXiv 2312.04000).
+    """Returns LiDAR (arXiv 2312.04000): the effective rank between clips, whitened by that within.
 
     Args:
         features_CQD: [C, Q, D], Q crops (10 is usual) of each of C clips; the result cannot exceed C - 1.
 
     Raises:
-        UserError: fewer than two clips, or than two crops of each.
+        UserError: fewer than two clips, or fewer than two crops of each.
     """
     clips, crops, _ = features_CQD.shape
     if clips < 2 or crops < 2:
@@ -162,7 +160,7 @@ def lidar(features_CQD: Tensor) -> Tensor:
     centred_CD = mean_CD - mean_CD.mean(0)
     residual_nD = (features_CQD - mean_CD[:, None]).flatten(0, 1)
     within_DD = residual_nD.T @ residual_nD / (clips * crops)
-    # of features so large that the ridge is lost in their rounding, W would not be positive definite
+    # for large features rounding would swallow a fixed ridge, and W would not be positive definite
     ridge = max(_LIDAR_RIDGE, _ROUNDING * within_DD.trace().item())
     within_DD.diagonal().add_(ridge)
     # with W = L L^T, eigenvalues of W^-1/2 B W^-1/2 are squared singular values of the clip means, whitened by L

@@ -1,6 +1,6 @@
-"""The teacher's exponential moving average: its momentum as a pure function of the step, and its update.
+"""Exponential moving average of the teacher: momentum as a pure function of the step, and the update.
 
-The average is kept in float32: at momentum 0.99999 a bf16 teacher rounds every update away.
+The average is float32: at momentum 0.99999, rounding to bf16 would cancel every update.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from pupujepa.errors import UserError
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Momentum rises linearly from `start` to `end` over the first `ramp_fraction` of the run, then stays.
+    """Momentum schedule: linear from `start` to `end` over `ramp_fraction` of the run, then constant.
 
-    reference_steps: 0 takes the momenta as written. A positive number says for which run length they were chosen; the
-    averaging horizon 1 / (1 - momentum) is then scaled to the actual length.
+    reference_steps: the run length for which the momenta were chosen: the averaging horizon 1 / (1 - momentum) is
+        scaled to the actual length. 0 uses the momenta as written.
 
     Raises:
         UserError: a momentum or a fraction outside [0, 1], negative steps, or momenta that never move the teacher.
@@ -30,11 +30,11 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:
-            raise UserError(f"EMA momenta {self.start} and {self.end} must lie in [0, 1]")
+            raise UserError(f"EMA momenta {self.start} and {self.end} must be in [0, 1]")
         if self.start == self.end == 1:
             raise UserError(
-                "EMA momenta of 1 from start to end keep the teacher at its first, random weights, so that the student "
-                "would learn to predict noise; lower ema.start or ema.end"
+                "EMA momenta of 1 keep the teacher at its first, random weights, so the student would learn to predict "
+                "noise; lower ema.start or ema.end"
             )
         if not 0 <= self.ramp_fraction <= 1:
             raise UserError(f"ramp_fraction={self.ramp_fraction} must be a fraction of the run in [0, 1]")
@@ -44,7 +44,7 @@ class EmaConfig:
 
 def ema_momentum(step: int, total_steps: int, config: EmaConfig) -> float:
     """Returns the momentum of the update after optimiser step `step`, counted from 0."""
-    ramp_steps = config.ramp_fraction * max(total_steps - 1, 1)
+    ramp_steps = config.ramp_fraction * max(total_steps - 1, 1)  # the last step has exactly `end`
     progress = 1.0 if ramp_steps == 0 else min(step / ramp_steps, 1.0)
     momentum = config.start + (config.end - config.start) * progress
     if not config.reference_steps:
@@ -54,10 +54,10 @@ def ema_momentum(step: int, total_steps: int, config: EmaConfig) -> float:
 
 @torch.no_grad()
 def update_ema(teacher_params: Sequence[Tensor], source_params: Sequence[Tensor], momentum: float) -> None:
-    """Moves each teacher tensor towards its source in place: teacher = momentum * teacher + (1 - momentum) * source.
+    """Updates each teacher tensor in place: teacher = momentum * teacher + (1 - momentum) * source.
 
     Args:
-        teacher_params, source_params: pairs of one shape [...] each.
+        teacher_params, source_params: pairs of equal shape [...].
 
     Raises:
         UserError: the sequences do not pair up, or the teacher is not float32 or wider.
@@ -69,5 +69,6 @@ def update_ema(teacher_params: Sequence[Tensor], source_params: Sequence[Tensor]
     narrow = {t.dtype for t in teacher_params} - {torch.float32, torch.float64}
     if narrow:
         raise UserError(f"the teacher is held in {narrow.pop()}, which loses small updates; keep it in float32")
+    # a bf16 source is widened: lerp takes one dtype
     sources = [s.to(t.dtype) for t, s in zip(teacher_params, source_params, strict=True)]
     torch._foreach_lerp_(list(teacher_params), sources, 1 - momentum)

@@ -1,6 +1,6 @@
-"""How far a prediction is from its target, token by token, and a guard against features that lose their variance.
+"""Losses of predictions per token, and a hinge against the loss of variance.
 
-Everything is computed in the inputs' dtype; the training step passes float32.
+All are computed in the inputs' dtype; the training step passes float32.
 
 Shapes: B batch, M target tokens, N tokens, V values per token.
 """
@@ -16,15 +16,15 @@ _VARIANCE_EPSILON = 1e-4  # of VICReg, under the square root
 
 def standardise(x_BMV: Tensor) -> Tensor:
     """Normalises each token to zero mean and unit variance over its values, in float32: [B, M, V]."""
-    return functional.layer_norm(x_BMV.float(), x_BMV.shape[-1:], eps=NORM_EPSILON)
+    return functional.layer_norm(x_BMV.float(), x_BMV.shape[-1:], eps=NORM_EPSILON)  # without affine parameters
 
 
 def token_losses(prediction_BMV: Tensor, target_BMV: Tensor, *, loss: str, beta: float = 1.0) -> Tensor:
-    """Returns the loss [B, M] of each token, a mean over its values for the three elementwise losses.
+    """Returns the loss [B, M] of each token; the three elementwise losses average over its values.
 
     Args:
         loss: one of LOSSES. cosine = 1 - cos; norm_mse = 2 - 2 cos, the loss of M2D.
-        beta: where smooth-L1 turns from square to linear.
+        beta: error at which smooth-L1 changes from square to linear.
     """
     match loss:
         case "smooth_l1":
@@ -37,15 +37,14 @@ def token_losses(prediction_BMV: Tensor, target_BMV: Tensor, *, loss: str, beta:
             return 1 - functional.cosine_similarity(prediction_BMV, target_BMV, dim=-1)
         case "norm_mse":
             return 2 - 2 * functional.cosine_similarity(prediction_BMV, target_BMV, dim=-1)
-    raise AssertionError(f"ObjectiveConfig admits no loss {loss!r}")
+    raise AssertionError(f"ObjectiveConfig allows no loss {loss!r}")
 
 
 def variance_hinge(x_BNV: Tensor, *, floor: float) -> Tensor:
-    """Returns how far the std of each value over the tokens of a crop lies below `floor`, mean over values: [B].
+    """Returns max(0, floor - std over a crop's tokens), averaged over the values: [B].
 
-    The variance term of VICReg (arXiv 2105.04906, eq. 1: gamma = floor), with one difference: the std is taken over the
-    tokens of one crop, not over a batch. So a crop's loss does not depend on which others share its micro-batch or
-    rank; and a crop whose tokens are all alike is punished even where crops differ.
+    It is the variance term of VICReg (arXiv 2105.04906, eq. 1: gamma = floor), but per crop instead of per batch. So a
+    crop's loss does not depend on the rest of its micro-batch, and equal tokens in a crop cost even if crops differ.
     """
     std_BV = (x_BNV.var(1, correction=0) + _VARIANCE_EPSILON).sqrt()
     return functional.relu(floor - std_BV).mean(-1)

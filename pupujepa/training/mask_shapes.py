@@ -1,22 +1,22 @@
-"""Shapes of structured masks: rectangles, or time spans and whole bands, laid over the grid until enough is covered.
+"""Shapes of structured masks: rectangles, or time spans and bands, laid until enough is covered.
 
-The rules are those of the released masking code, to the letter on its grid of 256 x 8 patches:
+The rules are exactly those of the released masking code on its grid of 256 x 8 patches:
 
-- blocks: area uniform over 1-5 % of the grid; aspect (steps over bands) uniform over 2-5 or, as often, over 0.2-0.5.
+- blocks: area uniform over 1-5 % of the grid; aspect (steps over bands) uniform over 2-5 or, equally often, 0.2-0.5.
 - stripes: with P = steps / (steps + bands) a span of 1-40 steps over all bands, else one band over all time.
-- A shape asks for no more patches than are lacking, lies inside the grid, anywhere with equal chance, and may overlap
-  earlier ones. The first that would nevertheless cover more than is lacking ends the laying, as do 150 shapes.
+- A shape requests at most the missing number of patches. Its place is uniform inside the grid and may overlap earlier
+  shapes. The first shape that would still cover too many ends the mask, and so do 150 shapes.
 
-What follows from "inside the grid" is easily missed: few places reach an edge. The first and the last step are covered
-by 24 % of block masks and 18 % of stripe masks, the middle ones by over 80 %; blocks cover the outer bands in 66 %, the
-middle ones in 89 %. On a `torus` (ours) a shape may start anywhere and goes on at the opposite edge, and spans and
-bands are drawn alike (P = 1/2). Then nothing tells one patch from another, so each is covered equally often, exactly.
+Because shapes stay inside the grid, few reach an edge. The first and the last step are covered by 24 % of block masks
+and 18 % of stripe masks, the middle steps by over 80 %; blocks cover the outer bands in 66 %, the middle ones in 89 %.
+On a `torus` (ours) a shape may start anywhere and continues at the opposite edge, and spans and bands are equally
+likely (P = 1/2). All patches are then equivalent by symmetry, so each is covered equally often.
 
-Ours too, where the release fails or degenerates: spans scale with a grid that is not 256 steps long, and no band is
-drawn where one alone exceeds the limit.
+Also ours, where the release fails or degenerates: spans scale with a grid that is not 256 steps long, and no band is
+drawn if one alone exceeds the limit.
 
-A set of patches is a Python integer with bit `step * bands + band`, for the rules are sequential and the grid small: a
-rectangle, a union and a count together take a fifth of a microsecond, less than any single call of numpy.
+A set of patches is a Python integer with bit `step * bands + band`, because the rules are sequential and the grid is
+small. A rectangle, a union and a count take a fifth of a microsecond, less than any single call of numpy.
 """
 
 import math
@@ -34,7 +34,7 @@ LONGEST_SPAN_STEPS, RELEASED_STEPS = 40, 256
 
 
 class Grid(NamedTuple):
-    """Patches along time and frequency. torus: what leaves at one edge comes in at the opposite one."""
+    """Patches along time and frequency; on a torus, shapes continue at the opposite edge."""
 
     steps: int
     bands: int
@@ -42,19 +42,19 @@ class Grid(NamedTuple):
 
     @property
     def slack(self) -> int:
-        """Returns how many places each patch of a shape's length beyond the first takes from it along an axis."""
+        """1 if a shape's length limits its places along an axis, 0 on a torus."""
         return 0 if self.torus else 1
 
 
-# steps [top, bottom) of bands [left, right); an end beyond the axis goes on at its beginning
+# steps [top, bottom) of bands [left, right); an end beyond the axis wraps around
 Rectangle = tuple[int, int, int, int]
 Shrink = Callable[[int, int], Rectangle]
 
 
 def blocks(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool_]:
-    """Returns which patches [steps * bands] are covered by rectangles: at most `limit`."""
+    """Returns a mask [steps * bands] of the patches that rectangles cover, at most `limit`."""
     steps, bands, slack = grid.steps, grid.bands, grid.slack
-    tall, aspect, area, down, across = rng.random((5, MAX_SHAPES))
+    tall, aspect, area, down, across = rng.random((5, MAX_SHAPES))  # all at once: one call a shape would be slow
     stretch = np.sqrt(np.where(tall < 0.5, _scaled(aspect, TALL_ASPECT), _scaled(aspect, WIDE_ASPECT)))
     size = _scaled(area, BLOCK_AREA) * (steps * bands)
     side = np.sqrt(size)
@@ -64,7 +64,7 @@ def blocks(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool_
     left = (across * (bands - slack * (width - 1))).astype(np.int64)
     stretches, downs, acrosses = stretch.tolist(), down.tolist(), across.tolist()
 
-    # a quarter of all shapes shrink, so this is written for speed: `or 1` is a maximum
+    # a quarter of all shapes shrink, so speed matters: `or 1` is a maximum
     def shrink(number: int, lacking: int) -> Rectangle:
         short_side, its_stretch = math.sqrt(lacking), stretches[number]
         height, width = int(short_side * its_stretch) or 1, int(short_side / its_stretch) or 1
@@ -77,7 +77,7 @@ def blocks(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool_
 
 
 def stripes(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool_]:
-    """Returns which patches [steps * bands] are covered by time spans and whole bands: at most `limit`."""
+    """Returns a mask [steps * bands] of the patches that time spans and bands cover, at most `limit`."""
     steps, bands, slack = grid.steps, grid.bands, grid.slack
     along_time, length, down, across = rng.random((4, MAX_SHAPES))
     share_of_spans = 1.0 if steps > limit else 0.5 if grid.torus else steps / (steps + bands)
@@ -87,7 +87,7 @@ def stripes(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool
     width = np.where(is_span, bands, 1)
     top = np.where(is_span, (down * (steps - slack * (height - 1))).astype(np.int64), 0)
     left = np.where(is_span, 0, (across * bands).astype(np.int64))
-    # a band is never narrower than it is, however few patches are lacking
+    # a band cannot shrink, so it requests 0 and is checked by its cover only
     size = np.where(is_span, height * bands, 0)
     downs = down.tolist()
 
@@ -100,7 +100,7 @@ def stripes(rng: np.random.Generator, grid: Grid, limit: int) -> NDArray[np.bool
 
 
 class _Shapes(NamedTuple):
-    """What is laid in turn [MAX_SHAPES]: the patches each asks for, and its rectangle if no fewer are lacking."""
+    """Shapes in order, arrays [MAX_SHAPES]: the requested patches, and the full-size rectangle."""
 
     size: NDArray[np.float64] | NDArray[np.int64]
     top: NDArray[np.int64]
@@ -115,7 +115,7 @@ def _lay(shapes: _Shapes, shrink: Shrink, grid: Grid, limit: int) -> NDArray[np.
     for number, (size, top, bottom, left, right) in enumerate(zip(*[a.tolist() for a in shapes])):
         if size > lacking:
             top, bottom, left, right = shrink(number, lacking)
-        union = covered | (rows[top] ^ rows[bottom]) & (columns[left] ^ columns[right])
+        union = covered | (rows[top] ^ rows[bottom]) & (columns[left] ^ columns[right])  # & binds tighter than |
         would_lack = limit - union.bit_count()
         if would_lack < 0:
             break
@@ -129,8 +129,8 @@ def _lay(shapes: _Shapes, shrink: Shrink, grid: Grid, limit: int) -> NDArray[np.
 def _edges(steps: int, bands: int) -> tuple[Sequence[int], Sequence[int]]:
     """Returns two lists of sets: the patches of the first x steps, and of the first x bands.
 
-    `rows[top] ^ rows[bottom]` are then the steps [top, bottom). Beyond the end of the axis the lists go on with
-    complements, so that the same expression holds for what goes on at its beginning.
+    `rows[top] ^ rows[bottom]` are then the steps [top, bottom). Beyond the end of the axis the lists continue with
+    complements, so that the same expression holds for shapes that wrap around.
     """
     everything = (1 << steps * bands) - 1
     of_each_step = everything // ((1 << bands) - 1)

@@ -1,20 +1,19 @@
-"""Masks: which patches the student sees and which the predictor must fill in.
+"""Masks: the patches that the student sees, and those that the predictor must fill in.
 
-Every mask is a pure function of a generator and the run's progress, and has the same number of context and target
-patches, so tensor shapes never change. Upstream's vocabulary: H is the time axis, W the frequency axis.
+A mask is a pure function of a generator and the run's progress. All have the same number of context and target
+patches, so tensor shapes are constant. Upstream's vocabulary: H is the time axis, W the frequency axis.
 
 - random: uniform patches.
 - block: rectangles of 1-5 % of the grid, half of them long in time (aspect 2-5), half long in frequency (0.2-0.5).
 - time_frequency: with P = H / (H + W) a span of 1-40 time steps over all bands, else one band over all time. On a
-  grid of 256 x 8 that is time masking in practice: only half the masks hold any band.
+  grid of 256 x 8 this is mostly time masking: only half of the masks hold any band.
 
-Shapes are laid by the released rules, which `mask_shapes` states together with what they do to the edges of the grid;
-what they leave open is drawn among the patches not yet covered. The release keeps 409 patches of 2048 in random masks
-and 410 in the others; here it is 410 in all. `balanced` is ours: shapes on a torus, so that block and time_frequency
-hide every patch equally often, as random does without it.
+`mask_shapes` explains the rules of the shapes and their effect at the edges of the grid; the missing patches are drawn
+at random. The release keeps 409 patches of 2048 in random masks and 410 in the others; here all keep 410. `balanced` is
+ours: shapes on a torus, so that block and time_frequency hide every patch equally often, as random always does.
 
-The strategies' probabilities move over the run from one strategy alone to the configured weights. The release starts
-with random and moves linearly; starting with block and moving early is the curriculum of A-JEPA.
+The strategies' probabilities move over the run from a single strategy to the configured weights. The release starts
+with random and moves linearly; A-JEPA's curriculum starts with block and moves early.
 """
 
 import math
@@ -34,16 +33,16 @@ CURVES = ("linear", "root")
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How much is masked, and by which strategy.
+    """Mask ratio and strategies.
 
     ratio: share of the patches that the student does not see.
     random, block, time_frequency: weights of the strategies after the warm-up; they are normalised.
-    balanced: lay blocks, spans and bands on a torus, spans and bands alike, so that no patch is hidden more often.
-    warmup_start, warmup_end: fractions of the run; `warmup_from` alone before, a move to the weights between.
-    warmup_from: the strategy that a run starts with.
-    warmup_curve: linear, or root: the square root of the way, so that most of the move comes early.
-    per_sample: draw the strategy for each sample rather than for each global batch.
-    target_fraction: share of the masked patches that are predicted; fewer cost less.
+    balanced: lay shapes on a torus, with spans and bands equally likely, so that all patches are hidden equally often.
+    warmup_start, warmup_end: fractions of the run: `warmup_from` alone before, the configured weights after.
+    warmup_from: the strategy at the start of a run.
+    warmup_curve: "linear", or "root", the square root of the progress, which moves early.
+    per_sample: draw the strategy per sample instead of per global batch.
+    target_fraction: share of the masked patches to predict; fewer cost less.
 
     Raises:
         UserError: a share, a weight or a fraction out of its range, or an unknown name.
@@ -63,7 +62,7 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise UserError(f"mask ratio={self.ratio} must lie between 0 and 1: both context and targets are needed")
+            raise UserError(f"mask ratio={self.ratio} must be between 0 and 1: both context and targets are needed")
         if min(self.random, self.block, self.time_frequency) < 0 or self.random + self.block + self.time_frequency <= 0:
             raise UserError(
                 "the weights random, block and time_frequency must not be negative, and one must be positive"
@@ -76,11 +75,11 @@ class MaskConfig:
         require_known("warmup_from", self.warmup_from, STRATEGIES)
         require_known("warmup_curve", self.warmup_curve, CURVES)
         if not 0 < self.target_fraction <= 1:
-            raise UserError(f"target_fraction={self.target_fraction} must lie in (0, 1]")
+            raise UserError(f"target_fraction={self.target_fraction} must be in (0, 1]")
 
 
 class Mask(NamedTuple):
-    """Token indices (step * bands + band), ascending, context [K] and target [M], and the index in STRATEGIES."""
+    """Ascending token indices of context [K] and target [M], and the index in STRATEGIES."""
 
     context: NDArray[np.int64]
     target: NDArray[np.int64]
@@ -88,18 +87,18 @@ class Mask(NamedTuple):
 
 
 def num_context(config: MaskConfig, num_patches: int) -> int:
-    """Returns how many patches the student sees, e.g. 410 of 2048, and at least one.
+    """Returns the number of patches that the student sees, e.g. 410 of 2048; at least one.
 
     Raises:
         UserError: the grid has fewer than two patches.
     """
     if num_patches < 2:
         raise UserError(f"a grid of {num_patches} patches cannot hold both context and targets")
-    return min(max(round(num_patches * (1 - config.ratio)), 1), num_patches - 1)
+    return min(max(round(num_patches * (1 - config.ratio)), 1), num_patches - 1)  # at least one target, too
 
 
 def num_targets(config: MaskConfig, num_patches: int) -> int:
-    """Returns how many patches are predicted, at least one."""
+    """Returns the number of patches to predict, at least one."""
     return max(round(config.target_fraction * (num_patches - num_context(config, num_patches))), 1)
 
 
@@ -121,6 +120,7 @@ def strategy_probabilities(progress: float, config: MaskConfig) -> NDArray[np.fl
 def draw_strategy(rng: np.random.Generator, config: MaskConfig, *, progress: float) -> int:
     """Returns an index into STRATEGIES."""
     cumulative = np.cumsum(strategy_probabilities(progress, config))
+    # rounding can leave the last sum next to 1, hence the factor, and round the product up to it, hence the minimum
     return min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), TIME_FREQUENCY)
 
 
@@ -136,8 +136,8 @@ def draw_mask(
     """Draws a mask over a grid of steps x bands.
 
     Args:
-        progress: in [0, 1] of the run, for the strategy's warm-up.
-        strategy: set by a caller that draws one per batch; None draws it here.
+        progress: of the run, in [0, 1], for the strategy's warm-up.
+        strategy: from a caller that draws one per batch; None draws it here.
 
     Returns:
         `num_context` context and `num_targets` target indices, disjoint, each in ascending order.
@@ -153,7 +153,7 @@ def draw_mask(
         masked = stripes(rng, grid, num_masked)
     else:
         masked = np.zeros(num_patches, dtype=bool)
-    lacking = num_masked - int(np.count_nonzero(masked))
+    lacking = num_masked - int(np.count_nonzero(masked))  # shapes never cover too many
     if lacking:
         free = np.flatnonzero(~masked)
         masked[free[rng.choice(len(free), lacking, replace=False, shuffle=False)]] = True

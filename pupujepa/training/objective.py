@@ -1,15 +1,13 @@
-"""The training step: predict the teacher's view of masked patches from the student's view of the visible ones.
+"""Training step: predict the teacher's output at masked patches from the student's at visible ones.
 
 The released target follows M2D: the teacher runs on the masked patches only, with the rotary angles of their original
-positions, on the shared patch embedding without gradient. Shapes are fixed by the batch, nothing waits for the
-device, and bf16 runs by autocast *inside* forward over float32 parameters, so the module behaves alike in a notebook
-and under an engine.
+positions, on the shared patch embedding without gradient. The batch fixes all shapes, and nothing waits for the device.
+bf16 is autocast *inside* forward over float32 parameters, so the module behaves equally in a notebook and in an engine.
 
-Two variants are other methods than the released one. With target="full_grid" the teacher sees the whole crop and the
-masked positions are read from its output, as in I-JEPA (arXiv 2301.08243) and A-JEPA: targets know their surroundings,
-and the teacher costs a pass over all patches. With kind="mae" the predictor reconstructs the patch itself, as AudioMAE
-(arXiv 2207.06405) does: no teacher runs in the step. Its average of the student is still kept by the trainer, so that
-teacher and student can be probed alike in every run.
+Two variants are other methods. With target="full_grid" the teacher sees the whole crop, and targets are its outputs at
+masked positions, as in I-JEPA (arXiv 2301.08243) and A-JEPA: targets depend on their surroundings, and the teacher
+runs on all patches. With kind="mae" the predictor reconstructs the patch itself, as in AudioMAE (arXiv 2207.06405), and
+no teacher runs in the step. The trainer still averages the student, so that teacher and student can both be probed.
 
 Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width, V values per target
 token: D for "jepa", those of a patch for "mae".
@@ -35,20 +33,20 @@ STUDENT, PREDICTION = VARIANCE_OF = ("student", "prediction")
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is predicted and how a miss is measured. None of it is published; smooth-L1 at beta 1 is our `paper` recipe.
+    """Targets and loss. None of it is published; smooth-L1 at beta 1 is our `paper` recipe.
 
     kind: "jepa" predicts the teacher's features; "mae" the patch itself (AudioMAE, which uses loss=mse).
     target: "masked", the teacher sees the masked patches only (M2D, released); "full_grid", it sees the whole crop.
     loss, beta: see losses.py.
-    target_layers: 1 takes the teacher's normed output; k > 1 the mean of its last k blocks' outputs, each normed
+    target_layers: 1 uses the teacher's normed output; k > 1 the mean of its last k blocks' outputs, each normed
         without affine parameters (data2vec).
-    standardise: normalise each target token to zero mean and unit variance over its values; for "mae" these are the
-        per-patch normalised pixels of MAE.
-    variance_weight: of a hinge on the std of the `variance_of`, "student" (its output at the context) or "prediction",
-        below `variance_floor`; added to the loss. 0 leaves it out.
+    standardise: normalise each target token to zero mean and unit variance over its values; for "mae" these are MAE's
+        per-patch normalised pixels.
+    variance_weight: weight of a hinge on the std of `variance_of` below `variance_floor`; 0 disables it.
+    variance_of: "student", its output at the context, or "prediction".
 
     Raises:
-        UserError: an unknown name, a number out of its range, or a choice that kind="mae" gives no meaning.
+        UserError: an unknown name, a number out of its range, or a choice that kind="mae" does not support.
     """
 
     loss: str = "smooth_l1"
@@ -70,7 +68,7 @@ class ObjectiveConfig:
         ):
             require_known(name, getattr(self, name), known)
         if not self.beta > 0:
-            raise UserError(f"beta={self.beta} must be positive: it is where smooth-L1 turns from square to linear")
+            raise UserError(f"beta={self.beta} must be positive: there smooth-L1 changes from square to linear")
         if self.target_layers < 1:
             raise UserError(f"target_layers={self.target_layers} must be at least 1")
         if self.variance_weight < 0 or not self.variance_floor > 0:
@@ -83,19 +81,18 @@ class ObjectiveConfig:
 
 
 class TrainingStep(nn.Module):
-    """Computes the loss of a masked batch.
+    """A module that computes the loss of a masked batch.
 
-    `patch_embed`, `student` and `predictor` are submodules under their released names. The teacher is not: it has no
-    gradient, so an engine that shards, casts or clips "the parameters of the module" must not find it. It is held in a
-    tuple, which nn.Module does not look into; therefore `.to()` and `.state_dict()` do not reach it either, and whoever
-    owns the run moves and saves `step.teacher`.
+    `patch_embed`, `student` and `predictor` are submodules under their released names. The teacher is not: an engine
+    must not shard, cast or clip it with "the parameters of the module". nn.Module does not search tuples, so `.to()`
+    and `.state_dict()` do not reach it either, and the owner of the run moves and saves `step.teacher`.
 
     Args:
         autocast_dtype: torch.bfloat16, or None to compute in the parameters' dtype.
         activation_checkpointing: recompute the blocks of student and predictor in the backward pass.
 
     Raises:
-        UserError: the model is not made for the objective, or float16.
+        UserError: the objective does not fit the model, or float16.
     """
 
     def __init__(
@@ -118,7 +115,7 @@ class TrainingStep(nn.Module):
         self.predictor = model.predictor
         self.student.activation_checkpointing = activation_checkpointing
         self.predictor.activation_checkpointing = activation_checkpointing
-        self._outside_parameters = (model.teacher,)
+        self._outside_parameters = (model.teacher,)  # nn.Module does not register the content of a tuple
 
     @property
     def teacher(self) -> Transformer:
@@ -126,12 +123,12 @@ class TrainingStep(nn.Module):
         return self._outside_parameters[0]
 
     def forward(self, mel_BTF: Tensor, context_BK: Tensor, target_BM: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the scalar loss and detached tensors to look at.
+        """Returns the scalar loss and detached tensors for logging.
 
         Args:
             mel_BTF: normalised log-mel [B, T, F], float32.
-            context_BK: token indices the student sees, [B, K], int64.
-            target_BM: token indices to predict, [B, M], int64, disjoint from the context.
+            context_BK: int64 token indices that the student sees.
+            target_BM: int64 token indices to predict, disjoint from the context.
 
         Returns:
             The loss, and {"prediction_BMD", "target_BMD", "per_sample_loss_B"}, all float32; for "mae" the first two
@@ -149,8 +146,9 @@ class TrainingStep(nn.Module):
             if self.objective.kind == MAE:
                 target_BMV = self.patches(mel_BTF, target_BM)
             else:
+                # detached: the patch embedding must not learn to make targets easy
                 target_BMV = self.targets(tokens_BND.detach(), target_BM, rotation)
-        with torch.autocast(mel_BTF.device.type, enabled=False):
+        with torch.autocast(mel_BTF.device.type, enabled=False):  # losses in float32, under an outer autocast too
             prediction_BMV = prediction_BMV.float()
             loss_B = self.losses(prediction_BMV, target_BMV, context_BKD)
         aux = {
@@ -162,7 +160,7 @@ class TrainingStep(nn.Module):
 
     @torch.no_grad()
     def targets(self, tokens_BND: Tensor, target_BM: Tensor, rotation: Rotation | None) -> Tensor:
-        """Returns what the teacher makes of the target patches, standardised if so configured: [B, M, D], float32.
+        """Returns the teacher's outputs at the target patches, standardised if configured: [B, M, D].
 
         Args:
             tokens_BND: of the whole grid, without gradient.
@@ -177,17 +175,17 @@ class TrainingStep(nn.Module):
         if len(outputs) == 1:
             target_BMD = outputs[0].float()
         else:
-            target_BMD = torch.stack([standardise(output) for output in outputs]).mean(0)
+            target_BMD = torch.stack([standardise(output) for output in outputs]).mean(0)  # so layers weigh equally
         return standardise(target_BMD) if self.objective.standardise else target_BMD
 
     @torch.no_grad()
     def patches(self, mel_BTF: Tensor, target_BM: Tensor) -> Tensor:
-        """Returns the values of the target patches, standardised if so configured: [B, M, V], float32."""
+        """Returns the values of the target patches, standardised if configured: [B, M, V], float32."""
         target_BMV = gather_tokens(patch_values(mel_BTF.float(), self.config), target_BM)
         return standardise(target_BMV) if self.objective.standardise else target_BMV
 
     def losses(self, prediction_BMV: Tensor, target_BMV: Tensor, context_BKD: Tensor) -> Tensor:
-        """Returns the loss of each crop [B], with the variance hinge if there is one."""
+        """Returns the loss of each crop [B], with the variance hinge if configured."""
         objective = self.objective
         loss_B = token_losses(prediction_BMV, target_BMV, loss=objective.loss, beta=objective.beta).mean(1)
         if not objective.variance_weight:
@@ -196,14 +194,14 @@ class TrainingStep(nn.Module):
         return loss_B + objective.variance_weight * variance_hinge(regularised, floor=objective.variance_floor)
 
     def _teach(self, x_BND: Tensor, rotation: Rotation | None) -> list[Tensor]:
-        """Runs the teacher: its normed output, or the outputs of its last blocks."""
+        """Returns the teacher's normed output, or the outputs of its last blocks."""
         if self.objective.target_layers == 1:
             return [self.teacher(x_BND, rotation)]
         return self.teacher.top_outputs(x_BND, rotation, top=self.objective.target_layers)
 
 
 def check_objective(objective: ObjectiveConfig, config: ModelConfig) -> None:
-    """Raises UserError unless the model can be trained by the objective."""
+    """Raises UserError unless the objective fits the model."""
     if objective.target_layers > config.depth:
         raise UserError(
             f"objective.target_layers={objective.target_layers} exceeds the teacher's {config.depth} blocks "
@@ -211,29 +209,29 @@ def check_objective(objective: ObjectiveConfig, config: ModelConfig) -> None:
         )
     if objective.kind != config.predictor_objective:
         raise UserError(
-            f"objective.kind={objective.kind} does not fit model.predictor_objective={config.predictor_objective}, so "
-            f"the predictor gives {config.predictor_outputs} numbers per token, which are no such target; "
-            f"set objective.kind alone, the model follows it"
+            f"objective.kind={objective.kind} does not fit model.predictor_objective={config.predictor_objective}, "
+            f"whose predictor has {config.predictor_outputs} outputs per token; set objective.kind alone, the model "
+            f"follows it"
         )
 
 
 def _check_mae(objective: ObjectiveConfig) -> None:
     if objective.target_layers != 1 or objective.target != MASKED:
         raise UserError(
-            f"kind=mae reconstructs patches and asks no teacher, so target_layers={objective.target_layers} and "
-            f"target={objective.target} mean nothing; leave them at 1 and {MASKED}, or use kind=jepa"
+            f"kind=mae asks no teacher, so target_layers={objective.target_layers} and target={objective.target} have "
+            f"no effect; leave them at 1 and {MASKED}, or use kind=jepa"
         )
     if objective.variance_of == PREDICTION:
         raise UserError(
-            "kind=mae predicts patches, whose variance is the music's own, so variance_of=prediction makes no sense; "
-            "use variance_of=student"
+            "kind=mae predicts patches, whose variance is that of the music, so variance_of=prediction is "
+            "meaningless; use variance_of=student"
         )
 
 
 def teacher_pairs(model: PupuJEPA | TrainingStep) -> list[tuple[str, Tensor, Tensor]]:
     """Returns (name, teacher parameter, student parameter) in one order, for the EMA update.
 
-    Names are those inside the stack, such as `blocks.0.attn.qkv.weight`; both of a pair have one shape [...].
+    Names are relative to the stack, such as `blocks.0.attn.qkv.weight`; the parameters of a pair have one shape [...].
     """
     students: Mapping[str, Tensor] = dict(model.student.named_parameters())
     return [(name, parameter, students[name]) for name, parameter in model.teacher.named_parameters()]

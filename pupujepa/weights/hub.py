@@ -1,8 +1,8 @@
-"""Weights from the Hugging Face hub, by a pinned revision: `owner/repository[/folder][@revision]`.
+"""Weights from the Hugging Face hub: `owner/repository[/folder][@revision]`.
 
-All files come from one commit. A branch or a tag, and no revision at all, is resolved to the commit it points at now,
-and the log gives the id that will read the same bytes next year. huggingface_hub is an optional extra; its cache, its
-token and its offline mode (HF_HUB_OFFLINE=1) work as everywhere.
+All files come from one commit. A branch, a tag or a missing revision is resolved to its current commit, and the log
+gives the id that pins it. huggingface_hub is an optional extra; its cache, token and offline mode (HF_HUB_OFFLINE=1)
+work as usual.
 """
 
 import logging
@@ -33,10 +33,10 @@ class HubId:
 
 
 def parse_hub_id(text: str, *, revision: str | None = None) -> HubId | None:
-    """Returns the parts of a hub id, or None if the text is none.
+    """Returns the parts of a hub id, or None if the text is not one.
 
     Raises:
-        WeightsError: two different revisions, one in the id and one beside it.
+        WeightsError: the id and `revision` differ.
     """
     match = _HUB_ID.fullmatch(text)
     if not match:
@@ -48,22 +48,23 @@ def parse_hub_id(text: str, *, revision: str | None = None) -> HubId | None:
 
 
 def download(hub_id: HubId) -> Path:
-    """Brings the description and the weights of one commit into huggingface_hub's cache and returns their folder.
+    """Downloads the description and the weights of one commit; returns their cached folder.
 
     Raises:
-        WeightsError: huggingface_hub is not installed, the hub refuses or cannot be reached and the files are not in
-            the cache, or the repository has no such folder of weights; those it has are listed.
+        WeightsError: huggingface_hub is not installed, the hub gives no files and the cache has none, or the repository
+            has no such folder of weights; the message lists those it has.
     """
     prefix = f"{hub_id.folder}/" if hub_id.folder else ""
     names = (ARGS_NAME, WEIGHTS_NAME, f"checkpoint/*/{WEIGHTS_NAME}")
     root = _snapshot(hub_id, [prefix + name for name in names])
     if not (root / hub_id.folder / ARGS_NAME).is_file():
-        whole = _snapshot(hub_id, [f"*{ARGS_NAME}"])
+        whole = _snapshot(hub_id, [f"*{ARGS_NAME}"])  # small files, to list the folders that exist
         found = sorted(str(path.parent.relative_to(whole)) for path in whole.rglob(ARGS_NAME))
         raise WeightsError(
-            f"{hub_id} holds no {ARGS_NAME}, so no weights; its folders that hold one: {', '.join(found) or 'none'}"
+            f"{hub_id} holds no {ARGS_NAME}, so it has no weights; its folders that hold one: "
+            f"{', '.join(found) or 'none'}"
         )
-    commit = root.name
+    commit = root.name  # huggingface_hub names a snapshot's folder by its commit
     if hub_id.revision != commit:
         pinned = HubId(hub_id.repository, hub_id.folder, commit)
         logger.warning("%s can move; load %s to get the same weights again", hub_id, pinned)
@@ -85,5 +86,5 @@ def _snapshot(hub_id: HubId, patterns: Sequence[str]) -> Path:
         raise WeightsError(
             f"there is no folder {hub_id.repository}, and the hub does not give {hub_id} either: {error}"
         ) from error
-    assert _COMMIT.fullmatch(root.name), f"{root} is no snapshot of a commit"
+    assert _COMMIT.fullmatch(root.name), f"{root} is not a snapshot of a commit"
     return root

@@ -1,9 +1,8 @@
-"""args.json of a release: the description of a model that lies beside its weights, read and written.
+"""args.json of a release: the description of a model beside its weights, read and written.
 
-The released files are not quite JSON (trailing commas) and not quite true (qk_norm, for which there are no weights).
-Where a description and the tensors disagree about something that the tensors decide, the tensors are believed and the
-log says so. Fields of ours that the released files lack (mel_mean, mel_std, magnitude_epsilon, floor, rope, ...) are
-optional when reading.
+The released files have trailing commas, which is not JSON, and claim a qk_norm that has no weights. If description and
+tensors disagree about the architecture, the tensors win, with a warning. Our additional fields (mel_mean, mel_std,
+magnitude_epsilon, floor, rope, ...) are optional when reading.
 """
 
 import json
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 ARGS_NAME = "args.json"
 WEIGHTS_NAME = "model.safetensors"
 _DEFAULT_PREDICTOR_HEADS = 16
-# string literals are matched first, so that a comma inside one is never taken for a trailing one
+# matches string literals first, so that a comma inside one never counts as trailing
 _TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
 _ONLY_IMPLEMENTED = (
     ("model", "norm_layer", "layer"),
@@ -36,7 +35,7 @@ _ONLY_IMPLEMENTED = (
     ("preprocess", "normalize", True),
     ("preprocess", "flip_ft", True),
 )
-# fields of ModelConfig that the release has under other names, or in another section
+# fields of ModelConfig with other names in the release, or in another section
 _RENAMED = frozenset(
     {
         "crop_frames",
@@ -63,10 +62,10 @@ def read_args(path: Path) -> dict[str, Any]:
     """Reads args.json, whose released form has trailing commas.
 
     Raises:
-        WeightsError: a missing file, something else than JSON, or a section that is missing.
+        WeightsError: a missing file, invalid JSON, or a missing section.
     """
     if not path.is_file():
-        raise WeightsError(f"{path} is missing; it says how the weights beside it are wired, so keep the two together")
+        raise WeightsError(f"{path} is missing; it describes the weights beside it, so keep the two together")
     try:
         args = json.loads(_TRAILING_COMMA.sub(lambda match: match[1] or "", path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -83,14 +82,14 @@ def described_model(
     """Returns the architecture and the front end of a release.
 
     Args:
-        args: what `read_args` returned.
-        tensors: the weights, shape [...] by name, which decide where they can.
-        origin: what messages call the description.
+        args: from `read_args`.
+        tensors: the weights, shape [...] by name; they override the description.
+        origin: name of the description in messages.
 
     Raises:
         WeightsError: a missing or malformed field, or an architecture that is not implemented.
     """
-    # our own variants say which MLP they have; of anybody else's we know the released one only
+    # our own descriptions name their MLP; any other must have the released one
     known_mlp = () if "mlp" in args["model"] else (("model", "use_swiglu", True),)
     for section, key, wanted in (*known_mlp, *_ONLY_IMPLEMENTED):
         if args[section].get(key, wanted) != wanted:
@@ -110,7 +109,7 @@ def described_model(
 
 
 def args_of(model: PupuJEPA, train: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the description of a model, the opposite of `described_model`: the released fields, and ours."""
+    """Returns the description of a model, ours and the released fields; inverts `described_model`."""
     config, frontend = model.config, model.frontend
     return {
         "preprocess": {
@@ -152,18 +151,18 @@ def args_of(model: PupuJEPA, train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same_names() -> list[str]:
-    """Returns the fields of ModelConfig that have their own name in the description; new ones join by themselves."""
+    """Returns the fields of ModelConfig with the same name in the description; new fields are included."""
     return [field.name for field in fields(ModelConfig) if field.name not in _RENAMED]
 
 
 def _tell_disagreements(model: Mapping[str, Any], tensors: Mapping[str, Tensor], *, origin: str) -> None:
-    """Logs, in one line, every field that the tensors contradict and decide."""
+    """Logs, in one line, every field that the tensors override."""
     found = {"qk_norm": _has_qk_norm(tensors), **_predictor_shape(tensors, origin=origin)}
     wrong = [
         f"{key} {model[key]!r} (they have {value!r})" for key, value in found.items() if model.get(key, value) != value
     ]
     if wrong:
-        logger.warning("%s: the weights are believed, not the description: %s", origin, ", ".join(wrong))
+        logger.warning("%s: the weights override the description: %s", origin, ", ".join(wrong))
 
 
 def _architecture(model: Mapping[str, Any], tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, Any]:
@@ -195,9 +194,7 @@ def _has_qk_norm(tensors: Mapping[str, Tensor]) -> bool:
 
 def _predictor_shape(tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, int]:
     if "predictor.proj_in.weight" not in tensors:
-        raise WeightsError(
-            f"{origin}: the weights beside it hold no predictor; this is not a complete PupuJEPA release"
-        )
+        raise WeightsError(f"{origin}: the weights have no predictor, so the release is incomplete; download it again")
     numbers = [int(m[1]) for name in tensors if (m := re.match(r"predictor\.blocks\.(\d+)\.", name))]
     return {
         "decoder_embed_dim": tensors["predictor.proj_in.weight"].shape[0],
@@ -224,6 +221,6 @@ def _described_frontend(preprocess: Mapping[str, Any]) -> FrontendConfig:
 
 def _whole(section: Mapping[str, Any], key: str) -> int:
     value = section[key]
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int):  # bool is a subclass of int
         raise TypeError(f"{key} is {value!r}, not a whole number")
     return value

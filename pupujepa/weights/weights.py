@@ -4,8 +4,8 @@
     pupujepaV2_25hz_large/checkpoint/step-0500000_loss-0.177000/model.safetensors      the newest step is read
     any/folder/args.json, any/folder/model.safetensors       flat layout
 
-The folder's own name is free: the release has it under two (pupujepaV2_25hz_* and pupum2dV2_25hz_*). Tensor names and
-shapes must match to the last one.
+The folder may have any name: the release uses two (pupujepaV2_25hz_* and pupum2dV2_25hz_*). All tensor names and shapes
+must match.
 """
 
 import json
@@ -47,13 +47,13 @@ def load(
         path_or_hub_id: a folder in one of the two layouts, a step's folder of a released one, or
             `owner/repository[/folder][@revision]` on the Hugging Face hub.
         device: "meta" checks the description and every name and shape without reading the weights.
-        revision: commit, tag or branch of a hub id that does not name one.
-        rope: "length_exact" or "clip_relative", as the release does; None takes what the description says, and
-            length_exact where, as in the released files, it says nothing. See rope.py.
+        revision: commit, tag or branch, if the hub id has none.
+        rope: "length_exact", or "clip_relative" as in the release (rope.py). None uses the description, and
+            length_exact if, as in the released files, the description has none.
 
     Raises:
         WeightsError: missing or unreadable files, an architecture that is not PupuJEPA's, or tensors that differ from
-            what args.json describes; the first differences are listed.
+            args.json; the message lists the first differences.
         UserError: a device that cannot be used here.
     """
     directory, weights_path = locate_weights(path_or_hub_id, revision)
@@ -66,6 +66,7 @@ def load(
     with torch.device("meta"):
         model = PupuJEPA(config, frontend=frontend)
     _check_tensors(model.state_dict(), tensors, origin=str(weights_path))
+    # assign, because a meta model has no memory to copy into
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model.eval()
 
@@ -73,21 +74,22 @@ def load(
 def save_release(
     model: PupuJEPA, config: ModelConfig, directory: str | Path, *, train: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes `args.json` and the weights, each file complete or absent; `load` is the exact opposite, bit for bit.
+    """Writes `args.json` and the weights, each file atomically; the inverse of `load`, bit for bit.
 
     Args:
-        config: of the model, as a check against writing the description of another one.
-        train: what the run wants to record about itself under "train".
+        config: of the model, as a check against a wrong description.
+        train: the run's own record, stored under "train".
 
     Returns:
         The path of the safetensors file, in the flat layout.
 
     Raises:
-        WeightsError: another model's description.
+        WeightsError: `config` is not the model's.
     """
     if config != model.config:
         raise WeightsError(f"the model was built with {model.config}, not with {config}; pass the model's own config")
     directory = Path(directory)
+    # safetensors refuses tensors that share memory or are not contiguous
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_file(directory / WEIGHTS_NAME) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
@@ -100,7 +102,7 @@ def find_weights(directory: Path) -> Path:
     """Returns the safetensors file of a weights folder: the flat one, or that of the newest step.
 
     Raises:
-        WeightsError: there is none; folders inside it that hold a model are listed.
+        WeightsError: it has none; the message lists its folders that hold a model.
     """
     if (directory / WEIGHTS_NAME).is_file():
         return directory / WEIGHTS_NAME
@@ -121,18 +123,18 @@ def find_weights(directory: Path) -> Path:
 
 
 def locate_weights(path_or_hub_id: str | Path, revision: str | None = None) -> tuple[Path, Path]:
-    """Returns the folder of args.json and the path of the weights, which are downloaded when they lie on the hub.
+    """Returns the folder of args.json and the path of the weights; downloads those of a hub id.
 
     Raises:
-        WeightsError: neither a folder with weights nor an id of the hub.
+        WeightsError: neither a folder of weights nor a hub id.
     """
     path = Path(path_or_hub_id).expanduser()
     if not path.is_dir():
         directory = _downloaded(path_or_hub_id, revision)
     elif revision is not None:
-        raise WeightsError(f"{path} is a folder, which has no revision={revision!r}; leave it out")
+        raise WeightsError(f"{path} is a folder, which has no revision={revision!r}; omit the revision")
     elif _STEP_FOLDER.match(path.name) and path.resolve().parent.name == _CHECKPOINT:
-        return path.resolve().parents[1], find_weights(path)
+        return path.resolve().parents[1], find_weights(path)  # a step's args.json is two levels above
     else:
         directory = path
     return directory, find_weights(directory)
@@ -144,7 +146,8 @@ def _downloaded(path_or_hub_id: str | Path, revision: str | None) -> Path:
     # `runs/demo` beside an existing `runs` is a misspelt folder, not a repository to ask the network for
     if hub_id is None or Path(text.split("/")[0]).exists():
         raise WeightsError(
-            f"{text} is no folder; give a folder with {ARGS_NAME}, or owner/repository[/folder][@revision] of the hub"
+            f"{text} is not a folder; give a folder with {ARGS_NAME}, or owner/repository[/folder][@revision] of the "
+            f"hub"
         )
     return download(hub_id)
 
@@ -153,11 +156,11 @@ def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     try:
         return _header_only(path) if device.type == "meta" else load_file(path, device=str(device))
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); it is probably cut short, so copy it again") from error
+        raise WeightsError(f"{path} cannot be read ({error}); it is probably truncated, so copy it again") from error
 
 
 def _header_only(path: Path) -> dict[str, Tensor]:
-    """Returns tensors without memory, whose names, shapes and types are the file's."""
+    """Returns meta tensors with the names, shapes and dtypes of a file."""
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         return {

@@ -1,4 +1,4 @@
-"""The demo's prediction of its own length: two rates of this machine scale the phases of a reference run."""
+"""The demo's predicted duration: two rates of this machine scale the phases of a reference run."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.distributed.launch import environment
 
 @pytest.fixture
 def finished(tmp_path):
-    """What a finished demo leaves for the reference."""
+    """Writes the files of a finished demo that the reference needs."""
     (tmp_path / "calibration.json").write_text('{"crops_per_s": 80.0, "loops_per_s": 200.0, "precision": "fp32"}')
     (tmp_path / "phases.json").write_text('{"render": 60.0, "train": 160.0, "report": 8.0}')
     (tmp_path / "summary.json").write_text("{}")
@@ -20,22 +20,22 @@ def finished(tmp_path):
 
 
 def test_phases_scale_with_the_rate_that_bounds_them(finished, tmp_path):
-    """Training with the model's rate, the rest with that of plain Python."""
+    """The model's rate scales training, and that of plain Python the rest."""
     write_reference(finished, tmp_path / "reference.json")
     here = Rates(crops_per_s=160.0, loops_per_s=50.0, precision="bf16")
     assert predict_s(here, tmp_path / "reference.json") == {"render": 240.0, "train": 80.0, "report": 32.0}
 
 
 def test_an_unfinished_demo_is_no_reference(finished, tmp_path):
-    """Phases that are missing would be missing from every prediction."""
+    """An unfinished demo cannot be the reference: its missing phases would miss from every prediction."""
     (finished / "summary.json").unlink()
-    with pytest.raises(UserError, match=r"lacks summary\.json, so it is no finished demo; run make demo to its end"):
+    with pytest.raises(UserError, match=r"lacks summary\.json, so it is not a finished demo; run make demo to its end"):
         write_reference(finished, tmp_path / "reference.json")
     assert not (tmp_path / "reference.json").exists()
 
 
 def test_a_broken_reference_is_one_sentence(tmp_path):
-    """The demo says it and goes on."""
+    """Without a reference the demo says so and continues."""
     here = Rates(crops_per_s=1.0, loops_per_s=1.0, precision="fp32")
     for text in ("", "{}", '{"rates": {"crops": 1}}'):
         (tmp_path / "reference.json").write_text(text)
@@ -44,7 +44,7 @@ def test_a_broken_reference_is_one_sentence(tmp_path):
 
 
 def test_the_reference_says_where_it_was_made():
-    """It names the processor and whether it has bf16, and holds every phase of the demo."""
+    """The reference names the processor and its bf16 support, and holds every phase of the demo."""
     reference = json.loads(REFERENCE.read_text())
     assert "bf16" in reference["machine"] or "BF16" in reference["machine"]
     assert set(reference["seconds"]) == {"render", "shard", *MODEL_PHASES, "report"}
@@ -52,7 +52,7 @@ def test_the_reference_says_where_it_was_made():
 
 
 def test_all_ranks_are_timed_at_once():
-    """The rates of two processes beside each other add up, and the precision is that of this machine."""
+    """The rates of two concurrent processes add up, and the precision is that of this machine."""
     rates = calibrate(2, environment())
     assert rates.crops_per_s > 0
     assert rates.loops_per_s > 0

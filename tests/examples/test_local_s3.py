@@ -1,4 +1,4 @@
-"""The embedded S3 server: starts, keeps what it was given over a restart, and is strict about credentials."""
+"""The local S3 server: it starts, keeps its objects over a restart, and checks credentials."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def test_a_missing_program_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_taken_port_is_refused(s3: LocalS3, tmp_path: Path):
-    """A port in use is an error at once, not a server that half works."""
+    """A port in use is an error at the start."""
     with pytest.raises(UserError, match=f"port {s3.port} is in use"):
         LocalS3(tmp_path / "store", port=s3.port).start()
 

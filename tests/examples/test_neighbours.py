@@ -1,4 +1,4 @@
-"""The neighbours example: clips of one kind find each other, in the table, the file and the picture."""
+"""The neighbours example: clips of one kind are neighbours in the table, the file and the picture."""
 
 import csv
 import re
@@ -41,7 +41,7 @@ def clip(kind: str, take: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The example, run as a user would, over three takes of each of four kinds and a file that is none."""
+    """Runs the example on three takes of each of four kinds, and on a file that is not audio."""
     home = tmp_path_factory.mktemp("neighbours")
     save_release(random_model(), SMALL, home / "weights")
     for kind in KINDS:
@@ -61,7 +61,7 @@ def ran(tmp_path_factory):
 
 
 def test_takes_of_one_kind_find_each_other(ran):
-    """Even untrained features know a hiss from a melody: both neighbours of every clip are of its own kind."""
+    """Even untrained features separate a hiss from a melody: both neighbours of every clip are of its own kind."""
     out, _ = ran
     rows = list(csv.DictReader((out / "neighbours.csv").read_text().splitlines()))
     assert len(rows) == 2 * 3 * len(KINDS)
@@ -74,7 +74,7 @@ def test_takes_of_one_kind_find_each_other(ran):
 
 
 def test_the_table_is_printed_and_the_broken_file_named(ran):
-    """A line per file with its neighbours; what could not be embedded is said, not passed over."""
+    """The table has a line per file with its neighbours, and the output names files that could not be embedded."""
     out, run = ran
     line = r"^(\w+)/\d\.flac  +\1/\d\.flac \(\+[01]\.\d\d\), \1/\d\.flac \(\+[01]\.\d\d\)$"
     assert len(re.findall(line, run.stdout, re.MULTILINE)) == 3 * len(KINDS)
@@ -83,7 +83,7 @@ def test_the_table_is_printed_and_the_broken_file_named(ran):
 
 
 def test_a_file_that_is_gone_is_nobodys_neighbour(ran, tmp_path, capsys):
-    """Another layer replaces the vectors, and rows of files that are no longer asked for are left out of the table."""
+    """Another layer replaces the vectors, and the table omits rows of files outside the request."""
     songs = tmp_path / "songs"
     shutil.copytree(ran[0].parent / "songs", songs)
     words = [str(ran[0].parent / "weights"), str(songs), "--out", str(tmp_path / "out"), "--device", "cpu"]
@@ -102,17 +102,17 @@ def test_a_file_that_is_gone_is_nobodys_neighbour(ran, tmp_path, capsys):
     [(("hiss/0.flac", "hiss/1.flac"), "2 usable audio files are too few"), (("nowhere",), "no such file or folder")],
 )
 def test_wrong_inputs_are_refused_before_anything_is_embedded(ran, tmp_path, words, message):
-    """Too few files, or none: one sentence, and nothing is written."""
+    """Too few files, or none, are an error, and nothing is written."""
     weights, songs = str(ran[0].parent / "weights"), ran[0].parent / "songs"
     with pytest.raises(UserError, match=message):
         main([weights, *(str(songs / word) for word in words), "--out", str(tmp_path / "out")])
-    with pytest.raises(UserError, match="--neighbours 0: ask for at least one"):
+    with pytest.raises(UserError, match="--neighbours 0: give at least one"):
         main([weights, str(songs), "--out", str(tmp_path / "out"), "--neighbours", "0"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_picture_shows_the_kinds_as_blocks(ran):
-    """A picture is written, red (alike) and blue (unlike) both in it."""
+    """The picture contains both red (similar) and blue (dissimilar)."""
     image = matplotlib.image.imread(ran[0] / "neighbours.png")
     red, blue = image[..., 0], image[..., 2]
     assert min(image.shape[:2]) > 300
@@ -121,13 +121,13 @@ def test_the_picture_shows_the_kinds_as_blocks(ran):
 
 
 def test_similarities_are_about_the_mean():
-    """What all have in common does not count: opposite deviations from a far mean are opposites."""
+    """The common mean does not count: opposite deviations from a distant mean are opposites."""
     vectors = np.array([[100.0, 1.0], [100.0, -1.0], [100.0, 2.0], [100.0, -2.0]])
     np.testing.assert_allclose(similarities(vectors)[0], [1, -1, 1, -1], atol=1e-12)
 
 
 def test_nobody_is_their_own_neighbour():
-    """Also among equals; more neighbours than files are as many as there are."""
+    """No file is its own neighbour, also among equal ones; a count above the number of files gives all others."""
     found = nearest(["a", "b", "c"], np.ones((3, 3)), count=9)
     assert [(one.name, one.neighbour) for one in found] == [
         ("a", "b"), ("a", "c"), ("b", "a"), ("b", "c"), ("c", "a"), ("c", "b"),
@@ -135,7 +135,7 @@ def test_nobody_is_their_own_neighbour():
 
 
 def test_the_order_puts_alike_files_next_to_each_other():
-    """Two groups that are shuffled into each other come out one after the other."""
+    """Two shuffled groups come out one after the other."""
     kind = np.array([0, 1, 0, 1, 0, 1])
     order = side_by_side((kind[:, None] == kind).astype(float))
     assert kind[order].tolist() == [0, 0, 0, 1, 1, 1]

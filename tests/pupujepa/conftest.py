@@ -22,7 +22,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def songs(tmp_path):
-    """Three audio files of three formats and rates, one of them in a folder of its own, and a file that is none."""
+    """Three audio files of three formats and rates, one of them in a subfolder, and a file that is not audio."""
     folder = tmp_path / "songs"
     (folder / "live").mkdir(parents=True)
     soundfile.write(folder / "a.wav", tone(1.0), 24_000)

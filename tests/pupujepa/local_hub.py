@@ -1,4 +1,4 @@
-"""A model hub on the loopback address, for the real huggingface_hub to talk to: repositories are folders of commits."""
+"""A model hub on the loopback address for the real huggingface_hub; repositories are folders of commits."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from threading import Thread
 
 
 class LocalHub:
-    """Repositories with commits and branches, and what was asked for.
+    """Repositories with commits and branches, and the requests so far.
 
     Args:
         commits: "owner/name" -> commit -> folder of the files at that commit.
@@ -60,7 +60,7 @@ class LocalHub:
 
 @contextmanager
 def serving(hub: LocalHub) -> Iterator[str]:
-    """Serves the hub and gives its address."""
+    """Serves the hub and yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:

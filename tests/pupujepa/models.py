@@ -12,7 +12,7 @@ SMALL = ModelConfig(
 
 
 def random_model(config: ModelConfig = SMALL, *, seed: int = 0, frontend: FrontendConfig = FRONTEND) -> PupuJEPA:
-    """Returns a model whose every parameter is random, biases and norms too, so that no term of a formula can hide.
+    """Returns a model with random parameters, including biases and norms, so that no term of a formula can hide.
 
     The teacher differs from the student.
     """

@@ -1,4 +1,4 @@
-"""The released masking rules, patch by patch and one random number after the other: slow, and easy to read.
+"""The released masking rules, patch by patch and one random number after another: slow, but easy to read.
 
 `uniform` returns the next number in [0, 1). On a torus a shape that leaves the grid comes in at the opposite edge.
 """
@@ -13,7 +13,7 @@ Shape = tuple[range, range]
 
 
 def reference_blocks(uniform: Uniform, steps: int, bands: int, *, limit: int, torus: bool = False) -> np.ndarray:
-    """Returns the patches [steps, bands] covered by rectangles, before the rest is filled up at random."""
+    """Returns the patches [steps, bands] covered by rectangles, before the random fill."""
 
     def next_block(lacking: int) -> Shape:
         tall, aspect, area, down, across = (uniform() for _ in range(5))
@@ -27,7 +27,7 @@ def reference_blocks(uniform: Uniform, steps: int, bands: int, *, limit: int, to
 
 
 def reference_stripes(uniform: Uniform, steps: int, bands: int, *, limit: int, torus: bool = False) -> np.ndarray:
-    """Returns the patches [steps, bands] covered by spans and bands, before the rest is filled up at random."""
+    """Returns the patches [steps, bands] covered by spans and bands, before the random fill."""
     longest = max(1, round(40 * steps / 256))
     share_of_spans = 0.5 if torus else steps / (steps + bands)
 
@@ -44,13 +44,13 @@ def reference_stripes(uniform: Uniform, steps: int, bands: int, *, limit: int, t
 
 
 def placed(length: int, where: float, along: int, torus: bool) -> range:
-    """Returns the patches of a shape on an axis; all its places are alike."""
+    """Returns the patches of a shape on an axis; all places are equally likely."""
     start = int(where * (along if torus else along - length + 1))
     return range(start, start + length)
 
 
 def laid(next_shape: Callable[[int], Shape], steps: int, bands: int, *, limit: int) -> np.ndarray:
-    """Lays up to 150 shapes, until one covers more than is lacking."""
+    """Lays up to 150 shapes, until one would cover more than the missing patches."""
     covered = np.zeros((steps, bands), dtype=bool)
     lacking = limit
     for _ in range(150):
@@ -67,7 +67,7 @@ def laid(next_shape: Callable[[int], Shape], steps: int, bands: int, *, limit: i
 
 
 def fill(covered: np.ndarray, rng: np.random.Generator, *, limit: int) -> np.ndarray:
-    """Returns the covered patches and as many random others as lack."""
+    """Returns the covered patches plus the missing number of random others."""
     order = np.where(covered.ravel(), -1.0, rng.random(covered.size)).argsort()
     full = np.zeros(covered.size, dtype=bool)
     full[order[:limit]] = True

@@ -79,7 +79,7 @@ def blocks(tensors, prefix, x_ND, angle_NR, *, heads):
 
 
 class ReferenceModel:
-    """Float64 copy of a model's tensors, evaluated the slow way."""
+    """A float64 copy of a model's tensors, evaluated token by token."""
 
     def __init__(self, state_dict, config):
         self.tensors = {name: tensor.double() for name, tensor in state_dict.items()}

@@ -1,4 +1,4 @@
-"""Folders laid out as the released ones, with the names, shapes and text that the release has.
+"""Folders in the released layout, with the names, shapes and text of the release.
 
 Shapes come from the description of the method, not from the library, so that they can disagree with it.
 """
@@ -38,7 +38,7 @@ RELEASED_ARGS = """{
 
 
 def release(directory: Path, args: str = RELEASED_ARGS, *, steps: tuple[int, ...] = (500_000,)) -> PupuJEPA:
-    """Lays a folder of the small model out as the released ones are; the newest step holds the returned model."""
+    """Writes a folder of the small model in the released layout; the newest step holds the returned model."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "args.json").write_text(args)
     for step in steps:
@@ -50,7 +50,7 @@ def release(directory: Path, args: str = RELEASED_ARGS, *, steps: tuple[int, ...
 
 
 def release_of_size(directory: Path, size: str) -> Path:
-    """Lays out a released size in full: true names and shapes, and weights that are a hole in the file, all zero.
+    """Writes a folder of a released size: real names and shapes, and a sparse file of zeros as weights.
 
     Returns:
         The path of the weights, whose length is the true one although it takes no place on the disk.
@@ -77,7 +77,7 @@ def release_of_size(directory: Path, size: str) -> Path:
 
 
 def released_shapes(width: int, depth: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a released file, by name."""
+    """Returns every tensor of a released file, by name."""
     shapes: dict[str, tuple[int, ...]] = {
         "patch_embed.proj.weight": (width, 1, 4, 16),
         "patch_embed.proj.bias": (width,),

@@ -1,4 +1,4 @@
-"""The features of a window depend on nothing but the window: not on the batch size, not on its neighbours in the batch.
+"""The features of a window depend on the window only, not on the batch size or the rest of the batch.
 
 Across batch sizes the shapes differ, and a library of matrix products may pick another order of summation: the claim is
 equality up to that. For one batch size the shapes are equal, so the claim is equality to the bit.
@@ -18,7 +18,7 @@ WINDOWS = 7
 
 
 def encode(mel, *, dtype, batch_size) -> torch.Tensor:
-    """The last layer and one in the middle, [2, B, steps, bands * D]."""
+    """Returns the last layer and one in the middle, [2, B, steps, bands * D]."""
     encoder = Encoder(random_model(), autocast_dtype=dtype, batch_size=batch_size)
     return torch.stack(encoder.encode_mel(mel, layers=[1, -1]))
 
@@ -61,7 +61,7 @@ def test_a_leak_would_be_seen(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("readout", ["frames", "region:8x3"])
 def test_a_song_is_the_same_at_any_batch_size(dtype, readout):
-    """Cross-faded windows of one clip, too, whether its last batch is full or holds one window."""
+    """Blended windows of one clip do not depend on the batch size either, for a full last batch or a single window."""
     audio = np.random.default_rng(0).normal(0, 0.1, 24_000 * 4).astype(np.float32)
     values = [
         Encoder(random_model(), autocast_dtype=dtype, batch_size=size).encode(audio, 24_000, readout=readout).values

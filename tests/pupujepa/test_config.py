@@ -1,4 +1,4 @@
-"""Configuration is composed in one order, and refuses what it does not know."""
+"""Configuration is composed in one order, and unknown keys are errors."""
 
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ def test_later_layers_win(tmp_path):
 
 
 def test_round_trip_through_yaml():
-    """from_yaml is the exact opposite of to_yaml, nested tuples and nulls included."""
+    """from_yaml is the inverse of to_yaml, nested tuples and nulls included."""
     config = Outer(Inner(width=7, probabilities=(0.1, 0.9)), name="x")
     assert from_yaml(Outer, to_yaml(config)) == config
 

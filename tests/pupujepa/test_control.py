@@ -1,4 +1,4 @@
-"""The controlled 1-D JEPA: the numbers of its page, its masks, and everything that works on a grid works on a line."""
+"""The controlled 1-D JEPA: the numbers of its page, its masks, and the functions of grids on a line."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_encoder_and_predictor_are_equal_parameter_by_parameter(size):
 
 
 def test_the_page_tells_the_true_numbers():
-    """Parameters and factors in docs/control.md are those that `match` and the counts give."""
+    """Parameters and factors in docs/control.md equal the counts and the results of `match`."""
     page = (Path(__file__).parents[2] / "docs" / "control.md").read_text()
     for size in ("tiny", "large"):
         config = model_size(size)
@@ -50,7 +50,7 @@ def test_the_page_tells_the_true_numbers():
 
 
 def test_what_is_matched_follows_masks_and_objective():
-    """With full-grid targets and another mask ratio the factor is another one, still computed from both costs."""
+    """Full-grid targets and another mask ratio change the factor, which is the quotient of both costs."""
     config = model_size("tiny")
     usual = match(config).flops_per_crop
     assert match(config, MaskConfig(ratio=0.5)).flops_per_crop != usual
@@ -62,7 +62,7 @@ def test_what_is_matched_follows_masks_and_objective():
 @pytest.mark.parametrize("strategy", range(len(STRATEGIES)))
 @pytest.mark.parametrize("balanced", [False, True])
 def test_the_masking_family_works_on_a_line(strategy, balanced):
-    """On 256 steps and one band: 51 seen, 205 predicted, by every strategy; shapes hide longer stretches."""
+    """On 256 steps and one band, all strategies show 51 and predict 205; shapes hide longer stretches."""
     config = MaskConfig(balanced=balanced)
     runs = []
     for seed in range(200):
@@ -77,7 +77,7 @@ def test_the_masking_family_works_on_a_line(strategy, balanced):
 
 
 def test_a_token_is_a_time_step_with_all_bands():
-    """Changing the spectrogram at any band of one step changes that step's token and no other."""
+    """A change at any band of one step changes that step's token and no other."""
     model = random_model(LINE)
     mel = random_mel(1, 64, 128)
     before = model.tokens(mel)
@@ -115,7 +115,7 @@ def test_attention_is_drawn_from_a_span():
 @pytest.mark.parametrize("code", ["rotary", "learned", "sincos", "none"])
 @pytest.mark.parametrize("config", [SMALL, LINE], ids=["2d", "1d"])
 def test_attention_is_what_the_predictor_attends_to(config, code):
-    """The map comes from the same sequence as the prediction: hiding what it looks at most changes it most."""
+    """The map and the prediction share a sequence: hiding the most attended patch changes the prediction most."""
     model = random_model(replace(config, position_code=code))
     region = np.zeros((config.grid_steps, config.grid_bands), bool)
     region[2] = True
@@ -153,7 +153,7 @@ def test_diagnostics_per_band_have_one_band():
 
 
 def test_a_twin_of_a_twin_of_other_frames():
-    """Finer tokens must tile the crop."""
+    """Finer tokens that do not tile the crop are an error."""
     assert one_dimensional(ModelConfig(), patch_frames=1).num_patches == 1024
     with pytest.raises(UserError, match="crop_frames=1024 cannot be cut into patches of 3"):
         one_dimensional(ModelConfig(), patch_frames=3)

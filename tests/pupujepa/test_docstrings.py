@@ -1,4 +1,4 @@
-"""The library's docstrings, as far as a program can read them: they are there, and tell errors, shapes and letters."""
+"""The library's docstrings exist, and give errors, shapes and the letters of shapes."""
 
 import ast
 import re
@@ -11,11 +11,16 @@ import pytest
 from pupujepa.errors import UserError
 
 ROOM = Path(__file__).parents[2] / "pupujepa"
-FILES = sorted(ROOM.glob("*.py"))
+FILES = sorted(ROOM.rglob("*.py"))
 CONSTRUCTORS = ("__init__", "__post_init__")
 ARRAYS = re.compile(r"\b(Tensor|NDArray)\b")
 # x_BND, mel_TF: at least one capital after the last underscore, n for a number that has no letter
 SUFFIX = re.compile(r"^_?[a-z][a-z0-9_]*_(n?[A-Z]{1,5})$")
+
+
+def module_name(path: Path) -> str:
+    """Returns the dotted name by which a file of the room is imported."""
+    return ".".join(path.relative_to(ROOM.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 def tree_of(path: Path) -> ast.Module:
@@ -33,26 +38,26 @@ def documented(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.Cl
 
 
 def bodies(node: ast.FunctionDef | ast.ClassDef) -> list[ast.FunctionDef]:
-    """Returns what runs when the name is called: the function, or what makes an instance."""
+    """Returns the functions behind a call of the name: the function itself, or the constructors of a class."""
     if isinstance(node, ast.FunctionDef):
         return [node]
     return [inner for inner in node.body if isinstance(inner, ast.FunctionDef) and inner.name in CONSTRUCTORS]
 
 
 def user_errors(path: Path) -> set[str]:
-    """Returns the names by which a module knows errors that a user can mend, and functions that make or raise one."""
-    module = import_module(f"pupujepa.{path.stem}")
+    """Returns a module's names of user errors, and of the function that makes one."""
+    module = import_module(module_name(path))
     classes = {n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, UserError)}
     return classes | {"foreign"}
 
 
 def private_functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
-    """Returns the functions and methods that documented ones may leave their checks to."""
+    """Returns the private functions and methods, which may hold the checks of documented ones."""
     return {f.name: f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name.startswith("_")}
 
 
 def raises_user_error(node: ast.AST, private: dict[str, ast.FunctionDef], errors: set[str]) -> bool:
-    """Whether code raises a user's error that it does not catch, itself or in a private function of its module."""
+    """Returns True if code raises a user error without catching it, itself or in a private function of its module."""
     if isinstance(node, ast.Try) and any(name_of(handler.type) in errors for handler in node.handlers):
         return any(raises_user_error(part, private, errors) for part in (*node.handlers, *node.orelse))
     called = name_of(node.func) if isinstance(node, ast.Call) else ""
@@ -72,7 +77,7 @@ def name_of(node: ast.AST | None) -> str:
 
 
 def annotations(node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
-    """Returns arguments and result of a function, or fields of a class, with their types as written."""
+    """Returns the annotations of a function's arguments and result, or of a class's fields."""
     if isinstance(node, ast.ClassDef):
         fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
         return {part.target.id: ast.unparse(part.annotation) for part in fields if isinstance(part.target, ast.Name)}
@@ -80,7 +85,7 @@ def annotations(node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
     return {name: ast.unparse(annotation) for name, annotation in written.items() if annotation}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_every_public_name_is_explained(path):
     """The module, and each public class, function and method in it, has a docstring."""
     tree = tree_of(path)
@@ -88,9 +93,9 @@ def test_every_public_name_is_explained(path):
     assert [name for name, node in documented(tree) if not ast.get_docstring(node)] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_errors_are_announced(path):
-    """What raises a UserError, itself or by a private function of its file, tells so in its docstring, and why."""
+    """A function that raises a UserError, also through a private one of its file, documents it with the reason."""
     tree, errors = tree_of(path), user_errors(path)
     private = private_functions(tree)
     silent = [
@@ -102,9 +107,9 @@ def test_errors_are_announced(path):
     assert silent == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_shapes_are_told(path):
-    """Whatever takes, gives or holds arrays has a shape in brackets in its docstring."""
+    """Functions and classes with arrays have a shape in brackets in their docstring."""
     shapeless = [
         name
         for name, node in documented(tree_of(path))
@@ -114,9 +119,9 @@ def test_shapes_are_told(path):
     assert shapeless == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_every_letter_of_a_shape_is_in_the_legend(path):
-    """Each letter of a name like x_BND stands in the file's legend: `Shapes: B batch, N tokens, D width.`"""
+    """Each letter of a name like x_BND is in the file's legend: `Shapes: B batch, N tokens, D width.`"""
     tree = tree_of(path)
     named = [
         part.id if isinstance(part, ast.Name) else part.arg
@@ -129,7 +134,7 @@ def test_every_letter_of_a_shape_is_in_the_legend(path):
 
 
 def test_the_checks_can_fail():
-    """A function without a docstring, a silent error and an array without a shape are found."""
+    """The checks find a function without a docstring, a silent error and an array without a shape."""
     source = (
         "def load(x: Tensor) -> None:\n    '''Loads.'''\n    _check(x)\ndef _check(x):\n    raise UserError('no')\n"
     )

@@ -11,7 +11,7 @@ from pupujepa.cost.sizes import model_size
 
 @pytest.mark.parametrize(("readout", "growth_per_s"), [("mean", 0), ("frames", 25 * 8 * 128 * 4)])
 def test_memory_does_not_grow_with_the_length(readout, growth_per_s):
-    """A file three times as long takes no more than its frames do, 0.1 MB a second; the mean of it takes nothing.
+    """A file three times as long needs only the memory of its frames, 0.1 MB a second, and its mean needs none.
 
     Held whole, a second would be 0.7 MB (stereo at 44.1 kHz, its mono mix and its resampling) and as much as the frames
     once more for the windows of overlapping halves.
@@ -24,7 +24,7 @@ def test_memory_does_not_grow_with_the_length(readout, growth_per_s):
 
 
 def test_arithmetic_names_what_large_needs():
-    """Ten minutes of Large are predicted to fit below 4 GiB, and the prediction grows with what it says it does."""
+    """The prediction for ten minutes of Large is below 4 GiB, and grows with the arguments as documented."""
     large = model_size("large")
     expected = {size: arithmetic(large, 600, readout="frames", batch_size=size) for size in (1, 8, 64)}
     assert expected[1] < expected[8] < 4 * GIB < expected[64]

@@ -1,4 +1,4 @@
-"""Front doors: one sentence for what the user can mend, a traceback for what the user cannot."""
+"""Front doors: one sentence for errors that the user can mend, a traceback for all others."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_a_crash_is_not_swallowed(fake_command):
 
 
 def unread(code, *, stderr=subprocess.PIPE, cwd=ROOT):
-    """Runs Python with an output whose reader left before the start; returns the exit code and what stderr said."""
+    """Runs Python with an output whose reader left before the start; returns the exit code and stderr."""
     # argparse takes no offence at help that nobody reads, where each write goes out at once
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     reader, writer = os.pipe()
@@ -108,7 +108,7 @@ def test_output_to_a_full_disk_is_one_sentence(fake_command, tmp_path, lines):
 
 
 def test_another_full_disk_is_a_crash():
-    """A file that the command writes keeps its traceback: the sentence speaks of standard output only."""
+    """An error of a file that the command writes keeps its traceback: the sentence is about standard output only."""
     with pytest.raises(OSError, match="No space left"), quiet_when_unread(), Path("/dev/full").open("w") as full:
         full.write("x")
 
@@ -125,7 +125,7 @@ def test_closed_output_does_not_matter(fake_command, tmp_path, closed):
 
 
 def test_other_broken_pipes_are_crashes(capfd):
-    """A peer or a store that hangs up is no reader of our output: its error keeps its traceback."""
+    """A peer or a store that closes its connection is not a reader of our output: its error keeps its traceback."""
     with pytest.raises(BrokenPipeError, match="the peer"), quiet_when_unread():
         raise BrokenPipeError("the peer has hung up")
 
@@ -139,14 +139,14 @@ def test_help_shows_the_module_manual(fake_command, capsys):
 
 
 def test_a_foreign_room_is_refused(tmp_path, monkeypatch):
-    """Somebody else's `data` package on the path is named, with the remedy."""
+    """The error names another `data` package on the path, with the remedy."""
     with pytest.raises(UserError, match=r"'data' is found at .*; start from the checkout's root"):
         require_own_rooms(tmp_path)
 
 
 @pytest.mark.parametrize("room", ["data", "distributed", "sweeps"])
 def test_entry_points_fail_clearly_beside_foreign_packages(room, tmp_path):
-    """Started where another `data` comes first, a front door says so and exits 2."""
+    """Where another `data` comes first on the path, a front door says so and exits 2."""
     for name in {"data", "distributed", "sweeps"} - {room}:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("")

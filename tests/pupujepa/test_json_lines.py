@@ -1,4 +1,4 @@
-"""JSON lines: what is written comes back, a torn end is known as one, and a broken line is named."""
+"""JSON lines: rows survive a round trip, a torn end is recognised, and errors name the broken line."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from pupujepa.json_lines import LineError, encode_rows, parse_rows, read_rows, w
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0c", "\x1c", "é", "\udcff", "\n"])
 def test_any_character_of_a_string_comes_back(tmp_path, character):
-    """Of those that end lines elsewhere too, and half a surrogate pair, as names that are not UTF-8 hold them."""
+    """Rows may hold other line ends, and half a surrogate pair, as file names that are not UTF-8 do."""
     rows = [{"track": f"a{character}b", "bpm": 0.1 + 0.2}, {"track": "c"}]
     write_rows(tmp_path / "x.jsonl", rows)
     assert read_rows(tmp_path / "x.jsonl") == rows

@@ -1,4 +1,4 @@
-"""The lock of a folder: one holder, who is named; free again however the holder ended; nothing left behind."""
+"""The lock of a folder: it names its one holder, is free again however that one ends, and leaves no file."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def test_a_second_writer_is_refused_and_told_who_is_there(holder, tmp_path):
 
 @pytest.mark.parametrize("end", ["kill", "leave"])
 def test_the_next_writer_waits_for_the_first_to_end(holder, tmp_path, caplog, end):
-    """SIGKILL leaves no stale lock, and an orderly end none either: who waits goes on, and has said for whom."""
+    """Neither SIGKILL nor an orderly end leaves a stale lock: the waiting process continues, and named the holder."""
     waiting, entered = threading.Event(), threading.Event()
 
     def wait_for_it():
@@ -63,7 +63,7 @@ def test_the_next_writer_waits_for_the_first_to_end(holder, tmp_path, caplog, en
 
 
 def test_many_writers_take_turns(tmp_path):
-    """Threads that come and go, each with a lock file that the one before took away, are never two inside."""
+    """Of threads that each remove their lock file, never two are inside at once."""
     inside, most, rounds = [], [], 40
 
     def come_and_go(name):
@@ -82,7 +82,7 @@ def test_many_writers_take_turns(tmp_path):
 
 
 def test_an_error_inside_frees_the_folder(tmp_path):
-    """The folder is free after a failure, which goes on to its caller."""
+    """The folder is free after a failure, and the caller sees the failure."""
     with pytest.raises(ZeroDivisionError), only_writer(tmp_path):
         raise ZeroDivisionError
     with only_writer(tmp_path):
@@ -91,7 +91,7 @@ def test_an_error_inside_frees_the_folder(tmp_path):
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
-    """Where the kernel has no locks for a file system, one warning, and the work goes on."""
+    """On a file system without locks there is one warning, and the work continues."""
 
     def no_locks(*_):
         raise OSError(95, "Operation not supported")

@@ -30,7 +30,7 @@ SQUAT = ModelConfig(
 
 
 def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
-    """Values are of order 1. The largest of 50,000 rounding errors depends on the CPU's kernels: 1.1e-5 with AVX2."""
+    """Compares values of order 1; the largest of 50,000 rounding errors depends on the CPU: 1.1e-5 with AVX2."""
     assert ours.shape == expected.shape
     assert (ours - expected).square().mean().sqrt() < 5e-6
     torch.testing.assert_close(ours.double(), expected, atol=5e-5, rtol=0)
@@ -40,7 +40,7 @@ def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("frames", [4, 8, 36, 64, 100])
 @pytest.mark.parametrize("which", ["teacher", "student"])
 def test_encoder_agrees_with_the_reference(rope, frames, which):
-    """Every hidden state, on grids of 1 to 25 steps and in both rotary modes."""
+    """Every hidden state equals the reference, on grids of 1 to 25 steps and in both rotary modes."""
     config = replace(SMALL, rope=rope)
     model = random_model(config)
     mel = random_mel(1, frames, 128)
@@ -54,7 +54,7 @@ def test_encoder_agrees_with_the_reference(rope, frames, which):
 
 @pytest.mark.parametrize(("rope", "frames"), [("length_exact", 256), ("clip_relative", 256), ("length_exact", 1024)])
 def test_tiny_agrees_with_the_reference(rope, frames):
-    """The whole depth and width of the released Tiny, on the training crop's 2,048 tokens and on fewer."""
+    """The released Tiny equals the reference, on the training crop's 2,048 tokens and on fewer."""
     config = replace(TINY, rope=rope, predictor_depth=1)  # the predictor is not run here
     model = random_model(config, seed=1)
     mel = random_mel(1, frames, 128, seed=1)
@@ -78,7 +78,7 @@ def test_tiny_agrees_with_the_reference(rope, frames):
     ids=["small-36", "small-64", "small-100", "4-bands", "squat-96", "squat-40", "tiny-256"],
 )
 def test_predictor_agrees_with_the_reference(rope, config, frames):
-    """Masked student and predictor, each token at its original position."""
+    """Masked student and predictor equal the reference, with each token at its original position."""
     config = replace(config, rope=rope)
     model = random_model(config, frontend=FrontendConfig(mel_bands=config.mel_bands))
     mel = random_mel(1, frames, config.mel_bands)
@@ -91,7 +91,7 @@ def test_predictor_agrees_with_the_reference(rope, config, frames):
 
 @torch.no_grad()
 def predict(model: PupuJEPA, mel, context, target) -> torch.Tensor:
-    """The predictions [M, D] for one clip."""
+    """Returns the predictions [M, D] for one clip."""
     steps = mel.shape[1] // model.config.patch_frames
     turn = encoder_rotation(model.config, steps, mel.device)
     seen = model.student(*visible_to(model.student, model.tokens(mel), context, turn))

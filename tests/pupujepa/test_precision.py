@@ -73,7 +73,7 @@ def test_auto_follows_the_hardware(monkeypatch):
 
 
 def test_emulation_is_said_with_its_cost(monkeypatch, caplog):
-    """The warning names the processor's lack, the measured slowdown and the remedy; elsewhere there is none."""
+    """The warning gives the missing instructions, the measured slowdown and the remedy; elsewhere there is none."""
     monkeypatch.setattr(precision, "hardware_bf16", lambda device: HardwareBf16(False, "no instructions"))
     monkeypatch.setattr(precision, "bf16_slowdown", lambda device: 61.7)
     with caplog.at_level(logging.WARNING):
@@ -89,7 +89,7 @@ def test_emulation_is_said_with_its_cost(monkeypatch, caplog):
 
 
 def test_the_slowdown_is_measured():
-    """A positive ratio of two times."""
+    """The slowdown is a positive ratio of two times."""
     assert 0 < bf16_slowdown(CPU) < 10_000
 
 

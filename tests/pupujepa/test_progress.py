@@ -1,4 +1,4 @@
-"""Progress in a log file: how much is done, and how long the rest will take."""
+"""Progress in a log file: the share that is done, and the time that is left."""
 
 import io
 
@@ -67,7 +67,7 @@ def test_all_done_before_is_no_division_by_zero(clock, capsys):
     ],
 )
 def test_long_times_are_readable(seconds, text, clock, capsys, monkeypatch):
-    """Seconds, minutes or hours, whichever says it."""
+    """The remaining time is in seconds, minutes or hours."""
     monkeypatch.setattr("pupujepa.progress._EVERY_S", 0.0)
     with Progress(2, title="x", unit="y", clock=clock) as progress:
         clock.now_s = seconds

@@ -1,4 +1,4 @@
-"""Counter-based randomness depends on its key and on nothing else."""
+"""Counter-based randomness depends on its key only."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from pupujepa.randomness import generator, torch_seed
 
 
 def test_equal_keys_give_equal_draws():
-    """The same key gives the same numbers, however many draws were made in between."""
+    """The same key gives the same numbers after any number of other draws."""
     first = generator(0, 3, "bach-001", 1).random(8)
     generator(9).random(1000)
     np.testing.assert_array_equal(generator(0, 3, "bach-001", 1).random(8), first)
 
 
 def test_every_part_of_the_key_matters():
-    """Neither type nor grouping nor order of the parts may be confused."""
+    """Keys that differ in type, grouping or order of their parts give other numbers."""
     keys = [(1, 2), (2, 1), (12,), ("1", 2), ("ab", "c"), ("a", "bc"), (1, 2, 0)]
     draws = {generator(*key).random() for key in keys}
     assert len(draws) == len(keys)

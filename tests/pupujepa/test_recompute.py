@@ -1,4 +1,4 @@
-"""Recomputing blocks in the backward pass: the same bits from a fraction of the memory."""
+"""Recomputing blocks in the backward pass gives the same bits with a fraction of the memory."""
 
 import weakref
 from dataclasses import replace
@@ -16,7 +16,7 @@ DEEP = replace(SMALL, depth=8, predictor_depth=4)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage from the operation that made it until nobody holds it any more.
+    """Counter of the bytes of every storage, from the operation that makes it to its last reference.
 
     Unlike an allocator or the process's size, it does not depend on the machine.
     """

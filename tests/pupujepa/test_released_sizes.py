@@ -1,4 +1,4 @@
-"""Every released size, by shape: folders of the true layout whose weights are a hole in the file."""
+"""Every released size, by shape: folders of the released layout with sparse files as weights."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.pupujepa.released import NAMINGS, SIZES, release_of_size, released_sh
 @pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_released_size_is_known_by_shape(tmp_path, naming, size):
-    """A folder of each size, of true length, names and shapes, loads as the preset of that name."""
+    """A folder of each size, with its real length, names and shapes, loads as the preset of that name."""
     folder = tmp_path / f"{naming}_{size}"
     path = release_of_size(folder, size)
     width, depth, _ = SIZES[size]
@@ -26,7 +26,7 @@ def test_every_released_size_is_known_by_shape(tmp_path, naming, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_one_wrong_tensor_is_found_at_every_size(tmp_path, size):
-    """The check of names and shapes is as strict without reading the weights."""
+    """The check of names and shapes is equally strict on the meta device."""
     path = release_of_size(tmp_path, size)
     with path.open("r+b") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
@@ -40,7 +40,7 @@ def test_one_wrong_tensor_is_found_at_every_size(tmp_path, size):
 
 
 def test_tiny_is_loaded_whole(tmp_path):
-    """The released Tiny, all 48 million values of it, gives a model that encodes."""
+    """The released Tiny, with all its 48 million values, gives a model that encodes."""
     release_of_size(tmp_path, "tiny")
     model = load(tmp_path)
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == 2 * 7_117_440 + 12_864 + 33_822_912

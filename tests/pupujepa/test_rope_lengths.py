@@ -1,4 +1,4 @@
-"""Length-exact positions in the whole model: the released ones at 256 steps, the same anywhere, at any length."""
+"""Length-exact positions in the whole model: the released ones at 256 steps, and shift-invariant at any length."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ BANDS = 8
 
 @torch.no_grad()
 def run(model: PupuJEPA, tokens, index, *, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Student and predictor on tokens that stand at `index` of a grid of `steps`: every third is hidden."""
+    """Returns student and predictor outputs for tokens at `index` of a grid of `steps`, with every third hidden."""
     hidden = torch.arange(index.shape[1]) % 3 == 0
     turn = encoder_rotation(model.config, steps, tokens.device)
     grid = torch.zeros(1, steps * BANDS, model.config.width)
@@ -27,12 +27,12 @@ def run(model: PupuJEPA, tokens, index, *, steps: int) -> tuple[torch.Tensor, to
 
 
 def stretch(first_step: int, steps: int) -> torch.Tensor:
-    """Token indices [1, steps * bands] of consecutive steps."""
+    """Returns token indices [1, steps * bands] of consecutive steps."""
     return torch.arange(first_step * BANDS, (first_step + steps) * BANDS)[None]
 
 
 def test_at_the_training_length_the_modes_are_one():
-    """At 256 steps the released formula and ours give the same features, at any other length they do not."""
+    """At 256 steps the released formula and ours give equal features, at any other length different ones."""
     exact, released = (random_model(replace(LONG, rope=mode)) for mode in (LENGTH_EXACT, CLIP_RELATIVE))
     for frames, same in ((1024, True), (1020, False), (400, False), (1400, False)):
         mel = random_mel(1, frames, 128)
@@ -45,7 +45,7 @@ def test_at_the_training_length_the_modes_are_one():
 @pytest.mark.parametrize("steps", [1, 7, 100])
 @pytest.mark.parametrize(("first", "whole"), [(0, 256), (156, 256), (31, 300), (4000, 5000)])
 def test_where_a_stretch_lies_does_not_matter(mode, invariant, steps, first, whole):
-    """The same tokens at the start, at the end, in a longer grid, or alone: student and predictor see no difference.
+    """Outputs for the same tokens at the start, at the end, in a longer grid, or alone are equal.
 
     With positions relative to the clip they do, wherever there is more than one step.
     """
@@ -59,7 +59,7 @@ def test_where_a_stretch_lies_does_not_matter(mode, invariant, steps, first, who
 
 @pytest.mark.parametrize("steps", [2, 255, 256, 257, 1000, 90_000])
 def test_neighbours_are_as_far_apart_at_any_length(steps):
-    """From two steps to an hour, the turn from each step to the next is that of the training crop, to float32."""
+    """From two steps to an hour, the rotation between steps is that of the training crop, to float32."""
     turns = []
     for length in (256, steps):
         cos, sin = grid_rotation(

@@ -1,4 +1,4 @@
-"""The resampler and the mel filter bank have the bits of torchaudio's: corpora that it made keep their digests."""
+"""The resampler and the mel filter bank have the bits of torchaudio's, so that older corpora keep their digests."""
 
 from itertools import product
 
@@ -16,7 +16,7 @@ SHAPES = ((1,), (7,), (100,), (5003,), (2, 3001), (2, 3, 1024), (40_000,))
 
 
 def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Fails for another shape, another type or another bit, the sign of a zero included."""
+    """Fails for another shape, dtype or bit, including the sign of a zero."""
     assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert ours.tobytes() == theirs.tobytes()
 
@@ -24,7 +24,7 @@ def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
 @pytest.mark.parametrize("from_hz", RATES_HZ)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_resampled_audio_has_torchaudios_bits(from_hz, dtype):
-    """To 24 kHz, and to the rates of other encoders and back, upwards and downwards, of any shape."""
+    """Resampling to 24 kHz, and to the rates of other encoders and back, has torchaudio's bits for any shape."""
     rng = np.random.default_rng(from_hz)
     for to_hz, shape in product((24_000, 16_000, 44_100), SHAPES):
         if from_hz == to_hz:
@@ -36,14 +36,14 @@ def test_resampled_audio_has_torchaudios_bits(from_hz, dtype):
 
 @pytest.mark.parametrize("from_hz", [15_999, 23_997, 24_001, 44_056, 47_952])
 def test_an_odd_rate_has_torchaudios_bits_at_the_ratio_that_stands_for_it(from_hz):
-    """Filters of megabytes, too large to be kept, are the same too."""
+    """Filters of megabytes, too large for the cache, are the same too."""
     audio = np.random.default_rng(0).standard_normal(30_000).astype(np.float32)
     theirs = reference.resample(torch.from_numpy(audio), *resampling_ratio(from_hz, 24_000)).numpy()
     assert_same_bits(resample(audio, from_hz, 24_000), theirs)
 
 
 def test_beyond_2_to_the_24_samples_only_the_length_differs():
-    """torchaudio rounds the length to a float32: a sample is lost, or one of the filter's tail is added."""
+    """torchaudio rounds the length to a float32: it drops a sample, or adds one of the filter's tail."""
     for samples, off in ((5_592_407, -1), (5_592_409, 1)):
         audio = np.zeros(samples, np.float32)
         audio[-1000:] = np.random.default_rng(0).standard_normal(1000)
@@ -56,7 +56,7 @@ def test_beyond_2_to_the_24_samples_only_the_length_differs():
 
 @pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 24_000, 24_001, 44_100, 48_000])
 def test_filter_banks_have_torchaudios_bits(rate_hz):
-    """Any number of bins and bands, ranges below, across and above the bend of the scale at 1 kHz."""
+    """The banks are equal for any number of bins and bands, below, across and above the scale's bend at 1 kHz."""
     ranges = ((0.0, 1.0), (0.0, 0.8), (30.0, 0.9), (1000.0, 0.6), (1200.0, 0.98), (0.0, 0.2))
     for n_fft, bands, (lowest_hz, share) in product((1000, 1024, 2048, 4096), (1, 2, 16, 40), ranges):
         config = FrontendConfig(
@@ -72,7 +72,7 @@ def test_filter_banks_have_torchaudios_bits(rate_hz):
 
 
 def test_the_released_filter_bank_has_torchaudios_bits():
-    """24 kHz, 1024 points, 128 bands from 0 to 12 kHz: the bank of all weights and corpora."""
+    """The bank of all weights and corpora is equal: 24 kHz, 1024 points, 128 bands from 0 to 12 kHz."""
     assert_same_bits(mel_filter_bank(FrontendConfig()).numpy(), bank_of(FrontendConfig()))
 
 

@@ -1,4 +1,4 @@
-"""What must hold for every variant: it learns, costs what we say, compiles whole, waits for nothing."""
+"""Properties of every variant: it learns, has the computed cost, compiles whole, and never waits for the device."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ each_variant = pytest.mark.parametrize("name", list(VARIANTS))
 
 
 def train(step, batch, *, steps: int, momentum: float = 0.99) -> list[float]:
-    """Trains on one batch as a run does, the teacher's average included, and returns the losses."""
+    """Trains on one batch as a run does, including the teacher's average, and returns the losses."""
     optimizer = torch.optim.AdamW(step.parameters(), lr=3e-3)
     losses = []
     for _ in range(steps):
@@ -62,7 +62,7 @@ def test_gradients_reach_every_parameter(name):
 
 @each_variant
 def test_cost_and_parameters_are_exact(name):
-    """Operations are those torch counts, forward and backward, and parameters those of the built model."""
+    """Forward and backward operations equal torch's count, and parameters those of the built model."""
     variant = VARIANTS[name]
     step = variant.step()
     # the plain backend: fused ones recompute scores in their backward pass, which is their business, not the model's
@@ -82,7 +82,7 @@ def test_cost_and_parameters_are_exact(name):
 @each_variant
 @pytest.mark.parametrize("autocast_dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_the_step_needs_no_synchronisation(name, autocast_dtype):
-    """Forward and backward run on fake tensors, which have no values: nothing in them can wait for one."""
+    """Forward and backward run on fake tensors, which have no values, so nothing in them waits for one."""
     variant = VARIANTS[name]
     batch = variant.batch()
     with FakeTensorMode() as mode:
@@ -107,7 +107,7 @@ def test_bf16_stays_close(name):
 
 @each_variant
 def test_teacher_and_student_encode(name):
-    """Both give depth + 1 states of a whole crop and of a shorter clip, finite, alike at the start."""
+    """Student and teacher give depth + 1 finite, initially equal states of a whole crop and of a shorter clip."""
     config = VARIANTS[name].model
     model = PupuJEPA(config).eval()
     for frames in (config.crop_frames, config.crop_frames // 2):

@@ -1,4 +1,4 @@
-"""The 1-D twin of a 2-D model, and the factors that docs/control.md and the presets name."""
+"""The 1-D twin of a 2-D model, and the factors in docs/control.md and the presets."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from pupujepa.training.objective import ObjectiveConfig
 
 @dataclass(frozen=True)
 class Match:
-    """How a 1-D twin relates to its 2-D model, as factors 2-D / 1-D.
+    """Ratios 2-D / 1-D of a 2-D model and its 1-D twin.
 
     tokens_per_crop: multiply the 1-D run's global batch by it to train on equally many tokens per step.
     flops_per_crop: multiply the 1-D run's steps by it to spend equally many operations on the whole run.

@@ -18,7 +18,7 @@ MAE = replace(SMALL, predictor_objective="mae")
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained: model, objective and masks."""
+    """Model, objective and masks of a variant."""
 
     model: ModelConfig = SMALL
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -29,7 +29,7 @@ class Variant:
         return TrainingStep(model, self.objective, autocast_dtype, activation_checkpointing=activation_checkpointing)
 
     def batch(self, size: int = 3, *, seed: int = 0):
-        """Returns a spectrogram batch with a mask of its own per sample."""
+        """Returns a spectrogram batch with one mask per sample."""
         shape = {"steps": self.model.grid_steps, "bands": self.model.grid_bands}
         drawn = [draw_mask(generator(seed, i), self.masks, progress=1.0, **shape) for i in range(size)]
         context, target = (torch.from_numpy(np.stack(part)) for part in list(zip(*drawn))[:2])

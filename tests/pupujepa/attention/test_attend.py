@@ -41,7 +41,7 @@ def browser():
 
 @pytest.fixture
 def page(weights, song, tmp_path):
-    """A page with 4 x 2 regions beside the one that was asked for."""
+    """A page with 4 x 2 regions besides the requested one."""
     path = tmp_path / "a.html"
     assert run("attend", weights, song, "--time", 0.2, 0.28, "--bands", 0, 2, "--regions", "4x2", "--out", path) == 0
     return path
@@ -55,7 +55,7 @@ def look_at(weights, song, box):
 
 
 def test_a_picture_is_written(weights, song, tmp_path, capsys):
-    """A PNG of plausible size and content; the command says from how many patches it looked, in seconds and hertz."""
+    """The PNG has a plausible size and content; the command prints the region's patches, seconds and hertz."""
     out = tmp_path / "pictures" / "a.png"
     assert run("attend", weights, song, "--out", out, "--time", 0.2, 0.28, "--bands", 0, 2) == 0
     image = matplotlib.image.imread(out)
@@ -84,7 +84,7 @@ def test_pictures_differ_by_block_and_head(weights, song, tmp_path):
 
 
 def test_panels_are_the_heads_that_were_chosen(weights, song):
-    """Numbers from 1 on name blocks and heads; mean is their mean; all is a row per block; others are refused."""
+    """Numbers from 1 on name blocks and heads; mean is their mean; all is a row per block; others are errors."""
     look, _ = look_at(weights, song, Box(5, 2, 0, 3))
     maps = look.times_even()
     np.testing.assert_array_equal(panels_of(look, "2", "1")[0][0].times_even, maps[1, 0])
@@ -100,7 +100,7 @@ def test_panels_are_the_heads_that_were_chosen(weights, song):
 
 
 def test_an_even_spread_is_one():
-    """A map that is spread evenly over all patches outside the region is 1 there."""
+    """An even map over all patches outside the region is 1 there."""
     even = np.full((1, 1, 16, 8), 1 / 122)
     even[..., 5:7, 0:3] = 0
     times = Look(Box(5, 2, 0, 3), even).times_even()
@@ -108,7 +108,7 @@ def test_an_even_spread_is_one():
 
 
 def test_a_region_is_every_patch_that_the_box_touches(weights, song):
-    """Spans of time and ranges of frequency are taken outwards to whole patches."""
+    """Spans of time and ranges of frequency are rounded outwards to whole patches."""
     crop = read_crop(load(weights), song, start_s=0.0)
     edges = crop.band_edges_hz
     assert box_in(crop, time_s=[0.2, 0.28], frequency_hz=None) == Box(5, 2, 0, 8)
@@ -129,7 +129,7 @@ def test_bands_lie_at_their_frequencies():
 
 
 def test_regions_tile_the_crop(weights, song):
-    """Every patch can be chosen as part of exactly one region, also where the numbers do not divide the grid."""
+    """Every patch is in exactly one region, also if the numbers do not divide the grid."""
     crop = read_crop(load(weights), song, start_s=0.0)
     for columns, rows in ((4, 2), (5, 3), (16, 8)):
         boxes = boxes_over(crop, columns, rows)
@@ -141,16 +141,16 @@ def test_regions_outside_the_crop_are_refused(weights, song, tmp_path, capsys):
     """Regions, starts and formats that do not exist are errors, before anything is written."""
     base = ("attend", weights, song, "--out", tmp_path / "a.png")
     cases = {
-        "region 0.5-9 s does not lie in the crop of 0-0.64 s": (*base, "--time", 0.5, 9),
-        "bands 3 to 8 do not lie in 0 to 7": (*base, "--bands", 3, 8),
-        "region 80-20000 Hz does not lie in the spectrogram of 0-12000 Hz": (*base, "--frequency", 80, 20_000),
+        "region 0.5-9 s is not within the crop of 0-0.64 s": (*base, "--time", 0.5, 9),
+        "bands 3 to 8 are not within 0 to 7": (*base, "--bands", 3, 8),
+        "region 80-20000 Hz is not within the spectrogram of 0-12000 Hz": (*base, "--frequency", 80, 20_000),
         "less than two patches of audio": (*base, "--start", 0.99),
         "--head 3 does not exist; choose 1 to 2": (*base, "--head", 3),
         "--regions 99x2 does not fit": (*base, "--regions", "99x2"),
         "--regions many: give columns x rows": (*base, "--regions", "many"),
-        "--ratio 1.0 must lie between 0 and 1": (*base, "--ratio", 1),
+        "--ratio 1.0 must be between 0 and 1": (*base, "--ratio", 1),
         "a.gif: no such format": (*base[:4], tmp_path / "a.gif"),
-        "the region holds the whole crop": (*base, "--time", 0, 0.64),
+        "the region covers the whole crop": (*base, "--time", 0, 0.64),
     }
     for message, words in cases.items():
         assert run(*words) == 2, message
@@ -159,7 +159,7 @@ def test_regions_outside_the_crop_are_refused(weights, song, tmp_path, capsys):
 
 
 def test_codes_keep_weak_attention():
-    """A map read back from its bytes is off by less than a two-hundredth of its strongest patch anywhere."""
+    """A map decoded from its bytes is off by less than a two-hundredth of its maximum."""
     maps = np.random.default_rng(0).exponential(size=(2, 3, 16, 8)) ** 3
     codes, peaks = coded_maps(maps)
     read = (codes / 255.0) ** 2 * peaks[:, None, None]
@@ -170,7 +170,7 @@ def test_codes_keep_weak_attention():
 
 
 def test_the_page_stands_alone(browser, page):
-    """It renders without an error, requests nothing, and a name with markup in it stays text."""
+    """The page renders without an error and without a request, and a name with markup stays text."""
     visit = browser.visit(page.as_uri(), f"{READY}.then(() => document.querySelector('main b').innerText)")
     assert visit.errors == []
     assert [url for url in visit.requests if not url.startswith("data:")] == [page.as_uri()]
@@ -209,7 +209,7 @@ def test_the_page_shows_what_the_library_computes(browser, page, weights, song):
 
 
 def test_heads_and_regions_can_be_chosen(browser, page):
-    """A click on a small map shows it; a click and the arrow keys in the picture look from another region."""
+    """A click on a small map shows it; a click and the arrow keys in the picture choose another region."""
     script = (
         READY
         + """.then(() => {
@@ -246,7 +246,7 @@ def test_heads_and_regions_can_be_chosen(browser, page):
 
 @pytest.mark.parametrize("view", [View(375, 800), View(375, 800, dark=True), View(1920, 1080)], ids=str)
 def test_the_page_fits_every_screen(browser, page, view):
-    """Nothing sticks out of a phone or a wide screen, in light and dark."""
+    """The page fits a phone and a wide screen, in light and dark."""
     script = f"{READY}.then(() => document.documentElement.scrollWidth - innerWidth)"
     visit = browser.visit(page.as_uri(), script, view=view)
     assert visit.result <= 0

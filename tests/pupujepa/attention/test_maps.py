@@ -19,7 +19,7 @@ def region() -> np.ndarray:
 
 
 def mask_around(region: np.ndarray) -> Mask:
-    """The first context that is dealt around a region."""
+    """Returns the first context around a region."""
     return next(contexts_around(region, ratio=0.8, seed=0))
 
 
@@ -48,7 +48,7 @@ def test_weights_applied_to_values_are_scaled_dot_product_attention():
 
 
 def test_maps_are_those_of_the_forward_pass(small_model, region, monkeypatch):
-    """Queries and keys are the ones that the predictor's own forward pass feeds to attention, block by block."""
+    """Queries and keys are those of the predictor's own forward pass, block by block."""
     seen = []
     original = functional.scaled_dot_product_attention
 
@@ -71,7 +71,7 @@ def test_maps_are_those_of_the_forward_pass(small_model, region, monkeypatch):
 
 
 def test_patches_that_take_no_part_are_nan(small_model):
-    """With half of the masked patches drawn as targets, the others are NaN and only they."""
+    """With half of the masked patches as targets, only the other half is NaN."""
     mask = draw_mask(generator(1), MaskConfig(target_fraction=0.5), steps=16, bands=8, progress=0.0)
     attention = predictor_attention(small_model, random_mel(64, 128), mask, region=mask.target[:4])
     taking_part = np.isin(np.arange(128), np.concatenate([mask.context, mask.target]))
@@ -102,7 +102,7 @@ def test_position_alone_decides_where_keys_are_equal(region):
 
 
 def test_impossible_regions_are_refused(small_model, region):
-    """A region that is empty, visible or misshapen is refused with the reason."""
+    """Empty, visible and misshapen regions are errors that give the reason."""
     mask = mask_around(region)
     mel = random_mel(64, 128)
     with pytest.raises(UserError, match="the region is empty"):
@@ -142,6 +142,6 @@ def test_a_region_map_is_the_attention_of_all_passes_put_together(small_model, r
 
 
 def test_the_whole_crop_is_no_region(small_model):
-    """With everything hidden there is nothing to look at."""
-    with pytest.raises(UserError, match="the region holds the whole crop"):
+    """A region of the whole crop is an error."""
+    with pytest.raises(UserError, match="the region covers the whole crop"):
         region_attention(small_model, random_mel(64, 128), np.ones((16, 8), bool))

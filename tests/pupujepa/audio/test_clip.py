@@ -25,7 +25,7 @@ def read_in_pieces(clip: Clip, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 22_050, 24_000, 24_001, 44_100, 48_000, 192_000])
 def test_blocks_are_resampled_as_if_they_were_one(rate):
-    """Reading in pieces gives what resampling the whole gives, at any rate."""
+    """Pieces are those of the resampled whole, at any rate."""
     audio = noise(round(3.3 * rate))
     whole = resample(audio, rate, 24_000)
     clip = clip_of_samples(audio, rate, 24_000)
@@ -35,7 +35,7 @@ def test_blocks_are_resampled_as_if_they_were_one(rate):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_files_are_read_like_the_whole(tmp_path, suffix):
-    """A file read forward in blocks equals the file decoded at once, whatever the container."""
+    """A file read forward in blocks equals the file decoded at once, in any container."""
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, 0.5 * noise(3 * 44_100 + 1, 2), 44_100)
     whole, rate = read_audio(path)
@@ -44,7 +44,7 @@ def test_files_are_read_like_the_whole(tmp_path, suffix):
 
 
 def test_channels_are_mixed_block_by_block():
-    """Stereo, a last block of fewer samples than channels, and integers give what mono() of the whole gives."""
+    """Stereo, a last block of fewer samples than channels, and integers equal mono() of the whole."""
     stereo = noise(2, 72_001)
     clip = clip_of_samples(stereo, 24_000, 24_000)
     np.testing.assert_array_equal(read_in_pieces(clip, 7001), mono(stereo))
@@ -54,7 +54,7 @@ def test_channels_are_mixed_block_by_block():
 
 
 def test_a_sample_that_is_not_finite_is_named_by_its_place():
-    """The place counts from the start of the audio, also in a later block."""
+    """The sample number counts from the start of the audio, also in a later block."""
     broken = noise(60_000)
     broken[50_000] = -np.inf
     clip = clip_of_samples(broken, 24_000, 24_000)
@@ -74,7 +74,7 @@ def test_overlapping_reads_and_silence_beyond_the_end():
 
 
 def test_memory_does_not_grow_with_the_clip():
-    """A clip holds the last read and a block, not what it has given out."""
+    """A clip holds the last read and a block, but no earlier audio."""
     clip = clip_of_samples(noise(24_000 * 40), 24_000, 24_000)
     for start in range(0, clip.samples - 30_000, 15_000):
         clip.read(start, start + 30_000)
@@ -82,7 +82,7 @@ def test_memory_does_not_grow_with_the_clip():
 
 
 def test_a_clip_that_ends_early_is_an_error():
-    """A file whose header promises more than it holds is named, not filled with silence."""
+    """A file shorter than its header announces is an error, and is not filled with silence."""
     clip = Clip(iter([np.zeros(100, np.float32)]), 200, origin="a.mp3")
     with pytest.raises(AudioError, match=r"a\.mp3: ends after 100 samples although it announced 200"):
         clip.read(0, 150)
@@ -121,7 +121,7 @@ def test_ratios_are_exact_for_rates_in_use():
 
 
 def test_a_file_of_another_rate_than_declared_is_refused(tmp_path):
-    """Saying 24 kHz of a file at 44.1 kHz is a misunderstanding, not a request."""
+    """Declaring 24 kHz for a file at 44.1 kHz is an error, not a request to resample."""
     soundfile.write(tmp_path / "a.wav", noise(4410), 44_100)
     assert clip_of_file(tmp_path / "a.wav", 24_000, declared_hz=44_100).samples == 2400
     with pytest.raises(AudioError, match=r"a\.wav: the file is at 44100 Hz, not at 24000 Hz as given"):

@@ -1,4 +1,4 @@
-"""Decoding ahead: the same samples in the same order for any number of threads, and nothing waits for ever."""
+"""Decoding ahead: the same samples in the same order for any number of threads, and no deadlock."""
 
 import threading
 from contextlib import closing
@@ -18,7 +18,7 @@ RATE_HZ = 24_000
 
 @pytest.fixture
 def files(tmp_path):
-    """Seven files of different lengths, one of them longer than what is decoded ahead of its reader."""
+    """Seven files of different lengths, one of them longer than its queue."""
     paths = []
     for i, seconds in enumerate((0.5, 200.0, 0.3, 31.0, 0.2, 60.0, 1.0)):
         paths.append(tmp_path / f"{i}.wav")
@@ -28,7 +28,7 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("threads", [1, 3, 9])
 def test_samples_are_those_of_the_file(files, threads):
-    """Every clip, read in steps of its own, gives exactly what decoding it here gives."""
+    """Every clip, read in its own steps, equals the directly decoded one."""
     with closing(decode_ahead(files, RATE_HZ, threads=threads)) as clips:
         for path, pending in zip(files, clips, strict=True):
             clip, expected = pending.open(), clip_of_file(path, RATE_HZ)
@@ -39,7 +39,7 @@ def test_samples_are_those_of_the_file(files, threads):
 
 
 def test_no_thread_outlives_its_reader(files):
-    """A reader that leaves in the midst of a long file leaves no thread behind."""
+    """A reader that stops within a long file leaves no thread behind."""
     before = set(threading.enumerate())
     with closing(decode_ahead(files, RATE_HZ, threads=3)) as clips:
         next(clips)
@@ -56,7 +56,7 @@ def test_a_file_that_is_passed_over_blocks_no_thread(files):
 
 
 def test_errors_arrive_with_their_file(files, tmp_path):
-    """What decoding raises is raised where its file is opened or read, and the others are not harmed."""
+    """An error of decoding is raised when its file is opened or read, and other files are unaffected."""
     (tmp_path / "bad.wav").write_bytes(b"RIFFnonsense")
     broken = np.zeros(40 * 16_000, np.float32)
     broken[-1] = np.nan

@@ -1,4 +1,4 @@
-"""Which files of a folder are audio, and that none is passed over in silence."""
+"""The audio files of a folder are found by suffix, and others are counted."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from pupujepa.errors import UserError
 
 
 def fill(folder, *names):
-    """Makes empty files, and the folders they lie in."""
+    """Makes empty files and their folders."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
@@ -27,7 +27,7 @@ def test_every_audio_suffix_is_found_in_any_case(tmp_path):
 
 
 def test_what_is_passed_over_is_counted_by_suffix(tmp_path):
-    """Files of a folder that are no audio by their suffix are counted; one that is given by itself is always taken."""
+    """Files of a folder without an audio suffix are counted; a file given directly is always taken."""
     fill(tmp_path, "a.wav", "b.m4a", "live/c.M4A", "cover.jpg", "README", ".hidden")
     files, passed_over = find_audio([tmp_path])
     assert [file.name for file in files] == ["a.wav"]
@@ -40,7 +40,7 @@ def test_what_is_passed_over_is_counted_by_suffix(tmp_path):
 
 
 def test_a_folder_of_something_else_says_what_it_holds(tmp_path):
-    """No audio at all is an error that names the suffixes that were looked for and those that are there."""
+    """A folder without audio is an error with the expected and the found suffixes."""
     fill(tmp_path, "b.m4a", "c.m4a")
     with pytest.raises(UserError, match=r"holds no audio files \(\.aif, .*\.wav\); passed over, .*: 2 \.m4a"):
         find_audio([tmp_path])

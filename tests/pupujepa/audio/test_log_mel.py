@@ -37,7 +37,7 @@ def librosa_log_mel(audio: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("samples", [24_000, 24_001, 24_239, 245_760])
 def test_agrees_with_librosa(samples):
-    """The log-mel is librosa's to 1e-4, whatever the remainder of the length."""
+    """The log-mel equals librosa's to 1e-4, for any remainder of the length."""
     audio = chord_with_noise(samples / 24_000 + 0.01)[:samples]
     expected = librosa_log_mel(audio)
     ours = log_mel(torch.from_numpy(audio)[None])[0].numpy()
@@ -53,11 +53,11 @@ def test_filter_bank_is_librosas():
 
 
 def test_bands_between_the_bins_are_said(caplog):
-    """64 points cannot tell the lowest of 40 bands apart; those that hear nothing are counted in the log."""
+    """64 points cannot resolve the lowest of 40 bands; the log counts those without a bin."""
     config = FrontendConfig(n_fft=64, hop_samples=32, window_samples=64, mel_bands=40)
     empty = int((mel_filter_bank(config) == 0).all(0).sum())
     assert 0 < empty < 40
-    assert f"{empty} of 40 mel bands lie between the bins of n_fft=64 and stay silent" in caplog.text
+    assert f"{empty} of 40 mel bands contain no bin of n_fft=64 and stay silent" in caplog.text
 
 
 def test_silence_is_the_documented_constant():
@@ -85,12 +85,12 @@ def test_slice_equals_the_whole(first, count):
 
 def test_slice_beyond_the_end_is_refused():
     """Frames that the audio does not have are an error, not padding."""
-    with pytest.raises(UserError, match=r"frames 90\.\.110 do not lie in the audio's 100 frames"):
+    with pytest.raises(UserError, match=r"frames 90\.\.110 are not within the audio's 100 frames"):
         log_mel_slice(torch.zeros(1, 24_000), 90, num_frames=20)
 
 
 def test_too_short_audio_is_refused():
-    """Audio shorter than the reflected padding is refused with the shortest length that works."""
+    """Audio shorter than the reflected padding is an error with the shortest valid length."""
     with pytest.raises(UserError, match=r"audio of 392 samples is too short.*at least 393 samples"):
         log_mel(torch.zeros(1, 392))
     assert log_mel(torch.zeros(1, 393)).shape == (1, 1, 128)
@@ -108,10 +108,10 @@ def test_digest_tells_front_ends_apart():
     [
         ({"fmax_hz": 12_001.0}, "does not fit below 12000.0 Hz"),
         ({"hop_samples": 241}, "differ from it by an even number"),
-        ({"window_samples": 2048}, "window_samples=2048 must lie in 1..n_fft=1024"),
+        ({"window_samples": 2048}, "window_samples=2048 must be in 1..n_fft=1024"),
     ],
 )
 def test_impossible_front_ends_are_refused(change, message):
-    """A front end that cannot be computed is refused on construction."""
+    """Impossible front ends are errors on construction."""
     with pytest.raises(UserError, match=message):
         FrontendConfig(**change)

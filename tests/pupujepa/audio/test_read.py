@@ -27,7 +27,7 @@ CONTAINERS = {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".w64": "W64"}
 
 @pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)
 def test_every_suffix_is_decoded(tmp_path, suffix):
-    """A tone in each container that folders are searched for comes back at its rate, its length and its pitch."""
+    """A tone in each container of AUDIO_SUFFIXES keeps its rate, its length and its pitch."""
     path = tmp_path / f"a{suffix}"
     coding = "OPUS" if suffix == ".opus" else None
     soundfile.write(
@@ -42,7 +42,7 @@ def test_every_suffix_is_decoded(tmp_path, suffix):
 
 
 def test_reads_a_stretch(tmp_path):
-    """start_s and duration_s cut on samples; a stretch past the end gives what there is."""
+    """start_s and duration_s cut on samples; a stretch past the end is shorter."""
     ramp = np.linspace(-1, 1, 8000, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", ramp, 8000, subtype="FLOAT")
     audio, _ = read_audio(tmp_path / "a.wav", start_s=0.25, duration_s=0.5)
@@ -96,10 +96,10 @@ def test_unreadable_files_are_named(tmp_path, content, message):
 
 
 def test_missing_file_is_named(tmp_path):
-    """A wrong path says so."""
+    """A wrong path and a folder are errors with a remedy."""
     with pytest.raises(AudioError, match=r"nowhere\.wav: no such audio file"):
         read_audio(tmp_path / "nowhere.wav")
-    with pytest.raises(AudioError, match="is a folder and no audio file; name a file in it"):
+    with pytest.raises(AudioError, match="is a folder and not an audio file; name a file in it"):
         read_audio(tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_empty_and_not_finite_files_are_refused(tmp_path):
 
 
 def test_arrays_that_are_not_audio_are_refused():
-    """Transposed, empty or boolean arrays are named for what they are."""
+    """Errors explain transposed, empty and boolean arrays."""
     with pytest.raises(AudioError, match="more channels than samples"):
         mono(np.zeros((1000, 2), np.float32))
     with pytest.raises(AudioError, match="not an array of shape"):

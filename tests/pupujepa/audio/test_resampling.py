@@ -30,7 +30,7 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 
 
 def by_the_formula(audio_S: np.ndarray, old: int, new: int) -> np.ndarray:
-    """Evaluates the sum of the module's docstring for each output by itself, in float64."""
+    """Evaluates the formula of the module's docstring per output, in float64."""
     cutoff = 0.99 * min(old, new)
     made = []
     for j in range(math.ceil(len(audio_S) * new / old)):
@@ -53,7 +53,7 @@ def test_it_computes_the_formula_of_its_docstring(old, new):
 
 @given(ratios, st.integers(1, 500))
 def test_the_length_is_rounded_up(ratio, samples):
-    """S samples give ceil(S * new / old), whatever the ratio."""
+    """S samples give ceil(S * new / old) for any ratio."""
     old, new = ratio
     expected = math.ceil(samples * new / old)
     assert resample_by_ratio(torch.ones(samples), old, new).shape == (expected,)
@@ -70,7 +70,7 @@ def test_a_constant_stays_constant_away_from_the_ends(old, new):
 
 @given(ratios, st.floats(-3, 3), st.floats(-3, 3))
 def test_it_is_linear(ratio, a, b):
-    """The sum of two signals becomes the sum of what they become."""
+    """Resampling is linear: the sum of two signals becomes the sum of their outputs."""
     x, y = noise(400, seed=1, dtype=torch.float64), noise(400, seed=2, dtype=torch.float64)
     apart = a * resample_by_ratio(x, *ratio) + b * resample_by_ratio(y, *ratio)
     torch.testing.assert_close(resample_by_ratio(a * x + b * y, *ratio), apart, atol=1e-12, rtol=0)
@@ -87,13 +87,13 @@ def test_a_period_later_in_is_a_period_later_out(old, new):
 
 
 def test_a_ratio_of_one_changes_nothing():
-    """Rates so close that their ratio is rounded to 1 pass no filter, which would take off the highest frequencies."""
+    """Rates whose ratio rounds to 1 use no filter, which would remove the highest frequencies."""
     audio_S = noise(100)
     assert resample_by_ratio(audio_S, 1, 1) is audio_S
 
 
 def test_a_batch_is_its_rows():
-    """Leading axes are kept, and each row is resampled by itself."""
+    """Leading axes are kept, and each row is resampled separately."""
     audio = noise(2, 3, 1000)
     resampled = resample_by_ratio(audio, 147, 80)
     assert resampled.shape == (2, 3, 545)
@@ -103,7 +103,7 @@ def test_a_batch_is_its_rows():
 
 @pytest.mark.usefixtures("no_filters_kept")
 def test_filters_are_kept_within_a_bound():
-    """A second call finds its filters; those of an odd ratio, of megabytes, are made again instead of kept."""
+    """A second call reuses its filters; those of an odd ratio, of megabytes, are not cached."""
     first, second = (resample_by_ratio(noise(1000), 147, 80) for _ in range(2))
     assert torch.equal(first, second)
     assert resampling._kept_filters.cache_info()[:2] == (1, 1)  # hits, misses
@@ -116,7 +116,7 @@ def test_filters_are_kept_within_a_bound():
 
 @pytest.mark.usefixtures("no_filters_kept")
 def test_filters_kept_from_inference_serve_training():
-    """The first call under inference_mode must not leave filters that no gradient can pass."""
+    """A first call under inference_mode leaves filters that gradients can pass."""
     with torch.inference_mode():
         resample_by_ratio(noise(1000), 147, 80)
     audio_S = noise(1000).requires_grad_()

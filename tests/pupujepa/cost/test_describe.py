@@ -17,7 +17,7 @@ from tests.pupujepa.models import SMALL, random_model
 
 
 def column(text: str, row: str) -> list[float]:
-    """Returns the numbers of a row of the table of memory."""
+    """Returns the numbers of a row of the memory table."""
     line = re.search(rf"^  {row} +([\d. ]+)$", text, re.MULTILINE)
     assert line, f"no row {row}"
     return [float(word) for word in line[1].split()]
@@ -42,7 +42,7 @@ def test_a_folder_of_weights_is_described(weights, capsys):
 
 
 def test_operations_are_checked_by_torchs_counter(weights, capsys):
-    """--count runs torch's counter over the training step, and it agrees whatever the precision."""
+    """--count runs torch's counter over the training step, and it agrees in every precision."""
     for extra in ((), ("--precision", "fp32"), ("--checkpointing",)):
         assert run("info", weights, "--count", *extra) == 0
         told = capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_operations_are_checked_by_torchs_counter(weights, capsys):
 
 
 def test_a_wrong_count_is_not_called_the_same(weights, capsys, monkeypatch):
-    """Arithmetic that the counter contradicts is shown with the difference."""
+    """If formula and counter differ, the text shows the difference."""
     monkeypatch.setattr("pupujepa.cost.describe.counted_flops", lambda step: 2 * 10**12)
     assert run("info", weights, "--count") == 0
     assert "%: please report this" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_torch_counts_what_arithmetic_gives(size):
 
 
 def test_memory_is_told_by_stage(capsys):
-    """Every row of the table is that of the formula for the ranks and crops that were asked for."""
+    """Every row of the table equals the formula for the given ranks and crops."""
     assert run("info", "demo", "--ranks", 4, "--micro-batch", 3, "--precision", "fp32") == 0
     told = capsys.readouterr().out
     kept = activations(StepConfig(model_size("demo"), MaskConfig(), ObjectiveConfig(), crops=3))["kept"]
@@ -94,7 +94,7 @@ def test_variants_are_described(tmp_path, capsys):
 
 
 def test_the_nearest_size_is_offered(capsys):
-    """A misspelt size is one sentence with the right one."""
+    """A misspelt size gives one sentence with the nearest name."""
     assert run("info", "larg") == 2
     assert "did you mean large" in capsys.readouterr().err
     assert run("info", "nano") == 2
@@ -102,6 +102,6 @@ def test_the_nearest_size_is_offered(capsys):
 
 
 def test_no_ranks_are_refused(capsys):
-    """Zero ranks or crops have no memory."""
+    """Zero ranks or crops are errors."""
     assert run("info", "demo", "--ranks", 0) == 2
     assert "both must be at least 1" in capsys.readouterr().err

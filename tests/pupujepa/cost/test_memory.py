@@ -30,14 +30,14 @@ def test_each_stage_shards_more():
 
 @pytest.mark.parametrize("ranks", [3, 7])
 def test_the_rank_that_holds_most_is_counted(ranks):
-    """Parameters that the ranks cannot share evenly are rounded up."""
+    """Shares of parameters that the number of ranks does not divide are rounded up."""
     memory = memory_per_rank(COUNTS, zero_stage=3, ranks=ranks, activation_bytes=0)
     assert ranks * memory.parameters >= 40_000 > ranks * (memory.parameters - 4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"mlp": "gelu"}, {"structure": "1d", "patch_bands": 0, "crop_frames": 512}])
 def test_the_bytes_kept_are_those_of_autograd(changes):
-    """What a real forward pass keeps beside the parameters is within 5 % of the formula."""
+    """The activations of a real forward pass are within 5 % of the formula."""
     step = replace(DEMO, model=replace(DEMO.model, depth=5, **changes), autocast_dtype=None, crops=3)
     patches, kept = step.model.num_patches, {}
     built = TrainingStep(PupuJEPA(step.model), step.objective)
@@ -59,7 +59,7 @@ def test_the_bytes_kept_are_those_of_autograd(changes):
 
 
 def test_recomputing_trades_activations():
-    """Blocks that are recomputed keep a fraction, and what else a rank holds stays."""
+    """Recomputed blocks keep a fraction of the activations, and the other parts do not change."""
     kept, recomputed = (peak_memory(replace(DEMO, activation_checkpointing=on))[1] for on in (False, True))
     assert recomputed.activations < 0.6 * kept.activations
     assert (recomputed.optimizer, recomputed.teacher) == (kept.optimizer, kept.teacher)
@@ -67,7 +67,7 @@ def test_recomputing_trades_activations():
 
 @pytest.mark.parametrize(("stage", "on_host", "buffers"), [(1, False, 0), (1, True, 800_000), (2, False, 800_000)])
 def test_the_bucket_is_held_while_gradients_come(stage, on_host, buffers):
-    """Under stage 2, and under stage 1 where the host updates, it comes on top in the backward pass."""
+    """At stage 2, and at stage 1 with an optimiser on the host, the bucket adds to the backward pass."""
     tiny = StepConfig(model_size("tiny"), MaskConfig(), ObjectiveConfig(), torch.bfloat16, bucket=200_000, ranks=4)
     moment, memory = peak_memory(replace(tiny, zero_stage=stage, offload_optimizer=on_host, crops=16))
     assert moment in ("forward", "backward")
@@ -75,14 +75,14 @@ def test_the_bucket_is_held_while_gradients_come(stage, on_host, buffers):
 
 
 def test_stage_3_holds_its_bucket_from_the_start():
-    """Also in the forward pass; no bucket is larger than the model."""
+    """The bucket exists in the forward pass too; no bucket is larger than the model."""
     for bucket, buffers in ((200_000, 800_000), (500_000_000, 4 * TRAINED)):
         moment, memory = peak_memory(replace(DEMO, zero_stage=3, ranks=1, crops=64, bucket=bucket))
         assert (moment, memory.buffers) == ("forward", buffers)
 
 
 def test_stage_3_gathers_what_the_ranks_share():
-    """Several ranks hold all weights whole beside their parts, and a flat copy; one rank has nothing to gather."""
+    """Several ranks hold the whole weights besides their shards, and a flat copy; a single rank gathers nothing."""
     alone, several = (peak_memory(replace(DEMO, zero_stage=3, ranks=ranks))[1] for ranks in (1, 4))
     assert alone.buffers == 0
     assert several.buffers == 2 * 4 * TRAINED
@@ -92,14 +92,14 @@ def test_stage_3_gathers_what_the_ranks_share():
 
 
 def test_accumulated_gradients_are_there_from_the_start():
-    """A second micro-batch meets the gradients of the first: whole ones below stage 2, a part from then on."""
+    """A second micro-batch adds to the gradients of the first: whole ones below stage 2, a shard from stage 2 on."""
     for stage, expected in ((0, 4 * TRAINED), (1, 4 * TRAINED), (2, TRAINED), (3, TRAINED)):
         moment, memory = peak_memory(replace(DEMO, zero_stage=stage, accumulates=True, crops=64))
         assert (moment, memory.gradients) == ("forward", expected)
 
 
 def test_an_optimiser_on_the_host_is_not_on_the_device():
-    """Its states are gone, and so are the temporaries of a step whose peak is the update."""
+    """The device holds no optimiser states, and no temporaries of the update."""
     huge = StepConfig(
         model_size("huge"), MaskConfig(), ObjectiveConfig(), torch.bfloat16, activation_checkpointing=True
     )

@@ -1,4 +1,4 @@
-"""The embed command: every format holds what the library gives, survives a kill, and depends on no workers."""
+"""The embed command: every format holds the library's values, survives a kill, and is independent of the workers."""
 
 import io
 import json
@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from pupujepa.embedding.embed import fingerprint
+from pupujepa.embedding.embed import model_fingerprint
 from pupujepa.embedding.encoder import Encoder
 from pupujepa.locks import only_writer
 from pupujepa.weights.weights import load, save_release
@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def rows_of(folder: Path, form: str) -> dict[str, dict]:
-    """Reads all rows with the format's own reader, none of ours."""
+    """Reads all rows with the format's own reader instead of ours."""
     rows = {}
     if form == "npz":
         for path in folder.rglob("*.npz"):
@@ -100,7 +100,7 @@ def test_rows_hold_what_the_library_gives(weights, songs, tmp_path, form, readou
 
 
 def test_an_npz_lies_where_its_file_lay(weights, songs, tmp_path, capsys):
-    """The folder below --out is the folder that was searched, file by file; what is no audio is left alone."""
+    """The folder below --out mirrors the searched folder, file by file, without files that are not audio."""
     assert run("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu") == 0
     assert sorted(contents(tmp_path / "out")) == ["a.flac.npz", "a.wav.npz", "live/b.ogg.npz"]
     told = capsys.readouterr().err
@@ -109,18 +109,18 @@ def test_an_npz_lies_where_its_file_lay(weights, songs, tmp_path, capsys):
 
 
 def test_all_layers_can_be_asked_for(weights, songs, tmp_path, capsys):
-    """--layers all writes the patch embedding and every block; other words are refused."""
+    """--layers all writes the patch embedding and every block; other words are errors."""
     words = ("embed", weights, songs / "a.wav", "--out", tmp_path / "out", "--readout", "mean", "--device", "cpu")
     assert run(*words, "--layers", "all") == 0
     with np.load(tmp_path / "out" / "a.wav.npz") as file:
         assert file["values"].shape == (SMALL.depth + 1, SMALL.width)
         assert file["layers"].tolist() == list(range(SMALL.depth + 1))
     assert run(*words, "--layers", "last") == 2
-    assert "--layers last: give numbers, or the one word all" in capsys.readouterr().err
+    assert "--layers last: give numbers or the single word all" in capsys.readouterr().err
 
 
 def test_the_released_positions_can_be_had(weights, songs, tmp_path):
-    """--rope clip_relative embeds as the release does: the same for a crop's length, another for a shorter clip."""
+    """--rope clip_relative embeds as the release does: equal for a crop's length, different for a shorter clip."""
     for mode in ("clip_relative", "length_exact"):
         soundfile.write(songs / "crop.wav", tone(0.64), 24_000)
         assert run("embed", weights, songs, "--out", tmp_path / mode, "--rope", mode, "--device", "cpu") == 0
@@ -144,7 +144,7 @@ def test_the_result_does_not_depend_on_the_workers(weights, many_songs, tmp_path
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_killed_run_goes_on_where_it_was(weights, many_songs, tmp_path, form):
-    """SIGKILL in the midst, the same command again: the bytes of a straight run, and finished rows are not redone."""
+    """After SIGKILL and the same command again, the bytes are those of a straight run, and finished rows are kept."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     words = ["embed", weights, many_songs, "--format", form, "--part-mb", 0.9, "--device", "cpu"]
     assert run(*words, "--out", straight) == 0
@@ -170,13 +170,13 @@ def test_a_killed_run_goes_on_where_it_was(weights, many_songs, tmp_path, form):
 
 
 def contents_so_far(folder: Path) -> list[str]:
-    """Names of the files of a folder in which another process writes."""
+    """Returns the file names of a folder while another process writes to it."""
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix]
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_only_what_is_missing_is_embedded(weights, songs, tmp_path, capsys, form):
-    """A file that comes later gets its row; the rows that exist are neither computed nor written again."""
+    """A later file gets its row; existing rows are neither computed nor written again."""
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--readout", "mean", "--format", form)
     assert run(*words, "--device", "cpu") == 0
     before = contents(tmp_path / "out")
@@ -193,7 +193,7 @@ def test_only_what_is_missing_is_embedded(weights, songs, tmp_path, capsys, form
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_repaired_file_gets_its_row(weights, songs, tmp_path, form):
-    """A file that failed is tried again by the next run."""
+    """The next run tries a failed file again."""
     (songs / "bad.wav").write_bytes(b"RIFFnonsense")
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--format", form, "--device", "cpu")
     assert run(*words) == 1
@@ -206,7 +206,7 @@ def test_a_repaired_file_gets_its_row(weights, songs, tmp_path, form):
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("part_mb", [256, 0.01])
 def test_a_changed_file_is_noticed(weights, songs, tmp_path, capsys, form, part_mb):
-    """A file of another size or time is embedded again, alone, and said; each file keeps exactly one row."""
+    """Only files with another size or time are embedded again, the log says so, and each file has one row."""
     out = tmp_path / "out"
     words = ("embed", weights, songs, "--out", out, "--format", form, "--part-mb", part_mb, "--device", "cpu")
     assert run(*words) == 0
@@ -233,7 +233,7 @@ def test_a_changed_file_is_noticed(weights, songs, tmp_path, capsys, form, part_
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_that_broke_loses_its_row(weights, songs, tmp_path, form):
-    """A file that cannot be decoded any more leaves no row of what it was, and the others keep theirs."""
+    """A file that no longer decodes loses its outdated row, and the others keep theirs."""
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--format", form, "--device", "cpu")
     assert run(*words) == 0
     (songs / "a.wav").write_bytes(b"RIFFnonsense")
@@ -243,7 +243,7 @@ def test_a_file_that_broke_loses_its_row(weights, songs, tmp_path, form):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_changed_while_a_killed_run_had_it_staged(weights, songs, tmp_path, capsys, monkeypatch, form):
-    """Rows that a killed command had not packed yet are checked like packed ones."""
+    """Staged rows of a killed command are checked like packed ones."""
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--format", form, "--device", "cpu")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("pupujepa.embedding.stores.VectorStore.close", interrupted)
@@ -263,7 +263,7 @@ def interrupted(store):
 
 
 def damage(songs: Path) -> list[str]:
-    """Puts five files that cannot be embedded beside the good ones and returns their names."""
+    """Adds five files that cannot be embedded and returns their names."""
     (songs / "bad.wav").write_bytes(b"RIFFnonsense")
     (songs / "empty.flac").write_bytes(b"")
     soundfile.write(songs / "short.wav", tone(0.01), 24_000)
@@ -276,7 +276,7 @@ def damage(songs: Path) -> list[str]:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_broken_files_are_named_and_the_shell_is_told(weights, songs, tmp_path, capfd, workers):
-    """Corrupt, empty, cut, too short, not finite: none stops the others, each is named, the exit code is 1."""
+    """Corrupt, empty, truncated, short and non-finite files do not stop the others; the exit code is 1."""
     broken = damage(songs)
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--workers", workers)
     assert run(*words) == 1
@@ -290,7 +290,7 @@ def test_broken_files_are_named_and_the_shell_is_told(weights, songs, tmp_path, 
 
 
 def test_broken_files_can_be_skipped_but_not_silently(weights, songs, tmp_path, capfd):
-    """With --skip-broken the exit code is 0 and broken.jsonl says which and why, until none is left."""
+    """With --skip-broken the exit code is 0 and broken.jsonl lists files and reasons, until all are repaired."""
     broken = damage(songs)
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--skip-broken")
     assert run(*words) == 0
@@ -306,7 +306,7 @@ def test_broken_files_can_be_skipped_but_not_silently(weights, songs, tmp_path, 
 
 
 def test_a_clip_too_short_for_the_readout_stops_no_other(weights, songs, tmp_path, capfd):
-    """A readout of 20 blocks in time asks for 0.8 s: the file of half a second is named, the others have their rows."""
+    """A readout of 20 blocks in time needs 0.8 s: the file of half a second is named, the others have their rows."""
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--readout", "region:1x20")
     assert run(*words) == 1
     assert re.search(r"failed: \S+a\.flac: readout region:1x20 asks for more blocks", capfd.readouterr().err)
@@ -314,18 +314,18 @@ def test_a_clip_too_short_for_the_readout_stops_no_other(weights, songs, tmp_pat
 
 
 def test_values_that_are_not_finite_are_no_embedding(songs, tmp_path, capfd):
-    """Weights that make NaN give no rows of NaN."""
+    """Weights that produce NaN give errors, not rows."""
     model = random_model()
     model.teacher.norm.weight.data.fill_(float("nan"))
     save_release(model, SMALL, tmp_path / "weights")
     assert run("embed", tmp_path / "weights", songs, "--out", tmp_path / "out", "--device", "cpu") == 1
-    assert capfd.readouterr().err.count("the model's values are not all finite") == 3
+    assert capfd.readouterr().err.count("the embedding is not finite") == 3
     assert rows_of(tmp_path / "out", "npz") == {}
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_settings_are_not_mixed(weights, songs, tmp_path, capsys, form):
-    """Rows of another readout or other weights are refused, and replaced where that is asked for."""
+    """Rows of another readout or other weights are an error, and are replaced with --overwrite."""
     base = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--format", form)
     assert run(*base) == 0
     assert run(*base, "--readout", "mean") == 2
@@ -344,7 +344,7 @@ def test_settings_are_not_mixed(weights, songs, tmp_path, capsys, form):
 
 @pytest.mark.parametrize(("form", "suffix"), [("npz", "a.wav.npz"), ("parquet", "part-00000.parquet")])
 def test_foreign_files_are_not_touched(weights, songs, tmp_path, capsys, form, suffix):
-    """A file that is not of this command stops it before anything is written."""
+    """A file of another program stops the command before it writes anything."""
     out = tmp_path / "out"
     out.mkdir()
     (out / suffix).write_bytes(b"somebody's work")
@@ -354,7 +354,7 @@ def test_foreign_files_are_not_touched(weights, songs, tmp_path, capsys, form, s
 
 
 def test_parquet_without_pyarrow_says_what_to_install(weights, songs, tmp_path, capsys, monkeypatch):
-    """The error names the extra, before any work is done."""
+    """The error names the extra before any work."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pupujepa.embedding.parquet", raising=False)
     assert run("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--format", "parquet") == 2
@@ -363,7 +363,7 @@ def test_parquet_without_pyarrow_says_what_to_install(weights, songs, tmp_path, 
 
 
 def test_two_writers_are_one_too_many(weights, songs, tmp_path, capsys):
-    """A second command for the same folder is refused while the first one is at work."""
+    """A second command for the same folder is an error while the first one runs."""
     with only_writer(tmp_path / "out"):
         assert run("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu") == 2
     assert f"out is being written by process {os.getpid()} on " in capsys.readouterr().err
@@ -377,10 +377,10 @@ def test_wrong_inputs_are_refused(weights, songs, tmp_path, capsys):
     cases = {
         "no such file or folder": (tmp_path / "nowhere.wav",),
         "holds no audio files": (tmp_path / "empty",),
-        "would both be written as a.wav": (tmp_path / "a.wav", songs / "a.wav"),
+        "would both be stored as a.wav": (tmp_path / "a.wav", songs / "a.wav"),
         "readout 'median' is unknown": (songs, "--readout", "median"),
         "layer 7 does not exist": (songs, "--layers", "7"),
-        "at least one thread has to decode": (songs, "--workers", "0"),
+        "--workers 0: give at least one thread to decode": (songs, "--workers", "0"),
         "--part-mb 0 must be positive": (songs, "--part-mb", "0"),
         "readout region:9x1 needs 1 to 8 blocks along frequency": (songs, "--readout", "region:9x1"),
     }
@@ -399,24 +399,24 @@ def test_a_device_that_is_not_there_is_refused(weights, songs, tmp_path, capsys)
 
 
 def test_a_place_that_cannot_be_written_is_refused(weights, songs, tmp_path, capsys):
-    """An --out that is a file, or lies in one, is one sentence."""
+    """An --out that is a file, or below one, gives one sentence."""
     (tmp_path / "out").write_text("a file")
     for out in (tmp_path / "out", tmp_path / "out" / "below"):
         assert run("embed", weights, songs, "--out", out, "--device", "cpu") == 2
-        assert f"error: nothing can be written to the folder {out}" in capsys.readouterr().err
+        assert f"error: the folder {out} is not writable" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "a file"
 
 
 def test_progress_tells_rate_and_remaining_time(weights, many_songs, tmp_path, capfd):
-    """Without a terminal the log says how much is done, how fast, and how long it took."""
+    """Without a terminal the log shows progress, rate and duration."""
     assert run("embed", weights, many_songs, "--out", tmp_path / "out", "--device", "cpu") == 0
     told = capfd.readouterr().err
     assert re.search(r"embed: 4/4 MB in \d+ s, 16/16 files, [\d.]+ files/s, \d+ times real time", told)
 
 
 def test_fingerprints_tell_models_apart():
-    """Other weights, another rotary mode or another front end have another fingerprint; the same model has the same."""
+    """Weights, rotary mode and front end change the fingerprint; equal models have equal ones."""
     config = type(SMALL)(**{**SMALL.__dict__, "rope": "clip_relative"})
-    prints = {fingerprint(model) for model in (random_model(), random_model(seed=2), random_model(config))}
+    prints = {model_fingerprint(model) for model in (random_model(), random_model(seed=2), random_model(config))}
     assert len(prints) == 3
-    assert fingerprint(random_model()) in prints
+    assert model_fingerprint(random_model()) in prints

@@ -8,7 +8,7 @@ import torch
 from pupujepa.audio.clip import Clip
 from pupujepa.audio.log_mel import FrontendConfig, log_mel, normalise
 from pupujepa.audio.read import AudioError, resample
-from pupujepa.embedding.encoder import Encoder
+from pupujepa.embedding.encoder import CrossFade, Encoder, window_starts
 from pupujepa.embedding.readout import layout
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA
@@ -82,7 +82,7 @@ def test_readouts_pool_the_frames(encoder, readout):
 
 
 def test_blocks_that_do_not_divide_the_clip_have_their_own_centres(encoder):
-    """7 steps in 3 blocks are steps 0-2, 2-4, 4-6, as adaptive pooling cuts, and their centres are what is told."""
+    """7 steps in 3 blocks are steps 0-2, 2-4, 4-6, as in adaptive pooling, and times_s are their centres."""
     embedding = encoder.encode(music(0.28), 24_000, readout="region:1x3")
     np.testing.assert_allclose(embedding.times_s, [0.06, 0.14, 0.22])
     np.testing.assert_allclose(encoder.encode(music(0.28), 24_000, readout="mean").times_s, [0.14])
@@ -92,7 +92,7 @@ def test_blocks_that_do_not_divide_the_clip_have_their_own_centres(encoder):
 @pytest.mark.parametrize("layers", [None, [2], [3, 0, -2]])
 @pytest.mark.parametrize("which", ["teacher", "student"])
 def test_any_layers_of_either_encoder_in_any_readout(encoder, readout, layers, which):
-    """Layers come in the order asked for, each equal to the same layer among all of them."""
+    """Layers come in the requested order, each equal to the same layer among all."""
     audio = music(1.3)
     every = encoder.encode(audio, 24_000, readout=readout, layers=range(SMALL.depth + 1), which=which)
     some = encoder.encode(audio, 24_000, readout=readout, layers=layers, which=which)
@@ -104,7 +104,7 @@ def test_any_layers_of_either_encoder_in_any_readout(encoder, readout, layers, w
 
 
 def test_a_stream_is_the_frames_piece_by_piece(encoder):
-    """The pieces of a stream are the rows of encode in order, with the same times; none is longer than a window."""
+    """The pieces of a stream are the rows of encode in order, with equal times; none is longer than a window."""
     audio = music(4.3)
     whole = encoder.encode(audio, 24_000, layers=[1, 3])
     pieces = list(encoder.stream(audio, 24_000, layers=[1, 3]))
@@ -141,14 +141,14 @@ def test_files_arrays_and_tensors_agree(encoder, tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 24_000, 44_100, 48_000, 96_000])
 def test_forty_milliseconds_are_one_frame_at_any_rate(encoder, rate):
-    """The shortest clip is one patch, also where 40 ms are no whole number of samples at either rate."""
+    """The shortest clip is one patch, also if 40 ms are not a whole number of samples at either rate."""
     embedding = encoder.encode(music(0.04, rate), rate)
     assert embedding.values.shape == (1, 8 * SMALL.width)
     np.testing.assert_allclose(embedding.times_s, [0.02])
 
 
 def test_three_hours_have_their_frames_where_they_belong():
-    """A click after hours stands at its time stamp, in frames and in a region; the audio is never held as a whole.
+    """A click after hours has its time stamp in frames and in a region, without the whole audio in memory.
 
     A front end of 1.2 kHz and one token a step make hours of it quick; nothing that counts samples or steps differs.
     """
@@ -196,7 +196,7 @@ def test_any_rate_gives_the_grid_of_its_seconds(encoder, rate):
 
 
 def test_shorter_grids_are_not_stretched():
-    """Length-exact features of half a window stay nearer to those in the full window than clip-relative ones do."""
+    """Length-exact features of half a window are nearer to those of the full window than clip-relative ones."""
     audio = music(0.64)
     gaps = {}
     for mode in ("length_exact", "clip_relative"):
@@ -209,7 +209,7 @@ def test_shorter_grids_are_not_stretched():
 
 
 def test_encode_mel_is_batched_and_complete(encoder):
-    """Normalised spectrograms give all L + 1 layers as [B, steps, bands * D], whatever the batch size."""
+    """Normalised spectrograms give all L + 1 layers as [B, steps, bands * D], for any batch size."""
     mel = random_mel(11, 40, 128)
     layers = encoder.encode_mel(mel)
     assert [tuple(layer.shape) for layer in layers] == [(11, 10, 8 * SMALL.width)] * (SMALL.depth + 1)
@@ -221,7 +221,7 @@ def test_encode_mel_is_batched_and_complete(encoder):
 
 
 def test_student_and_teacher_differ(encoder):
-    """`which` chooses the encoder; unasked it is the teacher, in a stream too."""
+    """`which` chooses the encoder; the default is the teacher, in a stream too."""
     audio = music(0.5)
     teacher, student = (encoder.encode(audio, 24_000, which=which).values for which in ("teacher", "student"))
     assert np.abs(teacher - student).max() > 0.01
@@ -240,7 +240,7 @@ def test_bf16_stays_close():
 
 
 def test_unusable_audio_is_refused(encoder, tmp_path):
-    """Too short, unrated, NaN or empty audio, and impossible readouts, say what to do."""
+    """Short, empty and NaN audio, missing rates and impossible readouts are errors with a remedy."""
     with pytest.raises(AudioError, match=r"audio: 20\.0 ms of audio is shorter than one patch \(40 ms\)"):
         encoder.encode(music(0.02), 24_000)
     with pytest.raises(UserError, match="sample_rate_hz is missing"):
@@ -269,7 +269,27 @@ def test_unusable_audio_is_refused(encoder, tmp_path):
         encoder.encode(music(1), 24_000, layers=[9])
     with pytest.raises(UserError, match="layers is empty"):
         encoder.encode(music(1), 24_000, layers=[])
-    with pytest.raises(UserError, match="which='predictor' is no encoder"):
+    with pytest.raises(UserError, match="which='predictor' is not an encoder"):
         next(encoder.stream(tmp_path / "nothing.wav", which="predictor"))
     with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
         Encoder(random_model(), batch_size=0)
+
+
+@pytest.mark.parametrize("steps", [16, 17, 24, 31, 32, 33, 100])
+def test_windows_reach_every_step(steps):
+    """Windows start in order, overlap by at least half, stay inside and end with the clip."""
+    starts = window_starts(steps, 16)
+    assert starts[0] == 0
+    assert starts[-1] == steps - 16
+    gaps = np.diff(starts)
+    assert ((gaps > 0) & (gaps <= 8)).all()
+
+
+@pytest.mark.parametrize("steps", [16, 17, 30, 100])
+def test_cross_fade_keeps_what_windows_agree_on(steps):
+    """Windows cut from one sequence blend back to that sequence, with each step once and in order."""
+    sequence = random_mel(2, steps, 3, 4)
+    starts = window_starts(steps, 16)
+    fade = CrossFade(starts, 16)
+    blended = torch.cat([fade.add(sequence[:, s : s + 16]) for s in starts], dim=1)
+    torch.testing.assert_close(blended, sequence)

@@ -17,7 +17,7 @@ def test_frames_put_the_bands_side_by_side():
 
 @pytest.mark.parametrize(("f", "t"), [(1, 1), (4, 2), (8, 3), (3, 5)])
 def test_regions_are_adaptive_averages(f, t):
-    """region(f, t) is the mean over each block, frequency-major; also when blocks do not divide the grid."""
+    """region(f, t) is the mean over each block, frequency-major, also if blocks do not divide the grid."""
     states = random_mel(2, 10 * 8, 5)
     pooled = pool_region(states, bands=8, frequency_blocks=f, time_blocks=t)
     grid = states.unflatten(1, (10, 8)).permute(0, 3, 2, 1)
@@ -31,7 +31,7 @@ def test_regions_are_adaptive_averages(f, t):
 @pytest.mark.parametrize("readout", ["frames", "mean", "region:4x2", "region:3x5"])
 @pytest.mark.parametrize("pieces", [[10], [1, 3, 6], [1] * 10])
 def test_running_readouts_equal_the_whole(readout, pieces):
-    """A clip read out piece by piece gives what the whole grid gives, however it is cut."""
+    """The readout of a clip in pieces equals that of the whole grid, for any cut."""
     states = random_mel(2, 10 * 8, 5)  # two layers
     spec = parse_readout(readout, bands=8)
     running = RunningReadout(spec, steps=10, bands=8, layers=2, width=5)
@@ -63,6 +63,6 @@ def test_readouts_are_parsed():
     ],
 )
 def test_unknown_readouts_are_refused(readout, message):
-    """A readout that does not exist is refused with those that do."""
+    """Unknown readouts are errors that list the known ones."""
     with pytest.raises(UserError, match=message):
         parse_readout(readout, bands=8)

@@ -34,7 +34,7 @@ def test_qk_norm_agrees_with_plain_algebra():
 
 
 def test_qk_norm_bounds_the_scores():
-    """However large the inputs of attention are, its scores stay where the norm's weights put them."""
+    """The norm's weights bound the scores of attention, however large its inputs are."""
     attention = randomised(Attention(replace(SHAPE, qk_norm=True)))
     with torch.no_grad():
         attention.qkv.bias.zero_()

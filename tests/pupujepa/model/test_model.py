@@ -74,7 +74,7 @@ def test_initial_weights_follow_the_description():
 
 
 def test_initialisation_is_a_pure_function_of_the_seed():
-    """Equal seeds give equal weights, another seed others, and the global random state is not moved."""
+    """Equal seeds give equal weights, other seeds others, and the global random state is unchanged."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = PupuJEPA(SMALL, seed=1).state_dict()
@@ -103,7 +103,7 @@ def test_hidden_states_are_embedding_blocks_and_normed_end(small_model):
 
 
 def test_blocks_beyond_the_last_layer_asked_for_do_not_run(small_model):
-    """Asking for layer 1 runs one block."""
+    """A request for layer 1 runs one block."""
     ran = []
     for number, block in enumerate(small_model.teacher.blocks):
         block.register_forward_hook(lambda *_, number=number: ran.append(number))
@@ -144,7 +144,7 @@ def test_wrong_inputs_are_refused(small_model):
         small_model.encode(torch.zeros(1, 63, 128))
     with pytest.raises(UserError, match=r"shape \(1, 64, 80\)"):
         small_model.encode(torch.zeros(1, 64, 80))
-    with pytest.raises(UserError, match="which='predictor' is no encoder"):
+    with pytest.raises(UserError, match="which='predictor' is not an encoder; choose teacher or student"):
         small_model.encode(torch.zeros(1, 64, 128), which="predictor")
     with pytest.raises(UserError, match=r"layer 4 does not exist; this model has layers 0 \(patch embedding\) to 3"):
         small_model.encode(torch.zeros(1, 64, 128), layers=[4])

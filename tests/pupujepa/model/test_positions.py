@@ -48,7 +48,7 @@ def test_chosen_tokens_get_the_positions_of_the_grid():
 
 
 def test_learned_tables_start_small_and_different():
-    """Tables of student and predictor are drawn with std 0.02 from streams of their own; the teacher's is a copy."""
+    """Student and predictor draw their tables with std 0.02 from separate streams; the teacher's is a copy."""
     model = PupuJEPA(LEARNED, seed=4)
     student, predictor = model.student.positions.position_table, model.predictor.positions.position_table
     assert student.std().item() == pytest.approx(0.02, rel=0.05)
@@ -59,7 +59,7 @@ def test_learned_tables_start_small_and_different():
 
 
 def test_learned_positions_end_with_the_crop():
-    """A clip longer than a training crop is refused with the remedy; sincos has no end."""
+    """A clip longer than a training crop is an error with a remedy for learned positions, and allowed for sincos."""
     mel = random_mel(1, 68, 128)
     with pytest.raises(UserError, match=r"136 patches is longer than the 128 learned positions.*encode it in windows"):
         random_model(LEARNED).encode(mel)
@@ -67,7 +67,7 @@ def test_learned_positions_end_with_the_crop():
 
 
 def test_without_positions_order_means_nothing():
-    """Swapping two patches swaps their features and changes no other; any code of positions changes more."""
+    """Without positions, swapping two patches swaps their features and changes no other; with them it changes more."""
     mel = random_mel(1, 64, 128)
     swapped = mel.clone()
     swapped[:, 0:4], swapped[:, 8:12] = mel[:, 8:12], mel[:, 0:4]

@@ -42,7 +42,7 @@ def test_length_exact_spacing_never_changes(steps):
 
 
 def test_scores_depend_on_distance_only():
-    """Length-exact attention scores between two tokens are the same wherever in time and at any clip length."""
+    """Length-exact attention scores between two tokens do not depend on their place in time or the clip's length."""
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def score(steps, first, second):
@@ -66,7 +66,7 @@ def test_frequencies_run_from_1_to_112_pi():
 
 
 def test_first_half_is_time_second_half_is_frequency():
-    """Along time only the first half of the pairs turns, along frequency only the second."""
+    """Along time only the first half of the pairs rotates, along frequency only the second."""
     cos, _ = rotation(256)
     grid = cos.unflatten(0, (256, 8))
     assert torch.equal(grid[:, 2, 4:], grid[:1, 2, 4:].expand(256, -1))
@@ -95,7 +95,7 @@ def line(steps, *, mode=LENGTH_EXACT, reference_steps=256, head_dim=16):
 
 
 def test_on_a_line_all_pairs_turn_with_time():
-    """In 1-D each of head_dim / 2 pairs has a frequency of its own, over the same range as in 2-D."""
+    """In 1-D each of head_dim / 2 pairs has its own frequency, over the same range as in 2-D."""
     cos, sin = line(256, head_dim=64)
     assert cos.shape == (256, 32)
     last = torch.atan2(sin, cos)[-1]  # position 1

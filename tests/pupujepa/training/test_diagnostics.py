@@ -20,7 +20,7 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def orthonormal_rank(rows: int, width: int, rank: int) -> torch.Tensor:
-    """Rows whose `rank` non-zero singular values are all equal."""
+    """Returns rows with `rank` equal non-zero singular values."""
     left = torch.linalg.qr(gaussian(rows, rank, seed=1))[0]
     right = torch.linalg.qr(gaussian(width, rank, seed=2))[0]
     return left @ right.T
@@ -64,7 +64,7 @@ def test_mean_cosine_equals_the_plain_double_loop():
 
 
 def test_rank_per_band_finds_the_collapsed_band():
-    """A band whose tokens are all alike has rank 1, the others their full rank."""
+    """A band of equal tokens has rank 1, the others have their full rank."""
     states = gaussian(50, 10 * 4, 16).unflatten(1, (10, 4))
     states[:, :, 2] = 1.0
     ranks = effective_rank_per_band(states.flatten(1, 2), bands=4)
@@ -93,7 +93,7 @@ def positional_data(batch: int = 40, positions: int = 30, chosen: int = 12):
 
 
 def test_explained_variance_against_positions_exposes_where_only_predictors():
-    """A predictor that knows only each position's mean scores high against the constant, and 0 against positions."""
+    """A predictor of each position's mean scores high against the constant, and 0 against positions."""
     pattern, index, target = positional_data(batch=400)
     assert explained_variance(pattern[index], target).item() > 0.9
     assert explained_variance(pattern[index], target, index, baseline="position").item() == pytest.approx(0, abs=0.02)
@@ -101,7 +101,7 @@ def test_explained_variance_against_positions_exposes_where_only_predictors():
 
 
 def test_position_baseline_is_unbiased_in_small_batches():
-    """With few targets per position the true mean still scores 0 on average: the baseline is charged for its fit."""
+    """With few targets per position the true mean still scores 0 on average: the baseline's fit is corrected."""
     scores = []
     for seed in range(200):
         rng = torch.Generator().manual_seed(seed)
@@ -112,7 +112,7 @@ def test_position_baseline_is_unbiased_in_small_batches():
 
 
 def test_positions_with_a_single_target_do_not_count():
-    """A position seen once has no mean to beat: it is left out, and alone it gives NaN."""
+    """A position with one target has no mean to beat: it is excluded, and alone it gives NaN."""
     target = gaussian(2, 3, 4)
     index = torch.tensor([[0, 1, 2], [0, 3, 4]])
     prediction = target.clone()
@@ -123,7 +123,7 @@ def test_positions_with_a_single_target_do_not_count():
 
 
 def test_explained_variance_per_band():
-    """Bands are told apart by token index modulo bands; a band without targets is NaN."""
+    """The band is the token index modulo bands; a band without targets is NaN."""
     index = torch.arange(30).expand(20, -1) // 3 * 4 + torch.arange(30) % 3  # bands 0, 1, 2 of 4
     target = gaussian(20, 30, 8)
     prediction = target.clone()
@@ -135,7 +135,7 @@ def test_explained_variance_per_band():
 
 
 def test_variance_between_and_within_clips():
-    """Both components are recovered, and crops that do not know their clip have none between."""
+    """Both components are recovered, and crops independent of their clip have no variance between clips."""
     clips = 2.0 * gaussian(2000, 1, 8, seed=1)
     between, within = between_within_variance(clips + gaussian(2000, 10, 8, seed=2))
     assert between.item() == pytest.approx(4 * 8, rel=0.05)
@@ -167,7 +167,7 @@ def test_lidar_equals_its_definition():
 
 
 def test_lidar_of_constant_features_is_finite():
-    """Total collapse gives a number, not a crash."""
+    """Total collapse gives a finite number."""
     assert lidar(torch.ones(20, 5, 8)).isfinite()
 
 
@@ -178,7 +178,7 @@ def test_lidar_of_huge_features_of_low_rank_is_finite():
 
 
 def test_wrong_shapes_are_refused():
-    """Inputs from which nothing can be estimated are named."""
+    """Errors name inputs that allow no estimate."""
     with pytest.raises(UserError, match=r"expected at least two rows of features \[N, D\], not shape \(2, 3, 4\)"):
         effective_rank(torch.zeros(2, 3, 4))
     with pytest.raises(UserError, match="7 tokens do not make whole time steps of 4 bands"):

@@ -37,7 +37,7 @@ def test_update_is_the_weighted_mean():
 
 
 def test_slow_averages_lose_nothing():
-    """1,000 updates at momentum 0.99999 in float32 end where the closed form says; bf16 would not move at all."""
+    """1,000 updates at momentum 0.99999 in float32 equal the closed form; bf16 would not move at all."""
     teacher, source = [torch.ones(8)], [torch.full((8,), 2.0)]
     for _ in range(1000):
         update_ema(teacher, source, 0.99999)
@@ -66,7 +66,7 @@ def test_mistakes_are_refused():
         update_ema([torch.zeros(1)], [torch.zeros(1)] * 2, 0.9)
     with pytest.raises(UserError, match=r"the teacher is held in torch\.bfloat16, which loses small updates"):
         update_ema([torch.zeros(1, dtype=torch.bfloat16)], [torch.zeros(1)], 0.9)
-    with pytest.raises(UserError, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"must be in \[0, 1\]"):
         EmaConfig(start=1.1)
     with pytest.raises(UserError, match="ramp_fraction=2"):
         EmaConfig(ramp_fraction=2)

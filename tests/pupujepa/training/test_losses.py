@@ -6,7 +6,7 @@ from tests.pupujepa.models import random_mel
 
 
 def test_losses_agree_with_their_definitions():
-    """Each loss is what its name says, per token."""
+    """Each loss equals its definition, per token."""
     prediction, target = random_mel(2, 5, 32, seed=1), random_mel(2, 5, 32, seed=2)
     expected = {
         "smooth_l1": functional.smooth_l1_loss(prediction, target, reduction="none", beta=0.5).mean(-1),
@@ -23,7 +23,7 @@ def test_losses_agree_with_their_definitions():
 
 
 def test_variance_hinge_is_the_gap_below_the_floor():
-    """A constant crop costs the floor, a crop of std 2 nothing, and each crop is judged by its own tokens alone."""
+    """A constant crop costs the floor, a crop of std 2 nothing, and other crops do not matter."""
     spread = torch.tensor([[-2.0, 2.0], [2.0, -2.0]]).T.expand(1, 2, 2)
     crops = torch.cat([torch.ones(1, 2, 2), spread, torch.full((1, 2, 2), -5.0)])
     hinge = variance_hinge(crops, floor=1.0)

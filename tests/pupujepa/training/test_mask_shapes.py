@@ -18,7 +18,7 @@ SHAPES = pytest.mark.parametrize(
 
 
 class Tape:
-    """A generator that gives out a table of numbers [numbers, MAX_SHAPES], all at once or shape by shape."""
+    """A generator that returns a table of numbers [numbers, MAX_SHAPES], all at once or shape by shape."""
 
     def __init__(self, table: np.ndarray):
         self.table = table
@@ -77,7 +77,7 @@ def test_on_a_torus_all_places_are_alike(ours, reference, numbers):
 
 @cache
 def drawn(strategy: int, draws: int, *, balanced: bool = False) -> np.ndarray:
-    """Returns which patches [draws, 256, 8] masks of the released grid hide."""
+    """Returns the hidden patches [draws, 256, 8] of masks on the released grid."""
     config = MaskConfig(balanced=balanced)
     hidden = np.ones((draws, 2048), dtype=bool)
     for row in range(draws):
@@ -126,7 +126,7 @@ def test_released_coverage(strategy, reference):
 
 
 def test_released_shapes_starve_the_edges():
-    """The rates that the documentation states: first and last step, outer and middle bands."""
+    """The rates in the documentation are right: first and last step, outer and middle bands."""
     by_step, by_band = (drawn(BLOCK, 2000).mean(axis=(0, axis)) for axis in (2, 1))
     assert by_step[[0, -1]] == pytest.approx([0.24, 0.24], abs=0.03)
     assert by_step[100:150].min() > 0.78

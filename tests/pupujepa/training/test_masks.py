@@ -33,7 +33,7 @@ def test_released_grid_keeps_410_tokens():
 @ALL_STRATEGIES
 @pytest.mark.parametrize("balanced", [False, True])
 def test_every_mask_of_the_released_grid_keeps_410_tokens(strategy, balanced):
-    """Whatever the shapes cover, 410 tokens are left and the other 1638 are targets."""
+    """For every cover of the shapes, 410 tokens are context and the other 1638 are targets."""
     config = MaskConfig(balanced=balanced)
     for key in range(300):
         mask = draw_mask(generator("410", key), config, steps=256, bands=8, progress=1.0, strategy=strategy)
@@ -81,7 +81,7 @@ def digest(config: MaskConfig, *, steps: int) -> str:
 
 
 def test_random_masks_are_those_of_the_first_release():
-    """Runs that were trained with random masks, the demo among them, can be repeated bit for bit."""
+    """Runs with random masks, the demo among them, can be repeated bit for bit."""
     only_random = {"random": 1.0, "block": 0.0, "time_frequency": 0.0}
     demo = MaskConfig(**only_random, target_fraction=0.5)
     assert digest(demo, steps=64) == "4404d544dc0bbea90db66b56d1a215cd3cf099623d67ad1ea7612e08afaed275"
@@ -92,7 +92,7 @@ def test_random_masks_are_those_of_the_first_release():
 
 
 def test_configs_from_before_the_curriculum_load():
-    """A config without warmup_from and warmup_curve means what it meant: linearly, from random masks."""
+    """A config without warmup_from and warmup_curve moves linearly, from random masks, as before."""
     old = from_yaml(MaskConfig, "{ratio: 0.8, random: 0.5, block: 0.25, time_frequency: 0.25, balanced: false}")
     assert (old.warmup_from, old.warmup_curve) == ("random", "linear")
 
@@ -120,7 +120,7 @@ def test_warm_up_moves_from_random_to_the_weights():
 
 
 def test_warm_up_of_the_release():
-    """At way a of the warm-up block and time_frequency have a times their final probability, random has the rest."""
+    """At share a of the warm-up, block and time_frequency have a times their final probability, random has the rest."""
     config = MaskConfig(random=0.2, block=0.5, time_frequency=0.3, warmup_start=0.25, warmup_end=0.75)
     for progress in (0.25, 0.3, 0.5, 0.7499):
         way = (progress - 0.25) / 0.5
@@ -150,7 +150,7 @@ def test_strategies_are_drawn_as_often_as_configured():
 
 
 def test_a_strategy_of_weight_zero_is_never_drawn():
-    """Weights of 0 mean never."""
+    """Strategies of weight 0 are never drawn."""
     config = MaskConfig(random=0, block=1, time_frequency=0, warmup_start=0, warmup_end=0)
     assert {draw_strategy(generator(i), config, progress=0.0) for i in range(500)} == {BLOCK}
 
@@ -158,7 +158,7 @@ def test_a_strategy_of_weight_zero_is_never_drawn():
 @ALL_STRATEGIES
 @pytest.mark.parametrize("balanced", [False, True])
 def test_masks_are_fast(strategy, balanced):
-    """A mask of the released grid costs less than 15 shuffles of its patches (3.5 as a rule), whatever the machine."""
+    """A mask of the released grid costs less than 15 shuffles of its patches (typically 3.5) on any machine."""
     config = MaskConfig(balanced=balanced)
     mask_s, shuffle_s = [], []
     for batch in range(10):
@@ -176,22 +176,22 @@ def test_masks_are_fast(strategy, balanced):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ratio": 1.0}, "mask ratio=1.0 must lie between 0 and 1"),
+        ({"ratio": 1.0}, "mask ratio=1.0 must be between 0 and 1"),
         ({"block": -0.1}, "must not be negative"),
         ({"random": 0, "block": 0, "time_frequency": 0}, "one must be positive"),
         ({"warmup_start": 0.6}, "mask warm-up from 0.6 to 0.5 runs backwards"),
         ({"warmup_from": "rnadom"}, "warmup_from='rnadom' is unknown; choose one of random, block, time_frequency"),
         ({"warmup_curve": "cosine"}, "warmup_curve='cosine' is unknown; choose one of linear, root"),
-        ({"target_fraction": 0.0}, r"target_fraction=0.0 must lie in \(0, 1\]"),
+        ({"target_fraction": 0.0}, r"target_fraction=0.0 must be in \(0, 1\]"),
     ],
 )
 def test_impossible_masks_are_refused(change, message):
-    """A mask config that cannot work is refused on construction."""
+    """Impossible mask configs are errors on construction."""
     with pytest.raises(UserError, match=message):
         MaskConfig(**change)
 
 
 def test_a_single_patch_cannot_be_masked():
-    """A grid of one patch has no context and targets."""
+    """A grid of one patch is an error."""
     with pytest.raises(UserError, match="a grid of 1 patches cannot hold both"):
         num_context(MaskConfig(), 1)

@@ -19,7 +19,7 @@ from tests.pupujepa.reference_model import ReferenceModel, blocks, patch_tokens
 
 
 def batch(size: int = 3, *, fraction: float = 1.0, seed: int = 0):
-    """Returns a spectrogram batch with a mask of its own per sample."""
+    """Returns a spectrogram batch with one mask per sample."""
     config = MaskConfig(target_fraction=fraction)
     masks = [draw_mask(generator(seed, i), config, steps=16, bands=8, progress=1.0) for i in range(size)]
     context, target = (torch.from_numpy(np.stack(part)) for part in list(zip(*masks))[:2])
@@ -85,7 +85,7 @@ def test_targets_are_standardised_per_token(small_model):
 
 
 def test_teacher_sees_masked_patches_only(small_model):
-    """Changing what is visible leaves the targets as they are; changing what is masked moves them."""
+    """Targets depend on the masked patches and not on the visible ones."""
     mel, context, target = batch(1)
     step = TrainingStep(small_model, ObjectiveConfig())
     _, before = step(mel, context, target)
@@ -105,7 +105,7 @@ def test_teacher_sees_masked_patches_only(small_model):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_full_grid_targets_are_what_the_teacher_makes_of_the_whole_crop(small_model, layers):
-    """They are the inference features at the masked positions, so what is visible moves them too."""
+    """They are the inference features at the masked positions, so they depend on the visible patches too."""
     mel, context, target = batch()
     objective = ObjectiveConfig(target="full_grid", target_layers=layers)
     _, aux = TrainingStep(small_model, objective)(mel, context, target)
@@ -182,7 +182,7 @@ def test_gradients_reach_all_but_the_teacher(small_model):
 
 
 def test_targets_send_no_gradient_into_the_patch_embedding(small_model):
-    """The patch embedding learns from the context alone: patches that only the teacher sees do not pull on it."""
+    """The patch embedding learns from the context alone: patches that only the teacher sees give it no gradient."""
     mel, context, target = batch(1)
     mel.requires_grad_()
     TrainingStep(small_model, ObjectiveConfig())(mel, context, target)[0].backward()
@@ -242,7 +242,7 @@ def test_optimisation_lowers_the_loss():
 
 @pytest.mark.parametrize("autocast_dtype", [None, torch.bfloat16])
 def test_step_needs_no_synchronisation(autocast_dtype):
-    """Forward and backward run on fake tensors, which have no values: nothing in them can wait for one."""
+    """Forward and backward run on fake tensors, which have no values, so nothing in them waits for one."""
     mel, context, target = batch()
     with FakeTensorMode() as mode:
         model = PupuJEPA(SMALL)
@@ -264,14 +264,14 @@ def test_step_needs_no_synchronisation(autocast_dtype):
         ({"target": "whole"}, "target='whole' is unknown; choose one of masked, full_grid"),
         ({"variance_of": "teacher"}, "variance_of='teacher' is unknown; choose one of student, prediction"),
         ({"variance_weight": -1.0}, "variance_weight=-1.0 must not be negative"),
-        ({"kind": "mae", "target_layers": 4}, "asks no teacher, so target_layers=4 and target=masked mean nothing"),
+        ({"kind": "mae", "target_layers": 4}, "asks no teacher, so target_layers=4 and target=masked have no effect"),
         (
             {"kind": "mae", "target": "full_grid"},
-            "asks no teacher, so target_layers=1 and target=full_grid mean nothing",
+            "asks no teacher, so target_layers=1 and target=full_grid have no effect",
         ),
         (
             {"kind": "mae", "variance_of": "prediction"},
-            "variance_of=prediction makes no sense; use variance_of=student",
+            "variance_of=prediction is meaningless; use variance_of=student",
         ),
     ],
 )
@@ -285,7 +285,7 @@ def test_impossible_steps_are_refused(small_model):
     """More target layers than blocks, and float16, are refused before anything runs."""
     with pytest.raises(UserError, match="target_layers=4 exceeds the teacher's 3 blocks"):
         TrainingStep(small_model, ObjectiveConfig(target_layers=4))
-    with pytest.raises(UserError, match=r"kind=mae does not fit model.predictor_objective=jepa.*32 numbers per token"):
+    with pytest.raises(UserError, match=r"kind=mae does not fit model.predictor_objective=jepa.*32 outputs per token"):
         TrainingStep(small_model, ObjectiveConfig(kind="mae"))
     with pytest.raises(UserError, match="float16 needs a gradient scaler"):
         TrainingStep(small_model, ObjectiveConfig(), torch.float16)

@@ -26,7 +26,7 @@ def test_warm_up_is_linear_and_never_zero(kind):
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 def test_ends_at_the_final_rate_and_never_rises_after_the_warm_up(kind):
-    """The last step has final_lr, and the way there is monotone."""
+    """The last step has final_lr, and the rate falls monotonically."""
     lr = rates(ScheduleConfig(kind=kind))
     assert lr[-1] == pytest.approx(1e-6)
     after = lr[67:]
@@ -63,19 +63,19 @@ def test_short_runs_work(steps):
     ("change", "message"),
     [
         ({"kind": "linear"}, "schedule kind='linear' is unknown; choose one of cosine, wsd"),
-        ({"final_lr": 1.0}, "final_lr=1.0 must lie between 0 and peak_lr=0.001"),
+        ({"final_lr": 1.0}, "final_lr=1.0 must be between 0 and peak_lr=0.001"),
         ({"warmup_fraction": -0.1}, "must be fractions of the run"),
         ({"kind": "wsd", "warmup_fraction": 0.9}, "overlap"),
     ],
 )
 def test_impossible_schedules_are_refused(change, message):
-    """A schedule that cannot be followed is refused on construction."""
+    """Impossible schedules are errors on construction."""
     with pytest.raises(UserError, match=message):
         ScheduleConfig(**change)
 
 
 def test_a_branch_cools_down_as_a_run_of_that_length_does():
-    """Branched off a wsd run where a run of 1,000 steps begins to cool down: its rates, step by step."""
+    """A branch off a wsd run has, step by step, the rates of a run of 1,000 steps that cools down from there."""
     config = ScheduleConfig(kind="wsd", cooldown_fraction=0.2)
     straight, longer = rates(config), 5 * STEPS
     branch = BranchConfig("runs/parent", 800, learning_rate(800, longer, config), longer)
@@ -95,6 +95,6 @@ def test_a_branch_cools_down_as_a_run_of_that_length_does():
     ],
 )
 def test_impossible_branches_are_refused(fields):
-    """Half a branch has no schedule, or would begin with new weights."""
+    """Incomplete branches are errors: they have no schedule, or would start from new weights."""
     with pytest.raises(UserError, match="describe no branch"):
         BranchConfig(**fields)

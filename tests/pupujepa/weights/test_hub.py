@@ -1,4 +1,4 @@
-"""The hub, with the real huggingface_hub against a server of this machine: no network."""
+"""The hub, with the real huggingface_hub against a local server, without a network."""
 
 import logging
 import sys
@@ -45,7 +45,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def forget_sessions() -> None:
-    """Releases before 1.0 keep a session for each thread, online or offline as it was opened."""
+    """Resets sessions: releases before 1.0 keep one per thread, with the online state at its opening."""
     getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
 
 
@@ -60,7 +60,7 @@ def weights_of(tmp_path, commit: str) -> torch.Tensor:
 @pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("pin", ["@", "revision"])
 def test_a_pinned_commit_is_read_whatever_main_does(hub, tmp_path, caplog, naming, pin):
-    """owner/repository/folder at a commit is that commit's model, without a word; only its own files are fetched."""
+    """owner/repository/folder at a commit loads that commit's model without a log line and fetches only its files."""
     hub.branches[REPOSITORY]["main"] = NEW
     name = f"{REPOSITORY}/{naming}_tiny"
     model = load(f"{name}@{OLD}") if pin == "@" else load(name, revision=OLD)
@@ -74,7 +74,7 @@ def test_a_pinned_commit_is_read_whatever_main_does(hub, tmp_path, caplog, namin
 
 
 def test_an_unpinned_id_is_resolved_to_one_commit_and_told(hub, tmp_path, caplog):
-    """Without a revision main is read, and the log gives the id that pins what was read; a tag is no pin either."""
+    """Without a revision main is read, and the log gives the id that pins the commit; a tag is not a pin either."""
     name = f"{REPOSITORY}/{NAMINGS[0]}_tiny"
     with caplog.at_level(logging.WARNING, logger="pupujepa.weights.hub"):
         unpinned = load(name)
@@ -92,7 +92,7 @@ def test_an_unpinned_id_is_resolved_to_one_commit_and_told(hub, tmp_path, caplog
 
 
 def test_what_was_fetched_once_is_read_offline(hub, monkeypatch):
-    """With the network switched off, the cache serves the pinned commit, and another one is an error."""
+    """Offline, the cache serves the pinned commit, and another one is an error."""
     name = f"{REPOSITORY}/{NAMINGS[0]}_tiny"
     online = load(f"{name}@{OLD}")
     fetched = len(hub.downloads)
@@ -105,7 +105,7 @@ def test_what_was_fetched_once_is_read_offline(hub, monkeypatch):
 
 
 def test_a_repository_without_weights_at_its_root_lists_its_folders(hub):
-    """A repository that holds a folder per size says which, for the root and for a misspelt folder."""
+    """For the root or a misspelt folder of a repository with a folder per size, the error lists the folders."""
     listed = ", ".join(sorted(f"{naming}_tiny" for naming in NAMINGS))
     for folder in ("", "/pupujepaV2_25hz_tinny"):
         with pytest.raises(WeightsError, match=rf"holds no args\.json.*its folders that hold one: {listed}"):
@@ -113,7 +113,7 @@ def test_a_repository_without_weights_at_its_root_lists_its_folders(hub):
 
 
 def test_what_the_hub_refuses_is_one_error(hub):
-    """An unknown repository, an unknown revision and an impossible name are errors that say what was asked."""
+    """An unknown repository, an unknown revision and an impossible name are errors that name the request."""
     with pytest.raises(WeightsError, match="the hub does not give nobody/nothing@main either"):
         load("nobody/nothing")
     with pytest.raises(WeightsError, match=f"the hub does not give {REPOSITORY}@v9 either"):
@@ -123,14 +123,14 @@ def test_what_the_hub_refuses_is_one_error(hub):
 
 
 def test_without_the_extra_the_remedy_is_named(monkeypatch):
-    """huggingface_hub is optional: where it is missing, a hub id says how to get it."""
+    """huggingface_hub is optional: without it, a hub id is an error that names the extra."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(WeightsError, match=r"needs huggingface_hub: pip install 'pupujepa\[hub\]'"):
         load("owner/weights")
 
 
 def test_hub_ids_are_parsed():
-    """Folder and revision are optional; a path that is no id is none; two revisions are one too many."""
+    """Folder and revision are optional; other paths give None; two different revisions are an error."""
     assert parse_hub_id("a/b") == HubId("a/b", "", "main")
     assert parse_hub_id("a/b/c/d@v1.0/x") == HubId("a/b", "c/d", "v1.0/x")
     assert str(parse_hub_id("a/b/c", revision="v1")) == "a/b/c@v1"

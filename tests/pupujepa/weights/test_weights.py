@@ -22,7 +22,7 @@ def assert_same(loaded: PupuJEPA, model: PupuJEPA) -> None:
 
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_released_layout_is_read(tmp_path, naming):
-    """Trailing commas and all, a released folder loads, with the released statistics and length-exact positions."""
+    """A released folder loads in spite of trailing commas, with the released statistics and length-exact positions."""
     folder = tmp_path / f"{naming}_tiny"
     model = release(folder, steps=(1000, 500_000))
     loaded = load(folder)
@@ -37,7 +37,7 @@ def test_released_layout_is_read(tmp_path, naming):
 
 @pytest.mark.parametrize("layout", ["flat", "released"])
 def test_round_trip_is_bit_equal(tmp_path, layout):
-    """Saved and loaded again, config, front end and every bit of the weights are the same, in both layouts."""
+    """Config, front end and every bit of the weights survive saving and loading, in both layouts."""
     config = ModelConfig(
         crop_frames=64,
         mel_bands=64,
@@ -70,7 +70,7 @@ def test_round_trip_is_bit_equal(tmp_path, layout):
 
 
 def test_args_are_strict_json_with_the_released_sections(tmp_path):
-    """What we write any JSON reader reads, with the released fields and ours beside them."""
+    """Our args.json is valid JSON, with the released fields and ours."""
     save_release(random_model(), SMALL, tmp_path, train={"steps": 7})
     args = json.loads((tmp_path / "args.json").read_text())
     released = json.loads(RELEASED_ARGS.replace(",}", "}").replace(",]", "]").replace("},\n}", "}\n}"))
@@ -95,7 +95,7 @@ def test_args_are_strict_json_with_the_released_sections(tmp_path):
     ids=lambda variant: "-".join(map(str, variant)),
 )
 def test_variants_make_the_round_trip(tmp_path, variant):
-    """Whatever the architecture, the folder describes it in full."""
+    """The folder describes any architecture completely."""
     config = replace(SMALL, **variant)
     model = random_model(config)
     save_release(model, config, tmp_path)
@@ -109,15 +109,15 @@ def told(caplog) -> list[str]:
 
 
 def test_weights_are_believed_over_the_description(tmp_path, caplog):
-    """args.json claims qk_norm; the file has none; the weights win and a warning says so once."""
+    """args.json claims a qk_norm that the weights lack: the weights win, with one warning."""
     release(tmp_path)
     assert not load(tmp_path).config.qk_norm
     (message,) = told(caplog)
-    assert message.endswith("the weights are believed, not the description: qk_norm True (they have False)")
+    assert message.endswith("the weights override the description: qk_norm True (they have False)")
 
 
 def test_all_disagreements_are_one_warning(tmp_path, caplog):
-    """The predictor's shape and a qk_norm that is there though not described are the weights' to say, too."""
+    """The weights also decide the predictor's shape and a qk_norm that is not described."""
     config = replace(SMALL, qk_norm=True)
     save_release(random_model(config), config, tmp_path)
     args = json.loads((tmp_path / "args.json").read_text())
@@ -134,7 +134,7 @@ def test_all_disagreements_are_one_warning(tmp_path, caplog):
 
 
 def test_a_true_description_needs_no_word(tmp_path, caplog):
-    """What we write ourselves loads without a warning."""
+    """Our own folders load without a warning."""
     save_release(random_model(), SMALL, tmp_path)
     with caplog.at_level(logging.INFO, logger="pupujepa"):
         load(tmp_path)
@@ -171,7 +171,7 @@ def test_a_step_can_be_chosen_by_its_folder(tmp_path):
 
 
 def test_half_precision_is_widened(tmp_path):
-    """Weights saved as float16 or bfloat16 are computed with in float32, without another rounding."""
+    """Weights saved as float16 or bfloat16 load as float32, without another rounding."""
     for dtype in (torch.float16, torch.bfloat16):
         folder = tmp_path / str(dtype)
         model = release(folder)
@@ -195,7 +195,7 @@ def test_a_missing_number_of_predictor_heads_is_said(tmp_path, caplog):
 
 
 def test_tensors_that_differ_are_listed(tmp_path):
-    """Missing, unknown and misshapen tensors are an error that lists the first of them."""
+    """Missing, unknown and misshapen tensors are an error that lists the first ones."""
     release(tmp_path)
     path = next(tmp_path.rglob("model.safetensors"))
     tensors = load_file(path)
@@ -244,21 +244,21 @@ def test_many_differences_are_counted(tmp_path):
     ],
 )
 def test_bad_descriptions_are_refused(tmp_path, args, message):
-    """An args.json that cannot be this model says why."""
+    """An args.json of another model is an error with the reason."""
     release(tmp_path, args)
     with pytest.raises(WeightsError, match=message):
         load(tmp_path)
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
-    """No folder, no args.json, no weights, cut weights: each says what is wrong and where."""
-    with pytest.raises(WeightsError, match="is no folder"):
+    """A missing folder, args.json or weights file, and truncated weights, are errors with the path."""
+    with pytest.raises(WeightsError, match="is not a folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(WeightsError, match=r"holds neither model\.safetensors nor checkpoint/step-\*"):
         load(tmp_path)
     path = save_release(random_model(), SMALL, tmp_path)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match=r"model\.safetensors cannot be read .* cut short"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors cannot be read .* truncated"):
         load(tmp_path)
     (tmp_path / "args.json").unlink()
     with pytest.raises(WeightsError, match=r"args\.json is missing"):
@@ -269,12 +269,12 @@ def test_a_misspelt_folder_is_not_asked_of_the_network(tmp_path, monkeypatch):
     """`runs/demo` beside an existing `runs` is an error at once, not a repository."""
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match=r"runs/demo is no folder"):
+    with pytest.raises(WeightsError, match=r"runs/demo is not a folder"):
         load("runs/demo")
 
 
 def test_description_of_another_model_is_not_written(tmp_path):
-    """Saving under a config that is not the model's is refused before a file is written."""
+    """Saving with another config than the model's is an error before a file is written."""
     with pytest.raises(WeightsError, match="pass the model's own config"):
         save_release(random_model(), ModelConfig(), tmp_path)
     assert not list(tmp_path.iterdir())
