@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
-from data.building.config import BuildConfig, input_digest, read_record, write_record
+from data.building.config import BuildConfig, input_digest, read_build_record, write_build_record
 from data.building.duplicates import DUPLICATES_NAME, Duplicates, find_duplicates, to_lines, without
 from data.building.features import TrackFacts
 from data.building.packing import PlannedShard, SpooledTrack, pack_shard, plan_shards
 from data.building.shares import Share, read_receipts, write_receipt
 from data.building.spool import Rejections, make_features, spool_id, units
-from data.building.tracks import Track
+from data.building.tracks import SourceTrack
 from data.pool import map_unordered
 from data.shards.format import index_name
 from data.shards.manifest import MANIFEST_NAME, SPLITS, Manifest, ShardEntry, write_manifest
@@ -34,7 +34,9 @@ class Build:
         workers: processes.
     """
 
-    def __init__(self, tracks: Sequence[Track], url: Location, *, config: BuildConfig, work: Location, workers: int):
+    def __init__(
+        self, tracks: Sequence[SourceTrack], url: Location, *, config: BuildConfig, work: Location, workers: int
+    ):
         self.tracks, self.url, self.config, self.workers = tracks, url, config, workers
         self.work = str(work)
         self.store = open_store(url)
@@ -93,14 +95,14 @@ class Build:
 
     def is_complete(self) -> bool:
         """Whether OUT already holds exactly this build."""
-        recorded = read_record(self.store)
+        recorded = read_build_record(self.store)
         if recorded is None or recorded["digest"] != self.digest:
             return False
         return all(self.store.exists(f"{split}/{MANIFEST_NAME}") for split in recorded["splits"])
 
     def _refuse_other_build(self, *, replace: bool) -> None:
         published = self._published()
-        recorded = read_record(self.store)
+        recorded = read_build_record(self.store)
         if published and not (recorded and recorded["digest"] == self.digest) and not replace:
             raise UserError(
                 f"{self.url} already holds another corpus ({', '.join(published)}), on which runs may depend; choose "
@@ -127,7 +129,7 @@ class Build:
         self._remove_strangers({name for planned in shards.values() for shard in planned for name in _files(shard)})
         manifests = self._manifests(spooled, {split: [entries[s.name] for s in shards[split]] for split in SPLITS})
         rejected = sum(bool(found.rejected) for found in facts.values())
-        write_record(
+        write_build_record(
             self.store,
             self.config,
             digest=self.digest,

@@ -32,9 +32,9 @@ from pathlib import Path
 
 from data.building.build import Build
 from data.building.config import BuildConfig
-from data.building.duplicates import DUPLICATES_NAME, leak, summary
+from data.building.duplicates import DUPLICATES_NAME, duplicates_summary, leak
 from data.building.features import FeatureConfig
-from data.building.inputs import CorpusError, read_corpus
+from data.building.inputs import BuildInputError, read_inputs
 from data.building.shares import parse_share
 from data.pool import available_cores
 from data.shards.format import DTYPES
@@ -132,12 +132,14 @@ def _build(args: argparse.Namespace, *, is_shared: bool) -> Build:
         drop_duplicates=args.drop_duplicates,
         group_by=args.group_by,
     )
-    tracks = read_corpus(
+    tracks = read_inputs(
         args.input, seed=args.seed, fractions=args.split_fractions, group_by=args.group_by, workers=args.workers
     )
     inside = next((t for t in tracks if t.audio.url.startswith(f"{args.out.rstrip('/')}/")), None)
     if inside is not None and inside.audio.member is not None:
-        raise CorpusError(f"{inside.audio.url} lies in OUT, where the shards are tars too; choose an OUT beside INPUT")
+        raise BuildInputError(
+            f"{inside.audio.url} lies in OUT, where the shards are tars too; choose an OUT beside INPUT"
+        )
     build = Build(tracks, args.out, config=config, work="", workers=args.workers)
     build.work = args.work_dir or _work(build, is_shared=is_shared)
     return build
@@ -160,7 +162,7 @@ def _line(split: str, manifest: Manifest) -> str:
 
 def _tell_duplicates(build: Build) -> None:
     dropped, where = build.config.drop_duplicates, build.store.locate(DUPLICATES_NAME)
-    if line := summary(build.duplicates, dropped=dropped, where=where):
+    if line := duplicates_summary(build.duplicates, dropped=dropped, where=where):
         sys.stdout.write(f"{line}\n")
     if warning := leak(build.duplicates, dropped=dropped):
         _LOG.warning(warning)

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 from data.building.features import FeatureConfig
-from data.building.tracks import Track
+from data.building.tracks import SourceTrack
 from data.store.files import Store
 
 RECORD_NAME = "build.json"
@@ -37,7 +37,7 @@ class BuildConfig:
         return rejected <= (self.max_rejected * total if self.max_rejected < 1 else self.max_rejected)
 
 
-def input_digest(tracks: Sequence[Track], names: Sequence[str], config: BuildConfig) -> str:
+def input_digest(tracks: Sequence[SourceTrack], names: Sequence[str], config: BuildConfig) -> str:
     """Returns the identity of a build: of its files (by path, size and time of change), labels and settings."""
     # how many files may fail changes no byte: a build that stopped for it goes on when it is raised
     settings = asdict(config) | {"max_rejected": 0}
@@ -54,13 +54,13 @@ def input_digest(tracks: Sequence[Track], names: Sequence[str], config: BuildCon
     return digest.hexdigest()
 
 
-def write_record(store: Store, config: BuildConfig, **facts: Any) -> None:
+def write_build_record(store: Store, config: BuildConfig, **facts: Any) -> None:
     """Writes build.json: how the corpus was built, and `facts` about it."""
     settings = asdict(config)
     settings["features"].pop("frontend")  # the manifests have it
     store.write(RECORD_NAME, (json.dumps({**facts, "config": settings}, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_record(store: Store) -> dict[str, Any] | None:
+def read_build_record(store: Store) -> dict[str, Any] | None:
     """Returns what build.json says, or None when there is none."""
     return json.loads(store.read(RECORD_NAME)) if store.exists(RECORD_NAME) else None

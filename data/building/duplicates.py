@@ -53,7 +53,7 @@ def to_lines(duplicates: Sequence[Duplicates], *, dropped: bool) -> bytes:
     )
 
 
-def summary(duplicates: Sequence[Duplicates], *, dropped: bool, where: str) -> str:
+def duplicates_summary(duplicates: Sequence[Duplicates], *, dropped: bool, where: str) -> str:
     """Returns a line about exact duplicates, or "" where there are none."""
     if not duplicates:
         return ""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.building.tracks import Track
+from data.building.tracks import SourceTrack
 from data.shards.format import decode_mel, encode_mel, npy_bytes
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel_slice
 from pupujepa.audio.read import read_audio, resample
@@ -58,7 +58,7 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
-class Part:
+class FeaturePart:
     """One stored part of a track: frames [start_frame, start_frame + frames), and where its .npy lies in the spool."""
 
     start_frame: int
@@ -80,7 +80,7 @@ class TrackFacts:
     """
 
     rejected: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[FeaturePart, ...] = ()
     total: float = 0.0
     total_of_squares: float = 0.0
     clipped: int = 0
@@ -123,7 +123,7 @@ def extract(
         raise UserError(f"{origin}: too short ({frames} frames, fewer than {config.min_frames})")
     audio_1S = torch.from_numpy(audio_S)[None]
     pieces: list[bytes] = []
-    parts: list[Part] = []
+    parts: list[FeaturePart] = []
     total = total_of_squares = 0.0
     clipped = offset = 0
     for start, stop in cut_evenly(frames, config.part_frames):
@@ -135,7 +135,7 @@ def extract(
         total += float(decoded_TF.sum())
         total_of_squares += float(np.square(decoded_TF).sum())
         pieces.append(npy_bytes(stored_TF))
-        parts.append(Part(start, stop - start, offset, len(pieces[-1]), zlib.crc32(pieces[-1])))
+        parts.append(FeaturePart(start, stop - start, offset, len(pieces[-1]), zlib.crc32(pieces[-1])))
         offset += len(pieces[-1])
     return b"".join(pieces), TrackFacts("", tuple(parts), total, total_of_squares, clipped, audio_sha256)
 
@@ -154,7 +154,7 @@ def cut_evenly(frames: int, part_frames: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def sample_info(track: Track, uid: str, *, part: Part, frames_per_s: float) -> Mapping[str, Any]:
+def sample_info(track: SourceTrack, uid: str, *, part: FeaturePart, frames_per_s: float) -> Mapping[str, Any]:
     """Returns the JSON member of a sample."""
     info: dict[str, Any] = {
         "uid": uid,

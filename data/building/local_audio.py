@@ -8,7 +8,7 @@ from pathlib import Path
 from data.building.tars import TarError, index_tar
 from data.building.tracks import AudioPlace, Member
 from data.store.files import Location, StoreError, local_copy
-from data.store.locations import opened, split_url
+from data.store.locations import open_location, split_url
 
 _COPY_BYTES = 1 << 20
 
@@ -21,7 +21,7 @@ def local_file(url: Location) -> Iterator[Path]:
         StoreError: the object cannot be fetched whole.
     """
     folder, name = split_url(url)
-    with local_copy(opened(folder), name) as file:
+    with local_copy(open_location(folder), name) as file:
         yield file
 
 

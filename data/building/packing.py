@@ -12,13 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data.building.features import Part, TrackFacts, sample_info
+from data.building.features import FeaturePart, TrackFacts, sample_info
 from data.building.spool import read_part
-from data.building.tracks import Track
+from data.building.tracks import SourceTrack
 from data.shards.format import Sample, index_name, sample_uid, write_index, write_shard
 from data.shards.manifest import ShardEntry
 from data.store.files import LocalStore, Location
-from data.store.locations import opened
+from data.store.locations import open_location
 from pupujepa.durable import atomic_file
 from pupujepa.randomness import generator
 
@@ -27,10 +27,10 @@ from pupujepa.randomness import generator
 class PlannedSample:
     """A sample's place in the spool and what its JSON will say."""
 
-    track: Track
+    track: SourceTrack
     uid: str
     spool_name: str
-    part: Part
+    part: FeaturePart
     frames_per_s: float
 
 
@@ -56,7 +56,7 @@ class PlannedShard:
 class SpooledTrack:
     """A track whose parts are made, and their names in the spool."""
 
-    track: Track
+    track: SourceTrack
     spool_name: str
     facts: TrackFacts
 
@@ -72,7 +72,7 @@ def plan_shards(
         return []
     shards = min(samples, max(1, -(-total_bytes // shard_bytes)))
     order = generator(seed, "tracks", split).permutation(len(tracks))
-    hands = deal([len(tracks[i].facts.parts) for i in order], shards, key=(seed, "deal", split))
+    hands = deal_parts([len(tracks[i].facts.parts) for i in order], shards, key=(seed, "deal", split))
     piles: list[list[PlannedSample]] = [[] for _ in range(shards)]
     for i, hand in zip(order, hands, strict=True):
         spooled = tracks[i]
@@ -87,7 +87,7 @@ def plan_shards(
     ]
 
 
-def deal(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | str, ...]) -> list[list[int]]:
+def deal_parts(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | str, ...]) -> list[list[int]]:
     """Returns for each track the shards of its parts.
 
     Whatever the numbers: shards get equally many parts within one, and no shard gets a second part of a track before
@@ -115,7 +115,7 @@ def pack_shard(shard: PlannedShard, *, spool: Location, url: Location) -> ShardE
 
     The index is published first: a shard under its final name always has one.
     """
-    receipt, spooled, store = f"{shard.digest}.shard", opened(spool), opened(url)
+    receipt, spooled, store = f"{shard.digest}.shard", open_location(spool), open_location(url)
     if spooled.exists(receipt):
         entry = ShardEntry(**json.loads(spooled.read(receipt)))
         if store.exists(index_name(shard.name)) and store.exists(shard.name) and store.size(shard.name) == entry.bytes:

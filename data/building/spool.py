@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from data.building.config import BuildConfig
-from data.building.features import FeatureConfig, Part, TrackFacts, extract
+from data.building.features import FeatureConfig, FeaturePart, TrackFacts, extract
 from data.building.local_audio import local_audio, local_file, require_members
-from data.building.tracks import AudioPlace, Track
+from data.building.tracks import AudioPlace, SourceTrack
 from data.pool import map_unordered
 from data.store.files import Location, MissingObjectError, Store, StoreError
-from data.store.locations import is_remote, opened, split_url
+from data.store.locations import is_remote, open_location, split_url
 from pupujepa.errors import UserError
 from pupujepa.json_lines import encode_rows
 from pupujepa.progress import Progress
 
-Unit = Sequence[tuple[Track, str]]
+Unit = Sequence[tuple[SourceTrack, str]]
 
 
-def spool_id(track: Track, config: FeatureConfig) -> str:
+def spool_id(track: SourceTrack, config: FeatureConfig) -> str:
     """Returns the name of the track's files in the spool: another file, version, stretch or setting is another name."""
     audio = track.audio
     facts: tuple[Any, ...] = (track.track, *_identity(audio), config.digest)
@@ -42,18 +42,18 @@ def _identity(audio: AudioPlace) -> tuple[str, Any]:
     if is_remote(audio.url):
         return audio.url, audio.version
     folder, name = split_url(audio.url)
-    path = opened(folder).local_path(name)
+    path = open_location(folder).local_path(name)
     assert path is not None
     status = path.stat() if path.exists() else None
     return str(path.resolve()), (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
-def units(tracks: Sequence[Track], names: Sequence[str]) -> list[Unit]:
+def units(tracks: Sequence[SourceTrack], names: Sequence[str]) -> list[Unit]:
     """Returns the tracks, with their names in the spool, in pieces of work: one each, but for those of a remote tar.
 
     A remote tar is fetched once for all its tracks.
     """
-    of_tar: dict[Location, list[tuple[Track, str]]] = {}
+    of_tar: dict[Location, list[tuple[SourceTrack, str]]] = {}
     pieces: list[Unit] = []
     for track, name in zip(tracks, names, strict=True):
         if track.audio.member is None or not is_remote(track.audio.url):
@@ -68,7 +68,7 @@ def units(tracks: Sequence[Track], names: Sequence[str]) -> list[Unit]:
 
 def spooled_facts(spool: Location, names: Iterable[str]) -> dict[str, TrackFacts]:
     """Returns the facts of those tracks that are done, by their names."""
-    store, known = opened(spool), {}
+    store, known = open_location(spool), {}
     present = set(store.list())
     for name in names:
         if f"{name}.json" in present:
@@ -81,7 +81,7 @@ def spooled_facts(spool: Location, names: Iterable[str]) -> dict[str, TrackFacts
 
 def facts_from_json(raw: Mapping[str, Any]) -> TrackFacts:
     """Returns the facts that `asdict` made a mapping of."""
-    return TrackFacts(**{**raw, "parts": tuple(Part(**part) for part in raw["parts"])})
+    return TrackFacts(**{**raw, "parts": tuple(FeaturePart(**part) for part in raw["parts"])})
 
 
 def spool_unit(unit: Unit, *, spool: Location, config: FeatureConfig) -> list[TrackFacts]:
@@ -99,8 +99,10 @@ def spool_unit(unit: Unit, *, spool: Location, config: FeatureConfig) -> list[Tr
         return [_spool_track(track, name, spool=spool, config=config, tar=tar) for track, name in unit]
 
 
-def _spool_track(track: Track, name: str, *, spool: Location, config: FeatureConfig, tar: Path | None) -> TrackFacts:
-    store, audio = opened(spool), track.audio
+def _spool_track(
+    track: SourceTrack, name: str, *, spool: Location, config: FeatureConfig, tar: Path | None
+) -> TrackFacts:
+    store, audio = open_location(spool), track.audio
     try:
         with local_audio(audio, tar=tar) as file:
             stored, facts = extract(file, config, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
@@ -116,9 +118,9 @@ def _spool_track(track: Track, name: str, *, spool: Location, config: FeatureCon
     return facts
 
 
-def read_part(spool: Location, name: str, part: Part) -> bytes:
+def read_part(spool: Location, name: str, part: FeaturePart) -> bytes:
     """Returns the .npy bytes of a part. Raises UserError when the spool was damaged."""
-    content = opened(spool).read_range(f"{name}.parts", part.offset, length=part.bytes)
+    content = open_location(spool).read_range(f"{name}.parts", part.offset, length=part.bytes)
     if zlib.crc32(content) != part.crc32:
         raise UserError(f"{spool}/{name}.parts is damaged; remove the folder {spool} and build again")
     return content

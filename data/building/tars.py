@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 from webdataset.shardlists import expand_urls
 
 from data.building.track_lists import check_split
-from data.building.tracks import AudioPlace, Entry, Member
+from data.building.tracks import AudioPlace, ListEntry, Member
 from data.pool import map_in_order
 from data.store.files import Location, Store
-from data.store.locations import common_folder, is_remote, object_versions, opened, split_url
+from data.store.locations import common_folder, is_remote, object_versions, open_location, split_url
 from data.store.store import open_store
 from pupujepa.audio.read import AUDIO_SUFFIXES
 from pupujepa.errors import UserError
@@ -60,13 +60,13 @@ class TarFile:
     version: str = ""
 
 
-def read_tars(tars: Sequence[TarFile], *, workers: int, source: str) -> list[Entry]:
+def read_tars(tars: Sequence[TarFile], *, workers: int, source: str) -> list[ListEntry]:
     """Returns the tracks of all tars, in the order of the tars and of their samples.
 
     Raises:
         TarError: tars that are damaged (all are named), without audio, or with JSON that describes no track.
     """
-    entries: list[Entry] = []
+    entries: list[ListEntry] = []
     damaged: list[str] = []
     silent: list[str] = []
     read = map_in_order(_sample_or_reason, list(tars), workers=min(workers, len(tars)), preload="data.building.tars")
@@ -165,7 +165,7 @@ def _sample_or_reason(tar: TarFile) -> list[TarSample] | str:
         return str(error)
 
 
-def _entries(tar: TarFile, sample: TarSample, *, source: str) -> Iterator[Entry]:
+def _entries(tar: TarFile, sample: TarSample, *, source: str) -> Iterator[ListEntry]:
     info = sample.info if isinstance(sample.info.get("labels"), dict) else {"labels": sample.info or None}
     for member in sample.audio:
         name = f"{tar.name}/{sample.key}"
@@ -173,7 +173,7 @@ def _entries(tar: TarFile, sample: TarSample, *, source: str) -> Iterator[Entry]
         track = str(given) if given is not None else name
         if len(sample.audio) > 1:
             track = f"{track}.{member.ending}"
-        yield Entry(
+        yield ListEntry(
             track=track,
             audio=AudioPlace(f"{tar.folder.rstrip('/')}/{tar.path}", member=member, version=tar.version),
             source=str(info.get("source", source)),
@@ -243,7 +243,7 @@ def _matching(pattern: Location) -> list[Location]:
     before, _, behind = name.partition("*")
     if "*" in folder + behind:
         raise TarError(f"{pattern} has more than one * or one in a folder; write a .txt with the name of a tar a line")
-    names = [path for path in opened(folder).list(before) if "/" not in path and path.endswith(behind)]
+    names = [path for path in open_location(folder).list(before) if "/" not in path and path.endswith(behind)]
     found = [path for path in names if len(path) >= len(before) + len(behind)]
     if not found:
         raise TarError(f"no tar matches {pattern}; correct the pattern")
@@ -252,4 +252,4 @@ def _matching(pattern: Location) -> list[Location]:
 
 def _is_file(url: Location) -> bool:
     folder, name = split_url(url)
-    return opened(folder).exists(name)
+    return open_location(folder).exists(name)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from data.building.tracks import AudioPlace, Entry
+from data.building.tracks import AudioPlace, ListEntry
 from data.shards.manifest import SPLITS
 from data.store.files import Location
 from data.store.locations import beside
@@ -32,7 +32,7 @@ class ListError(UserError):
     """A list that cannot be meant; the message names file and line."""
 
 
-def read_list(content: bytes, *, url: Location, source: str) -> list[Entry]:
+def read_list(content: bytes, *, url: Location, source: str) -> list[ListEntry]:
     """Returns the tracks of a list in its order.
 
     Args:
@@ -89,7 +89,7 @@ def _cell_value(cell: str) -> Any:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else cell
 
 
-def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) -> tuple[str, Entry]:
+def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) -> tuple[str, ListEntry]:
     """Returns the path as the list has it, and the track; its group is "" where the list names none."""
     try:
         path = str(row["path"])
@@ -104,7 +104,7 @@ def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) ->
     labels = row.get("labels")
     if labels is not None and not isinstance(labels, dict):
         raise ListError(f'{where}: labels are {labels!r}, not an object; write {{"artist": "name", ...}}')
-    entry = Entry(
+    entry = ListEntry(
         track=str(row["track"]) if row.get("track") is not None else _name(path, start_s, end_s),
         audio=AudioPlace(beside(url, path), start_s or 0.0, end_s),
         source=str(row.get("source", source)),
@@ -115,11 +115,11 @@ def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) ->
     return path, entry
 
 
-def _grouped(found: list[tuple[str, Entry]]) -> list[Entry]:
+def _grouped(found: list[tuple[str, ListEntry]]) -> list[ListEntry]:
     """Gives every track without a group its own, but all tracks of one file the same: they sound alike."""
     tracks_of_file = Counter(path for path, _ in found)
 
-    def group(path: str, entry: Entry) -> str:
+    def group(path: str, entry: ListEntry) -> str:
         is_stretch = entry.audio.start_s > 0 or entry.audio.end_s is not None
         return entry.group or (path if is_stretch or tracks_of_file[path] > 1 else entry.track)
 

@@ -43,7 +43,7 @@ class AudioPlace:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListEntry:
     """A track as its input describes it, before splits are drawn.
 
     Args:
@@ -60,7 +60,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Track:
+class SourceTrack:
     """One track.
 
     Args:

@@ -68,7 +68,7 @@ def draw_samples(url: str, *, count: int, seed: int) -> tuple[Manifest, list[Dra
     return manifest, drawn
 
 
-def to_html(url: str, manifest: Manifest, drawn: Iterable[Drawn]) -> str:
+def samples_page(url: str, manifest: Manifest, drawn: Iterable[Drawn]) -> str:
     """Returns the page."""
     head = (
         f"{manifest.audio_hours:.2f} h, {manifest.tracks} tracks, {manifest.samples} samples in {len(manifest.shards)} "
@@ -130,6 +130,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--count is {args.count}, so the page would be empty; use 1 or more")
     manifest, drawn = draw_samples(args.url, count=args.count, seed=args.seed)
     with atomic_file(args.out) as temporary:
-        temporary.write_text(to_html(args.url, manifest, drawn))
+        temporary.write_text(samples_page(args.url, manifest, drawn))
     sys.stdout.write(f"{args.out}: {len(drawn)} of {manifest.samples} samples\n")
     return 0

@@ -97,7 +97,7 @@ class Statistics:
         return self.floor_values / (self.moments.frames * len(self.moments.sum_F))
 
 
-def measure(url: str) -> Statistics:
+def measure_set(url: str) -> Statistics:
     """Reads every sample of the set at `url`.
 
     Raises:
@@ -209,7 +209,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and shows."""
-    statistics = measure(args.url)
+    statistics = measure_set(args.url)
     sys.stdout.write(to_text(statistics))
     if args.png:
         draw(statistics, args.png)

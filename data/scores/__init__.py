@@ -5,8 +5,7 @@ parsing.py     a score, read by music21, as a `Piece`
 pieces.py      `Piece`: notes, beats and keys in ticks
 metre.py       bars and beats from measures, pickups and split measures included
 keys.py        key names, transposition, and the key that a set of notes suggests
-grouping.py    near-duplicates and sections of one work, found and held together
-splits.py      train, valid and test by group, stratified by collection
+grouping.py    near-duplicates and sections of one work as groups, and their splits
 programs.py    the General MIDI programs that sound at the pitch they are asked for
 takes.py       how a piece is played: window, tempo, key, instruments
 labels.py      what is true of a take

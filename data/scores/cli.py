@@ -31,12 +31,11 @@ from typing import Any
 
 from data.pool import map_in_order
 from data.scores.catalogue import COLLECTIONS
-from data.scores.corpus import Source, choose_pieces
-from data.scores.grouping import group_pieces
+from data.scores.corpus import ScoreSource, choose_pieces
+from data.scores.grouping import assign_splits, group_pieces
 from data.scores.labels import key_of, label_take
 from data.scores.pieces import Piece
-from data.scores.rendering import Job, render_job, wav_size
-from data.scores.splits import assign_splits
+from data.scores.rendering import RenderJob, render_job, wav_size
 from data.scores.takes import Take, draw_take, notes_of, transpose_takes
 from pupujepa.durable import PART_SUFFIX, atomic_file
 from pupujepa.errors import UserError
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, _settings(args, soundfont))
     _remove_leftovers(out)
-    source = Source(corpus, cache=args.cache or out / "notes", reader=version("music21"))
+    source = ScoreSource(corpus, cache=args.cache or out / "notes", reader=version("music21"))
     pieces, rejected = choose_pieces(source, args.pieces, seed=args.seed, workers=args.workers)
     if not pieces:
         raise UserError(f"none of the {len(rejected)} scores in {corpus} could be used: reinstall music21")
@@ -191,7 +190,7 @@ def _render(takes: Sequence[Take], pieces: Sequence[Piece], *, out: Path, soundf
     for take in takes:
         path = out / _audio_path(take)
         if not path.is_file() or path.stat().st_size != wav_size(take.seconds):
-            jobs.append(Job(take, notes_of(by_uid[take.piece], take), path, soundfont))
+            jobs.append(RenderJob(take, notes_of(by_uid[take.piece], take), path, soundfont))
     rendered = map_in_order(render_job, jobs, workers=workers, preload="data.scores.rendering")
     for _ in follow(rendered, total=len(jobs), title="rendering", unit="takes"):
         pass

@@ -27,7 +27,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Source:
+class ScoreSource:
     """Where scores come from and where their parsed form is kept.
 
     Attributes:
@@ -41,7 +41,7 @@ class Source:
     reader: str
 
 
-def choose_pieces(source: Source, count: int, *, seed: int, workers: int) -> tuple[list[Piece], list[Rejected]]:
+def choose_pieces(source: ScoreSource, count: int, *, seed: int, workers: int) -> tuple[list[Piece], list[Rejected]]:
     """Returns `count` pieces, fewer when there are not as many, and what was chosen but could not be used.
 
     The collections give equal shares. For a piece that cannot be used the next one of its collection is taken, so the
@@ -80,7 +80,7 @@ def _next_round(
     return chosen
 
 
-def _read_cached(source: Source, candidate: Candidate) -> Piece | Rejected:
+def _read_cached(source: ScoreSource, candidate: Candidate) -> Piece | Rejected:
     path = source.cache / f"{candidate.uid}.json"
     stamp = {"format": FORMAT_VERSION, "music21": source.reader}
     if path.is_file():

@@ -15,6 +15,7 @@ import numpy as np
 
 from data.scores.catalogue import COLLECTIONS
 from data.scores.pieces import ONSET, PART, PITCH, Piece
+from pupujepa.randomness import generator
 
 INTERVALS = 6
 # Of 103 pairs of tunes with one title, 79 share 0.27 or more of their phrases (the others are different tunes); of all
@@ -26,6 +27,9 @@ _COMMON_SHARE = 0.01
 _COMMON_MIN = 6
 _MIN_TITLE_LETTERS = 8  # shorter ones are "Minuet" and "Song"
 _TUNE_BOOKS = frozenset(c.name for c in COLLECTIONS if all(p.endswith(".abc") for p in c.patterns))
+
+SPLIT_SHARES = {"test": 0.18, "valid": 0.12}
+_MIN_GROUPS = 3
 
 Phrase = tuple[int, ...]
 
@@ -107,3 +111,39 @@ def tune_title(title: str) -> str:
     """Returns the letters that name a tune: "BONNIE KATE'S -- REEL" and "Bonnie Kate" are one."""
     name = re.sub(r"\s--\s.*|'s\b|\(.*?\)|^the\b", "", title.lower().strip())
     return re.sub(r"[\W\d_]", "", name)
+
+
+def assign_splits(pieces: Sequence[Piece], groups: Mapping[str, str], *, seed: int) -> dict[str, str]:
+    """Returns the split of each piece by uid.
+
+    Args:
+        groups: by piece uid; a group belongs to the collection of the piece that it is named after.
+    """
+    collections = {piece.uid: piece.collection for piece in pieces}
+    sizes: dict[str, dict[str, int]] = {}
+    for piece in pieces:
+        group = groups[piece.uid]
+        stratum = sizes.setdefault(collections[group], {})
+        stratum[group] = stratum.get(group, 0) + 1
+    of_group: dict[str, str] = {}
+    for stratum in sizes.values():
+        of_group |= _split_stratum(stratum, seed)
+    return {uid: of_group[group] for uid, group in groups.items()}
+
+
+def _split_stratum(sizes: Mapping[str, int], seed: int) -> dict[str, str]:
+    left = sorted(sizes, key=lambda group: (generator(seed, "split", group).random(), group))
+    total, splits = sum(sizes.values()), {}
+    for split, share in SPLIT_SHARES.items():
+        wanted, taken = share * total, 0
+        for group in list(left):
+            # to the nearest piece: a big group that would overshoot by more than half of itself is passed over
+            if taken + sizes[group] / 2 <= wanted:
+                splits[group] = split
+                taken += sizes[group]
+                left.remove(group)
+        if not taken and len(sizes) >= _MIN_GROUPS:
+            smallest = min(left, key=lambda group: (sizes[group], left.index(group)))
+            splits[smallest] = split
+            left.remove(smallest)
+    return splits | dict.fromkeys(left, "train")

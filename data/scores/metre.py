@@ -30,7 +30,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Grid:
+class BarGrid:
     """Beats, the (begin, end) passages that have none, both sorted, and the length after which all may begin again."""
 
     beats: tuple[Beat, ...]
@@ -49,7 +49,7 @@ def beat_quarters(numerator: int, denominator: int) -> float:
     return 3 * unit if compound else unit
 
 
-def beat_grid(measures: Sequence[Measure]) -> Grid:
+def beat_grid(measures: Sequence[Measure]) -> BarGrid:
     """Returns the beats of consecutive measures, and the length after which they may begin again.
 
     Args:
@@ -76,10 +76,10 @@ def beat_grid(measures: Sequence[Measure]) -> Grid:
             last_bar = None
         index += 2 if joined else 1
     if last_bar is None:
-        return Grid(tuple(beats), tuple(unmetred), end)
+        return BarGrid(tuple(beats), tuple(unmetred), end)
     length = _length_to_repeat(*last_bar, end=end, pickup=_pickup(measures))
     seam = [beat for beat in _bar_beats(last_bar[0], last_bar[1], until=length) if beat[0] >= end]
-    return Grid((*beats, *seam), tuple(unmetred), length)
+    return BarGrid((*beats, *seam), tuple(unmetred), length)
 
 
 def _bar_beats(start: int, bar: Measure, *, until: int) -> list[Beat]:

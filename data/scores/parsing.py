@@ -18,7 +18,7 @@ import numpy as np
 
 from data.scores.catalogue import Candidate, read_text, split_tunes
 from data.scores.keys import MODES, TONICS
-from data.scores.metre import Grid, Measure, beat_grid, beat_quarters
+from data.scores.metre import BarGrid, Measure, beat_grid, beat_quarters
 from data.scores.pieces import TICKS_PER_QUARTER, Piece, UnusableScoreError
 
 MIN_NOTES = 16
@@ -180,10 +180,10 @@ def _clean(notes: list[Note]) -> list[Note]:
     return sorted(cleaned.values())
 
 
-def _grid(parts: list[Any], end: int) -> Grid:
+def _grid(parts: list[Any], end: int) -> BarGrid:
     """Returns the beats; none when there is no metre, voices disagree on it, or much of the score does not fit it."""
     metres = [_metres(part) for part in parts]
-    unmetred = Grid((), ((0, end),), end)
+    unmetred = BarGrid((), ((0, end),), end)
     if not metres[0] or any(metre != metres[0] for metre in metres[1:]) or min(metres[0]) > 0:
         return unmetred
     measures = _measures(parts[0], metres[0], end=end)

@@ -24,7 +24,7 @@ _HEADROOM_DB = -12.0
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class RenderJob:
     """A take to be rendered, and where to."""
 
     take: Take
@@ -33,9 +33,9 @@ class Job:
     soundfont: Path
 
 
-def render_job(job: Job) -> None:
+def render_job(job: RenderJob) -> None:
     """Writes the audio of a take; the file appears when it is complete."""
-    audio_S = render(job.take, job.notes, soundfont=job.soundfont)
+    audio_S = render_take(job.take, job.notes, soundfont=job.soundfont)
     with atomic_file(job.path) as temporary:
         temporary.write_bytes(wav_bytes(audio_S))
 
@@ -45,7 +45,7 @@ def wav_size(seconds: float) -> int:
     return WAV_HEADER_BYTES + 2 * round(seconds * SAMPLE_RATE_HZ)
 
 
-def render(take: Take, notes: Notes, *, soundfont: Path) -> np.ndarray:
+def render_take(take: Take, notes: Notes, *, soundfont: Path) -> np.ndarray:
     """Returns float32 [S] with its peak at the take's level, S = seconds at 24 kHz.
 
     Notes that sound when the window opens begin before it, at most `LEAD_S`, and are heard from their middle on.

@@ -30,7 +30,7 @@ SampleDict = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplePlace:
     """Where a sample belongs: row `row` of micro-batch `micro` of global batch `step`, and which draw it is.
 
     step counts from the start of training, over all epochs. A stand-in has the place of the sample that it replaces,

@@ -18,7 +18,7 @@ from data.stream.config import CorpusConfig, CorpusError, StreamConfig, named_co
 
 
 @dataclass(frozen=True)
-class Corpus:
+class StreamCorpus:
     """One corpus of a stream. Its name is "" when it is the only one."""
 
     name: str
@@ -38,7 +38,7 @@ class Corpora:
         CorpusError: they come from different front ends, or one is there twice.
     """
 
-    members: tuple[Corpus, ...]
+    members: tuple[StreamCorpus, ...]
     parts: tuple[int, ...]
 
     def __post_init__(self):
@@ -127,7 +127,7 @@ def join(named: Mapping[str, CorpusConfig], manifests: Mapping[str, Manifest]) -
     """Returns corpora whose manifests have been read."""
     # a corpus alone has no name, or its samples would have other uids, and so other crops, than by its url
     alone = len(named) == 1
-    members = [Corpus("" if alone else name, corpus.url, manifests[name]) for name, corpus in named.items()]
+    members = [StreamCorpus("" if alone else name, corpus.url, manifests[name]) for name, corpus in named.items()]
     return Corpora(tuple(members), whole_parts({name: corpus.weight for name, corpus in named.items()}))
 
 

@@ -12,12 +12,12 @@ from data.reading.room import CacheConfig
 from data.reading.tally import Tally
 from data.store.store import open_store
 from data.stream.config import StreamConfig, default_cache_dir
-from data.stream.corpora import Corpora, Corpus
+from data.stream.corpora import Corpora, StreamCorpus
 from data.stream.source import ReadPlan
 
 
 @contextmanager
-def opened(
+def open_readers(
     config: StreamConfig, corpora: Corpora, plan: ReadPlan, *, tally: Tally
 ) -> Iterator[tuple[list[ShardReader], Callable[[int], None]]]:
     """Gives a reader for each corpus, and what to tell each step before it is read; closes all with the block.
@@ -55,7 +55,7 @@ def opened(
         yield readers, follow
 
 
-def node_cache(config: StreamConfig, corpus: Corpus, *, tally: Tally) -> ShardCache | None:
+def node_cache(config: StreamConfig, corpus: StreamCorpus, *, tally: Tally) -> ShardCache | None:
     """Returns the cache for a corpus's shards, or None when they lie on this machine and are read in place."""
     store = open_store(corpus.url, policy=config.retries)
     if store.local_path() is not None:

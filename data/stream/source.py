@@ -16,7 +16,7 @@ from data.order.epoch import permutation
 from data.order.mix import Draw, Mix, MixOrder
 from data.reading.reader import BadSampleError, RawSample, ShardReader
 from data.shards.format import ShardError
-from data.stream.batches import Place, SampleDict
+from data.stream.batches import SampleDict, SamplePlace
 from data.stream.corpora import Corpora
 
 _LOG = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class SampleSource(IterableDataset):
             rows = range(micro * self.plan.micro_batch, (micro + 1) * self.plan.micro_batch)
             for row, drawn in enumerate(self._order.step_draws(step, self.plan.lanes, rows)):
                 epoch_of_run = step // mix.steps_per_epoch
-                place = Place(drawn.epoch, step, micro, row, drawn.draw, drawn.corpus, epoch_of_run)
+                place = SamplePlace(drawn.epoch, step, micro, row, drawn.draw, drawn.corpus, epoch_of_run)
                 yield self._sample(drawn, place)
 
     def take_damaged(self) -> list[str]:
@@ -101,7 +101,7 @@ class SampleSource(IterableDataset):
         for reader, shards in zip(self.readers, self._order.shards_in_use(step, self.plan.lanes)):
             reader.keep_only(shards)
 
-    def _sample(self, drawn: Draw, place: Place) -> SampleDict:
+    def _sample(self, drawn: Draw, place: SamplePlace) -> SampleDict:
         reader, corpus = self.readers[drawn.corpus], self.corpora.members[drawn.corpus]
         try:
             sample = reader.read_raw(drawn.shard, drawn.sample_of_shard)

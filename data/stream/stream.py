@@ -25,7 +25,7 @@ from data.shards.manifest import Manifest
 from data.store.store import open_store
 from data.stream.batches import Batch, CropStage, MaskStage
 from data.stream.config import StreamConfig
-from data.stream.corpora import Corpora, Corpus
+from data.stream.corpora import Corpora, StreamCorpus
 from data.stream.source import ReadPlan
 from data.stream.workers import Failure, Recipe, deliveries_of
 from pupujepa.errors import UserError
@@ -87,7 +87,9 @@ class Stream:
         patch_bands: int = 16,
         pin_memory: bool = False,
     ):
-        corpora = manifest if isinstance(manifest, Corpora) else Corpora((Corpus("", config.url, manifest),), (1,))
+        corpora = (
+            manifest if isinstance(manifest, Corpora) else Corpora((StreamCorpus("", config.url, manifest),), (1,))
+        )
         self.config, self.corpora, self.pin_memory = config, corpora, pin_memory
         self.mix = _mix(config, corpora)
         lanes = tuple(lanes_of_rank(config.lanes, rank, world_size))

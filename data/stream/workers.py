@@ -28,7 +28,7 @@ from data.store.s3 import answered_hosts, remember_hosts
 from data.stream.batches import Batch, CropStage, MaskStage, stack_batches
 from data.stream.config import StreamConfig
 from data.stream.corpora import Corpora
-from data.stream.open_corpora import opened
+from data.stream.open_corpora import open_readers
 from data.stream.source import ReadPlan, SampleSource
 from pupujepa.errors import UserError
 
@@ -97,7 +97,7 @@ class Recipe:
         plan = replace(self.plan, worker=worker, num_workers=num_workers)
         tally = Tally()
         try:
-            with opened(self.config, self.corpora, plan, tally=tally) as (readers, follow):
+            with open_readers(self.config, self.corpora, plan, tally=tally) as (readers, follow):
                 source = SampleSource(self.corpora, readers, plan, follow=follow)
                 pipeline = webdataset.DataPipeline(
                     source,

@@ -13,7 +13,7 @@ import soundfile
 from data.building.build import Build
 from data.building.config import BuildConfig
 from data.building.features import FeatureConfig, extract
-from data.building.inputs import CorpusError, read_corpus
+from data.building.inputs import BuildInputError, read_inputs
 from data.reading.reader import ShardReader
 from data.shards.manifest import read_manifest
 from data.store.store import open_store
@@ -89,7 +89,7 @@ def test_a_table_gives_labels_and_groups(tmp_path: Path):
         write_song(tmp_path / f"{number}.wav", 1.5, seed=number)
         rows.append(f'{number}.wav,"Artist {number % 4}, band",{90 + number}.5,007')
     (tmp_path / "tracks.csv").write_text("\n".join(rows) + "\n")
-    tracks = read_corpus(tmp_path, seed=2, fractions=(0.4, 0.3, 0.3), group_by="artist")
+    tracks = read_inputs(tmp_path, seed=2, fractions=(0.4, 0.3, 0.3), group_by="artist")
     assert len(tracks) == 12
     splits: dict[str, set[str]] = {}
     for track in tracks:
@@ -106,15 +106,17 @@ def test_a_missing_label_names_the_tracks(tmp_path: Path):
     """Grouping by a label that tracks lack is an error that names them, and the labels that there are."""
     lines = ["path,artist,album"] + [f"{n}.wav,{'x' if n > 6 else ''},y" for n in range(9)]
     (tmp_path / "list.csv").write_text("\n".join(lines))
-    with pytest.raises(CorpusError, match=r"7 of 9 tracks have no label 'artist'.*: 0, 1, 2, 3, 4 and 2 more; .*album"):
-        read_corpus(tmp_path / "list.csv", seed=0, group_by="artist")
+    with pytest.raises(
+        BuildInputError, match=r"7 of 9 tracks have no label 'artist'.*: 0, 1, 2, 3, 4 and 2 more; .*album"
+    ):
+        read_inputs(tmp_path / "list.csv", seed=0, group_by="artist")
 
 
 def test_given_splits_must_not_tear_a_group(tmp_path: Path):
     """A list that puts one artist into train and test contradicts --group-by artist."""
     (tmp_path / "list.csv").write_text("path,split,artist\na.wav,train,x\nb.wav,test,x\n")
-    with pytest.raises(CorpusError, match=r"tracks of artist 'x' are in train and, as b, in test"):
-        read_corpus(tmp_path / "list.csv", seed=0, group_by="artist")
+    with pytest.raises(BuildInputError, match=r"tracks of artist 'x' are in train and, as b, in test"):
+        read_inputs(tmp_path / "list.csv", seed=0, group_by="artist")
 
 
 def test_stretches_of_a_file_stay_together(tmp_path: Path):
@@ -124,7 +126,7 @@ def test_stretches_of_a_file_stay_together(tmp_path: Path):
     rows += [f"again-{n}-{k},whole{n}.wav,," for n in range(20) for k in range(2)]
     (tmp_path / "list.csv").write_text("\n".join(rows))
     splits: dict[str, set[str]] = {}
-    for track in read_corpus(tmp_path / "list.csv", seed=0, fractions=(0.5, 0.25, 0.25)):
+    for track in read_inputs(tmp_path / "list.csv", seed=0, fractions=(0.5, 0.25, 0.25)):
         splits.setdefault(track.audio.url, set()).add(track.split)
     assert len(splits) == 40
     assert all(len(found) == 1 for found in splits.values())
@@ -149,7 +151,7 @@ def test_tars_of_audio_are_an_input(tars: Path, tmp_path: Path):
     found = build(str(tars), tmp_path / "out")
     names = [f"audio-{n:03d}/sub/{key}{n}" for n in range(2) for key in "abc"]
     assert sorted(found) == names
-    expected = read_corpus(tars, seed=0)
+    expected = read_inputs(tars, seed=0)
     assert [t.track for t in sorted(expected, key=lambda t: t.position)] == names
     assert expected[0].labels == {"artist": "a", "bpm": 100}
     (tmp_path / "list.txt").write_text("tars/audio-000.tar\n\ntars/audio-001.tar\n")
@@ -159,7 +161,7 @@ def test_tars_of_audio_are_an_input(tars: Path, tmp_path: Path):
         [f"{tars}/audio-000.tar", f"{tars}/audio-001.tar"],
         [str(tmp_path / "list.txt")],
     ):
-        assert [replace(t, source="") for t in read_corpus(inputs, seed=0)] == [replace(t, source="") for t in expected]
+        assert [replace(t, source="") for t in read_inputs(inputs, seed=0)] == [replace(t, source="") for t in expected]
     (tmp_path / "b.wav").write_bytes(song_bytes("wav", seed=10 + ord("b")))
     np.testing.assert_array_equal(found["audio-001/sub/b1"], _mel(tmp_path / "b.wav"))
 
@@ -189,7 +191,7 @@ def test_an_object_that_changed_is_read_again(tmp_path: Path, bucket: str):
     store, identities = open_store(bucket), []
     for seed in (1, 2):
         store.write("a.wav", song_bytes("wav", seed=seed))
-        tracks = read_corpus(bucket, seed=0)
+        tracks = read_inputs(bucket, seed=0)
         identities.append(Build(tracks, str(tmp_path / "out"), config=CONFIG, work=str(tmp_path), workers=1).digest)
     assert identities[0] != identities[1]
 
@@ -213,12 +215,12 @@ def test_an_input_that_cannot_be_meant_is_named(inputs: list[str], message: str,
     (tmp_path / "folder" / "empty.csv").write_text("")
     (tmp_path / "folder" / "nothing.jsonl").write_text("\n")
     with pytest.raises(UserError, match=message):
-        read_corpus([f"{tmp_path}/{name}" for name in inputs], seed=0)
+        read_inputs([f"{tmp_path}/{name}" for name in inputs], seed=0)
 
 
 def build(inputs: str, out: Path, **config) -> dict[str, np.ndarray]:
     """Builds, all for training, and returns the log-mel [T, 128] of each track."""
-    Build(read_corpus(inputs, seed=0), str(out), config=replace(CONFIG, **config), work=f"{out}-work", workers=1).run()
+    Build(read_inputs(inputs, seed=0), str(out), config=replace(CONFIG, **config), work=f"{out}-work", workers=1).run()
     manifest = read_manifest(f"{out}/train")
     reader, parts = ShardReader(f"{out}/train", manifest), {}
     for shard, entry in enumerate(manifest.shards):

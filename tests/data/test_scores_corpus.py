@@ -13,7 +13,7 @@ import soundfile
 
 from data.scores import cli
 from data.scores.catalogue import COLLECTIONS, Candidate, order_candidates, share_out
-from data.scores.corpus import Source, choose_pieces
+from data.scores.corpus import ScoreSource, choose_pieces
 from data.scores.parsing import parse_piece
 from data.scores.pieces import UnusableScoreError
 from pupujepa.errors import UserError
@@ -164,7 +164,7 @@ def small_corpus(folder: Path) -> Path:
 
 
 def choose(folder: Path, count: int, cache: Path):
-    source = Source(small_corpus(folder) if not folder.exists() else folder, cache=cache, reader="test")
+    source = ScoreSource(small_corpus(folder) if not folder.exists() else folder, cache=cache, reader="test")
     return choose_pieces(source, count, seed=0, workers=1)
 
 
@@ -183,7 +183,7 @@ def test_parsed_pieces_come_from_the_cache_and_another_readers_are_read_again(tm
     (tmp_path / "corpus" / "ryansMammoth" / "book.abc").write_text("X:0\n" * 6)
     second, _ = choose(tmp_path / "corpus", 4, tmp_path / "cache")
     assert [p.uid for p in first] == [p.uid for p in second]
-    source = Source(tmp_path / "corpus", cache=tmp_path / "cache", reader="newer")
+    source = ScoreSource(tmp_path / "corpus", cache=tmp_path / "cache", reader="newer")
     pieces, rejected = choose_pieces(source, 4, seed=0, workers=1)
     assert not pieces and len(rejected) == 6
 

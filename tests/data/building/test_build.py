@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from data.__main__ import COMMANDS
 from data.building.build import Build
-from data.building.config import BuildConfig, read_record
+from data.building.config import BuildConfig, read_build_record
 from data.building.features import FeatureConfig, cut_evenly
-from data.building.inputs import read_corpus
-from data.building.packing import deal
+from data.building.inputs import read_inputs
+from data.building.packing import deal_parts
 from data.check.verify import verify
 from data.shards.format import decode_mel, index_name, read_index, read_sample
 from data.shards.manifest import read_manifest
@@ -64,7 +64,7 @@ def built(album: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, url: str, *, workers: int = 1, config: BuildConfig = CONFIG, replace_it: bool = False) -> Build:
     """Builds and returns the build."""
-    tracks = read_corpus(folder, seed=config.seed, fractions=config.split_fractions)
+    tracks = read_inputs(folder, seed=config.seed, fractions=config.split_fractions)
     work = folder.parent / f"work-{abs(hash(url))}"
     build = Build(tracks, url, config=config, work=str(work), workers=workers)
     build.run(replace=replace_it)
@@ -94,7 +94,7 @@ def test_every_frame_of_every_song_is_there_once(album: Path, built: Path):
     for split in ("train", "valid", "test"):
         for mel_TF, info in samples_of(built, split):
             parts.setdefault(info["track"], []).append((info["start_s"], mel_TF, info))
-    tracks = {track.track: track for track in read_corpus(album, seed=3)}
+    tracks = {track.track: track for track in read_inputs(album, seed=3)}
     assert parts.keys() == tracks.keys()
     assert "top.flac" in parts
     assert "top.wav" in parts
@@ -155,7 +155,7 @@ def test_parts_are_spread_and_shards_are_even(built: Path):
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 12), st.integers(0, 99))
 def test_dealing_is_fair_and_keeps_parts_apart(parts_of_track: list[int], shards: int, seed: int):
     """Whatever the lengths of tracks: even shards, and no second part of a track before every shard has one."""
-    hands = deal(parts_of_track, shards, key=(seed,))
+    hands = deal_parts(parts_of_track, shards, key=(seed,))
     counts = Counter(shard for hand in hands for shard in hand)
     assert sum(counts.values()) == sum(parts_of_track)
     assert max(counts.values()) - min(counts[shard] for shard in range(shards)) <= 1
@@ -263,7 +263,7 @@ def test_unusable_files_are_listed_with_their_reason(tmp_path: Path):
         assert part in reasons[name]
     assert "sample 50000 is not finite" in reasons["nan"]
     assert read_manifest(str(tmp_path / "out" / "train")).tracks == 1
-    record = read_record(open_store(str(tmp_path / "out")))
+    record = read_build_record(open_store(str(tmp_path / "out")))
     assert record is not None
     assert (record["rejected"], record["inputs"], record["splits"]) == (5, 6, ["train"])
     assert build.is_complete()
@@ -326,7 +326,7 @@ def test_folders_are_never_split(album: Path, tmp_path: Path):
         folder.mkdir()
         for name in ("a.wav", "b.wav"):
             (folder / name).touch()
-    tracks = read_corpus(tmp_path, seed=5, fractions=(0.7, 0.2, 0.1))
+    tracks = read_inputs(tmp_path, seed=5, fractions=(0.7, 0.2, 0.1))
     splits_of_folder: dict[str, set[str]] = {}
     for track in tracks:
         splits_of_folder.setdefault(track.track.split("/")[0], set()).add(track.split)
@@ -334,7 +334,7 @@ def test_folders_are_never_split(album: Path, tmp_path: Path):
     counts = Counter(splits.copy().pop() for splits in splits_of_folder.values())
     # three standard deviations of 300 draws
     assert [abs(counts[s] / 300 - p) < 0.08 for s, p in (("train", 0.7), ("valid", 0.2), ("test", 0.1))] == [True] * 3
-    assert read_corpus(tmp_path, seed=6, fractions=(0.7, 0.2, 0.1)) != tracks
+    assert read_inputs(tmp_path, seed=6, fractions=(0.7, 0.2, 0.1)) != tracks
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_a_wrong_list_is_refused(line: str, message: str, tmp_path: Path):
     """A list that cannot be meant is an error with its line, before any work is done."""
     (tmp_path / "tracks.jsonl").write_text(line)
     with pytest.raises(UserError, match=message):
-        read_corpus(tmp_path / "tracks.jsonl", seed=0)
+        read_inputs(tmp_path / "tracks.jsonl", seed=0)
 
 
 def test_mistakes_on_the_command_line_are_one_sentence(album: Path, tmp_path: Path, s3_environment):

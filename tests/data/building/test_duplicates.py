@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from data.__main__ import COMMANDS
-from data.building.config import read_record
+from data.building.config import read_build_record
 from data.check.verify import verify
 from data.reading.reader import ShardReader
 from data.shards.manifest import read_manifest
@@ -80,7 +80,7 @@ def test_dropping_keeps_the_first_of_the_input(
     assert "LEAKAGE" not in caplog.text
     [row] = [json.loads(line) for line in (tmp_path / "out" / "duplicates.jsonl").read_text().splitlines()]
     assert row["kept"] == ["z-first"]
-    record = read_record(open_store(str(tmp_path / "out")))
+    record = read_build_record(open_store(str(tmp_path / "out")))
     assert record is not None
     assert (record["inputs"], record["rejected"], record["duplicates"]) == (5, 0, 2)
     # mean, deviation and counts are those of what is left

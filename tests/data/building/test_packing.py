@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data.building.config import BuildConfig, input_digest
-from data.building.features import Part, TrackFacts
+from data.building.features import FeaturePart, TrackFacts
 from data.building.packing import SpooledTrack, pack_shard, plan_shards
-from data.building.tracks import AudioPlace, Track
+from data.building.tracks import AudioPlace, SourceTrack
 from data.shards.format import npy_bytes
 
 # of the first version that was published; samples, and the beginnings of the digests of shard and index
@@ -34,12 +34,12 @@ def spooled(tmp_path: Path) -> list[SpooledTrack]:
         for k in range(1 + i * 5 % 7):
             frames = 20 + (i + k) % 3
             npy = npy_bytes(np.full((frames, 128), i * 16 + k, dtype=np.uint8))
-            parts.append(Part(start, frames, len(content), len(npy), zlib.crc32(npy)))
+            parts.append(FeaturePart(start, frames, len(content), len(npy), zlib.crc32(npy)))
             content += npy
             start += frames
         (tmp_path / "spool" / f"s{i}.parts").write_bytes(content)
         labels = {"artist": "é", "bpm": i}
-        track = Track(f"album/{i} song.x", AudioPlace("x"), "songs", "valid" if i % 4 == 3 else "train", labels)
+        track = SourceTrack(f"album/{i} song.x", AudioPlace("x"), "songs", "valid" if i % 4 == 3 else "train", labels)
         tracks.append(SpooledTrack(track, f"s{i}", TrackFacts("", tuple(parts))))
     return tracks
 

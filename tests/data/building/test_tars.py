@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.building.inputs import read_corpus
+from data.building.inputs import read_inputs
 from data.building.local_audio import local_audio, require_members
 from data.building.tars import TarError, index_tar
 from data.store.files import StoreError
@@ -53,7 +53,7 @@ def test_a_damaged_tar_is_refused(name: str, tar: Path):
     damaging, message = DAMAGES[name]
     tar.write_bytes(damaging(tar.read_bytes(), offsets(tar)["c.flac"]))
     with pytest.raises(TarError, match=rf"1 of 1 tars cannot be read to their end.*{message}.*restore"):
-        read_corpus([str(tar)], seed=0)
+        read_inputs([str(tar)], seed=0)
 
 
 def test_all_damaged_tars_are_named(tmp_path: Path):
@@ -64,7 +64,7 @@ def test_all_damaged_tars_are_named(tmp_path: Path):
         file = tmp_path / f"{number}.tar"
         file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(TarError, match=r"2 of 3 tars .*0\.tar.*2\.tar"):
-        read_corpus(tmp_path, seed=0, workers=2)
+        read_inputs(tmp_path, seed=0, workers=2)
 
 
 def test_the_index_points_at_the_bytes(tar: Path):
@@ -84,7 +84,7 @@ def test_several_audio_files_of_a_sample_are_several_tracks(tmp_path: Path):
     """Each keeps its ending; the labels are those of the sample, and so is the group."""
     members = {"a.mix.wav": b"1", "a.drums.wav": b"2", "a.json": b'{"artist": "x"}', "b.opus": b"3"}
     write_tar(tmp_path / "t.tar", members)
-    tracks = {track.track: track for track in read_corpus([f"{tmp_path}/t.tar"], seed=0)}
+    tracks = {track.track: track for track in read_inputs([f"{tmp_path}/t.tar"], seed=0)}
     assert list(tracks) == ["t/a.drums.wav", "t/a.mix.wav", "t/b"]
     assert [tracks[name].labels for name in tracks] == [{"artist": "x"}, {"artist": "x"}, None]
     for name, content in (("t/a.mix.wav", b"1"), ("t/b", b"3")):
@@ -97,30 +97,30 @@ def test_a_json_with_labels_is_a_line_of_a_list(tmp_path: Path):
     """It may name track, source and split; anything else that is no object is an error with the tar and the key."""
     line = {"track": "piece 1", "source": "scores", "split": "test", "labels": {"key": "C"}, "group": 7}
     write_tar(tmp_path / "t.tar", {"a.flac": b"x", "a.json": json.dumps(line).encode()})
-    [track] = read_corpus([f"{tmp_path}/t.tar"], seed=0)
+    [track] = read_inputs([f"{tmp_path}/t.tar"], seed=0)
     assert (track.track, track.source, track.split, track.labels) == ("piece 1", "scores", "test", {"key": "C"})
     for content, message in ((b"[1]", "a.json is not an object of labels but list"), (b"{", "a.json is not JSON")):
         write_tar(tmp_path / "t.tar", {"a.flac": b"x", "a.json": content})
         with pytest.raises(UserError, match=message):
-            read_corpus([f"{tmp_path}/t.tar"], seed=0)
+            read_inputs([f"{tmp_path}/t.tar"], seed=0)
 
 
 def test_samples_without_audio_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """A sample that holds no audio is left out, and not in silence; a tar without any is no input."""
     write_tar(tmp_path / "t.tar", {"a.flac": b"x", "b.json": b'{"artist": "x"}', "c.txt": b"words"})
     with caplog.at_level(logging.WARNING):
-        assert [t.track for t in read_corpus([f"{tmp_path}/t.tar"], seed=0)] == ["t/a"]
+        assert [t.track for t in read_inputs([f"{tmp_path}/t.tar"], seed=0)] == ["t/a"]
     assert "2 samples of the tars hold no audio and are left out, the first is t/b" in caplog.text
     write_tar(tmp_path / "t.tar", {"c.txt": b"words"})
     with pytest.raises(TarError, match=r"none of the 1 tars holds audio \(.*\.flac.*\)"):
-        read_corpus([f"{tmp_path}/t.tar"], seed=0)
+        read_inputs([f"{tmp_path}/t.tar"], seed=0)
 
 
 def test_a_key_that_occurs_twice_is_refused(tmp_path: Path):
     """Two samples of one key would be one track twice."""
     write_tar(tmp_path / "t.tar", {"a.flac": b"x", "b.flac": b"y", "a.wav": b"z"})
     with pytest.raises(UserError, match=r"two tracks are named 't/a' \(.*member a.flac and .*member a.wav\)"):
-        read_corpus([f"{tmp_path}/t.tar"], seed=0)
+        read_inputs([f"{tmp_path}/t.tar"], seed=0)
 
 
 def test_tars_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
@@ -128,12 +128,12 @@ def test_tars_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
     for folder in ("one", "two"):
         write_tar(tmp_path / folder / "x.tar", {"a.flac": b"x"})
     inputs = [f"{tmp_path}/{folder}/x.tar" for folder in ("one", "two")]
-    assert [t.track for t in read_corpus(inputs, seed=0)] == ["one/x/a", "two/x/a"]
+    assert [t.track for t in read_inputs(inputs, seed=0)] == ["one/x/a", "two/x/a"]
 
 
 def test_a_tar_that_changed_since_it_was_indexed_is_noticed(tar: Path):
     """The copy that is decoded must hold what the index promised, at its place."""
-    places = [track.audio for track in read_corpus([str(tar)], seed=0)]
+    places = [track.audio for track in read_inputs([str(tar)], seed=0)]
     require_members(tar, places)
     write_tar(tar, dict(list(MEMBERS.items())[2:]))
     with pytest.raises(StoreError, match=r"a.flac is not where the index of the tar has it: the tar changed; run"):

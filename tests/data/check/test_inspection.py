@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from data.__main__ import COMMANDS
-from data.check.inspection import Drawn, draw_samples, to_html
+from data.check.inspection import Drawn, draw_samples, samples_page
 from data.shards.manifest import read_manifest
 from pupujepa.front_door import enter
 from tests.data.shardsets import build_shard_set, make_mel
@@ -81,7 +81,7 @@ def test_names_and_labels_are_text(shards: str):
         "frames": 10,
     }
     labels = {"beats": [i / 2 for i in range(99)], "key": "<b>C major</b>"}
-    page = to_html("<url>", read_manifest(shards), [Drawn("x.tar", mel_TF, {**info, "labels": labels})])
+    page = samples_page("<url>", read_manifest(shards), [Drawn("x.tar", mel_TF, {**info, "labels": labels})])
     assert {"script"} & set(Links(page).tags) == set()
     assert "&lt;script&gt;x&lt;/script&gt;-0000" in page
     assert "&lt;b&gt;C major&lt;/b&gt;" in page
