@@ -1,11 +1,9 @@
-"""Shards of an object store on the node's own disk: one download per node, a byte budget, pins on what is in use.
+"""The node's cache of an object store's shards: one download per node, a byte budget, pins on shards in use.
 
-Every process of a node may use one cache at once; they meet only through `flock`, which the kernel lets go of when a
-process dies, so a `kill -9` leaves no stale lock. Each shard has two lock files. `<shard>.pin` is held shared by
-whoever reads the shard and taken exclusively to evict it. `<shard>.fetch` is held by the one process that downloads it,
-while the others wait. A shard appears under its name only after its length and the crc32 of its members were compared.
-
-How many shards there may be, and which go first, is `data.reading.room`'s.
+All processes of a node share the cache through `flock`, which the kernel releases when a process dies: `kill -9` leaves
+no stale lock. Each shard has two lock files. Readers hold `<shard>.pin` shared; eviction takes it exclusively. The one
+process that downloads holds `<shard>.fetch`, and the others wait. A shard appears under its name only after its length
+and the crc32 of its members were checked. `data.reading.room` keeps the budget.
 """
 
 import errno
@@ -40,7 +38,7 @@ _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class CacheError(UserError):
-    """The cache cannot take a shard: no room, or no usable folder."""
+    """The cache has no room for a shard, or its folder is unusable."""
 
 
 class CachedShard:
@@ -52,11 +50,11 @@ class CachedShard:
 
     @property
     def inode(self) -> int:
-        """Tells this copy from one that replaces it."""
+        """Distinguishes this copy from one that replaces it."""
         return os.fstat(self.file).st_ino
 
     def close(self) -> None:
-        """Closes the file and lets the shard be evicted; call it once."""
+        """Closes the file and unpins the shard; call it once."""
         os.close(self.file)
         os.close(self._pin)
 
@@ -65,10 +63,9 @@ class ShardCache:
     """The shards of one set, on this node.
 
     Args:
-        store: where the set lies.
-        namespace: manifest digest; two sets may hold shards of equal names.
-        free_bytes: returns the free space of the disk that holds a path.
-        clock_ns: returns wall-clock nanoseconds, by which shards are ranked for eviction.
+        store: of the set.
+        namespace: manifest digest; two sets may have shards of equal names.
+        free_bytes, clock_ns: as in `CacheRoom`.
 
     Raises:
         CacheError: the folder cannot be made.
@@ -99,34 +96,33 @@ class ShardCache:
             ) from error
 
     def open(self, entry: ShardEntry) -> CachedShard:
-        """Returns the shard, downloaded if need be; close it when done.
+        """Returns the shard, downloaded if absent; close it when done.
 
         Raises:
-            StoreError: it cannot be fetched. ShardError: what came is not what the manifest says.
-            CacheError: there is no room for it.
+            StoreError: it cannot be fetched. ShardError: it differs from the manifest. CacheError: no room.
         """
         return self._open(entry, instead_of=None)
 
     def renew(self, entry: ShardEntry, damaged: CachedShard) -> CachedShard:
-        """Closes `damaged` and returns the shard fetched again, unless another process has replaced it already."""
+        """Closes `damaged` and returns the shard, fetched again unless another process has replaced it."""
         try:
-            # closed last: as long as it is open, no new file can get its inode
+            # closed last: while it is open, no new file can get its inode
             return self._open(entry, instead_of=damaged.inode)
         finally:
             damaged.close()
 
     def holds(self, entry: ShardEntry) -> bool:
-        """Whether the shard is in the cache now."""
+        """Returns True if the shard is in the cache."""
         return self._is_published(entry)
 
     def prefetch(self, entry: ShardEntry) -> bool:
-        """Downloads the shard if nobody has or does and there is room without evicting what others wait for.
+        """Downloads the shard if it is absent and fits without evicting unread shards.
 
         Returns:
-            Whether it is in the cache now, or on its way.
+            True if it is in the cache or on its way.
 
         Raises:
-            StoreError, ShardError, CacheError: as `open`.
+            StoreError, ShardError, CacheError: like `open`.
         """
         with self._disk_errors_named(entry):
             if self._is_published(entry):
@@ -140,7 +136,7 @@ class ShardCache:
                     raise
 
     def _open(self, entry: ShardEntry, *, instead_of: int | None) -> CachedShard:
-        # pinned before it is fetched, so that it cannot be evicted between its arrival and its first read
+        # pinned before it is fetched, so that it cannot be evicted before its first read
         with self._disk_errors_named(entry), ExitStack() as undo:
             handle = pin(self._lock(entry, "pin"))
             undo.callback(os.close, handle)
@@ -159,7 +155,7 @@ class ShardCache:
         return shard
 
     def _raise_failure_since(self, began: float, entry: ShardEntry) -> None:
-        """Raises what prefetching met while the reader waited for it: the store was insisted on long enough."""
+        """Raises the error of a prefetch that the reader waited for: it has used up the retries."""
         failed_at, error = self._failed.get(entry.name, (0.0, None))
         if error is not None and failed_at >= began:
             raise error
@@ -172,9 +168,9 @@ class ShardCache:
             return self._download_index(entry)
 
     def _fetch(self, entry: ShardEntry, *, ahead: bool, instead_of: int | None) -> bool:
-        """Brings the shard into the cache; the caller holds its fetch lock. False: ahead of need, and no room."""
+        """Downloads the shard; the caller holds its fetch lock. Returns False if prefetching finds no room."""
         if self._is_published(entry, instead_of=instead_of):
-            return True  # by the process whose lock was waited for
+            return True  # the previous holder of the lock fetched it
         remove_leftovers(self._path(entry))
         reservation = self._reserve(entry, ahead=ahead)
         if reservation is None:
@@ -206,7 +202,7 @@ class ShardCache:
         raise CacheError(self._no_room(entry, reason))
 
     def _keep_unread(self, entry: ShardEntry) -> None:
-        """Renews the grace of a shard that is still wanted: windows may last longer than it does."""
+        """Extends the eviction grace period of a prefetched shard that is still needed."""
         status, now_ns = self._path(entry).stat(), self._clock_ns()
         if is_unread(status) and now_ns - status.st_mtime_ns > UNREAD_GRACE_S / 4 * 1e9:
             mark_unread(self._path(entry), now_ns)
@@ -235,7 +231,7 @@ class ShardCache:
 
     @contextmanager
     def _disk_errors_named(self, entry: ShardEntry) -> Iterator[None]:
-        """Turns what goes wrong with the folder into a sentence; what goes wrong with the store is one already."""
+        """Turns an OSError of the folder into a CacheError; errors of the store pass."""
         try:
             yield
         except OSError as error:
