@@ -1,9 +1,9 @@
-"""Shows random samples of a shard set as one HTML page that needs nothing else: spectrograms, labels, where they lie.
+"""Shows random samples of a shard set as one self-contained HTML page: spectrograms, labels, positions.
 
   python -m data inspect shards/train --out page.html
   python -m data inspect s3://bucket/scores/train --count 24 --seed 7 --out page.html
 
-What a machine checks is the bytes; whether they are music is for eyes. Only the drawn samples are fetched.
+`verify` checks the bytes; eyes check that they are music. Only the drawn samples are fetched.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Drawn:
 
 
 def draw_samples(url: str, *, count: int, seed: int) -> tuple[Manifest, list[Drawn]]:
-    """Returns `count` random samples, without repetition, or all there are.
+    """Returns the manifest and `count` distinct random samples, or all if there are fewer.
 
     Raises:
         ManifestError, ShardError, StoreError: the set or one of the samples cannot be read.
@@ -69,7 +69,7 @@ def draw_samples(url: str, *, count: int, seed: int) -> tuple[Manifest, list[Dra
 
 
 def samples_page(url: str, manifest: Manifest, drawn: Iterable[Drawn]) -> str:
-    """Returns the page."""
+    """Returns the page of the samples."""
     head = (
         f"{manifest.audio_hours:.2f} h, {manifest.tracks} tracks, {manifest.samples} samples in {len(manifest.shards)} "
         f"shards, {manifest.dtype}, digest {manifest.digest[:16]}"

@@ -1,9 +1,8 @@
-"""The source of the stream's `webdataset` pipeline: raw samples in the order of `data.order.epoch`, and their
-stand-ins.
+"""The source of the stream's `webdataset` pipeline: raw samples in order, with stand-ins for damaged ones.
 
-A damaged sample must not end a run of weeks, nor may it go missing in silence: it is named in the log, and its place is
-taken by another sample of the same corpus and lane, chosen by its key, so that every world and every worker count
-chooses the same one. What ends the run is a missing or cut shard, and (in `data.stream.stream`) too many stand-ins.
+A damaged sample must not end a run of weeks, nor be lost in silence. It is logged, and another sample of its corpus and
+lane replaces it, chosen by a key, so that every world size and worker count chooses the same one. A missing or cut
+shard ends the run, and so do too many stand-ins (in `data.stream.stream`).
 """
 
 import logging
@@ -24,11 +23,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """Which micro-batches a worker reads: of all of its rank's from `first_step` on, every `num_workers`-th.
+    """The micro-batches of a worker: every `num_workers`-th of its rank, from `first_step`.
 
     Args:
-        lanes: that the rank serves.
-        last_step: where to end (exclusive); None reads epoch after epoch.
+        lanes: of the rank.
+        last_step: end (exclusive); None reads epoch after epoch.
     """
 
     mix: Mix
@@ -41,7 +40,7 @@ class ReadPlan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Of this rank."""
+        """Micro-batches of this rank per step."""
         return len(self.lanes) * self.mix.items_per_lane_step // self.micro_batch
 
     def micro_batches(self) -> Iterator[tuple[int, int]]:
@@ -57,11 +56,11 @@ class ReadPlan:
 
 
 class SampleSource(IterableDataset):
-    """Yields {"stored", "uid", "place"} for each row of the plan's micro-batches.
+    """Samples {"stored", "uid", "place"} for the rows of the plan's micro-batches.
 
     Args:
         readers: of the corpora of the plan's mix.
-        follow: told each step before it is read; prefetching hangs on it.
+        follow: called with each step before it is read, for prefetching.
     """
 
     def __init__(
@@ -90,12 +89,12 @@ class SampleSource(IterableDataset):
                 yield self._sample(drawn, place)
 
     def take_damaged(self) -> list[str]:
-        """Returns the uids of the damaged samples met since the last call, one for each draw."""
+        """Returns the uids of the damaged draws since the last call."""
         damaged, self._damaged = self._damaged, []
         return damaged
 
     def _enter(self, step: int) -> None:
-        """Says what is coming, and lets go of shards whose windows are over."""
+        """Starts a step: announces it to prefetching and closes shards of finished windows."""
         if self._follow is not None:
             self._follow(step)
         for reader, shards in zip(self.readers, self._order.shards_in_use(step, self.plan.lanes)):
@@ -115,9 +114,9 @@ class SampleSource(IterableDataset):
         return {"stored": sample.stored, "uid": corpus.uid(sample.uid), "place": place}
 
     def _stand_in(self, drawn: Draw) -> tuple[RawSample, int]:
-        """Returns another sample of the corpus's lane, and a draw not among its own, so that its crop is another.
+        """Returns another sample of the lane, with a draw number of its own, so that its crop is a new one.
 
-        It is of the same window, whose shards are at hand, unless none of the window's samples is whole.
+        It is of the same window, whose shards are open, unless all of the window's samples are damaged.
         """
         layout, reader = self.plan.mix.layouts[drawn.corpus], self.readers[drawn.corpus]
         order = self._order.epoch_order(drawn.corpus, drawn.epoch)

@@ -295,7 +295,7 @@ def test_a_state_of_other_data_or_settings_is_refused(shard_set, changes, messag
         ({"micro_batch": 3}, OrderError, "which micro_batch 3 does not divide"),
         ({"global_batch": 64}, OrderError, "fewer than one global batch of 64"),
         ({"crop_frames": 30}, StreamError, "30 frames .* use crop_frames 28"),
-        ({"total_steps": None}, StreamError, "needs total_steps"),
+        ({"total_steps": None}, StreamError, "total_steps is not set, but masks"),
         ({"workers": -1}, StreamError, "workers -1"),
     ],
 )
