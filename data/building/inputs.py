@@ -1,7 +1,7 @@
-"""What there is to build shards from: folders of audio, lists of tracks, and tars of audio, here or in an object store.
+"""Inputs of a build: folders of audio, lists of tracks, and tars of audio, local or in an object store.
 
-A split must never separate things that sound alike: tracks are split by *group* (album, piece, or a label such as the
-artist), by a seeded hash, so that a track keeps its split when others come or go. Parts of a track stay together.
+Tracks that sound alike must share a split. So a seeded hash of the *group* (album, piece, or a label such as the
+artist) decides the split, and a track keeps it when others are added or removed.
 """
 
 import logging
@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class BuildInputError(UserError):
-    """An input from which no shards can be built."""
+    """An unusable input of a build."""
 
 
 def read_inputs(
@@ -39,13 +39,13 @@ def read_inputs(
     group_by: str | None = None,
     workers: int = 1,
 ) -> list[SourceTrack]:
-    """Returns the tracks of an input, sorted by name; each knows its place in the order of the input.
+    """Returns the tracks of an input, sorted by name; `position` is the order of the input.
 
     Args:
         inputs: a folder of audio or of tars, a list (.jsonl, .csv, .tsv) or the folder of a `tracks.*` list, or tars:
-            one, several, a pattern (`*`, `{000..099}`), or a .txt that names one a line. Paths, file:// or s3://.
-        seed, fractions: of the split into train, valid and test; not used for tracks whose list names their split.
-        group_by: label whose values are the groups, instead of what the input says.
+            one, several, a pattern (`*`, `{000..099}`), or a .txt with one a line. Paths, file:// or s3://.
+        seed, fractions: of the split into train, valid and test, for tracks without a split.
+        group_by: label whose values replace the groups of the input.
         workers: processes that index tars.
 
     Raises:
@@ -133,12 +133,12 @@ def _folder(store: Store, *, workers: int) -> list[ListEntry]:
 
 
 def _files(store: Store, names: Sequence[str], versions: dict[str, str]) -> Iterator[ListEntry]:
-    """Yields the audio files of a folder: a file's group is the folder it lies in, at the top the file itself."""
+    """Yields the audio files of a folder; a file's group is its sub-folder, or at the top the file itself."""
     stems = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
     files_of_stem = Counter(stems)
     source = collection_name(store.url)
     for name, stem in zip(names, stems, strict=True):
-        # song.wav beside song.flac: two tracks, so each keeps its suffix
+        # song.wav and song.flac are two tracks, so each keeps its suffix
         track = stem if files_of_stem[stem] == 1 else name
         folder = PurePosixPath(name).parent.as_posix()
         audio = AudioPlace(store.locate(name), version=versions[name])
@@ -179,9 +179,8 @@ def _require_whole_groups(tracks: Sequence[SourceTrack], entries: Sequence[ListE
         split = split_of_group.setdefault(entry.group, track.split)
         if split != track.split:
             raise BuildInputError(
-                f"tracks of {label} {entry.group!r} are in {split} and, as {track.track}, in {track.split}: the input "
-                "names splits that tear the group apart, and scores would be too good; correct them there, or leave "
-                "the splits out"
+                f"tracks of {label} {entry.group!r} are in {split} and, as {track.track}, in {track.split}, so scores "
+                "would be too good; correct or remove the splits of the input"
             )
 
 

@@ -1,9 +1,9 @@
-"""Lists of tracks: JSONL with a track a line, or CSV and TSV with a header; a stretch of a file can be a track.
+"""Lists of tracks: JSONL with one track a line, or CSV and TSV with a header.
 
-A line names an audio file (`path`, relative to the list, absolute, or a url). Everything else may be left out: `track`
-(unique name; by default the path without its ending, and the stretch), `start` and `end` (seconds into the file),
-`source`, `split`, `group`, and `labels`: an object in JSONL; in CSV every further column is a label, whose cells are
-numbers where they look like JSON's numbers, and an empty cell is a missing label.
+A line needs the `path` of an audio file: relative to the list, absolute, or a url. Optional are `track` (unique name;
+default: the path without its ending, and the stretch), `start` and `end` (seconds; the track is a stretch of the file),
+`source`, `split`, `group` and `labels`, an object in JSONL. In CSV every other column is a label: a number if it reads
+as JSON's number, else text; an empty cell is a missing label.
 """
 
 import csv
@@ -29,19 +29,19 @@ _EXAMPLE = 'write {"track": "name", "path": "file.wav", ...}'
 
 
 class ListError(UserError):
-    """A list that cannot be meant; the message names file and line."""
+    """An invalid list; the message names file and line."""
 
 
 def read_list(content: bytes, *, url: Location, source: str) -> list[ListEntry]:
-    """Returns the tracks of a list in its order.
+    """Returns the tracks of a list, in order.
 
     Args:
         content: of the list, in UTF-8.
-        url: of the list: its paths are relative to it, its ending tells the format (JSONL by default).
-        source: the collection of lines that name none.
+        url: of the list; its ending is the format (default: JSONL).
+        source: the collection of lines without one.
 
     Raises:
-        ListError: not UTF-8, no header, or a line that is no track. LineError: a line is not a JSON object.
+        ListError: not UTF-8, no header, or an invalid line. LineError: a line is not a JSON object.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -54,7 +54,7 @@ def read_list(content: bytes, *, url: Location, source: str) -> list[ListEntry]:
 
 
 def check_split(split: Any, where: str) -> str | None:
-    """Returns a split that a line names, or None. Raises ListError when there is no such split."""
+    """Returns the split, or None if absent. Raises ListError if it is unknown."""
     if split is not None and split not in SPLITS:
         raise ListError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
     return split
@@ -81,7 +81,7 @@ def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[tuple[s
 
 
 def _cell_value(cell: str) -> Any:
-    """Returns a number where a cell holds one as JSON writes it, else its text: 007 stays a name."""
+    """Returns a cell as a number if JSON would write it so, else as text: 007 stays text."""
     try:
         value = json.loads(cell, parse_constant=lambda name: name)
     except ValueError:
@@ -90,7 +90,7 @@ def _cell_value(cell: str) -> Any:
 
 
 def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) -> tuple[str, ListEntry]:
-    """Returns the path as the list has it, and the track; its group is "" where the list names none."""
+    """Returns the path as in the list, and the track; its group is "" if the list has none."""
     try:
         path = str(row["path"])
         start_s, end_s = _seconds(row, "start"), _seconds(row, "end")
@@ -116,7 +116,7 @@ def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) ->
 
 
 def _grouped(found: list[tuple[str, ListEntry]]) -> list[ListEntry]:
-    """Gives every track without a group its own, but all tracks of one file the same: they sound alike."""
+    """Returns the tracks, with a group for each one without: its own, or one per file with several tracks."""
     tracks_of_file = Counter(path for path, _ in found)
 
     def group(path: str, entry: ListEntry) -> str:
@@ -132,7 +132,7 @@ def _seconds(row: Mapping[str, Any], name: str) -> float | None:
 
 
 def _name(path: str, start_s: float | None, end_s: float | None) -> str:
-    """Returns the name of a track that was given none."""
+    """Returns the default name of a track."""
     stem = PurePosixPath(path.partition("://")[2] or path).with_suffix("").as_posix().lstrip("/")
     if start_s is None and end_s is None:
         return stem
