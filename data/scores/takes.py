@@ -1,7 +1,7 @@
-"""How a piece is played: which window of it, how fast, in which key, by which instruments.
+"""Takes of a piece: window, tempo, key and instruments.
 
-All takes are equally long. A piece that is shorter than a take at its tempo is repeated, as dances and songs are, and
-the repetition begins where the metre continues. A longer one is entered and left anywhere.
+All takes have the same length. A piece shorter than its take is repeated, with the metre continued. A longer one starts
+and ends anywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ TEMPO_RANGE_BPM = (60.0, 160.0)
 TRANSPOSITIONS = range(-5, 7)  # every residue of 12 once
 PEAK_RANGE_DB = (-12.0, -1.0)
 VELOCITY_RANGE = (72, 112)
-# before the window, so that what still sounds when it opens was begun properly
+# before the window, so that notes that sound at its start have their attack
 LEAD_S = 2.0
 _ATTEMPTS = 8
 _MIN_ONSETS_PER_S = 0.5
@@ -50,7 +50,7 @@ class Take:
 
 @dataclass(frozen=True, eq=False)
 class Notes:
-    """Notes in seconds from the start of a take; those that sound before it are negative. All arrays are [notes]."""
+    """Notes in seconds from the start of a take, negative before it. All arrays are [notes]."""
 
     onset_s: np.ndarray
     end_s: np.ndarray
@@ -59,7 +59,7 @@ class Notes:
 
 
 def draw_take(piece: Piece, index: int, *, seed: int, seconds: float) -> Take:
-    """Returns take number `index` of a piece, untransposed; the same whatever else is drawn."""
+    """Returns take number `index` of a piece, untransposed and independent of other draws."""
     uid = f"{piece.uid}-take{index}"
     rng = generator(seed, "take", uid)
     low, high = np.log(TEMPO_RANGE_BPM)
@@ -83,10 +83,10 @@ def draw_take(piece: Piece, index: int, *, seed: int, seconds: float) -> Take:
 
 
 def transpose_takes(takes: Sequence[Take], *, keys: Mapping[str, str | None], splits: Mapping[str, str], seed: int):
-    """Yields the takes in a new key each, such that the keys of each mode are equally frequent within each split.
+    """Yields the takes transposed, so that the keys of each mode are equally frequent within each split.
 
     Args:
-        keys: of the untransposed takes by take uid, None where it is not known: those move at random.
+        keys: of the untransposed takes by take uid; takes of an unknown key (None) move at random.
         splits: by take uid.
     """
     shifts: dict[str, int] = {}
@@ -109,9 +109,9 @@ def seconds_per_tick(piece: Piece, take: Take) -> float:
 
 
 def passes(piece: Piece, take: Take) -> Iterator[tuple[int, int, int]]:
-    """Yields (shift, begin, end) for each time that the take runs through the piece.
+    """Yields (shift, begin, end) for each repetition of the piece in the take.
 
-    A tick t of the piece with begin <= t < end sounds at take time (t + shift - start) * seconds_per_tick.
+    Tick t of the piece, begin <= t < end, sounds at take time (t + shift - start) * seconds_per_tick.
     """
     stop = take.start + round(take.seconds / seconds_per_tick(piece, take))
     for shift in range(0, stop, piece.length):
