@@ -138,7 +138,7 @@ def _build(args: argparse.Namespace, *, is_shared: bool) -> Build:
     inside = next((t for t in tracks if t.audio.url.startswith(f"{args.out.rstrip('/')}/")), None)
     if inside is not None and inside.audio.member is not None:
         raise BuildInputError(
-            f"{inside.audio.url} lies in OUT, where the shards are tars too; choose an OUT beside INPUT"
+            f"{inside.audio.url} is in OUT, where the shards are tars too; choose an OUT beside INPUT"
         )
     build = Build(tracks, args.out, config=config, work="", workers=args.workers)
     build.work = args.work_dir or _work(build, is_shared=is_shared)

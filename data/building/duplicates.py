@@ -60,7 +60,7 @@ def duplicates_summary(duplicates: Sequence[Duplicates], *, dropped: bool, where
     extra = sum(len(same.tracks) - 1 for same in duplicates)
     first = duplicates[0].tracks
     fate = (
-        f"dropped, of each set the first in the order of the input is kept, as {first[0].track.track}"
+        f"dropped, except the first of each set, such as {first[0].track.track}"
         if dropped
         else "kept; --drop-duplicates leaves only the first of each set"
     )
@@ -74,8 +74,8 @@ def leak(duplicates: Sequence[Duplicates], *, dropped: bool) -> str:
         return ""
     named = ", ".join(f"{t.track.track} ({t.track.split})" for t in leaks[0].tracks)
     if dropped:
-        return f"{len(leaks)} sets of equal audio lay in different splits, e.g. {named}; only the first of each is kept"
+        return f"{len(leaks)} sets of equal audio were in different splits, e.g. {named}; the first of each is kept"
     return (
-        f"LEAKAGE: {len(leaks)} sets of equal audio lie in different splits, e.g. {named}: scores on valid and test "
+        f"LEAKAGE: {len(leaks)} sets of equal audio are in different splits, e.g. {named}: scores on valid and test "
         "will be too good; build again with --drop-duplicates, or correct the splits"
     )

@@ -49,8 +49,8 @@ def open_readers(
             follows.append(_in_steps_of(plan.mix, index, own_lanes, prefetcher.follow))
 
         def follow(step: int) -> None:
-            for tell in follows:
-                tell(step)
+            for follow_corpus in follows:
+                follow_corpus(step)
 
         yield readers, follow
 

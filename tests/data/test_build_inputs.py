@@ -1,4 +1,4 @@
-"""Every kind of input ends as the same tracks: formats, rates, stretches, tables, tars, here and in a bucket."""
+"""Every kind of input gives the same tracks: formats, rates, stretches, tables, tars, local and in a bucket."""
 
 import io
 import json
@@ -39,14 +39,14 @@ TONE_HZ, SECONDS = 1500.0, 3.0
 
 
 def write_tone(path: Path, *, kind: str, subtype: str, rate_hz: int, channels: int) -> None:
-    """Writes a tone whose channels are equally loud."""
+    """Writes a tone that is equally loud in all channels."""
     tone_S = 0.3 * np.sin(2 * np.pi * TONE_HZ * np.arange(round(SECONDS * rate_hz)) / rate_hz)
     soundfile.write(path, np.tile(tone_S[:, None], (1, channels)), rate_hz, format=kind, subtype=subtype)
 
 
 @pytest.mark.parametrize(("ending", "kind", "subtype", "rate_hz", "channels"), FORMATS)
 def test_a_tone_is_the_same_tone_in_every_format(ending, kind, subtype, rate_hz, channels, tmp_path: Path):
-    """Decoded, mixed down and resampled, a tone lies in its mel band, as loud and as long as in any other format."""
+    """Decoded, mixed down and resampled, a tone is in its mel band, as loud and as long as in any other format."""
     file, reference = tmp_path / f"tone.{ending}", tmp_path / "reference.wav"
     write_tone(file, kind=kind, subtype=subtype, rate_hz=rate_hz, channels=channels)
     write_tone(reference, kind="WAV", subtype="FLOAT", rate_hz=24_000, channels=1)
@@ -61,7 +61,7 @@ def test_a_tone_is_the_same_tone_in_every_format(ending, kind, subtype, rate_hz,
 
 
 def test_a_stretch_of_a_file_is_a_track(tmp_path: Path):
-    """Tracks of a list with start and end hold the frames of that stretch; without end, up to the end of the file."""
+    """Tracks of a list with start and end have the frames of that stretch; without end, to the end of the file."""
     write_song(tmp_path / "long.wav", 12.0, seed=1)
     lines = [{"path": "long.wav", "start": 2.5, "end": 7.5}, {"path": "long.wav", "start": 8, "track": "tail"}]
     (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -73,7 +73,7 @@ def test_a_stretch_of_a_file_is_a_track(tmp_path: Path):
 
 
 def test_a_stretch_beyond_the_end_is_rejected(tmp_path: Path):
-    """A stretch that the file does not hold is not shortened in silence."""
+    """A stretch beyond the end of the file is rejected, not shortened."""
     write_song(tmp_path / "a.wav", 5.0)
     with pytest.raises(UserError, match=r"a.wav from 3 s to 9 s: the file ends at 5.00 s; correct start or end"):
         extract(tmp_path / "a.wav", CONFIG.features, start_s=3.0, end_s=9.0, origin="a.wav from 3 s to 9 s")
@@ -83,7 +83,7 @@ def test_a_stretch_beyond_the_end_is_rejected(tmp_path: Path):
 
 
 def test_a_table_gives_labels_and_groups(tmp_path: Path):
-    """Columns of a CSV that mean nothing else are labels; numbers are numbers; no artist is in two splits."""
+    """Unknown columns of a CSV are labels; numbers are numbers; no artist is in two splits."""
     rows = ["path,artist,tempo,catalogue"]
     for number in range(12):
         write_song(tmp_path / f"{number}.wav", 1.5, seed=number)
@@ -103,7 +103,7 @@ def test_a_table_gives_labels_and_groups(tmp_path: Path):
 
 
 def test_a_missing_label_names_the_tracks(tmp_path: Path):
-    """Grouping by a label that tracks lack is an error that names them, and the labels that there are."""
+    """Grouping by a missing label is an error that names the tracks and the available labels."""
     lines = ["path,artist,album"] + [f"{n}.wav,{'x' if n > 6 else ''},y" for n in range(9)]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     with pytest.raises(
@@ -120,7 +120,7 @@ def test_given_splits_must_not_tear_a_group(tmp_path: Path):
 
 
 def test_stretches_of_a_file_stay_together(tmp_path: Path):
-    """Without any label, stretches of one file never lie in two splits; nor do two names of one file."""
+    """Without any label, neither stretches nor two names of one file are in two splits."""
     rows = ["track,path,start,end"]
     rows += [f"{n}-{k},song{n}.wav,{10 * k},{10 * k + 10}" for n in range(20) for k in range(5)]
     rows += [f"again-{n}-{k},whole{n}.wav,," for n in range(20) for k in range(2)]
@@ -147,7 +147,7 @@ def tars(tmp_path: Path) -> Path:
 
 
 def test_tars_of_audio_are_an_input(tars: Path, tmp_path: Path):
-    """A folder, a pattern, braces and a list of tars are the same tracks, with key, order, labels and sound."""
+    """A folder, a pattern, braces and a list of tars give the same tracks, with key, order, labels and sound."""
     found = build(str(tars), tmp_path / "out")
     names = [f"audio-{n:03d}/sub/{key}{n}" for n in range(2) for key in "abc"]
     assert sorted(found) == names
@@ -167,7 +167,7 @@ def test_tars_of_audio_are_an_input(tars: Path, tmp_path: Path):
 
 
 def test_what_lies_in_a_bucket_builds_the_same_samples(tars: Path, tmp_path: Path, bucket: str):
-    """Audio, a list and tars on s3:// give the samples of their local twins; objects that are missing are rejected."""
+    """Audio, a list and tars on s3:// give the samples of their local twins; missing objects are rejected."""
     local, store = tmp_path / "in", open_store(bucket)
     for number in range(3):
         write_song(local / "songs" / "one" / f"{number}.flac", 3.0, seed=number)
@@ -187,7 +187,7 @@ def test_what_lies_in_a_bucket_builds_the_same_samples(tars: Path, tmp_path: Pat
 
 
 def test_an_object_that_changed_is_read_again(tmp_path: Path, bucket: str):
-    """A track's place in the spool follows the object's version, so that a resumed build never mixes old and new."""
+    """A track's spool name depends on the object's version, so that a resumed build never mixes old and new."""
     store, identities = open_store(bucket), []
     for seed in (1, 2):
         store.write("a.wav", song_bytes("wav", seed=seed))
@@ -210,7 +210,7 @@ def test_an_object_that_changed_is_read_again(tmp_path: Path, bucket: str):
     ],
 )
 def test_an_input_that_cannot_be_meant_is_named(inputs: list[str], message: str, tmp_path: Path):
-    """Before any work is done, in one sentence."""
+    """The error comes before any work, in one sentence."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "empty.csv").write_text("")
     (tmp_path / "folder" / "nothing.jsonl").write_text("\n")
@@ -235,7 +235,7 @@ def build(inputs: str, out: Path, **config) -> dict[str, np.ndarray]:
 
 
 def build_rejecting(inputs: str, out: Path) -> list[dict]:
-    """Builds, bearing one unusable track, and returns the lines of rejected.jsonl."""
+    """Builds, allowing one unusable track, and returns the lines of rejected.jsonl."""
     build(inputs, out, max_rejected=1)
     return [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
 

@@ -1,4 +1,4 @@
-"""The whole command: same bytes however it is run, nothing mixed and nothing dropped silently."""
+"""The whole command gives the same bytes for every way to run it; nothing is mixed or dropped silently."""
 
 import argparse
 import json
@@ -86,7 +86,7 @@ def test_both_takes_of_a_piece_are_in_one_split_and_group_and_differ(corpus):
 
 
 def test_two_processes_killed_twice_end_with_the_same_bytes(corpus, tmp_path):
-    """SIGKILL while it parses and again while it renders; the workers end with it, and the same command completes."""
+    """SIGKILL while parsing and again while rendering; the workers end too, and the same command completes."""
     out = tmp_path / "two"
     command = ["scores", str(out), *SIZE, "--workers", "2"]
     for sign_of_life in ("notes/*.json", "audio/*.wav"):

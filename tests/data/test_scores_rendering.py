@@ -1,4 +1,4 @@
-"""What is heard is what the labels say."""
+"""The rendered audio agrees with the labels."""
 
 from dataclasses import replace
 from functools import cache
@@ -42,7 +42,7 @@ def frequency_hz(pitch: float) -> float:
 
 @pytest.mark.parametrize("program", [0, 6, 11, 19, 24, 33, 40, 56, 60, 71, 73, 80, 105])
 def test_the_period_of_a_note_is_that_of_its_pitch(program):
-    """By autocorrelation, within 30 cents: the peak nearest the expected period, which must be a strong one."""
+    """By autocorrelation, within 30 cents: the peak nearest the expected period, which must be strong."""
     for pitch in (45, 60, 67, 79):
         sound_S = tone(program, pitch)
         spectrum = np.abs(np.fft.rfft(sound_S, 2 * len(sound_S))) ** 2
@@ -80,7 +80,7 @@ def test_programs_are_drawn_from_all_families_that_have_a_pitch():
 
 
 def test_a_quiet_program_is_not_drowned_by_a_loud_one():
-    """Honky-tonk piano and harp differ by 19 dB as the soundfont has them."""
+    """Honky-tonk piano and harp differ by 19 dB in the soundfont."""
     rows = ((0.0, 1.0, 60, 0), (1.5, 2.5, 60, 1))
     audio_S = render_take(take(3.0, 3, 46), notes(*rows), soundfont=SOUNDFONT)
     quiet, loud = (audio_S[int(s * SAMPLE_RATE_HZ) :][: SAMPLE_RATE_HZ // 2].std() for s in (0.0, 1.5))
@@ -97,7 +97,7 @@ def test_notes_begin_at_the_very_sample():
 
 
 def test_a_note_that_began_before_the_window_is_heard_from_its_middle():
-    """No attack of a piano, whose level has long decayed, but a sound from the first sample on."""
+    """A long-held piano note has no attack at the start, but sounds from the first sample."""
     held = render_take(take(1.0, 0), notes((-1.5, 0.8, 60, 0), (0.9, 1.0, 60, 0)), soundfont=SOUNDFONT)
     tenth = SAMPLE_RATE_HZ // 10
     assert 0 < np.abs(held[tenth : 2 * tenth]).max() < 0.7 * np.abs(held[9 * tenth :]).max()
@@ -114,14 +114,14 @@ def test_peak_length_and_edges_of_a_take():
 
 @cache
 def chorale() -> Piece:
-    """BWV 269, in G major, as music21 has it."""
+    """BWV 269, in G major, from music21."""
     bach = next(c for c in COLLECTIONS if c.name == "bach")
     candidate = next(c for c in list_candidates(CORPUS, bach) if c.uid == "bach-bwv269")
     return parse_piece(candidate, CORPUS)
 
 
 def performed(**changes) -> tuple[Take, np.ndarray]:
-    """The chorale on four pianos, from its beginning."""
+    """The start of the chorale on four pianos."""
     piece = chorale()
     drawn = replace(draw_take(piece, 0, seed=0, seconds=20.0), bpm=84.0, start=0, programs=(0,) * 4, **changes)
     return drawn, render_take(drawn, notes_of(piece, drawn), soundfont=SOUNDFONT)

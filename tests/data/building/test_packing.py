@@ -1,4 +1,4 @@
-"""Corpora that were built before keep their bytes and their identity, whatever is added to the build."""
+"""Existing corpora keep their bytes and identity when the build gains features."""
 
 import zlib
 from pathlib import Path
@@ -26,7 +26,7 @@ IDENTITY = "a9594fe7f505e7e8e36650ad15aab8b26068eb64c4820c34a59d97e98e998fe4"
 
 @pytest.fixture
 def spooled(tmp_path: Path) -> list[SpooledTrack]:
-    """Nine tracks of one to seven parts, whose values are made up, so that they depend on no arithmetic."""
+    """Nine tracks of one to seven parts with fixed values, which depend on no arithmetic."""
     (tmp_path / "spool").mkdir()
     tracks = []
     for i in range(9):
@@ -55,7 +55,7 @@ def test_the_same_parts_become_the_same_shards(spooled: list[SpooledTrack], tmp_
 
 
 def test_a_corpus_keeps_its_identity(spooled: list[SpooledTrack]):
-    """A corpus of the first version is still the same build, so the command leaves it alone; new settings differ."""
+    """A corpus of the first version is still the same build, so the command keeps it; new settings differ."""
     tracks, names = [s.track for s in spooled], [s.spool_name for s in spooled]
     assert input_digest(tracks, names, BuildConfig(seed=3)) == IDENTITY
     assert input_digest(tracks, names, BuildConfig(seed=3, max_rejected=7)) == IDENTITY

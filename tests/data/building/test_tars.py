@@ -1,4 +1,4 @@
-"""Tars of audio: what a sample is, and every damage that plain tar readers pass over is an error with its place."""
+"""Tars of audio: samples are indexed, and damage that plain tar readers ignore is an error with its position."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def tar(tmp_path: Path) -> Path:
 
 
 def offsets(tar: Path) -> dict[str, int]:
-    """Where the header of each member begins."""
+    """The offset of the header of each member."""
     with tarfile.open(tar) as file:
         return {info.name: info.offset for info in file}
 
@@ -57,7 +57,7 @@ def test_a_damaged_tar_is_refused(name: str, tar: Path):
 
 
 def test_all_damaged_tars_are_named(tmp_path: Path):
-    """One message names every damaged tar, so that they can be restored at once."""
+    """One message names every damaged tar, so that all can be restored at once."""
     for number in range(3):
         write_tar(tmp_path / f"{number}.tar", MEMBERS)
     for number in (0, 2):
@@ -68,7 +68,7 @@ def test_all_damaged_tars_are_named(tmp_path: Path):
 
 
 def test_the_index_points_at_the_bytes(tar: Path):
-    """Each audio member is found at its offset, also behind headers for names that are too long for one block."""
+    """Each audio member is found at its offset, even after headers for names longer than one block."""
     long_name = "folder/" + "n" * 150
     write_tar(tar, {**MEMBERS, f"{long_name}.mp3": b"long" * 99})
     content = tar.read_bytes()
@@ -94,7 +94,7 @@ def test_several_audio_files_of_a_sample_are_several_tracks(tmp_path: Path):
 
 
 def test_a_json_with_labels_is_a_line_of_a_list(tmp_path: Path):
-    """It may name track, source and split; anything else that is no object is an error with the tar and the key."""
+    """It may set track, source and split; JSON that is not an object is an error with the tar and the key."""
     line = {"track": "piece 1", "source": "scores", "split": "test", "labels": {"key": "C"}, "group": 7}
     write_tar(tmp_path / "t.tar", {"a.flac": b"x", "a.json": json.dumps(line).encode()})
     [track] = read_inputs([f"{tmp_path}/t.tar"], seed=0)
@@ -106,7 +106,7 @@ def test_a_json_with_labels_is_a_line_of_a_list(tmp_path: Path):
 
 
 def test_samples_without_audio_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A sample that holds no audio is left out, and not in silence; a tar without any is no input."""
+    """A sample without audio is left out with a warning; a tar without audio is an error."""
     write_tar(tmp_path / "t.tar", {"a.flac": b"x", "b.json": b'{"artist": "x"}', "c.txt": b"words"})
     with caplog.at_level(logging.WARNING):
         assert [t.track for t in read_inputs([f"{tmp_path}/t.tar"], seed=0)] == ["t/a"]
@@ -124,7 +124,7 @@ def test_a_key_that_occurs_twice_is_refused(tmp_path: Path):
 
 
 def test_tars_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
-    """Tracks of equally named tars of different folders keep the folder in their names."""
+    """Tracks of tars with equal names in different folders keep the folder in their names."""
     for folder in ("one", "two"):
         write_tar(tmp_path / folder / "x.tar", {"a.flac": b"x"})
     inputs = [f"{tmp_path}/{folder}/x.tar" for folder in ("one", "two")]
@@ -132,7 +132,7 @@ def test_tars_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
 
 
 def test_a_tar_that_changed_since_it_was_indexed_is_noticed(tar: Path):
-    """The copy that is decoded must hold what the index promised, at its place."""
+    """The decoded copy must have the indexed member at its offset."""
     places = [track.audio for track in read_inputs([str(tar)], seed=0)]
     require_members(tar, places)
     write_tar(tar, dict(list(MEMBERS.items())[2:]))

@@ -55,7 +55,7 @@ def test_they_are_those_of_all_values(corpus: Path):
 
 
 def test_moments_do_not_depend_on_the_pieces():
-    """One pass over many pieces gives the moments of the whole."""
+    """Moments over many pieces equal those of the whole."""
     mel_TF = np.random.default_rng(0).normal(-4, 2, (500, 8)).astype(np.float32)
     whole, pieces = Moments(8), Moments(8)
     whole.add(mel_TF)
