@@ -65,7 +65,7 @@ class Build:
             UserError: too many rejected inputs, or OUT has another build.
         """
         self._refuse_other_build(replace=replace)
-        mine = units(self.tracks, self.names)[share.number - 1 :: share.of]
+        mine = units(self.tracks, self.names)[share.number - 1 :: share.of]  # strided, so that shares are alike
         rejections = self._rejections(name=f"rejected-{share.number}-of-{share.of}.jsonl")
         facts = self._make_features(mine, rejections)
         write_receipt(open_store(self.work), share, digest=self.digest, facts=facts)
@@ -138,7 +138,7 @@ class Build:
             splits=sorted(manifests),
         )
         # the training split last: a run that waits for it finds the others
-        for split in reversed(SPLITS):
+        for split in reversed(SPLITS):  # test, valid, train
             if split in manifests:
                 write_manifest(self.store.locate(split), manifests[split])
         self.clean()
@@ -227,6 +227,7 @@ def moments(facts: Sequence[TrackFacts], mel_bands: int) -> tuple[float, float]:
     """Returns mean and standard deviation over all stored values, independent of the order of tracks."""
     count = sum(f.frames for f in facts) * mel_bands
     mean = math.fsum(f.total for f in facts) / count
+    # fsum is exact
     return mean, math.sqrt(max(math.fsum(f.total_of_squares for f in facts) / count - mean * mean, 0.0))
 
 

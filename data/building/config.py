@@ -50,7 +50,7 @@ def input_digest(tracks: Sequence[SourceTrack], names: Sequence[str], config: Bu
         facts: list[Any] = [track.track, track.source, track.split, track.labels, name]
         if config.drop_duplicates:
             facts.append(track.position)  # decides which duplicate stays
-        digest.update(json.dumps(facts, sort_keys=True).encode())
+        digest.update(json.dumps(facts, sort_keys=True).encode())  # name covers file and features
     return digest.hexdigest()
 
 

@@ -113,9 +113,9 @@ def extract(
         raise UserError(f"{origin}: the file ends at {start_s + len(audio_S) / rate_hz:.2f} s; correct start or end")
     if float(np.abs(audio_S).max()) < SILENT_PEAK:
         raise UserError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
-    audio_sha256 = digest_audio(audio_S, rate_hz)
+    audio_sha256 = digest_audio(audio_S, rate_hz)  # before resampling
     audio_S = resample(audio_S, rate_hz, config.frontend.sample_rate_hz)
-    frames = len(audio_S) // config.frontend.hop_samples
+    frames = len(audio_S) // config.frontend.hop_samples  # a last part of a hop is dropped
     if frames < config.min_frames:
         raise UserError(f"{origin}: too short ({frames} frames, fewer than {config.min_frames})")
     audio_1S = torch.from_numpy(audio_S)[None]
@@ -125,9 +125,11 @@ def extract(
     clipped = offset = 0
     for start, stop in cut_evenly(frames, config.part_frames):
         with torch.inference_mode():
+            # with context of neighbouring parts
             mel_TF = log_mel_slice(audio_1S, start, num_frames=stop - start, config=config.frontend)[0].numpy()
         clipped += int((mel_TF > config.hi).sum()) if config.dtype == "uint8" else 0
         stored_TF = encode_mel(mel_TF, config.dtype, lo=config.lo, hi=config.hi)
+        # moments of what training will read
         decoded_TF = decode_mel(stored_TF, lo=config.lo, hi=config.hi).astype(np.float64)
         total += float(decoded_TF.sum())
         total_of_squares += float(np.square(decoded_TF).sum())

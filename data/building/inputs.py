@@ -186,6 +186,6 @@ def _require_whole_groups(tracks: Sequence[SourceTrack], entries: Sequence[ListE
 
 def _draw_split(group: str, *, seed: int, fractions: Sequence[float]) -> str:
     draw = generator(seed, "split", str(group)).random()
-    if draw < fractions[0]:
+    if draw < fractions[0]:  # independent of all other groups
         return "train"
     return "valid" if draw < fractions[0] + fractions[1] else "test"

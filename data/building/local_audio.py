@@ -61,7 +61,7 @@ def _extracted(tar: Path, member: Member) -> Iterator[Path]:
         with tar.open("rb") as file:
             file.seek(member.offset)
             _copy(file, audio, member.bytes)
-        audio.flush()
+        audio.flush()  # other readers open it by name
         yield Path(audio.name)
 
 

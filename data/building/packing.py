@@ -65,12 +65,13 @@ def plan_shards(
     tracks: Sequence[SpooledTrack], split: str, *, seed: int, shard_bytes: int, frames_per_s: float
 ) -> list[PlannedShard]:
     """Returns the shards of a split, of about `shard_bytes` each, shuffled by `seed`."""
+    # independent of the input's order
     tracks = sorted((t for t in tracks if t.track.split == split), key=lambda t: t.track.track)
     total_bytes = sum(part.bytes for t in tracks for part in t.facts.parts)
     samples = sum(len(t.facts.parts) for t in tracks)
     if not samples:
         return []
-    shards = min(samples, max(1, -(-total_bytes // shard_bytes)))
+    shards = min(samples, max(1, -(-total_bytes // shard_bytes)))  # no empty shard
     order = generator(seed, "tracks", split).permutation(len(tracks))
     hands = deal_parts([len(tracks[i].facts.parts) for i in order], shards, key=(seed, "deal", split))
     piles: list[list[PlannedSample]] = [[] for _ in range(shards)]
@@ -102,7 +103,7 @@ def deal_parts(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | s
                 deck = generator(*key, round_number).permutation(shards).tolist()
                 round_number += 1
                 # shards that this track has just used come last
-                recent = set(hand[len(hand) // shards * shards :])
+                recent = set(hand[len(hand) // shards * shards :])  # of the track's current round
                 deck = [shard for shard in deck if shard not in recent] + [shard for shard in deck if shard in recent]
             hand.append(deck.pop(0))
         hands.append(hand)
@@ -117,6 +118,7 @@ def pack_shard(shard: PlannedShard, *, spool: Location, url: Location) -> ShardE
     receipt, spooled, store = f"{shard.digest}.shard", open_location(spool), open_location(url)
     if spooled.exists(receipt):
         entry = ShardEntry(**json.loads(spooled.read(receipt)))
+        # done before a kill
         if store.exists(index_name(shard.name)) and store.exists(shard.name) and store.size(shard.name) == entry.bytes:
             return entry
     with TemporaryDirectory(prefix="pupujepa-", dir=spooled.local_path()) as temporary:

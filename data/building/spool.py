@@ -43,8 +43,9 @@ def _identity(audio: AudioPlace) -> tuple[str, Any]:
         return audio.url, audio.version
     folder, name = split_url(audio.url)
     path = open_location(folder).local_path(name)
-    assert path is not None
+    assert path is not None  # not remote
     status = path.stat() if path.exists() else None
+    # a missing file is rejected later
     return str(path.resolve()), (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
@@ -111,7 +112,7 @@ def _spool_track(
         stored, facts = b"", TrackFacts(rejected=str(error))
     if stored:
         store.write(f"{name}.parts", stored)
-    store.write(f"{name}.json", json.dumps(asdict(facts)).encode())
+    store.write(f"{name}.json", json.dumps(asdict(facts)).encode())  # last: it marks the track as done
     return facts
 
 

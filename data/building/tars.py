@@ -103,7 +103,7 @@ def index_tar(file: BinaryIO, *, size_bytes: int, name: str) -> list[TarSample]:
     """
     samples: list[TarSample] = []
     for member, content in _members(file, size_bytes=size_bytes, name=name):
-        if not samples or samples[-1].key != member.key:
+        if not samples or samples[-1].key != member.key:  # members of a sample are adjacent
             samples.append(TarSample(member.key, (), {}))
         last = samples[-1]
         if content is not None:
@@ -243,7 +243,7 @@ def _matching(pattern: Location) -> list[Location]:
     if "*" in folder + behind:
         raise TarError(f"{pattern} has more than one * or one in a folder; write a .txt with the name of a tar a line")
     names = [path for path in open_location(folder).list(before) if "/" not in path and path.endswith(behind)]
-    found = [path for path in names if len(path) >= len(before) + len(behind)]
+    found = [path for path in names if len(path) >= len(before) + len(behind)]  # prefix and suffix must not overlap
     if not found:
         raise TarError(f"no tar matches {pattern}; correct the pattern")
     return [f"{folder.rstrip('/')}/{path}" for path in found]

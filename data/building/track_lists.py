@@ -44,7 +44,7 @@ def read_list(content: bytes, *, url: Location, source: str) -> list[ListEntry]:
         ListError: not UTF-8, no header, or an invalid line. LineError: a line is not a JSON object.
     """
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
         raise ListError(f"{url} is no list of tracks ({error}); save it as UTF-8, or give a folder of audio") from error
     suffix = PurePosixPath(url).suffix.lower()
@@ -71,7 +71,7 @@ def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[tuple[s
     try:
         for row in reader:
             where = f"{url} line {reader.line_num}"
-            if None in row or None in row.values():
+            if None in row or None in row.values():  # too many or too few cells
                 raise ListError(f"{where} has not the {len(columns)} cells of the header; quote what holds {delimiter}")
             cells = {name: cell for name, cell in row.items() if cell != ""}
             labels = {name: _cell_value(cell) for name, cell in cells.items() if name not in _FIELDS}
@@ -83,7 +83,7 @@ def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[tuple[s
 def _cell_value(cell: str) -> Any:
     """Returns a cell as a number if JSON would write it so, else as text: 007 stays text."""
     try:
-        value = json.loads(cell, parse_constant=lambda name: name)
+        value = json.loads(cell, parse_constant=lambda name: name)  # NaN and Infinity stay text
     except ValueError:
         return cell
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else cell

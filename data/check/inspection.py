@@ -53,7 +53,7 @@ def draw_samples(url: str, *, count: int, seed: int) -> tuple[Manifest, list[Dra
         ManifestError, ShardError, StoreError: the set or one of the samples cannot be read.
     """
     manifest = read_manifest(url)
-    ends = np.cumsum([entry.samples for entry in manifest.shards])
+    ends = np.cumsum([entry.samples for entry in manifest.shards])  # sample numbers at which shards end
     chosen = generator(seed, "inspect").permutation(manifest.samples)[:count]
     reader, drawn = ShardReader(url, manifest), []
     try:
@@ -102,6 +102,7 @@ def _png(mel_TF: NDArray[np.float32], manifest: Manifest) -> str:
     buffer = io.BytesIO()
     # the loud end follows the sample: most music stays far below the ceiling of the codes
     highest = max(float(mel_TF.max()), manifest.lo + 1.0)
+    # time to the right
     imsave(buffer, mel_TF.T, origin="lower", vmin=manifest.lo, vmax=highest, cmap="magma", format="png")
     return base64.b64encode(buffer.getvalue()).decode()
 

@@ -39,7 +39,7 @@ class Moments:
 
     def add(self, mel_TF: NDArray[np.float32]) -> None:
         """Adds the frames of a log-mel spectrogram [T, F]."""
-        wide_TF = mel_TF.astype(np.float64)
+        wide_TF = mel_TF.astype(np.float64)  # float32 sums lose digits over a corpus
         self.frames += len(mel_TF)
         self.sum_F += wide_TF.sum(0)
         self.sum_of_squares_F += np.square(wide_TF).sum(0)
@@ -186,12 +186,13 @@ def _profile(statistics: Statistics) -> list[str]:
     manifest, moments = statistics.manifest, statistics.moments
     config = FrontendConfig(**manifest.frontend)
     filters_KF = mel_filter_bank(config).numpy().astype(np.float64)
-    bins_hz = np.linspace(0, config.sample_rate_hz / 2, len(filters_KF))
-    centres_hz = (bins_hz @ filters_KF) / filters_KF.sum(0)
+    bins_hz = np.linspace(0, config.sample_rate_hz / 2, len(filters_KF))  # [K]
+    centres_hz = (bins_hz @ filters_KF) / filters_KF.sum(0)  # centre of gravity of each filter, [F]
     lines = []
     for start in range(0, len(moments.band_means), _BANDS_PER_ROW):
         row = slice(start, start + _BANDS_PER_ROW)
         mean = moments.band_means[row].mean()
+        # of all values of the bands
         std = np.sqrt(np.mean(np.square(moments.band_stds[row]) + np.square(moments.band_means[row] - mean)))
         filled = round(_BAR_CHARACTERS * (mean - manifest.lo) / (manifest.hi - manifest.lo))
         centre_hz = centres_hz[row].mean()

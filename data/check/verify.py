@@ -73,7 +73,7 @@ def verify(url: str, *, deep: bool = False) -> list[Damage]:
             damages += _check_shard(store, entry, manifest=manifest, moments=moments if deep else None, uids=uids)
             checked_bytes += entry.bytes
             progress.advance(note=f"{checked_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
-    if deep and manifest.split == "train" and not damages:
+    if deep and manifest.split == "train" and not damages:  # all splits have the training split's statistics
         damages += _check_statistics(moments, manifest)
     return damages
 
@@ -130,7 +130,7 @@ def _check_index(entry: ShardEntry, index: ShardIndex, uids: set[str]) -> Iterat
             f"lists {len(index)} samples of {sum(index.frames)} frames, the manifest {entry.samples} of {entry.frames}",
         )
     for uid in index.uid:
-        if uid in uids:
+        if uid in uids:  # across all shards
             yield Damage(entry.name, uid, "occurs twice in the set")
         uids.add(uid)
 
@@ -148,7 +148,7 @@ def _check_bytes(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardInde
         return
     named = list(_check_members(content, entry, index)) if index is not None else []
     yield from named
-    if named:
+    if named:  # the members explain the other digest
         return
     if len(content) < entry.bytes:
         what = f"cut after its last sample: {len(content)} of {entry.bytes} bytes, no end-of-archive mark"
@@ -218,6 +218,7 @@ def _holds_first_sample(content: bytes | mmap.mmap, index: ShardIndex | None) ->
 
 def _is_member(header: bytes, name: str | None) -> bool:
     try:
+        # checks the header's checksum
         return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name == name or name is None
     except tarfile.HeaderError:
         return False

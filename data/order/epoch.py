@@ -71,7 +71,8 @@ class EpochOrder:
         self.epoch = epoch
         self._key = (layout.manifest_digest, layout.seed, epoch)
         items_per_shard = np.asarray(layout.samples_per_shard, dtype=np.int64) * layout.crops_per_sample
-        self._shard_of_slot = permutation(len(items_per_shard), *self._key, "shards")
+        self._shard_of_slot = permutation(len(items_per_shard), *self._key, "shards")  # [shards]
+        # [shards + 1]
         self._first_item_of_slot = np.concatenate([[0], np.cumsum(items_per_shard[self._shard_of_slot])])
         self._shuffle_of_lane: dict[int, tuple[int, IntArray]] = {}
 
@@ -80,7 +81,7 @@ class EpochOrder:
         lane_first, lane_last = self.lane_range(lane)
         parts, position = [], lane_first + first
         end = min(lane_first + last, lane_last)
-        while position < end:
+        while position < end:  # one turn per window
             window = self._window_at(lane, position)
             stop = min(end, window.last_item)
             shuffle = self._shuffle(window)
@@ -94,7 +95,7 @@ class EpochOrder:
         if not 0 <= lane < self.layout.lanes:
             raise IndexError(f"lane {lane} of {self.layout.lanes} lanes")
         num_items, lanes = self.layout.num_items, self.layout.lanes
-        return lane * num_items // lanes, (lane + 1) * num_items // lanes
+        return lane * num_items // lanes, (lane + 1) * num_items // lanes  # lengths differ by at most one
 
     def window(self, step: int, lane: int) -> Window:
         """Returns the window of the lane's first item in `step`."""
@@ -108,7 +109,7 @@ class EpochOrder:
     def window_of_item(self, lane: int, shard: int, sample_of_shard: int, draw: int) -> Window:
         """Returns the window that holds an item of the lane."""
         slot = int(np.flatnonzero(self._shard_of_slot == shard)[0])
-        item_of_slot = sample_of_shard * self.layout.crops_per_sample + draw
+        item_of_slot = sample_of_shard * self.layout.crops_per_sample + draw  # draws of a sample are adjacent
         return self._window_at(lane, int(self._first_item_of_slot[slot]) + item_of_slot)
 
     def next_window(self, window: Window) -> Window | None:
@@ -137,6 +138,7 @@ class EpochOrder:
 
     def left_out(self) -> Items:
         """Returns the items of this epoch that are in no batch."""
+        # equal in all lanes, so the longest loses most
         used = self.layout.steps_per_epoch * self.layout.items_per_lane_step
         return concatenate([self.lane_items(lane, used, self._lane_length(lane)) for lane in range(self.layout.lanes)])
 
@@ -148,12 +150,12 @@ class EpochOrder:
         first_item_of_slot = self._first_item_of_slot
         lane_first, lane_last = self.lane_range(lane)
         lane_first_slot = int(np.searchsorted(first_item_of_slot, lane_first, side="right")) - 1
-        lane_last_slot = int(np.searchsorted(first_item_of_slot, lane_last, side="left"))
+        lane_last_slot = int(np.searchsorted(first_item_of_slot, lane_last, side="left"))  # exclusive
         slot = int(np.searchsorted(first_item_of_slot, item, side="right")) - 1
         index = (slot - lane_first_slot) // self.layout.window_shards
         first_slot = lane_first_slot + index * self.layout.window_shards
         last_slot = min(first_slot + self.layout.window_shards, lane_last_slot)
-        first_item = max(lane_first, int(first_item_of_slot[first_slot]))
+        first_item = max(lane_first, int(first_item_of_slot[first_slot]))  # lane boundaries may cut the outer shards
         last_item = min(lane_last, int(first_item_of_slot[last_slot]))
         return Window(lane, index, first_slot, last_slot, first_item, last_item)
 

@@ -64,7 +64,7 @@ class Layout:
     @property
     def items_per_lane_epoch(self) -> int:
         """Items that each lane gives in an epoch; the rest of the lane is left out."""
-        return self.steps_per_epoch * self.items_per_lane_step
+        return self.steps_per_epoch * self.items_per_lane_step  # at most num_items // lanes
 
     @property
     def num_left_out(self) -> int:

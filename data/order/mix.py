@@ -45,6 +45,7 @@ class Mix:
     def __post_init__(self):
         assert len(self.layouts) == len(self.parts) > 0
         assert min(self.parts) > 0
+        # see `layouts`
         assert len(self.layouts) == 1 or all(layout.global_batch == layout.lanes for layout in self.layouts)
         check_division(self.global_batch, self.lanes)
 
@@ -90,7 +91,9 @@ class Mix:
         """Returns the number of items left out of all epochs that every lane has finished at `step`."""
         counts = [self.taken(lane, step * self.items_per_lane_step) for lane in range(self.lanes)]
         finished = [
-            min(of_corpus) // layout.items_per_lane_epoch for layout, of_corpus in zip(self.layouts, zip(*counts))
+            # slowest lane
+            min(of_corpus) // layout.items_per_lane_epoch
+            for layout, of_corpus in zip(self.layouts, zip(*counts))
         ]
         return sum(epochs * layout.num_left_out for layout, epochs in zip(self.layouts, finished))
 
@@ -98,10 +101,10 @@ class Mix:
         """Returns (slowest, fastest) lane position of a corpus, in steps of its own layout."""
         per_step = self.layouts[corpus].items_per_lane_step
         taken = [self.taken(lane, step * self.items_per_lane_step)[corpus] for lane in lanes] or [0]
-        return min(taken) // per_step, -(-max(taken) // per_step)
+        return min(taken) // per_step, -(-max(taken) // per_step)  # floor and ceiling
 
     def _divide(self, items: int, lane: int, corpora: range, depth: int, counts: list[int]) -> None:
-        if len(corpora) == 1:
+        if len(corpora) == 1:  # nothing left to halve
             counts.append(items)
             return
         first, second = corpora[: len(corpora) // 2], corpora[len(corpora) // 2 :]
@@ -143,7 +146,7 @@ class MixOrder:
         size = self.mix.items_per_lane_step
         rows = range(len(lanes) * size) if rows is None else rows
         draws: list[Draw] = []
-        for index in range(rows.start // size, -(-rows.stop // size)):
+        for index in range(rows.start // size, -(-rows.stop // size)):  # only the lanes that `rows` touches
             first, last = max(rows.start - index * size, 0), min(rows.stop - index * size, size)
             draws += self._lane_draws(lanes[index], step * size + first, step * size + last)
         return draws
@@ -162,8 +165,9 @@ class MixOrder:
         """Returns items [first, last) of a lane, counted from the start of training."""
         if len(self._orders) == 1:
             return self._corpus_draws(0, lane, first, last)
-        counts = [self.mix.taken(lane, items) for items in range(first, last + 1)]
+        counts = [self.mix.taken(lane, items) for items in range(first, last + 1)]  # before each item, and at the end
         waiting = [iter(self._corpus_draws(c, lane, *ends)) for c, ends in enumerate(zip(counts[0], counts[-1]))]
+        # one per item
         turns = [c for before, after in pairwise(counts) for c in range(len(before)) if after[c] > before[c]]
         return [next(waiting[corpus]) for corpus in turns]
 

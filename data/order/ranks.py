@@ -19,7 +19,7 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
             f"than others; use {largest_divisor(lanes, world_size)} ranks, or in a new run lanes "
             f"{next_multiple(lanes, world_size)}"
         )
-    return range(rank, lanes, world_size)
+    return range(rank, lanes, world_size)  # strided, so that another world size splits the same lanes
 
 
 def micro_batches_per_step(global_batch: int, world_size: int, micro_batch: int) -> int:

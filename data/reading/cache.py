@@ -84,8 +84,8 @@ class ShardCache:
         self.config, self.store, self.tally = config, store, tally or Tally()
         self._room = CacheRoom(config, tally=self.tally, free_bytes=free_bytes, clock_ns=clock_ns)
         self._clock_ns = clock_ns
-        self._failed: dict[str, tuple[float, StoreError]] = {}
-        self._shards = config.directory / namespace[:16]
+        self._failed: dict[str, tuple[float, StoreError]] = {}  # failures of the prefetching thread, by shard
+        self._shards = config.directory / namespace[:16]  # one folder per shard set
         self._locks = self._shards / "locks"
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class ShardCache:
             if self._is_published(entry):
                 self._keep_unread(entry)
                 return True
-            with held(self._lock(entry, "fetch"), wait=False) as free:
+            with held(self._lock(entry, "fetch"), wait=False) as free:  # another process is fetching it if not free
                 try:
                     return not free or self._fetch(entry, ahead=True, instead_of=None)
                 except StoreError as error:
@@ -139,11 +139,11 @@ class ShardCache:
         # pinned before it is fetched, so that it cannot be evicted before its first read
         with self._disk_errors_named(entry), ExitStack() as undo:
             handle = pin(self._lock(entry, "pin"))
-            undo.callback(os.close, handle)
+            undo.callback(os.close, handle)  # closing the file releases its lock
             hit = self._is_published(entry, instead_of=instead_of)
             if not hit:
                 began = time.monotonic()
-                with held(self._lock(entry, "fetch")):
+                with held(self._lock(entry, "fetch")):  # waits for a download by another process
                     self._raise_failure_since(began, entry)
                     self._fetch(entry, ahead=False, instead_of=instead_of)
             self.tally.add("cache_hits" if hit else "cache_misses")
@@ -151,7 +151,7 @@ class ShardCache:
             undo.callback(os.close, file)
             mark_used(self._path(entry), self._clock_ns())
             shard = CachedShard(file, self._read_index(entry), pin=handle)
-            undo.pop_all()
+            undo.pop_all()  # success: the shard owns file and pin now
         return shard
 
     def _raise_failure_since(self, began: float, entry: ShardEntry) -> None:
@@ -179,9 +179,9 @@ class ShardCache:
             index = self._download_index(entry)
             fetch_shard(self.store, entry, index, reservation, tally=self.tally)
             mark_unread(reservation, self._clock_ns())
-            reservation.replace(self._path(entry))
+            reservation.replace(self._path(entry))  # atomic: readers see a whole shard or none
         finally:
-            reservation.unlink(missing_ok=True)
+            reservation.unlink(missing_ok=True)  # after success it is already gone
         return True
 
     def _download_index(self, entry: ShardEntry) -> ShardIndex:
@@ -212,6 +212,7 @@ class ShardCache:
             status = self._path(entry).stat()
         except FileNotFoundError:
             return False
+        # the index is published first
         return status.st_size == entry.bytes and status.st_ino != instead_of and self._index_path(entry).exists()
 
     def _path(self, entry: ShardEntry) -> Path:

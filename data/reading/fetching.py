@@ -49,7 +49,7 @@ def fetch_shard(store: Store, entry: ShardEntry, index: ShardIndex, target: Path
         StoreError: it cannot be read. ShardError: its length differs from the manifest.
     """
     location = store.locate(entry.name)
-    for attempt in (1, 2):
+    for attempt in (1, 2):  # a fault of the wire rarely strikes twice
         with counted_retries(store, tally):
             size = store.download(entry.name, target)
         tally.add("bytes_read", size)

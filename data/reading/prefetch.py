@@ -65,12 +65,12 @@ class Prefetcher:
         self._closed = True
         self._wake.set()
         if self._started:
-            self._thread.join(timeout=1.0)
+            self._thread.join(timeout=1.0)  # a daemon thread ends with the process anyway
 
     def _run(self) -> None:
         while not self._closed:
             self._wake.wait()
-            self._wake.clear()
+            self._wake.clear()  # before the search, so that a step during it is not missed
             tried: set[int] = set()
             # looked up again after each shard, because the reader has moved on
             while not self._closed and self._fetch_first_lacking(tried):
@@ -110,7 +110,7 @@ def within_depth(rounds: Iterable[Sequence[int]], sizes_bytes: Sequence[int], de
             if shard in seen:
                 continue
             seen.add(shard)
-            if number > 0:
+            if number > 0:  # the first round is always fetched
                 ahead_bytes += sizes_bytes[shard]
                 if ahead_bytes > depth_bytes:
                     return

@@ -100,7 +100,7 @@ class ShardReader:
                 raise
             _LOG.warning("%s; reading it again", error)
             self.tally.add("retries")
-        self._reopened.add(shard)
+        self._reopened.add(shard)  # only once: a second failure is damage at the source
         damaged = self._open_shards.pop(shard)
         self._open_shards[shard] = self._access.reopen(self.manifest.shards[shard], damaged)
         return self._read_checked(shard, index)
@@ -147,7 +147,7 @@ class ShardReader:
             while len(self._open_shards) >= _MAX_OPEN:
                 self._open_shards.popitem(last=False)[1].close()
             self._open_shards[shard] = self._access.open(self.manifest.shards[shard])
-        self._open_shards.move_to_end(shard)
+        self._open_shards.move_to_end(shard)  # most recently used
         return self._open_shards[shard]
 
     def _location(self, entry: ShardEntry) -> str:
@@ -157,7 +157,7 @@ class ShardReader:
 def _choose_access(store: Store, cache: ShardCache | None, tally: Tally) -> ShardAccess:
     if store.local_path() is not None:
         return _InPlace(store, tally)
-    return _Remote(store, tally) if cache is None else _ThroughCache(cache)
+    return _Remote(store, tally) if cache is None else _ThroughCache(cache)  # ranged reads without a cache
 
 
 def _decode(mel_npy: bytes | memoryview, info_json: bytes) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -171,7 +171,7 @@ def _decode(mel_npy: bytes | memoryview, info_json: bytes) -> tuple[NDArray[Any]
 def _read(file: int, offset: int, length: int) -> memoryview:
     # into writeable memory, which torch takes without a copy
     content = np.empty(length, dtype=np.uint8).data
-    return content[: os.preadv(file, [content], offset)]
+    return content[: os.preadv(file, [content], offset)]  # positional, so threads and forks share no offset
 
 
 class _FromFile:
@@ -196,7 +196,7 @@ class _InPlace:
         path = self.store.local_path(entry.name)
         assert path is not None
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # not inherited by workers
         except FileNotFoundError as error:
             raise MissingObjectError(missing(str(path))) from error
         size = os.fstat(file).st_size

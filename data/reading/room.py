@@ -73,7 +73,7 @@ class CacheRoom:
         give_up_at = time.monotonic() + self.config.patience_s
         while True:
             with held(self.config.directory / "budget.lock"):
-                self._remove_abandoned()
+                self._remove_abandoned()  # before counting, so that dead downloads hold no budget
                 lacking = self._evict(self._lacking_bytes(num_bytes), sparing_unread=ahead)
                 if lacking <= 0:
                     reservation = shard.with_name(f"{shard.name}.{num_bytes}{_FETCHING}")
@@ -81,11 +81,12 @@ class CacheRoom:
                     return reservation
             if ahead or time.monotonic() > give_up_at:
                 return NoRoom(lacking)
-            time.sleep(0.05)
+            time.sleep(0.05)  # outside the lock, so that readers can release shards
 
     def _lacking_bytes(self, needed: int) -> int:
         """Returns the bytes to remove before `needed` more fit into the budget and onto the disk."""
-        kept = sum(status.st_size for status in self._all_shards().values())
+        kept = sum(status.st_size for status in self._all_shards().values())  # indices are small and not counted
+        # name: <shard>.<bytes>.fetching
         coming = sum(int(reservation.name.split(".")[-2]) for reservation in self._reservations())
         over_budget = kept + coming + needed - self.config.budget_bytes
         over_disk = coming + needed - self._free_bytes(self.config.directory)
@@ -99,7 +100,7 @@ class CacheRoom:
                 break
             if sparing_unread and is_unread(status) and status.st_mtime_ns > spared_after:
                 continue
-            with held(shard.parent / "locks" / f"{shard.name}.pin", wait=False) as free:
+            with held(shard.parent / "locks" / f"{shard.name}.pin", wait=False) as free:  # not free: somebody reads it
                 if free:
                     _LOG.info("evicting %s", shard)
                     shard.unlink(missing_ok=True)
@@ -131,13 +132,13 @@ class CacheRoom:
 
 def mark_unread(shard: Path, now_ns: int) -> None:
     """Marks a shard as fetched, or still wanted, and unread."""
-    os.utime(shard, ns=(now_ns, now_ns))
+    os.utime(shard, ns=(now_ns, now_ns))  # atime == mtime means unread
 
 
 def mark_used(shard: Path, now_ns: int) -> None:
     """Marks a shard as read now."""
     published_ns = shard.stat().st_mtime_ns
-    os.utime(shard, ns=(max(now_ns, published_ns + 1), published_ns))
+    os.utime(shard, ns=(max(now_ns, published_ns + 1), published_ns))  # atime > mtime means read
 
 
 def is_unread(status: os.stat_result) -> bool:

@@ -60,7 +60,7 @@ def choose_pieces(source: ScoreSource, count: int, *, seed: int, workers: int) -
         for candidate, outcome in zip(chosen, followed, strict=True):
             if isinstance(outcome, Rejected):
                 rejected.append(outcome)
-                available[candidate.collection] -= 1
+                available[candidate.collection] -= 1  # its share goes to the others
             else:
                 pieces.append(outcome)
     return sorted(pieces, key=lambda p: p.uid), sorted(rejected, key=lambda r: r.uid)

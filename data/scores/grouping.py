@@ -40,7 +40,7 @@ def group_pieces(pieces: Sequence[Piece]) -> dict[str, str]:
     parent = {piece.uid: piece.uid for piece in pieces}
 
     def root(uid: str) -> str:
-        while parent[uid] != uid:
+        while parent[uid] != uid:  # union-find: follow to the smallest uid
             uid = parent[uid]
         return uid
 
@@ -65,6 +65,7 @@ def near_duplicates(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     linked = set()
     for (i, j), count in shared.items():
         (one, its_phrases), (other, other_phrases) = voices[i], voices[j]
+        # long voices share more by chance
         least = max(MIN_SHARED, SIMILARITY * sqrt(len(its_phrases) * len(other_phrases)))
         if one != other and count >= least:
             linked.add((one, other))
@@ -144,7 +145,7 @@ def _split_stratum(sizes: Mapping[str, int], seed: int) -> dict[str, str]:
                 splits[group] = split
                 taken += sizes[group]
                 left.remove(group)
-        if not taken and len(sizes) >= _MIN_GROUPS:
+        if not taken and len(sizes) >= _MIN_GROUPS:  # all groups were too big: the smallest makes the split
             smallest = min(left, key=lambda group: (sizes[group], left.index(group)))
             splits[smallest] = split
             left.remove(smallest)

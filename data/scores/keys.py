@@ -51,14 +51,14 @@ def estimate_key(pitches: np.ndarray, *, weights: np.ndarray) -> str | None:
     histogram = np.bincount(np.asarray(pitches) % 12, weights=weights, minlength=12)
     if np.ptp(histogram) == 0:
         return None
-    histogram = (histogram - histogram.mean()) / histogram.std()
+    histogram = (histogram - histogram.mean()) / histogram.std()  # so that the product is a correlation
     best = int(np.argmax(_profiles() @ histogram))
     return key_name(best % 12, MODES[best // 12])
 
 
 @functools.cache
 def _profiles() -> np.ndarray:
-    rows = np.zeros((24, 12))
+    rows = np.zeros((24, 12))  # 12 major keys, then 12 minor keys
     for table in (_TEMPERLEY, _AARDEN):
         for mode, profile in enumerate(np.asarray(table)):
             standard = (profile - profile.mean()) / profile.std()

@@ -35,9 +35,9 @@ def key_of(piece: Piece, take: Take) -> str | None:
     if len(declared) != 1 or None in declared:
         return None
     notes = notes_of(piece, take)
-    weights = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0)
+    weights = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0)  # seconds inside the window
     heard = weights > 0
-    estimate = estimate_key(notes.pitch[heard] - take.transposition, weights=weights[heard])
+    estimate = estimate_key(notes.pitch[heard] - take.transposition, weights=weights[heard])  # as written
     tonic, mode = str(declared.pop()).split(" ")
     if estimate is None or tonic_of(estimate) != tonic_of(tonic) or mode not in ("?", mode_of(estimate)):
         return None
@@ -64,7 +64,7 @@ def _beats(piece: Piece, take: Take) -> tuple[list[float] | None, list[float] | 
         inside = piece.beats[(piece.beats[:, TICK] >= begin) & (piece.beats[:, TICK] < end)]
         found.append(inside + np.array([shift - take.start, 0, 0]))
     beats = np.concatenate(found)
-    beats = beats[beats[:, TICK] * tick_s < take.seconds]
+    beats = beats[beats[:, TICK] * tick_s < take.seconds]  # rounding may place a beat at the end
     if len(beats) < 2:
         return None, None, None
     times_s = np.round(beats[:, TICK] * tick_s, 6)

@@ -60,10 +60,10 @@ def beat_grid(measures: Sequence[Measure]) -> BarGrid:
         joined = index < last and _complete_each_other(bar, measures[index + 1])
         if joined:
             end += measures[index + 1].length
-        elif index == 0 and bar.length < bar.nominal:
+        elif index == 0 and bar.length < bar.nominal:  # a pickup: its bar begins before it
             start = end - bar.nominal
         whole = end - start == bar.nominal
-        if whole or (index == last and bar.length < bar.nominal):
+        if whole or (index == last and bar.length < bar.nominal):  # the last bar may be short
             beats += [beat for beat in _bar_beats(start, bar, until=end) if beat[0] >= bar.start]
             last_bar = (start, bar)
         else:
@@ -73,7 +73,7 @@ def beat_grid(measures: Sequence[Measure]) -> BarGrid:
     if last_bar is None:
         return BarGrid(tuple(beats), tuple(unmetred), end)
     length = _length_to_repeat(*last_bar, end=end, pickup=_pickup(measures))
-    seam = [beat for beat in _bar_beats(last_bar[0], last_bar[1], until=length) if beat[0] >= end]
+    seam = [beat for beat in _bar_beats(last_bar[0], last_bar[1], until=length) if beat[0] >= end]  # beats of the gap
     return BarGrid((*beats, *seam), tuple(unmetred), length)
 
 

@@ -49,7 +49,7 @@ def _one_collection() -> Iterator[None]:
     """
     enabled = gc.isenabled()
     gc.disable()
-    gc.freeze()
+    gc.freeze()  # hides older objects from the collection
     try:
         yield
     finally:
@@ -156,7 +156,7 @@ def _merge_ties(notes: Iterator[tuple[int, int, int, str]]) -> list[Note]:
     tied: dict[int, int] = {}
     for onset, duration, pitch, tie in sorted(notes):
         begun = tied.pop(pitch, None) if tie in ("continue", "stop") else None
-        if begun is not None and sum(merged[begun][:2]) == onset:
+        if begun is not None and sum(merged[begun][:2]) == onset:  # adjacent: lengthen the tied note
             merged[begun] = (merged[begun][0], merged[begun][1] + duration, pitch)
         else:
             begun = len(merged)

@@ -56,7 +56,7 @@ def render_take(take: Take, notes: Notes, *, soundfont: Path) -> np.ndarray:
     peak = float(np.abs(audio_S).max())
     assert peak > 0, f"{take.uid} is silent"
     audio_S *= 10 ** (take.peak_db / 20) / peak
-    ramp = np.linspace(0, 1, _FADE_SAMPLES, dtype=np.float32)
+    ramp = np.linspace(0, 1, _FADE_SAMPLES, dtype=np.float32)  # [fade samples]
     audio_S[:_FADE_SAMPLES] *= ramp
     audio_S[-_FADE_SAMPLES:] *= ramp[::-1]
     return audio_S
@@ -70,13 +70,13 @@ def _synthesise(take: Take, notes: Notes, *, lead: int, samples: int, soundfont:
     bank = synth.sfload(str(soundfont), max_voices=_MAX_VOICES)
     for channel, program in enumerate(take.programs):
         synth.program_select(channel, bank, 0, program, False)
-        synth.control_change(channel, 7, channel_volume(program))
+        synth.control_change(channel, 7, channel_volume(program))  # 7 is channel volume
     buffer = np.zeros((lead + samples, 2), dtype=np.float32)
     view = buffer.data.cast("B")
     now = 0
     for at, starts, channel, pitch in _events(notes, lead=lead, end=lead + samples):
         if at > now:
-            synth.generate_simple(at - now, view[now * 8 : at * 8])
+            synth.generate_simple(at - now, view[now * 8 : at * 8])  # 8 bytes a frame: two float32
             now = at
         if starts:
             synth.noteon(channel, pitch, take.velocities[channel])

@@ -67,7 +67,7 @@ def draw_take(piece: Piece, index: int, *, seed: int, seconds: float) -> Take:
         uid=uid,
         piece=piece.uid,
         seconds=seconds,
-        bpm=float(np.exp(rng.uniform(low, high))),
+        bpm=float(np.exp(rng.uniform(low, high))),  # uniform in log tempo
         start=0,
         transposition=0,
         programs=tuple(draw_program(rng) for _ in range(piece.parts)),
@@ -77,6 +77,7 @@ def draw_take(piece: Piece, index: int, *, seed: int, seconds: float) -> Take:
     longest_start = piece.length - seconds / seconds_per_tick(piece, take)
     starts = rng.integers(0, int(longest_start) + 1 if longest_start > 0 else piece.length, size=_ATTEMPTS)
     windows = [replace(take, start=int(start)) for start in starts]
+    # avoids nearly silent windows
     onsets = [int(np.count_nonzero(notes_of(piece, window).onset_s >= 0)) for window in windows]
     wanted = _MIN_ONSETS_PER_S * seconds
     return next((w for w, count in zip(windows, onsets) if count >= wanted), windows[onsets.index(max(onsets))])
@@ -94,7 +95,7 @@ def transpose_takes(takes: Sequence[Take], *, keys: Mapping[str, str | None], sp
         for mode in MODES:
             members = [t.uid for t in takes if splits[t.uid] == split and (k := keys[t.uid]) and mode_of(k) == mode]
             members.sort(key=lambda uid: (generator(seed, "key", uid).random(), uid))
-            tonics = generator(seed, "tonics", split, mode).permutation(12)
+            tonics = generator(seed, "tonics", split, mode).permutation(12)  # which keys get one more
             for place, uid in enumerate(members):
                 up = int(tonics[place % 12]) - tonic_of(keys[uid] or "")
                 shifts[uid] = (up - TRANSPOSITIONS.start) % 12 + TRANSPOSITIONS.start
@@ -114,7 +115,7 @@ def passes(piece: Piece, take: Take) -> Iterator[tuple[int, int, int]]:
     Tick t of the piece, begin <= t < end, sounds at take time (t + shift - start) * seconds_per_tick.
     """
     stop = take.start + round(take.seconds / seconds_per_tick(piece, take))
-    for shift in range(0, stop, piece.length):
+    for shift in range(0, stop, piece.length):  # one pass per repetition
         yield shift, max(0, take.start - shift), min(piece.length, stop - shift)
 
 

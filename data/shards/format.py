@@ -164,13 +164,13 @@ def write_shard(stream: BinaryIO, samples: Iterable[Mapping[str, Any] | Sample])
             uid, key = sample.info["uid"], sample_key(sample.info["uid"])
             info = json_bytes(sample.info)
             # TarWriter writes the members of a sample in the order of their names: json, then mel.npy
-            json_offset = tar.tarstream.offset + _BLOCK_BYTES
+            json_offset = tar.tarstream.offset + _BLOCK_BYTES  # data begins after the header block
             mel_offset = json_offset + _padded(len(info)) + _BLOCK_BYTES
             tar.write({"__key__": key, "json": info, "mel.npy": sample.mel_npy})
             assert tar.tarstream.offset == mel_offset + _padded(len(sample.mel_npy)), "the layout of tar changed"
             mel = (mel_offset, len(sample.mel_npy), zlib.crc32(sample.mel_npy))
             rows.append((key, uid, sample.info["frames"], *mel, json_offset, len(info), zlib.crc32(info)))
-    columns = list(zip(*rows)) if rows else [()] * len(fields(ShardIndex))
+    columns = list(zip(*rows)) if rows else [()] * len(fields(ShardIndex))  # rows to columns
     return WrittenShard(digest.bytes, digest.sha256.hexdigest(), ShardIndex(*columns))
 
 
@@ -184,6 +184,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def read_npy(content: bytes | memoryview) -> np.ndarray:
     """Returns the array of a .npy file, a view of its bytes. Raises ValueError for other files and for pickles."""
     # equal headers are parsed once: numpy evaluates them as Python source, which takes longer than the rest of a sample
+    # of the header
     length = 10 + int.from_bytes(content[8:10], "little") if bytes(content[:8]) == _NPY_1_0 else len(content)
     shape, fortran_order, dtype = _npy_header(bytes(content[:length]))
     if len(content) - length != dtype.itemsize * math.prod(shape):
@@ -261,7 +262,7 @@ def _member(shard: memoryview | bytes, offset: int, length: int) -> bytes:
 
 
 def _padded(length: int) -> int:
-    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES
+    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES  # up to whole blocks
 
 
 class _DigestStream:

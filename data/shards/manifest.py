@@ -127,6 +127,7 @@ def read_manifest(url: str) -> Manifest:
     try:
         return from_json(store.read(MANIFEST_NAME), origin=f"{url}/{MANIFEST_NAME}")
     except MissingObjectError as error:
+        # a likely mistake: the corpus, not a split
         inside = [split for split in SPLITS if store.exists(f"{split}/{MANIFEST_NAME}")]
         if inside:
             remedy = f"it holds the splits {', '.join(inside)}: use {url.rstrip('/')}/{inside[0]}"

@@ -171,6 +171,7 @@ class LocalStore(Store):
 
     def list(self, prefix: str = "") -> list[str]:
         """Returns the sorted paths below the folder that begin with `prefix`."""
+        # no unfinished files
         files = (file for file in self.root.rglob("*") if file.is_file() and file.suffix != PART_SUFFIX)
         names = (file.relative_to(self.root).as_posix() for file in files)
         return sorted(name for name in names if name.startswith(prefix))

@@ -184,11 +184,11 @@ class S3Store(Store):
                 config_kwargs={
                     "connect_timeout": self.policy.connect_timeout_s,
                     "read_timeout": self.policy.read_timeout_s,
-                    "retries": {"total_max_attempts": 1, "mode": "standard"},
+                    "retries": {"total_max_attempts": 1, "mode": "standard"},  # botocore must not retry
                 },
                 max_concurrency=1,  # more would split a read into unchecked ranges
-                use_listings_cache=False,
-                skip_instance_cache=True,
+                use_listings_cache=False,  # other machines write too
+                skip_instance_cache=True,  # s3fs would share one client between stores
             )
             client.retries = 1  # the loop below is the only one
             self._clients = {os.getpid(): client}
@@ -206,9 +206,9 @@ class S3Store(Store):
                 passing = self._judge(error, path)
                 failures += 1
                 if failures == 1:
-                    give_up_at = self._clock() + self.policy.deadline_s
+                    give_up_at = self._clock() + self.policy.deadline_s  # the deadline starts at the first failure
                 wait_s = self.policy.wait_s(failures, self._jitter())
-                if self._clock() + wait_s > give_up_at:
+                if self._clock() + wait_s > give_up_at:  # no point in a wait that ends too late
                     raise StoreError(
                         f"cannot {action} {self.locate(path)}: {failures} tries in {self.policy.deadline_s:g} s failed,"
                         f" the last with {passing.reason}; {passing.remedy}, then run again"

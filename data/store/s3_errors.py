@@ -39,7 +39,7 @@ def client_errors() -> tuple[type[Exception], ...]:
 
 def passing_errors() -> tuple[type[Exception], ...]:
     """Returns the passing errors of connection and body; an OSError of a local disk is not one."""
-    return tuple(kind for kinds, _ in _in_words() for kind in kinds)
+    return tuple(kind for kinds, _ in _in_words() for kind in kinds)  # flattened
 
 
 def reason_of(error: Exception) -> str:

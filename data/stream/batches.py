@@ -161,8 +161,9 @@ class MaskStage:
         progress = min(place.step / self.total_steps, 1.0)
         strategy = None
         if not self.masks.per_sample:
+            # one per step, on all ranks
             strategy = draw_strategy(generator(self.seed, place.step, "strategy"), self.masks, progress=progress)
-        rng = generator(self.seed, place.epoch, sample["uid"], place.draw, "mask")
+        rng = generator(self.seed, place.epoch, sample["uid"], place.draw, "mask")  # separate from the crop's
         mask = draw_mask(rng, self.masks, steps=self.steps, bands=self.bands, progress=progress, strategy=strategy)
         return {**sample, "context": mask.context, "target": mask.target, "strategy": mask.strategy}
 
@@ -171,6 +172,7 @@ def stack_batches(samples: Iterable[SampleDict], micro_batch: int) -> Iterator[B
     """Yields batches of `micro_batch` successive samples."""
     rows: list[SampleDict] = []
     for sample in samples:
+        # a lost sample would shift all rows
         assert sample["place"].row == len(rows), f"row {len(rows)} of a batch came as {sample['place']}"
         rows.append(sample)
         if len(rows) == micro_batch:

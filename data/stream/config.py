@@ -112,6 +112,7 @@ def named_corpora(config: StreamConfig) -> dict[str, CorpusConfig]:
 
 def whole_parts(weights: Mapping[str, float]) -> tuple[int, ...]:
     """Returns the weights as the smallest whole numbers in the same ratio; 0.7 counts as exactly 7/10."""
+    # of the decimal text, not of the binary float
     fractions = [Fraction(repr(float(weight))) for weight in weights.values()]
     unit = math.lcm(*(fraction.denominator for fraction in fractions))
     parts = [int(fraction * unit) for fraction in fractions]

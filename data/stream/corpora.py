@@ -81,6 +81,7 @@ class Corpora:
         """Standard deviation of the log-mel values of the crops, including that between corpora."""
         if len(self.members) == 1:
             return self.members[0].manifest.std
+        # E[x^2] = var + mean^2
         squares = ((corpus.manifest.std**2 + corpus.manifest.mean**2) for corpus in self.members)
         mean_of_squares = sum(share * square for share, square in zip(self.shares, squares))
         return max(mean_of_squares - self.mean**2, 0.0) ** 0.5

@@ -56,5 +56,5 @@ def _candidates(manifest: Manifest, count: int, seed: int) -> Iterator[tuple[int
         group += [(shard, index) for index in range(manifest.shards[shard].samples)]
         if len(group) >= count:
             yield from (group[i] for i in permutation(len(group), seed, "probe samples", shard))
-            group = []
+            group = []  # too few intact samples: the next group of shards
     yield from group

@@ -25,7 +25,7 @@ def open_readers(
     The plan's worker prefetches its share of the rank's lanes, with that share of `prefetch_bytes`, which the corpora
     split by their parts of the mix.
     """
-    own_lanes = plan.lanes[plan.worker :: plan.num_workers]
+    own_lanes = plan.lanes[plan.worker :: plan.num_workers]  # empty if there are more workers than lanes
     readers: list[ShardReader] = []
     follows: list[Callable[[int], None]] = []
     with ExitStack() as resources:

@@ -45,7 +45,7 @@ class ReadPlan:
 
     def micro_batches(self) -> Iterator[tuple[int, int]]:
         """Yields (global step, micro-batch of the step)."""
-        position = self.worker
+        position = self.worker  # counts the rank's micro-batches from first_step
         while True:
             steps, micro = divmod(position, self.micro_batches_per_step)
             step = self.first_step + steps
@@ -123,13 +123,13 @@ class SampleSource(IterableDataset):
         item = (drawn.shard, drawn.sample_of_shard, drawn.draw)
         for window in order.windows_from(order.window_of_item(drawn.lane, *item)):
             others = order.window_items(window)
-            key = (layout.manifest_digest, layout.seed, drawn.epoch, "stand-in", *item)
+            key = (layout.manifest_digest, layout.seed, drawn.epoch, "stand-in", *item)  # without rank and worker
             for row in permutation(len(others), *key):
                 try:
                     sample = reader.read_raw(int(others.shard[row]), int(others.sample_of_shard[row]))
                 except BadSampleError:
                     continue
-                return sample, int(others.draw[row]) + layout.crops_per_sample
+                return sample, int(others.draw[row]) + layout.crops_per_sample  # beyond the sample's own draws 0..c-1
         raise ShardError(
             f"all samples of lane {drawn.lane} are damaged, {reader.manifest.shards[drawn.shard].name} the last, "
             "so nothing can stand in for them; restore the shards or run `python -m data build` again"

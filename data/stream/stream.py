@@ -107,7 +107,7 @@ class Stream:
         self._iteration = 0
         self._counters: Counter[str] = Counter()
         self._wait_s = 0.0
-        self._damaged_of_epoch: tuple[int, list[str]] = (0, [])
+        self._damaged_of_epoch: tuple[int, list[str]] = (0, [])  # (epoch, uids)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,12 +126,13 @@ class Stream:
         Raises:
             StreamError: the state is of another shard set, mix, seed or layout.
         """
+        # of this stream at that step
         expected = replace(self.state(), step=state.step, epoch=state.step // self.steps_per_epoch)
         for name, of_state, of_stream in (
             ("mix", state.mix or "of one corpus", expected.mix or "of one corpus"),
             ("shard set (manifest digest)", state.manifest_digest, expected.manifest_digest),
             ("seed", state.seed, expected.seed),
-            ("layout", state.layout or expected.layout, expected.layout),
+            ("layout", state.layout or expected.layout, expected.layout),  # old checkpoints have ""
             (f"epoch at step {state.step}", state.epoch, expected.epoch),
         ):
             if of_state != of_stream:
@@ -186,16 +187,17 @@ class Stream:
                     continue
                 self._take(delivery.batch, delivery.damaged)
                 yield delivery.batch
-                if iteration != self._iteration:
+                if iteration != self._iteration:  # checked after the yield, where the caller may have called seek
                     raise StreamError("another seek or iteration ended this one; begin a new iteration")
 
     def _take(self, batch: Batch, damaged_of_batch: list[str]) -> None:
         self._taken_of_step += 1
         if self._taken_of_step == self.micro_batches_per_step:
-            self._next_step, self._taken_of_step = batch.step + 1, 0
+            self._next_step, self._taken_of_step = batch.step + 1, 0  # the last micro-batch of the step
         epoch, damaged = self._damaged_of_epoch
         damaged = damaged_of_batch if batch.epoch != epoch else damaged + damaged_of_batch
         self._damaged_of_epoch = (batch.epoch, damaged)
+        # of this rank in an epoch
         draws = self.steps_per_epoch * self.micro_batches_per_step * self._recipe.plan.micro_batch
         if len(damaged) > self.config.max_bad_fraction * draws:
             names, urls = sorted(set(damaged)), self.corpora.urls
@@ -243,6 +245,7 @@ def _check_cache(config: StreamConfig, corpora: Corpora, num_lanes: int) -> None
     needed = 0
     for corpus in corpora.members:
         if open_store(corpus.url).local_path() is None:
+            # worst case: the largest shards together
             sizes = sorted((shard.bytes for shard in corpus.manifest.shards), reverse=True)
             needed += sum(sizes[: num_lanes * config.window_shards])
     if needed > config.cache_bytes:

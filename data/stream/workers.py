@@ -32,7 +32,7 @@ from data.stream.open_corpora import open_readers
 from data.stream.source import ReadPlan, SampleSource
 from pupujepa.errors import UserError
 
-_KEPT_BYTES = 16 * 2**20
+_KEPT_BYTES = 16 * 2**20  # larger than any sample
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -62,13 +62,13 @@ class Handover:
 
     def put(self, batch: Batch, worker: int, number: int) -> tuple[Batch, tuple[int, int]]:
         """Returns a worker's `number`-th batch without its codes, and the slot of the codes."""
-        slot = worker, number % self.slots
+        slot = worker, number % self.slots  # reused after `slots` batches
         self._codes(slot, batch.codes).copy_(batch.codes)
-        return replace(batch, codes=batch.codes.to("meta")), slot
+        return replace(batch, codes=batch.codes.to("meta")), slot  # shape and dtype only
 
     def take(self, batch: Batch, slot: tuple[int, int]) -> Batch:
         """Returns the batch with its own copy of the codes."""
-        return replace(batch, codes=self._codes(slot, batch.codes).clone())
+        return replace(batch, codes=self._codes(slot, batch.codes).clone())  # the worker will overwrite the slot
 
     def _codes(self, slot: tuple[int, int], like: Tensor) -> Tensor:
         return self.memory[slot][: like.nbytes].view(like.dtype).view(like.shape)
@@ -175,7 +175,7 @@ def _stop_signals_held_back() -> Iterator[None]:
     only if the workers and their fork server outlive that. They end with the stream, by kill, or with the training
     process.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # children inherit the mask
     try:
         # started first, because it unblocks SIGINT and SIGTERM
         resource_tracker.ensure_running()
@@ -195,7 +195,7 @@ def _data_loader(recipe: Recipe, handover: Handover | None) -> DataLoader:
     }
     return DataLoader(
         _Deliveries(recipe, handover),
-        batch_size=None,
+        batch_size=None,  # workers batch by themselves
         num_workers=workers,
         collate_fn=_as_is,
         # its own, so that the loader does not advance the generator of the training process
