@@ -104,8 +104,8 @@ class Build:
         recorded = read_build_record(self.store)
         if published and not (recorded and recorded["digest"] == self.digest) and not replace:
             raise UserError(
-                f"{self.url} already holds another corpus ({', '.join(published)}), on which runs may depend; choose "
-                "another OUT, or replace it for good with --replace"
+                f"{self.url} already holds another corpus ({', '.join(published)}), which runs may need; choose "
+                "another OUT, or replace it with --replace"
             )
 
     def _published(self) -> list[str]:

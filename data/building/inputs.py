@@ -99,11 +99,11 @@ def _find(given: Sequence[Location], *, workers: int) -> list[ListEntry]:
         if isinstance(store, LocalStore) and not store.root.is_dir():
             raise BuildInputError(f"{url} does not exist, so there is nothing to build; give a folder, a list or tars")
         return _folder(store, workers=workers)
-    strangers = [url for url in given if not url.endswith(TAR_SUFFIX)]
-    if strangers:
+    others = [url for url in given if not url.endswith(TAR_SUFFIX)]
+    if others:
         raise BuildInputError(
-            f"of {len(given)} inputs {strangers[0]} is no {TAR_SUFFIX}; several inputs are read together only when all "
-            "are tars, so write a list of tracks for other audio"
+            f"of {len(given)} inputs {others[0]} is not a {TAR_SUFFIX}, but several inputs must all be tars; write a "
+            "list of tracks for other audio"
         )
     return _tars(given, workers=workers)
 
@@ -118,7 +118,7 @@ def _folder(store: Store, *, workers: int) -> list[ListEntry]:
     if audio:
         if tars:
             _LOG.warning(
-                "%s holds audio files, so its %d tars are not read; to build from them, give them as the input",
+                "%s holds audio files, so its %d tars are ignored; to build from tars, give them as the input",
                 store.url,
                 len(tars),
             )

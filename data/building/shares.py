@@ -37,7 +37,7 @@ def parse_share(text: str) -> Share:
     """Returns the share of the text "i/n". Raises UserError unless 1 <= i <= n."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--part {text!r} is no part; write i/n with 1 <= i <= n, such as 3/8")
+        raise UserError(f"--part {text!r} is not a part; write i/n with 1 <= i <= n, such as 3/8")
     return Share(int(found[1]), int(found[2]))
 
 

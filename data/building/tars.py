@@ -131,7 +131,7 @@ def _members(file: BinaryIO, *, size_bytes: int, name: str) -> Iterator[tuple[Me
                 yield Member(key, ending, info.offset_data, info.size), stream.read() if stream else None
             end = tar.offset
     except tarfile.TarError as error:
-        raise TarError(f"{name} is no tar or damaged after {last} ({error})") from error
+        raise TarError(f"{name} is not a tar or is damaged after {last} ({error})") from error
     file.seek(end)
     # tarfile, and every reader built on it, takes a damaged header for the end
     mark = file.read(_BLOCK_BYTES)

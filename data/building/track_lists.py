@@ -46,7 +46,7 @@ def read_list(content: bytes, *, url: Location, source: str) -> list[ListEntry]:
     try:
         text = content.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
-        raise ListError(f"{url} is no list of tracks ({error}); save it as UTF-8, or give a folder of audio") from error
+        raise ListError(f"{url} is not a UTF-8 list ({error}); save it as UTF-8, or give a folder of audio") from error
     suffix = PurePosixPath(url).suffix.lower()
     rows = _table_rows(text, url, delimiter="\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else None
     rows = rows or numbered_rows(text, origin=url, remedy=_EXAMPLE)
@@ -65,19 +65,19 @@ def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[tuple[s
     columns = list(reader.fieldnames or ())
     if "path" not in columns or len(set(columns)) != len(columns):
         raise ListError(
-            f"{url} begins with the columns {columns}, so no line can be read; the first line names each column once, "
-            f"among them path, and perhaps {', '.join(_FIELDS)}; the others are labels"
+            f"{url} begins with the columns {columns}, so no line can be read; name each column once, with path and "
+            f"any of {', '.join(_FIELDS)}; the others are labels"
         )
     try:
         for row in reader:
             where = f"{url} line {reader.line_num}"
             if None in row or None in row.values():  # too many or too few cells
-                raise ListError(f"{where} has not the {len(columns)} cells of the header; quote what holds {delimiter}")
+                raise ListError(f"{where} does not have the header's {len(columns)} cells; quote any {delimiter}")
             cells = {name: cell for name, cell in row.items() if cell != ""}
             labels = {name: _cell_value(cell) for name, cell in cells.items() if name not in _FIELDS}
             yield where, {**{name: cells[name] for name in _FIELDS if name in cells}, "labels": labels or None}
     except csv.Error as error:
-        raise ListError(f"{url} line {reader.line_num} is not a row of a table ({error}); mend its quotes") from error
+        raise ListError(f"{url} line {reader.line_num} is not a row of a table ({error}); fix its quotes") from error
 
 
 def _cell_value(cell: str) -> Any:

@@ -131,7 +131,7 @@ def _check_index(entry: ShardEntry, index: ShardIndex, uids: set[str]) -> Iterat
         )
     for uid in index.uid:
         if uid in uids:  # across all shards
-            yield Damage(entry.name, uid, "occurs twice in the set")
+            yield Damage(entry.name, uid, "is in the set twice")
         uids.add(uid)
 
 
@@ -144,7 +144,7 @@ def _check_bytes(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardInde
         yield Damage(entry.name, "", f"empty, {entry.bytes} bytes and {entry.samples} samples are lost")
         return
     if not _is_member(content[:_BLOCK_BYTES], None) and not _holds_first_sample(content, index):
-        yield Damage(entry.name, "", f"no tar file: it begins with {bytes(content[:24])!r}")
+        yield Damage(entry.name, "", f"not a tar file: it begins with {bytes(content[:24])!r}")
         return
     named = list(_check_members(content, entry, index)) if index is not None else []
     yield from named
@@ -176,7 +176,7 @@ def _check_members(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardIn
                 )
                 return
             if not _is_member(content[offset - _BLOCK_BYTES : offset], f"{key}.{member}"):
-                yield Damage(entry.name, uid, f"tar header of {member} damaged: readers stop here without a word")
+                yield Damage(entry.name, uid, f"tar header of {member} damaged: readers stop here without an error")
             try:
                 check_member(content[offset : offset + length], crc32, uid=uid, member=member)
             except ShardError as error:
@@ -192,13 +192,13 @@ def _check_samples(
         info = json.loads(content[index.json_offset[i] : index.json_offset[i] + index.json_bytes[i]])
         stored_TF = read_npy(content[index.mel_offset[i] : index.mel_offset[i] + index.mel_bytes[i]])
         if stored_TF.dtype != np.dtype(manifest.dtype) or stored_TF.shape != (index.frames[i], *shape):
-            yield Damage(shard, uid, f"holds {stored_TF.dtype} {stored_TF.shape}, not {manifest.dtype} of its index")
+            yield Damage(shard, uid, f"has {stored_TF.dtype} {stored_TF.shape}, not {manifest.dtype} of its index")
             continue
         if (info.get("uid"), info.get("frames")) != (uid, index.frames[i]):
-            yield Damage(shard, uid, f"its JSON is that of {info.get('uid')} with {info.get('frames')} frames")
+            yield Damage(shard, uid, f"has the JSON of {info.get('uid')} with {info.get('frames')} frames")
         mel_TF = decode_mel(stored_TF, lo=manifest.lo, hi=manifest.hi)
         if not np.isfinite(mel_TF).all():
-            yield Damage(shard, uid, "holds values that are not finite")
+            yield Damage(shard, uid, "has values that are not finite")
         moments.add(mel_TF)
 
 

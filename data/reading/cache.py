@@ -240,5 +240,5 @@ class ShardCache:
                 raise CacheError(self._no_room(entry, f"the disk is full ({error.strerror})")) from error
             raise CacheError(
                 f"cache_dir {self.config.directory} cannot keep shard {entry.name} ({error.strerror or error}), so it "
-                "cannot be read; mend the disk or its rights, or choose another cache_dir"
+                "cannot be read; repair the disk or its permissions, or choose another cache_dir"
             ) from error

@@ -42,7 +42,7 @@ class Prefetcher:
         last_step: int | None = None,
     ):
         if depth_bytes < 0:
-            raise UserError(f"prefetch_bytes {depth_bytes} is negative; use 0 to fetch the windows at hand alone")
+            raise UserError(f"prefetch_bytes {depth_bytes} is negative; use 0 to fetch only the current windows")
         self._cache, self._manifest, self._layout, self._lanes = cache, manifest, layout, lanes
         self._depth_bytes, self._last_step = depth_bytes, last_step
         self._order_of = lru_cache(maxsize=2)(partial(EpochOrder, layout))

@@ -208,5 +208,5 @@ def _named(location: Location) -> Iterator[None]:
         raise MissingObjectError(f"{location} does not exist; correct the path or restore the file") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         raise StoreError(
-            f"{location} cannot be used: {error.strerror}; choose another path or mend its rights"
+            f"{location} cannot be used: {error.strerror}; choose another path or fix its permissions"
         ) from error

@@ -202,7 +202,7 @@ def test_an_object_that_changed_is_read_again(tmp_path: Path, bucket: str):
         (["none"], "none does not exist, so there is nothing to build; give a folder, a list or tars"),
         (["folder"], r"holds no audio .*flac.*, no .tar and no list \(tracks.jsonl, tracks.csv, tracks.tsv\)"),
         (["folder/x.wav"], "is a single audio file; give the folder that holds it"),
-        (["a.tar", "folder"], "of 2 inputs .*folder is no .tar"),
+        (["a.tar", "folder"], "of 2 inputs .*folder is not a .tar, but several inputs must all be tars"),
         (["a-*.tar"], "no tar matches .*a-"),
         (["a.tar"], "a.tar does not exist, so its tracks would be missing"),
         (["folder/empty.csv"], r"begins with the columns \[\], so no line can be read"),

@@ -42,8 +42,8 @@ DAMAGES: dict[str, tuple[Callable[[bytes, int], bytes], str]] = {
     "cut at a sample boundary": (lambda c, c_flac: c[:c_flac], "after b.txt: no end mark"),
     "bit flipped in a header": (lambda c, c_flac: flip(c, c_flac + 1), "after b.txt: no end mark"),
     "cut inside data": (lambda c, c_flac: c[: c_flac + 700], "cut inside c.flac"),
-    "empty": (lambda c, c_flac: b"", "no tar or damaged after its start"),
-    "an HTML page": (lambda c, c_flac: b"<html>502</html>" * 100, "no tar or damaged after its start"),
+    "empty": (lambda c, c_flac: b"", "not a tar or is damaged after its start"),
+    "an HTML page": (lambda c, c_flac: b"<html>502</html>" * 100, "not a tar or is damaged after its start"),
 }
 
 

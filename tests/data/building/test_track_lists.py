@@ -40,9 +40,9 @@ def test_tabs_and_json_say_the_same():
     ("text", "suffix", "message"),
     [
         ("track,start\n", ".csv", r"list.csv begins with the columns \['track', 'start'\]"),
-        ("path,path\n", ".csv", "the first line names each column once"),
-        ("path,mood\nx.wav\n", ".csv", r"line 2 has not the 2 cells of the header"),
-        ("path\nx.wav,sad\n", ".csv", r"line 2 has not the 1 cells of the header; quote what holds ,"),
+        ("path,path\n", ".csv", "name each column once, with path and"),
+        ("path,mood\nx.wav\n", ".csv", r"line 2 does not have the header's 2 cells"),
+        ("path\nx.wav,sad\n", ".csv", r"line 2 does not have the header's 1 cells; quote any ,"),
         ('path\n"x.wav\n', ".csv", r"is not a row of a table \(unexpected end of data\)"),
         ("path,start,end\nx.wav,5,5\n", ".csv", r"line 2: the stretch from 5 to 5.0 s of x.wav holds no audio"),
         ("path,start\nx.wav,-1\n", ".csv", "0 <= start < end"),
@@ -67,5 +67,5 @@ def test_a_line_that_is_no_object_is_named(line: str, message: str):
 
 def test_a_list_that_is_no_text_is_named():
     """An audio file or a table of a spreadsheet program given as a list is refused."""
-    with pytest.raises(ListError, match=r"list.csv is no list of tracks .*save it as UTF-8, or give a folder"):
+    with pytest.raises(ListError, match=r"list.csv is not a UTF-8 list .*save it as UTF-8, or give a folder"):
         read_list(b"path\n\xff\xfe\x00", url=URL + ".csv", source="music")

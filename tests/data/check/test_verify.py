@@ -39,7 +39,11 @@ DAMAGES: dict[str, tuple[Damaging, str, bool]] = {
     "bit flipped in data": (lambda c, i: flip(c, i.mel_offset[POSITION] + 999), "crc32 differs", True),
     "bit flipped in the first header": (lambda c, i: flip(c, 3), "header of json damaged", False),
     "empty": (lambda c, i: b"", "empty", False),
-    "an HTML page": (lambda c, i: b"<html>502 Bad Gateway</html>" * 300, "no tar file: it begins with b'<html>", False),
+    "an HTML page": (
+        lambda c, i: b"<html>502 Bad Gateway</html>" * 300,
+        "not a tar file: it begins with b'<html>",
+        False,
+    ),
     "no end mark": (lambda c, i: c[: i.mel_offset[-1] + i.mel_bytes[-1]], "cut after its last sample", False),
     "bit flipped in padding": (lambda c, i: flip(c, len(c) - 1), "the samples are whole", False),
     "too long": (lambda c, i: c + b"\0" * 512, "512 bytes too long", False),
@@ -147,7 +151,7 @@ def test_a_sample_that_occurs_twice_is_named(shard_set: tuple[str, Manifest], tm
     url, manifest = shard_set
     write_manifest(url, replace(manifest, shards=(*manifest.shards, manifest.shards[0])))
     found = verify(url)
-    assert {d.what for d in found} == {"occurs twice in the set"}
+    assert {d.what for d in found} == {"is in the set twice"}
     assert len(found) == manifest.shards[0].samples
 
 

@@ -344,7 +344,10 @@ def test_trouble_with_the_disk_is_one_sentence(make_cache, manifest, store):
         raise OSError(errno.EIO, "Input/output error")
 
     store.fail = fail
-    with pytest.raises(CacheError, match=r"cache_dir .* cannot keep shard .* \(Input/output error\).*mend the disk"):
+    with pytest.raises(
+        CacheError,
+        match=r"cache_dir .* cannot keep shard .* \(Input/output error\).*repair the disk or its permissions",
+    ):
         make_cache().open(manifest.shards[0])
 
 
