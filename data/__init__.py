@@ -1,1 +1,1 @@
-"""Bytes, shards and integers: corpora to shards, verification, and the stream. Knows no process group."""
+"""The data room: building and checking shards, and the stream; it knows no process group."""

@@ -1,14 +1,14 @@
-"""Front door of the data room: corpora in, verified shards of log-mel spectrograms out.
+"""Front door of the data room: from corpora to verified shards of log-mel spectrograms.
 
   python -m data scores corpora/scores                 render real scores into labelled audio (no download)
   python -m data build corpora/scores shards/          audio -> log-mel WebDataset shards + manifest, resumable
-  python -m data build list.csv shards/ --part 3/8     the same, as one of eight machines; at the end --merge 8
+  python -m data build list.csv shards/ --part 3/8     the same on one of eight machines; --merge 8 at the end
   python -m data verify s3://bucket/shards/train       check every byte against the manifest
   python -m data stats shards/train                    mean, deviation, silence, durations, per-band profile
   python -m data inspect shards/train --out page.html  look at random samples
 
-Locations are plain paths, file:// or s3:// URLs. Credentials and the endpoint of s3 come from the standard environment
-(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or profile, and are never written anywhere.
+Locations are plain paths, file:// or s3:// urls. Credentials and endpoint of s3 come from the standard environment
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or profile, and are never written.
 """
 
 import sys

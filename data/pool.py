@@ -1,7 +1,7 @@
-"""Work spread over processes: each item a pure function, so any number of workers gives one result.
+"""A pool of processes for pure functions of items; the result does not depend on the number of workers.
 
-Processes are forked from a clean server that has imported what they need, never from this process, whose threads and
-connections would not survive. One thread of arithmetic each: the sum of a thread pool's parts depends on its size.
+Processes are forked from a clean server with the imports done, never from this process, whose threads and connections
+would not survive. Each computes in one thread, because sums in a thread pool depend on its size.
 """
 
 import multiprocessing
@@ -25,11 +25,11 @@ def available_cores() -> int:
 def map_unordered(
     function: Callable[[Item], Result], items: Sequence[tuple[int, Item]], *, workers: int, preload: str
 ) -> Generator[tuple[int, Result], None, None]:
-    """Yields (position, function(item)) for every (position, item), in the order of completion.
+    """Yields (position, function(item)) for every (position, item), in order of completion.
 
     Args:
-        function: of a module's top level; its error ends the iteration.
-        preload: module that workers find imported.
+        function: at the top level of a module; its error ends the iteration.
+        preload: module that workers start with.
 
     Raises:
         BrokenProcessPool: a worker died.
@@ -38,7 +38,7 @@ def map_unordered(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    # the server keeps the environment it was started with, perhaps long ago and without the store's credentials
+    # the server keeps the environment of its start, which may lack the store's credentials
     executor = ProcessPoolExecutor(
         min(workers, len(items)), mp_context=context, initializer=_prepare_worker, initargs=(dict(os.environ),)
     )
@@ -46,7 +46,7 @@ def map_unordered(
         pending: dict[Future[Result], int] = {}
         rest = iter(items)
         while True:
-            # a few items ahead of every worker: a million futures at once would not fit
+            # a few items ahead of every worker: a million futures would not fit
             while len(pending) < 3 * workers and (item := next(rest, None)) is not None:
                 pending[executor.submit(function, item[1])] = item[0]
             if not pending:
@@ -60,10 +60,7 @@ def map_unordered(
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, preload: str
 ) -> Iterator[Result]:
-    """Yields function(item) in the order of the items, holding what is ready too early; arguments as above.
-
-    One worker is this process itself.
-    """
+    """Yields function(item) in the order of the items, as `map_unordered`; one worker is this process itself."""
     if workers == 1:
         yield from map(function, items)
         return
@@ -79,18 +76,17 @@ def map_in_order(
 def _prepare_worker(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that is still to be imported
+    os.environ["OMP_NUM_THREADS"] = "1"  # for a later import of torch
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    # a killed build must not leave workers that write on
+    # a killed build must not leave workers that keep writing
     leave_with_parent()
 
 
 def leave_with_parent() -> None:
-    """Ends this worker process when the process that asked for it ends, however that happens.
+    """Ends this worker process when the process that started it ends, for any reason.
 
-    The forking server cannot be relied on: it lives as long as any of its workers does, and they, as its children, see
-    no change of parent.
+    The fork server does not: it lives as long as its workers, which see no change of parent.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

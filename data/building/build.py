@@ -1,4 +1,4 @@
-"""A build: from tracks to shards with a manifest, resumable at every step, alone or shared by machines."""
+"""A build from tracks to shards with a manifest; resumable at every step, on one machine or several."""
 
 import math
 import shutil
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
-from data.building.config import BuildConfig, input_digest, read_record, write_record
+from data.building.config import BuildConfig, input_digest, read_build_record, write_build_record
 from data.building.duplicates import DUPLICATES_NAME, Duplicates, find_duplicates, to_lines, without
 from data.building.features import TrackFacts
 from data.building.packing import PlannedShard, SpooledTrack, pack_shard, plan_shards
 from data.building.shares import Share, read_receipts, write_receipt
 from data.building.spool import Rejections, make_features, spool_id, units
-from data.building.tracks import Track
+from data.building.tracks import SourceTrack
 from data.pool import map_unordered
 from data.shards.format import index_name
 from data.shards.manifest import MANIFEST_NAME, SPLITS, Manifest, ShardEntry, write_manifest
@@ -25,16 +25,17 @@ from pupujepa.progress import Progress
 
 
 class Build:
-    """One build: from tracks to manifests. Every step leaves whole files, so that the next run takes it up from there.
+    """One build from tracks to manifests; every step leaves whole files, so that the next run resumes it.
 
     Args:
-        tracks: the input.
         url: of the corpus; its splits are folders in it.
-        work: place of what is only needed while building; removed at the end. Machines that share a build see the same.
+        work: folder for intermediate files, removed at the end; machines that share a build share it.
         workers: processes.
     """
 
-    def __init__(self, tracks: Sequence[Track], url: Location, *, config: BuildConfig, work: Location, workers: int):
+    def __init__(
+        self, tracks: Sequence[SourceTrack], url: Location, *, config: BuildConfig, work: Location, workers: int
+    ):
         self.tracks, self.url, self.config, self.workers = tracks, url, config, workers
         self.work = str(work)
         self.store = open_store(url)
@@ -45,42 +46,42 @@ class Build:
 
     @property
     def spool(self) -> Location:
-        """Where the parts of tracks lie until they are packed."""
+        """Folder of the parts of tracks until they are packed."""
         return f"{self.work}/spool"
 
     def run(self, *, replace: bool = False) -> dict[str, Manifest]:
         """Builds all splits and returns their manifests.
 
         Raises:
-            UserError: too many rejected inputs, no usable audio, no training audio, or OUT holds another build.
+            UserError: too many rejected inputs, no usable audio, no training audio, or OUT has another build.
         """
         self._refuse_other_build(replace=replace)
         return self._finish(self._make_features(units(self.tracks, self.names), self._rejections()))
 
     def run_share(self, share: Share, *, replace: bool = False) -> dict[str, TrackFacts]:
-        """Makes the features of a share of the tracks and leaves its receipt; returns the facts by name in the spool.
+        """Makes the features of a share of the tracks and writes its receipt; returns the facts by spool name.
 
         Raises:
-            UserError: too many rejected inputs, or OUT holds another build.
+            UserError: too many rejected inputs, or OUT has another build.
         """
         self._refuse_other_build(replace=replace)
-        mine = units(self.tracks, self.names)[share.number - 1 :: share.of]
+        mine = units(self.tracks, self.names)[share.number - 1 :: share.of]  # strided, so that shares are alike
         rejections = self._rejections(name=f"rejected-{share.number}-of-{share.of}.jsonl")
         facts = self._make_features(mine, rejections)
         write_receipt(open_store(self.work), share, digest=self.digest, facts=facts)
         return facts
 
     def merge(self, parts: int, *, replace: bool = False) -> dict[str, Manifest]:
-        """Packs what all shares have made and returns the manifests; the bytes are those of `run`.
+        """Packs the features of all shares and returns the manifests; the bytes equal those of `run`.
 
         Raises:
-            UserError: shares that have not finished, by name, and what `run` raises.
+            UserError: unfinished shares, by name, and the errors of `run`.
         """
         self._refuse_other_build(replace=replace)
         return self._finish(read_receipts(open_store(self.work), parts, digest=self.digest))
 
     def clean(self) -> None:
-        """Removes what was only needed while building; a folder of the user's with other things in it stays."""
+        """Removes the intermediate files; a work folder with other files in it stays."""
         work = open_store(self.work)
         if isinstance(work, LocalStore):
             for folder in ("spool", "parts"):
@@ -92,19 +93,19 @@ class Build:
             work.remove(name)
 
     def is_complete(self) -> bool:
-        """Whether OUT already holds exactly this build."""
-        recorded = read_record(self.store)
+        """Returns True if OUT has exactly this build."""
+        recorded = read_build_record(self.store)
         if recorded is None or recorded["digest"] != self.digest:
             return False
         return all(self.store.exists(f"{split}/{MANIFEST_NAME}") for split in recorded["splits"])
 
     def _refuse_other_build(self, *, replace: bool) -> None:
         published = self._published()
-        recorded = read_record(self.store)
+        recorded = read_build_record(self.store)
         if published and not (recorded and recorded["digest"] == self.digest) and not replace:
             raise UserError(
-                f"{self.url} already holds another corpus ({', '.join(published)}), on which runs may depend; choose "
-                "another OUT, or replace it for good with --replace"
+                f"{self.url} already holds another corpus ({', '.join(published)}), which runs may need; choose "
+                "another OUT, or replace it with --replace"
             )
 
     def _published(self) -> list[str]:
@@ -120,14 +121,14 @@ class Build:
         spooled = self._usable(facts)
         shards = {split: self._plan(spooled, split) for split in SPLITS}
         self._remove_leftovers()
-        # without a manifest nobody takes what follows for a complete set
+        # without a manifest, readers do not take the new shards for a complete set
         for split in self._published():
             self.store.remove(f"{split}/{MANIFEST_NAME}")
         entries = self._pack([shard for planned in shards.values() for shard in planned])
         self._remove_strangers({name for planned in shards.values() for shard in planned for name in _files(shard)})
         manifests = self._manifests(spooled, {split: [entries[s.name] for s in shards[split]] for split in SPLITS})
         rejected = sum(bool(found.rejected) for found in facts.values())
-        write_record(
+        write_build_record(
             self.store,
             self.config,
             digest=self.digest,
@@ -136,15 +137,15 @@ class Build:
             duplicates=sum(len(same.tracks) - 1 for same in self.duplicates),
             splits=sorted(manifests),
         )
-        # the training split last: whoever waits for it finds the others there
-        for split in reversed(SPLITS):
+        # the training split last: a run that waits for it finds the others
+        for split in reversed(SPLITS):  # test, valid, train
             if split in manifests:
                 write_manifest(self.store.locate(split), manifests[split])
         self.clean()
         return manifests
 
     def _usable(self, facts: Mapping[str, TrackFacts]) -> list[SpooledTrack]:
-        """Returns the tracks to pack; lists the unusable ones and the repeated ones."""
+        """Returns the tracks to pack; writes the lists of rejected and duplicate tracks."""
         done = [SpooledTrack(t, name, facts[name]) for t, name in zip(self.tracks, self.names, strict=True)]
         rejected = {spooled.track.track: spooled.facts.rejected for spooled in done if spooled.facts.rejected}
         rejections = self._rejections()
@@ -156,7 +157,7 @@ class Build:
         if dropping:
             spooled = without(spooled, self.duplicates)
         if not any(track.track.split == "train" for track in spooled):
-            raise UserError("no track is in the training split, whose mean and deviation every split needs; add some")
+            raise UserError("the training split is empty, but every split needs its mean and deviation; add tracks")
         return spooled
 
     def _plan(self, spooled: Sequence[SpooledTrack], split: str) -> list[PlannedShard]:
@@ -182,7 +183,7 @@ class Build:
         return entries
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed workers had begun to write."""
+        """Removes the partial files of killed workers."""
         if isinstance(self.store, LocalStore):
             for folder in (self.store.root / split for split in SPLITS):
                 remove_unfinished(folder)
@@ -190,7 +191,7 @@ class Build:
                 leftover.unlink()
 
     def _remove_strangers(self, planned: set[str]) -> None:
-        """Removes shards of an earlier plan: a reader who takes every tar of the folder would find them."""
+        """Removes shards of an earlier plan, which a reader of all tars in the folder would find."""
         for path in self.store.list():
             split, _, name = path.partition("/")
             if split in SPLITS and name.startswith(f"{split}-") and ".tar" in name and path not in planned:
@@ -223,9 +224,10 @@ class Build:
 
 
 def moments(facts: Sequence[TrackFacts], mel_bands: int) -> tuple[float, float]:
-    """Returns mean and standard deviation over all stored values, by sums that do not depend on the order of tracks."""
+    """Returns mean and standard deviation over all stored values, independent of the order of tracks."""
     count = sum(f.frames for f in facts) * mel_bands
     mean = math.fsum(f.total for f in facts) / count
+    # fsum is exact
     return mean, math.sqrt(max(math.fsum(f.total_of_squares for f in facts) / count - mean * mean, 0.0))
 
 

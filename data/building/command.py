@@ -8,20 +8,20 @@
 
 INPUT is a folder (wav, flac, mp3, ogg, opus, ... of any rate and channels), a list, or tars; here or on s3://.
   .jsonl     a track a line: {"path": "a.flac", "track": unique name, "start": 12.5, "end": 42.5 (seconds: a stretch of
-             a file is a track), "source": collection, "split": "train" | "valid" | "test", "group": what must not be
-             split, "labels": {...}}; only path is required, relative to the list, absolute or a url
+             a file is a track), "source": collection, "split": "train" | "valid" | "test", "group": tracks of a group
+             share a split, "labels": {...}}; only path is required: relative to the list, absolute or a url
   .csv .tsv  the same names as columns; every other column is a label
   .tar       one or several, a pattern ('audio-*.tar', 'audio-{000..099}.tar'), a folder of them, or a .txt with one a
-             line: members KEY.flac (.mp3, .wav, .ogg, .opus), and KEY.json with labels if there are any
+             line; members are KEY.flac (.mp3, .wav, .ogg, .opus), and optionally KEY.json with labels
 
 OUT gets one folder per split (OUT/train, ...) of shards, their .idx and a manifest.json that is written last, beside
-build.json (how it was built), rejected.jsonl (tracks that cannot be used: corrupt, empty, too short, silent, NaN; and
-why) and duplicates.jsonl (tracks of exactly equal audio). Killed at any moment and run again, it goes on and ends with
-the same bytes; the same input and seed give the same shards for any number of workers and parts.
+build.json (how it was built), rejected.jsonl (unusable tracks and why: corrupt, empty, too short, silent, NaN) and
+duplicates.jsonl (tracks of exactly equal audio). A killed build resumes when run again and ends with the same bytes.
+The same input and seed give the same shards for any number of workers and parts.
 
-Many machines: start the same command with --part 1/8 ... --part 8/8; each makes the features of its share, in any
-order, at any time, and as often as it takes; then, once, with --merge 8. The machines share OUT, or --work-dir (a
-folder or s3://). A part that was killed or never ran is named by the merge. With SLURM: slurm/build.sbatch.
+Many machines: run the same command with --part 1/8 ... --part 8/8, in any order, again after a kill; each makes the
+features of its share. Then run it once with --merge 8, which names unfinished parts. The machines share OUT, or
+--work-dir (a folder or s3://). With SLURM: slurm/build.sbatch.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from pathlib import Path
 
 from data.building.build import Build
 from data.building.config import BuildConfig
-from data.building.duplicates import DUPLICATES_NAME, leak, summary
+from data.building.duplicates import DUPLICATES_NAME, duplicates_summary, leak
 from data.building.features import FeatureConfig
-from data.building.inputs import CorpusError, read_corpus
+from data.building.inputs import BuildInputError, read_inputs
 from data.building.shares import parse_share
 from data.pool import available_cores
 from data.shards.format import DTYPES
@@ -48,7 +48,7 @@ _LOG = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares `build`."""
-    parser.add_argument("input", nargs="+", metavar="INPUT", help="folder, list or tars, as told above")
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="folder, list or tars, as above")
     parser.add_argument("out", metavar="OUT", help="folder or s3:// url of the corpus")
     parser.add_argument(
         "--dtype",
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="uint8",
         help="uint8: half the bytes of float16, error under 0.028 (natural log)",
     )
-    parser.add_argument("--shard-mib", type=float, default=256.0, help="about the size of a shard (default 256)")
+    parser.add_argument("--shard-mib", type=float, default=256.0, help="approximate shard size (default 256)")
     parser.add_argument("--part-frames", type=int, default=3072, help="longest sample, 10 ms each (default 3072)")
     parser.add_argument(
         "--min-frames", type=int, default=256, help="shorter tracks are rejected (default 256 = 2.56 s)"
@@ -66,39 +66,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_fractions,
         default=(1.0, 0.0, 0.0),
         metavar="TRAIN,VALID,TEST",
-        help="shares of tracks that the input gives no split (default 1,0,0); a folder of audio stays together",
+        help="shares of the tracks without a split (default 1,0,0); a folder of audio stays together",
     )
     parser.add_argument(
         "--group-by",
         metavar="LABEL",
-        help="tracks that agree in this label share a split; one without it is an error",
+        help="tracks with equal values of this label share a split; a missing label is an error",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of shuffle and split (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of shuffle and split (default 0)")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: all cores)")
     parser.add_argument(
         "--max-rejected",
         type=float,
         default=0.01,
-        help="unusable tracks to bear: a share, or a number >= 1 (default 0.01); one too many stops the build",
+        help="maximum of unusable tracks: a share, or a number >= 1 (default 0.01); more stop the build",
     )
     parser.add_argument(
         "--drop-duplicates",
         action="store_true",
-        help="of tracks with exactly equal audio keep only the first in the order of the input",
+        help="of tracks with exactly equal audio, keep only the first of the input",
     )
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
-        help="for what is needed while building (default OUT/.work; a temp dir when OUT is on s3:// and not shared)",
+        help="folder for intermediate files (default OUT/.work; a temporary one if OUT is on s3:// and not shared)",
     )
     parser.add_argument("--replace", action="store_true", help="replace another corpus in OUT")
     shared = parser.add_mutually_exclusive_group()
-    shared.add_argument("--part", metavar="I/N", help="only make the features of the i-th of n shares")
-    shared.add_argument("--merge", type=int, metavar="N", help="only pack what N parts have made, and close the set")
+    shared.add_argument("--part", metavar="I/N", help="make only the features of the i-th of n shares")
+    shared.add_argument("--merge", type=int, metavar="N", help="only pack the features of N parts")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds, and says what came out."""
+    """Builds, and prints a line per split."""
     _require_positive(args)
     share = parse_share(args.part) if args.part else None
     build = _build(args, is_shared=share is not None or args.merge is not None)
@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
         facts = build.run_share(share, replace=args.replace)
         rejected = sum(bool(found.rejected) for found in facts.values())
         sys.stdout.write(
-            f"part {share}: {len(facts)} of {len(build.tracks)} tracks, {rejected} rejected; when all parts are "
-            f"through, close the set with --merge {share.of}\n"
+            f"part {share}: {len(facts)} of {len(build.tracks)} tracks, {rejected} rejected; when all parts are done, "
+            f"run --merge {share.of}\n"
         )
         return 0
     manifests = build.run(replace=args.replace) if args.merge is None else build.merge(args.merge, replace=args.replace)
@@ -132,12 +132,14 @@ def _build(args: argparse.Namespace, *, is_shared: bool) -> Build:
         drop_duplicates=args.drop_duplicates,
         group_by=args.group_by,
     )
-    tracks = read_corpus(
+    tracks = read_inputs(
         args.input, seed=args.seed, fractions=args.split_fractions, group_by=args.group_by, workers=args.workers
     )
     inside = next((t for t in tracks if t.audio.url.startswith(f"{args.out.rstrip('/')}/")), None)
     if inside is not None and inside.audio.member is not None:
-        raise CorpusError(f"{inside.audio.url} lies in OUT, where the shards are tars too; choose an OUT beside INPUT")
+        raise BuildInputError(
+            f"{inside.audio.url} is in OUT, where the shards are tars too; choose an OUT beside INPUT"
+        )
     build = Build(tracks, args.out, config=config, work="", workers=args.workers)
     build.work = args.work_dir or _work(build, is_shared=is_shared)
     return build
@@ -160,7 +162,7 @@ def _line(split: str, manifest: Manifest) -> str:
 
 def _tell_duplicates(build: Build) -> None:
     dropped, where = build.config.drop_duplicates, build.store.locate(DUPLICATES_NAME)
-    if line := summary(build.duplicates, dropped=dropped, where=where):
+    if line := duplicates_summary(build.duplicates, dropped=dropped, where=where):
         sys.stdout.write(f"{line}\n")
     if warning := leak(build.duplicates, dropped=dropped):
         _LOG.warning(warning)

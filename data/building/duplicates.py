@@ -1,6 +1,6 @@
-"""Tracks whose decoded audio is the same to the last sample, under whatever names and formats.
+"""Tracks with exactly equal decoded audio, under any names and formats.
 
-A piece that occurs twice counts twice in training; one that occurs in two splits makes test scores a lie.
+A duplicate counts twice in training; one in two splits makes test scores too good.
 """
 
 from collections import defaultdict
@@ -15,19 +15,19 @@ DUPLICATES_NAME = "duplicates.jsonl"
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Tracks of equal audio, in the order of the input: the first is the one to keep."""
+    """Tracks of equal audio, in the order of the input; the first is kept."""
 
     audio_sha256: str
     tracks: tuple[SpooledTrack, ...]
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that they lie in; more than one is a leak."""
+        """The splits of the tracks; more than one is a leak."""
         return tuple(sorted({spooled.track.split for spooled in self.tracks}))
 
 
 def find_duplicates(spooled: Sequence[SpooledTrack]) -> list[Duplicates]:
-    """Returns every set of two or more tracks of equal audio, by their first in the order of the input."""
+    """Returns all sets of tracks of equal audio, in the order of the input."""
     by_audio: dict[str, list[SpooledTrack]] = defaultdict(list)
     for track in sorted(spooled, key=lambda s: s.track.position):
         by_audio[track.facts.audio_sha256].append(track)
@@ -35,13 +35,13 @@ def find_duplicates(spooled: Sequence[SpooledTrack]) -> list[Duplicates]:
 
 
 def without(spooled: Sequence[SpooledTrack], duplicates: Sequence[Duplicates]) -> list[SpooledTrack]:
-    """Returns the tracks without those of equal audio but the first."""
+    """Returns the tracks, with only the first of each set of duplicates."""
     dropped = {track.track.track for same in duplicates for track in same.tracks[1:]}
     return [track for track in spooled if track.track.track not in dropped]
 
 
 def to_lines(duplicates: Sequence[Duplicates], *, dropped: bool) -> bytes:
-    """Returns duplicates.jsonl: a line for each set, with its tracks, their splits and what became of them."""
+    """Returns duplicates.jsonl: one line per set, with its tracks, their splits and which are kept."""
     return encode_rows(
         {
             "audio_sha256": same.audio_sha256,
@@ -53,14 +53,14 @@ def to_lines(duplicates: Sequence[Duplicates], *, dropped: bool) -> bytes:
     )
 
 
-def summary(duplicates: Sequence[Duplicates], *, dropped: bool, where: str) -> str:
-    """Returns a line about exact duplicates, or "" where there are none."""
+def duplicates_summary(duplicates: Sequence[Duplicates], *, dropped: bool, where: str) -> str:
+    """Returns a line about exact duplicates, or ""."""
     if not duplicates:
         return ""
     extra = sum(len(same.tracks) - 1 for same in duplicates)
     first = duplicates[0].tracks
     fate = (
-        f"dropped, of each set the first in the order of the input is kept, as {first[0].track.track}"
+        f"dropped, except the first of each set, such as {first[0].track.track}"
         if dropped
         else "kept; --drop-duplicates leaves only the first of each set"
     )
@@ -68,14 +68,14 @@ def summary(duplicates: Sequence[Duplicates], *, dropped: bool, where: str) -> s
 
 
 def leak(duplicates: Sequence[Duplicates], *, dropped: bool) -> str:
-    """Returns a warning about equal audio in different splits, or "" where there is none."""
+    """Returns a warning about equal audio in different splits, or ""."""
     leaks = [same for same in duplicates if len(same.splits) > 1]
     if not leaks:
         return ""
     named = ", ".join(f"{t.track.track} ({t.track.split})" for t in leaks[0].tracks)
     if dropped:
-        return f"{len(leaks)} sets of equal audio lay in different splits, e.g. {named}; only the first of each is kept"
+        return f"{len(leaks)} sets of equal audio were in different splits, e.g. {named}; the first of each is kept"
     return (
-        f"LEAKAGE: {len(leaks)} sets of equal audio lie in different splits, e.g. {named}: scores on valid and test "
+        f"LEAKAGE: {len(leaks)} sets of equal audio are in different splits, e.g. {named}: scores on valid and test "
         "will be too good; build again with --drop-duplicates, or correct the splits"
     )

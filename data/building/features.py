@@ -1,7 +1,4 @@
-"""Audio -> stored log-mel parts, one track at a time.
-
-Shapes: S samples, T frames, F bands.
-"""
+"""Features of a track: audio to stored log-mel parts. Shapes: S samples, T frames, F bands."""
 
 import json
 import zlib
@@ -16,30 +13,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.building.tracks import Track
+from data.building.tracks import SourceTrack
 from data.shards.format import decode_mel, encode_mel, npy_bytes
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel_slice
 from pupujepa.audio.read import read_audio, resample
 from pupujepa.errors import UserError
 
 # No audio within [-1, 1] has a log-mel above 2.7091: |X_k| <= max over phi of sum_n w_n |cos(2 pi k n / N + phi)| for
-# every bin k, and the mel filters are sums of bins; the loudest signals that a search found reach 2.602. Lossy decoders
-# overshoot full scale now and then: what lies above is cut to this and counted.
+# every bin k, and mel filters are sums of bins; the loudest signals found by search reach 2.602. Lossy decoders may
+# exceed full scale: higher values are clipped to this and counted.
 LOG_CEILING = 2.71
 # -80 dB of full scale: digital silence and dither
 SILENT_PEAK = 1e-4
-# lists round the ends of stretches; a file that ends earlier than that is not the one that was meant
+# lists round the ends of stretches; a file that ends earlier is the wrong file
 _END_TOLERANCE_S = 0.1
 
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """How a track becomes parts.
+    """Settings of the features.
 
     Args:
         dtype: "uint8" or "float16".
         part_frames: a track is cut into ceil(T / part_frames) nearly equal parts.
-        min_frames: a shorter track is rejected.
+        min_frames: shorter tracks are rejected.
         lo, hi: range of the uint8 codes.
     """
 
@@ -52,14 +49,14 @@ class FeatureConfig:
 
     @property
     def digest(self) -> str:
-        """Identity of all parts that this makes of equal audio."""
+        """Identity of the parts that these settings make of equal audio."""
         facts = {**asdict(self), "frontend": frontend_digest(self.frontend)}
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Part:
-    """One stored part of a track: frames [start_frame, start_frame + frames), and where its .npy lies in the spool."""
+class FeaturePart:
+    """One stored part of a track: frames [start_frame, start_frame + frames), and its .npy in the spool."""
 
     start_frame: int
     frames: int
@@ -70,17 +67,17 @@ class Part:
 
 @dataclass(frozen=True)
 class TrackFacts:
-    """What became of a track.
+    """Outcome of a track.
 
     Args:
-        rejected: why nothing did, or "".
+        rejected: reason for rejection, or "".
         total, total_of_squares: sums over all decoded values, float64.
         clipped: values above the ceiling.
-        audio_sha256: of the decoded audio; "" where there is none.
+        audio_sha256: of the decoded audio; "" if rejected.
     """
 
     rejected: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[FeaturePart, ...] = ()
     total: float = 0.0
     total_of_squares: float = 0.0
     clipped: int = 0
@@ -100,14 +97,14 @@ def extract(
     end_s: float | None = None,
     origin: str | None = None,
 ) -> tuple[bytes, TrackFacts]:
-    """Returns the .npy files of all parts, end to end, and the facts about them.
+    """Returns the concatenated .npy files of all parts, and the facts about them.
 
     Args:
         start_s, end_s: the stretch of the file that is the track.
-        origin: what messages call the audio; by default the path.
+        origin: name of the audio in messages; default: the path.
 
     Raises:
-        UserError: the file cannot be decoded, is empty, too short or silent, holds NaN, or ends before the stretch.
+        UserError: the file cannot be decoded, is empty, too short or silent, has NaN, or ends before the stretch.
     """
     origin = str(path) if origin is None else origin
     duration_s = None if end_s is None else end_s - start_s
@@ -116,45 +113,47 @@ def extract(
         raise UserError(f"{origin}: the file ends at {start_s + len(audio_S) / rate_hz:.2f} s; correct start or end")
     if float(np.abs(audio_S).max()) < SILENT_PEAK:
         raise UserError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
-    audio_sha256 = digest_audio(audio_S, rate_hz)
+    audio_sha256 = digest_audio(audio_S, rate_hz)  # before resampling
     audio_S = resample(audio_S, rate_hz, config.frontend.sample_rate_hz)
-    frames = len(audio_S) // config.frontend.hop_samples
+    frames = len(audio_S) // config.frontend.hop_samples  # a last part of a hop is dropped
     if frames < config.min_frames:
         raise UserError(f"{origin}: too short ({frames} frames, fewer than {config.min_frames})")
     audio_1S = torch.from_numpy(audio_S)[None]
     pieces: list[bytes] = []
-    parts: list[Part] = []
+    parts: list[FeaturePart] = []
     total = total_of_squares = 0.0
     clipped = offset = 0
     for start, stop in cut_evenly(frames, config.part_frames):
         with torch.inference_mode():
+            # with context of neighbouring parts
             mel_TF = log_mel_slice(audio_1S, start, num_frames=stop - start, config=config.frontend)[0].numpy()
         clipped += int((mel_TF > config.hi).sum()) if config.dtype == "uint8" else 0
         stored_TF = encode_mel(mel_TF, config.dtype, lo=config.lo, hi=config.hi)
+        # moments of what training will read
         decoded_TF = decode_mel(stored_TF, lo=config.lo, hi=config.hi).astype(np.float64)
         total += float(decoded_TF.sum())
         total_of_squares += float(np.square(decoded_TF).sum())
         pieces.append(npy_bytes(stored_TF))
-        parts.append(Part(start, stop - start, offset, len(pieces[-1]), zlib.crc32(pieces[-1])))
+        parts.append(FeaturePart(start, stop - start, offset, len(pieces[-1]), zlib.crc32(pieces[-1])))
         offset += len(pieces[-1])
     return b"".join(pieces), TrackFacts("", tuple(parts), total, total_of_squares, clipped, audio_sha256)
 
 
 def digest_audio(audio_S: NDArray[np.float32], rate_hz: int) -> str:
-    """Returns a digest of decoded audio: equal for the same music in wav and flac, under whatever name."""
+    """Returns a digest of decoded audio, equal for the same music in wav and flac."""
     digest = sha256(f"{rate_hz} Hz".encode())
     digest.update(np.ascontiguousarray(audio_S).data)
     return digest.hexdigest()
 
 
 def cut_evenly(frames: int, part_frames: int) -> list[tuple[int, int]]:
-    """Returns (start, stop) of ceil(frames / part_frames) parts whose lengths differ by one at most."""
+    """Returns (start, stop) of ceil(frames / part_frames) parts whose lengths differ by at most one."""
     count = -(-frames // part_frames)
     edges = [frames * i // count for i in range(count + 1)]
     return list(pairwise(edges))
 
 
-def sample_info(track: Track, uid: str, *, part: Part, frames_per_s: float) -> Mapping[str, Any]:
+def sample_info(track: SourceTrack, uid: str, *, part: FeaturePart, frames_per_s: float) -> Mapping[str, Any]:
     """Returns the JSON member of a sample."""
     info: dict[str, Any] = {
         "uid": uid,

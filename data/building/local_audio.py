@@ -1,4 +1,4 @@
-"""Audio of any place as a file of this machine, for as long as it takes to decode it."""
+"""Audio of any location as a temporary local file."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,32 +8,25 @@ from pathlib import Path
 from data.building.tars import TarError, index_tar
 from data.building.tracks import AudioPlace, Member
 from data.store.files import Location, StoreError, local_copy
-from data.store.locations import opened, split_url
+from data.store.locations import open_location, split_url
 
 _COPY_BYTES = 1 << 20
 
 
 @contextmanager
 def local_file(url: Location) -> Iterator[Path]:
-    """Gives a file, or a copy of an object that is removed afterwards.
-
-    Raises:
-        StoreError: the object cannot be fetched whole.
-    """
+    """Yields the file, or a temporary copy of an object. Raises StoreError if it cannot be fetched."""
     folder, name = split_url(url)
-    with local_copy(opened(folder), name) as file:
+    with local_copy(open_location(folder), name) as file:
         yield file
 
 
 @contextmanager
 def local_audio(place: AudioPlace, *, tar: Path | None = None) -> Iterator[Path]:
-    """Gives a file that holds the audio of `place`, whole.
+    """Yields a file with the whole audio of `place`. Raises StoreError if it cannot be fetched.
 
     Args:
-        tar: a local copy of the tar that it is a member of, where there is one.
-
-    Raises:
-        StoreError: the audio cannot be fetched.
+        tar: a local copy of its tar, if there is one.
     """
     if place.member is None:
         with local_file(place.url) as file:
@@ -47,9 +40,9 @@ def local_audio(place: AudioPlace, *, tar: Path | None = None) -> Iterator[Path]
 
 
 def require_members(tar: Path, places: list[AudioPlace]) -> None:
-    """Raises StoreError unless a copy of a tar holds the members that its index promised.
+    """Raises StoreError unless a copy of a tar has the members of its index.
 
-    The index was read in pieces, which stores do not check; the copy was fetched whole.
+    The index came from ranged reads, which stores do not check; the copy was fetched whole.
     """
     url = places[0].url
     try:
@@ -68,7 +61,7 @@ def _extracted(tar: Path, member: Member) -> Iterator[Path]:
         with tar.open("rb") as file:
             file.seek(member.offset)
             _copy(file, audio, member.bytes)
-        audio.flush()
+        audio.flush()  # other readers open it by name
         yield Path(audio.name)
 
 

@@ -1,8 +1,8 @@
-"""Which sample goes into which shard, and writing one shard: the plan is pure integers, a shard a pure function of it.
+"""The plan of samples in shards, and the writing of one shard, a pure function of the plan.
 
-Samples are dealt like cards: every round gives each shard one, in a new random order. So shards hold equal numbers of
-samples (within one), every shard is a random draw of the corpus, and the parts of a track lie in different shards
-wherever there are as many shards as parts.
+Samples are dealt like cards: each round gives every shard one, in a new random order. So shards have equal numbers of
+samples (within one), every shard is a random draw of the corpus, and the parts of a track are in different shards if
+there are enough shards.
 """
 
 import json
@@ -12,25 +12,25 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data.building.features import Part, TrackFacts, sample_info
+from data.building.features import FeaturePart, TrackFacts, sample_info
 from data.building.spool import read_part
-from data.building.tracks import Track
+from data.building.tracks import SourceTrack
 from data.shards.format import Sample, index_name, sample_uid, write_index, write_shard
 from data.shards.manifest import ShardEntry
 from data.store.files import LocalStore, Location
-from data.store.locations import opened
+from data.store.locations import open_location
 from pupujepa.durable import atomic_file
 from pupujepa.randomness import generator
 
 
 @dataclass(frozen=True)
 class PlannedSample:
-    """A sample's place in the spool and what its JSON will say."""
+    """A sample's part in the spool, and the fields of its JSON."""
 
-    track: Track
+    track: SourceTrack
     uid: str
     spool_name: str
-    part: Part
+    part: FeaturePart
     frames_per_s: float
 
 
@@ -44,7 +44,7 @@ class PlannedShard:
 
     @property
     def digest(self) -> str:
-        """Identity of the bytes that this plan leads to: of every member's content, and their order."""
+        """Identity of the shard's bytes: the content of every member, and their order."""
         digest = sha256(self.name.encode())
         for sample in self.samples:
             digest.update(repr((sample.uid, sample.part, sample.frames_per_s)).encode())
@@ -54,9 +54,9 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class SpooledTrack:
-    """A track whose parts are made, and their names in the spool."""
+    """A track whose parts are in the spool."""
 
-    track: Track
+    track: SourceTrack
     spool_name: str
     facts: TrackFacts
 
@@ -64,15 +64,16 @@ class SpooledTrack:
 def plan_shards(
     tracks: Sequence[SpooledTrack], split: str, *, seed: int, shard_bytes: int, frames_per_s: float
 ) -> list[PlannedShard]:
-    """Returns the shards of a split: as many as `shard_bytes` each needs, in an order that `seed` decides."""
+    """Returns the shards of a split, of about `shard_bytes` each, shuffled by `seed`."""
+    # independent of the input's order
     tracks = sorted((t for t in tracks if t.track.split == split), key=lambda t: t.track.track)
     total_bytes = sum(part.bytes for t in tracks for part in t.facts.parts)
     samples = sum(len(t.facts.parts) for t in tracks)
     if not samples:
         return []
-    shards = min(samples, max(1, -(-total_bytes // shard_bytes)))
+    shards = min(samples, max(1, -(-total_bytes // shard_bytes)))  # no empty shard
     order = generator(seed, "tracks", split).permutation(len(tracks))
-    hands = deal([len(tracks[i].facts.parts) for i in order], shards, key=(seed, "deal", split))
+    hands = deal_parts([len(tracks[i].facts.parts) for i in order], shards, key=(seed, "deal", split))
     piles: list[list[PlannedSample]] = [[] for _ in range(shards)]
     for i, hand in zip(order, hands, strict=True):
         spooled = tracks[i]
@@ -87,11 +88,10 @@ def plan_shards(
     ]
 
 
-def deal(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | str, ...]) -> list[list[int]]:
-    """Returns for each track the shards of its parts.
+def deal_parts(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | str, ...]) -> list[list[int]]:
+    """Returns, for each track, the shards of its parts.
 
-    Whatever the numbers: shards get equally many parts within one, and no shard gets a second part of a track before
-    all have one.
+    Shards get equally many parts, within one. No shard gets a second part of a track before all have one.
     """
     round_number = 0
     deck: list[int] = []
@@ -102,8 +102,8 @@ def deal(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | str, ..
             if not deck:
                 deck = generator(*key, round_number).permutation(shards).tolist()
                 round_number += 1
-                # those that this track has just met come last, so that it meets the others first
-                recent = set(hand[len(hand) // shards * shards :])
+                # shards that this track has just used come last
+                recent = set(hand[len(hand) // shards * shards :])  # of the track's current round
                 deck = [shard for shard in deck if shard not in recent] + [shard for shard in deck if shard in recent]
             hand.append(deck.pop(0))
         hands.append(hand)
@@ -111,17 +111,18 @@ def deal(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | str, ..
 
 
 def pack_shard(shard: PlannedShard, *, spool: Location, url: Location) -> ShardEntry:
-    """Writes a shard and its index into the store at `url` and returns its entry; a receipt in `spool` spares a rerun.
+    """Writes a shard and its index into the store at `url` and returns its entry; a receipt in `spool` saves a rerun.
 
-    The index is published first: a shard under its final name always has one.
+    The index is published first, so that a published shard always has one.
     """
-    receipt, spooled, store = f"{shard.digest}.shard", opened(spool), opened(url)
+    receipt, spooled, store = f"{shard.digest}.shard", open_location(spool), open_location(url)
     if spooled.exists(receipt):
         entry = ShardEntry(**json.loads(spooled.read(receipt)))
+        # done before a kill
         if store.exists(index_name(shard.name)) and store.exists(shard.name) and store.size(shard.name) == entry.bytes:
             return entry
     with TemporaryDirectory(prefix="pupujepa-", dir=spooled.local_path()) as temporary:
-        # a shard of this machine is written where it will lie, one for a store beside the spool
+        # a local shard is written in its final folder, one for a store in the spool
         folder = store.root if isinstance(store, LocalStore) else Path(temporary)
         with atomic_file(folder / shard.name) as file:
             with file.open("wb") as stream:

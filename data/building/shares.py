@@ -1,7 +1,7 @@
-"""A build shared by machines: each makes the features of every n-th piece of work, and a merge closes the set.
+"""Shares of a build on several machines: each makes the features of every n-th unit, and a merge packs them.
 
-A share that is through leaves a receipt beside the spool with the facts of its tracks. The merge computes no features:
-what is missing is named, because on one machine it might take the days that the others were to save.
+A finished share writes a receipt beside the spool, with the facts of its tracks. The merge computes no features, which
+could take days on one machine; it names unfinished shares.
 """
 
 import json
@@ -29,35 +29,34 @@ class Share:
 
     @property
     def receipt(self) -> str:
-        """Name of the receipt that this share leaves."""
+        """Name of the share's receipt."""
         return f"parts/{self.number}-of-{self.of}.json"
 
 
 def parse_share(text: str) -> Share:
-    """Returns the share that "i/n" means. Raises UserError unless 1 <= i <= n."""
+    """Returns the share of the text "i/n". Raises UserError unless 1 <= i <= n."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--part {text!r} is no part; write i/n with 1 <= i <= n, such as 3/8")
+        raise UserError(f"--part {text!r} is not a part; write i/n with 1 <= i <= n, such as 3/8")
     return Share(int(found[1]), int(found[2]))
 
 
 def write_receipt(store: Store, share: Share, *, digest: str, facts: Mapping[str, TrackFacts]) -> None:
-    """Records that a share is through.
+    """Records in the work folder that a share is finished.
 
     Args:
-        store: of what is needed while building.
         digest: of the build.
-        facts: of all tracks of the share, by their names in the spool.
+        facts: of all tracks of the share, by spool name.
     """
     content = {"digest": digest, "facts": {name: asdict(found) for name, found in facts.items()}}
     store.write(share.receipt, json.dumps(content).encode())
 
 
 def read_receipts(store: Store, parts: int, *, digest: str) -> dict[str, TrackFacts]:
-    """Returns the facts of all tracks, by their names in the spool.
+    """Returns the facts of all tracks, by spool name.
 
     Raises:
-        UserError: parts have not finished, or were made of another input or with other settings; all are named.
+        UserError: parts are unfinished, or of another input or other settings; all are named.
     """
     present = set(store.list("parts/"))
     shares = [Share(number, parts) for number in range(1, parts + 1)]
@@ -65,7 +64,7 @@ def read_receipts(store: Store, parts: int, *, digest: str) -> dict[str, TrackFa
     if missing:
         raise UserError(
             f"{len(missing)} of {parts} parts have not finished: {_named(missing)}; run each again with the same "
-            f"arguments, e.g. --part {missing[0]}: it goes on where it was; then merge again"
+            f"arguments, e.g. --part {missing[0]}, which resumes it; then merge again"
         )
     facts: dict[str, TrackFacts] = {}
     strange = []
@@ -76,8 +75,8 @@ def read_receipts(store: Store, parts: int, *, digest: str) -> dict[str, TrackFa
         facts |= {name: facts_from_json(raw) for name, raw in receipt["facts"].items()}
     if strange:
         raise UserError(
-            f"of {parts} parts, {_named(strange)} were made of another input (files count by path, length and time of "
-            "change) or with other settings than this merge; run those parts again with the arguments of the merge"
+            f"of {parts} parts, {_named(strange)} were made of another input (by path, size and modification time) or "
+            "with other settings; run those parts again with the arguments of the merge"
         )
     return facts
 

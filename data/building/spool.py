@@ -1,8 +1,8 @@
-"""The spool: parts of tracks between decoding and packing, kept so that a killed build goes on where it was.
+"""The spool: parts of tracks between decoding and packing, so that a killed build can resume.
 
-A track's parts lie in `<spool>/<id>.parts`, its facts in `<spool>/<id>.json`, which is written second: it exists if and
-only if the track is done. The id is a digest of all that the result depends on. A spool is a folder of any store, so
-machines that share nothing else can fill one together.
+A track's parts are in `<spool>/<id>.parts`, its facts in `<spool>/<id>.json`, which is written second: it exists only
+if the track is done. The id is a digest of everything that the result depends on. A spool can be a folder of any store,
+so machines that share only a store can fill one together.
 """
 
 import json
@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from data.building.config import BuildConfig
-from data.building.features import FeatureConfig, Part, TrackFacts, extract
+from data.building.features import FeatureConfig, FeaturePart, TrackFacts, extract
 from data.building.local_audio import local_audio, local_file, require_members
-from data.building.tracks import AudioPlace, Track
+from data.building.tracks import AudioPlace, SourceTrack
 from data.pool import map_unordered
 from data.store.files import Location, MissingObjectError, Store, StoreError
-from data.store.locations import is_remote, opened, split_url
+from data.store.locations import is_remote, open_location, split_url
 from pupujepa.errors import UserError
 from pupujepa.json_lines import encode_rows
 from pupujepa.progress import Progress
 
-Unit = Sequence[tuple[Track, str]]
+Unit = Sequence[tuple[SourceTrack, str]]
 
 
-def spool_id(track: Track, config: FeatureConfig) -> str:
-    """Returns the name of the track's files in the spool: another file, version, stretch or setting is another name."""
+def spool_id(track: SourceTrack, config: FeatureConfig) -> str:
+    """Returns the spool name of a track, which changes with its file, version, stretch and settings."""
     audio = track.audio
     facts: tuple[Any, ...] = (track.track, *_identity(audio), config.digest)
     if audio.start_s or audio.end_s is not None or audio.member is not None:
@@ -42,18 +42,16 @@ def _identity(audio: AudioPlace) -> tuple[str, Any]:
     if is_remote(audio.url):
         return audio.url, audio.version
     folder, name = split_url(audio.url)
-    path = opened(folder).local_path(name)
-    assert path is not None
+    path = open_location(folder).local_path(name)
+    assert path is not None  # not remote
     status = path.stat() if path.exists() else None
+    # a missing file is rejected later
     return str(path.resolve()), (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
-def units(tracks: Sequence[Track], names: Sequence[str]) -> list[Unit]:
-    """Returns the tracks, with their names in the spool, in pieces of work: one each, but for those of a remote tar.
-
-    A remote tar is fetched once for all its tracks.
-    """
-    of_tar: dict[Location, list[tuple[Track, str]]] = {}
+def units(tracks: Sequence[SourceTrack], names: Sequence[str]) -> list[Unit]:
+    """Returns units of work, each of one track or of all tracks of a remote tar, which is fetched once."""
+    of_tar: dict[Location, list[tuple[SourceTrack, str]]] = {}
     pieces: list[Unit] = []
     for track, name in zip(tracks, names, strict=True):
         if track.audio.member is None or not is_remote(track.audio.url):
@@ -67,28 +65,28 @@ def units(tracks: Sequence[Track], names: Sequence[str]) -> list[Unit]:
 
 
 def spooled_facts(spool: Location, names: Iterable[str]) -> dict[str, TrackFacts]:
-    """Returns the facts of those tracks that are done, by their names."""
-    store, known = opened(spool), {}
+    """Returns the facts of the finished tracks, by spool name."""
+    store, known = open_location(spool), {}
     present = set(store.list())
     for name in names:
         if f"{name}.json" in present:
             facts = facts_from_json(json.loads(store.read(f"{name}.json")))
-            # facts without a digest of the audio are those of an earlier version, which did not look for duplicates
+            # an earlier version, without duplicates, wrote facts without a digest of the audio
             if facts.rejected or (facts.audio_sha256 and f"{name}.parts" in present):
                 known[name] = facts
     return known
 
 
 def facts_from_json(raw: Mapping[str, Any]) -> TrackFacts:
-    """Returns the facts that `asdict` made a mapping of."""
-    return TrackFacts(**{**raw, "parts": tuple(Part(**part) for part in raw["parts"])})
+    """Returns the facts in a mapping of `asdict`."""
+    return TrackFacts(**{**raw, "parts": tuple(FeaturePart(**part) for part in raw["parts"])})
 
 
 def spool_unit(unit: Unit, *, spool: Location, config: FeatureConfig) -> list[TrackFacts]:
-    """Makes the parts of tracks, or finds why they cannot be used, and records either.
+    """Makes the parts of the tracks, or their reasons for rejection, and writes them to the spool.
 
     Raises:
-        StoreError: an object store cannot be read or written, which is no fault of the track's.
+        StoreError: an object store cannot be read or written, which does not reject the track.
     """
     first = unit[0][0].audio
     with ExitStack() as stack:
@@ -99,26 +97,28 @@ def spool_unit(unit: Unit, *, spool: Location, config: FeatureConfig) -> list[Tr
         return [_spool_track(track, name, spool=spool, config=config, tar=tar) for track, name in unit]
 
 
-def _spool_track(track: Track, name: str, *, spool: Location, config: FeatureConfig, tar: Path | None) -> TrackFacts:
-    store, audio = opened(spool), track.audio
+def _spool_track(
+    track: SourceTrack, name: str, *, spool: Location, config: FeatureConfig, tar: Path | None
+) -> TrackFacts:
+    store, audio = open_location(spool), track.audio
     try:
         with local_audio(audio, tar=tar) as file:
             stored, facts = extract(file, config, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
     except MissingObjectError as error:
         stored, facts = b"", TrackFacts(rejected=str(error))
     except StoreError:
-        raise  # an object store that fails says nothing about the track
+        raise  # a failing object store says nothing about the track
     except UserError as error:
         stored, facts = b"", TrackFacts(rejected=str(error))
     if stored:
         store.write(f"{name}.parts", stored)
-    store.write(f"{name}.json", json.dumps(asdict(facts)).encode())
+    store.write(f"{name}.json", json.dumps(asdict(facts)).encode())  # last: it marks the track as done
     return facts
 
 
-def read_part(spool: Location, name: str, part: Part) -> bytes:
-    """Returns the .npy bytes of a part. Raises UserError when the spool was damaged."""
-    content = opened(spool).read_range(f"{name}.parts", part.offset, length=part.bytes)
+def read_part(spool: Location, name: str, part: FeaturePart) -> bytes:
+    """Returns the .npy bytes of a part. Raises UserError if the spool is damaged."""
+    content = open_location(spool).read_range(f"{name}.parts", part.offset, length=part.bytes)
     if zlib.crc32(content) != part.crc32:
         raise UserError(f"{spool}/{name}.parts is damaged; remove the folder {spool} and build again")
     return content
@@ -129,12 +129,12 @@ REJECTED_NAME = "rejected.jsonl"
 
 @dataclass(frozen=True)
 class Rejections:
-    """Decides when too many tracks are unusable, and writes down which.
+    """The limit and the list of unusable tracks.
 
     Args:
         total: tracks of the whole input.
         store: of the corpus.
-        name: of the list there.
+        name: of the list in the store.
     """
 
     config: BuildConfig
@@ -143,12 +143,12 @@ class Rejections:
     name: str = REJECTED_NAME
 
     def write(self, rejected: Mapping[str, str]) -> None:
-        """Lists unusable tracks and the reasons, by name."""
+        """Writes the list of unusable tracks and reasons."""
         rows = ({"reason": reason, "track": track} for track, reason in sorted(rejected.items()))
         self.store.write(self.name, encode_rows(rows))
 
     def judge(self, rejected: Mapping[str, str]) -> None:
-        """Writes the list and raises UserError when there are more than the build bears."""
+        """Writes the list and raises UserError if there are more than allowed, or all tracks are unusable."""
         count = len(rejected)
         if self.config.bears(count, self.total) and count < self.total:
             return
@@ -165,10 +165,10 @@ class Rejections:
 def make_features(
     units: Sequence[Unit], *, spool: Location, config: BuildConfig, workers: int, rejections: Rejections
 ) -> dict[str, TrackFacts]:
-    """Returns the facts of all tracks of `units` by their names in the spool, where their parts lie then.
+    """Makes the parts of all tracks of `units` in the spool; returns their facts by spool name.
 
     Raises:
-        UserError: more unusable tracks than the build bears; it stops at the first that is too many.
+        UserError: more unusable tracks than allowed; it stops at the first too many.
     """
     tracks = {name: track for unit in units for track, name in unit}
     known = spooled_facts(spool, tracks)

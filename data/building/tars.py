@@ -1,11 +1,10 @@
-"""WebDataset tars of audio as an input: which samples they hold, found by walking their headers alone.
+"""WebDataset tars of audio as an input, indexed by their headers alone.
 
-A sample is all members of one key: one or more audio files (`key.flac`), and perhaps `key.json`. That is an object of
-labels, or, when it has a field `labels`, everything that a line of a list may say: track, source, split, group, labels.
-A track is called `<tar>/<key>`, or `<tar>/<key>.<ending>` when the sample holds several audio files.
+A sample is all members of one key: one or more audio files (`key.flac`), and optionally `key.json`: an object of
+labels, or, with a field `labels`, of all fields of a list's line: track, source, split, group, labels. A track is named
+`<tar>/<key>`, or `<tar>/<key>.<ending>` if the sample has several audio files.
 
-Plain tar readers take a cut or overwritten tar for a shorter one. Here a tar whose headers do not lead to its end mark
-is refused by name.
+Plain tar readers take a cut or overwritten tar for a shorter one. Here a tar without its end mark is refused.
 """
 
 import io
@@ -21,10 +20,10 @@ from typing import Any, BinaryIO
 from webdataset.shardlists import expand_urls
 
 from data.building.track_lists import check_split
-from data.building.tracks import AudioPlace, Entry, Member
+from data.building.tracks import AudioPlace, ListEntry, Member
 from data.pool import map_in_order
 from data.store.files import Location, Store
-from data.store.locations import common_folder, is_remote, object_versions, opened, split_url
+from data.store.locations import common_folder, is_remote, object_versions, open_location, split_url
 from data.store.store import open_store
 from pupujepa.audio.read import AUDIO_SUFFIXES
 from pupujepa.errors import UserError
@@ -38,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class TarError(UserError):
-    """A tar that cannot be read to its end, or whose samples are not audio."""
+    """A tar that cannot be read to its end, or has no audio."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class TarSample:
 
 @dataclass(frozen=True)
 class TarFile:
-    """A tar of a store: its path there, what it is called, and the version of its content."""
+    """A tar of a store: its path, its name in track names, and the version of its content."""
 
     folder: Location
     path: str
@@ -60,13 +59,13 @@ class TarFile:
     version: str = ""
 
 
-def read_tars(tars: Sequence[TarFile], *, workers: int, source: str) -> list[Entry]:
+def read_tars(tars: Sequence[TarFile], *, workers: int, source: str) -> list[ListEntry]:
     """Returns the tracks of all tars, in the order of the tars and of their samples.
 
     Raises:
-        TarError: tars that are damaged (all are named), without audio, or with JSON that describes no track.
+        TarError: damaged tars (named), tars without audio, or JSON that describes no track.
     """
-    entries: list[Entry] = []
+    entries: list[ListEntry] = []
     damaged: list[str] = []
     silent: list[str] = []
     read = map_in_order(_sample_or_reason, list(tars), workers=min(workers, len(tars)), preload="data.building.tars")
@@ -100,11 +99,11 @@ def index_tar(file: BinaryIO, *, size_bytes: int, name: str) -> list[TarSample]:
         name: for messages.
 
     Raises:
-        TarError: not a tar, cut, a damaged header, or JSON that is no object.
+        TarError: not a tar, cut, a damaged header, or JSON that is not an object.
     """
     samples: list[TarSample] = []
     for member, content in _members(file, size_bytes=size_bytes, name=name):
-        if not samples or samples[-1].key != member.key:
+        if not samples or samples[-1].key != member.key:  # members of a sample are adjacent
             samples.append(TarSample(member.key, (), {}))
         last = samples[-1]
         if content is not None:
@@ -115,7 +114,7 @@ def index_tar(file: BinaryIO, *, size_bytes: int, name: str) -> list[TarSample]:
 
 
 def _members(file: BinaryIO, *, size_bytes: int, name: str) -> Iterator[tuple[Member, bytes | None]]:
-    """Yields the members of a tar, those named `.json` with their content, and checks that the end is the end."""
+    """Yields the members of a tar, with the content of `.json` ones, and checks the end mark."""
     last = "its start"
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -132,9 +131,9 @@ def _members(file: BinaryIO, *, size_bytes: int, name: str) -> Iterator[tuple[Me
                 yield Member(key, ending, info.offset_data, info.size), stream.read() if stream else None
             end = tar.offset
     except tarfile.TarError as error:
-        raise TarError(f"{name} is no tar or damaged after {last} ({error})") from error
+        raise TarError(f"{name} is not a tar or is damaged after {last} ({error})") from error
     file.seek(end)
-    # tarfile takes a damaged header for the end, and so does every reader built on it
+    # tarfile, and every reader built on it, takes a damaged header for the end
     mark = file.read(_BLOCK_BYTES)
     if len(mark) < _BLOCK_BYTES or mark.strip(b"\0"):
         raise TarError(f"{name} is cut or damaged after {last}: no end mark at byte {end} of {size_bytes}")
@@ -151,7 +150,7 @@ def _json_object(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _sample_or_reason(tar: TarFile) -> list[TarSample] | str:
-    """Returns the samples of a tar, or why it has none."""
+    """Returns the samples of a tar, or the reason why it cannot be read."""
     store = open_store(tar.folder)
     local, where = store.local_path(tar.path), store.locate(tar.path)
     try:
@@ -165,7 +164,7 @@ def _sample_or_reason(tar: TarFile) -> list[TarSample] | str:
         return str(error)
 
 
-def _entries(tar: TarFile, sample: TarSample, *, source: str) -> Iterator[Entry]:
+def _entries(tar: TarFile, sample: TarSample, *, source: str) -> Iterator[ListEntry]:
     info = sample.info if isinstance(sample.info.get("labels"), dict) else {"labels": sample.info or None}
     for member in sample.audio:
         name = f"{tar.name}/{sample.key}"
@@ -173,7 +172,7 @@ def _entries(tar: TarFile, sample: TarSample, *, source: str) -> Iterator[Entry]
         track = str(given) if given is not None else name
         if len(sample.audio) > 1:
             track = f"{track}.{member.ending}"
-        yield Entry(
+        yield ListEntry(
             track=track,
             audio=AudioPlace(f"{tar.folder.rstrip('/')}/{tar.path}", member=member, version=tar.version),
             source=str(info.get("source", source)),
@@ -184,7 +183,7 @@ def _entries(tar: TarFile, sample: TarSample, *, source: str) -> Iterator[Entry]
 
 
 class _ObjectFile(io.RawIOBase):
-    """An object of a store as a file that can be read from anywhere: for headers, of which few bytes are wanted."""
+    """An object of a store as a seekable file, to read its headers without the rest."""
 
     def __init__(self, store: Store, path: str, size_bytes: int):
         self._read = partial(store.read_range, path)
@@ -212,12 +211,12 @@ class _ObjectFile(io.RawIOBase):
 
 
 def find_tars(written: Sequence[Location]) -> list[TarFile]:
-    """Returns the tars in the order in which they are written, each once; those of a `*` by name.
+    """Returns the tars in the order written, each once; those of a `*` sorted by name.
 
-    A tar is called by its file name, or, when two share one, by its path from the folder that all lie in.
+    The name of a tar is its file name, or, if two are equal, its path from the common folder.
 
     Raises:
-        TarError: a pattern that matches nothing, or a tar that is not there. StoreError: the store cannot be read.
+        TarError: a pattern without a match, or a missing tar. StoreError: the store cannot be read.
     """
     urls: list[Location] = []
     for pattern in written:
@@ -243,8 +242,8 @@ def _matching(pattern: Location) -> list[Location]:
     before, _, behind = name.partition("*")
     if "*" in folder + behind:
         raise TarError(f"{pattern} has more than one * or one in a folder; write a .txt with the name of a tar a line")
-    names = [path for path in opened(folder).list(before) if "/" not in path and path.endswith(behind)]
-    found = [path for path in names if len(path) >= len(before) + len(behind)]
+    names = [path for path in open_location(folder).list(before) if "/" not in path and path.endswith(behind)]
+    found = [path for path in names if len(path) >= len(before) + len(behind)]  # prefix and suffix must not overlap
     if not found:
         raise TarError(f"no tar matches {pattern}; correct the pattern")
     return [f"{folder.rstrip('/')}/{path}" for path in found]
@@ -252,4 +251,4 @@ def _matching(pattern: Location) -> list[Location]:
 
 def _is_file(url: Location) -> bool:
     folder, name = split_url(url)
-    return opened(folder).exists(name)
+    return open_location(folder).exists(name)

@@ -1,9 +1,9 @@
-"""Lists of tracks: JSONL with a track a line, or CSV and TSV with a header; a stretch of a file can be a track.
+"""Lists of tracks: JSONL with one track a line, or CSV and TSV with a header.
 
-A line names an audio file (`path`, relative to the list, absolute, or a url). Everything else may be left out: `track`
-(unique name; by default the path without its ending, and the stretch), `start` and `end` (seconds into the file),
-`source`, `split`, `group`, and `labels`: an object in JSONL; in CSV every further column is a label, whose cells are
-numbers where they look like JSON's numbers, and an empty cell is a missing label.
+A line needs the `path` of an audio file: relative to the list, absolute, or a url. Optional are `track` (unique name;
+default: the path without its ending, and the stretch), `start` and `end` (seconds; the track is a stretch of the file),
+`source`, `split`, `group` and `labels`, an object in JSONL. In CSV every other column is a label: a number if it reads
+as JSON's number, else text; an empty cell is a missing label.
 """
 
 import csv
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from data.building.tracks import AudioPlace, Entry
+from data.building.tracks import AudioPlace, ListEntry
 from data.shards.manifest import SPLITS
 from data.store.files import Location
 from data.store.locations import beside
@@ -29,24 +29,24 @@ _EXAMPLE = 'write {"track": "name", "path": "file.wav", ...}'
 
 
 class ListError(UserError):
-    """A list that cannot be meant; the message names file and line."""
+    """An invalid list; the message names file and line."""
 
 
-def read_list(content: bytes, *, url: Location, source: str) -> list[Entry]:
-    """Returns the tracks of a list in its order.
+def read_list(content: bytes, *, url: Location, source: str) -> list[ListEntry]:
+    """Returns the tracks of a list, in order.
 
     Args:
         content: of the list, in UTF-8.
-        url: of the list: its paths are relative to it, its ending tells the format (JSONL by default).
-        source: the collection of lines that name none.
+        url: of the list; its ending is the format (default: JSONL).
+        source: the collection of lines without one.
 
     Raises:
-        ListError: not UTF-8, no header, or a line that is no track. LineError: a line is not a JSON object.
+        ListError: not UTF-8, no header, or an invalid line. LineError: a line is not a JSON object.
     """
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
-        raise ListError(f"{url} is no list of tracks ({error}); save it as UTF-8, or give a folder of audio") from error
+        raise ListError(f"{url} is not a UTF-8 list ({error}); save it as UTF-8, or give a folder of audio") from error
     suffix = PurePosixPath(url).suffix.lower()
     rows = _table_rows(text, url, delimiter="\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else None
     rows = rows or numbered_rows(text, origin=url, remedy=_EXAMPLE)
@@ -54,7 +54,7 @@ def read_list(content: bytes, *, url: Location, source: str) -> list[Entry]:
 
 
 def check_split(split: Any, where: str) -> str | None:
-    """Returns a split that a line names, or None. Raises ListError when there is no such split."""
+    """Returns the split, or None if absent. Raises ListError if it is unknown."""
     if split is not None and split not in SPLITS:
         raise ListError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
     return split
@@ -65,32 +65,32 @@ def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[tuple[s
     columns = list(reader.fieldnames or ())
     if "path" not in columns or len(set(columns)) != len(columns):
         raise ListError(
-            f"{url} begins with the columns {columns}, so no line can be read; the first line names each column once, "
-            f"among them path, and perhaps {', '.join(_FIELDS)}; the others are labels"
+            f"{url} begins with the columns {columns}, so no line can be read; name each column once, with path and "
+            f"any of {', '.join(_FIELDS)}; the others are labels"
         )
     try:
         for row in reader:
             where = f"{url} line {reader.line_num}"
-            if None in row or None in row.values():
-                raise ListError(f"{where} has not the {len(columns)} cells of the header; quote what holds {delimiter}")
+            if None in row or None in row.values():  # too many or too few cells
+                raise ListError(f"{where} does not have the header's {len(columns)} cells; quote any {delimiter}")
             cells = {name: cell for name, cell in row.items() if cell != ""}
             labels = {name: _cell_value(cell) for name, cell in cells.items() if name not in _FIELDS}
             yield where, {**{name: cells[name] for name in _FIELDS if name in cells}, "labels": labels or None}
     except csv.Error as error:
-        raise ListError(f"{url} line {reader.line_num} is not a row of a table ({error}); mend its quotes") from error
+        raise ListError(f"{url} line {reader.line_num} is not a row of a table ({error}); fix its quotes") from error
 
 
 def _cell_value(cell: str) -> Any:
-    """Returns a number where a cell holds one as JSON writes it, else its text: 007 stays a name."""
+    """Returns a cell as a number if JSON would write it so, else as text: 007 stays text."""
     try:
-        value = json.loads(cell, parse_constant=lambda name: name)
+        value = json.loads(cell, parse_constant=lambda name: name)  # NaN and Infinity stay text
     except ValueError:
         return cell
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else cell
 
 
-def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) -> tuple[str, Entry]:
-    """Returns the path as the list has it, and the track; its group is "" where the list names none."""
+def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) -> tuple[str, ListEntry]:
+    """Returns the path as in the list, and the track; its group is "" if the list has none."""
     try:
         path = str(row["path"])
         start_s, end_s = _seconds(row, "start"), _seconds(row, "end")
@@ -104,7 +104,7 @@ def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) ->
     labels = row.get("labels")
     if labels is not None and not isinstance(labels, dict):
         raise ListError(f'{where}: labels are {labels!r}, not an object; write {{"artist": "name", ...}}')
-    entry = Entry(
+    entry = ListEntry(
         track=str(row["track"]) if row.get("track") is not None else _name(path, start_s, end_s),
         audio=AudioPlace(beside(url, path), start_s or 0.0, end_s),
         source=str(row.get("source", source)),
@@ -115,11 +115,11 @@ def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) ->
     return path, entry
 
 
-def _grouped(found: list[tuple[str, Entry]]) -> list[Entry]:
-    """Gives every track without a group its own, but all tracks of one file the same: they sound alike."""
+def _grouped(found: list[tuple[str, ListEntry]]) -> list[ListEntry]:
+    """Returns the tracks, with a group for each one without: its own, or one per file with several tracks."""
     tracks_of_file = Counter(path for path, _ in found)
 
-    def group(path: str, entry: Entry) -> str:
+    def group(path: str, entry: ListEntry) -> str:
         is_stretch = entry.audio.start_s > 0 or entry.audio.end_s is not None
         return entry.group or (path if is_stretch or tracks_of_file[path] > 1 else entry.track)
 
@@ -132,7 +132,7 @@ def _seconds(row: Mapping[str, Any], name: str) -> float | None:
 
 
 def _name(path: str, start_s: float | None, end_s: float | None) -> str:
-    """Returns the name of a track that was given none."""
+    """Returns the default name of a track."""
     stem = PurePosixPath(path.partition("://")[2] or path).with_suffix("").as_posix().lstrip("/")
     if start_s is None and end_s is None:
         return stem

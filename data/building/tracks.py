@@ -1,4 +1,4 @@
-"""Tracks: what a corpus is made of, and where the audio of each lies."""
+"""Tracks of a build, and the location of their audio."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from data.store.files import Location
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside a tar: its key and ending in WebDataset's sense, and the stretch of bytes that it takes."""
+    """A file inside a tar: its WebDataset key and ending, and its bytes."""
 
     key: str
     ending: str
@@ -19,13 +19,13 @@ class Member:
 
 @dataclass(frozen=True)
 class AudioPlace:
-    """Where the audio of one track lies.
+    """Location of the audio of one track.
 
     Args:
-        url: of the audio file, or of the tar that holds it: path, file:// or s3://.
+        url: of the audio file, or of its tar: path, file:// or s3://.
         start_s, end_s: the stretch of the file that is the track; None is its end.
         member: of the tar.
-        version: changes when an object of a store is replaced; files of this machine are asked for theirs.
+        version: changes when an object of a store is replaced; "" for local files.
     """
 
     url: Location
@@ -36,18 +36,18 @@ class AudioPlace:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
         window = "" if self.end_s is None and not self.start_s else f" from {self.start_s:g} s"
         inside = f" member {self.member.key}.{self.member.ending}" if self.member else ""
         return f"{self.url}{inside}{window}" + ("" if self.end_s is None else f" to {self.end_s:g} s")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A track as its input describes it, before splits are drawn.
+class ListEntry:
+    """A track of the input, before splits are drawn.
 
     Args:
-        split: where the input wants it, or None to have it drawn.
+        split: of the input, or None to draw it.
         group: tracks of one group share a split.
     """
 
@@ -60,15 +60,15 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Track:
-    """One track.
+class SourceTrack:
+    """One track of a build.
 
     Args:
         track: unique name.
         source: name of the collection.
         split: "train", "valid" or "test".
-        labels: anything that JSON holds; times in seconds from the start of the track.
-        position: its place in the order of the input.
+        labels: JSON values; times in seconds from the start of the track.
+        position: in the order of the input.
     """
 
     track: str

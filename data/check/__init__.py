@@ -1,1 +1,1 @@
-"""Checks of a shard set: verification, statistics, a listening page."""
+"""Checks of a shard set: verification, statistics, a page of samples."""

@@ -1,9 +1,9 @@
-"""Shows random samples of a shard set as one HTML page that needs nothing else: spectrograms, labels, where they lie.
+"""Shows random samples of a shard set as one self-contained HTML page: spectrograms, labels, positions.
 
   python -m data inspect shards/train --out page.html
   python -m data inspect s3://bucket/scores/train --count 24 --seed 7 --out page.html
 
-What a machine checks is the bytes; whether they are music is for eyes. Only the drawn samples are fetched.
+`verify` checks the bytes; eyes check that they are music. Only the drawn samples are fetched.
 """
 
 import argparse
@@ -47,13 +47,13 @@ class Drawn:
 
 
 def draw_samples(url: str, *, count: int, seed: int) -> tuple[Manifest, list[Drawn]]:
-    """Returns `count` random samples, without repetition, or all there are.
+    """Returns the manifest and `count` distinct random samples, or all if there are fewer.
 
     Raises:
         ManifestError, ShardError, StoreError: the set or one of the samples cannot be read.
     """
     manifest = read_manifest(url)
-    ends = np.cumsum([entry.samples for entry in manifest.shards])
+    ends = np.cumsum([entry.samples for entry in manifest.shards])  # sample numbers at which shards end
     chosen = generator(seed, "inspect").permutation(manifest.samples)[:count]
     reader, drawn = ShardReader(url, manifest), []
     try:
@@ -68,8 +68,8 @@ def draw_samples(url: str, *, count: int, seed: int) -> tuple[Manifest, list[Dra
     return manifest, drawn
 
 
-def to_html(url: str, manifest: Manifest, drawn: Iterable[Drawn]) -> str:
-    """Returns the page."""
+def samples_page(url: str, manifest: Manifest, drawn: Iterable[Drawn]) -> str:
+    """Returns the page of the samples."""
     head = (
         f"{manifest.audio_hours:.2f} h, {manifest.tracks} tracks, {manifest.samples} samples in {len(manifest.shards)} "
         f"shards, {manifest.dtype}, digest {manifest.digest[:16]}"
@@ -102,6 +102,7 @@ def _png(mel_TF: NDArray[np.float32], manifest: Manifest) -> str:
     buffer = io.BytesIO()
     # the loud end follows the sample: most music stays far below the ceiling of the codes
     highest = max(float(mel_TF.max()), manifest.lo + 1.0)
+    # time to the right
     imsave(buffer, mel_TF.T, origin="lower", vmin=manifest.lo, vmax=highest, cmap="magma", format="png")
     return base64.b64encode(buffer.getvalue()).decode()
 
@@ -130,6 +131,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--count is {args.count}, so the page would be empty; use 1 or more")
     manifest, drawn = draw_samples(args.url, count=args.count, seed=args.seed)
     with atomic_file(args.out) as temporary:
-        temporary.write_text(to_html(args.url, manifest, drawn))
+        temporary.write_text(samples_page(args.url, manifest, drawn))
     sys.stdout.write(f"{args.out}: {len(drawn)} of {manifest.samples} samples\n")
     return 0

@@ -1,10 +1,9 @@
-"""What a shard set holds: mean, deviation, silence, track lengths and the profile over the mel bands.
+"""Statistics of a shard set: mean, deviation, silence, track lengths and the profile over the mel bands.
 
   python -m data stats shards/train
   python -m data stats s3://bucket/scores/train --png profile.png
 
-Worth a look before a long training: a band that never moves, a third of silence, or a mean far from the manifest's
-means that something went wrong before the first step.
+Run it before a long training: a constant band, much silence, or a mean far from the manifest's means broken data.
 """
 
 import argparse
@@ -31,7 +30,7 @@ _BANDS_PER_ROW = 16
 
 
 class Moments:
-    """Sums over all frames seen so far, float64, one per mel band."""
+    """Sums over all frames so far, float64 per mel band."""
 
     def __init__(self, mel_bands: int):
         self.frames = 0
@@ -39,8 +38,8 @@ class Moments:
         self.sum_of_squares_F = np.zeros(mel_bands)
 
     def add(self, mel_TF: NDArray[np.float32]) -> None:
-        """Takes in the frames of a log-mel spectrogram [T, F]."""
-        wide_TF = mel_TF.astype(np.float64)
+        """Adds the frames of a log-mel spectrogram [T, F]."""
+        wide_TF = mel_TF.astype(np.float64)  # float32 sums lose digits over a corpus
         self.frames += len(mel_TF)
         self.sum_F += wide_TF.sum(0)
         self.sum_of_squares_F += np.square(wide_TF).sum(0)
@@ -97,11 +96,11 @@ class Statistics:
         return self.floor_values / (self.moments.frames * len(self.moments.sum_F))
 
 
-def measure(url: str) -> Statistics:
-    """Reads every sample of the set at `url`.
+def measure_set(url: str) -> Statistics:
+    """Returns the statistics of all samples of the set at `url`.
 
     Raises:
-        ManifestError: no shard set there. ShardError: a sample is damaged. StoreError: the store cannot be read.
+        ManifestError: no shard set. ShardError: a damaged sample. StoreError: the store cannot be read.
     """
     manifest, store = read_manifest(url), open_store(url)
     moments = Moments(int(manifest.frontend["mel_bands"]))
@@ -174,7 +173,7 @@ def _largest_first(shares: dict[str, float]) -> list[tuple[str, float]]:
 
 def _histogram(seconds: NDArray[np.float64]) -> list[str]:
     if seconds.max() - seconds.min() < 1.0:
-        return []  # twelve bars of nothing beside a full one tell nothing
+        return []  # all in one bar
     counts, edges = np.histogram(seconds, bins=_HISTOGRAM_BINS)
     return [
         f"  {low:8.1f} - {high:8.1f} s {count:7d}  {'#' * round(_BAR_CHARACTERS * count / counts.max())}"
@@ -183,16 +182,17 @@ def _histogram(seconds: NDArray[np.float64]) -> list[str]:
 
 
 def _profile(statistics: Statistics) -> list[str]:
-    """Returns a line for every row of patches, 16 bands high."""
+    """Returns one line per row of patches (16 bands)."""
     manifest, moments = statistics.manifest, statistics.moments
     config = FrontendConfig(**manifest.frontend)
     filters_KF = mel_filter_bank(config).numpy().astype(np.float64)
-    bins_hz = np.linspace(0, config.sample_rate_hz / 2, len(filters_KF))
-    centres_hz = (bins_hz @ filters_KF) / filters_KF.sum(0)
+    bins_hz = np.linspace(0, config.sample_rate_hz / 2, len(filters_KF))  # [K]
+    centres_hz = (bins_hz @ filters_KF) / filters_KF.sum(0)  # centre of gravity of each filter, [F]
     lines = []
     for start in range(0, len(moments.band_means), _BANDS_PER_ROW):
         row = slice(start, start + _BANDS_PER_ROW)
         mean = moments.band_means[row].mean()
+        # of all values of the bands
         std = np.sqrt(np.mean(np.square(moments.band_stds[row]) + np.square(moments.band_means[row] - mean)))
         filled = round(_BAR_CHARACTERS * (mean - manifest.lo) / (manifest.hi - manifest.lo))
         centre_hz = centres_hz[row].mean()
@@ -209,7 +209,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and shows."""
-    statistics = measure(args.url)
+    statistics = measure_set(args.url)
     sys.stdout.write(to_text(statistics))
     if args.png:
         draw(statistics, args.png)

@@ -1,12 +1,12 @@
-"""Checks a shard set against its manifest, byte by byte, and names every shard and sample that is not as it was built.
+"""Checks a shard set against its manifest, byte by byte, and lists all damaged shards and samples.
 
   python -m data verify shards/                     all splits of a corpus
   python -m data verify s3://bucket/scores/train    one split, from an object store
   python -m data verify shards/ --deep              decode every sample too, and compare the statistics
 
-A plain tar reader takes a cut shard for a shorter one, skips what follows a damaged header, and returns flipped bits as
-data. Here length and sha256 of each shard tell whether it is whole, its index tells which samples are not. Exit code 0:
-all as built; 1: damage found, listed on stdout.
+A plain tar reader takes a cut shard for a shorter one, skips the rest after a damaged header, and returns flipped bits
+as data. Here length and sha256 check each shard, and its index names the damaged samples. Exit code 0: all as built; 1:
+damage found, listed on stdout.
 """
 
 import argparse
@@ -40,13 +40,13 @@ from data.store.store import MissingObjectError, Store, open_store
 from pupujepa.progress import Progress
 
 _BLOCK_BYTES = 512
-# sums of the same values in another order and grouping
+# the sums add the same values in another order
 _STATISTICS_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as it was built; `sample` is a uid, or empty where the whole shard or set is meant."""
+    """A difference from the build; `sample` is a uid, or "" for the whole shard or set."""
 
     shard: str
     sample: str
@@ -58,11 +58,10 @@ class Damage:
 
 
 def verify(url: str, *, deep: bool = False) -> list[Damage]:
-    """Returns all damage to the shard set of one split; with `deep`, decodes every sample.
+    """Returns all damage to the shard set of one split; `deep` decodes every sample.
 
     Raises:
-        ManifestError: no readable manifest, so nothing to compare with.
-        StoreError: the store cannot be reached.
+        ManifestError: no readable manifest. StoreError: the store cannot be read.
     """
     manifest, store = read_manifest(url), open_store(url)
     damages = list(_check_folder(store, manifest))
@@ -74,13 +73,13 @@ def verify(url: str, *, deep: bool = False) -> list[Damage]:
             damages += _check_shard(store, entry, manifest=manifest, moments=moments if deep else None, uids=uids)
             checked_bytes += entry.bytes
             progress.advance(note=f"{checked_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
-    if deep and manifest.split == "train" and not damages:
+    if deep and manifest.split == "train" and not damages:  # all splits have the training split's statistics
         damages += _check_statistics(moments, manifest)
     return damages
 
 
 def split_urls(url: str) -> list[str]:
-    """Returns `url` when it is a split, or its splits when it is a corpus. Raises ManifestError when it is neither."""
+    """Returns [url] for a split, or the splits of a corpus. Raises ManifestError for anything else."""
     store = open_store(url)
     if store.exists(MANIFEST_NAME):
         return [url]
@@ -94,7 +93,7 @@ def split_urls(url: str) -> list[str]:
 
 
 def _check_folder(store: Store, manifest: Manifest) -> Iterator[Damage]:
-    """Yields shards that the manifest does not know: whoever reads every tar of the folder would train on them."""
+    """Yields shards that are not in the manifest: a reader of all tars in the folder would train on them."""
     known = {entry.name for entry in manifest.shards}
     for name in store.list():
         if name.endswith((".tar", f".tar{INDEX_SUFFIX}")) and name.removesuffix(INDEX_SUFFIX) not in known:
@@ -131,13 +130,13 @@ def _check_index(entry: ShardEntry, index: ShardIndex, uids: set[str]) -> Iterat
             f"lists {len(index)} samples of {sum(index.frames)} frames, the manifest {entry.samples} of {entry.frames}",
         )
     for uid in index.uid:
-        if uid in uids:
-            yield Damage(entry.name, uid, "occurs twice in the set")
+        if uid in uids:  # across all shards
+            yield Damage(entry.name, uid, "is in the set twice")
         uids.add(uid)
 
 
 def _check_bytes(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardIndex | None) -> Iterator[Damage]:
-    """Compares a shard with its digest and, when they differ, says where."""
+    """Yields the damage of a shard whose length or digest differs."""
     digest = sha256(content).hexdigest()
     if len(content) == entry.bytes and digest == entry.sha256:
         return
@@ -145,11 +144,11 @@ def _check_bytes(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardInde
         yield Damage(entry.name, "", f"empty, {entry.bytes} bytes and {entry.samples} samples are lost")
         return
     if not _is_member(content[:_BLOCK_BYTES], None) and not _holds_first_sample(content, index):
-        yield Damage(entry.name, "", f"no tar file: it begins with {bytes(content[:24])!r}")
+        yield Damage(entry.name, "", f"not a tar file: it begins with {bytes(content[:24])!r}")
         return
     named = list(_check_members(content, entry, index)) if index is not None else []
     yield from named
-    if named:
+    if named:  # the members explain the other digest
         return
     if len(content) < entry.bytes:
         what = f"cut after its last sample: {len(content)} of {entry.bytes} bytes, no end-of-archive mark"
@@ -161,7 +160,7 @@ def _check_bytes(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardInde
 
 
 def _check_members(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardIndex) -> Iterator[Damage]:
-    """Yields each sample that is not whole; of those behind the end of a cut shard, the first and their number."""
+    """Yields each damaged sample; after the end of a cut shard, only the first, with the number lost."""
     for i, (key, uid) in enumerate(zip(index.key, index.uid, strict=True)):
         members = (
             ("json", index.json_offset[i], index.json_bytes[i], index.json_crc32[i]),
@@ -177,7 +176,7 @@ def _check_members(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardIn
                 )
                 return
             if not _is_member(content[offset - _BLOCK_BYTES : offset], f"{key}.{member}"):
-                yield Damage(entry.name, uid, f"tar header of {member} damaged: readers stop here without a word")
+                yield Damage(entry.name, uid, f"tar header of {member} damaged: readers stop here without an error")
             try:
                 check_member(content[offset : offset + length], crc32, uid=uid, member=member)
             except ShardError as error:
@@ -187,19 +186,19 @@ def _check_members(content: bytes | mmap.mmap, entry: ShardEntry, index: ShardIn
 def _check_samples(
     content: bytes | mmap.mmap, shard: str, index: ShardIndex, *, manifest: Manifest, moments: Moments
 ) -> Iterator[Damage]:
-    """Decodes every sample: bytes that are as they were written can have been written wrong."""
+    """Yields samples that decode to something wrong: intact bytes may have been written wrong."""
     shape = (int(manifest.frontend["mel_bands"]),)
     for i, uid in enumerate(index.uid):
         info = json.loads(content[index.json_offset[i] : index.json_offset[i] + index.json_bytes[i]])
         stored_TF = read_npy(content[index.mel_offset[i] : index.mel_offset[i] + index.mel_bytes[i]])
         if stored_TF.dtype != np.dtype(manifest.dtype) or stored_TF.shape != (index.frames[i], *shape):
-            yield Damage(shard, uid, f"holds {stored_TF.dtype} {stored_TF.shape}, not {manifest.dtype} of its index")
+            yield Damage(shard, uid, f"has {stored_TF.dtype} {stored_TF.shape}, not {manifest.dtype} of its index")
             continue
         if (info.get("uid"), info.get("frames")) != (uid, index.frames[i]):
-            yield Damage(shard, uid, f"its JSON is that of {info.get('uid')} with {info.get('frames')} frames")
+            yield Damage(shard, uid, f"has the JSON of {info.get('uid')} with {info.get('frames')} frames")
         mel_TF = decode_mel(stored_TF, lo=manifest.lo, hi=manifest.hi)
         if not np.isfinite(mel_TF).all():
-            yield Damage(shard, uid, "holds values that are not finite")
+            yield Damage(shard, uid, "has values that are not finite")
         moments.add(mel_TF)
 
 
@@ -210,7 +209,7 @@ def _check_statistics(moments: Moments, manifest: Manifest) -> Iterator[Damage]:
 
 
 def _holds_first_sample(content: bytes | mmap.mmap, index: ShardIndex | None) -> bool:
-    """Whether only the first header is damaged, and not the file another one altogether."""
+    """Returns True if only the first header is damaged: the first sample's data is intact."""
     if index is None:
         return False
     start, length = index.json_offset[0], index.json_bytes[0]
@@ -219,6 +218,7 @@ def _holds_first_sample(content: bytes | mmap.mmap, index: ShardIndex | None) ->
 
 def _is_member(header: bytes, name: str | None) -> bool:
     try:
+        # checks the header's checksum
         return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name == name or name is None
     except tarfile.HeaderError:
         return False
@@ -226,7 +226,7 @@ def _is_member(header: bytes, name: str | None) -> bool:
 
 @contextmanager
 def _mapped(file: Path) -> Iterator[bytes | mmap.mmap]:
-    """Gives the content of a file without reading it all; an empty file cannot be mapped."""
+    """Yields the memory-mapped content of a file; an empty file cannot be mapped."""
     try:
         stream = file.open("rb")
     except FileNotFoundError as error:
@@ -246,7 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verifies, lists the damage, and returns 1 when there is any."""
+    """Verifies, lists the damage, and returns 1 if there is any."""
     urls = split_urls(args.url)
     found: Sequence[Damage] = [damage for url in urls for damage in _printed(verify(url, deep=args.deep), url)]
     verdict = f"{len(found)} damages" if found else "all as built"

@@ -1,1 +1,1 @@
-"""The order of samples, in integers; imports nothing else of data/."""
+"""The order of samples, in integers only; imports nothing else of data/."""

@@ -1,17 +1,16 @@
-"""The order of the samples of one epoch of one corpus, in integers only, apart from files, processes and tensors.
+"""The order of the samples of one epoch of one corpus, in integers only.
 
-The order of an epoch is a pure function of (manifest digest, seed, epoch) and of the layout of the run (lanes, global
-batch, window, crops per sample). It knows no rank, so global batch t holds the same samples for any world size, number
-of workers and micro-batch, and 1,024 ranks are tested on one core.
+The order is a pure function of (manifest digest, seed, epoch) and the layout of the run (lanes, global batch, window,
+crops per sample). It knows no rank, so global batch t holds the same samples for any world size, number of workers and
+micro-batch.
 
-How: the shards are permuted. Laid end to end they are a sequence of N items, an item being one draw of one sample
-(`crops_per_sample` items a sample, next to each other). The sequence is cut into `lanes` equal runs, lane j being
-[j*N//L, (j+1)*N//L). Inside a lane the items are shuffled within windows of `window_shards` shards. Global batch t
-takes `global_batch / lanes` items from every lane, and rank r of W serves lanes r, r+W, r+2W, ... So a shard is read by
-one rank per epoch, but for at most L-1 that a boundary cuts. An epoch is never materialised: any step is found in the
-time that one window takes. See docs/order.md for a picture; `data.order.mix` puts several corpora into one stream.
+The shards are permuted and laid end to end: N items. An item is one draw of one sample; the `crops_per_sample` items of
+a sample are adjacent. The sequence is cut into `lanes` equal runs: lane j is [j*N//L, (j+1)*N//L). Items are shuffled
+inside a lane, within windows of `window_shards` shards. Global batch t takes `global_batch / lanes` items from every
+lane, and rank r of W serves lanes r, r+W, r+2W, ... So one rank reads a shard per epoch, except for at most L-1 shards
+that a lane boundary cuts. No epoch is materialised: any step costs one window. docs/order.md has a picture.
 
-A *slot* is a place in the permuted sequence of shards, a *position* an index within the shuffled lane.
+A *slot* is an index into the permuted shards, a *position* an index into the shuffled lane.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Items:
-    """Columns of equal length: which draw of which sample of which shard, and the lane that serves it."""
+    """Items as columns of equal length: lane, shard, sample of the shard, draw of the sample."""
 
     lane: IntArray
     shard: IntArray
@@ -43,7 +42,7 @@ class Items:
 
 
 def concatenate(parts: Sequence[Items]) -> Items:
-    """Returns the rows of all parts in the order given."""
+    """Returns the rows of all parts, in order."""
     return Items(
         np.concatenate([p.lane for p in parts]),
         np.concatenate([p.shard for p in parts]),
@@ -65,23 +64,24 @@ class Window:
 
 
 class EpochOrder:
-    """The order of one epoch. Holds two numbers per shard, and the shuffle of each lane's last window asked for."""
+    """The order of one epoch: two numbers per shard, and the shuffle of each lane's latest window."""
 
     def __init__(self, layout: Layout, epoch: int):
         self.layout = layout
         self.epoch = epoch
         self._key = (layout.manifest_digest, layout.seed, epoch)
         items_per_shard = np.asarray(layout.samples_per_shard, dtype=np.int64) * layout.crops_per_sample
-        self._shard_of_slot = permutation(len(items_per_shard), *self._key, "shards")
+        self._shard_of_slot = permutation(len(items_per_shard), *self._key, "shards")  # [shards]
+        # [shards + 1]
         self._first_item_of_slot = np.concatenate([[0], np.cumsum(items_per_shard[self._shard_of_slot])])
         self._shuffle_of_lane: dict[int, tuple[int, IntArray]] = {}
 
     def lane_items(self, lane: int, first: int, last: int) -> Items:
-        """Returns items [first, last) of the shuffled lane, counted from the lane's start."""
+        """Returns items [first, last) of the shuffled lane."""
         lane_first, lane_last = self.lane_range(lane)
         parts, position = [], lane_first + first
         end = min(lane_first + last, lane_last)
-        while position < end:
+        while position < end:  # one turn per window
             window = self._window_at(lane, position)
             stop = min(end, window.last_item)
             shuffle = self._shuffle(window)
@@ -95,10 +95,10 @@ class EpochOrder:
         if not 0 <= lane < self.layout.lanes:
             raise IndexError(f"lane {lane} of {self.layout.lanes} lanes")
         num_items, lanes = self.layout.num_items, self.layout.lanes
-        return lane * num_items // lanes, (lane + 1) * num_items // lanes
+        return lane * num_items // lanes, (lane + 1) * num_items // lanes  # lengths differ by at most one
 
     def window(self, step: int, lane: int) -> Window:
-        """Returns the window that holds the first item that `lane` gives to `step`."""
+        """Returns the window of the lane's first item in `step`."""
         return self.window_of_position(step * self.layout.items_per_lane_step, lane)
 
     def window_of_position(self, position: int, lane: int) -> Window:
@@ -109,7 +109,7 @@ class EpochOrder:
     def window_of_item(self, lane: int, shard: int, sample_of_shard: int, draw: int) -> Window:
         """Returns the window that holds an item of the lane."""
         slot = int(np.flatnonzero(self._shard_of_slot == shard)[0])
-        item_of_slot = sample_of_shard * self.layout.crops_per_sample + draw
+        item_of_slot = sample_of_shard * self.layout.crops_per_sample + draw  # draws of a sample are adjacent
         return self._window_at(lane, int(self._first_item_of_slot[slot]) + item_of_slot)
 
     def next_window(self, window: Window) -> Window | None:
@@ -118,7 +118,7 @@ class EpochOrder:
         return self._window_at(window.lane, window.last_item) if window.last_item < lane_last else None
 
     def windows_from(self, window: Window) -> Iterator[Window]:
-        """Yields all windows of the lane once, from `window` on and around its end."""
+        """Yields all windows of the lane once, from `window` to the end, then from the start."""
         following: Window | None = window
         while following is not None:
             yield following
@@ -137,7 +137,8 @@ class EpochOrder:
         return self._locate(window.lane, window.first_item + self._shuffle(window))
 
     def left_out(self) -> Items:
-        """Returns the items of this epoch that no batch holds."""
+        """Returns the items of this epoch that are in no batch."""
+        # equal in all lanes, so the longest loses most
         used = self.layout.steps_per_epoch * self.layout.items_per_lane_step
         return concatenate([self.lane_items(lane, used, self._lane_length(lane)) for lane in range(self.layout.lanes)])
 
@@ -149,12 +150,12 @@ class EpochOrder:
         first_item_of_slot = self._first_item_of_slot
         lane_first, lane_last = self.lane_range(lane)
         lane_first_slot = int(np.searchsorted(first_item_of_slot, lane_first, side="right")) - 1
-        lane_last_slot = int(np.searchsorted(first_item_of_slot, lane_last, side="left"))
+        lane_last_slot = int(np.searchsorted(first_item_of_slot, lane_last, side="left"))  # exclusive
         slot = int(np.searchsorted(first_item_of_slot, item, side="right")) - 1
         index = (slot - lane_first_slot) // self.layout.window_shards
         first_slot = lane_first_slot + index * self.layout.window_shards
         last_slot = min(first_slot + self.layout.window_shards, lane_last_slot)
-        first_item = max(lane_first, int(first_item_of_slot[first_slot]))
+        first_item = max(lane_first, int(first_item_of_slot[first_slot]))  # lane boundaries may cut the outer shards
         last_item = min(lane_last, int(first_item_of_slot[last_slot]))
         return Window(lane, index, first_slot, last_slot, first_item, last_item)
 
@@ -194,10 +195,8 @@ class EpochOrders:
 
 
 def permutation(size: int, *key: int | str) -> IntArray:
-    """Returns a permutation of range(size) that belongs to `key`.
-
-    By sorting raw 64-bit words: numpy promises that a bit generator's raw stream never changes between releases, but
-    makes no such promise for `Generator.permutation`, and a run must be resumable after an upgrade.
-    """
+    """Returns the permutation of range(size) of `key`."""
+    # numpy keeps a bit generator's raw stream between releases, but not `Generator.permutation`: a run must resume
+    # after an upgrade, so raw words are sorted
     words = generator(*key).bit_generator.random_raw(size)
     return np.argsort(words, kind="stable").astype(np.int64)

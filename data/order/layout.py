@@ -1,7 +1,7 @@
-"""The numbers that the order of samples depends on, in one frozen record, and what cannot be divided.
+"""The numbers that determine the order of samples, and their checks.
 
 Vocabulary: `num_x` counts, `x_per_y` is a ratio, `x_of_y` is an index or value of x for each y. An *item* is one draw
-of one sample: with several crops per sample there are several items a sample.
+of one sample; a sample has `crops_per_sample` items.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from pupujepa.errors import UserError
 
 
 class OrderError(UserError):
-    """Numbers that cannot be divided among lanes, ranks or micro-batches."""
+    """Sizes that do not divide among lanes, ranks or micro-batches."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All that the order depends on besides the epoch. Two runs with equal layouts see equal global batches.
+    """Settings of the order, besides the epoch. Equal layouts give equal global batches.
 
     Raises:
-        OrderError: a count below 1, a global batch that is no multiple of the lanes, or fewer items than one batch.
+        OrderError: a count below 1, lanes that do not divide the global batch, or fewer items than one batch.
     """
 
     manifest_digest: str
@@ -48,7 +48,7 @@ class Layout:
 
     @property
     def num_items(self) -> int:
-        """Draws of one epoch, the left-out rest included."""
+        """Draws of one epoch, including those left out."""
         return self.num_samples * self.crops_per_sample
 
     @property
@@ -63,17 +63,17 @@ class Layout:
 
     @property
     def items_per_lane_epoch(self) -> int:
-        """Items that each lane gives in an epoch, the same for all lanes; what a lane has beyond is left out."""
-        return self.steps_per_epoch * self.items_per_lane_step
+        """Items that each lane gives in an epoch; the rest of the lane is left out."""
+        return self.steps_per_epoch * self.items_per_lane_step  # at most num_items // lanes
 
     @property
     def num_left_out(self) -> int:
-        """Items that no batch of an epoch holds: fewer than one global batch, and others in the next epoch."""
+        """Items in no batch of an epoch: fewer than one global batch; the next epoch leaves out others."""
         return self.num_items - self.steps_per_epoch * self.global_batch
 
 
 def check_division(global_batch: int, lanes: int) -> None:
-    """Raises OrderError when the lanes cannot give equally many items to a global batch."""
+    """Raises OrderError if the lanes do not divide the global batch."""
     if global_batch % lanes:
         raise OrderError(
             f"global_batch {global_batch} is not a multiple of lanes {lanes}, so lanes cannot give equally many "
@@ -83,10 +83,10 @@ def check_division(global_batch: int, lanes: int) -> None:
 
 
 def next_multiple(value: int, of: int) -> int:
-    """Returns the smallest multiple of `of` that is not below `value`."""
+    """Returns the smallest multiple of `of` that is at least `value`."""
     return -(-value // of) * of
 
 
 def largest_divisor(value: int, at_most: int) -> int:
-    """Returns the largest number up to `at_most` that divides `value`."""
+    """Returns the largest divisor of `value` up to `at_most`."""
     return next(d for d in range(max(1, min(value, at_most)), 0, -1) if value % d == 0)

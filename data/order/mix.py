@@ -1,17 +1,15 @@
-"""Several corpora in one stream, in integers only: whose turn it is, and what each corpus gives.
+"""The order of several corpora in one stream, in integers only.
 
-Whose turn: of the first n items of a lane, each corpus has had its share, as exactly as whole items allow. The corpora
-are divided in two halves, the first half gets floor(n * share + phase) of the items, and each half is divided again.
-Phases lie in (0, 1), evenly spaced over the lanes, so that lanes do not turn to the same corpus at the same moment.
-With two corpora, the share over *all* lanes is thereby within half an item at any time (Hermite's identity: the floors
-of x + j/L add up to the floor of L*x). A lane alone is within one item for each halving: one for two corpora, two for
-up to four. All of this is a formula of (weights, lane, n): nothing is drawn, and any step is found without the ones
-before.
+The turn: among the first n items of a lane, each corpus has its share, as exactly as whole items allow. The corpora are
+split in two halves, the first half gets floor(n * share + phase) of the items, and each half is split again. The phases
+are evenly spaced in (0, 1) over the lanes, so that lanes do not turn to one corpus at the same moment. With two
+corpora, the share over *all* lanes is then within half an item at any time (Hermite's identity: the floors of x + j/L
+sum to the floor of L*x). One lane is within one item per halving. It is a formula of (weights, lane, n): nothing is
+drawn, and no step needs the steps before it.
 
-What a corpus gives: its own order of `data.order.epoch`, epoch after epoch, as if it were alone. A lane that comes to
-the end of its run of a small corpus begins the corpus's next epoch, whatever the others do. So the order of a corpus
-knows nothing of the others, each of its samples is drawn once in each of its epochs, and what applies to one corpus
-(lanes, ranks, seeking, stand-ins) applies to the mix. A mix of one corpus is that corpus.
+The items: each corpus follows its own order of `data.order.epoch`, epoch after epoch, as if it were alone. A lane at
+the end of its run of a small corpus begins the corpus's next epoch, regardless of the other lanes. So each sample is
+drawn once per epoch of its corpus, and lanes, ranks, seeking and stand-ins work as for one corpus.
 """
 
 from collections.abc import Sequence
@@ -24,19 +22,19 @@ from typing import NamedTuple
 from data.order.epoch import EpochOrder, EpochOrders
 from data.order.layout import Layout, check_division
 
-# how far the phases of neighbouring lanes lie apart, by depth of the halving, as a share of the lanes: next to each
-# other at first, then by irrational numbers, so that the halvings do not go in step
+# distance between the phases of neighbouring lanes by depth of the halving, as a share of the lanes: adjacent at first,
+# then irrational, so that the halvings do not run in step
 _STRIDES = (0.0, 0.6180339887, 0.4142135624, 0.7320508076, 0.2360679775, 0.6457513111, 0.3166247904)
 
 
 @dataclass(frozen=True)
 class Mix:
-    """The corpora of a stream, their shares, and the batches made of them.
+    """The corpora of a stream and their shares.
 
     Args:
-        layouts: of the corpora, with lanes in common. In a mix of several, `global_batch` is the number of lanes there:
-            a corpus leaves out fewer items an epoch than there are lanes.
-        parts: shares of the corpora, as whole numbers in proportion.
+        layouts: of the corpora, with equal lanes. Of several corpora, each layout's `global_batch` is the number of
+            lanes, so that a corpus leaves out fewer items than lanes per epoch.
+        parts: shares of the corpora, as whole numbers.
         global_batch: items of a step.
     """
 
@@ -47,6 +45,7 @@ class Mix:
     def __post_init__(self):
         assert len(self.layouts) == len(self.parts) > 0
         assert min(self.parts) > 0
+        # see `layouts`
         assert len(self.layouts) == 1 or all(layout.global_batch == layout.lanes for layout in self.layouts)
         check_division(self.global_batch, self.lanes)
 
@@ -62,7 +61,7 @@ class Mix:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Global batches in which as many items are drawn as all corpora have: an epoch of the run."""
+        """Global batches of an epoch of the run, which draws as many items as all corpora have."""
         return max(1, sum(layout.num_items for layout in self.layouts) // self.global_batch)
 
     @cached_property
@@ -70,7 +69,7 @@ class Mix:
         return tuple(_coprime_near(share * self.lanes, self.lanes) for share in _STRIDES)
 
     def describe(self) -> str:
-        """Returns the numbers that must stay the same when a run is resumed, as short text."""
+        """Returns, as short text, the numbers that a resumed run must keep."""
         one = self.layouts[0]
         return (
             f"lanes={one.lanes} global_batch={self.global_batch} window_shards={one.window_shards} "
@@ -78,32 +77,34 @@ class Mix:
         )
 
     def taken(self, lane: int, items: int) -> list[int]:
-        """Returns how many of the first `items` items of a lane are of each corpus."""
+        """Returns the count of each corpus among the first `items` items of a lane."""
         counts: list[int] = []
         self._divide(items, lane, range(len(self.parts)), 0, counts)
         return counts
 
     def taken_by_all(self, step: int) -> list[int]:
-        """Returns how many items of each corpus the global batches before `step` hold."""
+        """Returns the items of each corpus in the global batches before `step`."""
         counts = [self.taken(lane, step * self.items_per_lane_step) for lane in range(self.lanes)]
         return [sum(of_corpus) for of_corpus in zip(*counts)]
 
     def left_out(self, step: int) -> int:
-        """Returns how many items no batch held, of the epochs that are over at `step` in every lane."""
+        """Returns the number of items left out of all epochs that every lane has finished at `step`."""
         counts = [self.taken(lane, step * self.items_per_lane_step) for lane in range(self.lanes)]
         finished = [
-            min(of_corpus) // layout.items_per_lane_epoch for layout, of_corpus in zip(self.layouts, zip(*counts))
+            # slowest lane
+            min(of_corpus) // layout.items_per_lane_epoch
+            for layout, of_corpus in zip(self.layouts, zip(*counts))
         ]
         return sum(epochs * layout.num_left_out for layout, epochs in zip(self.layouts, finished))
 
     def corpus_steps(self, corpus: int, step: int, lanes: Sequence[int]) -> tuple[int, int]:
-        """Returns the steps of the corpus's own layout that the hindmost and foremost of its lanes have reached."""
+        """Returns (slowest, fastest) lane position of a corpus, in steps of its own layout."""
         per_step = self.layouts[corpus].items_per_lane_step
         taken = [self.taken(lane, step * self.items_per_lane_step)[corpus] for lane in lanes] or [0]
-        return min(taken) // per_step, -(-max(taken) // per_step)
+        return min(taken) // per_step, -(-max(taken) // per_step)  # floor and ceiling
 
     def _divide(self, items: int, lane: int, corpora: range, depth: int, counts: list[int]) -> None:
-        if len(corpora) == 1:
+        if len(corpora) == 1:  # nothing left to halve
             counts.append(items)
             return
         first, second = corpora[: len(corpora) // 2], corpora[len(corpora) // 2 :]
@@ -116,7 +117,7 @@ class Mix:
 
 
 class Draw(NamedTuple):
-    """One item of a batch: of which corpus, in which of the corpus's epochs, and as in `data.order.epoch.Items`."""
+    """One item of a batch: its corpus, the epoch of that corpus, and the columns of `data.order.epoch.Items`."""
 
     corpus: int
     epoch: int
@@ -127,7 +128,7 @@ class Draw(NamedTuple):
 
 
 class MixOrder:
-    """What the lanes give to any step of a mix."""
+    """The items of any step of a mix."""
 
     def __init__(self, mix: Mix):
         self.mix = mix
@@ -138,21 +139,20 @@ class MixOrder:
         return self._orders[corpus].of_epoch(epoch)
 
     def step_draws(self, step: int, lanes: Sequence[int], rows: range | None = None) -> list[Draw]:
-        """Returns the part of global batch `step` that comes from `lanes`, lane after lane; of that, `rows`, or all.
+        """Returns `rows` (default: all) of the items that `lanes` give to global batch `step`, lane after lane.
 
-        Args:
-            step: counted from the start of training.
+        step counts from the start of training.
         """
         size = self.mix.items_per_lane_step
         rows = range(len(lanes) * size) if rows is None else rows
         draws: list[Draw] = []
-        for index in range(rows.start // size, -(-rows.stop // size)):
+        for index in range(rows.start // size, -(-rows.stop // size)):  # only the lanes that `rows` touches
             first, last = max(rows.start - index * size, 0), min(rows.stop - index * size, size)
             draws += self._lane_draws(lanes[index], step * size + first, step * size + last)
         return draws
 
     def shards_in_use(self, step: int, lanes: Sequence[int]) -> list[set[int]]:
-        """Returns, for each corpus, the shards of the windows that the lanes are in at the beginning of a step."""
+        """Returns, for each corpus, the shards of the lanes' windows at the start of a step."""
         in_use: list[set[int]] = [set() for _ in self.mix.layouts]
         for lane in lanes:
             for corpus, taken in enumerate(self.mix.taken(lane, step * self.mix.items_per_lane_step)):
@@ -165,8 +165,9 @@ class MixOrder:
         """Returns items [first, last) of a lane, counted from the start of training."""
         if len(self._orders) == 1:
             return self._corpus_draws(0, lane, first, last)
-        counts = [self.mix.taken(lane, items) for items in range(first, last + 1)]
+        counts = [self.mix.taken(lane, items) for items in range(first, last + 1)]  # before each item, and at the end
         waiting = [iter(self._corpus_draws(c, lane, *ends)) for c, ends in enumerate(zip(counts[0], counts[-1]))]
+        # one per item
         turns = [c for before, after in pairwise(counts) for c in range(len(before)) if after[c] > before[c]]
         return [next(waiting[corpus]) for corpus in turns]
 
@@ -185,5 +186,5 @@ class MixOrder:
 
 
 def _coprime_near(value: float, lanes: int) -> int:
-    """Returns the number nearest to `value`, and at least 1, that has no divisor in common with `lanes`."""
+    """Returns the number in [1, lanes] nearest to `value` that is coprime to `lanes`."""
     return next(n for n in sorted(range(1, lanes + 1), key=lambda n: abs(n - value)) if gcd(n, lanes) == 1)

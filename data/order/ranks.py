@@ -1,4 +1,4 @@
-"""Ranks share the lanes: which lanes a rank serves, and how its part of a global batch is cut into micro-batches."""
+"""The lanes of a rank, and the micro-batches of its part of a global batch."""
 
 from data.order.layout import OrderError, largest_divisor, next_multiple
 
@@ -7,7 +7,7 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
     """Returns the lanes r, r + W, r + 2W, ... that rank r of W serves.
 
     Raises:
-        OrderError: `rank` is not one of the world's, or the lanes cannot be shared equally.
+        OrderError: `rank` is not in the world, or the world size does not divide the lanes.
     """
     if not 0 <= rank < world_size:
         raise OrderError(
@@ -19,14 +19,14 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
             f"than others; use {largest_divisor(lanes, world_size)} ranks, or in a new run lanes "
             f"{next_multiple(lanes, world_size)}"
         )
-    return range(rank, lanes, world_size)
+    return range(rank, lanes, world_size)  # strided, so that another world size splits the same lanes
 
 
 def micro_batches_per_step(global_batch: int, world_size: int, micro_batch: int) -> int:
-    """Returns how many micro-batches of a rank make one step.
+    """Returns the micro-batches of a rank per step.
 
     Raises:
-        OrderError: the rank's part of a global batch is no multiple of the micro-batch.
+        OrderError: the micro-batch does not divide the rank's part of a global batch.
     """
     per_rank = global_batch // world_size
     if micro_batch < 1 or global_batch % world_size or per_rank % micro_batch:

@@ -1,1 +1,1 @@
-"""Samples, checked, from wherever they are: reader, node cache, prefetch."""
+"""Checked samples from disk or object store: reader, node cache, prefetch."""

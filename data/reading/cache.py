@@ -1,11 +1,9 @@
-"""Shards of an object store on the node's own disk: one download per node, a byte budget, pins on what is in use.
+"""The node's cache of an object store's shards: one download per node, a byte budget, pins on shards in use.
 
-Every process of a node may use one cache at once; they meet only through `flock`, which the kernel lets go of when a
-process dies, so a `kill -9` leaves no stale lock. Each shard has two lock files. `<shard>.pin` is held shared by
-whoever reads the shard and taken exclusively to evict it. `<shard>.fetch` is held by the one process that downloads it,
-while the others wait. A shard appears under its name only after its length and the crc32 of its members were compared.
-
-How many shards there may be, and which go first, is `data.reading.room`'s.
+All processes of a node share the cache through `flock`, which the kernel releases when a process dies: `kill -9` leaves
+no stale lock. Each shard has two lock files. Readers hold `<shard>.pin` shared; eviction takes it exclusively. The one
+process that downloads holds `<shard>.fetch`, and the others wait. A shard appears under its name only after its length
+and the crc32 of its members were checked. `data.reading.room` keeps the budget.
 """
 
 import errno
@@ -40,7 +38,7 @@ _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class CacheError(UserError):
-    """The cache cannot take a shard: no room, or no usable folder."""
+    """The cache has no room for a shard, or its folder is unusable."""
 
 
 class CachedShard:
@@ -52,11 +50,11 @@ class CachedShard:
 
     @property
     def inode(self) -> int:
-        """Tells this copy from one that replaces it."""
+        """Distinguishes this copy from one that replaces it."""
         return os.fstat(self.file).st_ino
 
     def close(self) -> None:
-        """Closes the file and lets the shard be evicted; call it once."""
+        """Closes the file and unpins the shard; call it once."""
         os.close(self.file)
         os.close(self._pin)
 
@@ -65,10 +63,9 @@ class ShardCache:
     """The shards of one set, on this node.
 
     Args:
-        store: where the set lies.
-        namespace: manifest digest; two sets may hold shards of equal names.
-        free_bytes: returns the free space of the disk that holds a path.
-        clock_ns: returns wall-clock nanoseconds, by which shards are ranked for eviction.
+        store: of the set.
+        namespace: manifest digest; two sets may have shards of equal names.
+        free_bytes, clock_ns: as in `CacheRoom`.
 
     Raises:
         CacheError: the folder cannot be made.
@@ -87,8 +84,8 @@ class ShardCache:
         self.config, self.store, self.tally = config, store, tally or Tally()
         self._room = CacheRoom(config, tally=self.tally, free_bytes=free_bytes, clock_ns=clock_ns)
         self._clock_ns = clock_ns
-        self._failed: dict[str, tuple[float, StoreError]] = {}
-        self._shards = config.directory / namespace[:16]
+        self._failed: dict[str, tuple[float, StoreError]] = {}  # failures of the prefetching thread, by shard
+        self._shards = config.directory / namespace[:16]  # one folder per shard set
         self._locks = self._shards / "locks"
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
@@ -99,40 +96,39 @@ class ShardCache:
             ) from error
 
     def open(self, entry: ShardEntry) -> CachedShard:
-        """Returns the shard, downloaded if need be; close it when done.
+        """Returns the shard, downloaded if absent; close it when done.
 
         Raises:
-            StoreError: it cannot be fetched. ShardError: what came is not what the manifest says.
-            CacheError: there is no room for it.
+            StoreError: it cannot be fetched. ShardError: it differs from the manifest. CacheError: no room.
         """
         return self._open(entry, instead_of=None)
 
     def renew(self, entry: ShardEntry, damaged: CachedShard) -> CachedShard:
-        """Closes `damaged` and returns the shard fetched again, unless another process has replaced it already."""
+        """Closes `damaged` and returns the shard, fetched again unless another process has replaced it."""
         try:
-            # closed last: as long as it is open, no new file can get its inode
+            # closed last: while it is open, no new file can get its inode
             return self._open(entry, instead_of=damaged.inode)
         finally:
             damaged.close()
 
     def holds(self, entry: ShardEntry) -> bool:
-        """Whether the shard is in the cache now."""
+        """Returns True if the shard is in the cache."""
         return self._is_published(entry)
 
     def prefetch(self, entry: ShardEntry) -> bool:
-        """Downloads the shard if nobody has or does and there is room without evicting what others wait for.
+        """Downloads the shard if it is absent and fits without evicting unread shards.
 
         Returns:
-            Whether it is in the cache now, or on its way.
+            True if it is in the cache or on its way.
 
         Raises:
-            StoreError, ShardError, CacheError: as `open`.
+            StoreError, ShardError, CacheError: like `open`.
         """
         with self._disk_errors_named(entry):
             if self._is_published(entry):
                 self._keep_unread(entry)
                 return True
-            with held(self._lock(entry, "fetch"), wait=False) as free:
+            with held(self._lock(entry, "fetch"), wait=False) as free:  # another process is fetching it if not free
                 try:
                     return not free or self._fetch(entry, ahead=True, instead_of=None)
                 except StoreError as error:
@@ -140,14 +136,14 @@ class ShardCache:
                     raise
 
     def _open(self, entry: ShardEntry, *, instead_of: int | None) -> CachedShard:
-        # pinned before it is fetched, so that it cannot be evicted between its arrival and its first read
+        # pinned before it is fetched, so that it cannot be evicted before its first read
         with self._disk_errors_named(entry), ExitStack() as undo:
             handle = pin(self._lock(entry, "pin"))
-            undo.callback(os.close, handle)
+            undo.callback(os.close, handle)  # closing the file releases its lock
             hit = self._is_published(entry, instead_of=instead_of)
             if not hit:
                 began = time.monotonic()
-                with held(self._lock(entry, "fetch")):
+                with held(self._lock(entry, "fetch")):  # waits for a download by another process
                     self._raise_failure_since(began, entry)
                     self._fetch(entry, ahead=False, instead_of=instead_of)
             self.tally.add("cache_hits" if hit else "cache_misses")
@@ -155,11 +151,11 @@ class ShardCache:
             undo.callback(os.close, file)
             mark_used(self._path(entry), self._clock_ns())
             shard = CachedShard(file, self._read_index(entry), pin=handle)
-            undo.pop_all()
+            undo.pop_all()  # success: the shard owns file and pin now
         return shard
 
     def _raise_failure_since(self, began: float, entry: ShardEntry) -> None:
-        """Raises what prefetching met while the reader waited for it: the store was insisted on long enough."""
+        """Raises the error of a prefetch that the reader waited for: it has used up the retries."""
         failed_at, error = self._failed.get(entry.name, (0.0, None))
         if error is not None and failed_at >= began:
             raise error
@@ -172,9 +168,9 @@ class ShardCache:
             return self._download_index(entry)
 
     def _fetch(self, entry: ShardEntry, *, ahead: bool, instead_of: int | None) -> bool:
-        """Brings the shard into the cache; the caller holds its fetch lock. False: ahead of need, and no room."""
+        """Downloads the shard; the caller holds its fetch lock. Returns False if prefetching finds no room."""
         if self._is_published(entry, instead_of=instead_of):
-            return True  # by the process whose lock was waited for
+            return True  # the previous holder of the lock fetched it
         remove_leftovers(self._path(entry))
         reservation = self._reserve(entry, ahead=ahead)
         if reservation is None:
@@ -183,9 +179,9 @@ class ShardCache:
             index = self._download_index(entry)
             fetch_shard(self.store, entry, index, reservation, tally=self.tally)
             mark_unread(reservation, self._clock_ns())
-            reservation.replace(self._path(entry))
+            reservation.replace(self._path(entry))  # atomic: readers see a whole shard or none
         finally:
-            reservation.unlink(missing_ok=True)
+            reservation.unlink(missing_ok=True)  # after success it is already gone
         return True
 
     def _download_index(self, entry: ShardEntry) -> ShardIndex:
@@ -206,7 +202,7 @@ class ShardCache:
         raise CacheError(self._no_room(entry, reason))
 
     def _keep_unread(self, entry: ShardEntry) -> None:
-        """Renews the grace of a shard that is still wanted: windows may last longer than it does."""
+        """Extends the eviction grace period of a prefetched shard that is still needed."""
         status, now_ns = self._path(entry).stat(), self._clock_ns()
         if is_unread(status) and now_ns - status.st_mtime_ns > UNREAD_GRACE_S / 4 * 1e9:
             mark_unread(self._path(entry), now_ns)
@@ -216,6 +212,7 @@ class ShardCache:
             status = self._path(entry).stat()
         except FileNotFoundError:
             return False
+        # the index is published first
         return status.st_size == entry.bytes and status.st_ino != instead_of and self._index_path(entry).exists()
 
     def _path(self, entry: ShardEntry) -> Path:
@@ -235,7 +232,7 @@ class ShardCache:
 
     @contextmanager
     def _disk_errors_named(self, entry: ShardEntry) -> Iterator[None]:
-        """Turns what goes wrong with the folder into a sentence; what goes wrong with the store is one already."""
+        """Turns an OSError of the folder into a CacheError; errors of the store pass."""
         try:
             yield
         except OSError as error:
@@ -243,5 +240,5 @@ class ShardCache:
                 raise CacheError(self._no_room(entry, f"the disk is full ({error.strerror})")) from error
             raise CacheError(
                 f"cache_dir {self.config.directory} cannot keep shard {entry.name} ({error.strerror or error}), so it "
-                "cannot be read; mend the disk or its rights, or choose another cache_dir"
+                "cannot be read; repair the disk or its permissions, or choose another cache_dir"
             ) from error

@@ -1,4 +1,4 @@
-"""Shards and their indices brought from a store and compared with the manifest; on a mismatch fetched once more."""
+"""Downloads of shards and their indices, checked against the manifest; a mismatch is fetched once more."""
 
 import logging
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def fetch_index(store: Store, entry: ShardEntry, *, tally: Tally) -> tuple[bytes, ShardIndex]:
-    """Returns the sidecar of a shard, read twice if the first copy is damaged, as bytes and as an index.
+    """Returns the index of a shard, as bytes and parsed; reads it again if it came damaged.
 
     Raises:
-        StoreError: it cannot be read. ShardError: it is not the one that the manifest names.
+        StoreError: it cannot be read. ShardError: it differs from the manifest.
     """
     name = index_name(entry.name)
     origin = store.locate(name)
@@ -40,16 +40,16 @@ def fetch_index(store: Store, entry: ShardEntry, *, tally: Tally) -> tuple[bytes
 
 
 def fetch_shard(store: Store, entry: ShardEntry, index: ShardIndex, target: Path, *, tally: Tally) -> None:
-    """Downloads a shard to the file `target` and checks every member; sha256 of the whole would take four times longer.
+    """Downloads a shard to the file `target` and checks every crc32; sha256 would take four times longer.
 
-    A second copy of the right length with a damaged member is kept: every sample is checked again when it is read, so
-    one flipped bit in the store costs one sample instead of the run.
+    A second copy with a damaged member is kept: samples are checked again when read, so one flipped bit in the store
+    costs one sample instead of the run.
 
     Raises:
-        StoreError: it cannot be read. ShardError: its length is not the manifest's.
+        StoreError: it cannot be read. ShardError: its length differs from the manifest.
     """
     location = store.locate(entry.name)
-    for attempt in (1, 2):
+    for attempt in (1, 2):  # a fault of the wire rarely strikes twice
         with counted_retries(store, tally):
             size = store.download(entry.name, target)
         tally.add("bytes_read", size)
@@ -65,7 +65,7 @@ def fetch_shard(store: Store, entry: ShardEntry, index: ShardIndex, target: Path
 
 
 def first_damage(shard: Path, index: ShardIndex) -> str:
-    """Returns what is wrong with the first member that is not the one that was written; "" when all are whole."""
+    """Returns the damage of the first damaged member; "" if all are whole."""
     mels = zip(index.uid, repeat("mel.npy"), index.mel_offset, index.mel_bytes, index.mel_crc32)
     infos = zip(index.uid, repeat("json"), index.json_offset, index.json_bytes, index.json_crc32)
     with shard.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content, memoryview(content) as view:
@@ -79,7 +79,7 @@ def first_damage(shard: Path, index: ShardIndex) -> str:
 
 
 def wrong_length(location: str, size: int, entry: ShardEntry) -> str:
-    """Returns the message about a shard that was cut, or overwritten."""
+    """Returns the message about a shard that was cut or overwritten."""
     cause = "truncated" if size < entry.bytes else "overwritten"
     return (
         f"shard {location} has {size} bytes and the manifest says {entry.bytes}: it was {cause}; restore it from a "
@@ -89,7 +89,7 @@ def wrong_length(location: str, size: int, entry: ShardEntry) -> str:
 
 @contextmanager
 def counted_retries(store: Store, tally: Tally) -> Iterator[None]:
-    """Adds the retries that the store makes within the block, for this thread: prefetching goes on meanwhile."""
+    """Adds this thread's retries within the block; the prefetching thread counts its own."""
     before = store.retries_of_this_thread
     try:
         yield

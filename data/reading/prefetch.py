@@ -1,8 +1,8 @@
-"""Brings shards into the node's cache before the reader needs them, in a thread of the reader's process.
+"""Prefetching of shards into the node's cache, in a thread of the reader's process.
 
-What is coming is known from the order: the rest of each lane's window, then the next windows, one after the other, over
-the end of the epoch. How far is a number of bytes: it is what the node's disk has room for, and what a slow store needs
-to be ahead by. A failure here is not reported; the reader meets it itself when it needs the shard, and can name it.
+The order says which shards come: the rest of each lane's window, then the next windows, past the end of the epoch. The
+depth is in bytes, because both the disk's room and the lead over a slow store are. A failure is not reported here; the
+reader meets it when it needs the shard, and names it.
 """
 
 import logging
@@ -20,12 +20,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """Fetches ahead of `follow` until `close`.
+    """A thread that fetches ahead of `follow` until `close`.
 
     Args:
-        lanes: to look after; the workers of a rank share its lanes among them.
-        depth_bytes: of shards beyond the windows at hand; those of the windows at hand are always fetched.
-        last_step: where the run ends, if it does.
+        lanes: of this worker; the workers of a rank share its lanes.
+        depth_bytes: of shards beyond the current windows, whose shards are always fetched.
+        last_step: end of the run, if any.
 
     Raises:
         UserError: a negative depth.
@@ -42,18 +42,18 @@ class Prefetcher:
         last_step: int | None = None,
     ):
         if depth_bytes < 0:
-            raise UserError(f"prefetch_bytes {depth_bytes} is negative; use 0 to fetch the windows at hand alone")
+            raise UserError(f"prefetch_bytes {depth_bytes} is negative; use 0 to fetch only the current windows")
         self._cache, self._manifest, self._layout, self._lanes = cache, manifest, layout, lanes
         self._depth_bytes, self._last_step = depth_bytes, last_step
         self._order_of = lru_cache(maxsize=2)(partial(EpochOrder, layout))
         self._step = 0
         self._closed = self._started = False
         self._wake = threading.Event()
-        # a daemon, because a worker that is told to leave must not wait for a download
+        # a daemon: a worker that ends must not wait for a download
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
 
     def follow(self, step: int) -> None:
-        """Takes note that the reader is at global step `step`; the first call starts the thread."""
+        """Records that the reader is at global step `step`; the first call starts the thread."""
         self._step = step
         self._wake.set()
         if not self._started and self._lanes:
@@ -61,32 +61,32 @@ class Prefetcher:
             self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread after the download that it is at, which may be long in coming: nobody waits for that."""
+        """Ends the thread after its current download, without waiting for a long one."""
         self._closed = True
         self._wake.set()
         if self._started:
-            self._thread.join(timeout=1.0)
+            self._thread.join(timeout=1.0)  # a daemon thread ends with the process anyway
 
     def _run(self) -> None:
         while not self._closed:
             self._wake.wait()
-            self._wake.clear()
+            self._wake.clear()  # before the search, so that a step during it is not missed
             tried: set[int] = set()
-            # looked up anew after each shard, because the reader has moved on meanwhile
+            # looked up again after each shard, because the reader has moved on
             while not self._closed and self._fetch_first_lacking(tried):
                 pass
 
     def _fetch_first_lacking(self, tried: set[int]) -> bool:
-        """Fetches what is needed first and was not tried; False when there is none, or no room."""
+        """Fetches the first needed shard that was not tried. Returns False if there is none, or no room."""
         for shard in within_depth(self._rounds(), [e.bytes for e in self._manifest.shards], self._depth_bytes):
             if shard in tried:
                 continue
             entry = self._manifest.shards[shard]
             lacking = not self._cache.holds(entry)
             try:
-                # those that are there as well: it renews their grace
+                # cached ones too, which extends their grace period
                 if not self._cache.prefetch(entry):
-                    return False  # no room until the reader lets go of a window
+                    return False  # no room until the reader leaves a window
             except UserError as error:
                 _LOG.debug("could not fetch ahead: %s", error)
             if lacking:
@@ -102,10 +102,7 @@ class Prefetcher:
 
 
 def within_depth(rounds: Iterable[Sequence[int]], sizes_bytes: Sequence[int], depth_bytes: int) -> Iterator[int]:
-    """Yields each shard of the first round, then those of later rounds as long as their bytes stay within the depth.
-
-    A shard that comes up again counts, and is yielded, once.
-    """
+    """Yields the shards of the first round, then those of later rounds within the depth; each shard once."""
     seen: set[int] = set()
     ahead_bytes = 0
     for number, shards in enumerate(rounds):
@@ -113,7 +110,7 @@ def within_depth(rounds: Iterable[Sequence[int]], sizes_bytes: Sequence[int], de
             if shard in seen:
                 continue
             seen.add(shard)
-            if number > 0:
+            if number > 0:  # the first round is always fetched
                 ahead_bytes += sizes_bytes[shard]
                 if ahead_bytes > depth_bytes:
                     return
@@ -127,29 +124,28 @@ def upcoming_shards(
     order_of: Callable[[int], EpochOrder],
     end: int | None = None,
 ) -> Iterator[list[int]]:
-    """Yields what lanes need: the shards of their windows at hand, then of their next windows, and so on.
+    """Yields the shards of the lanes' current windows, then of their next windows, to the end of the next epoch.
 
-    Within a window, shards come in the order of their first sample. After an epoch's last window comes the next epoch's
-    first one; the end of that epoch is as far as this looks. Samples that no step holds need no shard.
+    Shards of a window come in the order of their first sample. Shards whose samples are in no step are skipped.
 
     Args:
-        order_of: the order of each epoch.
-        positions: where each lane is, in items that it has given since the start of the run.
-        end: where every lane ends, counted likewise.
+        order_of: returns the order of an epoch.
+        positions: of each lane, in items since the start of the run.
+        end: of every lane, in the same unit.
     """
     per_epoch = layout.steps_per_epoch * layout.items_per_lane_step
     lanes = [
         _windows_of_lane(order_of, lane, position, per_epoch=per_epoch, end=end) for lane, position in positions.items()
     ]
     for at_once in zip_longest(*lanes, fillvalue=()):
-        # lanes go on side by side: the first shard of each is needed before the second of any
+        # lanes advance together: the first shard of each is needed before the second of any
         yield [shard for nth in zip_longest(*at_once) for shard in nth if shard is not None]
 
 
 def _windows_of_lane(
     order_of: Callable[[int], EpochOrder], lane: int, position: int, *, per_epoch: int, end: int | None
 ) -> Iterator[list[int]]:
-    """Yields the shards of each window of a lane, from the one at hand to the end of the next epoch."""
+    """Yields the shards of each window of a lane, from the current one to the end of the next epoch."""
     this_epoch = position // per_epoch
     for epoch in (this_epoch, this_epoch + 1):
         first = max(0, position - epoch * per_epoch)

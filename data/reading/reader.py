@@ -1,9 +1,8 @@
-"""Random access to the samples of a shard set, every byte checked before it is believed.
+"""Random access to the samples of a shard set, with every byte checked.
 
-Three ways to a shard, one way to a sample. Shards on this machine are read in place. Shards of an object store come
-through the node's cache, whole; without a cache, samples come one by one as ranges, which is right for a few samples
-and slow for an epoch. Either way a sample is compared with the crc32 of its index, because neither a disk nor a ranged
-read of S3 says when a bit has flipped.
+Local shards are read in place. Shards of an object store come whole through the node's cache; without a cache, each
+sample is a ranged read, which suits a few samples and is slow for an epoch. Every sample is checked by the crc32 of its
+index, because neither a disk nor a ranged read of S3 reports a flipped bit.
 """
 
 import json
@@ -26,12 +25,12 @@ from data.store.files import MissingObjectError, Store
 from data.store.store import open_store
 
 _LOG = logging.getLogger(__name__)
-# of a reader; the least recently used shard is closed first
+# shards of one reader; the least recently used is closed first
 _MAX_OPEN = 256
 
 
 class BadSampleError(ShardError):
-    """One sample is damaged, also when fetched again. Carries its uid."""
+    """A sample that is damaged even when fetched again."""
 
     def __init__(self, message: str, uid: str = ""):
         super().__init__(message)
@@ -40,7 +39,7 @@ class BadSampleError(ShardError):
 
 @dataclass(frozen=True)
 class RawSample:
-    """One stored sample, checked: stored [T, F], which `data.shards.format.decode_mel` makes into log-mel."""
+    """One checked sample: stored [T, F], which `data.shards.format.decode_mel` decodes."""
 
     uid: str
     stored: NDArray[Any]
@@ -48,7 +47,7 @@ class RawSample:
 
 
 class OpenShard(Protocol):
-    """A shard whose samples can be read until `close`."""
+    """An open shard."""
 
     index: ShardIndex
 
@@ -56,25 +55,25 @@ class OpenShard(Protocol):
         """Returns up to `length` bytes from `offset`; fewer only at the end of the shard."""
 
     def close(self) -> None:
-        """Lets go of the shard."""
+        """Releases the shard."""
 
 
 class ShardAccess(Protocol):
     """A way to open shards."""
 
     def open(self, entry: ShardEntry) -> OpenShard:
-        """Opens a shard; raises ShardError or StoreError, naming it, when it is missing, cut, or has a wrong index."""
+        """Opens a shard. Raises ShardError or StoreError if it is missing, cut, or has a wrong index."""
 
     def reopen(self, entry: ShardEntry, damaged: Any) -> OpenShard:
-        """Closes `damaged` and opens the shard again, from where it came."""
+        """Closes `damaged` and opens the shard again, from its source."""
 
 
 class ShardReader:
-    """Reads samples by (shard, sample of shard).
+    """A reader of samples by (shard, sample of shard).
 
     Args:
         url: folder of the manifest.
-        cache: of an object store's shards; local shards need none.
+        cache: for shards of an object store; local shards need none.
     """
 
     def __init__(self, url: str, manifest: Manifest, *, cache: ShardCache | None = None, tally: Tally | None = None):
@@ -84,7 +83,7 @@ class ShardReader:
         self._reopened: set[int] = set()
 
     def read(self, shard: int, index: int) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Returns (log-mel [T, F] before mean/std normalisation, info) of sample `index` of shard `shard`.
+        """Returns (log-mel [T, F], not normalised, info) of sample `index` of shard `shard`.
 
         Raises:
             BadSampleError: the sample is damaged. ShardError, StoreError: the shard is missing, cut or unreachable.
@@ -93,7 +92,7 @@ class ShardReader:
         return decode_mel(sample.stored, lo=self.manifest.lo, hi=self.manifest.hi), sample.info
 
     def read_raw(self, shard: int, index: int) -> RawSample:
-        """Returns a sample as it is stored; a damaged one is read again, once, from where its shard came."""
+        """Returns a stored sample; reads a damaged one again, once per open shard, from the shard's source."""
         try:
             return self._read_checked(shard, index)
         except BadSampleError as error:
@@ -101,13 +100,13 @@ class ShardReader:
                 raise
             _LOG.warning("%s; reading it again", error)
             self.tally.add("retries")
-        self._reopened.add(shard)
+        self._reopened.add(shard)  # only once: a second failure is damage at the source
         damaged = self._open_shards.pop(shard)
         self._open_shards[shard] = self._access.reopen(self.manifest.shards[shard], damaged)
         return self._read_checked(shard, index)
 
     def uid(self, shard: int, index: int) -> str:
-        """Returns the uid that the index gives to a sample."""
+        """Returns the uid of a sample in the index."""
         return self._shard(shard).index.uid[index]
 
     def keep_only(self, shards: Collection[int]) -> None:
@@ -117,7 +116,7 @@ class ShardReader:
             self._reopened.discard(shard)
 
     def close(self) -> None:
-        """Closes all shards; the reader may be used again."""
+        """Closes all shards; the reader can still be used."""
         self.keep_only(())
 
     def _read_checked(self, shard: int, sample: int) -> RawSample:
@@ -125,7 +124,7 @@ class ShardReader:
         opened = self._shard(shard)
         index, uid = opened.index, opened.index.uid[sample]
         json_offset, mel_offset = index.json_offset[sample], index.mel_offset[sample]
-        # one read for both members: they lie side by side
+        # one read for both members, which are adjacent
         start = min(json_offset, mel_offset)
         stop = max(json_offset + index.json_bytes[sample], mel_offset + index.mel_bytes[sample])
         span = opened.read(start, stop - start)
@@ -148,7 +147,7 @@ class ShardReader:
             while len(self._open_shards) >= _MAX_OPEN:
                 self._open_shards.popitem(last=False)[1].close()
             self._open_shards[shard] = self._access.open(self.manifest.shards[shard])
-        self._open_shards.move_to_end(shard)
+        self._open_shards.move_to_end(shard)  # most recently used
         return self._open_shards[shard]
 
     def _location(self, entry: ShardEntry) -> str:
@@ -158,11 +157,11 @@ class ShardReader:
 def _choose_access(store: Store, cache: ShardCache | None, tally: Tally) -> ShardAccess:
     if store.local_path() is not None:
         return _InPlace(store, tally)
-    return _Remote(store, tally) if cache is None else _ThroughCache(cache)
+    return _Remote(store, tally) if cache is None else _ThroughCache(cache)  # ranged reads without a cache
 
 
 def _decode(mel_npy: bytes | memoryview, info_json: bytes) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Raises ValueError when a member cannot be decoded although its bytes are those that were written."""
+    """Returns (stored array, info). Raises ValueError if a member with a right crc32 cannot be decoded."""
     stored_TF, info = read_npy(mel_npy), json.loads(info_json)
     if stored_TF.ndim != 2 or stored_TF.dtype not in (np.uint8, np.float16) or not len(stored_TF):
         raise ValueError(f"its array is {stored_TF.dtype} {list(stored_TF.shape)}, not uint8 or float16 [T, F]")
@@ -170,13 +169,13 @@ def _decode(mel_npy: bytes | memoryview, info_json: bytes) -> tuple[NDArray[Any]
 
 
 def _read(file: int, offset: int, length: int) -> memoryview:
-    # into memory of ours, which may be written to, so that torch takes it without a copy
+    # into writeable memory, which torch takes without a copy
     content = np.empty(length, dtype=np.uint8).data
-    return content[: os.preadv(file, [content], offset)]
+    return content[: os.preadv(file, [content], offset)]  # positional, so threads and forks share no offset
 
 
 class _FromFile:
-    """A shard on this machine, read in place."""
+    """A local shard."""
 
     def __init__(self, file: int, index: ShardIndex):
         self.file, self.index = file, index
@@ -197,7 +196,7 @@ class _InPlace:
         path = self.store.local_path(entry.name)
         assert path is not None
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # not inherited by workers
         except FileNotFoundError as error:
             raise MissingObjectError(missing(str(path))) from error
         size = os.fstat(file).st_size
@@ -212,7 +211,7 @@ class _InPlace:
 
 
 class _FromStore:
-    """A shard of an object store, read in ranges."""
+    """A shard of an object store, by ranged reads."""
 
     def __init__(self, store: Store, entry: ShardEntry, index: ShardIndex, tally: Tally):
         self.store, self.entry, self.index, self.tally = store, entry, index, tally
@@ -265,7 +264,7 @@ class _ThroughCache:
 
 
 def missing(location: str) -> str:
-    """Returns the message about a shard that the manifest lists and the store does not hold."""
+    """Returns the message about a shard that is in the manifest but not in the store."""
     return (
         f"shard {location} is listed in the manifest but does not exist, so its samples would be lost; restore it from "
         "a copy or run `python -m data build` again"

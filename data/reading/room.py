@@ -1,7 +1,7 @@
-"""Room on the node's disk for shards: a byte budget over all runs of the node, kept by evicting what nobody reads.
+"""A byte budget for shards on the node's disk, shared by all runs of the node; evicts shards that nobody reads.
 
-What is being downloaded counts too: each download leaves an empty file that bears the size in its name. Least recently
-used goes first. Shards fetched ahead make way for one that is needed now, but not for one another.
+Downloads in progress count too: each has a file with its size in the name. The least recently used shard goes first. A
+prefetched shard is evicted for one that is needed now, but not for another prefetched one.
 """
 
 import logging
@@ -20,17 +20,17 @@ from pupujepa.locks import held
 
 _LOG = logging.getLogger(__name__)
 _FETCHING = ".fetching"
-# a shard fetched ahead and not yet read is kept from other prefetching for so long: longer, and its reader has died
+# an unread prefetched shard is spared from other prefetching for this long; after that, its reader has died
 UNREAD_GRACE_S = 600.0
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Where and how much.
+    """Folder and limits of the cache.
 
     directory: on the node's own disk; `flock` must work there.
-    budget_bytes: shards never take more, whoever put them there.
-    patience_s: how long to wait for others to let go of shards before there is said to be no room.
+    budget_bytes: limit for all shards in the folder.
+    patience_s: time to wait for others to release shards.
     """
 
     directory: Path
@@ -40,17 +40,17 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class NoRoom:
-    """How many bytes are lacking for a shard."""
+    """A failed reservation."""
 
     lacking_bytes: int
 
 
 class CacheRoom:
-    """The room of one cache folder. Every process has its own; they meet through the files and locks of the folder.
+    """The budget of one cache folder; processes share it through the folder's files and locks.
 
     Args:
         free_bytes: returns the free space of the disk that holds a path.
-        clock_ns: returns wall-clock nanoseconds, by which shards are ranked for eviction.
+        clock_ns: wall clock, which ranks shards for eviction.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class CacheRoom:
         self._tally, self._free_bytes, self._clock_ns = tally, free_bytes, clock_ns
 
     def reserve(self, shard: Path, num_bytes: int, *, ahead: bool) -> Path | NoRoom:
-        """Makes room for a shard of the folder and returns the file that stands for it, in which it may be built.
+        """Makes room for a shard and returns the file that reserves it, to download into.
 
         Args:
-            ahead: of need: spares what others fetched ahead, and does not wait.
+            ahead: prefetching: spares the unread shards of others, and does not wait.
         """
         give_up_at = time.monotonic() + self.config.patience_s
         while True:
             with held(self.config.directory / "budget.lock"):
-                self._remove_abandoned()
+                self._remove_abandoned()  # before counting, so that dead downloads hold no budget
                 lacking = self._evict(self._lacking_bytes(num_bytes), sparing_unread=ahead)
                 if lacking <= 0:
                     reservation = shard.with_name(f"{shard.name}.{num_bytes}{_FETCHING}")
@@ -81,25 +81,26 @@ class CacheRoom:
                     return reservation
             if ahead or time.monotonic() > give_up_at:
                 return NoRoom(lacking)
-            time.sleep(0.05)
+            time.sleep(0.05)  # outside the lock, so that readers can release shards
 
     def _lacking_bytes(self, needed: int) -> int:
-        """Returns how many bytes must go before `needed` more fit into the budget and onto the disk."""
-        kept = sum(status.st_size for status in self._all_shards().values())
+        """Returns the bytes to remove before `needed` more fit into the budget and onto the disk."""
+        kept = sum(status.st_size for status in self._all_shards().values())  # indices are small and not counted
+        # name: <shard>.<bytes>.fetching
         coming = sum(int(reservation.name.split(".")[-2]) for reservation in self._reservations())
         over_budget = kept + coming + needed - self.config.budget_bytes
         over_disk = coming + needed - self._free_bytes(self.config.directory)
         return max(over_budget, over_disk)
 
     def _evict(self, lacking: int, *, sparing_unread: bool) -> int:
-        """Removes shards that nobody reads, least recently used first; returns the bytes still lacking."""
+        """Removes unpinned shards, least recently used first; returns the bytes still lacking."""
         spared_after = self._clock_ns() - int(UNREAD_GRACE_S * 1e9)
         for shard, status in sorted(self._all_shards().items(), key=lambda item: item[1].st_atime_ns):
             if lacking <= 0:
                 break
             if sparing_unread and is_unread(status) and status.st_mtime_ns > spared_after:
                 continue
-            with held(shard.parent / "locks" / f"{shard.name}.pin", wait=False) as free:
+            with held(shard.parent / "locks" / f"{shard.name}.pin", wait=False) as free:  # not free: somebody reads it
                 if free:
                     _LOG.info("evicting %s", shard)
                     shard.unlink(missing_ok=True)
@@ -109,7 +110,7 @@ class CacheRoom:
         return lacking
 
     def _all_shards(self) -> dict[Path, os.stat_result]:
-        """Returns the published shards of all sets in the folder; each was once fetched under its lock."""
+        """Returns the published shards of all sets in the folder, found by their fetch locks."""
         shards = {}
         for lock in self.config.directory.glob("*/locks/*.fetch"):
             shard = lock.parents[1] / lock.name.removesuffix(".fetch")
@@ -121,7 +122,7 @@ class CacheRoom:
         return list(self.config.directory.glob(f"*/*{_FETCHING}"))
 
     def _remove_abandoned(self) -> None:
-        """Removes what downloads that were killed left: their fetch locks are free."""
+        """Removes the leftovers of killed downloads, whose fetch locks are free."""
         for reservation in self._reservations():
             name = reservation.name.removesuffix(_FETCHING).rpartition(".")[0]
             with held(reservation.parent / "locks" / f"{name}.fetch", wait=False) as free:
@@ -130,23 +131,23 @@ class CacheRoom:
 
 
 def mark_unread(shard: Path, now_ns: int) -> None:
-    """Notes that a shard was fetched, or is still wanted, and not yet read."""
-    os.utime(shard, ns=(now_ns, now_ns))
+    """Marks a shard as fetched, or still wanted, and unread."""
+    os.utime(shard, ns=(now_ns, now_ns))  # atime == mtime means unread
 
 
 def mark_used(shard: Path, now_ns: int) -> None:
-    """Notes that a shard is read now."""
+    """Marks a shard as read now."""
     published_ns = shard.stat().st_mtime_ns
-    os.utime(shard, ns=(max(now_ns, published_ns + 1), published_ns))
+    os.utime(shard, ns=(max(now_ns, published_ns + 1), published_ns))  # atime > mtime means read
 
 
 def is_unread(status: os.stat_result) -> bool:
-    """Whether a shard was fetched and then not read."""
+    """Returns True if a shard was fetched but not read."""
     return status.st_atime_ns <= status.st_mtime_ns
 
 
 def remove_leftovers(shard: Path) -> None:
-    """Removes what a killed download of a shard left; the caller holds its fetch lock, so nobody is writing it."""
+    """Removes the leftovers of a killed download; the caller holds the shard's fetch lock."""
     for pattern in (f"{escape(shard.name)}.*{_FETCHING}", f".{escape(shard.name)}.*.part"):
         for leftover in shard.parent.glob(pattern):
             leftover.unlink(missing_ok=True)

@@ -1,16 +1,16 @@
-"""Counters of one reader: what was read, fetched, retried or replaced since they were last taken."""
+"""Counters of one reader: bytes, retries, cache use and replaced samples."""
 
 import threading
 from collections import Counter
 
 COUNTED = ("bytes_read", "retries", "cache_hits", "cache_misses", "evictions", "stand_ins", "padded")
-"""bytes_read: from the store, or from local shards in place. cache_hits, cache_misses: shards opened without and with a
-download. evictions: shards removed from the cache to make room. stand_ins: draws of damaged samples given to another.
-padded: samples shorter than the crop."""
+"""bytes_read: from the store or local shards. cache_hits, cache_misses: shards opened without and with a download.
+evictions: shards removed from the cache. stand_ins: draws whose damaged sample was replaced. padded: samples shorter
+than the crop."""
 
 
 class Tally:
-    """Named counts that a reading and a prefetching thread both add to."""
+    """Named counts that the reading and prefetching threads share."""
 
     def __init__(self):
         self._lock = threading.Lock()

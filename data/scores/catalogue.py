@@ -1,7 +1,7 @@
-"""Which scores there are, and a balanced, seeded choice of them.
+"""The catalogue of scores, and a balanced, seeded choice of them.
 
-The scores are those that ship with music21. A file of tunes in ABC notation holds hundreds of pieces and is cut by its
-text, so that choosing one tune costs the parsing of one tune.
+The scores ship with music21. A file of ABC tunes has hundreds of pieces and is split as text, so that a chosen tune
+costs the parsing of one tune.
 """
 
 import re
@@ -17,12 +17,12 @@ class Collection:
     """A row of the catalogue.
 
     Attributes:
-        patterns: files, relative to the corpus, but for those that match `leave_out` or are longer than `max_bytes`.
-        is_class: big and distinct enough to be a class of the collection task.
-        key_witness: "declared" when the score's key is worth comparing with its notes; "tonic" when it declares a
-            tonic and leaves the mode open; "none" for music that is modal, pentatonic, or whose signatures are not
-            those of keys (they agree with the notes for fewer than half of the pieces).
-        work_pattern: group 1, searched in the path and the head of the file, names the work that a piece belongs to.
+        patterns: files, relative to the corpus, except those that match `leave_out` or exceed `max_bytes`.
+        is_class: large and distinct enough to be a class of the collection task.
+        key_witness: "declared" if the declared key can be compared with the notes; "tonic" if only its tonic can;
+            "none" for modal or pentatonic music, or signatures that agree with the notes in fewer than half of the
+            pieces.
+        work_pattern: group 1, searched in the path and the head of the file, is the name of the work.
     """
 
     name: str
@@ -43,7 +43,7 @@ COLLECTIONS = (
     Collection("ryans", ("ryansMammoth/*.abc",)),
     Collection("oneills", ("oneills1850/*.abc",)),
     Collection("airds", ("airdsAirs/*.abc",)),
-    # fragments that exercise a reader lie among the songs
+    # test fragments for readers are among the songs
     Collection("essen", ("essenFolksong/*.abc",), key_witness="tonic", leave_out=r"/(han\d|test)"),
     Collection("essen_china", ("essenFolksong/han*.abc",), key_witness="none"),
     Collection("bach", ("bach/*.mxl",), work_pattern=r"(bwv\d+)"),
@@ -60,7 +60,7 @@ COLLECTIONS = (
     Collection(
         "classical",
         ("haydn/*/*.mxl", "mozart/*/*.mxl", "beethoven/*.mxl", "beethoven/*/*.mxl"),
-        # a long movement costs a second to parse, and a take plays half a minute of it
+        # a long movement takes a second to parse, and a take plays half a minute of it
         max_bytes=60_000,
         work_pattern=r"((?:haydn|mozart|beethoven)/\w+)",
     ),
@@ -76,19 +76,19 @@ COLLECTIONS = (
 _HEAD_CHARACTERS = 2000
 _TUNE = re.compile(r"^(?=X:)", re.MULTILINE)
 _MINOR = re.compile(r"^K:\s*[A-G][#b]?\s*(m|min|minor)\s*$", re.MULTILINE | re.IGNORECASE)
-# of the tunes chosen first; a tenth of the books is in minor, too few for twelve keys in three splits
+# only a tenth of the books is in minor, too few for twelve keys in three splits
 _EVERY_THIRD = 3
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A score that may be chosen.
+    """A score of the catalogue.
 
     Attributes:
         path: relative to the corpus.
-        tune: 0-based position in a file of tunes, None when the file is one score.
-        work: name of the work that it is a section of, or "".
-        minor: whether a tune says that it is in minor; other scores are not asked.
+        tune: 0-based position in a file of tunes, or None for a file of one score.
+        work: name of its work, or "".
+        minor: True for a tune declared in minor; False for all other scores.
     """
 
     uid: str
@@ -120,10 +120,8 @@ def list_candidates(corpus: Path, collection: Collection) -> list[Candidate]:
 
 
 def order_candidates(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
-    """Returns a seeded order in which to take pieces of one collection; it does not depend on how many are taken.
-
-    Every third piece is a tune in minor as long as there are any.
-    """
+    """Returns the pieces of one collection in a seeded order; every third is in minor while there are any."""
+    # by a hash, not a shuffle
     order = sorted(candidates, key=lambda c: (generator(seed, "choice", c.uid).random(), c.uid))
     minor, other = [c for c in order if c.minor], [c for c in order if not c.minor]
     taken: list[Candidate] = []
@@ -133,21 +131,21 @@ def order_candidates(candidates: Sequence[Candidate], seed: int) -> list[Candida
 
 
 def share_out(available: Sequence[int], total: int) -> list[int]:
-    """Returns how many pieces each collection gives: equal shares, and what a small one cannot give is shared again."""
+    """Returns the number of pieces of each collection: equal shares; the rest of a small one goes to the others."""
     shares = [0] * len(available)
-    by_size = sorted(range(len(available)), key=lambda i: (available[i], i))
+    by_size = sorted(range(len(available)), key=lambda i: (available[i], i))  # smallest first
     for place, i in enumerate(by_size):
         shares[i] = min(available[i], (total - sum(shares)) // (len(by_size) - place))
     return shares
 
 
 def split_tunes(text: str) -> list[str]:
-    """Returns the tunes of a file in ABC notation, each from its "X:" line on."""
+    """Returns the tunes of a file in ABC notation, each from its "X:" line."""
     return [tune for tune in _TUNE.split(text) if tune.startswith("X:")]
 
 
 def read_text(path: Path) -> str:
-    """Returns the text of a score; bytes that are not UTF-8 occur in its titles and do not matter."""
+    """Returns the text of a score; bytes that are not UTF-8 occur only in titles and are replaced."""
     return path.read_text(encoding="utf-8", errors="replace")
 
 

@@ -4,16 +4,16 @@
   python -m data scores corpora/scores --pieces 200 --takes 1 --seconds 20 --workers 4
 
 The scores (Bach, Palestrina, Haydn, Mozart, Beethoven, fiddle tunes, folk songs ...) ship with music21, the instruments
-with pretty_midi. Each take of a piece has its own instruments, key, tempo and window. OUT then holds
+with pretty_midi. Each take of a piece has its own instruments, key, tempo and window. OUT gets
 
   tracks.jsonl     one track a line: path, split, group, and labels (key, beats, downbeats, instruments, tempo_bpm,
-                   note_density_hz, collection); null where the score does not settle a label. Written last.
+                   note_density_hz, collection); null if the score does not determine a label. Written last.
   audio/*.wav      mono, 24 kHz, 16 bit
-  rejected.jsonl   scores that were chosen and could not be used, and why
+  rejected.jsonl   chosen scores that could not be used, and why
   notes/           parsed scores; --cache puts them elsewhere, to share them among corpora
-  settings.json    what it was made with
+  settings.json    the settings
 
-Same settings, same bytes, for any number of workers. When it is killed, the same command continues.
+Equal settings give equal bytes for any number of workers. After a kill, the same command resumes.
 """
 
 import argparse
@@ -31,12 +31,11 @@ from typing import Any
 
 from data.pool import map_in_order
 from data.scores.catalogue import COLLECTIONS
-from data.scores.corpus import Source, choose_pieces
-from data.scores.grouping import group_pieces
+from data.scores.corpus import ScoreSource, choose_pieces
+from data.scores.grouping import assign_splits, group_pieces
 from data.scores.labels import key_of, label_take
 from data.scores.pieces import Piece
-from data.scores.rendering import Job, render_job, wav_size
-from data.scores.splits import assign_splits
+from data.scores.rendering import RenderJob, render_job, wav_size
 from data.scores.takes import Take, draw_take, notes_of, transpose_takes
 from pupujepa.durable import PART_SUFFIX, atomic_file
 from pupujepa.errors import UserError
@@ -45,7 +44,7 @@ from pupujepa.progress import follow
 
 _LOG = logging.getLogger(__name__)
 
-# raise it when the same settings would give other bytes (parsing, choice, labels, sound): audio is kept by its name
+# raise it when the same settings give other bytes (parsing, choice, labels, sound): existing audio is kept by its name
 RENDERER_VERSION = 1
 MIN_SECONDS = 4.0
 _SOUNDFONT = "TimGM6mb.sf2"
@@ -56,21 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="folder of the corpus; made when missing")
     parser.add_argument("--pieces", type=int, default=800, help="scores to render (default %(default)s)")
     parser.add_argument("--takes", type=int, default=2, help="performances of each score (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of every choice that is made (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all choices (default %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     parser.add_argument("--seconds", type=float, default=30.72, help="length of a take (default %(default)s)")
     parser.add_argument("--cache", type=Path, help="folder of parsed scores (default OUT/notes)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes the corpus, or completes it."""
+    """Makes or completes the corpus."""
     _require(args)
     corpus, soundfont = find_resources()
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, _settings(args, soundfont))
     _remove_leftovers(out)
-    source = Source(corpus, cache=args.cache or out / "notes", reader=version("music21"))
+    source = ScoreSource(corpus, cache=args.cache or out / "notes", reader=version("music21"))
     pieces, rejected = choose_pieces(source, args.pieces, seed=args.seed, workers=args.workers)
     if not pieces:
         raise UserError(f"none of the {len(rejected)} scores in {corpus} could be used: reinstall music21")
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 def plan_tracks(
     pieces: Sequence[Piece], *, takes: int, seed: int, seconds: float
 ) -> tuple[list[dict[str, Any]], list[Take]]:
-    """Returns the lines of tracks.jsonl and the takes behind them, in the same order."""
+    """Returns the lines of tracks.jsonl and their takes, in the same order."""
     groups = group_pieces(pieces)
     split_of_piece = assign_splits(pieces, groups, seed=seed)
     by_uid = {piece.uid: piece for piece in pieces}
@@ -114,7 +113,7 @@ def find_resources() -> tuple[Path, Path]:
     """Returns music21's folder of scores and pretty_midi's soundfont.
 
     Raises:
-        UserError: a package that the corpus is made with is missing.
+        UserError: a required package is missing.
     """
     missing = [name for name in ("music21", "pretty_midi", "tinysoundfont") if find_spec(name) is None]
     if missing:
@@ -140,11 +139,9 @@ def _require(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) < 1:
             raise UserError(f"--{name} is {value}, so there is nothing to do; give at least 1")
     if not args.seconds >= MIN_SECONDS:
-        raise UserError(
-            f"--seconds is {args.seconds:g}: no tempo or key is heard in that; give at least {MIN_SECONDS:g}"
-        )
+        raise UserError(f"--seconds is {args.seconds:g}, too short for a tempo or key; give at least {MIN_SECONDS:g}")
     if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"{args.out} is a file, and the corpus is a folder; name another one")
+        raise UserError(f"{args.out} is a file, but the corpus needs a folder; name another one")
 
 
 def _settings(args: argparse.Namespace, soundfont: Path) -> dict[str, Any]:
@@ -161,7 +158,7 @@ def _settings(args: argparse.Namespace, soundfont: Path) -> dict[str, Any]:
 
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings, or raises UserError when the folder was made with others: the two would mix."""
+    """Writes the settings. Raises UserError if the folder was made with others, which would mix."""
     path = out / "settings.json"
     if not path.exists():
         with atomic_file(path) as temporary:
@@ -179,7 +176,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Removes what a killed run had begun to write."""
+    """Removes the partial files of a killed run."""
     for folder in (out, out / "audio", out / "notes"):
         for part in folder.glob(f".*{PART_SUFFIX}"):
             part.unlink()
@@ -191,7 +188,7 @@ def _render(takes: Sequence[Take], pieces: Sequence[Piece], *, out: Path, soundf
     for take in takes:
         path = out / _audio_path(take)
         if not path.is_file() or path.stat().st_size != wav_size(take.seconds):
-            jobs.append(Job(take, notes_of(by_uid[take.piece], take), path, soundfont))
+            jobs.append(RenderJob(take, notes_of(by_uid[take.piece], take), path, soundfont))
     rendered = map_in_order(render_job, jobs, workers=workers, preload="data.scores.rendering")
     for _ in follow(rendered, total=len(jobs), title="rendering", unit="takes"):
         pass

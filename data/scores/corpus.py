@@ -1,4 +1,4 @@
-"""Choosing and reading pieces: a seeded, balanced choice, parsed in parallel, cached, with nothing dropped silently."""
+"""The choice and parsing of pieces: seeded, balanced, parallel and cached; every rejected score is listed."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pupujepa.progress import follow
 
 @dataclass(frozen=True)
 class Rejected:
-    """A score that was chosen and could not be used."""
+    """A chosen score that could not be used."""
 
     uid: str
     path: str
@@ -24,13 +24,13 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where scores come from and where their parsed form is kept.
+class ScoreSource:
+    """Folders of scores and of parsed pieces.
 
     Attributes:
         corpus: music21's folder of scores.
         cache: folder of parsed pieces, one file each.
-        reader: version of the parser; what another version read is read again.
+        reader: version of the parser; pieces of another version are parsed again.
     """
 
     corpus: Path
@@ -38,11 +38,11 @@ class Source:
     reader: str
 
 
-def choose_pieces(source: Source, count: int, *, seed: int, workers: int) -> tuple[list[Piece], list[Rejected]]:
-    """Returns `count` pieces, fewer when there are not as many, and what was chosen but could not be used.
+def choose_pieces(source: ScoreSource, count: int, *, seed: int, workers: int) -> tuple[list[Piece], list[Rejected]]:
+    """Returns `count` pieces, or all if there are fewer, and the rejected scores.
 
-    The collections give equal shares. For a piece that cannot be used the next one of its collection is taken, so the
-    result depends on the seed and the count alone.
+    Collections give equal shares. The next piece of its collection replaces a rejected one, so the result depends only
+    on seed and count.
     """
     orders = {c: order_candidates(list_candidates(source.corpus, c), seed) for c in COLLECTIONS}
     available = {c: len(order) for c, order in orders.items()}
@@ -57,7 +57,7 @@ def choose_pieces(source: Source, count: int, *, seed: int, workers: int) -> tup
         for candidate, outcome in zip(chosen, followed, strict=True):
             if isinstance(outcome, Rejected):
                 rejected.append(outcome)
-                available[candidate.collection] -= 1
+                available[candidate.collection] -= 1  # its share goes to the others
             else:
                 pieces.append(outcome)
     return sorted(pieces, key=lambda p: p.uid), sorted(rejected, key=lambda r: r.uid)
@@ -66,7 +66,7 @@ def choose_pieces(source: Source, count: int, *, seed: int, workers: int) -> tup
 def _next_round(
     orders: dict[Collection, list[Candidate]], available: dict[Collection, int], *, pieces: Sequence[Piece], count: int
 ) -> list[Candidate]:
-    """Takes the next candidates off `orders` so that each collection would reach its share."""
+    """Removes from `orders`, and returns, the candidates that fill each collection's share."""
     shares = share_out(list(available.values()), count)
     chosen: list[Candidate] = []
     for (collection, order), share in zip(orders.items(), shares, strict=True):
@@ -77,7 +77,7 @@ def _next_round(
     return chosen
 
 
-def _read_cached(source: Source, candidate: Candidate) -> Piece | Rejected:
+def _read_cached(source: ScoreSource, candidate: Candidate) -> Piece | Rejected:
     path = source.cache / f"{candidate.uid}.json"
     stamp = {"format": FORMAT_VERSION, "music21": source.reader}
     if path.is_file():

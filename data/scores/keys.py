@@ -1,4 +1,4 @@
-"""Key names, transposition, and the key that a set of notes suggests."""
+"""Key names, transposition, and the key of a set of notes."""
 
 import functools
 
@@ -21,13 +21,13 @@ _AARDEN = (
 
 
 def key_name(tonic: int, mode: str) -> str:
-    """Returns a key as `mir_eval.key` spells it, such as "Eb minor"; tonic is a pitch class, 0 = C."""
+    """Returns a key in the spelling of `mir_eval.key`, such as "Eb minor"; tonic is a pitch class, 0 = C."""
     assert mode in MODES, mode
     return f"{TONICS[tonic % 12]} {mode}"
 
 
 def tonic_of(key: str) -> int:
-    """Returns the pitch class of a key's tonic; the opposite of `key_name`."""
+    """Returns the pitch class of a key's tonic."""
     return TONICS.index(key.split(" ")[0])
 
 
@@ -42,23 +42,23 @@ def transpose_key(key: str, semitones: int) -> str:
 
 
 def estimate_key(pitches: np.ndarray, *, weights: np.ndarray) -> str | None:
-    """Returns the key whose profile correlates best with the pitch classes, None when no key stands out.
+    """Returns the key whose profile correlates best with the pitch classes, or None if all are equal.
 
     Args:
         pitches: MIDI numbers.
-        weights: of each pitch, such as its duration; same shape.
+        weights: of each pitch, such as its duration.
     """
     histogram = np.bincount(np.asarray(pitches) % 12, weights=weights, minlength=12)
     if np.ptp(histogram) == 0:
         return None
-    histogram = (histogram - histogram.mean()) / histogram.std()
+    histogram = (histogram - histogram.mean()) / histogram.std()  # so that the product is a correlation
     best = int(np.argmax(_profiles() @ histogram))
     return key_name(best % 12, MODES[best // 12])
 
 
 @functools.cache
 def _profiles() -> np.ndarray:
-    rows = np.zeros((24, 12))
+    rows = np.zeros((24, 12))  # 12 major keys, then 12 minor keys
     for table in (_TEMPERLEY, _AARDEN):
         for mode, profile in enumerate(np.asarray(table)):
             standard = (profile - profile.mean()) / profile.std()

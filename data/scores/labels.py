@@ -1,4 +1,4 @@
-"""What is true of a take, by its score: nothing here listens to audio, and nothing is guessed."""
+"""Labels of a take, from its score; nothing here reads audio or guesses."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from data.scores.pieces import DOWNBEAT, PERIOD, TICK, Piece
 from data.scores.programs import FAMILIES, family
 from data.scores.takes import Take, notes_of, passes, seconds_per_tick
 
-# a shorter part of a note at the edge of a window is not an instrument that anyone could name
+# a shorter part of a note at the edge of a window does not identify an instrument
 _HEARD_S = 0.1
 _CLASSES = frozenset(c.name for c in COLLECTIONS if c.is_class)
 
 
 def label_take(piece: Piece, take: Take) -> dict[str, Any]:
-    """Returns the labels of a take; what the score does not settle is None."""
+    """Returns the labels of a take; None for those that the score does not determine."""
     beats_s, downbeats_s, tempo_bpm = _beats(piece, take)
     return {
         "key": key_of(piece, take),
@@ -30,16 +30,14 @@ def label_take(piece: Piece, take: Take) -> dict[str, Any]:
 
 
 def key_of(piece: Piece, take: Take) -> str | None:
-    """Returns the key on which two witnesses agree, or None: what the score declares for all of the window, and the
-    profile of the notes in it. A window that modulates, and a signature that is not a key, fall to the second witness.
-    """
+    """Returns the key that the score declares for all of the window, if the profile of its notes agrees, else None."""
     declared = _declared_keys(piece, take)
     if len(declared) != 1 or None in declared:
         return None
     notes = notes_of(piece, take)
-    weights = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0)
+    weights = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0)  # seconds inside the window
     heard = weights > 0
-    estimate = estimate_key(notes.pitch[heard] - take.transposition, weights=weights[heard])
+    estimate = estimate_key(notes.pitch[heard] - take.transposition, weights=weights[heard])  # as written
     tonic, mode = str(declared.pop()).split(" ")
     if estimate is None or tonic_of(estimate) != tonic_of(tonic) or mode not in ("?", mode_of(estimate)):
         return None
@@ -57,7 +55,7 @@ def _declared_keys(piece: Piece, take: Take) -> set[str | None]:
 
 
 def _beats(piece: Piece, take: Take) -> tuple[list[float] | None, list[float] | None, float | None]:
-    """Returns beats, downbeats and tempo; no tempo where the beat itself changes, nothing where it is unsettled."""
+    """Returns beats, downbeats and tempo; no tempo if the beat changes, nothing if a passage is unmetred."""
     tick_s = seconds_per_tick(piece, take)
     found = []
     for shift, begin, end in passes(piece, take):
@@ -66,7 +64,7 @@ def _beats(piece: Piece, take: Take) -> tuple[list[float] | None, list[float] | 
         inside = piece.beats[(piece.beats[:, TICK] >= begin) & (piece.beats[:, TICK] < end)]
         found.append(inside + np.array([shift - take.start, 0, 0]))
     beats = np.concatenate(found)
-    beats = beats[beats[:, TICK] * tick_s < take.seconds]
+    beats = beats[beats[:, TICK] * tick_s < take.seconds]  # rounding may place a beat at the end
     if len(beats) < 2:
         return None, None, None
     times_s = np.round(beats[:, TICK] * tick_s, 6)
@@ -76,7 +74,7 @@ def _beats(piece: Piece, take: Take) -> tuple[list[float] | None, list[float] | 
 
 
 def _instruments(piece: Piece, take: Take) -> list[str]:
-    """Returns the General MIDI families that sound in the window, in their usual order."""
+    """Returns the General MIDI families that sound in the window, in MIDI order."""
     notes = notes_of(piece, take)
     heard = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0) >= _HEARD_S
     families = {family(take.programs[part]) for part in np.unique(notes.part[heard])}
@@ -84,5 +82,5 @@ def _instruments(piece: Piece, take: Take) -> list[str]:
 
 
 def _note_density(piece: Piece, take: Take) -> float:
-    """Returns the notes that begin in the window, each of a chord counted, per second."""
+    """Returns the onsets per second in the window, with each note of a chord counted."""
     return round(float(np.count_nonzero(notes_of(piece, take).onset_s >= 0)) / take.seconds, 4)

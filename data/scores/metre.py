@@ -1,9 +1,8 @@
-"""Bars and beats from measures, in integers alone.
+"""Bars and beats from measures, in integers only.
 
-A measure of the notation is not always a bar of the metre: a piece may begin with a pickup, end with a bar that the
-pickup completes, and a repeat sign may cut one bar into two measures. Those are put together again. A measure that
-is too long or too short for any of these reasons is reported as unmetred: where its beats are is not settled by the
-notation, and a guess would be a wrong label.
+A measure of the notation is not always a bar of the metre: a piece may begin with a pickup and end with a bar that
+completes it, and a repeat sign may cut a bar into two measures, which are joined. Any other measure of a wrong length
+is unmetred: the notation does not determine its beats, and a guess would be a wrong label.
 """
 
 from collections.abc import Sequence
@@ -30,8 +29,8 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Beats, the (begin, end) passages that have none, both sorted, and the length after which all may begin again."""
+class BarGrid:
+    """Beats and unmetred (begin, end) passages, both sorted, and the length after which the piece can repeat."""
 
     beats: tuple[Beat, ...]
     unmetred: tuple[tuple[int, int], ...]
@@ -41,20 +40,16 @@ class Grid:
 def beat_quarters(numerator: int, denominator: int) -> float:
     """Returns the length of a beat in quarters.
 
-    Compound metres (6/8, 9/8, 12/8, 6/4 ...) are felt in groups of three; so is a bar of 3/8 or 3/16. All others beat
-    in the unit of the denominator.
+    Compound metres (6/8, 9/8, 12/8, 6/4 ...) and 3/8 or 3/16 beat in groups of three, all others in the unit of the
+    denominator.
     """
     unit = 4 / denominator
     compound = numerator % 3 == 0 and (numerator > 3 or denominator >= 8)
     return 3 * unit if compound else unit
 
 
-def beat_grid(measures: Sequence[Measure]) -> Grid:
-    """Returns the beats of consecutive measures, and the length after which they may begin again.
-
-    Args:
-        measures: sorted, adjacent, of positive length.
-    """
+def beat_grid(measures: Sequence[Measure]) -> BarGrid:
+    """Returns the beats of sorted, adjacent measures of positive length."""
     beats: list[Beat] = []
     unmetred: list[tuple[int, int]] = []
     last_bar: tuple[int, Measure] | None = None
@@ -65,10 +60,10 @@ def beat_grid(measures: Sequence[Measure]) -> Grid:
         joined = index < last and _complete_each_other(bar, measures[index + 1])
         if joined:
             end += measures[index + 1].length
-        elif index == 0 and bar.length < bar.nominal:
+        elif index == 0 and bar.length < bar.nominal:  # a pickup: its bar begins before it
             start = end - bar.nominal
         whole = end - start == bar.nominal
-        if whole or (index == last and bar.length < bar.nominal):
+        if whole or (index == last and bar.length < bar.nominal):  # the last bar may be short
             beats += [beat for beat in _bar_beats(start, bar, until=end) if beat[0] >= bar.start]
             last_bar = (start, bar)
         else:
@@ -76,10 +71,10 @@ def beat_grid(measures: Sequence[Measure]) -> Grid:
             last_bar = None
         index += 2 if joined else 1
     if last_bar is None:
-        return Grid(tuple(beats), tuple(unmetred), end)
+        return BarGrid(tuple(beats), tuple(unmetred), end)
     length = _length_to_repeat(*last_bar, end=end, pickup=_pickup(measures))
-    seam = [beat for beat in _bar_beats(last_bar[0], last_bar[1], until=length) if beat[0] >= end]
-    return Grid((*beats, *seam), tuple(unmetred), length)
+    seam = [beat for beat in _bar_beats(last_bar[0], last_bar[1], until=length) if beat[0] >= end]  # beats of the gap
+    return BarGrid((*beats, *seam), tuple(unmetred), length)
 
 
 def _bar_beats(start: int, bar: Measure, *, until: int) -> list[Beat]:
@@ -87,7 +82,7 @@ def _bar_beats(start: int, bar: Measure, *, until: int) -> list[Beat]:
 
 
 def _complete_each_other(bar: Measure, following: Measure) -> bool:
-    """Whether two measures are the halves of one bar, as around a repeat sign."""
+    """Returns True if two measures are parts of one bar, as around a repeat sign."""
     return following.nominal == bar.nominal == bar.length + following.length
 
 
@@ -99,9 +94,9 @@ def _pickup(measures: Sequence[Measure]) -> int:
 
 
 def _length_to_repeat(start: int, bar: Measure, *, end: int, pickup: int) -> int:
-    """Returns the first tick from `end` on where a repetition continues the metre of the last bar.
+    """Returns the first tick from `end` where a repetition continues the metre of the last bar.
 
-    That is a barline when the piece begins with a full bar, and a pickup before one otherwise.
+    That is a barline, less the pickup if there is one.
     """
     length = start - pickup
     while length < end:

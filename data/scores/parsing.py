@@ -1,6 +1,6 @@
-"""A score, read by music21, as a `Piece`.
+"""Parsing of a score, with music21, to a `Piece`.
 
-Repeats are played as they are written, once: what the labels need is that notes and bars agree.
+Repeats are played once: labels only need notes and bars that agree.
 """
 
 import gc
@@ -18,7 +18,7 @@ import numpy as np
 
 from data.scores.catalogue import Candidate, read_text, split_tunes
 from data.scores.keys import MODES, TONICS
-from data.scores.metre import Grid, Measure, beat_grid, beat_quarters
+from data.scores.metre import BarGrid, Measure, beat_grid, beat_quarters
 from data.scores.pieces import TICKS_PER_QUARTER, Piece, UnusableScoreError
 
 MIN_NOTES = 16
@@ -32,10 +32,10 @@ Note = tuple[int, int, int]
 
 
 def parse_piece(candidate: Candidate, corpus: Path) -> Piece:
-    """Reads one piece.
+    """Returns one piece.
 
     Raises:
-        UnusableScoreError: the file cannot be read, or is no piece of music that could be played and labelled.
+        UnusableScoreError: the file cannot be read, or the piece cannot be played and labelled.
     """
     with _one_collection():
         return _parse(candidate, corpus)
@@ -43,14 +43,13 @@ def parse_piece(candidate: Candidate, corpus: Path) -> Piece:
 
 @contextmanager
 def _one_collection() -> Iterator[None]:
-    """Collects garbage once, at the end, and only what was made inside.
+    """Collects garbage once, at the end, and only of objects made inside.
 
-    music21 builds graphs of objects that all live until the piece is done; looking for dead ones among them, and among
-    music21's own, all along takes a third of the time.
+    music21 builds graphs of objects that live until the piece is parsed; repeated collection takes a third of the time.
     """
     enabled = gc.isenabled()
     gc.disable()
-    gc.freeze()
+    gc.freeze()  # hides older objects from the collection
     try:
         yield
     finally:
@@ -87,7 +86,7 @@ def _read_score(candidate: Candidate, corpus: Path) -> Any:
     from music21.exceptions21 import Music21Exception
 
     path = corpus / candidate.path
-    # what the parsers raise on malformed input, beside their own exception
+    # errors of the parsers on malformed input
     malformed = (
         Music21Exception,
         ParseError,
@@ -119,15 +118,15 @@ def _require_music(notes: list[tuple[int, int, int, int]], *, parts: int) -> Non
         raise UnusableScoreError(f"{end / TICKS_PER_QUARTER:g} quarters long, fewer than {MIN_QUARTERS}")
     lowest, highest = min(n[2] for n in notes), max(n[2] for n in notes)
     if lowest not in _AUDIBLE or highest not in _AUDIBLE:
-        raise UnusableScoreError(f"pitches {lowest} to {highest} lie outside {_AUDIBLE[0]} to {_AUDIBLE[-1]}")
+        raise UnusableScoreError(f"pitches {lowest} to {highest} are outside {_AUDIBLE[0]} to {_AUDIBLE[-1]}")
 
 
 def _notes(part: Any) -> Iterator[tuple[int, int, int, str]]:
-    """Yields (onset, duration, sounding pitch, tie) of the written notes; a tie is start, continue, stop or empty."""
+    """Yields (onset, duration, sounding pitch, tie) of the written notes; tie is "start", "continue", "stop" or ""."""
     shift = _transposition(part)
     for offset, element in _elements(part):
         if not (element.isNote or element.isChord) or "Harmony" in element.classes or element.duration.isGrace:
-            continue  # chord symbols are not played, and grace notes have no time of their own
+            continue  # chord symbols are not played, and grace notes have no duration
         onset, duration = _ticks(offset), _ticks(element.quarterLength)
         for note in element.notes if element.isChord else (element,):
             if "Unpitched" not in note.classes and duration > 0:
@@ -135,7 +134,7 @@ def _notes(part: Any) -> Iterator[tuple[int, int, int, str]]:
 
 
 def _elements(part: Any) -> Iterator[tuple[Any, Any]]:
-    """Yields (offset in the part, note or rest), going into measures and voices."""
+    """Yields (offset in the part, note or rest) of all measures and voices."""
     for container in part.getElementsByClass("Measure"):
         base = container.offset
         for element in container.notesAndRests:
@@ -157,7 +156,7 @@ def _merge_ties(notes: Iterator[tuple[int, int, int, str]]) -> list[Note]:
     tied: dict[int, int] = {}
     for onset, duration, pitch, tie in sorted(notes):
         begun = tied.pop(pitch, None) if tie in ("continue", "stop") else None
-        if begun is not None and sum(merged[begun][:2]) == onset:
+        if begun is not None and sum(merged[begun][:2]) == onset:  # adjacent: lengthen the tied note
             merged[begun] = (merged[begun][0], merged[begun][1] + duration, pitch)
         else:
             begun = len(merged)
@@ -168,22 +167,22 @@ def _merge_ties(notes: Iterator[tuple[int, int, int, str]]) -> list[Note]:
 
 
 def _clean(notes: list[Note]) -> list[Note]:
-    """Makes a part playable by one instrument: a key that is struck again is released first."""
+    """Returns the notes for one instrument: a repeated key is released first."""
     cleaned: dict[tuple[int, int], Note] = {}
     previous: dict[int, tuple[int, int]] = {}
     for onset, duration, pitch in sorted(notes):
         before = cleaned.get(previous.get(pitch, (-1, -1)))
         if before is not None and before[0] < onset < before[0] + before[1]:
             cleaned[(before[0], pitch)] = (before[0], onset - before[0], pitch)
-        cleaned[(onset, pitch)] = (onset, duration, pitch)  # of two at one time the longer, which sorts last, stays
+        cleaned[(onset, pitch)] = (onset, duration, pitch)  # of two at one time, the longer sorts last and stays
         previous[pitch] = (onset, pitch)
     return sorted(cleaned.values())
 
 
-def _grid(parts: list[Any], end: int) -> Grid:
-    """Returns the beats; none when there is no metre, voices disagree on it, or much of the score does not fit it."""
+def _grid(parts: list[Any], end: int) -> BarGrid:
+    """Returns the beats; none without a metre, if voices disagree on it, or if much of the score does not fit."""
     metres = [_metres(part) for part in parts]
-    unmetred = Grid((), ((0, end),), end)
+    unmetred = BarGrid((), ((0, end),), end)
     if not metres[0] or any(metre != metres[0] for metre in metres[1:]) or min(metres[0]) > 0:
         return unmetred
     measures = _measures(parts[0], metres[0], end=end)
@@ -195,7 +194,7 @@ def _grid(parts: list[Any], end: int) -> Grid:
 
 
 def _metres(part: Any) -> dict[int, tuple[int, int]]:
-    """Returns (numerator, denominator) by the tick from which it holds."""
+    """Returns (numerator, denominator) by start tick."""
     return {
         _ticks(measure.offset): (signature.numerator, signature.denominator)
         for measure in part.getElementsByClass("Measure")
@@ -216,7 +215,7 @@ def _measures(part: Any, metres: dict[int, tuple[int, int]], *, end: int) -> lis
 
 
 def _keys(parts: list[Any], *, witness: str) -> tuple[tuple[int, str | None], ...]:
-    """Returns the declared keys; signatures without a mode, and modes other than major and minor, declare none."""
+    """Returns the declared keys; None for signatures without a mode or of another mode than major and minor."""
     if witness == "none":
         return ((0, None),)
     sounding = next((part for part in parts if _transposition(part) == 0), None)

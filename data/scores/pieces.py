@@ -1,6 +1,6 @@
-"""A piece as integers: notes, beats and keys in ticks, free of tempo, key and sound.
+"""A piece as integers: notes, beats and keys in ticks, independent of tempo, key and sound.
 
-It is what parsing leaves behind and all that rendering needs, so it is also what is cached.
+It is the result of parsing and the input of rendering, so it is cached.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-# divisible by 2^5 3^2 5 7: every common tuplet down to the 128th note is a whole number of ticks
+# 2^5 3^2 5 7, so that every common tuplet down to the 128th note is a whole number of ticks
 TICKS_PER_QUARTER = 10080
 FORMAT_VERSION = 1
 
@@ -28,13 +28,13 @@ class Piece:
     Attributes:
         uid: unique, and safe as a file name.
         collection: its row in the catalogue.
-        work: pieces of one collection with equal, non-empty names belong together.
+        work: pieces of one collection with equal, non-empty names are of one work.
         notes: int64 [notes, 4]: onset, duration (ticks), MIDI pitch, part; sorted by onset, part, pitch.
-        beats: int64 [beats, 3]: tick, ticks to the next beat of this metre, 1 for a downbeat; sorted; [0, 3] when the
-            score has no usable metre.
-        unmetred: (begin, end) ticks of passages where the notation does not settle where beats are.
-        keys: (tick, key or None) from which a declared key holds; a declared tonic without a mode is "C ?".
-        length: ticks after which the piece can begin again without breaking the metre.
+        beats: int64 [beats, 3]: tick, ticks to the next beat of this metre, 1 for a downbeat; sorted; [0, 3] without a
+            usable metre.
+        unmetred: (begin, end) ticks of passages without determined beats.
+        keys: (start tick, declared key or None); a declared tonic without a mode is "C ?".
+        length: ticks after which the piece can repeat without breaking the metre.
     """
 
     uid: str
@@ -54,7 +54,7 @@ class Piece:
 
     @property
     def beat_period(self) -> int:
-        """Ticks of the beat that most beats have; a quarter when there are none."""
+        """Ticks of the most frequent beat; a quarter without beats."""
         if not len(self.beats):
             return TICKS_PER_QUARTER
         periods, counts = np.unique(self.beats[:, PERIOD], return_counts=True)
@@ -62,14 +62,14 @@ class Piece:
 
 
 def piece_to_json(piece: Piece) -> str:
-    """Returns a piece as text that `piece_from_json` reads back exactly."""
+    """Returns a piece as JSON, for `piece_from_json`."""
     fields: dict[str, Any] = {name: getattr(piece, name) for name in Piece.__dataclass_fields__}
     fields |= {"notes": piece.notes.tolist(), "beats": piece.beats.tolist()}
     return json.dumps(fields, separators=(",", ":"))
 
 
 def piece_from_json(text: str) -> Piece:
-    """Reads what `piece_to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    """Returns the piece of `piece_to_json`. Raises ValueError, KeyError or TypeError for other text."""
     fields = json.loads(text)
     fields["notes"] = np.array(fields["notes"], dtype=np.int64).reshape(-1, 4)
     fields["beats"] = np.array(fields["beats"], dtype=np.int64).reshape(-1, 3)

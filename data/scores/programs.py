@@ -1,8 +1,8 @@
-"""The General MIDI programs that sound at the pitch they are asked for, measured one by one.
+"""General MIDI programs that sound at the right pitch, measured one by one.
 
-Measured with TimGM6mb: eight pitches from E2 to C6 for each program, f0 by harmonic summation, and every semitone from
-26 to 98 for silence. A program stays when it sounds everywhere within 25 cents of the note, octaves apart allowed
-(organs and bells are voiced so). Where a patch lies decides the key of what is heard, so a wrong one is a wrong label.
+Measured with TimGM6mb: f0 of eight pitches from E2 to C6 for each program by harmonic summation, and silence of every
+semitone from 26 to 98. A program stays if all are within 25 cents of the note or of its octave (organs and bells are
+voiced so). A mistuned patch would make a wrong key label.
 """
 
 import numpy as np
@@ -54,8 +54,8 @@ LEFT_OUT = {
     **dict.fromkeys(range(120, 128), "sound effect"),
 }
 
-# Level in dB of half a second at velocity 102, mean over pitches 45 to 79. Patches differ by 20 dB: a quiet one would
-# be labelled beside a loud one and not be heard.
+# Level in dB of half a second at velocity 102, mean over pitches 45 to 79. Patches differ by 20 dB: beside a loud one,
+# a quiet one would be labelled but not heard.
 # fmt: off
 LEVEL_DB = {
     0: -29, 1: -29, 2: -29, 3: -30, 4: -23, 5: -25, 6: -29, 7: -27, 8: -28, 10: -22, 11: -16, 12: -24, 13: -26, 14: -14,
@@ -78,7 +78,7 @@ def family(program: int) -> str:
 
 
 def draw_program(rng: np.random.Generator) -> int:
-    """Returns a program: families are equally likely, then the playable programs within one."""
+    """Returns a random program: a uniform family, then a uniform playable program of it."""
     families = sorted({program // PROGRAMS_PER_FAMILY for program in PLAYABLE})
     chosen = families[rng.integers(len(families))]
     programs = [program for program in PLAYABLE if program // PROGRAMS_PER_FAMILY == chosen]
@@ -86,9 +86,7 @@ def draw_program(rng: np.random.Generator) -> int:
 
 
 def channel_volume(program: int) -> int:
-    """Returns the MIDI volume (0 to 127) that brings a program to the level of the quietest.
-
-    The synthesiser's amplitude is the cube of volume / 127.
-    """
+    """Returns the MIDI volume (0 to 127) that brings a program to the level of the quietest."""
+    # the synthesiser's amplitude is the cube of volume / 127
     amplitude = 10 ** ((QUIETEST_DB - LEVEL_DB[program]) / 20)
     return round(127 * amplitude ** (1 / 3))

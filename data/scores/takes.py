@@ -1,7 +1,7 @@
-"""How a piece is played: which window of it, how fast, in which key, by which instruments.
+"""Takes of a piece: window, tempo, key and instruments.
 
-All takes are equally long. A piece that is shorter than a take at its tempo is repeated, as dances and songs are, and
-the repetition begins where the metre continues. A longer one is entered and left anywhere.
+All takes have the same length. A piece shorter than its take is repeated, with the metre continued. A longer one starts
+and ends anywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ TEMPO_RANGE_BPM = (60.0, 160.0)
 TRANSPOSITIONS = range(-5, 7)  # every residue of 12 once
 PEAK_RANGE_DB = (-12.0, -1.0)
 VELOCITY_RANGE = (72, 112)
-# before the window, so that what still sounds when it opens was begun properly
+# before the window, so that notes that sound at its start have their attack
 LEAD_S = 2.0
 _ATTEMPTS = 8
 _MIN_ONSETS_PER_S = 0.5
@@ -50,7 +50,7 @@ class Take:
 
 @dataclass(frozen=True, eq=False)
 class Notes:
-    """Notes in seconds from the start of a take; those that sound before it are negative. All arrays are [notes]."""
+    """Notes in seconds from the start of a take, negative before it. All arrays are [notes]."""
 
     onset_s: np.ndarray
     end_s: np.ndarray
@@ -59,7 +59,7 @@ class Notes:
 
 
 def draw_take(piece: Piece, index: int, *, seed: int, seconds: float) -> Take:
-    """Returns take number `index` of a piece, untransposed; the same whatever else is drawn."""
+    """Returns take number `index` of a piece, untransposed and independent of other draws."""
     uid = f"{piece.uid}-take{index}"
     rng = generator(seed, "take", uid)
     low, high = np.log(TEMPO_RANGE_BPM)
@@ -67,7 +67,7 @@ def draw_take(piece: Piece, index: int, *, seed: int, seconds: float) -> Take:
         uid=uid,
         piece=piece.uid,
         seconds=seconds,
-        bpm=float(np.exp(rng.uniform(low, high))),
+        bpm=float(np.exp(rng.uniform(low, high))),  # uniform in log tempo
         start=0,
         transposition=0,
         programs=tuple(draw_program(rng) for _ in range(piece.parts)),
@@ -77,16 +77,17 @@ def draw_take(piece: Piece, index: int, *, seed: int, seconds: float) -> Take:
     longest_start = piece.length - seconds / seconds_per_tick(piece, take)
     starts = rng.integers(0, int(longest_start) + 1 if longest_start > 0 else piece.length, size=_ATTEMPTS)
     windows = [replace(take, start=int(start)) for start in starts]
+    # avoids nearly silent windows
     onsets = [int(np.count_nonzero(notes_of(piece, window).onset_s >= 0)) for window in windows]
     wanted = _MIN_ONSETS_PER_S * seconds
     return next((w for w, count in zip(windows, onsets) if count >= wanted), windows[onsets.index(max(onsets))])
 
 
 def transpose_takes(takes: Sequence[Take], *, keys: Mapping[str, str | None], splits: Mapping[str, str], seed: int):
-    """Yields the takes in a new key each, such that the keys of each mode are equally frequent within each split.
+    """Yields the takes transposed, so that the keys of each mode are equally frequent within each split.
 
     Args:
-        keys: of the untransposed takes by take uid, None where it is not known: those move at random.
+        keys: of the untransposed takes by take uid; takes of an unknown key (None) move at random.
         splits: by take uid.
     """
     shifts: dict[str, int] = {}
@@ -94,7 +95,7 @@ def transpose_takes(takes: Sequence[Take], *, keys: Mapping[str, str | None], sp
         for mode in MODES:
             members = [t.uid for t in takes if splits[t.uid] == split and (k := keys[t.uid]) and mode_of(k) == mode]
             members.sort(key=lambda uid: (generator(seed, "key", uid).random(), uid))
-            tonics = generator(seed, "tonics", split, mode).permutation(12)
+            tonics = generator(seed, "tonics", split, mode).permutation(12)  # which keys get one more
             for place, uid in enumerate(members):
                 up = int(tonics[place % 12]) - tonic_of(keys[uid] or "")
                 shifts[uid] = (up - TRANSPOSITIONS.start) % 12 + TRANSPOSITIONS.start
@@ -109,12 +110,12 @@ def seconds_per_tick(piece: Piece, take: Take) -> float:
 
 
 def passes(piece: Piece, take: Take) -> Iterator[tuple[int, int, int]]:
-    """Yields (shift, begin, end) for each time that the take runs through the piece.
+    """Yields (shift, begin, end) for each repetition of the piece in the take.
 
-    A tick t of the piece with begin <= t < end sounds at take time (t + shift - start) * seconds_per_tick.
+    Tick t of the piece, begin <= t < end, sounds at take time (t + shift - start) * seconds_per_tick.
     """
     stop = take.start + round(take.seconds / seconds_per_tick(piece, take))
-    for shift in range(0, stop, piece.length):
+    for shift in range(0, stop, piece.length):  # one pass per repetition
         yield shift, max(0, take.start - shift), min(piece.length, stop - shift)
 
 

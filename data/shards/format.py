@@ -1,8 +1,8 @@
-"""Shards: WebDataset tars of log-mel spectrograms, written so that equal samples give equal bytes.
+"""Shards: WebDataset tars of log-mel spectrograms; equal samples give equal bytes.
 
-A shard is a plain tar that `webdataset.WebDataset(path).decode()` reads: `<key>.mel.npy` [T, F] and `<key>.json`.
-Beside it lies `<shard>.idx`, a table of where each member's data begins and what its crc32 is: with it a sample is
-fetched, checked and, when damaged, named on its own. Shape legend: T frames, F mel bands.
+A shard is a plain tar that `webdataset.WebDataset(path).decode()` reads: `<key>.mel.npy` [T, F] and `<key>.json`. Its
+index, `<shard>.idx`, has the offset and crc32 of each member, so one sample can be fetched, checked and named alone.
+Shape legend: T frames, F mel bands.
 """
 
 import io
@@ -33,14 +33,14 @@ _MAX_KEY_CHARACTERS = 80
 
 
 class ShardError(UserError):
-    """A shard or a sample that is not what its index says."""
+    """A shard or sample that differs from its index."""
 
 
 def encode_mel(mel_TF: np.ndarray, dtype: str, *, lo: float, hi: float) -> np.ndarray:
-    """Returns the stored form of a log-mel spectrogram.
+    """Returns a log-mel spectrogram as stored.
 
-    uint8 codes q stand for lo + q * (hi - lo) / 255: the error is at most (hi - lo) / 510 inside the range, and values
-    outside are cut to it. float16 keeps the values (lo and hi are not used).
+    A uint8 code q means lo + q * (hi - lo) / 255: the error is at most (hi - lo) / 510 within the range; values outside
+    are clipped. float16 keeps the values and ignores lo and hi.
 
     Raises:
         ValueError: unknown dtype.
@@ -54,18 +54,18 @@ def encode_mel(mel_TF: np.ndarray, dtype: str, *, lo: float, hi: float) -> np.nd
 
 
 def decode_mel(stored_TF: np.ndarray, *, lo: float, hi: float) -> np.ndarray:
-    """Returns float32 log-mel values; the opposite of `encode_mel` up to its rounding. Other dtypes: ValueError."""
+    """Returns float32 log-mel values, the inverse of `encode_mel` up to rounding. Other dtypes: ValueError."""
     scale, offset = scale_and_offset(stored_TF.dtype, lo=lo, hi=hi)
-    # torch takes no array that must not be written to; it reads float16 up to a hundred times sooner than numpy does
+    # torch takes only writeable arrays; it reads float16 up to a hundred times faster than numpy
     stored_1TF = torch.from_numpy(stored_TF if stored_TF.flags.writeable else stored_TF.copy())[None]
     return decode(stored_1TF, torch.tensor([scale]), torch.tensor([offset]))[0].numpy()
 
 
 def scale_and_offset(dtype: np.dtype, *, lo: float, hi: float) -> tuple[float, float]:
-    """Returns (scale, offset): a stored value q stands for the log-mel value q * scale + offset.
+    """Returns (scale, offset): a stored value q means the log-mel value q * scale + offset.
 
     Raises:
-        ValueError: stored as neither uint8 nor float16.
+        ValueError: neither uint8 nor float16.
     """
     if dtype == np.uint8:
         return (hi - lo) / 255, lo
@@ -75,9 +75,9 @@ def scale_and_offset(dtype: np.dtype, *, lo: float, hi: float) -> tuple[float, f
 
 
 def decode(stored_BTF: Tensor, scale_B: Tensor, offset_B: Tensor) -> Tensor:
-    """Returns the float32 values [B, T, F] of stored ones, on their device: q * scale + offset, a pair for each row."""
+    """Returns q * scale + offset, float32 [B, T, F], on the device of the stored values."""
     mel_BTF = torch.empty(stored_BTF.shape, device=stored_BTF.device)
-    # a row at a time stays in a processor's cache over the three passes; a GPU would wait for its many launches
+    # one row stays in a CPU's cache over the three passes; on a GPU many small launches would cost more
     rows = 1 if stored_BTF.device.type == "cpu" else max(1, len(stored_BTF))
     for mel, stored, *affine in zip(*(x.split(rows) for x in (mel_BTF, stored_BTF, scale_B, offset_B))):
         scale, offset = (x[:, None, None] for x in affine)
@@ -86,14 +86,14 @@ def decode(stored_BTF: Tensor, scale_B: Tensor, offset_B: Tensor) -> Tensor:
 
 
 def sample_uid(track: str, part: int) -> str:
-    """Returns the name of part `part` (from 0) of a track, unique in a corpus."""
+    """Returns the name, unique in a corpus, of part `part` (from 0) of a track."""
     return f"{track}-{part:04d}"
 
 
 def sample_key(uid: str) -> str:
-    """Returns the tar name of a sample: letters, digits, `_` and `-` only, since a dot would end a WebDataset key.
+    """Returns the tar name of a sample: only letters, digits, `_` and `-`; a dot would end a WebDataset key.
 
-    A uid that had to be changed gets a digest of itself appended, so that two uids never share a key.
+    A changed uid gets its digest appended, so that two uids never share a key.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", uid)
     if safe == uid and len(uid) <= _MAX_KEY_CHARACTERS:
@@ -103,7 +103,7 @@ def sample_key(uid: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as it is stored.
+    """One stored sample.
 
     Args:
         info: {uid, track, source, start_s, duration_s, frames, labels?}, JSON-serialisable.
@@ -116,12 +116,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the samples of a shard lie; columns of equal length, in the order of the tar.
+    """Positions of the samples of a shard: columns of equal length, in the order of the tar.
 
     Args:
         key, uid: names in the tar, and unique names in the corpus.
         frames: T of each sample.
-        mel_offset, mel_bytes, mel_crc32: of the member `<key>.mel.npy`: its data, without the tar header.
+        mel_offset, mel_bytes, mel_crc32: of the data of `<key>.mel.npy`, without the tar header.
         json_offset, json_bytes, json_crc32: of the member `<key>.json`.
     """
 
@@ -141,7 +141,7 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """Facts about a shard that was written: its length, digest and index."""
+    """Length, digest and index of a written shard."""
 
     bytes: int
     sha256: str
@@ -149,7 +149,7 @@ class WrittenShard:
 
 
 def write_shard(stream: BinaryIO, samples: Iterable[Mapping[str, Any] | Sample]) -> WrittenShard:
-    """Writes samples as one tar and returns its facts; the same samples give the same bytes.
+    """Writes samples as one tar and returns its facts; equal samples give equal bytes.
 
     Args:
         stream: receives the tar, never sought.
@@ -157,33 +157,34 @@ def write_shard(stream: BinaryIO, samples: Iterable[Mapping[str, Any] | Sample])
     """
     digest = _DigestStream(stream)
     rows: list[tuple[Any, ...]] = []
-    # fixed time, owner and mode: two builds of one corpus must be equal byte by byte
+    # fixed time, owner and mode, so that two builds of one corpus are equal byte by byte
     with TarWriter(digest, encoder=False, mtime=0, user="pupujepa", group="pupujepa", mode=0o644) as tar:
         for sample in samples:
             sample = sample if isinstance(sample, Sample) else Sample(sample["info"], npy_bytes(sample["mel"]))
             uid, key = sample.info["uid"], sample_key(sample.info["uid"])
             info = json_bytes(sample.info)
             # TarWriter writes the members of a sample in the order of their names: json, then mel.npy
-            json_offset = tar.tarstream.offset + _BLOCK_BYTES
+            json_offset = tar.tarstream.offset + _BLOCK_BYTES  # data begins after the header block
             mel_offset = json_offset + _padded(len(info)) + _BLOCK_BYTES
             tar.write({"__key__": key, "json": info, "mel.npy": sample.mel_npy})
             assert tar.tarstream.offset == mel_offset + _padded(len(sample.mel_npy)), "the layout of tar changed"
             mel = (mel_offset, len(sample.mel_npy), zlib.crc32(sample.mel_npy))
             rows.append((key, uid, sample.info["frames"], *mel, json_offset, len(info), zlib.crc32(info)))
-    columns = list(zip(*rows)) if rows else [()] * len(fields(ShardIndex))
+    columns = list(zip(*rows)) if rows else [()] * len(fields(ShardIndex))  # rows to columns
     return WrittenShard(digest.bytes, digest.sha256.hexdigest(), ShardIndex(*columns))
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    """Returns the bytes of a .npy file that holds `array`; `read_npy` is its opposite."""
+    """Returns the bytes of a .npy file of `array`, for `read_npy`."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 
 def read_npy(content: bytes | memoryview) -> np.ndarray:
-    """Returns the array of a .npy file, a read-only view of its bytes; ValueError when it is none or holds pickles."""
-    # equal headers are read once: numpy evaluates them as Python source, which takes longer than the rest of a sample
+    """Returns the array of a .npy file, a view of its bytes. Raises ValueError for other files and for pickles."""
+    # equal headers are parsed once: numpy evaluates them as Python source, which takes longer than the rest of a sample
+    # of the header
     length = 10 + int.from_bytes(content[8:10], "little") if bytes(content[:8]) == _NPY_1_0 else len(content)
     shape, fortran_order, dtype = _npy_header(bytes(content[:length]))
     if len(content) - length != dtype.itemsize * math.prod(shape):
@@ -207,20 +208,20 @@ def json_bytes(info: Mapping[str, Any]) -> bytes:
 
 
 def index_name(shard_name: str) -> str:
-    """Returns the name of the sidecar of a shard."""
+    """Returns the name of a shard's index."""
     return shard_name + INDEX_SUFFIX
 
 
 def write_index(index: ShardIndex) -> bytes:
-    """Returns the bytes of a sidecar."""
+    """Returns the bytes of an index file."""
     return (json.dumps(asdict(index), separators=(",", ":")) + "\n").encode()
 
 
 def read_index(content: bytes | Path, *, origin: str = "index", expected_sha256: str | None = None) -> ShardIndex:
-    """Returns the index in the bytes of a sidecar, or in a local file.
+    """Returns the index in the bytes of an index file, or in a local file.
 
     Raises:
-        ShardError: the digest is another than the manifest's, or it is not an index; the message names `origin`.
+        ShardError: the digest differs from the manifest's, or it is no index; the message names `origin`.
     """
     if isinstance(content, Path):
         content, origin = content.read_bytes(), str(content)
@@ -237,10 +238,10 @@ def read_index(content: bytes | Path, *, origin: str = "index", expected_sha256:
 
 
 def read_sample(shard: memoryview | bytes, index: ShardIndex, position: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Returns (stored array [T, F], info) of one sample out of the bytes of its shard, checked by crc32.
+    """Returns (stored array [T, F], info) of one sample in the bytes of its shard.
 
     Raises:
-        ShardError: the bytes are not those that were written; the message names the sample.
+        ShardError: a crc32 differs; the message names the sample.
     """
     uid = index.uid[position]
     mel = _member(shard, index.mel_offset[position], index.mel_bytes[position])
@@ -251,7 +252,7 @@ def read_sample(shard: memoryview | bytes, index: ShardIndex, position: int) -> 
 
 
 def check_member(content: bytes | memoryview, crc32: int, *, uid: str, member: str) -> None:
-    """Raises ShardError, naming the sample, when the crc32 of its bytes is not the given one."""
+    """Raises ShardError, naming the sample, if the crc32 of the content differs."""
     if zlib.crc32(content) != crc32:
         raise ShardError(f"sample {uid}: {member} is damaged (crc32 differs); fetch the shard again or rebuild")
 
@@ -261,11 +262,11 @@ def _member(shard: memoryview | bytes, offset: int, length: int) -> bytes:
 
 
 def _padded(length: int) -> int:
-    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES
+    return -(-length // _BLOCK_BYTES) * _BLOCK_BYTES  # up to whole blocks
 
 
 class _DigestStream:
-    """Passes bytes on and keeps their number and sha256."""
+    """A writer that counts and hashes the bytes it passes on."""
 
     def __init__(self, stream: BinaryIO):
         self.stream, self.bytes, self.sha256 = stream, 0, sha256()

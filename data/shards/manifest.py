@@ -1,7 +1,7 @@
-"""The manifest of a shard set: what the set holds, by digest. Written last, so its existence means the set is complete.
+"""The manifest of a shard set: its shards by digest, written last, so that an existing manifest means a complete set.
 
-Nothing about a shard is believed because it was read without an error: plain tar readers take a cut or overwritten
-shard for a shorter one. Count, bytes and digest are therefore written down here at build time and checked when read.
+Plain tar readers take a cut or overwritten shard for a shorter one. So the manifest has the count, bytes and digest of
+each shard, which readers check.
 """
 
 import json
@@ -20,20 +20,18 @@ SPLITS = ("train", "valid", "test")
 
 
 class ManifestError(UserError):
-    """A shard set without a usable manifest."""
+    """A missing or unusable manifest."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: what must be found when it is read.
+    """One shard of the manifest.
 
     Args:
         name: file name, relative to the manifest.
-        samples: samples in it; the epoch's length is their sum.
-        frames: log-mel frames in it.
-        bytes: length of the tar file.
-        sha256: of the tar file.
-        index_sha256: of the sidecar `<name>.idx`.
+        samples, frames: counts in the shard.
+        bytes, sha256: of the tar file.
+        index_sha256: of the index `<name>.idx`.
     """
 
     name: str
@@ -54,7 +52,7 @@ class Manifest:
         lo, hi: range of the uint8 codes, natural log of mel magnitude.
         mean, std: over all values of the *training* split of the corpus, whichever split this is.
         audio_hours, tracks: of this split.
-        clipped_values: mel values that lay above `hi` and were cut to it.
+        clipped_values: mel values above `hi`, which were clipped.
     """
 
     split: str
@@ -83,22 +81,22 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON: the identity of the corpus for order, resume and results."""
-        # asdict copies every field of every shard: too slow for 50,000 of them
+        """sha256 (hex) of the canonical JSON, which identifies the corpus for order, resume and results."""
+        # asdict copies every field of every shard: too slow for 50,000 shards
         plain = asdict(replace(self, shards=())) | {"shards": [vars(shard) for shard in self.shards]}
         return sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """Returns the bytes of `manifest.json`; `from_json` is its exact opposite."""
+    """Returns the bytes of `manifest.json`, for `from_json`."""
     return (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
 
 
 def from_json(text: bytes, *, origin: str = MANIFEST_NAME) -> Manifest:
-    """Returns the manifest that `to_json` wrote.
+    """Returns the manifest of `to_json`.
 
     Raises:
-        ManifestError: not JSON, another format version, or fields missing or unknown; the message names `origin`.
+        ManifestError: not JSON, another format version, missing or unknown fields; the message names `origin`.
     """
     remedy = "the shard set cannot be trusted; build it again with `python -m data build`"
     try:
@@ -119,16 +117,17 @@ def read_manifest(url: str) -> Manifest:
     """Reads `url`/manifest.json.
 
     Args:
-        url: folder of one split, e.g. `s3://bucket/corpus/train` or `shards/train`.
+        url: folder of one split, such as `s3://bucket/corpus/train`.
 
     Raises:
-        ManifestError: there is none (the build did not finish, or `url` is the corpus and not a split) or it is broken.
-        StoreError: the store cannot be reached or refuses.
+        ManifestError: missing (an unfinished build, or `url` is a corpus and not a split) or broken.
+        StoreError: the store cannot be read.
     """
     store = open_store(url)
     try:
         return from_json(store.read(MANIFEST_NAME), origin=f"{url}/{MANIFEST_NAME}")
     except MissingObjectError as error:
+        # a likely mistake: the corpus, not a split
         inside = [split for split in SPLITS if store.exists(f"{split}/{MANIFEST_NAME}")]
         if inside:
             remedy = f"it holds the splits {', '.join(inside)}: use {url.rstrip('/')}/{inside[0]}"
@@ -138,7 +137,7 @@ def read_manifest(url: str) -> Manifest:
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
-    """Publishes the shard set in the folder `url`; call it last."""
+    """Writes the manifest, which publishes the shard set in the folder `url`; call it last."""
     open_store(url).write(MANIFEST_NAME, to_json(manifest))
 
 

@@ -1,7 +1,6 @@
-"""A folder of objects behind a url, and its simplest form: a folder of this machine.
+"""The interface of a store, a folder of objects behind a url, and its local form.
 
-Whatever is written here appears under its name only when it is complete and on disk, because every reader takes the
-existence of a file for the file.
+A written file appears under its name only when it is complete and on disk: readers take an existing file as complete.
 """
 
 import os
@@ -25,11 +24,11 @@ class StoreError(UserError):
 
 
 class MissingObjectError(StoreError):
-    """The store answers, and has nothing under this name."""
+    """The store answers, but has no object of this name."""
 
 
 class ExistingObjectError(StoreError):
-    """The store has an object under the name of one that was to be new."""
+    """The store already has an object of this name."""
 
 
 class Store(ABC):
@@ -41,12 +40,12 @@ class Store(ABC):
 
     @property
     def retries(self) -> int:
-        """Tries after the first, of all operations so far."""
+        """Retries of all operations so far."""
         return self._retries_of_thread.total()
 
     @property
     def retries_of_this_thread(self) -> int:
-        """The same, without those that other threads caused meanwhile."""
+        """Retries of operations of the calling thread."""
         return self._retries_of_thread[threading.get_ident()]
 
     def _count_retry(self) -> None:
@@ -57,7 +56,7 @@ class Store(ABC):
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
     def local_path(self, path: str = "") -> Path | None:
-        """Returns the file behind `path` when it lies on this machine, else None."""
+        """Returns the file of `path` if it is on this machine, else None."""
         return None
 
     @abstractmethod
@@ -66,27 +65,27 @@ class Store(ABC):
 
     @abstractmethod
     def read_range(self, path: str, offset: int, *, length: int) -> bytes:
-        """Returns `length` bytes from `offset`; stores do not check such reads, so check them by a digest."""
+        """Returns `length` bytes from `offset`. Stores do not check ranged reads: check them by a digest."""
 
     @abstractmethod
     def download(self, path: str, local_path: Path | str) -> int:
-        """Copies the object to a local file, which appears only when complete, and returns its length in bytes."""
+        """Copies the object to a local file, published when complete; returns its length in bytes."""
 
     @abstractmethod
     def write(self, path: str, content: bytes) -> None:
-        """Stores the object; a reader sees the old one or the new one, never a part."""
+        """Stores the object; readers see the old one or the new one, never a part."""
 
     @abstractmethod
     def create(self, path: str, content: bytes) -> bool:
-        """Stores the object unless there is one under this name; returns whether it did."""
+        """Stores the object if the name is free. Returns True if it did."""
 
     @abstractmethod
     def upload(self, local_path: Path | str, path: str) -> None:
-        """Stores a local file, as `write` does."""
+        """Stores a local file like `write`."""
 
     @abstractmethod
     def exists(self, path: str = "") -> bool:
-        """Whether there is such an object. A missing bucket is an error, not False."""
+        """Returns True if the object exists. A missing bucket is an error, not False."""
 
     @abstractmethod
     def size(self, path: str = "") -> int:
@@ -94,26 +93,26 @@ class Store(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
-        """Returns all objects whose path begins with `prefix`, sorted; paths are relative to `url`."""
+        """Returns the sorted paths, relative to `url`, that begin with `prefix`."""
 
     @abstractmethod
     def versions(self, prefix: str = "") -> dict[str, str]:
-        """Returns for each object of `list(prefix)` a mark that changes when the object is replaced."""
+        """Returns, for each object of `list(prefix)`, a mark that changes when the object is replaced."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
-        """Removes the object; one that is not there is no error."""
+        """Removes the object; a missing one is no error."""
 
 
 class LocalStore(Store):
-    """A folder of this machine, or of a shared file system."""
+    """A folder of this machine or of a shared file system."""
 
     def __init__(self, url: Location, *, root: Path):
         super().__init__(url)
         self.root = root
 
     def local_path(self, path: str = "") -> Path:
-        """Returns the file behind `path`, whether it exists or not."""
+        """Returns the file of `path`, existing or not."""
         return self.root / path if path else self.root
 
     def read(self, path: str = "") -> bytes:
@@ -122,7 +121,7 @@ class LocalStore(Store):
             return self.local_path(path).read_bytes()
 
     def read_range(self, path: str, offset: int, *, length: int) -> bytes:
-        """Returns `length` bytes from `offset`; a file that is too short raises StoreError."""
+        """Returns `length` bytes from `offset`. Raises StoreError if the file is shorter."""
         with _named(self.locate(path)), self.local_path(path).open("rb") as file:
             file.seek(offset)
             content = file.read(length)
@@ -144,7 +143,7 @@ class LocalStore(Store):
             temporary.write_bytes(content)
 
     def create(self, path: str, content: bytes) -> bool:
-        """Makes the file with O_EXCL, which one process alone can do, over NFS too; a reader may see it empty."""
+        """Creates the file with O_EXCL: only one process can, over NFS too. Readers may see it empty."""
         with _named(self.locate(path)):
             self.local_path(path).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -162,7 +161,7 @@ class LocalStore(Store):
             shutil.copyfile(local_path, temporary)
 
     def exists(self, path: str = "") -> bool:
-        """Whether there is such a file."""
+        """Returns True if the file exists."""
         return self.local_path(path).is_file()
 
     def size(self, path: str = "") -> int:
@@ -171,13 +170,14 @@ class LocalStore(Store):
             return self.local_path(path).stat().st_size
 
     def list(self, prefix: str = "") -> list[str]:
-        """Returns the files below the folder whose path begins with `prefix`."""
+        """Returns the sorted paths below the folder that begin with `prefix`."""
+        # no unfinished files
         files = (file for file in self.root.rglob("*") if file.is_file() and file.suffix != PART_SUFFIX)
         names = (file.relative_to(self.root).as_posix() for file in files)
         return sorted(name for name in names if name.startswith(prefix))
 
     def versions(self, prefix: str = "") -> dict[str, str]:
-        """Returns length and time of change of each file."""
+        """Returns the length and modification time of each file."""
         status = {name: self.local_path(name).stat() for name in self.list(prefix)}
         return {name: f"{found.st_size} {found.st_mtime_ns}" for name, found in status.items()}
 
@@ -189,7 +189,7 @@ class LocalStore(Store):
 
 @contextmanager
 def local_copy(store: Store, path: str) -> Iterator[Path]:
-    """Gives a local file with the object's content: the file itself, or a copy that is removed afterwards."""
+    """Yields the object as a local file: the file itself, or a temporary copy."""
     own = store.local_path(path)
     if own is not None:
         yield own
@@ -208,5 +208,5 @@ def _named(location: Location) -> Iterator[None]:
         raise MissingObjectError(f"{location} does not exist; correct the path or restore the file") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         raise StoreError(
-            f"{location} cannot be used: {error.strerror}; choose another path or mend its rights"
+            f"{location} cannot be used: {error.strerror}; choose another path or fix its permissions"
         ) from error

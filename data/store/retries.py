@@ -1,4 +1,4 @@
-"""How long to insist on a store that fails for the moment."""
+"""The retry policy for stores with passing failures."""
 
 import random
 from dataclasses import dataclass
@@ -8,20 +8,18 @@ from pupujepa.errors import UserError
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to insist.
+    """Limits of retries.
 
     Args:
-        deadline_s: no new try is begun later than this after an operation's first failure.
-        first_wait_s, max_wait_s: the wait doubles from the first to the greatest; each is shortened by up to half at
-            random, so that a thousand clients of one failed server do not come back together.
+        deadline_s: no retry starts later than this after the first failure.
+        first_wait_s, max_wait_s: the wait doubles from first to max, less up to half at random, so that a thousand
+            clients of one failed server do not return together.
         connect_timeout_s, read_timeout_s: of the connection, and between two pieces of a body.
-        min_upload_bytes_per_s: a write that is slower counts as stalled, `read_timeout_s` later: while a body is being
-            sent, or the leave to send it awaited, the client has no time limit of its own.
-        min_download_bytes_per_s: so does a read that brings less over `read_timeout_s`: a body that trickles is never
-            silent, and would keep a run waiting for days.
+        min_upload_bytes_per_s: a write may take its size at this rate, plus `read_timeout_s`; the client sets no limit.
+        min_download_bytes_per_s: a read fails if it is slower over `read_timeout_s`; a trickling body never times out.
 
     Raises:
-        UserError: a limit that is not positive.
+        UserError: a limit is not positive.
     """
 
     deadline_s: float = 120.0

@@ -1,10 +1,9 @@
-"""A prefix of an S3 bucket through s3fs: the one module that speaks to object stores and that retries.
+"""A prefix of an S3 bucket through s3fs; the only module that talks to object stores, and the only one that retries.
 
-Objects are read whole: the clients check a whole body against the store's checksum, but return wrong bytes of a ranged
-read without a word, and no client retries once a body has begun. So every operation here runs in one loop with a
-deadline, on named transient errors; what waiting cannot mend (no bucket, no key, refused credentials, no server) raises
-at once, in one sentence. Credentials and endpoint come from the standard environment or profile, are read by the client
-library alone, and never reach a log, a message or a pickled store.
+Objects are read whole: clients check a whole body against the store's checksum, but not a ranged read, and no client
+retries once a body has begun. So every operation runs in one retry loop with a deadline, for named transient errors.
+Lasting errors (no bucket, no key, refused credentials, no server) raise at once. Only the client library reads
+credentials and endpoint, from the standard environment or profile; no log, message or pickled store holds them.
 """
 
 import logging
@@ -37,22 +36,22 @@ from pupujepa.durable import atomic_file
 Result = TypeVar("Result")
 _PRECONDITION_FAILED = 412
 _LOG = logging.getLogger(__name__)
-# hosts that ever answered this process or the one it works for: only there can "no connection" be a passing thing
+# hosts that have answered this process or its parent: only for them can "no connection" be a passing failure
 _ANSWERED: set[str] = set()
 
 
 def answered_hosts() -> frozenset[str]:
-    """Returns the servers that have answered; a worker process is told by `remember_hosts`."""
+    """Returns the servers that have answered, for `remember_hosts` in a worker process."""
     return frozenset(_ANSWERED)
 
 
 def remember_hosts(hosts: Iterable[str]) -> None:
-    """Takes servers for such that have answered: when they do not, they are restarted, and waited for."""
+    """Marks servers as having answered: a lost connection to them is retried."""
     _ANSWERED.update(hosts)
 
 
 class S3Store(Store):
-    """A prefix of a bucket, through s3fs. Clients are made on first use, one per process; the store can be pickled."""
+    """A prefix of a bucket, through s3fs; picklable, with one client per process, made on first use."""
 
     def __init__(
         self,
@@ -74,13 +73,11 @@ class S3Store(Store):
         return {**self.__dict__, "_clients": {}}
 
     def read(self, path: str = "") -> bytes:
-        """Returns the whole object, checked against the store's checksum where it has one."""
-
+        """Returns the whole object, checked against the store's checksum if it has one."""
         return self._insist("read", path, lambda: self._whole(read_body, path))
 
     def read_range(self, path: str, offset: int, *, length: int) -> bytes:
-        """Returns `length` bytes from `offset`, unchecked but for their number."""
-
+        """Returns `length` bytes from `offset`; checks only their number."""
         limit_s = self.policy.read_timeout_s + length / self.policy.min_download_bytes_per_s
 
         def get() -> bytes:
@@ -92,7 +89,7 @@ class S3Store(Store):
         return self._insist("read", path, get) if length else b""
 
     def download(self, path: str, local_path: Path | str) -> int:
-        """Streams the object into a file; its length is compared with the one the store announces."""
+        """Streams the object into a file and checks its length."""
 
         def get() -> int:
             with atomic_file(Path(local_path)) as temporary:
@@ -106,7 +103,7 @@ class S3Store(Store):
         self._insist("write", path, lambda: self._client().pipe_file(self._full(path), content, timeout=limit_s))
 
     def create(self, path: str, content: bytes) -> bool:
-        """Puts the object with `If-None-Match: *`; a store that does not know the condition replaces what is there."""
+        """Puts the object with `If-None-Match: *`; a store without this condition replaces an existing object."""
         limit_s, client = self._upload_limit_s(len(content)), self._client
         put = {"mode": "create", "timeout": limit_s}
         try:
@@ -116,12 +113,12 @@ class S3Store(Store):
         return True
 
     def upload(self, local_path: Path | str, path: str) -> None:
-        """Puts a file, in parts when it is large."""
+        """Puts a file; a large one in parts."""
         source, limit_s = str(local_path), self._upload_limit_s(Path(local_path).stat().st_size)
         self._insist("write", path, lambda: self._client().put_file(source, self._full(path), timeout=limit_s))
 
     def exists(self, path: str = "") -> bool:
-        """Whether there is such an object."""
+        """Returns True if the object exists."""
         try:
             self.size(path)
         except MissingObjectError:
@@ -134,11 +131,11 @@ class S3Store(Store):
         return self._insist("read", path, lambda: self._client().call_s3("head_object", **request))["ContentLength"]
 
     def list(self, prefix: str = "") -> list[str]:
-        """Returns the objects below `url` whose path begins with `prefix`."""
+        """Returns the sorted paths, relative to `url`, that begin with `prefix`."""
         return sorted(self.versions(prefix))
 
     def versions(self, prefix: str = "") -> dict[str, str]:
-        """Returns the store's ETag and the length of each object."""
+        """Returns the ETag and length of each object."""
         start = f"{self.prefix}/" if self.prefix else ""
         request, versions = {"Bucket": self.bucket, "Prefix": start + prefix}, {}
         while True:
@@ -155,10 +152,7 @@ class S3Store(Store):
         self._insist("remove", path, lambda: self._client().call_s3("delete_object", **request))
 
     def time_s(self) -> float | None:
-        """Returns the store's clock in seconds since 1970, by the Date of an answer, or None if it sends none.
-
-        A refusal has a Date too: signatures of a clock that is wrong by 15 minutes are refused.
-        """
+        """Returns the store's clock in seconds since 1970, from the Date of any answer, even a refusal, or None."""
         answer = self._insist("reach", "", self._ask_for_bucket)
         date = parsedate_tz(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
         return None if date is None else float(mktime_tz(date))
@@ -181,7 +175,7 @@ class S3Store(Store):
         return f"{self.bucket}/{self._key(path)}"
 
     def _client(self) -> Any:
-        """Returns this process's client: its sockets and its thread would not survive a fork."""
+        """Returns the client of this process; its sockets and thread would not survive a fork."""
         client = self._clients.get(os.getpid())
         if client is None:
             from s3fs import S3FileSystem
@@ -190,18 +184,18 @@ class S3Store(Store):
                 config_kwargs={
                     "connect_timeout": self.policy.connect_timeout_s,
                     "read_timeout": self.policy.read_timeout_s,
-                    "retries": {"total_max_attempts": 1, "mode": "standard"},
+                    "retries": {"total_max_attempts": 1, "mode": "standard"},  # botocore must not retry
                 },
-                max_concurrency=1,  # more would split a read into ranges, which nobody checks
-                use_listings_cache=False,
-                skip_instance_cache=True,
+                max_concurrency=1,  # more would split a read into unchecked ranges
+                use_listings_cache=False,  # other machines write too
+                skip_instance_cache=True,  # s3fs would share one client between stores
             )
             client.retries = 1  # the loop below is the only one
             self._clients = {os.getpid(): client}
         return client
 
     def _insist(self, action: str, path: str, operation: Callable[[], Result]) -> Result:
-        """Runs `operation` until it succeeds, fails for good, or the policy's deadline is over."""
+        """Runs `operation` until it succeeds, fails for good, or the deadline passes."""
         failures, give_up_at = 0, float("inf")
         while True:
             try:
@@ -212,9 +206,9 @@ class S3Store(Store):
                 passing = self._judge(error, path)
                 failures += 1
                 if failures == 1:
-                    give_up_at = self._clock() + self.policy.deadline_s
+                    give_up_at = self._clock() + self.policy.deadline_s  # the deadline starts at the first failure
                 wait_s = self.policy.wait_s(failures, self._jitter())
-                if self._clock() + wait_s > give_up_at:
+                if self._clock() + wait_s > give_up_at:  # no point in a wait that ends too late
                     raise StoreError(
                         f"cannot {action} {self.locate(path)}: {failures} tries in {self.policy.deadline_s:g} s failed,"
                         f" the last with {passing.reason}; {passing.remedy}, then run again"
@@ -225,7 +219,7 @@ class S3Store(Store):
                 self._sleep(wait_s)
 
     def _judge(self, error: Exception, path: str) -> Passing:
-        """Returns why another try may help; otherwise raises what to tell the user."""
+        """Returns the reason for a retry, or raises a lasting error as a UserError."""
         from botocore import exceptions as boto
 
         response = next((e.response for e in causes(error) if isinstance(e, boto.ClientError)), None)
@@ -234,7 +228,7 @@ class S3Store(Store):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code = str(response.get("Error", {}).get("Code", status))
             if code in EXPIRED_CODES:
-                self._clients = {}  # the next client reads the standard chain again, which may have new ones
+                self._clients = {}  # the next client reads the credential chain again
                 return Passing(f"{status} {code}: the credentials have expired", "renew them")
             if status in TRANSIENT_STATUS or code in TRANSIENT_CODES:
                 return Passing(f"{status} {code}", self._look_at_the_store())
@@ -258,7 +252,7 @@ class S3Store(Store):
         return f"see whether the store at {self._host()} is up"
 
     def _refusal(self, status: int, code: str, path: str) -> StoreError:
-        """Returns the error for an answer that another try would get again."""
+        """Returns the error for an answer that a retry would get again."""
         location, host = self.locate(path), self._host()
         if code == "NoSuchBucket" or (status == 404 and not self._has_bucket()):
             return StoreError(
@@ -276,7 +270,7 @@ class S3Store(Store):
         )
 
     def _has_bucket(self) -> bool:
-        """Whether the bucket exists, as far as one question can tell."""
+        """Returns False if the store answers that the bucket does not exist."""
         try:
             answer = self._ask_for_bucket()
         except client_errors():
@@ -284,7 +278,7 @@ class S3Store(Store):
         return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404
 
     def _ask_for_bucket(self) -> dict[str, Any]:
-        """Returns the store's answer, which may be a refusal; raises the client's error when there is none."""
+        """Returns the store's answer, even a refusal. Raises the client's error if there is no answer."""
         from botocore.exceptions import ClientError
 
         try:
@@ -296,7 +290,7 @@ class S3Store(Store):
             raise
 
     def _host(self) -> str:
-        """Returns host:port of the endpoint, without what else its url may hold."""
+        """Returns host:port of the endpoint, without the rest of its url."""
         meta = getattr(getattr(self._client(), "_s3", None), "meta", None)
         parts = urlsplit(meta.endpoint_url if meta else "")
         return f"{parts.hostname}:{parts.port}" if parts.port else (parts.hostname or "the endpoint")

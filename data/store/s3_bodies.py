@@ -1,4 +1,4 @@
-"""Bodies of an object store's answers as they come: one that trickles is ended, one that is short is no answer."""
+"""Streamed bodies of S3 responses; a body that is too slow or too short raises."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -7,16 +7,12 @@ from typing import Any
 
 from data.store.s3_errors import ShortBodyError, SlowBodyError
 
-# as much as a socket gives at a time; smaller pieces, s3fs takes 64 KiB, cost a third more processor time
+# about one socket read; the 64 KiB pieces of s3fs cost a third more CPU time
 _PIECE_BYTES = 1 << 18
 
 
 class BodyProgress:
-    """How far a body has come. Ends one that only trickles.
-
-    Args:
-        window_s, min_bytes_per_s: each window of so many seconds must bring so many bytes a second.
-    """
+    """Progress of a body; raises if a window of `window_s` brings fewer than `min_bytes_per_s`."""
 
     def __init__(self, clock: Callable[[], float], window_s: float, min_bytes_per_s: float):
         self.size: int | None = None
@@ -24,12 +20,12 @@ class BodyProgress:
         self._window_began, self._bytes_of_window = clock(), 0
 
     def set_size(self, size: int | None) -> None:
-        """Takes the announced length; the body begins."""
+        """Records the announced length; the body begins."""
         self.size = size
         self._window_began, self._bytes_of_window = self._clock(), 0
 
     def relative_update(self, increment: int = 1) -> None:
-        """Takes note of so many bytes more. Raises SlowBodyError when they are too few for the time they took."""
+        """Records received bytes. Raises SlowBodyError if the window was too slow."""
         self._bytes_of_window += increment
         elapsed_s = self._clock() - self._window_began
         if elapsed_s < self._window_s:
@@ -40,17 +36,17 @@ class BodyProgress:
 
 
 async def read_body(client: Any, bucket: str, key: str, progress: BodyProgress) -> bytes:
-    """Returns an object in one answer, which the client compares with the store's checksum at its end.
+    """Returns a whole object, which the client compares with the store's checksum.
 
     Raises:
-        ShortBodyError, SlowBodyError: besides what the client raises.
+        ShortBodyError, SlowBodyError: besides the client's own errors.
     """
     async with aclosing(_pieces(client, bucket, key, progress)) as pieces:
         return b"".join([piece async for piece in pieces])
 
 
 async def write_body(client: Any, bucket: str, key: str, progress: BodyProgress, target: Path) -> int:
-    """Writes an object to a file and returns its length; checked and raising as `read_body`."""
+    """Writes an object to a file and returns its length; checks and raises like `read_body`."""
     async with aclosing(_pieces(client, bucket, key, progress)) as pieces:
         with target.open("wb") as file:
             async for piece in pieces:

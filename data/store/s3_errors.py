@@ -1,56 +1,56 @@
-"""What the S3 clients raise, sorted by what it means: most libraries below s3fs have errors of their own."""
+"""Errors of the S3 clients by meaning; most libraries below s3fs have their own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-# answers that come with a 4xx status although the same request may well succeed when it is sent again
+# answers with a 4xx status that may succeed on retry
 TRANSIENT_CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"})
-# temporary credentials that are over: whoever renews them in the profile may be a little late
+# expired temporary credentials: their renewal in the profile may be a little late
 EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
-# refusals of the credentials that some stores give with a status of 400
+# refused credentials that some stores answer with status 400
 _REFUSED_CODES = frozenset(
     {"InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"}
 )
 
 
 class ShortBodyError(OSError):
-    """Fewer bytes came than the store announced."""
+    """The body is shorter than the store announced."""
 
 
 class SlowBodyError(OSError):
-    """Bytes come, but too few to ever be done."""
+    """The body arrives too slowly to ever finish."""
 
 
 @dataclass(frozen=True)
 class Passing:
-    """A failure that another try may mend: why, in a few words, and what helps if it does not."""
+    """A failure that a retry may mend: its reason, and the remedy if retries fail."""
 
     reason: str
     remedy: str
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """Returns what s3fs raises for a request that failed, for whatever reason."""
+    """Returns all errors that s3fs raises for a failed request."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     return (BotoCoreError, ClientError, OSError, ValueError, *passing_errors())
 
 
 def passing_errors() -> tuple[type[Exception], ...]:
-    """Returns the errors of connection and body that may not come again; an OSError of a local disk is none of them."""
-    return tuple(kind for kinds, _ in _in_words() for kind in kinds)
+    """Returns the passing errors of connection and body; an OSError of a local disk is not one."""
+    return tuple(kind for kinds, _ in _in_words() for kind in kinds)  # flattened
 
 
 def reason_of(error: Exception) -> str:
-    """Returns one of `passing_errors` in a few words, with its name for those who look it up."""
+    """Returns a short reason for one of `passing_errors`, with the error's name."""
     words = next(words for kinds, words in _in_words() if isinstance(error, kinds))
     details = f": {error}" if isinstance(error, (ShortBodyError, SlowBodyError)) else ""
     return f"{words} ({type(error).__name__}{details})"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields the error and its causes; s3fs translates the client's errors and keeps the original as the cause."""
+    """Yields the error and its causes; s3fs keeps the client's original error as a cause."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -58,7 +58,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def remedy_of_refusal(status: int, code: str) -> str | None:
-    """Returns what to do about an answer that says that these credentials will not do; None for any other answer."""
+    """Returns the remedy for refused credentials; None for any other answer."""
     if code == "RequestTimeTooSkewed":
         return "the clock of this machine is wrong, and signatures hold for minutes: set it"
     if status in (401, 403) or code in _REFUSED_CODES:
@@ -67,7 +67,7 @@ def remedy_of_refusal(status: int, code: str) -> str | None:
 
 
 def _in_words() -> tuple[tuple[tuple[type[Exception], ...], str], ...]:
-    """Returns kinds of errors and what they mean, the more special ones first."""
+    """Returns kinds of errors and their meaning, the most special first."""
     from aiohttp import ClientError as BodyError
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError

@@ -1,4 +1,4 @@
-"""Bytes from and to plain paths, `file://` and `s3://`: one function opens them all."""
+"""Stores of plain paths, `file://` and `s3://` urls, opened by one function."""
 
 import random
 import re
@@ -31,11 +31,11 @@ def open_store(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Store:
-    """Returns the store at `url`: a plain path, `file://` or `s3://bucket/prefix`. Connects to nothing yet.
+    """Returns the store at `url`: a plain path, `file://` or `s3://bucket/prefix`; does not connect yet.
 
     Args:
-        rng: draws the jitter; by default one per process, seeded with its id.
-        clock, sleep: of the waits between tries.
+        rng: draws the jitter; default: one per process, seeded with its id.
+        clock, sleep: for the waits between tries.
 
     Raises:
         StoreError: unknown scheme, no bucket, or credentials in the url.
@@ -56,11 +56,11 @@ def open_store(
 
 
 def _refuse_credentials(url: Location, scheme: str) -> None:
-    """Refuses what would end up in configurations, manifests and logs; the message must not repeat it."""
+    """Raises StoreError for a url with credentials; the message must not repeat them."""
     authority = url.partition("://")[2].partition("/")[0]
-    # a signed link carries the signature, which is as good as the key until it expires
+    # the signature of a signed link is as good as the key until it expires
     if "@" in authority or re.search(r"[?&](x-amz-(credential|signature|security-token)|awsaccesskeyid)=", url, re.I):
         raise StoreError(
-            f"a {scheme}:// url carries credentials, which would end up in configurations, logs and manifests; write "
-            f"it as {scheme}://bucket/prefix and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+            f"a {scheme}:// url carries credentials, which would enter configs, logs and manifests; write "
+            f"{scheme}://bucket/prefix and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         )

@@ -1,14 +1,13 @@
-"""From raw samples to batches: crop, mask, stack. Each is a stage of a `webdataset` pipeline.
+"""Stages from raw samples to batches in a `webdataset` pipeline: crop, mask, stack.
 
-Crops stay as they are stored, a quarter of their float32 values: they cross processes and the bus to the device so, and
-are decoded and normalised there, by `Batch.mel`.
+Crops keep their stored codes, a quarter of the float32 bytes, through processes and the bus. `Batch.mel` decodes and
+normalises them on the device.
 
-Crop and mask of a draw are pure functions of (seed, epoch, uid, draw) and, for masks, of the global step, so they do
-not depend on the rank, the worker or the micro-batch that makes them.
+Crop and mask of a draw are pure functions of (seed, epoch, uid, draw), and masks of the global step too. They do not
+depend on rank, worker or micro-batch.
 
-A sample in flight is a dict. The source gives `stored` [T, F], `uid` and `place`.
-`crop` adds `codes` [crop_frames, F], as stored, with their `scale` and `offset`, and `crop_start`; `mask` adds
-`context`, `target`, `strategy`.
+A sample is a dict. The source gives `stored` [T, F], `uid` and `place`. `CropStage` adds `codes` [crop_frames, F],
+`scale`, `offset` and `crop_start`; `MaskStage` adds `context`, `target` and `strategy`.
 Shape legend: B batch, T frames, F mel bands, K context patches, M target patches.
 """
 
@@ -30,12 +29,11 @@ SampleDict = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a sample belongs: row `row` of micro-batch `micro` of global batch `step`, and which draw it is.
+class SamplePlace:
+    """Row `row` of micro-batch `micro` of global batch `step`, and the draw that fills it.
 
-    step counts from the start of training, over all epochs. A stand-in has the place of the sample that it replaces,
-    but a draw of its own. epoch is the one that the sample's corpus is in, for its crop and mask: a small corpus of a
-    mix comes round several times while the run counts one.
+    step counts from the start of training. A stand-in has the place of the sample it replaces, but its own draw. epoch
+    is that of the sample's corpus, for crop and mask: a small corpus of a mix has several epochs per epoch of the run.
     """
 
     epoch: int
@@ -52,15 +50,15 @@ class Batch:
     """One micro-batch.
 
     Args:
-        step: global step, counted from the start of training over all epochs.
-        epoch: of the run: in a mix, one ends when as many samples were drawn as all corpora have.
+        step: global step, from the start of training.
+        epoch: of the run; in a mix, an epoch draws as many samples as all corpora have.
         micro: index of the micro-batch in this rank's part of the step.
-        uids: of the samples; in a mix the corpus's name comes first, `name/uid`.
-        codes: [B, T, F] as stored: uint8, or float16 when a row is stored so (a mix may hold both; it holds codes too).
-        scale, offset: [B] float32, what turns the codes of a row into normalised log-mel values.
-        context, target: [B, K] and [B, M] int64 token indices; [B, 0] when the stream draws no masks.
-        strategy: [B] int64, index into `pupujepa.training.masks.STRATEGIES`; -1 when the stream draws no masks.
-        draws: [B] int64, which draw of its sample each row is.
+        uids: of the samples; in a mix `corpus/uid`.
+        codes: [B, T, F] as stored: uint8, or float16 if any row is stored so (float16 holds uint8 codes exactly).
+        scale, offset: [B] float32, which turn the codes of a row into normalised log-mel values.
+        context, target: [B, K] and [B, M] int64 token indices; [B, 0] without masks.
+        strategy: [B] int64, index into `pupujepa.training.masks.STRATEGIES`; -1 without masks.
+        draws: [B] int64, index of each row among the draws of its sample.
         crop_starts: [B] int64, first frame of each crop within its sample.
     """
 
@@ -81,15 +79,15 @@ class Batch:
         return len(self.uids)
 
     def mel(self) -> Tensor:
-        """Returns the normalised log-mel spectrograms [B, T, F], float32, made on the device that the batch is on."""
+        """Returns the normalised log-mel spectrograms, float32 [B, T, F], on the device of the batch."""
         return decode(self.codes, self.scale, self.offset)
 
     def pin_memory(self) -> "Batch":
-        """Returns the batch in page-locked memory; the data loader calls it when `pin_memory` is set."""
+        """Returns the batch in page-locked memory."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Returns the batch on a device; does not wait for copies from page-locked memory."""
+        """Returns the batch on a device, without waiting for copies from page-locked memory."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -97,7 +95,7 @@ class Batch:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def __getstate__(self) -> dict[str, Any]:
-        # each tensor that crosses processes costs a file in shared memory and a connection, so small ones go as arrays
+        # a tensor between processes costs a file in shared memory and a connection, so small ones go as arrays
         small = {name: tensor.numpy() for name, tensor in self.tensors().items() if name != "codes"}
         return vars(self) | small
 
@@ -111,12 +109,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class CropStage:
-    """Takes the crop of a sample, as stored, and says how it is decoded and normalised.
+    """The crop of a sample as stored, with the scale and offset that decode and normalise it.
 
-    A sample that is shorter than the crop is padded at its end with the log floor (silence), and counted.
+    A sample shorter than the crop is padded at its end with the log floor (silence), and counted.
 
     Args:
-        ranges: (lo, hi) of uint8 codes, of each corpus's manifest.
+        ranges: (lo, hi) of the uint8 codes of each corpus.
         mean, std: of the log-mel values of all corpora.
     """
 
@@ -143,17 +141,13 @@ class CropStage:
 
 
 def crop_start(num_frames: int, crop_frames: int, *, key: tuple[int | str, ...]) -> int:
-    """Returns the first frame of the crop that belongs to `key`, uniform over all that fit; 0 in a short sample."""
+    """Returns the first frame of the crop of `key`, uniform over all that fit; 0 in a short sample."""
     return int(generator(*key, "crop").integers(0, max(num_frames - crop_frames, 0), endpoint=True))
 
 
 @dataclass(frozen=True)
 class MaskStage:
-    """Draws context and target patches over a grid of steps x bands.
-
-    Args:
-        total_steps: of the run; step / total_steps is the progress of the strategies' warm-up.
-    """
+    """Context and target patches on a grid of steps x bands; step / total_steps is the progress of the warm-up."""
 
     seed: int
     masks: MaskConfig
@@ -167,16 +161,18 @@ class MaskStage:
         progress = min(place.step / self.total_steps, 1.0)
         strategy = None
         if not self.masks.per_sample:
+            # one per step, on all ranks
             strategy = draw_strategy(generator(self.seed, place.step, "strategy"), self.masks, progress=progress)
-        rng = generator(self.seed, place.epoch, sample["uid"], place.draw, "mask")
+        rng = generator(self.seed, place.epoch, sample["uid"], place.draw, "mask")  # separate from the crop's
         mask = draw_mask(rng, self.masks, steps=self.steps, bands=self.bands, progress=progress, strategy=strategy)
         return {**sample, "context": mask.context, "target": mask.target, "strategy": mask.strategy}
 
 
 def stack_batches(samples: Iterable[SampleDict], micro_batch: int) -> Iterator[Batch]:
-    """Stacks runs of `micro_batch` samples."""
+    """Yields batches of `micro_batch` successive samples."""
     rows: list[SampleDict] = []
     for sample in samples:
+        # a lost sample would shift all rows
         assert sample["place"].row == len(rows), f"row {len(rows)} of a batch came as {sample['place']}"
         rows.append(sample)
         if len(rows) == micro_batch:
@@ -185,7 +181,7 @@ def stack_batches(samples: Iterable[SampleDict], micro_batch: int) -> Iterator[B
 
 
 def stack(rows: list[SampleDict]) -> Batch:
-    """Returns the batch that holds `rows`, all of one micro-batch."""
+    """Returns the batch of the rows of one micro-batch."""
     place = rows[0]["place"]
     nothing = np.empty(0, dtype=np.int64)
     return Batch(
@@ -193,7 +189,7 @@ def stack(rows: list[SampleDict]) -> Batch:
         epoch=place.epoch_of_run,
         micro=place.micro,
         uids=[row["uid"] for row in rows],
-        # float16 holds every uint8 code exactly, so numpy's common dtype loses nothing
+        # float16 holds uint8 codes exactly, so numpy's common dtype loses nothing
         codes=torch.from_numpy(np.stack([row["codes"] for row in rows])),
         scale=torch.tensor([row["scale"] for row in rows]),
         offset=torch.tensor([row["offset"] for row in rows]),

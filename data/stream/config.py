@@ -1,4 +1,4 @@
-"""What a stream reads and how: its part of an experiment, of one corpus or of a mix of several."""
+"""Configuration of a stream over one corpus or a mix of several."""
 
 import math
 import os
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class CorpusError(UserError):
-    """Corpora that are not named well enough to be read, or that cannot be read together."""
+    """Corpora that are misconfigured or cannot be read together."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CorpusConfig:
     """One corpus of a mix.
 
     url: folder of one split: a path, file:// or s3://.
-    weight: crops of this corpus, in proportion to the other weights.
+    weight: share of the crops, relative to the other weights.
     """
 
     url: str = ""
@@ -33,7 +33,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """What is read and how.
+    """Settings of a stream.
 
     url: folder of one split: a path, file:// or s3://.
     mix: several corpora instead of one, by name: `stream.mix.a.url=... stream.mix.a.weight=3 stream.mix.b.url=...`.
@@ -41,16 +41,16 @@ class StreamConfig:
     crop_frames: frames of a crop; 100 frames are a second.
     global_batch: samples of one step over all ranks and micro-batches.
     lanes: runs that the data is cut into; a multiple of every world size that the run may have.
-    window_shards: shards of a lane (and corpus) that are shuffled together; each lane keeps so many in use.
-    workers: processes of each rank that make batches; 0 makes them in the training process.
+    window_shards: shards of a lane (and corpus) that are shuffled together and kept in use.
+    workers: processes of each rank that make batches; 0 uses the training process.
     crops_per_sample: draws of each sample in an epoch.
     cache_dir: folder on the node's disk for shards of an object store; null: PUPUJEPA_CACHE_DIR, or below the system's
         temporary folder.
-    cache_bytes: the cache never takes more.
-    max_bad_fraction: the run stops when more of a rank's draws of an epoch are damaged.
+    cache_bytes: limit of the cache.
+    max_bad_fraction: the run stops if a larger share of a rank's draws of an epoch is damaged.
     prefetch_batches: micro-batches that each worker makes ahead.
-    prefetch_bytes: of shards that each rank fetches into the cache ahead of the windows that it reads.
-    retries: how long to insist on a store that fails for the moment.
+    prefetch_bytes: of shards that each rank fetches ahead of its current windows.
+    retries: policy for a store with passing failures.
     """
 
     url: str = ""
@@ -71,47 +71,48 @@ class StreamConfig:
 
 
 def default_cache_dir() -> Path:
-    """Returns the folder for shards when the configuration names none: the site's, or one for each user of the node."""
+    """Returns the default cache folder: the site's, or one per user of the node."""
     site = os.environ.get("PUPUJEPA_CACHE_DIR")  # slurm/env.sh
     return Path(site) if site else Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
 
 
 def named_corpora(config: StreamConfig) -> dict[str, CorpusConfig]:
-    """Returns the corpora of a stream by name, in the order of their names; a single one has the name "".
+    """Returns the corpora of a stream, sorted by name; the name of a single one is "".
 
     Raises:
-        CorpusError: no corpus, a url and a mix, or a name, url or weight that cannot be used.
+        CorpusError: no corpus, a url and a mix, or an unusable name, url or weight.
     """
     if not config.mix:
         if not config.url:
             raise CorpusError(
-                "stream.url is not set, so there is nothing to train on; give the training split of a shard set, e.g. "
+                "stream.url is not set, so there is no training data; set it to a training split, such as "
                 "stream.url=shards/train or stream.url=s3://bucket/shards/train"
             )
         return {"": CorpusConfig(config.url)}
     if config.url:
         raise CorpusError(
-            f"stream.url={config.url} and stream.mix ({', '.join(sorted(config.mix))}) are both set, so it is not "
-            "known what to read; put the url into the mix under a name and a weight, or drop the mix"
+            f"stream.url={config.url} and stream.mix ({', '.join(sorted(config.mix))}) are both set, which is "
+            "ambiguous; give the url a name and a weight in the mix, or drop the mix"
         )
     for name, corpus in config.mix.items():
         if not _NAME.fullmatch(name):
             raise CorpusError(
-                f"stream.mix has a corpus named {name!r}, which is put before its samples' uids and into the names of "
-                "metrics; use letters, digits, - and _"
+                f"stream.mix has a corpus named {name!r}, but uids and metric names contain it; use letters, digits, "
+                "- and _"
             )
         if not corpus.url:
             raise CorpusError(f"stream.mix.{name}.url is not set, so its share would be missing; set it")
         if not (math.isfinite(corpus.weight) and corpus.weight > 0):
             raise CorpusError(
-                f"stream.mix.{name}.weight={corpus.weight} is no share of a batch; use a number above 0, or leave the "
-                "corpus out"
+                f"stream.mix.{name}.weight={corpus.weight} is no share of a batch; use a positive number, or remove "
+                "the corpus"
             )
     return dict(sorted(config.mix.items()))
 
 
 def whole_parts(weights: Mapping[str, float]) -> tuple[int, ...]:
-    """Returns the weights as the smallest whole numbers in the same proportion; 0.7 is taken as 7/10, as written."""
+    """Returns the weights as the smallest whole numbers in the same ratio; 0.7 counts as exactly 7/10."""
+    # of the decimal text, not of the binary float
     fractions = [Fraction(repr(float(weight))) for weight in weights.values()]
     unit = math.lcm(*(fraction.denominator for fraction in fractions))
     parts = [int(fraction * unit) for fraction in fractions]

@@ -1,8 +1,8 @@
-"""The corpora of a stream as one: what they are, that they fit each other, and one normalisation for all.
+"""The corpora of a stream, checked against each other, with one normalisation.
 
-The model has one mean and one deviation, which the released layout stores beside its weights: those of the *mix*, every
-corpus weighted by its share of the crops. A normalisation for each corpus would be a question at inference that nobody
-can answer (of which corpus is this song?), and would hide from the model how loud and how dense the corpora are.
+The mean and deviation are those of the *mix*, each corpus weighted by its share of the crops. The released layout
+stores them beside the weights. One normalisation per corpus would need to know, at inference, the corpus of a song, and
+would hide the loudness and density of the corpora from the model.
 """
 
 import json
@@ -18,27 +18,27 @@ from data.stream.config import CorpusConfig, CorpusError, StreamConfig, named_co
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """One corpus of a stream. Its name is "" when it is the only one."""
+class StreamCorpus:
+    """One corpus of a stream; the name of a single one is ""."""
 
     name: str
     url: str
     manifest: Manifest
 
     def uid(self, uid: str) -> str:
-        """Returns what a sample is called in the stream: two corpora may hold equal uids."""
+        """Returns the uid of a sample in the stream; two corpora may have equal uids."""
         return f"{self.name}/{uid}" if self.name else uid
 
 
 @dataclass(frozen=True)
 class Corpora:
-    """The corpora of a stream and their shares, as whole numbers in proportion.
+    """The corpora of a stream, with their shares as whole numbers.
 
     Raises:
-        CorpusError: they come from different front ends, or one is there twice.
+        CorpusError: different front ends, or one shard set twice.
     """
 
-    members: tuple[Corpus, ...]
+    members: tuple[StreamCorpus, ...]
     parts: tuple[int, ...]
 
     def __post_init__(self):
@@ -49,18 +49,18 @@ class Corpora:
                 raise CorpusError(
                     f"corpus {first.name} ({first.url}) and corpus {corpus.name} ({corpus.url}) come from different "
                     f"front ends ({_differences(first.manifest.frontend, corpus.manifest.frontend)}), so their "
-                    "spectrograms cannot be read by one model; build one of them again with the other's parameters"
+                    "spectrograms do not suit one model; rebuild one with the other's parameters"
                 )
             for other in self.members[:index]:
                 if other.manifest.digest == corpus.manifest.digest:
                     raise CorpusError(
                         f"corpora {other.name} ({other.url}) and {corpus.name} ({corpus.url}) are the same shard set, "
-                        "whose samples would come twice as if they were others; name it once, with both weights added"
+                        "so its samples would come twice; name it once, with both weights added"
                     )
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the data: the manifest's own digest of a single corpus, else one over names and digests."""
+        """Identity of the data: the digest of a single manifest, or one over names and digests."""
         if len(self.members) == 1:
             return self.members[0].manifest.digest
         named = {corpus.name: corpus.manifest.digest for corpus in self.members}
@@ -68,7 +68,7 @@ class Corpora:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of the crops, adding up to 1."""
+        """Shares of the crops; they sum to 1."""
         return tuple(part / sum(self.parts) for part in self.parts)
 
     @cached_property
@@ -78,21 +78,22 @@ class Corpora:
 
     @cached_property
     def std(self) -> float:
-        """Standard deviation of the log-mel values of the crops, that between the corpora included."""
+        """Standard deviation of the log-mel values of the crops, including that between corpora."""
         if len(self.members) == 1:
             return self.members[0].manifest.std
+        # E[x^2] = var + mean^2
         squares = ((corpus.manifest.std**2 + corpus.manifest.mean**2) for corpus in self.members)
         mean_of_squares = sum(share * square for share, square in zip(self.shares, squares))
         return max(mean_of_squares - self.mean**2, 0.0) ** 0.5
 
     @property
     def frontend(self) -> Mapping[str, Any]:
-        """Parameters of the front end, the same for all."""
+        """Parameters of the common front end."""
         return self.members[0].manifest.frontend
 
     @property
     def frontend_digest(self) -> str:
-        """Digest of the front end, the same for all."""
+        """Digest of the common front end."""
         return self.members[0].manifest.frontend_digest
 
     @property
@@ -106,7 +107,7 @@ class Corpora:
         return tuple(corpus.url for corpus in self.members)
 
     def describe(self) -> str:
-        """Returns the corpora and their shares as short text, such as `3 fma + 1 scores`; "" for a single corpus."""
+        """Returns the corpora and shares as text, such as `3 fma + 1 scores`; "" for a single corpus."""
         if len(self.members) == 1:
             return ""
         return " + ".join(f"{part} {corpus.name}" for part, corpus in zip(self.parts, self.members))
@@ -116,23 +117,23 @@ def read_corpora(config: StreamConfig) -> Corpora:
     """Reads the manifests of a stream's corpora.
 
     Raises:
-        CorpusError: the configuration does not name them well, or they do not fit each other.
-        ManifestError, StoreError: a manifest is missing or broken, or cannot be reached.
+        CorpusError: a misconfigured corpus, or corpora that do not fit each other.
+        ManifestError, StoreError: a manifest is missing, broken or unreachable.
     """
     named = named_corpora(config)
     return join(named, {name: read_manifest(corpus.url) for name, corpus in named.items()})
 
 
 def join(named: Mapping[str, CorpusConfig], manifests: Mapping[str, Manifest]) -> Corpora:
-    """Returns corpora whose manifests have been read."""
-    # a corpus alone has no name, or its samples would have other uids, and so other crops, than by its url
+    """Returns the corpora with the manifests given."""
+    # a single corpus has no name, so that its uids, and thereby its crops, are those of stream.url
     alone = len(named) == 1
-    members = [Corpus("" if alone else name, corpus.url, manifests[name]) for name, corpus in named.items()]
+    members = [StreamCorpus("" if alone else name, corpus.url, manifests[name]) for name, corpus in named.items()]
     return Corpora(tuple(members), whole_parts({name: corpus.weight for name, corpus in named.items()}))
 
 
 def divided(count: int, parts: Sequence[int]) -> list[int]:
-    """Returns `count` divided in proportion to `parts`, each within one of its exact share."""
+    """Returns `count` split in proportion to `parts`, each within one of its exact share."""
     ends = [0, *(round(count * before / sum(parts)) for before in accumulate(parts))]
     return [end - start for start, end in pairwise(ends)]
 

@@ -1,4 +1,4 @@
-"""A fixed set of crops to look at again and again: for diagnostics during training and for the report."""
+"""Fixed crops for the diagnostics during training and for the report."""
 
 import logging
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ _LOG = logging.getLogger(__name__)
 def probe_crops(
     url: str, count: int, *, crop_frames: int, seed: int, manifest: Manifest | None = None
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Returns (log-mel [count, crop_frames, F] **before** mean/std normalisation, uids), the same for equal arguments.
+    """Returns (log-mel [count, crop_frames, F], **not** normalised, uids), deterministic in the arguments.
 
-    The crops are of distinct samples, from as few shards as hold enough: a shard is a random draw of the corpus. A set
-    with fewer samples gives one crop of each. Damaged samples are passed over, and named in the log.
+    Each crop is of another sample, from few shards: a shard is a random draw of the corpus. A smaller set
+    gives one crop per sample. Damaged samples are skipped and logged.
 
     Raises:
         ShardError, StoreError, ManifestError: the set or a shard cannot be read.
@@ -37,7 +37,7 @@ def probe_crops(
             try:
                 mel_TF, info = reader.read(shard, index)
             except BadSampleError as error:
-                _LOG.warning("passing over a probe: %s", error)
+                _LOG.warning("skipping a fixed crop: %s", error)
                 continue
             start = crop_start(len(mel_TF), crop_frames, key=(seed, "probe", info["uid"]))
             crop_TF = mel_TF[start : start + crop_frames]
@@ -56,5 +56,5 @@ def _candidates(manifest: Manifest, count: int, seed: int) -> Iterator[tuple[int
         group += [(shard, index) for index in range(manifest.shards[shard].samples)]
         if len(group) >= count:
             yield from (group[i] for i in permutation(len(group), seed, "probe samples", shard))
-            group = []
+            group = []  # too few intact samples: the next group of shards
     yield from group

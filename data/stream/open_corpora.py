@@ -1,4 +1,4 @@
-"""The corpora of a stream opened by one process: a reader for each, and what brings shards of a store near in time."""
+"""Readers, caches and prefetchers of a stream's corpora in one process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,20 +12,20 @@ from data.reading.room import CacheConfig
 from data.reading.tally import Tally
 from data.store.store import open_store
 from data.stream.config import StreamConfig, default_cache_dir
-from data.stream.corpora import Corpora, Corpus
+from data.stream.corpora import Corpora, StreamCorpus
 from data.stream.source import ReadPlan
 
 
 @contextmanager
-def opened(
+def open_readers(
     config: StreamConfig, corpora: Corpora, plan: ReadPlan, *, tally: Tally
 ) -> Iterator[tuple[list[ShardReader], Callable[[int], None]]]:
-    """Gives a reader for each corpus, and what to tell each step before it is read; closes all with the block.
+    """Yields a reader for each corpus, and a function to call with each step before it is read; then closes all.
 
-    The worker of the plan looks after its share of the rank's lanes, and has a share of `prefetch_bytes` in proportion,
-    which the corpora of an object store divide by their parts of the mix.
+    The plan's worker prefetches its share of the rank's lanes, with that share of `prefetch_bytes`, which the corpora
+    split by their parts of the mix.
     """
-    own_lanes = plan.lanes[plan.worker :: plan.num_workers]
+    own_lanes = plan.lanes[plan.worker :: plan.num_workers]  # empty if there are more workers than lanes
     readers: list[ShardReader] = []
     follows: list[Callable[[int], None]] = []
     with ExitStack() as resources:
@@ -49,14 +49,14 @@ def opened(
             follows.append(_in_steps_of(plan.mix, index, own_lanes, prefetcher.follow))
 
         def follow(step: int) -> None:
-            for tell in follows:
-                tell(step)
+            for follow_corpus in follows:
+                follow_corpus(step)
 
         yield readers, follow
 
 
-def node_cache(config: StreamConfig, corpus: Corpus, *, tally: Tally) -> ShardCache | None:
-    """Returns the cache for a corpus's shards, or None when they lie on this machine and are read in place."""
+def node_cache(config: StreamConfig, corpus: StreamCorpus, *, tally: Tally) -> ShardCache | None:
+    """Returns the cache for a corpus's shards, or None if they are on this machine."""
     store = open_store(corpus.url, policy=config.retries)
     if store.local_path() is not None:
         return None
@@ -70,5 +70,5 @@ def _last_step(plan: ReadPlan, corpus: int, lanes: Sequence[int]) -> int | None:
 
 
 def _in_steps_of(mix: Mix, corpus: int, lanes: Sequence[int], follow: Callable[[int], None]) -> Callable[[int], None]:
-    """Returns `follow` of a corpus, to be told steps of the run."""
+    """Returns a function of steps of the run that calls `follow` with steps of the corpus."""
     return lambda step: follow(mix.corpus_steps(corpus, step, lanes)[0])

@@ -1,9 +1,8 @@
-"""The source of the stream's `webdataset` pipeline: raw samples in the order of `data.order.epoch`, and their
-stand-ins.
+"""The source of the stream's `webdataset` pipeline: raw samples in order, with stand-ins for damaged ones.
 
-A damaged sample must not end a run of weeks, nor may it go missing in silence: it is named in the log, and its place is
-taken by another sample of the same corpus and lane, chosen by its key, so that every world and every worker count
-chooses the same one. What ends the run is a missing or cut shard, and (in `data.stream.stream`) too many stand-ins.
+A damaged sample must not end a run of weeks, nor be lost in silence. It is logged, and another sample of its corpus and
+lane replaces it, chosen by a key, so that every world size and worker count chooses the same one. A missing or cut
+shard ends the run, and so do too many stand-ins (in `data.stream.stream`).
 """
 
 import logging
@@ -16,7 +15,7 @@ from data.order.epoch import permutation
 from data.order.mix import Draw, Mix, MixOrder
 from data.reading.reader import BadSampleError, RawSample, ShardReader
 from data.shards.format import ShardError
-from data.stream.batches import Place, SampleDict
+from data.stream.batches import SampleDict, SamplePlace
 from data.stream.corpora import Corpora
 
 _LOG = logging.getLogger(__name__)
@@ -24,11 +23,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """Which micro-batches a worker reads: of all of its rank's from `first_step` on, every `num_workers`-th.
+    """The micro-batches of a worker: every `num_workers`-th of its rank, from `first_step`.
 
     Args:
-        lanes: that the rank serves.
-        last_step: where to end (exclusive); None reads epoch after epoch.
+        lanes: of the rank.
+        last_step: end (exclusive); None reads epoch after epoch.
     """
 
     mix: Mix
@@ -41,12 +40,12 @@ class ReadPlan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Of this rank."""
+        """Micro-batches of this rank per step."""
         return len(self.lanes) * self.mix.items_per_lane_step // self.micro_batch
 
     def micro_batches(self) -> Iterator[tuple[int, int]]:
         """Yields (global step, micro-batch of the step)."""
-        position = self.worker
+        position = self.worker  # counts the rank's micro-batches from first_step
         while True:
             steps, micro = divmod(position, self.micro_batches_per_step)
             step = self.first_step + steps
@@ -57,11 +56,11 @@ class ReadPlan:
 
 
 class SampleSource(IterableDataset):
-    """Yields {"stored", "uid", "place"} for each row of the plan's micro-batches.
+    """Samples {"stored", "uid", "place"} for the rows of the plan's micro-batches.
 
     Args:
         readers: of the corpora of the plan's mix.
-        follow: told each step before it is read; prefetching hangs on it.
+        follow: called with each step before it is read, for prefetching.
     """
 
     def __init__(
@@ -86,22 +85,22 @@ class SampleSource(IterableDataset):
             rows = range(micro * self.plan.micro_batch, (micro + 1) * self.plan.micro_batch)
             for row, drawn in enumerate(self._order.step_draws(step, self.plan.lanes, rows)):
                 epoch_of_run = step // mix.steps_per_epoch
-                place = Place(drawn.epoch, step, micro, row, drawn.draw, drawn.corpus, epoch_of_run)
+                place = SamplePlace(drawn.epoch, step, micro, row, drawn.draw, drawn.corpus, epoch_of_run)
                 yield self._sample(drawn, place)
 
     def take_damaged(self) -> list[str]:
-        """Returns the uids of the damaged samples met since the last call, one for each draw."""
+        """Returns the uids of the damaged draws since the last call."""
         damaged, self._damaged = self._damaged, []
         return damaged
 
     def _enter(self, step: int) -> None:
-        """Says what is coming, and lets go of shards whose windows are over."""
+        """Starts a step: announces it to prefetching and closes shards of finished windows."""
         if self._follow is not None:
             self._follow(step)
         for reader, shards in zip(self.readers, self._order.shards_in_use(step, self.plan.lanes)):
             reader.keep_only(shards)
 
-    def _sample(self, drawn: Draw, place: Place) -> SampleDict:
+    def _sample(self, drawn: Draw, place: SamplePlace) -> SampleDict:
         reader, corpus = self.readers[drawn.corpus], self.corpora.members[drawn.corpus]
         try:
             sample = reader.read_raw(drawn.shard, drawn.sample_of_shard)
@@ -115,22 +114,22 @@ class SampleSource(IterableDataset):
         return {"stored": sample.stored, "uid": corpus.uid(sample.uid), "place": place}
 
     def _stand_in(self, drawn: Draw) -> tuple[RawSample, int]:
-        """Returns another sample of the corpus's lane, and a draw not among its own, so that its crop is another.
+        """Returns another sample of the lane, with a draw number of its own, so that its crop is a new one.
 
-        It is of the same window, whose shards are at hand, unless none of the window's samples is whole.
+        It is of the same window, whose shards are open, unless all of the window's samples are damaged.
         """
         layout, reader = self.plan.mix.layouts[drawn.corpus], self.readers[drawn.corpus]
         order = self._order.epoch_order(drawn.corpus, drawn.epoch)
         item = (drawn.shard, drawn.sample_of_shard, drawn.draw)
         for window in order.windows_from(order.window_of_item(drawn.lane, *item)):
             others = order.window_items(window)
-            key = (layout.manifest_digest, layout.seed, drawn.epoch, "stand-in", *item)
+            key = (layout.manifest_digest, layout.seed, drawn.epoch, "stand-in", *item)  # without rank and worker
             for row in permutation(len(others), *key):
                 try:
                     sample = reader.read_raw(int(others.shard[row]), int(others.sample_of_shard[row]))
                 except BadSampleError:
                     continue
-                return sample, int(others.draw[row]) + layout.crops_per_sample
+                return sample, int(others.draw[row]) + layout.crops_per_sample  # beyond the sample's own draws 0..c-1
         raise ShardError(
             f"all samples of lane {drawn.lane} are damaged, {reader.manifest.shards[drawn.shard].name} the last, "
             "so nothing can stand in for them; restore the shards or run `python -m data build` again"

@@ -1,14 +1,14 @@
-"""The stream: shards in, micro-batches out, the same global batches for any world, worker count and micro-batch.
+"""The stream of micro-batches from shards; global batches are equal for any world size, workers and micro-batch.
 
     corpora = read_corpora(config)    # one, or a mix of several
     stream = Stream(config, manifest=corpora, rank=0, world_size=1, micro_batch=16, masks=masks, total_steps=1000)
-    stream.seek(state)                # of a checkpoint; costs nothing and replays nothing
+    stream.seek(state)                # of a checkpoint; replays nothing
     for batch in stream:              # epoch after epoch, until total_steps
         ...
     state = stream.state()            # a few bytes, the same on all ranks
 
-The batches are made by worker processes (`data.stream.workers`), each a `webdataset` pipeline of its own. Steps are the
-same on every rank; the checkpoint of one world is resumed by any other that divides the lanes.
+Worker processes make the batches (`data.stream.workers`). Steps are the same on every rank; any world size that divides
+the lanes resumes a checkpoint of any other.
 """
 
 import logging
@@ -25,7 +25,7 @@ from data.shards.manifest import Manifest
 from data.store.store import open_store
 from data.stream.batches import Batch, CropStage, MaskStage
 from data.stream.config import StreamConfig
-from data.stream.corpora import Corpora, Corpus
+from data.stream.corpora import Corpora, StreamCorpus
 from data.stream.source import ReadPlan
 from data.stream.workers import Failure, Recipe, deliveries_of
 from pupujepa.errors import UserError
@@ -35,16 +35,15 @@ _LOG = logging.getLogger(__name__)
 
 
 class StreamError(UserError):
-    """A stream that cannot start, be sought or go on."""
+    """A stream that cannot start, seek or continue."""
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a stream stands: all that a checkpoint keeps of it, the same on all ranks.
+    """The position of a stream, as checkpoints keep it; the same on all ranks.
 
-    step is the next global step, counted from the start of training over all epochs; epoch is the one it lies in.
-    layout holds the numbers that the order depends on, as text; "" is not compared. mix holds the corpora and their
-    shares, as text; "" is a single corpus.
+    step is the next global step, from the start of training; epoch is its epoch. layout has the settings of the order
+    as text; "" is not compared. mix has the corpora and their shares as text; "" is a single corpus.
     """
 
     manifest_digest: str
@@ -56,19 +55,19 @@ class StreamState:
 
 
 class Stream:
-    """An endless sequence of micro-batches of one rank; see the module.
+    """The micro-batches of one rank.
 
     Args:
         manifest: of the corpus at the configuration's url, or all corpora of its mix.
-        ranks_of_node: ranks that share the node's cache, this one counted.
-        total_steps: length of the run; the stream ends there.
-        horizon_steps: what the masks' warm-up takes its fractions of; None is the length of the run.
+        ranks_of_node: ranks that share the node's cache, including this one.
+        total_steps: length of the run, where the stream ends.
+        horizon_steps: basis of the masks' warm-up fractions; None is the length of the run.
         patch_frames, patch_bands: of the model, for the masks' grid.
-        pin_memory: hands out batches in page-locked memory.
+        pin_memory: batches are in page-locked memory.
 
     Raises:
         OrderError: lanes, world size, global batch and micro-batch do not divide.
-        StreamError: other numbers do not fit together.
+        StreamError: other settings do not fit together.
     """
 
     def __init__(
@@ -87,7 +86,9 @@ class Stream:
         patch_bands: int = 16,
         pin_memory: bool = False,
     ):
-        corpora = manifest if isinstance(manifest, Corpora) else Corpora((Corpus("", config.url, manifest),), (1,))
+        corpora = (
+            manifest if isinstance(manifest, Corpora) else Corpora((StreamCorpus("", config.url, manifest),), (1,))
+        )
         self.config, self.corpora, self.pin_memory = config, corpora, pin_memory
         self.mix = _mix(config, corpora)
         lanes = tuple(lanes_of_rank(config.lanes, rank, world_size))
@@ -106,54 +107,54 @@ class Stream:
         self._iteration = 0
         self._counters: Counter[str] = Counter()
         self._wait_s = 0.0
-        self._damaged_of_epoch: tuple[int, list[str]] = (0, [])
+        self._damaged_of_epoch: tuple[int, list[str]] = (0, [])  # (epoch, uids)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of an epoch, the same on every rank; in a mix, those that draw as many samples as exist."""
+        """Global batches of an epoch; in a mix, an epoch draws as many samples as all corpora have."""
         return self.mix.steps_per_epoch
 
     def state(self) -> StreamState:
-        """Returns where the stream stands. A step counts once all its micro-batches were handed out."""
+        """Returns the position of the stream. A step counts once all its micro-batches were yielded."""
         epoch = self._next_step // self.steps_per_epoch
         layout, mix = self.mix.describe(), self.corpora.describe()
         return StreamState(self.corpora.digest, self.config.seed, epoch, self._next_step, layout, mix)
 
     def seek(self, state: StreamState) -> None:
-        """Goes to where another stream of the same data stood, whatever its world size, workers and micro-batch.
+        """Moves to the position of another stream of the same data, of any world size, workers and micro-batch.
 
         Raises:
-            StreamError: the state is of another shard set, mix, seed or layout; going on would repeat and lose samples.
+            StreamError: the state is of another shard set, mix, seed or layout.
         """
+        # of this stream at that step
         expected = replace(self.state(), step=state.step, epoch=state.step // self.steps_per_epoch)
         for name, of_state, of_stream in (
             ("mix", state.mix or "of one corpus", expected.mix or "of one corpus"),
             ("shard set (manifest digest)", state.manifest_digest, expected.manifest_digest),
             ("seed", state.seed, expected.seed),
-            ("layout", state.layout or expected.layout, expected.layout),
+            ("layout", state.layout or expected.layout, expected.layout),  # old checkpoints have ""
             (f"epoch at step {state.step}", state.epoch, expected.epoch),
         ):
             if of_state != of_stream:
                 raise StreamError(
-                    f"the checkpoint was made with {name} {of_state}, this stream has {of_stream}: going on would "
+                    f"the checkpoint was made with {name} {of_state}, this stream has {of_stream}: resuming would "
                     "repeat some samples and lose others; use the same data and settings, or begin a new run"
                 )
         self._next_step, self._taken_of_step = state.step, 0
         self._iteration += 1
 
     def counters(self) -> dict[str, float]:
-        """Returns sums since the stream was made: `data.reading.tally.COUNTED`, `wait_s` and `left_out`.
+        """Returns totals since the stream was made: `data.reading.tally.COUNTED`, `wait_s` and `left_out`.
 
-        wait_s: seconds that the training process waited for batches. left_out: samples (draws) of finished epochs that
-        no batch held, on all ranks together.
+        wait_s: seconds that training waited for batches. left_out: draws of finished epochs in no batch, of all ranks.
         """
         left_out = self.mix.left_out(self._next_step)
         return {name: self._counters[name] for name in COUNTED} | {"wait_s": self._wait_s, "left_out": left_out}
 
     def mixture(self) -> dict[str, float]:
-        """Returns the state of the mix so far: `mix/NAME/share` of all crops and `mix/NAME/epochs`; {} for one corpus.
+        """Returns `mix/NAME/share` of all crops so far and `mix/NAME/epochs` of each corpus; {} for one corpus.
 
-        The same on all ranks: computed from the step, not counted. epochs: how often the corpus was gone through.
+        The same on all ranks: computed from the step, not counted.
         """
         if len(self.corpora.members) == 1:
             return {}
@@ -164,7 +165,7 @@ class Stream:
         return numbers
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields batches from where the stream stands; a step that was handed out in part is begun again.
+        """Yields batches from the current position; restarts a step that was yielded in part.
 
         Raises:
             StreamError: too many damaged samples. ShardError, StoreError, CacheError: a shard cannot be read.
@@ -186,16 +187,17 @@ class Stream:
                     continue
                 self._take(delivery.batch, delivery.damaged)
                 yield delivery.batch
-                if iteration != self._iteration:
-                    raise StreamError("the stream was sought, or iterated anew, meanwhile; begin a new iteration")
+                if iteration != self._iteration:  # checked after the yield, where the caller may have called seek
+                    raise StreamError("another seek or iteration ended this one; begin a new iteration")
 
     def _take(self, batch: Batch, damaged_of_batch: list[str]) -> None:
         self._taken_of_step += 1
         if self._taken_of_step == self.micro_batches_per_step:
-            self._next_step, self._taken_of_step = batch.step + 1, 0
+            self._next_step, self._taken_of_step = batch.step + 1, 0  # the last micro-batch of the step
         epoch, damaged = self._damaged_of_epoch
         damaged = damaged_of_batch if batch.epoch != epoch else damaged + damaged_of_batch
         self._damaged_of_epoch = (batch.epoch, damaged)
+        # of this rank in an epoch
         draws = self.steps_per_epoch * self.micro_batches_per_step * self._recipe.plan.micro_batch
         if len(damaged) > self.config.max_bad_fraction * draws:
             names, urls = sorted(set(damaged)), self.corpora.urls
@@ -229,7 +231,7 @@ def _mix(config: StreamConfig, corpora: Corpora) -> Mix:
                 samples_per_shard=tuple(shard.samples for shard in corpus.manifest.shards),
                 seed=config.seed,
                 lanes=config.lanes,
-                # of a mix, each corpus is cut into epochs of its own: all that the lanes have in common
+                # each corpus of a mix has its own epochs, in which every lane gives equally many items
                 global_batch=config.lanes if several else config.global_batch,
                 window_shards=config.window_shards,
                 crops_per_sample=config.crops_per_sample,
@@ -239,10 +241,11 @@ def _mix(config: StreamConfig, corpora: Corpora) -> Mix:
 
 
 def _check_cache(config: StreamConfig, corpora: Corpora, num_lanes: int) -> None:
-    """Refuses a cache that cannot hold what a node reads at a time: it would fetch shards over and over, or stop."""
+    """Raises StreamError if the cache cannot hold a node's windows: shards would be fetched repeatedly."""
     needed = 0
     for corpus in corpora.members:
         if open_store(corpus.url).local_path() is None:
+            # worst case: the largest shards together
             sizes = sorted((shard.bytes for shard in corpus.manifest.shards), reverse=True)
             needed += sum(sizes[: num_lanes * config.window_shards])
     if needed > config.cache_bytes:
@@ -256,13 +259,13 @@ def _check_cache(config: StreamConfig, corpora: Corpora, num_lanes: int) -> None
 def _grid(crop_frames: int, mel_bands: int, patch_frames: int, patch_bands: int) -> tuple[int, int]:
     if crop_frames % patch_frames or mel_bands % patch_bands:
         raise StreamError(
-            f"a crop of {crop_frames} frames x {mel_bands} bands is no whole number of patches of {patch_frames} x "
-            f"{patch_bands}, so masks cannot cover it; use crop_frames {crop_frames // patch_frames * patch_frames}"
+            f"patches of {patch_frames} x {patch_bands} do not divide a crop of {crop_frames} frames x {mel_bands} "
+            f"bands, so masks cannot cover it; use crop_frames {crop_frames // patch_frames * patch_frames}"
         )
     return crop_frames // patch_frames, mel_bands // patch_bands
 
 
 def _mask_stage(seed: int, masks: MaskConfig, grid: tuple[int, int], total_steps: int | None) -> MaskStage:
     if total_steps is None:
-        raise StreamError("masks are drawn by the progress of the run, so the stream needs total_steps")
+        raise StreamError("total_steps is not set, but masks follow the progress of the run; set it")
     return MaskStage(seed, masks, steps=grid[0], bands=grid[1], total_steps=total_steps)

@@ -1,8 +1,8 @@
-"""The processes that make batches, each a `webdataset` pipeline: source -> crop -> mask -> stack.
+"""Worker processes that make batches, each a `webdataset` pipeline: source -> crop -> mask -> stack.
 
-Worker w of n makes every n-th micro-batch of its rank, and the data loader hands them out in turn, so their order does
-not depend on n. Workers learn rank and world from their arguments, never from the environment: a worker that guesses
-wrong reads every shard, or another rank's, without an error.
+Worker w of n makes every n-th micro-batch of its rank, and the data loader takes them in turn, so their order does not
+depend on n. Workers get rank and world as arguments, never from the environment: with wrong ones, a worker would read
+every shard, or another rank's, without an error.
 """
 
 import os
@@ -28,17 +28,17 @@ from data.store.s3 import answered_hosts, remember_hosts
 from data.stream.batches import Batch, CropStage, MaskStage, stack_batches
 from data.stream.config import StreamConfig
 from data.stream.corpora import Corpora
-from data.stream.open_corpora import opened
+from data.stream.open_corpora import open_readers
 from data.stream.source import ReadPlan, SampleSource
 from pupujepa.errors import UserError
 
-_KEPT_BYTES = 16 * 2**20
+_KEPT_BYTES = 16 * 2**20  # larger than any sample
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a worker hands over: a batch (None at its end), and what it counted and found damaged since the last."""
+    """A worker's batch (None at its end), with its counts and damaged samples since the last one."""
 
     batch: Batch | None
     counts: Counter[str]
@@ -47,10 +47,10 @@ class Delivery:
 
 
 class Handover:
-    """Shared memory for the codes of batches, used in turn: the kernel needs longer for fresh pages than we for a crop.
+    """Reused slots of shared memory for the codes of batches: fresh pages take the kernel longer than a crop takes us.
 
-    A worker makes at most `prefetch_batches` batches ahead, and training copies each as it takes it. So one slot more
-    is enough for none to be overwritten.
+    A worker makes at most `prefetch_batches` batches ahead, and training copies each one it takes. So one more slot
+    ensures that none is overwritten.
     """
 
     def __init__(self, recipe: "Recipe"):
@@ -61,14 +61,14 @@ class Handover:
         self.memory = torch.empty(config.workers, self.slots, slot_bytes, dtype=torch.uint8).share_memory_()
 
     def put(self, batch: Batch, worker: int, number: int) -> tuple[Batch, tuple[int, int]]:
-        """Returns a worker's `number`-th batch without its codes, and the slot that has them."""
-        slot = worker, number % self.slots
+        """Returns a worker's `number`-th batch without its codes, and the slot of the codes."""
+        slot = worker, number % self.slots  # reused after `slots` batches
         self._codes(slot, batch.codes).copy_(batch.codes)
-        return replace(batch, codes=batch.codes.to("meta")), slot
+        return replace(batch, codes=batch.codes.to("meta")), slot  # shape and dtype only
 
     def take(self, batch: Batch, slot: tuple[int, int]) -> Batch:
-        """Returns the batch with codes of its own."""
-        return replace(batch, codes=self._codes(slot, batch.codes).clone())
+        """Returns the batch with its own copy of the codes."""
+        return replace(batch, codes=self._codes(slot, batch.codes).clone())  # the worker will overwrite the slot
 
     def _codes(self, slot: tuple[int, int], like: Tensor) -> Tensor:
         return self.memory[slot][: like.nbytes].view(like.dtype).view(like.shape)
@@ -76,7 +76,7 @@ class Handover:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that the user can put right, on its way from a worker to the training process, with what it counted."""
+    """A UserError of a worker, passed to the training process with the worker's counts."""
 
     error: UserError
     counts: Counter[str]
@@ -84,7 +84,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a worker needs to make its micro-batches; picklable."""
+    """Everything that a worker needs to make its micro-batches; picklable."""
 
     config: StreamConfig
     corpora: Corpora
@@ -93,11 +93,11 @@ class Recipe:
     mask: MaskStage | None
 
     def batches(self, worker: int, num_workers: int) -> Iterator[Delivery | Failure]:
-        """Yields the micro-batches of one worker; an error that the user can put right ends them."""
+        """Yields the micro-batches of one worker; a UserError ends them."""
         plan = replace(self.plan, worker=worker, num_workers=num_workers)
         tally = Tally()
         try:
-            with opened(self.config, self.corpora, plan, tally=tally) as (readers, follow):
+            with open_readers(self.config, self.corpora, plan, tally=tally) as (readers, follow):
                 source = SampleSource(self.corpora, readers, plan, follow=follow)
                 pipeline = webdataset.DataPipeline(
                     source,
@@ -109,14 +109,14 @@ class Recipe:
                     yield Delivery(batch, tally.take(), source.take_damaged())
             yield Delivery(None, tally.take(), [])
         except UserError as error:
-            # handed over as it is: the data loader would raise its traceback as text in place of its sentence
+            # passed as an object: the data loader would raise its traceback as text instead of its sentence
             yield Failure(error, tally.take())
 
 
 def start_server() -> None:
-    """Starts the process that workers are forked from, and does not wait for it.
+    """Starts the process that workers are forked from, without waiting.
 
-    Its imports take seconds; called early, they pass beside what this process does before it wants a batch.
+    Its imports take seconds; an early call overlaps them with the work before the first batch.
     """
     with _stop_signals_held_back():
         _worker_context()
@@ -125,23 +125,23 @@ def start_server() -> None:
 
 @contextmanager
 def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Delivery | Failure]]:
-    """Gives the deliveries of all workers, in the order of the micro-batches; the workers end with the block."""
+    """Yields the deliveries of all workers in the order of the micro-batches; the workers end with the block."""
     with _stop_signals_held_back():
         handover = Handover(recipe) if recipe.config.workers else None
         deliveries = iter(_data_loader(recipe, handover))
     try:
         yield (_taken(delivery, handover, pin_memory=pin_memory) for delivery in _whole_deliveries(deliveries))
     finally:
-        # torch ends workers when the iterator is collected, which the traceback of an error can put off, and which
-        # takes 5 s a worker when it is the cycle collector that finds it; there is no public way
+        # torch ends workers when the iterator is collected: a traceback delays that, and the cycle collector takes
+        # 5 s per worker; there is no public way
         if isinstance(deliveries, _MultiProcessingDataLoaderIter):
             deliveries._shutdown_workers()
             for worker in deliveries._workers:
-                worker.kill()  # those that are stuck in a download; they hold back SIGTERM
+                worker.kill()  # some may be stuck in a download; they block SIGTERM
 
 
 def _whole_deliveries(deliveries: Iterator[Delivery | Failure]) -> Iterator[Delivery | Failure]:
-    """Passes deliveries on; that a worker died in the middle of one is said as torch says it when one died before."""
+    """Yields deliveries; a worker's death during a delivery raises the same error as torch's for one before it."""
     while True:
         try:
             delivery = next(deliveries)
@@ -151,14 +151,14 @@ def _whole_deliveries(deliveries: Iterator[Delivery | Failure]) -> Iterator[Deli
             if "in DataLoader worker process" in str(error):
                 raise  # a worker's own error, with its traceback
             raise RuntimeError(
-                f"DataLoader worker exited unexpectedly while it handed over a batch ({error!r}); the kernel's log "
-                "tells whether it was killed for want of memory: then use fewer workers, or ask for more"
+                f"DataLoader worker exited unexpectedly while it handed over a batch ({error!r}); if the kernel's log "
+                "says that it ran out of memory, use fewer workers or request more memory"
             ) from error
         yield delivery
 
 
 def _taken(delivery: Delivery | Failure, handover: Handover | None, *, pin_memory: bool) -> Delivery | Failure:
-    """Returns a delivery whose batch is its own, in page-locked memory if asked for."""
+    """Returns a delivery whose batch owns its memory, page-locked with `pin_memory`."""
     if isinstance(delivery, Failure) or delivery.batch is None:
         return delivery
     batch = delivery.batch
@@ -169,15 +169,15 @@ def _taken(delivery: Delivery | Failure, handover: Handover | None, *, pin_memor
 
 @contextmanager
 def _stop_signals_held_back() -> Iterator[None]:
-    """Holds back, for good in every process that is started within, what asks the training process to stop.
+    """Blocks the stop signals, for good in every process started within.
 
-    A scheduler signals all processes of a job step, a terminal its whole group. The step in progress can only be
-    finished and saved if the workers, and the server that forks them, outlive that. They end with the stream, by kill,
-    or within seconds of the training process.
+    A scheduler signals all processes of a job step, a terminal its whole group. Training can finish and save its step
+    only if the workers and their fork server outlive that. They end with the stream, by kill, or with the training
+    process.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # children inherit the mask
     try:
-        # started first, because it leaves SIGINT and SIGTERM let through
+        # started first, because it unblocks SIGINT and SIGTERM
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         yield
@@ -195,17 +195,17 @@ def _data_loader(recipe: Recipe, handover: Handover | None) -> DataLoader:
     }
     return DataLoader(
         _Deliveries(recipe, handover),
-        batch_size=None,
+        batch_size=None,  # workers batch by themselves
         num_workers=workers,
         collate_fn=_as_is,
-        # its own, so that the loader draws nothing from the generator of the training process
+        # its own, so that the loader does not advance the generator of the training process
         generator=torch.Generator().manual_seed(0),
         **(in_processes if workers else {}),
     )
 
 
 class _Deliveries(IterableDataset):
-    """The batches of whichever worker process iterates it."""
+    """The deliveries of the process that iterates it."""
 
     def __init__(self, recipe: Recipe, handover: Handover | None):
         super().__init__()
@@ -222,22 +222,22 @@ class _Deliveries(IterableDataset):
 
 
 def _worker_context() -> Any:
-    """Returns the way workers start: not by fork, which S3 clients do not survive, with torch imported only once."""
+    """Returns the forkserver context: S3 clients do not survive a fork, and torch is imported only once."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "data.stream.workers"])
     return context
 
 
 def _store_environment() -> dict[str, str]:
-    # the fork server's environment is the one of its own start, which may be older than the store's address and keys
+    # the fork server keeps the environment of its start, which may be older than the store's address and keys
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
 def _prepare_worker(environment: dict[str, str], hosts: frozenset[str], worker: int) -> None:
     leave_with_parent()
     remember_hosts(hosts)
-    # glibc keeps memory of up to the largest size that was ever freed, and gives larger pieces back to the kernel at
-    # once; samples are larger than what it starts with, and fresh pages would cost as much as reading them
+    # glibc keeps freed blocks up to the largest size ever freed, and returns larger ones to the kernel at once; samples
+    # exceed its initial limit, and fresh pages would cost as much as reading them
     freed_at_once = bytearray(_KEPT_BYTES)
     del freed_at_once
     for name in [name for name in os.environ if name.startswith("AWS_")]:

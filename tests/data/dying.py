@@ -1,4 +1,4 @@
-"""A build that dies by SIGKILL at an exact moment, as if from outside: no race with a watcher, however slow it is."""
+"""A build that dies by SIGKILL at an exact moment, without a race with a watcher."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ ROOT = Path(build.__file__).parents[2]
 
 
 def run_and_die(moment: str, command: Sequence[str]) -> None:
-    """Runs `python -m data` in a process of its own, which kills itself, and waits until its workers have noticed.
+    """Runs `python -m data` in a process that kills itself, and waits until its workers have ended.
 
     Args:
         moment: "facts" or "entry" (the second track or the first shard is done), or "manifest" (one of them is
@@ -31,7 +31,7 @@ def run_and_die(moment: str, command: Sequence[str]) -> None:
 
 
 def _dying_at(function, call: int):
-    """Returns the function, which at its `call`-th call (from 1) kills this process."""
+    """Returns the function, wrapped to kill this process at its `call`-th call (from 1)."""
     calls = []
 
     def dying(*arguments, **options):
@@ -46,7 +46,7 @@ def _dying_at(function, call: int):
 
 
 def _dying_after(map_unordered, results: int):
-    """Returns the function, which kills this process when that many results have come."""
+    """Returns the function, wrapped to kill this process after that many results."""
 
     def mapped(*arguments, **options):
         reached = _dying_at(lambda: None, results)

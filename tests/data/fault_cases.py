@@ -48,7 +48,7 @@ class Case:
 
 
 def healthy(site: Site) -> Outcome:
-    """No fault: what the others are compared with."""
+    """No fault: the reference of the others."""
     return _through_proxy(site)
 
 
@@ -66,12 +66,12 @@ def _through_proxy(site: Site, *faults: Fault, for_good: bool = False, without_c
 
 
 def passing(kind: str, times: int = 2, value: float = 0.0, **options: bool) -> Callable[[Site], Outcome]:
-    """Strikes one shard so many times."""
+    """Strikes one shard `times` times."""
     return partial(_through_proxy_with, kind, times, value, options)
 
 
 def for_good(kind: str, value: float = 0.0) -> Callable[[Site], Outcome]:
-    """Strikes one shard whenever it is asked for."""
+    """Strikes every request for one shard."""
     return partial(_through_proxy_with, kind, ALWAYS, value, {"for_good": True})
 
 
@@ -142,7 +142,7 @@ class _Expiry(SessionGateway):
 
 
 def _expired(site: Site, *, renewed: bool) -> Outcome:
-    """A session token of a profile expires in the middle of a run; somebody renews it in the profile, or not."""
+    """A session token of a profile expires in the middle of a run, and is renewed in the profile or not."""
     profile = site.folder / f"credentials-{renewed}"
     keys = (site.server.access_key, site.server.secret_key)
 
@@ -193,7 +193,7 @@ def _read_with_small_files(
 
 
 def _cut_in_store(site: Site) -> Outcome:
-    """No fault of the way, but of the store: the object itself is shorter than the manifest says."""
+    """A fault of the store: the object is shorter than the manifest says."""
     store = open_store(site.url)
     whole = store.read(SHARD)
     store.write(SHARD, whole[:5000])
@@ -208,7 +208,7 @@ _ANY_SHARD = r"shard-\d{6}\.tar"
 
 
 def _twice(kind: str, words: str, reason: str) -> tuple[Case, Case]:
-    """A fault that passes, and the same for good."""
+    """A fault that passes, and the same fault for good."""
     return (
         Case(f"{words}, three times", passing(kind, 3), said=rf"download .*{SHARD}: {reason}", counter="retries"),
         Case(f"{words}, for good", for_good(kind), error=_GIVEN_UP + reason),

@@ -45,7 +45,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stream gave: its rows, or the sentence with which it ended; and what it counted.
+    """The outcome of a stream: its rows, or its error, and its counts.
 
     Args:
         expected: rows of a healthy stream over the same set; None where that is the site's.
@@ -116,5 +116,5 @@ def _set(variables: dict[str, str | None]) -> None:
 
 
 def through(endpoint_url: str) -> AbstractContextManager[None]:
-    """Leads clients to an endpoint within the block."""
+    """Points clients to an endpoint within the block."""
     return environment(AWS_ENDPOINT_URL=endpoint_url, AWS_ENDPOINT_URL_S3=endpoint_url)

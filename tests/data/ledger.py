@@ -48,7 +48,7 @@ class Session:
         return stream
 
     def ledger(self, rank: int) -> Path:
-        """The file of what a rank has read."""
+        """The ledger of a rank."""
         return self.folder / f"ledger-{self.number}-{rank}.jsonl"
 
     def state(self, rank: int, step: int) -> Path:
@@ -56,13 +56,13 @@ class Session:
         return self.folder / f"state-{self.number}-{rank}-{step}.json"
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yields what all ranks have read; a line that the kill has cut was not read."""
+        """Yields the ledger lines of all ranks, without a line that the kill cut."""
         for rank in range(self.world_size):
             for line in self.ledger(rank).read_text().split("\n")[:-1]:
                 yield json.loads(line)
 
     def last_saved(self) -> dict[str, Any]:
-        """Returns the newest state that all ranks have saved, as a checkpoint of several ranks counts."""
+        """Returns the newest state that all ranks have saved, like a checkpoint of several ranks."""
         steps = range(SAVE_EVERY, self.total_steps + 1, SAVE_EVERY)
         whole = [step for step in steps if all(self.state(rank, step).exists() for rank in range(self.world_size))]
         states = [json.loads(self.state(rank, whole[-1]).read_text()) for rank in range(self.world_size)]
@@ -71,7 +71,7 @@ class Session:
 
 
 def read_and_write_down(session: Session, rank: int, ready: Connection) -> None:
-    """Reads to the end, or to the middle of the step in which this rank is to die; there it says so and waits."""
+    """Reads to the end, or to the middle of the step where this rank dies; there it reports and waits."""
     stream = session.stream(rank)
     with session.ledger(rank).open("a") as ledger:
         for batch in stream:
@@ -88,5 +88,5 @@ def read_and_write_down(session: Session, rank: int, ready: Connection) -> None:
 
 
 def next_session(session: Session, **changes: Any) -> Session:
-    """Returns the session that goes on from what the last one has saved."""
+    """Returns the session that resumes from the last saved state."""
     return replace(session, number=session.number + 1, saved=session.last_saved(), **changes)

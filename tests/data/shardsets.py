@@ -1,4 +1,4 @@
-"""Small synthetic shard sets whose samples tell who they are: value [t, 0] is t, value [t, 1] the sample's number."""
+"""Small synthetic shard sets with identifiable samples: value [t, 0] is t, value [t, 1] the sample's number."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _FRONTEND = FrontendConfig()
 
 
 def code_value(code: int) -> float:
-    """The log-mel value that the uint8 code stands for."""
+    """The log-mel value of the uint8 code."""
     return LO + code / 16
 
 
@@ -82,7 +82,7 @@ def build_shard_set(
 
 
 def make_entry(name: str, shard: bytes, index: bytes, *, samples: int, frames: int) -> ShardEntry:
-    """The manifest's entry for the bytes of a shard and its sidecar."""
+    """The manifest's entry for the bytes of a shard and its index."""
     from hashlib import sha256
 
     return ShardEntry(name, samples, frames, len(shard), sha256(shard).hexdigest(), sha256(index).hexdigest())

@@ -1,4 +1,4 @@
-"""Every kind of input ends as the same tracks: formats, rates, stretches, tables, tars, here and in a bucket."""
+"""Every kind of input gives the same tracks: formats, rates, stretches, tables, tars, local and in a bucket."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import soundfile
 from data.building.build import Build
 from data.building.config import BuildConfig
 from data.building.features import FeatureConfig, extract
-from data.building.inputs import CorpusError, read_corpus
+from data.building.inputs import BuildInputError, read_inputs
 from data.reading.reader import ShardReader
 from data.shards.manifest import read_manifest
 from data.store.store import open_store
@@ -39,14 +39,14 @@ TONE_HZ, SECONDS = 1500.0, 3.0
 
 
 def write_tone(path: Path, *, kind: str, subtype: str, rate_hz: int, channels: int) -> None:
-    """Writes a tone whose channels are equally loud."""
+    """Writes a tone that is equally loud in all channels."""
     tone_S = 0.3 * np.sin(2 * np.pi * TONE_HZ * np.arange(round(SECONDS * rate_hz)) / rate_hz)
     soundfile.write(path, np.tile(tone_S[:, None], (1, channels)), rate_hz, format=kind, subtype=subtype)
 
 
 @pytest.mark.parametrize(("ending", "kind", "subtype", "rate_hz", "channels"), FORMATS)
 def test_a_tone_is_the_same_tone_in_every_format(ending, kind, subtype, rate_hz, channels, tmp_path: Path):
-    """Decoded, mixed down and resampled, a tone lies in its mel band, as loud and as long as in any other format."""
+    """Decoded, mixed down and resampled, a tone is in its mel band, as loud and as long as in any other format."""
     file, reference = tmp_path / f"tone.{ending}", tmp_path / "reference.wav"
     write_tone(file, kind=kind, subtype=subtype, rate_hz=rate_hz, channels=channels)
     write_tone(reference, kind="WAV", subtype="FLOAT", rate_hz=24_000, channels=1)
@@ -61,7 +61,7 @@ def test_a_tone_is_the_same_tone_in_every_format(ending, kind, subtype, rate_hz,
 
 
 def test_a_stretch_of_a_file_is_a_track(tmp_path: Path):
-    """Tracks of a list with start and end hold the frames of that stretch; without end, up to the end of the file."""
+    """Tracks of a list with start and end have the frames of that stretch; without end, to the end of the file."""
     write_song(tmp_path / "long.wav", 12.0, seed=1)
     lines = [{"path": "long.wav", "start": 2.5, "end": 7.5}, {"path": "long.wav", "start": 8, "track": "tail"}]
     (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -73,7 +73,7 @@ def test_a_stretch_of_a_file_is_a_track(tmp_path: Path):
 
 
 def test_a_stretch_beyond_the_end_is_rejected(tmp_path: Path):
-    """A stretch that the file does not hold is not shortened in silence."""
+    """A stretch beyond the end of the file is rejected, not shortened."""
     write_song(tmp_path / "a.wav", 5.0)
     with pytest.raises(UserError, match=r"a.wav from 3 s to 9 s: the file ends at 5.00 s; correct start or end"):
         extract(tmp_path / "a.wav", CONFIG.features, start_s=3.0, end_s=9.0, origin="a.wav from 3 s to 9 s")
@@ -83,13 +83,13 @@ def test_a_stretch_beyond_the_end_is_rejected(tmp_path: Path):
 
 
 def test_a_table_gives_labels_and_groups(tmp_path: Path):
-    """Columns of a CSV that mean nothing else are labels; numbers are numbers; no artist is in two splits."""
+    """Unknown columns of a CSV are labels; numbers are numbers; no artist is in two splits."""
     rows = ["path,artist,tempo,catalogue"]
     for number in range(12):
         write_song(tmp_path / f"{number}.wav", 1.5, seed=number)
         rows.append(f'{number}.wav,"Artist {number % 4}, band",{90 + number}.5,007')
     (tmp_path / "tracks.csv").write_text("\n".join(rows) + "\n")
-    tracks = read_corpus(tmp_path, seed=2, fractions=(0.4, 0.3, 0.3), group_by="artist")
+    tracks = read_inputs(tmp_path, seed=2, fractions=(0.4, 0.3, 0.3), group_by="artist")
     assert len(tracks) == 12
     splits: dict[str, set[str]] = {}
     for track in tracks:
@@ -103,28 +103,30 @@ def test_a_table_gives_labels_and_groups(tmp_path: Path):
 
 
 def test_a_missing_label_names_the_tracks(tmp_path: Path):
-    """Grouping by a label that tracks lack is an error that names them, and the labels that there are."""
+    """Grouping by a missing label is an error that names the tracks and the available labels."""
     lines = ["path,artist,album"] + [f"{n}.wav,{'x' if n > 6 else ''},y" for n in range(9)]
     (tmp_path / "list.csv").write_text("\n".join(lines))
-    with pytest.raises(CorpusError, match=r"7 of 9 tracks have no label 'artist'.*: 0, 1, 2, 3, 4 and 2 more; .*album"):
-        read_corpus(tmp_path / "list.csv", seed=0, group_by="artist")
+    with pytest.raises(
+        BuildInputError, match=r"7 of 9 tracks have no label 'artist'.*: 0, 1, 2, 3, 4 and 2 more; .*album"
+    ):
+        read_inputs(tmp_path / "list.csv", seed=0, group_by="artist")
 
 
 def test_given_splits_must_not_tear_a_group(tmp_path: Path):
     """A list that puts one artist into train and test contradicts --group-by artist."""
     (tmp_path / "list.csv").write_text("path,split,artist\na.wav,train,x\nb.wav,test,x\n")
-    with pytest.raises(CorpusError, match=r"tracks of artist 'x' are in train and, as b, in test"):
-        read_corpus(tmp_path / "list.csv", seed=0, group_by="artist")
+    with pytest.raises(BuildInputError, match=r"tracks of artist 'x' are in train and, as b, in test"):
+        read_inputs(tmp_path / "list.csv", seed=0, group_by="artist")
 
 
 def test_stretches_of_a_file_stay_together(tmp_path: Path):
-    """Without any label, stretches of one file never lie in two splits; nor do two names of one file."""
+    """Without any label, neither stretches nor two names of one file are in two splits."""
     rows = ["track,path,start,end"]
     rows += [f"{n}-{k},song{n}.wav,{10 * k},{10 * k + 10}" for n in range(20) for k in range(5)]
     rows += [f"again-{n}-{k},whole{n}.wav,," for n in range(20) for k in range(2)]
     (tmp_path / "list.csv").write_text("\n".join(rows))
     splits: dict[str, set[str]] = {}
-    for track in read_corpus(tmp_path / "list.csv", seed=0, fractions=(0.5, 0.25, 0.25)):
+    for track in read_inputs(tmp_path / "list.csv", seed=0, fractions=(0.5, 0.25, 0.25)):
         splits.setdefault(track.audio.url, set()).add(track.split)
     assert len(splits) == 40
     assert all(len(found) == 1 for found in splits.values())
@@ -145,11 +147,11 @@ def tars(tmp_path: Path) -> Path:
 
 
 def test_tars_of_audio_are_an_input(tars: Path, tmp_path: Path):
-    """A folder, a pattern, braces and a list of tars are the same tracks, with key, order, labels and sound."""
+    """A folder, a pattern, braces and a list of tars give the same tracks, with key, order, labels and sound."""
     found = build(str(tars), tmp_path / "out")
     names = [f"audio-{n:03d}/sub/{key}{n}" for n in range(2) for key in "abc"]
     assert sorted(found) == names
-    expected = read_corpus(tars, seed=0)
+    expected = read_inputs(tars, seed=0)
     assert [t.track for t in sorted(expected, key=lambda t: t.position)] == names
     assert expected[0].labels == {"artist": "a", "bpm": 100}
     (tmp_path / "list.txt").write_text("tars/audio-000.tar\n\ntars/audio-001.tar\n")
@@ -159,13 +161,13 @@ def test_tars_of_audio_are_an_input(tars: Path, tmp_path: Path):
         [f"{tars}/audio-000.tar", f"{tars}/audio-001.tar"],
         [str(tmp_path / "list.txt")],
     ):
-        assert [replace(t, source="") for t in read_corpus(inputs, seed=0)] == [replace(t, source="") for t in expected]
+        assert [replace(t, source="") for t in read_inputs(inputs, seed=0)] == [replace(t, source="") for t in expected]
     (tmp_path / "b.wav").write_bytes(song_bytes("wav", seed=10 + ord("b")))
     np.testing.assert_array_equal(found["audio-001/sub/b1"], _mel(tmp_path / "b.wav"))
 
 
 def test_what_lies_in_a_bucket_builds_the_same_samples(tars: Path, tmp_path: Path, bucket: str):
-    """Audio, a list and tars on s3:// give the samples of their local twins; objects that are missing are rejected."""
+    """Audio, a list and tars on s3:// give the samples of their local twins; missing objects are rejected."""
     local, store = tmp_path / "in", open_store(bucket)
     for number in range(3):
         write_song(local / "songs" / "one" / f"{number}.flac", 3.0, seed=number)
@@ -185,11 +187,11 @@ def test_what_lies_in_a_bucket_builds_the_same_samples(tars: Path, tmp_path: Pat
 
 
 def test_an_object_that_changed_is_read_again(tmp_path: Path, bucket: str):
-    """A track's place in the spool follows the object's version, so that a resumed build never mixes old and new."""
+    """A track's spool name depends on the object's version, so that a resumed build never mixes old and new."""
     store, identities = open_store(bucket), []
     for seed in (1, 2):
         store.write("a.wav", song_bytes("wav", seed=seed))
-        tracks = read_corpus(bucket, seed=0)
+        tracks = read_inputs(bucket, seed=0)
         identities.append(Build(tracks, str(tmp_path / "out"), config=CONFIG, work=str(tmp_path), workers=1).digest)
     assert identities[0] != identities[1]
 
@@ -200,7 +202,7 @@ def test_an_object_that_changed_is_read_again(tmp_path: Path, bucket: str):
         (["none"], "none does not exist, so there is nothing to build; give a folder, a list or tars"),
         (["folder"], r"holds no audio .*flac.*, no .tar and no list \(tracks.jsonl, tracks.csv, tracks.tsv\)"),
         (["folder/x.wav"], "is a single audio file; give the folder that holds it"),
-        (["a.tar", "folder"], "of 2 inputs .*folder is no .tar"),
+        (["a.tar", "folder"], "of 2 inputs .*folder is not a .tar, but several inputs must all be tars"),
         (["a-*.tar"], "no tar matches .*a-"),
         (["a.tar"], "a.tar does not exist, so its tracks would be missing"),
         (["folder/empty.csv"], r"begins with the columns \[\], so no line can be read"),
@@ -208,17 +210,17 @@ def test_an_object_that_changed_is_read_again(tmp_path: Path, bucket: str):
     ],
 )
 def test_an_input_that_cannot_be_meant_is_named(inputs: list[str], message: str, tmp_path: Path):
-    """Before any work is done, in one sentence."""
+    """The error comes before any work, in one sentence."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "empty.csv").write_text("")
     (tmp_path / "folder" / "nothing.jsonl").write_text("\n")
     with pytest.raises(UserError, match=message):
-        read_corpus([f"{tmp_path}/{name}" for name in inputs], seed=0)
+        read_inputs([f"{tmp_path}/{name}" for name in inputs], seed=0)
 
 
 def build(inputs: str, out: Path, **config) -> dict[str, np.ndarray]:
     """Builds, all for training, and returns the log-mel [T, 128] of each track."""
-    Build(read_corpus(inputs, seed=0), str(out), config=replace(CONFIG, **config), work=f"{out}-work", workers=1).run()
+    Build(read_inputs(inputs, seed=0), str(out), config=replace(CONFIG, **config), work=f"{out}-work", workers=1).run()
     manifest = read_manifest(f"{out}/train")
     reader, parts = ShardReader(f"{out}/train", manifest), {}
     for shard, entry in enumerate(manifest.shards):
@@ -233,7 +235,7 @@ def build(inputs: str, out: Path, **config) -> dict[str, np.ndarray]:
 
 
 def build_rejecting(inputs: str, out: Path) -> list[dict]:
-    """Builds, bearing one unusable track, and returns the lines of rejected.jsonl."""
+    """Builds, allowing one unusable track, and returns the lines of rejected.jsonl."""
     build(inputs, out, max_rejected=1)
     return [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
 

@@ -1,4 +1,4 @@
-"""Every fault of object storage, for real: the exact batches arrive, or the run stops with shard and cause."""
+"""Every fault of object storage: the exact batches arrive, or the run stops with shard and cause."""
 
 import logging
 import random
@@ -31,7 +31,7 @@ def shard_set(s3: LocalS3) -> tuple[str, Manifest]:
 
 @pytest.fixture
 def site(shard_set: tuple[str, Manifest], s3_environment: LocalS3, tmp_path: Path) -> Site:
-    """The set, and an environment that leads to it."""
+    """The set, and an environment that points to it."""
     return Site(s3_environment, *shard_set, tmp_path, QUICK, deadline_s=1.5, silence_s=1.0)
 
 
@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 def test_a_fault_costs_time_or_ends_the_run_in_one_sentence(
     case: Case, site: Site, whole: list[Row], caplog: pytest.LogCaptureFixture
 ):
-    """The exact batches arrive, or the run stops and names shard and cause; what the log says, and what is counted."""
+    """The exact batches arrive, or the run stops and names shard and cause; log and counts match the case."""
     with caplog.at_level(logging.WARNING):
         outcome = case.play(site)
     if case.error:
@@ -68,7 +68,7 @@ def test_a_fault_costs_time_or_ends_the_run_in_one_sentence(
 
 
 def test_the_deadline_is_not_spent_twice(site: Site, caplog: pytest.LogCaptureFixture):
-    """A reader that waited for prefetching to give up gives up with it, after one deadline and not after two."""
+    """A reader that waits for a failing prefetch fails with it, after one deadline and not two."""
     with caplog.at_level(logging.WARNING):
         outcome = for_good("503")(site)
     tries = [int(number) for number in re.findall(rf"{SHARD}: 503 SlowDown; try (\d+)", caplog.text)]
@@ -77,7 +77,7 @@ def test_the_deadline_is_not_spent_twice(site: Site, caplog: pytest.LogCaptureFi
 
 
 def test_the_page_tells_of_every_case():
-    """docs/faults.md has a row for each, with its outcome, its counter, and words that this test would accept too."""
+    """docs/faults.md has a row for each, with its outcome, its counter, and a message that this test accepts too."""
     rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
     assert [row[0] for row in rows] == [case.fault for case in CASES]
     for case, (_, outcome, said, counter, seconds) in zip(CASES, rows, strict=True):

@@ -1,4 +1,4 @@
-"""Exactly once an epoch, proven by a ledger: real ranks write down what they read, are killed, and others go on."""
+"""Each sample exactly once per epoch, proven by a ledger: real ranks log their reads, are killed, and others resume."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ PATIENCE_S = 120
 
 
 def run(session: Session) -> None:
-    """Runs a session's ranks to their ends, or kills each where it is to die."""
+    """Runs a session's ranks to the end, or kills each at its step."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "data.stream.workers"])
     ranks = []
@@ -50,7 +50,7 @@ def run(session: Session) -> None:
 
 
 def counted(sessions: list[Session]) -> list[dict[str, Any]]:
-    """The micro-batches of the steps that count: from where a session began to where the next one did."""
+    """The micro-batches of the steps that count: from the start of a session to the start of the next one."""
     begins = [session.saved["step"] if session.saved else 0 for session in sessions]
     ends = [*begins[1:], TOTAL_STEPS]
     return [
@@ -74,7 +74,7 @@ def killed_twice(config: StreamConfig, folder: Path) -> list[Session]:
 
 
 def test_every_sample_counts_once_an_epoch_across_kill_9_and_changed_worlds(tmp_path):
-    """Over two epochs the steps that count hold each sample once, but for exactly those that the order leaves out."""
+    """Over two epochs the steps that count have each sample once, except for those that the order leaves out."""
     url = str(tmp_path / "shards")
     manifest = build_shard_set(url, SHARDS)
     config = StreamConfig(url=url, seed=3, crop_frames=32, global_batch=8, lanes=4, window_shards=2, workers=0)
@@ -95,7 +95,7 @@ def test_every_sample_counts_once_an_epoch_across_kill_9_and_changed_worlds(tmp_
 
 
 def again_as_before(sessions: list[Session]) -> None:
-    """What a killed session had read beyond its last save, the next one has read again, sample for sample."""
+    """The next session reads again, sample for sample, the steps of a killed session after its last save."""
     for killed, following in pairwise(sessions):
         lost = [line for line in killed.lines() if line["step"] >= following.saved["step"]]
         assert lost, "the kill came after the save"
@@ -109,7 +109,7 @@ def again_as_before(sessions: list[Session]) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_mix_is_continued_exactly_across_kill_9_and_changed_worlds(tmp_path):
-    """The steps that count are, sample for sample, those of a run that nobody disturbed."""
+    """The steps that count are, sample for sample, those of an undisturbed run."""
     large, small = str(tmp_path / "large"), str(tmp_path / "small")
     build_shard_set(large, SHARDS)
     build_shard_set(small, (5, 4), lo=LO - 3.0)

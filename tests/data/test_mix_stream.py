@@ -1,4 +1,4 @@
-"""The stream over a mix of corpora: other dtypes, ranges and places beside each other, one normalisation, any world."""
+"""The stream over a mix of corpora with different dtypes, ranges and locations: one normalisation, any world."""
 
 import logging
 import re
@@ -76,7 +76,7 @@ def test_global_batches_are_the_same_for_any_world_workers_and_micro_batch(urls,
 
 
 def test_each_corpus_has_its_share_and_its_epochs(urls):
-    """3 : 1; the small corpus was gone through three times when the large one was two and a quarter."""
+    """With shares 3 : 1, the small corpus has three epochs when the large one has two and a quarter."""
     stream = make_stream(config_of(urls))
     seen: dict[str, Counter] = {"large": Counter(), "small": Counter()}
     for batch in islice(stream, STEPS * 4):
@@ -97,7 +97,7 @@ def test_each_corpus_has_its_share_and_its_epochs(urls):
 
 
 def test_a_repeated_sample_comes_with_another_crop_and_mask(urls):
-    """Crops and masks go with the epoch of the corpus, which may have several in one of the run."""
+    """Crops and masks depend on the epoch of the corpus, which may have several per epoch of the run."""
     crops: dict[str, set] = {}
     for batch in make_stream(config_of(urls)):
         for uid, _, start, target, _ in rows_of(batch):
@@ -124,14 +124,14 @@ def test_every_corpus_is_decoded_by_its_own_range_and_normalised_by_the_mix(urls
 
 
 def test_the_normalisation_is_that_of_all_crops_together(urls):
-    """Mean -4 and -7, deviation 2 and 1, three to one: what all values together have, the gap between them included."""
+    """Mean -4 and -7, deviation 2 and 1, three to one: the moments of all values together, gap included."""
     corpora = read_corpora(config_of(urls))
     assert corpora.mean == pytest.approx(0.75 * -4 + 0.25 * -7)
     assert corpora.std**2 == pytest.approx(0.75 * (4 + 16) + 0.25 * (1 + 49) - corpora.mean**2)
 
 
 def test_seeking_is_the_same_as_reading_up_to_there(urls):
-    """By another world, over the epoch's end of the small corpus in some lanes and not in others."""
+    """Another world resumes while the small corpus has ended its epoch in some lanes but not in others."""
     straight = global_batches(make_stream(config_of(urls)))
     for step in (1, 3, 7):
         state = make_stream(config_of(urls)).state()
@@ -143,7 +143,7 @@ def test_seeking_is_the_same_as_reading_up_to_there(urls):
 
 
 def test_a_changed_mix_is_refused_on_resume(urls):
-    """Other weights, another corpus, one corpus instead of two: each is named; samples would be repeated or lost."""
+    """Other weights, another corpus, one corpus instead of two: each is named: samples would be repeated or lost."""
     state = make_stream(config_of(urls)).state()
     assert state.mix == "3 large + 1 small"
     twice = {"large": CorpusConfig(urls["large"], 6.0), "small": CorpusConfig(urls["small"], 2.0)}
@@ -162,7 +162,7 @@ def test_a_changed_mix_is_refused_on_resume(urls):
 
 
 def test_a_mix_of_one_corpus_is_that_corpus(urls):
-    """Same rows, same uids, same state: a run may be continued under the corpus's url."""
+    """Same rows, same uids, same state: a run may resume with the corpus's url."""
     alone = config_of(urls, mix={}, url=urls["large"])
     named = config_of(urls, mix={"music": CorpusConfig(urls["large"], 0.3)})
     assert global_batches(make_stream(named)) == global_batches(make_stream(alone))
@@ -171,7 +171,7 @@ def test_a_mix_of_one_corpus_is_that_corpus(urls):
 
 
 def test_a_damaged_sample_is_replaced_by_one_of_its_own_corpus(tmp_path, caplog):
-    """So the shares hold, and the name tells which corpus is damaged; the same for another world."""
+    """So the shares hold, and the uid names the damaged corpus; the same for another world."""
     urls = {"large": str(tmp_path / "large"), "small": str(tmp_path / "small")}
     build_shard_set(urls["large"], LARGE)
     manifest = build_shard_set(urls["small"], SMALL, lo=LOWER)
@@ -199,7 +199,7 @@ def flip_bit_of(url: str, manifest: Manifest, *, shard: int, sample: int) -> Non
 
 
 def test_a_corpus_in_a_bucket_beside_one_on_disk(urls, bucket, tmp_path):
-    """One is read in place, the other through the node's cache, prefetched; the batches are those of two folders."""
+    """One is read in place, the other through the node's cache; the batches are those of two folders."""
     build_shard_set(f"{bucket}/small", SMALL, lo=LOWER, moments=(-7.0, 1.0))
     mix = {"large": CorpusConfig(urls["large"], 3.0), "small": CorpusConfig(f"{bucket}/small", 1.0)}
     config = config_of(urls, mix=mix, cache_dir=str(tmp_path / "cache"), cache_bytes=10**8)
@@ -211,7 +211,7 @@ def test_a_corpus_in_a_bucket_beside_one_on_disk(urls, bucket, tmp_path):
 
 
 def test_corpora_of_different_front_ends_are_refused(urls, tmp_path):
-    """The error names both, and what differs."""
+    """The error names both, and the difference."""
     build_shard_set(str(tmp_path / "wide"), (9,), frontend=FrontendConfig(hop_samples=480))
     mix = {"large": CorpusConfig(urls["large"]), "wide": CorpusConfig(str(tmp_path / "wide"))}
     message = rf"corpus large \({urls['large']}\) and corpus wide \(.*wide\) .* \(hop_samples 240 and 480\), so their"
@@ -220,7 +220,7 @@ def test_corpora_of_different_front_ends_are_refused(urls, tmp_path):
 
 
 def test_a_corpus_twice_or_too_small_is_refused(urls, tmp_path):
-    """The same shards under two names, and a corpus of which some lanes would have nothing."""
+    """One shard set under two names, and a corpus with fewer samples than lanes."""
     twice = {"large": CorpusConfig(urls["large"]), "again": CorpusConfig(urls["large"])}
     with pytest.raises(CorpusError, match=r"corpora again .* and large .* are the same shard set.* both weights added"):
         read_corpora(config_of(urls, mix=twice))
@@ -242,13 +242,13 @@ def test_a_corpus_twice_or_too_small_is_refused(urls, tmp_path):
     ],
 )
 def test_corpora_that_are_not_well_named_are_refused(urls, changes, message):
-    """Before anything is read, with the key and a remedy."""
+    """The error comes before any read, with the key and a remedy."""
     with pytest.raises(CorpusError, match=message):
         named_corpora(config_of(urls, **changes))
 
 
 def test_a_number_is_divided_like_the_crops(urls):
-    """The probe set takes its clips from the corpora in proportion."""
+    """The fixed crops come from the corpora in proportion."""
     assert divided(8, (3, 1)) == [6, 2]
     assert divided(5, (1, 1, 1)) == [2, 1, 2]
     corpora: Corpora = read_corpora(config_of(urls))

@@ -1,4 +1,4 @@
-"""Work over processes: the order of the answers, and what a dead worker does."""
+"""The pool of processes: the order of results, and dead workers."""
 
 import math
 import os
@@ -11,39 +11,39 @@ from data.pool import map_in_order, map_unordered
 
 
 def last_ones_first(position: int) -> int:
-    """Takes longer for the first items, so that the others are ready before them."""
+    """Takes longer for the first items, so that later ones finish earlier."""
     time.sleep(0.3 if position < 2 else 0)
     return position * position
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_answers_come_in_the_order_of_the_items(workers):
-    """Although later items are ready first, and whatever the number of workers."""
+    """Results are in order for any number of workers, although later items finish first."""
     squares = list(map_in_order(last_ones_first, range(12), workers=workers, preload=__name__))
     assert squares == [i * i for i in range(12)]
 
 
 def test_without_order_each_answer_names_its_item():
-    """All items are answered once."""
+    """Every item gives one result."""
     items = [(10 + i, float(i)) for i in range(9)]
     assert dict(map_unordered(math.sqrt, items, workers=2, preload="math")) == {10 + i: i**0.5 for i in range(9)}
     assert list(map_unordered(math.sqrt, [], workers=2, preload="math")) == []
 
 
 def test_a_dead_worker_fails_the_work():
-    """Nothing waits for an answer that cannot come."""
+    """A dead worker is an error, not a wait without end."""
     with pytest.raises(BrokenProcessPool):
         list(map_in_order(os._exit, [3] * 8, workers=2, preload="os"))
 
 
 def test_an_error_of_the_work_ends_it():
-    """And is the caller's to see."""
+    """A worker's error reaches the caller."""
     with pytest.raises(ValueError, match=r"math domain|nonnegative"):
         list(map_in_order(math.sqrt, [1.0, -1.0, 2.0], workers=2, preload="math"))
 
 
 def test_workers_see_the_caller_s_environment(monkeypatch):
-    """Also when the server of processes was started before it changed; and they calculate with one thread."""
+    """Workers have the caller's environment, even if it changed after the server's start, and compute in one thread."""
     list(map_in_order(math.sqrt, [1.0, 4.0], workers=2, preload="math"))
     monkeypatch.setenv("PUPUJEPA_TEST", "later")
     seen = list(map_in_order(os.getenv, ["PUPUJEPA_TEST", "OMP_NUM_THREADS"], workers=2, preload="os"))

@@ -1,4 +1,4 @@
-"""The whole command: same bytes however it is run, nothing mixed and nothing dropped silently."""
+"""The whole command gives the same bytes for every way to run it; nothing is mixed or dropped silently."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ import soundfile
 
 from data.scores import cli
 from data.scores.catalogue import COLLECTIONS, Candidate, order_candidates, share_out
-from data.scores.corpus import Source, choose_pieces
+from data.scores.corpus import ScoreSource, choose_pieces
 from data.scores.parsing import parse_piece
 from data.scores.pieces import UnusableScoreError
 from pupujepa.errors import UserError
@@ -86,7 +86,7 @@ def test_both_takes_of_a_piece_are_in_one_split_and_group_and_differ(corpus):
 
 
 def test_two_processes_killed_twice_end_with_the_same_bytes(corpus, tmp_path):
-    """SIGKILL while it parses and again while it renders; the workers end with it, and the same command completes."""
+    """SIGKILL while parsing and again while rendering; the workers end too, and the same command completes."""
     out = tmp_path / "two"
     command = ["scores", str(out), *SIZE, "--workers", "2"]
     for sign_of_life in ("notes/*.json", "audio/*.wav"):
@@ -164,7 +164,7 @@ def small_corpus(folder: Path) -> Path:
 
 
 def choose(folder: Path, count: int, cache: Path):
-    source = Source(small_corpus(folder) if not folder.exists() else folder, cache=cache, reader="test")
+    source = ScoreSource(small_corpus(folder) if not folder.exists() else folder, cache=cache, reader="test")
     return choose_pieces(source, count, seed=0, workers=1)
 
 
@@ -183,7 +183,7 @@ def test_parsed_pieces_come_from_the_cache_and_another_readers_are_read_again(tm
     (tmp_path / "corpus" / "ryansMammoth" / "book.abc").write_text("X:0\n" * 6)
     second, _ = choose(tmp_path / "corpus", 4, tmp_path / "cache")
     assert [p.uid for p in first] == [p.uid for p in second]
-    source = Source(tmp_path / "corpus", cache=tmp_path / "cache", reader="newer")
+    source = ScoreSource(tmp_path / "corpus", cache=tmp_path / "cache", reader="newer")
     pieces, rejected = choose_pieces(source, 4, seed=0, workers=1)
     assert not pieces and len(rejected) == 6
 

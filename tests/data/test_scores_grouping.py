@@ -4,9 +4,8 @@ from collections import Counter
 
 import numpy as np
 
-from data.scores.grouping import group_pieces, tune_title
+from data.scores.grouping import assign_splits, group_pieces, tune_title
 from data.scores.pieces import TICKS_PER_QUARTER, Piece
-from data.scores.splits import assign_splits
 from pupujepa.randomness import generator
 
 

@@ -1,4 +1,4 @@
-"""Key names, and the two witnesses of a key label."""
+"""Key names, and key labels from score and notes."""
 
 from dataclasses import replace
 

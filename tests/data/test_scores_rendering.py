@@ -1,4 +1,4 @@
-"""What is heard is what the labels say."""
+"""The rendered audio agrees with the labels."""
 
 from dataclasses import replace
 from functools import cache
@@ -13,7 +13,7 @@ from data.scores.labels import label_take
 from data.scores.parsing import parse_piece
 from data.scores.pieces import TICKS_PER_QUARTER, Piece
 from data.scores.programs import FAMILIES, PLAYABLE, channel_volume, draw_program, family
-from data.scores.rendering import SAMPLE_RATE_HZ, render, wav_bytes, wav_size
+from data.scores.rendering import SAMPLE_RATE_HZ, render_take, wav_bytes, wav_size
 from data.scores.takes import Notes, Take, draw_take, notes_of
 from pupujepa.randomness import generator
 
@@ -32,7 +32,7 @@ def notes(*rows: tuple[float, float, int, int]) -> Notes:
 
 def tone(program: int, pitch: int) -> np.ndarray:
     """Half a second of one note, after its attack."""
-    audio_S = render(take(0.75, program), notes((0.0, 1.0, pitch, 0)), soundfont=SOUNDFONT)
+    audio_S = render_take(take(0.75, program), notes((0.0, 1.0, pitch, 0)), soundfont=SOUNDFONT)
     return audio_S[int(0.15 * SAMPLE_RATE_HZ) : int(0.65 * SAMPLE_RATE_HZ)].astype(np.float64)
 
 
@@ -42,7 +42,7 @@ def frequency_hz(pitch: float) -> float:
 
 @pytest.mark.parametrize("program", [0, 6, 11, 19, 24, 33, 40, 56, 60, 71, 73, 80, 105])
 def test_the_period_of_a_note_is_that_of_its_pitch(program):
-    """By autocorrelation, within 30 cents: the peak nearest the expected period, which must be a strong one."""
+    """By autocorrelation, within 30 cents: the peak nearest the expected period, which must be strong."""
     for pitch in (45, 60, 67, 79):
         sound_S = tone(program, pitch)
         spectrum = np.abs(np.fft.rfft(sound_S, 2 * len(sound_S))) ** 2
@@ -80,16 +80,16 @@ def test_programs_are_drawn_from_all_families_that_have_a_pitch():
 
 
 def test_a_quiet_program_is_not_drowned_by_a_loud_one():
-    """Honky-tonk piano and harp differ by 19 dB as the soundfont has them."""
+    """Honky-tonk piano and harp differ by 19 dB in the soundfont."""
     rows = ((0.0, 1.0, 60, 0), (1.5, 2.5, 60, 1))
-    audio_S = render(take(3.0, 3, 46), notes(*rows), soundfont=SOUNDFONT)
+    audio_S = render_take(take(3.0, 3, 46), notes(*rows), soundfont=SOUNDFONT)
     quiet, loud = (audio_S[int(s * SAMPLE_RATE_HZ) :][: SAMPLE_RATE_HZ // 2].std() for s in (0.0, 1.5))
     assert abs(20 * np.log10(loud / quiet)) < 10
 
 
 def test_notes_begin_at_the_very_sample():
     rows = ((0.5, 0.6, 60, 0), (1.25, 1.4, 72, 0))
-    audio_S = np.abs(render(take(2.0, 80), notes(*rows), soundfont=SOUNDFONT))
+    audio_S = np.abs(render_take(take(2.0, 80), notes(*rows), soundfont=SOUNDFONT))
     first = np.argmax(audio_S > 1e-4) / SAMPLE_RATE_HZ
     quiet = audio_S[int(1.0 * SAMPLE_RATE_HZ) : int(1.249 * SAMPLE_RATE_HZ)]
     assert first == pytest.approx(0.5, abs=0.003)
@@ -97,15 +97,15 @@ def test_notes_begin_at_the_very_sample():
 
 
 def test_a_note_that_began_before_the_window_is_heard_from_its_middle():
-    """No attack of a piano, whose level has long decayed, but a sound from the first sample on."""
-    held = render(take(1.0, 0), notes((-1.5, 0.8, 60, 0), (0.9, 1.0, 60, 0)), soundfont=SOUNDFONT)
+    """A long-held piano note has no attack at the start, but sounds from the first sample."""
+    held = render_take(take(1.0, 0), notes((-1.5, 0.8, 60, 0), (0.9, 1.0, 60, 0)), soundfont=SOUNDFONT)
     tenth = SAMPLE_RATE_HZ // 10
     assert 0 < np.abs(held[tenth : 2 * tenth]).max() < 0.7 * np.abs(held[9 * tenth :]).max()
     assert np.abs(held[200:tenth]).max() > 0.01
 
 
 def test_peak_length_and_edges_of_a_take():
-    audio_S = render(take(1.0, 16), notes((-1.0, 2.0, 60, 0)), soundfont=SOUNDFONT)
+    audio_S = render_take(take(1.0, 16), notes((-1.0, 2.0, 60, 0)), soundfont=SOUNDFONT)
     assert len(audio_S) == SAMPLE_RATE_HZ
     assert np.abs(audio_S).max() == pytest.approx(10 ** (-6 / 20), rel=1e-3)
     assert audio_S[0] == audio_S[-1] == 0  # an organ cut in two, without a click
@@ -114,17 +114,17 @@ def test_peak_length_and_edges_of_a_take():
 
 @cache
 def chorale() -> Piece:
-    """BWV 269, in G major, as music21 has it."""
+    """BWV 269, in G major, from music21."""
     bach = next(c for c in COLLECTIONS if c.name == "bach")
     candidate = next(c for c in list_candidates(CORPUS, bach) if c.uid == "bach-bwv269")
     return parse_piece(candidate, CORPUS)
 
 
 def performed(**changes) -> tuple[Take, np.ndarray]:
-    """The chorale on four pianos, from its beginning."""
+    """The start of the chorale on four pianos."""
     piece = chorale()
     drawn = replace(draw_take(piece, 0, seed=0, seconds=20.0), bpm=84.0, start=0, programs=(0,) * 4, **changes)
-    return drawn, render(drawn, notes_of(piece, drawn), soundfont=SOUNDFONT)
+    return drawn, render_take(drawn, notes_of(piece, drawn), soundfont=SOUNDFONT)
 
 
 def test_a_known_chorale_is_read_as_it_is_printed():

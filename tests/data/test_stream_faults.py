@@ -1,4 +1,4 @@
-"""What a stream does with damaged shards and stores: a named error or a logged stand-in, never a silent loss."""
+"""A stream over damaged shards and stores: a named error or a logged stand-in, never a silent loss."""
 
 import io
 import os
@@ -62,7 +62,7 @@ def local_set(tmp_path: Path) -> tuple[str, Manifest]:
 
 @pytest.fixture
 def s3_set(bucket: str, tmp_path: Path) -> tuple[str, Manifest, dict]:
-    """The same in a bucket; and the settings of a node-local cache under tmp_path."""
+    """The same set in a bucket, and the settings of a node-local cache under tmp_path."""
     manifest = build_shard_set(bucket, (7, 5, 6, 4, 9, 3))
     return bucket, manifest, {"cache_dir": str(tmp_path / "cache"), "cache_bytes": 10**8}
 
@@ -97,7 +97,7 @@ def test_a_truncated_local_shard_is_a_named_error(local_set, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("suffix", ["", ".idx"])
 def test_a_missing_local_shard_or_index_is_a_named_error(local_set, workers, suffix):
-    """Also when it is only the sidecar that is gone."""
+    """A missing index is an error like a missing shard."""
     url, manifest = local_set
     shard_file(url, manifest.shards[1].name + suffix).unlink()
     with pytest.raises(MissingObjectError, match=rf"shard-000001.tar{suffix}.* does not exist.*restore"):
@@ -105,7 +105,7 @@ def test_a_missing_local_shard_or_index_is_a_named_error(local_set, workers, suf
 
 
 def test_an_index_of_other_samples_is_a_named_error(local_set):
-    """A sidecar that is not the manifest's would send reads to the wrong bytes."""
+    """An index that is not the manifest's would send reads to the wrong bytes."""
     url, manifest = local_set
     path = shard_file(url, index_name(manifest.shards[0].name))
     path.write_bytes(path.read_bytes().replace(b"track0", b"track9"))
@@ -114,7 +114,7 @@ def test_an_index_of_other_samples_is_a_named_error(local_set):
 
 
 def test_an_index_with_too_few_samples_is_a_named_error(local_set):
-    """A manifest that counts more samples than the sidecar lists would lose them."""
+    """A manifest that counts more samples than the index lists would lose them."""
     url, manifest = local_set
     entries = [replace(manifest.shards[0], samples=8), *manifest.shards[1:]]
     with pytest.raises(ShardError, match="lists 7 samples and the manifest 8"):
@@ -134,7 +134,7 @@ def test_a_shard_cut_while_it_is_read_is_a_named_error(local_set):
 
 @pytest.mark.parametrize("world_size, workers", [(1, 0), (1, 2), (2, 0)])
 def test_a_flipped_bit_costs_one_sample_that_is_named_and_replaced(local_set, caplog, world_size, workers):
-    """All other rows stay as they were; the stand-in is the same for any world and worker count, and is counted."""
+    """All other rows are unchanged; the stand-in is the same for any world and worker count, and is counted."""
     url, manifest = local_set
     whole = rows_of_steps(make_stream(url, manifest))
     uid = flip_bit_of(url, manifest, shard=4, sample=3)
@@ -166,7 +166,7 @@ def test_a_stand_in_comes_from_the_same_lane_with_a_crop_of_its_own(local_set):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_damaged_samples_stop_the_run_with_the_list(local_set, workers):
-    """Past max_bad_fraction the error names the samples and what to run."""
+    """Above max_bad_fraction the error names the samples and the command to run."""
     url, manifest = local_set
     uids = {flip_bit_of(url, manifest, shard=4, sample=sample) for sample in range(9)}
     with pytest.raises(StreamError) as caught:
@@ -180,7 +180,7 @@ def test_too_many_damaged_samples_stop_the_run_with_the_list(local_set, workers)
 
 
 def test_a_lane_without_a_good_sample_is_a_named_error(tmp_path):
-    """When nothing can stand in, the run stops and names the shard."""
+    """Without a stand-in, the run stops and names the shard."""
     manifest = build_shard_set(str(tmp_path), (4, 4, 4, 4))
     for sample in range(4):
         flip_bit_of(str(tmp_path), manifest, shard=1, sample=sample)
@@ -190,7 +190,7 @@ def test_a_lane_without_a_good_sample_is_a_named_error(tmp_path):
 
 
 def test_a_sample_that_cannot_be_decoded_is_replaced_too(local_set, caplog):
-    """A member that was written wrongly has the right crc32; it is found when it is parsed."""
+    """A wrongly written member has the right crc32; parsing finds it."""
     url, manifest = local_set
     index = read_index(open_store(url).read(index_name(manifest.shards[0].name)))
     webdataset_samples = [
@@ -214,7 +214,7 @@ def test_a_sample_that_cannot_be_decoded_is_replaced_too(local_set, caplog):
 
 
 def test_damage_that_passes_is_read_again_and_costs_nothing(local_set, monkeypatch):
-    """A sample that is whole the second time is used: no stand-in, one retry."""
+    """A sample that is intact on the second read is used: no stand-in, one retry."""
     url, manifest = local_set
     whole = rows_of_steps(make_stream(url, manifest))
     preadv, reads = os.preadv, Counter()
@@ -251,7 +251,7 @@ def with_crop_stage(stream: Stream, stage: type[CropStage]) -> Stream:
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(local_set):
-    """The out-of-memory killer takes workers; the training process learns of it."""
+    """The out-of-memory killer kills workers; the training process raises an error."""
     url, manifest = local_set
     config = StreamConfig(url=url, crop_frames=32, global_batch=8, lanes=4, workers=1)
     stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8)
@@ -261,7 +261,7 @@ def test_a_killed_worker_is_an_error_not_a_hang(local_set):
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError("socket")])
 def test_a_worker_killed_while_it_hands_over_a_batch_is_the_same_error(error):
-    """What the training process then sees of it is a broken connection, which would tell nobody anything."""
+    """The training process only sees a broken connection, which would explain nothing."""
 
     def broken():
         yield "first"
@@ -274,7 +274,7 @@ def test_a_worker_killed_while_it_hands_over_a_batch_is_the_same_error(error):
 
 
 def test_a_workers_own_error_stays_what_it_is():
-    """torch hands it over under its own type, with the worker's traceback for a message."""
+    """torch raises it with its own type, with the worker's traceback as the message."""
 
     def failing():
         yield from ()
@@ -303,7 +303,7 @@ if __name__ == "__main__":
 
 
 def test_signals_to_the_whole_job_step_reach_the_training_process_alone(local_set, tmp_path):
-    """SLURM signals every process of a step; workers that died of it would end the run before it could be saved."""
+    """SLURM signals every process of a step; if workers died of it, the run would end before it is saved."""
     url, _ = local_set
     script = tmp_path / "signalled.py"
     script.write_text(_SIGNALLED)
@@ -327,7 +327,7 @@ def test_a_bug_in_a_stage_is_raised_as_it_is(local_set, workers):
 
 
 def test_s3_gives_the_same_batches_as_a_folder(local_set, s3_set):
-    """Where the shards lie changes nothing, for one rank or two, with and without workers; the set is the same set."""
+    """The location of the shards changes nothing, for one rank or two, with and without workers."""
     url, manifest = local_set
     bucket, s3_manifest, cache = s3_set
     assert s3_manifest.digest == manifest.digest
@@ -339,7 +339,7 @@ def test_s3_gives_the_same_batches_as_a_folder(local_set, s3_set):
 
 
 def test_each_shard_crosses_the_network_once_for_all_ranks_and_epochs(faulty_s3, bucket, tmp_path):
-    """Two ranks of one node read two epochs; the server is asked once for each shard, and once for its index."""
+    """Two ranks of one node read two epochs; the server gets one request for each shard and one for its index."""
     manifest = build_shard_set(bucket, (7, 5, 6, 4, 9, 3))
     faulty_s3.inject()
     cache = {"cache_dir": str(tmp_path / "cache"), "cache_bytes": 10**8}
@@ -353,7 +353,7 @@ def test_each_shard_crosses_the_network_once_for_all_ranks_and_epochs(faulty_s3,
 
 @pytest.mark.parametrize("kind", ["429", "bitflip"])
 def test_faults_on_the_way_of_an_index_change_nothing(local_set, bucket, faulty_s3, tmp_path, kind):
-    """The sidecars are insisted on, and compared with their digests, as the shards are (see test_faults)."""
+    """Indices are retried and compared with their digests, like shards (see test_faults)."""
     whole = rows_of_steps(make_stream(*local_set))
     manifest = build_shard_set(bucket, (7, 5, 6, 4, 9, 3))
     faulty_s3.inject(Fault(kind, match=".idx"))
@@ -376,7 +376,7 @@ def test_a_truncated_object_is_a_named_error(s3_set, workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_missing_object_is_a_named_error(s3_set, workers):
-    """An object that the manifest lists and the store does not have."""
+    """An object that is in the manifest but not in the store."""
     bucket, manifest, cache = s3_set
     open_store(bucket).remove(manifest.shards[5].name)
     with pytest.raises(MissingObjectError, match=rf"{bucket}/{manifest.shards[5].name} does not exist .* restore"):
@@ -384,7 +384,7 @@ def test_a_missing_object_is_a_named_error(s3_set, workers):
 
 
 def test_a_bit_flipped_in_the_store_costs_one_sample(local_set, s3_set, caplog):
-    """The shard is fetched again in vain, its digest is reported, and one sample is named and replaced."""
+    """The shard is fetched again in vain, the damage is logged, and one sample is named and replaced."""
     bucket, manifest, cache = s3_set
     uid = flip_bit_of(bucket, manifest, shard=4, sample=3)
     flip_bit_of(local_set[0], manifest, shard=4, sample=3)
@@ -396,7 +396,7 @@ def test_a_bit_flipped_in_the_store_costs_one_sample(local_set, s3_set, caplog):
 
 
 def test_a_bit_flipped_in_the_cache_is_fetched_again(local_set, s3_set, tmp_path):
-    """The node's disk rots too: the cached shard is dropped and comes whole; no stand-in."""
+    """The node's disk can rot too: the cached shard is replaced by a whole one; no stand-in."""
     bucket, manifest, cache = s3_set
     whole = rows_of_steps(make_stream(*local_set))
     rows_of_steps(make_stream(bucket, manifest, **cache))
@@ -410,7 +410,7 @@ def test_a_bit_flipped_in_the_cache_is_fetched_again(local_set, s3_set, tmp_path
 
 
 def test_wrong_credentials_are_one_sentence(s3_set, monkeypatch):
-    """Workers meet the store with the keys of the training process as they are when the stream starts."""
+    """Workers use the keys of the training process at the start of the stream."""
     bucket, manifest, cache = s3_set
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StoreError, match="refuses these credentials") as caught:
@@ -419,7 +419,7 @@ def test_wrong_credentials_are_one_sentence(s3_set, monkeypatch):
 
 
 def test_a_cache_that_cannot_hold_a_window_is_refused_at_once(s3_set):
-    """Before anything is fetched, with the number of bytes; all ranks count that share the node's cache."""
+    """The error comes before any fetch, with the number of bytes; all ranks that share the cache count."""
     bucket, manifest, cache = s3_set
     with pytest.raises(StreamError, match=r"cache_bytes 50000 cannot hold the 4 lanes x 2 shards .* up to \d+ bytes"):
         make_stream(bucket, manifest, **{**cache, "cache_bytes": 50_000})
@@ -432,7 +432,7 @@ def test_a_cache_that_cannot_hold_a_window_is_refused_at_once(s3_set):
 
 
 def test_random_access_to_a_bucket_reads_ranges_and_checks_them(bucket, faulty_s3, local_set):
-    """Without a cache a sample is two requests away; a bit that flips on the way is found, and read again."""
+    """Without a cache a sample takes two requests; a bit flipped on the way is found and read again."""
     manifest = build_shard_set(bucket, (7, 5, 6, 4, 9, 3))
     expected, _ = ShardReader(*local_set).read(2, 1)
     faulty_s3.inject(

@@ -7,7 +7,7 @@ import yaml
 
 from data.order.layout import OrderError
 from data.shards.manifest import Manifest
-from data.stream.corpora import Corpora, Corpus
+from data.stream.corpora import Corpora, StreamCorpus
 from distributed.experiment import (
     PRESETS,
     SIZES,
@@ -187,7 +187,7 @@ def test_what_makes_another_run():
 def test_the_corpus_gives_its_statistics():
     """The weights belong to the mean and deviation of the corpus they were trained on."""
     manifest = Manifest("train", {}, "", "uint8", -11.5, 5.0, -3.25, 1.5, 1.0, 1, ())
-    corpora = Corpora((Corpus("", "shards/train", manifest),), (1,))
+    corpora = Corpora((StreamCorpus("", "shards/train", manifest),), (1,))
     experiment = with_corpora(load_experiment(["demo"]), corpora)
     assert (experiment.model.mel_mean, experiment.model.mel_std) == (-3.25, 1.5)
     assert replace(experiment, model=load_experiment(["demo"]).model) == load_experiment(["demo"])

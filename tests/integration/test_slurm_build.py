@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.building.build import Build
 from data.building.config import BuildConfig
-from data.building.inputs import read_corpus
+from data.building.inputs import read_inputs
 from tests.data.building.test_build import content_of
 from tests.data.songs import write_album
 
@@ -27,7 +27,7 @@ def test_an_array_builds_and_a_dependent_job_closes_the_set(cluster, tmp_path):
     ended, said = wait_for_end(cluster, submit_merge(cluster, tmp_path, behind=whole), tmp_path)
     assert ended == {"COMPLETED"}, said
     assert "train: 7 tracks" in said
-    tracks = read_corpus(tmp_path / "in", seed=0)
+    tracks = read_inputs(tmp_path / "in", seed=0)
     Build(tracks, str(tmp_path / "here"), config=CONFIG, work=f"{tmp_path}/work", workers=1).run()
     assert content_of(tmp_path / "out") == content_of(tmp_path / "here")
 

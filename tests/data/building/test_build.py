@@ -1,4 +1,4 @@
-"""The build: audio to shards, by itself the same bytes whatever the workers, the place and the accidents on the way."""
+"""The build from audio to shards gives the same bytes for any workers, any location and after any kill."""
 
 import gc
 import json
@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from data.__main__ import COMMANDS
 from data.building.build import Build
-from data.building.config import BuildConfig, read_record
+from data.building.config import BuildConfig, read_build_record
 from data.building.features import FeatureConfig, cut_evenly
-from data.building.inputs import read_corpus
-from data.building.packing import deal
+from data.building.inputs import read_inputs
+from data.building.packing import deal_parts
 from data.check.verify import verify
 from data.shards.format import decode_mel, index_name, read_index, read_sample
 from data.shards.manifest import read_manifest
@@ -56,7 +56,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(album: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The album's shards, built in one go by two workers."""
+    """The album's shards, built by two workers."""
     out = tmp_path_factory.mktemp("built")
     make(album, str(out), workers=2)
     return out
@@ -64,7 +64,7 @@ def built(album: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, url: str, *, workers: int = 1, config: BuildConfig = CONFIG, replace_it: bool = False) -> Build:
     """Builds and returns the build."""
-    tracks = read_corpus(folder, seed=config.seed, fractions=config.split_fractions)
+    tracks = read_inputs(folder, seed=config.seed, fractions=config.split_fractions)
     work = folder.parent / f"work-{abs(hash(url))}"
     build = Build(tracks, url, config=config, work=str(work), workers=workers)
     build.run(replace=replace_it)
@@ -89,12 +89,12 @@ def samples_of(folder: Path, split: str):
 
 
 def test_every_frame_of_every_song_is_there_once(album: Path, built: Path):
-    """The parts of a track, put together, are its log-mel within half a code; no frame is lost or doubled."""
+    """The joined parts of a track are its log-mel within half a code; no frame is lost or doubled."""
     parts: dict[str, list] = {}
     for split in ("train", "valid", "test"):
         for mel_TF, info in samples_of(built, split):
             parts.setdefault(info["track"], []).append((info["start_s"], mel_TF, info))
-    tracks = {track.track: track for track in read_corpus(album, seed=3)}
+    tracks = {track.track: track for track in read_inputs(album, seed=3)}
     assert parts.keys() == tracks.keys()
     assert "top.flac" in parts
     assert "top.wav" in parts
@@ -109,7 +109,7 @@ def test_every_frame_of_every_song_is_there_once(album: Path, built: Path):
 
 
 def test_the_manifest_tells_the_truth(built: Path):
-    """Counts, hours, mean and deviation are those of the samples; all splits carry training's."""
+    """Counts, hours, mean and deviation are those of the samples; all splits have training's mean and deviation."""
     manifests = {split: read_manifest(str(built / split)) for split in ("train", "valid", "test")}
     values = np.concatenate([mel_TF.ravel() for mel_TF, _ in samples_of(built, "train")]).astype(np.float64)
     for split, manifest in manifests.items():
@@ -127,7 +127,7 @@ def test_the_manifest_tells_the_truth(built: Path):
 # webdataset leaves the files that it has read to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_plain_webdataset_reads_a_built_set(built: Path):
-    """`webdataset` alone, over all tars of the folder, finds as many samples as the manifest says, each whole."""
+    """`webdataset` alone, over all tars of the folder, reads as many whole samples as the manifest says."""
     urls = [str(path) for path in sorted((built / "train").glob("*.tar"))]
     found = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     gc.collect()
@@ -138,7 +138,7 @@ def test_plain_webdataset_reads_a_built_set(built: Path):
 
 
 def test_parts_are_spread_and_shards_are_even(built: Path):
-    """Shards of a split hold equally many samples within one, and parts of a track lie in as many shards as can be."""
+    """Shards of a split have equal numbers of samples within one; a track is in as many shards as possible."""
     manifest = read_manifest(str(built / "train"))
     samples = [entry.samples for entry in manifest.shards]
     assert max(samples) - min(samples) <= 1
@@ -154,8 +154,8 @@ def test_parts_are_spread_and_shards_are_even(built: Path):
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 12), st.integers(0, 99))
 def test_dealing_is_fair_and_keeps_parts_apart(parts_of_track: list[int], shards: int, seed: int):
-    """Whatever the lengths of tracks: even shards, and no second part of a track before every shard has one."""
-    hands = deal(parts_of_track, shards, key=(seed,))
+    """For any lengths of tracks: even shards, and no second part of a track before every shard has one."""
+    hands = deal_parts(parts_of_track, shards, key=(seed,))
     counts = Counter(shard for hand in hands for shard in hand)
     assert sum(counts.values()) == sum(parts_of_track)
     assert max(counts.values()) - min(counts[shard] for shard in range(shards)) <= 1
@@ -178,7 +178,7 @@ def test_cuts_are_even_and_cover_all(frames: int, part_frames: int):
 
 
 def test_one_worker_makes_the_same_bytes_as_two(album: Path, built: Path, tmp_path: Path):
-    """Every file of the corpus is equal, whoever computed it and in whatever order it was finished."""
+    """Every file of the corpus is equal for any number of workers and order of completion."""
     make(album, str(tmp_path / "out"), workers=1)
     assert content_of(tmp_path / "out") == content_of(built)
 
@@ -220,7 +220,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(album: Path, built:
 
 
 def test_a_finished_build_is_left_alone(album: Path, built: Path, capsys: pytest.CaptureFixture[str]):
-    """Run again, the command says that all is there and touches no file; with other settings it refuses."""
+    """A second run changes no file and says so; with other settings the command refuses."""
     times = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
     assert enter("data", COMMANDS, manual="", argv=["build", str(album), str(built), *OPTIONS]) == 0
     assert "holds exactly this build already" in capsys.readouterr().out
@@ -230,7 +230,7 @@ def test_a_finished_build_is_left_alone(album: Path, built: Path, capsys: pytest
 
 
 def test_replacing_leaves_nothing_of_the_old(album: Path, tmp_path: Path):
-    """--replace builds anew: fewer shards than before, and none of the old ones for a plain reader to find."""
+    """--replace rebuilds: fewer shards than before, and no old shard for a plain reader to find."""
     out = tmp_path / "out"
     make(album, str(out), config=CONFIG)
     before = len(list(out.rglob("*.tar")))
@@ -263,14 +263,14 @@ def test_unusable_files_are_listed_with_their_reason(tmp_path: Path):
         assert part in reasons[name]
     assert "sample 50000 is not finite" in reasons["nan"]
     assert read_manifest(str(tmp_path / "out" / "train")).tracks == 1
-    record = read_record(open_store(str(tmp_path / "out")))
+    record = read_build_record(open_store(str(tmp_path / "out")))
     assert record is not None
     assert (record["rejected"], record["inputs"], record["splits"]) == (5, 6, ["train"])
     assert build.is_complete()
 
 
 def test_too_many_unusable_files_stop_at_once(tmp_path: Path):
-    """One too many ends the build, with the files behind it untouched; with a higher limit it goes on from there."""
+    """One too many ends the build before the remaining files; with a higher limit it resumes."""
     folder, out = tmp_path / "in", tmp_path / "out"
     for number in range(30):
         (folder / f"{number:02d}.wav").parent.mkdir(exist_ok=True)
@@ -288,7 +288,7 @@ def test_too_many_unusable_files_stop_at_once(tmp_path: Path):
 
 
 def test_overshoot_is_cut_and_counted(tmp_path: Path):
-    """What lies far above full scale is cut at the ceiling, and the manifest says how many values that were."""
+    """Values far above full scale are clipped at the ceiling, and the manifest has their number."""
     _write_samples(tmp_path / "in" / "loud.wav", 40 * np.sin(np.arange(72_000) * 0.05))
     make(tmp_path / "in", str(tmp_path / "out"), config=replace(CONFIG, split_fractions=(1.0, 0.0, 0.0)))
     manifest = read_manifest(str(tmp_path / "out" / "train"))
@@ -298,7 +298,7 @@ def test_overshoot_is_cut_and_counted(tmp_path: Path):
 
 
 def test_a_list_gives_splits_and_labels(tmp_path: Path):
-    """Tracks of a list keep their split, source and labels, in every part; float16 shards work as well."""
+    """Tracks of a list keep their split, source and labels in every part; float16 shards work too."""
     labels = {"key": "E\u266d major", "beats": [0.5, 1.0], "tempo_bpm": 120.0, "collection": None}
     rows = []
     for number, split in enumerate(("train", "valid", "train")):
@@ -320,13 +320,13 @@ def test_a_list_gives_splits_and_labels(tmp_path: Path):
 
 
 def test_folders_are_never_split(album: Path, tmp_path: Path):
-    """The songs of one folder share a split under every seed; the shares are those that were asked for."""
+    """The songs of one folder share a split under every seed; the shares are the fractions given."""
     for i in range(300):
         folder = tmp_path / f"album{i:03d}"
         folder.mkdir()
         for name in ("a.wav", "b.wav"):
             (folder / name).touch()
-    tracks = read_corpus(tmp_path, seed=5, fractions=(0.7, 0.2, 0.1))
+    tracks = read_inputs(tmp_path, seed=5, fractions=(0.7, 0.2, 0.1))
     splits_of_folder: dict[str, set[str]] = {}
     for track in tracks:
         splits_of_folder.setdefault(track.track.split("/")[0], set()).add(track.split)
@@ -334,7 +334,7 @@ def test_folders_are_never_split(album: Path, tmp_path: Path):
     counts = Counter(splits.copy().pop() for splits in splits_of_folder.values())
     # three standard deviations of 300 draws
     assert [abs(counts[s] / 300 - p) < 0.08 for s, p in (("train", 0.7), ("valid", 0.2), ("test", 0.1))] == [True] * 3
-    assert read_corpus(tmp_path, seed=6, fractions=(0.7, 0.2, 0.1)) != tracks
+    assert read_inputs(tmp_path, seed=6, fractions=(0.7, 0.2, 0.1)) != tracks
 
 
 @pytest.mark.parametrize(
@@ -350,10 +350,10 @@ def test_folders_are_never_split(album: Path, tmp_path: Path):
     ],
 )
 def test_a_wrong_list_is_refused(line: str, message: str, tmp_path: Path):
-    """A list that cannot be meant is an error with its line, before any work is done."""
+    """An invalid list is an error with its line, before any work."""
     (tmp_path / "tracks.jsonl").write_text(line)
     with pytest.raises(UserError, match=message):
-        read_corpus(tmp_path / "tracks.jsonl", seed=0)
+        read_inputs(tmp_path / "tracks.jsonl", seed=0)
 
 
 def test_mistakes_on_the_command_line_are_one_sentence(album: Path, tmp_path: Path, s3_environment):

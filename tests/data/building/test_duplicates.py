@@ -1,4 +1,4 @@
-"""Equal audio under other names and formats is found, reported, dropped on request, and shouted about across splits."""
+"""Equal audio under other names and formats is found, reported, dropped on request; across splits it is a warning."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from data.__main__ import COMMANDS
-from data.building.config import read_record
+from data.building.config import read_build_record
 from data.check.verify import verify
 from data.reading.reader import ShardReader
 from data.shards.manifest import read_manifest
@@ -20,7 +20,7 @@ from tests.data.songs import write_song
 
 @pytest.fixture
 def songs(tmp_path: Path) -> Path:
-    """Five files, of which three hold the same samples: a wav, its copy, and a flac of it; listed in that order."""
+    """Five files, three of them with equal samples: a wav, its copy, and a flac of it, listed in that order."""
     folder = tmp_path / "songs"
     write_song(folder / "other.wav", 3.0, seed=1)
     write_song(folder / "z-first.wav", 3.0, seed=2)
@@ -62,7 +62,7 @@ def test_they_are_reported_and_leaks_are_shouted(
     out = capsys.readouterr().out
     assert "2 tracks repeat the audio of another exactly (1 sets, see " in out
     assert "kept; --drop-duplicates leaves only the first of each set" in out
-    assert "LEAKAGE: 1 sets of equal audio lie in different splits, e.g. z-first (train), " in caplog.text
+    assert "LEAKAGE: 1 sets of equal audio are in different splits, e.g. z-first (train), " in caplog.text
     assert tracks_of(tmp_path / "out", "train") == {"other", "z-first", "b-copy", "c-one-sample-differs"}
     assert tracks_of(tmp_path / "out", "test") == {"a-flac"}
 
@@ -70,17 +70,17 @@ def test_they_are_reported_and_leaks_are_shouted(
 def test_dropping_keeps_the_first_of_the_input(
     songs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
-    """--drop-duplicates keeps what the list names first, although its name sorts last, and says so."""
+    """--drop-duplicates keeps the first of the list, although its name sorts last, and says so."""
     assert run(str(songs), str(tmp_path / "out"), "--drop-duplicates") == 0
     assert tracks_of(tmp_path / "out", "train") == {"other", "z-first", "c-one-sample-differs"}
     assert not (tmp_path / "out" / "test").exists()
     out = capsys.readouterr().out
-    assert "dropped, of each set the first in the order of the input is kept, as z-first" in out
-    assert "lay in different splits, e.g. z-first (train)" in caplog.text
+    assert "dropped, except the first of each set, such as z-first" in out
+    assert "were in different splits, e.g. z-first (train)" in caplog.text
     assert "LEAKAGE" not in caplog.text
     [row] = [json.loads(line) for line in (tmp_path / "out" / "duplicates.jsonl").read_text().splitlines()]
     assert row["kept"] == ["z-first"]
-    record = read_record(open_store(str(tmp_path / "out")))
+    record = read_build_record(open_store(str(tmp_path / "out")))
     assert record is not None
     assert (record["inputs"], record["rejected"], record["duplicates"]) == (5, 0, 2)
     # mean, deviation and counts are those of what is left
@@ -103,7 +103,7 @@ def test_what_is_kept_belongs_to_the_identity_of_a_build(
 
 
 def test_no_duplicates_are_no_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A corpus without them has an empty list and no line about it."""
+    """A corpus without duplicates has an empty list and prints no line."""
     write_song(tmp_path / "in" / "a.wav", 3.0, seed=1)
     assert run(str(tmp_path / "in"), str(tmp_path / "out")) == 0
     assert (tmp_path / "out" / "duplicates.jsonl").read_bytes() == b""

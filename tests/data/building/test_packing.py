@@ -1,4 +1,4 @@
-"""Corpora that were built before keep their bytes and their identity, whatever is added to the build."""
+"""Existing corpora keep their bytes and identity when the build gains features."""
 
 import zlib
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data.building.config import BuildConfig, input_digest
-from data.building.features import Part, TrackFacts
+from data.building.features import FeaturePart, TrackFacts
 from data.building.packing import SpooledTrack, pack_shard, plan_shards
-from data.building.tracks import AudioPlace, Track
+from data.building.tracks import AudioPlace, SourceTrack
 from data.shards.format import npy_bytes
 
 # of the first version that was published; samples, and the beginnings of the digests of shard and index
@@ -26,7 +26,7 @@ IDENTITY = "a9594fe7f505e7e8e36650ad15aab8b26068eb64c4820c34a59d97e98e998fe4"
 
 @pytest.fixture
 def spooled(tmp_path: Path) -> list[SpooledTrack]:
-    """Nine tracks of one to seven parts, whose values are made up, so that they depend on no arithmetic."""
+    """Nine tracks of one to seven parts with fixed values, which depend on no arithmetic."""
     (tmp_path / "spool").mkdir()
     tracks = []
     for i in range(9):
@@ -34,12 +34,12 @@ def spooled(tmp_path: Path) -> list[SpooledTrack]:
         for k in range(1 + i * 5 % 7):
             frames = 20 + (i + k) % 3
             npy = npy_bytes(np.full((frames, 128), i * 16 + k, dtype=np.uint8))
-            parts.append(Part(start, frames, len(content), len(npy), zlib.crc32(npy)))
+            parts.append(FeaturePart(start, frames, len(content), len(npy), zlib.crc32(npy)))
             content += npy
             start += frames
         (tmp_path / "spool" / f"s{i}.parts").write_bytes(content)
         labels = {"artist": "é", "bpm": i}
-        track = Track(f"album/{i} song.x", AudioPlace("x"), "songs", "valid" if i % 4 == 3 else "train", labels)
+        track = SourceTrack(f"album/{i} song.x", AudioPlace("x"), "songs", "valid" if i % 4 == 3 else "train", labels)
         tracks.append(SpooledTrack(track, f"s{i}", TrackFacts("", tuple(parts))))
     return tracks
 
@@ -55,7 +55,7 @@ def test_the_same_parts_become_the_same_shards(spooled: list[SpooledTrack], tmp_
 
 
 def test_a_corpus_keeps_its_identity(spooled: list[SpooledTrack]):
-    """A corpus of the first version is still the same build, so the command leaves it alone; new settings differ."""
+    """A corpus of the first version is still the same build, so the command keeps it; new settings differ."""
     tracks, names = [s.track for s in spooled], [s.spool_name for s in spooled]
     assert input_digest(tracks, names, BuildConfig(seed=3)) == IDENTITY
     assert input_digest(tracks, names, BuildConfig(seed=3, max_rejected=7)) == IDENTITY

@@ -1,4 +1,4 @@
-"""A build shared by machines: the bytes of one go, whoever did what, whatever was killed; who is missing is named."""
+"""A build shared by machines has the bytes of a single build, after any kills; missing parts are named."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(album: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """All files of the corpus, built in one go by two workers."""
+    """All files of the corpus, built without parts by two workers."""
     out = tmp_path_factory.mktemp("built") / "out"
     assert run(album, out, "--workers=2") == 0
     return content_of(out)
@@ -38,14 +38,14 @@ def run(folder: Path, out: Path | str, *more: str) -> int:
 
 
 def arguments(folder: Path, out: Path | str, *more: str) -> list[str]:
-    """The command line; several machines of one core unless more is said."""
+    """The command line; one worker per machine by default."""
     options = [*OPTIONS, "--max-rejected=1", "--drop-duplicates", "--workers=1"]
     return ["build", str(folder), str(out), *options, *more]
 
 
 @pytest.mark.parametrize("parts", [1, 3, 12])
 def test_parts_make_the_bytes_of_one_go(parts: int, album: Path, built: dict[str, bytes], tmp_path: Path):
-    """Any number of parts, in any order, also more than there are tracks; nothing of them stays behind."""
+    """Any number of parts in any order, even more than tracks; no intermediate file stays."""
     for number in reversed(range(1, parts + 1)):
         assert run(album, tmp_path, f"--part={number}/{parts}") == 0
         assert not list(tmp_path.glob("*/manifest.json"))
@@ -56,7 +56,7 @@ def test_parts_make_the_bytes_of_one_go(parts: int, album: Path, built: dict[str
 def test_a_missing_part_is_named_and_nothing_is_published(
     album: Path, built: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """The merge of three parts of which one ran names the others, and how to run them; then it succeeds."""
+    """A merge after one of three parts names the others, and how to run them; then it succeeds."""
     assert run(album, tmp_path, "--part=2/3") == 0
     assert run(album, tmp_path, "--merge=3") == 2
     assert "2 of 3 parts have not finished: 1/3, 3/3; run each again" in capsys.readouterr().err
@@ -68,7 +68,7 @@ def test_a_missing_part_is_named_and_nothing_is_published(
 
 
 def test_a_part_of_other_settings_is_named(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Parts that were started with another seed do not fit; the merge says which."""
+    """The merge names parts that ran with another seed."""
     assert run(album, tmp_path, "--part=1/2") == 0
     assert run(album, tmp_path, "--part=2/2", "--seed=9") == 0
     assert run(album, tmp_path, "--merge=2") == 2
@@ -76,7 +76,7 @@ def test_a_part_of_other_settings_is_named(album: Path, tmp_path: Path, capsys: 
 
 
 def test_a_killed_part_and_a_killed_merge_go_on(album: Path, built: dict[str, bytes], tmp_path: Path):
-    """SIGKILL after the first track of a part, and after the first shard of the merge; the same commands again."""
+    """SIGKILL after the first track of a part, and after the first shard of the merge; then the same commands again."""
     assert run(album, tmp_path, "--part=2/2") == 0
     run_and_die("facts", arguments(album, tmp_path, "--part=1/2"))
     assert run(album, tmp_path, "--merge=2") == 2
@@ -111,6 +111,6 @@ def test_a_part_that_is_none_is_refused(text: str):
 
 
 def test_a_part_is_read_as_it_is_written():
-    """`i/n` and the share are opposites."""
+    """`i/n` and the share are inverses."""
     assert parse_share("3/8") == Share(3, 8)
     assert str(parse_share("03/8")) == "3/8"

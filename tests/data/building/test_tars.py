@@ -1,4 +1,4 @@
-"""Tars of audio: what a sample is, and every damage that plain tar readers pass over is an error with its place."""
+"""Tars of audio: samples are indexed, and damage that plain tar readers ignore is an error with its position."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.building.inputs import read_corpus
+from data.building.inputs import read_inputs
 from data.building.local_audio import local_audio, require_members
 from data.building.tars import TarError, index_tar
 from data.store.files import StoreError
@@ -27,7 +27,7 @@ def tar(tmp_path: Path) -> Path:
 
 
 def offsets(tar: Path) -> dict[str, int]:
-    """Where the header of each member begins."""
+    """The offset of the header of each member."""
     with tarfile.open(tar) as file:
         return {info.name: info.offset for info in file}
 
@@ -42,8 +42,8 @@ DAMAGES: dict[str, tuple[Callable[[bytes, int], bytes], str]] = {
     "cut at a sample boundary": (lambda c, c_flac: c[:c_flac], "after b.txt: no end mark"),
     "bit flipped in a header": (lambda c, c_flac: flip(c, c_flac + 1), "after b.txt: no end mark"),
     "cut inside data": (lambda c, c_flac: c[: c_flac + 700], "cut inside c.flac"),
-    "empty": (lambda c, c_flac: b"", "no tar or damaged after its start"),
-    "an HTML page": (lambda c, c_flac: b"<html>502</html>" * 100, "no tar or damaged after its start"),
+    "empty": (lambda c, c_flac: b"", "not a tar or is damaged after its start"),
+    "an HTML page": (lambda c, c_flac: b"<html>502</html>" * 100, "not a tar or is damaged after its start"),
 }
 
 
@@ -53,22 +53,22 @@ def test_a_damaged_tar_is_refused(name: str, tar: Path):
     damaging, message = DAMAGES[name]
     tar.write_bytes(damaging(tar.read_bytes(), offsets(tar)["c.flac"]))
     with pytest.raises(TarError, match=rf"1 of 1 tars cannot be read to their end.*{message}.*restore"):
-        read_corpus([str(tar)], seed=0)
+        read_inputs([str(tar)], seed=0)
 
 
 def test_all_damaged_tars_are_named(tmp_path: Path):
-    """One message names every damaged tar, so that they can be restored at once."""
+    """One message names every damaged tar, so that all can be restored at once."""
     for number in range(3):
         write_tar(tmp_path / f"{number}.tar", MEMBERS)
     for number in (0, 2):
         file = tmp_path / f"{number}.tar"
         file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(TarError, match=r"2 of 3 tars .*0\.tar.*2\.tar"):
-        read_corpus(tmp_path, seed=0, workers=2)
+        read_inputs(tmp_path, seed=0, workers=2)
 
 
 def test_the_index_points_at_the_bytes(tar: Path):
-    """Each audio member is found at its offset, also behind headers for names that are too long for one block."""
+    """Each audio member is found at its offset, even after headers for names longer than one block."""
     long_name = "folder/" + "n" * 150
     write_tar(tar, {**MEMBERS, f"{long_name}.mp3": b"long" * 99})
     content = tar.read_bytes()
@@ -84,7 +84,7 @@ def test_several_audio_files_of_a_sample_are_several_tracks(tmp_path: Path):
     """Each keeps its ending; the labels are those of the sample, and so is the group."""
     members = {"a.mix.wav": b"1", "a.drums.wav": b"2", "a.json": b'{"artist": "x"}', "b.opus": b"3"}
     write_tar(tmp_path / "t.tar", members)
-    tracks = {track.track: track for track in read_corpus([f"{tmp_path}/t.tar"], seed=0)}
+    tracks = {track.track: track for track in read_inputs([f"{tmp_path}/t.tar"], seed=0)}
     assert list(tracks) == ["t/a.drums.wav", "t/a.mix.wav", "t/b"]
     assert [tracks[name].labels for name in tracks] == [{"artist": "x"}, {"artist": "x"}, None]
     for name, content in (("t/a.mix.wav", b"1"), ("t/b", b"3")):
@@ -94,46 +94,46 @@ def test_several_audio_files_of_a_sample_are_several_tracks(tmp_path: Path):
 
 
 def test_a_json_with_labels_is_a_line_of_a_list(tmp_path: Path):
-    """It may name track, source and split; anything else that is no object is an error with the tar and the key."""
+    """It may set track, source and split; JSON that is not an object is an error with the tar and the key."""
     line = {"track": "piece 1", "source": "scores", "split": "test", "labels": {"key": "C"}, "group": 7}
     write_tar(tmp_path / "t.tar", {"a.flac": b"x", "a.json": json.dumps(line).encode()})
-    [track] = read_corpus([f"{tmp_path}/t.tar"], seed=0)
+    [track] = read_inputs([f"{tmp_path}/t.tar"], seed=0)
     assert (track.track, track.source, track.split, track.labels) == ("piece 1", "scores", "test", {"key": "C"})
     for content, message in ((b"[1]", "a.json is not an object of labels but list"), (b"{", "a.json is not JSON")):
         write_tar(tmp_path / "t.tar", {"a.flac": b"x", "a.json": content})
         with pytest.raises(UserError, match=message):
-            read_corpus([f"{tmp_path}/t.tar"], seed=0)
+            read_inputs([f"{tmp_path}/t.tar"], seed=0)
 
 
 def test_samples_without_audio_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A sample that holds no audio is left out, and not in silence; a tar without any is no input."""
+    """A sample without audio is left out with a warning; a tar without audio is an error."""
     write_tar(tmp_path / "t.tar", {"a.flac": b"x", "b.json": b'{"artist": "x"}', "c.txt": b"words"})
     with caplog.at_level(logging.WARNING):
-        assert [t.track for t in read_corpus([f"{tmp_path}/t.tar"], seed=0)] == ["t/a"]
+        assert [t.track for t in read_inputs([f"{tmp_path}/t.tar"], seed=0)] == ["t/a"]
     assert "2 samples of the tars hold no audio and are left out, the first is t/b" in caplog.text
     write_tar(tmp_path / "t.tar", {"c.txt": b"words"})
     with pytest.raises(TarError, match=r"none of the 1 tars holds audio \(.*\.flac.*\)"):
-        read_corpus([f"{tmp_path}/t.tar"], seed=0)
+        read_inputs([f"{tmp_path}/t.tar"], seed=0)
 
 
 def test_a_key_that_occurs_twice_is_refused(tmp_path: Path):
     """Two samples of one key would be one track twice."""
     write_tar(tmp_path / "t.tar", {"a.flac": b"x", "b.flac": b"y", "a.wav": b"z"})
     with pytest.raises(UserError, match=r"two tracks are named 't/a' \(.*member a.flac and .*member a.wav\)"):
-        read_corpus([f"{tmp_path}/t.tar"], seed=0)
+        read_inputs([f"{tmp_path}/t.tar"], seed=0)
 
 
 def test_tars_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
-    """Tracks of equally named tars of different folders keep the folder in their names."""
+    """Tracks of tars with equal names in different folders keep the folder in their names."""
     for folder in ("one", "two"):
         write_tar(tmp_path / folder / "x.tar", {"a.flac": b"x"})
     inputs = [f"{tmp_path}/{folder}/x.tar" for folder in ("one", "two")]
-    assert [t.track for t in read_corpus(inputs, seed=0)] == ["one/x/a", "two/x/a"]
+    assert [t.track for t in read_inputs(inputs, seed=0)] == ["one/x/a", "two/x/a"]
 
 
 def test_a_tar_that_changed_since_it_was_indexed_is_noticed(tar: Path):
-    """The copy that is decoded must hold what the index promised, at its place."""
-    places = [track.audio for track in read_corpus([str(tar)], seed=0)]
+    """The decoded copy must have the indexed member at its offset."""
+    places = [track.audio for track in read_inputs([str(tar)], seed=0)]
     require_members(tar, places)
     write_tar(tar, dict(list(MEMBERS.items())[2:]))
     with pytest.raises(StoreError, match=r"a.flac is not where the index of the tar has it: the tar changed; run"):

@@ -1,4 +1,4 @@
-"""Lists of tracks: what a line may say, and that a line which cannot be meant is named."""
+"""Lists of tracks: valid lines are read, and errors name the invalid ones."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def read(text: str, suffix: str = ".csv"):
 
 
 def test_paths_are_relative_to_the_list_absolute_or_urls():
-    """And a track without a name is called by its path, and by its stretch."""
+    """A track without a name is named by its path and its stretch."""
     found = read("path,start,end\na/b.c.flac,,\n/abs/x.wav,1.5,\ns3://other/y.mp3,0,30\n")
     assert [entry.audio.url for entry in found] == ["s3://bucket/music/a/b.c.flac", "/abs/x.wav", "s3://other/y.mp3"]
     assert [entry.track for entry in found] == ["a/b.c", "abs/x@1.5-end", "other/y@0-30"]
@@ -21,13 +21,13 @@ def test_paths_are_relative_to_the_list_absolute_or_urls():
 
 
 def test_cells_are_numbers_only_where_json_has_numbers():
-    """Leading zeros, words and dates stay text; an empty cell is no label; a mark of byte order is none of the name."""
+    """Leading zeros, words and dates stay text; an empty cell is no label; a byte order mark is ignored."""
     [entry] = read("\ufeffpath,bpm,n,code,word,truth,none,infinite\nx.wav,120.5,7,007,a,true,,Infinity\n")
     assert entry.labels == {"bpm": 120.5, "n": 7, "code": "007", "word": "a", "truth": "true", "infinite": "Infinity"}
 
 
 def test_tabs_and_json_say_the_same():
-    """A row of a table with tabs, and a line of JSON, are the track of a row with commas."""
+    """A row with tabs, and a line of JSON, give the track of a row with commas."""
     [comma] = read("path,split,group,mood\nx.wav,test,7,sad\n")
     [tab] = read("path\tsplit\tgroup\tmood\nx.wav\ttest\t7\tsad\n", ".tsv")
     [line] = read(
@@ -40,9 +40,9 @@ def test_tabs_and_json_say_the_same():
     ("text", "suffix", "message"),
     [
         ("track,start\n", ".csv", r"list.csv begins with the columns \['track', 'start'\]"),
-        ("path,path\n", ".csv", "the first line names each column once"),
-        ("path,mood\nx.wav\n", ".csv", r"line 2 has not the 2 cells of the header"),
-        ("path\nx.wav,sad\n", ".csv", r"line 2 has not the 1 cells of the header; quote what holds ,"),
+        ("path,path\n", ".csv", "name each column once, with path and"),
+        ("path,mood\nx.wav\n", ".csv", r"line 2 does not have the header's 2 cells"),
+        ("path\nx.wav,sad\n", ".csv", r"line 2 does not have the header's 1 cells; quote any ,"),
         ('path\n"x.wav\n', ".csv", r"is not a row of a table \(unexpected end of data\)"),
         ("path,start,end\nx.wav,5,5\n", ".csv", r"line 2: the stretch from 5 to 5.0 s of x.wav holds no audio"),
         ("path,start\nx.wav,-1\n", ".csv", "0 <= start < end"),
@@ -53,19 +53,19 @@ def test_tabs_and_json_say_the_same():
     ],
 )
 def test_a_line_that_cannot_be_meant_is_named(text: str, suffix: str, message: str):
-    """With the list, the line and what to write instead."""
+    """The message names the list, the line and the remedy."""
     with pytest.raises(ListError, match=message):
         read(text, suffix)
 
 
 @pytest.mark.parametrize(("line", "message"), [("{", "not JSON"), ("[1]", r"not an object but '\[1\]'")])
 def test_a_line_that_is_no_object_is_named(line: str, message: str):
-    """With the list, the line and what to write instead."""
+    """The message names the list, the line and the remedy."""
     with pytest.raises(LineError, match=rf'list\.jsonl:2: {message}.*; write {{"track"'):
         read('{"path": "x.wav"}\n' + line, ".jsonl")
 
 
 def test_a_list_that_is_no_text_is_named():
     """An audio file or a table of a spreadsheet program given as a list is refused."""
-    with pytest.raises(ListError, match=r"list.csv is no list of tracks .*save it as UTF-8, or give a folder"):
+    with pytest.raises(ListError, match=r"list.csv is not a UTF-8 list .*save it as UTF-8, or give a folder"):
         read_list(b"path\n\xff\xfe\x00", url=URL + ".csv", source="music")

@@ -1,4 +1,4 @@
-"""The page of samples: self-contained, drawn by seed, and safe to open whatever a track is called."""
+"""The page of samples: self-contained, drawn by seed, and safe for any track name."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from data.__main__ import COMMANDS
-from data.check.inspection import Drawn, draw_samples, to_html
+from data.check.inspection import Drawn, draw_samples, samples_page
 from data.shards.manifest import read_manifest
 from pupujepa.front_door import enter
 from tests.data.shardsets import build_shard_set, make_mel
@@ -39,7 +39,7 @@ def shards(tmp_path: Path) -> str:
 
 
 def test_samples_are_drawn_by_seed_without_repetition(shards: str):
-    """The same seed draws the same samples, another one others; more than there are gives all, once; each is itself."""
+    """The same seed draws the same samples, another seed others; a count above the set draws all once, unchanged."""
     uids = {seed: [d.info["uid"] for d in draw_samples(shards, count=8, seed=seed)[1]] for seed in (0, 1)}
     assert uids[0] == [d.info["uid"] for d in draw_samples(shards, count=8, seed=0)[1]]
     assert uids[0] != uids[1]
@@ -51,7 +51,7 @@ def test_samples_are_drawn_by_seed_without_repetition(shards: str):
 
 
 def test_the_page_needs_nothing_else(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The command writes one file whose pictures are in it: one per sample, time to the right, low bands below."""
+    """The command writes one file with embedded pictures: one per sample, time to the right, low bands below."""
     page_file = tmp_path / "new" / "page.html"
     argv = ["inspect", shards, "--out", str(page_file), "--count", "5", "--seed", "3"]
     assert enter("data", COMMANDS, manual="", argv=argv) == 0
@@ -70,7 +70,7 @@ def test_the_page_needs_nothing_else(shards: str, tmp_path: Path, capsys: pytest
 
 
 def test_names_and_labels_are_text(shards: str):
-    """A track whose name or labels look like HTML is shown as it is written; long lists are shortened."""
+    """A track with a name or labels like HTML is shown as text; long lists are shortened."""
     mel_TF = np.zeros((10, 128), dtype=np.float32)
     info = {
         "uid": "<script>x</script>-0000",
@@ -81,7 +81,7 @@ def test_names_and_labels_are_text(shards: str):
         "frames": 10,
     }
     labels = {"beats": [i / 2 for i in range(99)], "key": "<b>C major</b>"}
-    page = to_html("<url>", read_manifest(shards), [Drawn("x.tar", mel_TF, {**info, "labels": labels})])
+    page = samples_page("<url>", read_manifest(shards), [Drawn("x.tar", mel_TF, {**info, "labels": labels})])
     assert {"script"} & set(Links(page).tags) == set()
     assert "&lt;script&gt;x&lt;/script&gt;-0000" in page
     assert "&lt;b&gt;C major&lt;/b&gt;" in page
@@ -90,6 +90,6 @@ def test_names_and_labels_are_text(shards: str):
 
 
 def test_an_empty_page_is_refused(shards: str, capsys: pytest.CaptureFixture[str]):
-    """A count of zero is a mistake, said in one sentence."""
+    """A count of zero is an error of one sentence."""
     assert enter("data", COMMANDS, manual="", argv=["inspect", shards, "--count", "0"]) == 2
     assert "use 1 or more" in capsys.readouterr().err

@@ -11,8 +11,8 @@ from data.__main__ import COMMANDS
 from data.building.build import Build
 from data.building.config import BuildConfig
 from data.building.features import FeatureConfig
-from data.building.inputs import read_corpus
-from data.check.statistics import Moments, measure, to_text
+from data.building.inputs import read_inputs
+from data.check.statistics import Moments, measure_set, to_text
 from data.reading.reader import ShardReader
 from data.shards.manifest import read_manifest
 from pupujepa.front_door import enter
@@ -28,7 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audio_S, _ = soundfile.read(folder / "in" / "full.wav")
     soundfile.write(folder / "in" / "half.wav", np.concatenate([audio_S[:72_000], np.zeros(72_000)]), 24_000)
     config = BuildConfig(features=FeatureConfig(part_frames=400))
-    tracks = read_corpus(folder / "in", seed=0)
+    tracks = read_inputs(folder / "in", seed=0)
     Build(tracks, str(folder / "out"), config=config, work=str(folder / "work"), workers=1).run()
     return folder / "out" / "train"
 
@@ -43,7 +43,7 @@ def all_values(corpus: Path) -> np.ndarray:
 
 def test_they_are_those_of_all_values(corpus: Path):
     """Mean and deviation, overall and by band, are numpy's; they are the manifest's; silence is half of one song."""
-    found, values_TF = measure(str(corpus)), all_values(corpus)
+    found, values_TF = measure_set(str(corpus)), all_values(corpus)
     np.testing.assert_allclose(found.moments.band_means, values_TF.mean(0), rtol=1e-10)
     np.testing.assert_allclose(found.moments.band_stds, values_TF.std(0), rtol=1e-8)
     assert (found.moments.mean, found.moments.std) == pytest.approx((values_TF.mean(), values_TF.std()), rel=1e-10)
@@ -55,7 +55,7 @@ def test_they_are_those_of_all_values(corpus: Path):
 
 
 def test_moments_do_not_depend_on_the_pieces():
-    """One pass over many pieces gives the moments of the whole."""
+    """Moments over many pieces equal those of the whole."""
     mel_TF = np.random.default_rng(0).normal(-4, 2, (500, 8)).astype(np.float32)
     whole, pieces = Moments(8), Moments(8)
     whole.add(mel_TF)
@@ -70,7 +70,7 @@ def test_the_page_and_the_picture(corpus: Path, tmp_path: Path, capsys: pytest.C
     png = tmp_path / "new" / "profile.png"
     assert enter("data", COMMANDS, manual="", argv=["stats", str(corpus), "--png", str(png)]) == 0
     page = capsys.readouterr().out
-    assert page == to_text(measure(str(corpus)))
+    assert page == to_text(measure_set(str(corpus)))
     rows = [line for line in page.splitlines() if " Hz " in line]
     centres_hz = [float(row.split("Hz")[0].split()[-1]) for row in rows]
     assert len(rows) == 8
@@ -84,7 +84,7 @@ def test_the_page_and_the_picture(corpus: Path, tmp_path: Path, capsys: pytest.C
 def test_track_lengths_are_a_histogram(tmp_path: Path):
     """Tracks of different lengths are counted by length, in twelve bars that cover them all."""
     build_shard_set(str(tmp_path / "train"), num_frames=lambda number: 100 + 100 * (number % 6))
-    page = to_text(measure(str(tmp_path / "train")))
+    page = to_text(measure_set(str(tmp_path / "train")))
     bars = [line for line in page.splitlines() if re.match(r" +[\d.]+ - +[\d.]+ s +\d+", line)]
     assert "track length: median 3.5 s, 1.0 to 6.0 s" in page
     assert len(bars) == 12

@@ -1,4 +1,4 @@
-"""Verification finds every kind of damage that a plain tar reader passes over, and names shard and sample."""
+"""Verification finds every kind of damage that a plain tar reader ignores, and names shard and sample."""
 
 import gc
 from collections.abc import Callable
@@ -39,7 +39,11 @@ DAMAGES: dict[str, tuple[Damaging, str, bool]] = {
     "bit flipped in data": (lambda c, i: flip(c, i.mel_offset[POSITION] + 999), "crc32 differs", True),
     "bit flipped in the first header": (lambda c, i: flip(c, 3), "header of json damaged", False),
     "empty": (lambda c, i: b"", "empty", False),
-    "an HTML page": (lambda c, i: b"<html>502 Bad Gateway</html>" * 300, "no tar file: it begins with b'<html>", False),
+    "an HTML page": (
+        lambda c, i: b"<html>502 Bad Gateway</html>" * 300,
+        "not a tar file: it begins with b'<html>",
+        False,
+    ),
     "no end mark": (lambda c, i: c[: i.mel_offset[-1] + i.mel_bytes[-1]], "cut after its last sample", False),
     "bit flipped in padding": (lambda c, i: flip(c, len(c) - 1), "the samples are whole", False),
     "too long": (lambda c, i: c + b"\0" * 512, "512 bytes too long", False),
@@ -54,7 +58,7 @@ def shard_set(tmp_path: Path) -> tuple[str, Manifest]:
 
 
 def damage(url: str, damaging: Damaging) -> str:
-    """Damages one shard and returns the uid of the sample that is hit."""
+    """Damages one shard and returns the uid of the damaged sample."""
     store = open_store(url)
     index = read_index(store.read(index_name(SHARD)))
     store.write(SHARD, damaging(store.read(SHARD), index))
@@ -63,7 +67,7 @@ def damage(url: str, damaging: Damaging) -> str:
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_every_damage_is_found_and_named(name: str, shard_set: tuple[str, Manifest]):
-    """Each damage is reported once, at its shard and, where there is one, at its sample; the other shards are not."""
+    """Each damage is reported once, at its shard and, if any, its sample; other shards are not reported."""
     damaging, what, has_sample = DAMAGES[name]
     uid = damage(shard_set[0], damaging)
     found = verify(shard_set[0])
@@ -76,7 +80,7 @@ def test_every_damage_is_found_and_named(name: str, shard_set: tuple[str, Manife
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["cut at a member boundary", "cut at a sample boundary", "bit flipped in data"])
 def test_a_strict_tar_reader_would_not_have_noticed(name: str, shard_set: tuple[str, Manifest]):
-    """Why this module exists: webdataset's strictest handler reads these shards to an end, without an error."""
+    """The reason for this module: webdataset's strictest handler reads these shards to the end, without an error."""
     damage(shard_set[0], DAMAGES[name][0])
     source = webdataset.WebDataset(f"{shard_set[0]}/{SHARD}", shardshuffle=False, handler=webdataset.reraise_exception)
     assert list(source)
@@ -94,7 +98,7 @@ def test_damage_in_a_bucket_is_found(bucket: str):
 
 
 def test_a_missing_shard_and_its_loss_are_named(shard_set: tuple[str, Manifest]):
-    """A shard that is gone is reported with the number of samples that are gone with it."""
+    """A missing shard is reported with the number of its samples."""
     (Path(shard_set[0]) / SHARD).unlink()
     [found] = verify(shard_set[0])
     assert found.shard == SHARD
@@ -109,7 +113,7 @@ def test_a_missing_shard_and_its_loss_are_named(shard_set: tuple[str, Manifest])
     ],
 )
 def test_a_damaged_index_is_named_and_the_shard_still_checked(change, what: str, shard_set: tuple[str, Manifest]):
-    """Without its index a shard is compared with its digest all the same."""
+    """A shard without an index is still compared with its digest."""
     url = Path(shard_set[0])
     change(url / index_name(SHARD))
     assert [(d.shard, what in d.what) for d in verify(str(url))] == [(index_name(SHARD), True)]
@@ -118,13 +122,13 @@ def test_a_damaged_index_is_named_and_the_shard_still_checked(change, what: str,
 
 
 def test_strangers_are_named(shard_set: tuple[str, Manifest]):
-    """A tar that the manifest does not know would be read by whoever takes every tar of the folder."""
+    """A tar outside the manifest would be read by a reader of all tars in the folder."""
     (Path(shard_set[0]) / "shard-000009.tar").write_bytes(b"")
     assert verify(shard_set[0]) == [Damage("shard-000009.tar", "", "not in the manifest; remove it")]
 
 
 def test_deep_finds_what_was_written_wrong(shard_set: tuple[str, Manifest]):
-    """Bytes that are as written can be wrong: --deep finds an index that lies and statistics of other samples."""
+    """Intact bytes can be wrong: --deep finds a false index and the statistics of other samples."""
     url, manifest = shard_set
     store = open_store(url)
     found = verify(url, deep=True)
@@ -147,14 +151,14 @@ def test_a_sample_that_occurs_twice_is_named(shard_set: tuple[str, Manifest], tm
     url, manifest = shard_set
     write_manifest(url, replace(manifest, shards=(*manifest.shards, manifest.shards[0])))
     found = verify(url)
-    assert {d.what for d in found} == {"occurs twice in the set"}
+    assert {d.what for d in found} == {"is in the set twice"}
     assert len(found) == manifest.shards[0].samples
 
 
 def test_the_command_lists_the_damage_and_exits_with_1(
     shard_set: tuple[str, Manifest], capsys: pytest.CaptureFixture[str]
 ):
-    """Exit code 0 when all is as built, 1 with one line for each damage, 2 when there is no set."""
+    """Exit code 0 if all is as built, 1 with one line per damage, 2 without a set."""
     corpus = str(Path(shard_set[0]).parent)
 
     def run(*arguments: str) -> int:
@@ -172,7 +176,7 @@ def test_the_command_lists_the_damage_and_exits_with_1(
 
 
 def test_a_corpus_is_all_its_splits(tmp_path: Path):
-    """A corpus is verified split by split, a split by itself, and anything else is refused."""
+    """A corpus is verified split by split, a split alone, and anything else is refused."""
     for split in ("train", "test"):
         build_shard_set(str(tmp_path / split), (2,))
     assert split_urls(str(tmp_path)) == [str(tmp_path / "train"), str(tmp_path / "test")]

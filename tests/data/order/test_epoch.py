@@ -1,4 +1,4 @@
-"""The order of samples: pure integers, so thousands of ranks and millions of samples are tested on one core."""
+"""The order of samples, in integers: thousands of ranks and millions of samples are tested on one core."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def all_items(layout: Layout) -> Counter:
 
 
 def step_items(order: EpochOrder, step: int, lane: int) -> Items:
-    """What `lane` gives to global batch `step` of the epoch."""
+    """The items that `lane` gives to global batch `step` of the epoch."""
     size = order.layout.items_per_lane_step
     return order.lane_items(lane, step * size, (step + 1) * size)
 
@@ -85,7 +85,7 @@ def test_an_epoch_holds_every_item_once_or_leaves_it_out_and_says_so(layout, epo
 @EXAMPLES
 @given(layouts(), st.integers(0, 3), st.data())
 def test_any_step_can_be_found_without_the_ones_before(layout, epoch, data):
-    """A fresh order that is asked for one step only gives what a straight walk gives."""
+    """A fresh order gives the same items for one step as a straight walk."""
     step = data.draw(st.integers(0, layout.steps_per_epoch - 1))
     walked = EpochOrder(layout, epoch)
     for earlier in range(step):
@@ -150,7 +150,7 @@ def test_permutation_is_a_permutation_that_belongs_to_its_key(size, seed, word):
 
 
 def test_the_order_is_the_one_of_the_first_release():
-    """Golden rows: a change here changes the data of every run that is being resumed."""
+    """Golden rows: a change here changes the data of every resumed run."""
     layout = Layout("digest", (3, 4, 5), seed=7, lanes=2, global_batch=4, window_shards=2)
     assert rows(rank_items(EpochOrder(layout, 0), 0, range(2))) == [(2, 4, 0), (2, 2, 0), (1, 3, 0), (0, 2, 0)]
 
@@ -170,7 +170,7 @@ def test_epochs_seeds_and_sets_differ():
 
 
 def test_every_sample_is_reached_over_epochs():
-    """The left-out rest moves, so no sample stays unseen."""
+    """Each epoch leaves out other samples, so none stays unseen."""
     layout = Layout("a", (5, 6, 4, 7), seed=3, lanes=2, global_batch=16, window_shards=1)
     seen: set = set()
     for epoch in range(20):
@@ -180,7 +180,7 @@ def test_every_sample_is_reached_over_epochs():
 
 
 def test_crops_of_one_sample_fall_on_different_places():
-    """With c crops a sample, its draws 0..c-1 are items of their own, spread over the window."""
+    """With c crops per sample, its draws 0..c-1 are separate items, spread over the window."""
     layout = Layout("a", (40,) * 4, seed=0, lanes=1, global_batch=4, window_shards=2, crops_per_sample=3)
     order = EpochOrder(layout, 0)
     items = order.lane_items(0, 0, layout.num_items)
@@ -190,7 +190,7 @@ def test_crops_of_one_sample_fall_on_different_places():
 
 
 def test_items_are_mixed_across_the_shards_of_a_window():
-    """Inside a window every place is about as likely to hold a sample of either shard."""
+    """Each position of a window is about equally likely to have a sample of either shard."""
     layout = Layout("a", (500, 500), seed=0, lanes=1, global_batch=100, window_shards=2)
     for step in range(10):
         shards = step_items(EpochOrder(layout, 0), step, 0).shard
@@ -198,7 +198,7 @@ def test_items_are_mixed_across_the_shards_of_a_window():
 
 
 def test_1024_ranks_share_two_million_samples_without_a_hole():
-    """1,024 ranks: as many steps on each, each sample once, and at most 1,023 shards that two ranks read."""
+    """1,024 ranks: equal numbers of steps, each sample once, and at most 1,023 shards that two ranks read."""
     ranks, samples_per_shard = 1024, tuple(450 + i % 101 for i in range(4_000))
     layout = Layout("a", samples_per_shard, seed=1, lanes=ranks, global_batch=2 * ranks, window_shards=2)
     order = EpochOrder(layout, epoch=5)
@@ -223,7 +223,7 @@ def test_1024_ranks_share_two_million_samples_without_a_hole():
 
 @pytest.mark.parametrize("ranks", [64, 1024])
 def test_seeking_costs_one_window_of_each_lane_served(monkeypatch, ranks):
-    """In ten million samples, the last step of a rank takes two shuffles: of the shards, and of one window."""
+    """In ten million samples, the last step of a rank needs two shuffles: of the shards, and of one window."""
     sizes: list[int] = []
 
     def counted(size: int, *key: int | str) -> np.ndarray:
@@ -242,7 +242,7 @@ def test_seeking_costs_one_window_of_each_lane_served(monkeypatch, ranks):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
 def test_any_world_workers_and_micro_batch_make_the_same_batches_in_the_same_order(world_size, workers, micro_batch):
-    """Every combination: what the workers of all ranks read, dealt in turn, are the parts of each global batch."""
+    """For every combination, the reads of all workers, taken in turn, make up each global batch."""
     layout = Layout("a", (7, 5, 6, 4, 9, 3) * 3, seed=4, lanes=8, global_batch=32, window_shards=2)
     mix = Mix((layout,), (1,), 32)
     first, last = 2, 2 + layout.steps_per_epoch
@@ -277,7 +277,7 @@ def layout_of(**changes) -> Layout:
     ],
 )
 def test_layouts_that_cannot_be_divided_are_refused(changes, message):
-    """The message names the numbers, what follows and a number that works."""
+    """The message names the numbers, the consequence and a number that works."""
     with pytest.raises(OrderError, match=message):
         layout_of(**changes)
 
@@ -295,7 +295,7 @@ def test_worlds_and_micro_batches_that_do_not_divide_are_refused():
 @EXAMPLES
 @given(layouts(), st.data())
 def test_windows_from_any_one_go_once_around_the_lane(layout, data):
-    """Stand-ins are looked for in all windows of a lane, the own one first."""
+    """The search for a stand-in covers all windows of a lane, the sample's own first."""
     order = EpochOrder(layout, epoch=0)
     lane = data.draw(st.integers(0, layout.lanes - 1))
     start = order.window(data.draw(st.integers(0, layout.steps_per_epoch - 1)), lane)

@@ -1,4 +1,4 @@
-"""A mix of corpora: pure integers. Shares are exact to the item, and each corpus keeps the order it has alone."""
+"""A mix of corpora, in integers: shares are exact to the item, and each corpus keeps its own order."""
 
 import math
 from collections import Counter
@@ -75,7 +75,7 @@ def test_two_corpora_are_within_half_an_item_over_all_lanes(lanes, first, second
 @pytest.mark.parametrize("parts", [(1, 1, 1), (8, 1, 1), (1, 2, 3, 4), (97, 1, 1, 1)])
 @pytest.mark.parametrize("lanes", [1, 8, 64])
 def test_up_to_four_corpora_stay_within_two_items_over_all_lanes(parts, lanes):
-    """The halvings do not add up over the lanes: also 64 of them are within two items of the exact shares."""
+    """The errors of the halvings do not add up over lanes: 64 of them are within two items of the exact shares."""
     mix = Mix(tuple(layout_of(number, [lanes], lanes) for number in range(len(parts))), parts, lanes)
     for step in [*range(200), 10**6 + 1, 10**9 + 7]:
         for count, part in zip(mix.taken_by_all(step), parts):
@@ -83,7 +83,7 @@ def test_up_to_four_corpora_stay_within_two_items_over_all_lanes(parts, lanes):
 
 
 def test_a_batch_of_one_item_a_lane_holds_all_corpora():
-    """Lanes do not turn to the same corpus at the same moment: each batch of 64 has its 48 : 16 but for one."""
+    """Lanes do not turn to one corpus at the same moment: each batch of 64 has 48 : 16 within one item."""
     mix = Mix(tuple(layout_of(number, [64] * 4, 64) for number in range(2)), (3, 1), 64)
     order = MixOrder(mix)
     for step in range(20):
@@ -94,7 +94,7 @@ def test_a_batch_of_one_item_a_lane_holds_all_corpora():
 @EXAMPLES
 @given(mixes(), st.data())
 def test_a_lane_gives_each_corpus_in_the_order_it_has_alone(mix, data):
-    """Taken apart by corpus, a lane's draws are its runs of the corpus's own epochs, one after the other."""
+    """Separated by corpus, a lane's draws are its runs of the corpus's own epochs, in order."""
     lane = data.draw(st.integers(0, mix.lanes - 1))
     order, steps = MixOrder(mix), 12
     drawn = [row(draw) for step in range(steps) for draw in order.step_draws(step, [lane])]
@@ -113,7 +113,7 @@ def test_a_lane_gives_each_corpus_in_the_order_it_has_alone(mix, data):
 @EXAMPLES
 @given(mixes())
 def test_every_item_is_drawn_once_in_each_epoch_of_its_corpus(mix):
-    """Epochs that are over in all lanes hold each item once, but for fewer than `lanes`, which are counted."""
+    """Epochs finished in all lanes have each item once, except for fewer than `lanes`, which are counted."""
     order, steps = MixOrder(mix), 3 * mix.steps_per_epoch
     drawn: Counter[Row] = Counter()
     for step in range(steps):
@@ -136,7 +136,7 @@ def test_every_item_is_drawn_once_in_each_epoch_of_its_corpus(mix):
 @EXAMPLES
 @given(mixes(), st.integers(0, 40))
 def test_any_world_makes_the_same_batch_and_finds_it_at_once(mix, step):
-    """Global batch t is the same for worlds 1, 2, 4, 8; a fresh order that is asked for it alone gives it too."""
+    """Global batch t is the same for worlds 1, 2, 4, 8, and in a fresh order that makes only this batch."""
     expected = batch_rows(MixOrder(mix), step)
     walked = MixOrder(mix)
     for earlier in range(max(0, step - 5), step):
@@ -146,7 +146,7 @@ def test_any_world_makes_the_same_batch_and_finds_it_at_once(mix, step):
 
 
 def test_a_small_corpus_comes_round_while_a_large_one_is_still_in_its_first_epoch():
-    """Each corpus has its own epochs: 20 samples drawn as often as 400 are through five when those are at a quarter."""
+    """Each corpus has its own epochs: with equal shares, 20 samples finish five when 400 samples are at a quarter."""
     mix = Mix((layout_of(0, [100] * 4, 4), layout_of(1, [10, 10], 4)), (1, 1), 8)
     epochs = [Counter(), Counter()]
     order = MixOrder(mix)
@@ -161,7 +161,7 @@ def test_a_small_corpus_comes_round_while_a_large_one_is_still_in_its_first_epoc
 @EXAMPLES
 @given(mixes(), st.integers(0, 30))
 def test_the_shards_in_use_hold_what_comes_next(mix, step):
-    """Of each corpus, the window at hand holds the first item that the lane will draw of it."""
+    """Of each corpus, the current window has the first item that the lane will draw."""
     order = MixOrder(mix)
     for lane in range(mix.lanes):
         in_use = order.shards_in_use(step, [lane])
@@ -174,7 +174,7 @@ def test_the_shards_in_use_hold_what_comes_next(mix, step):
 
 
 def test_the_steps_of_a_corpus_go_with_its_lanes():
-    """What follows a corpus alone (prefetching) is told the hindmost lane's step, and to end with the foremost's."""
+    """Prefetching of one corpus follows the slowest lane's step, and ends with the fastest lane's."""
     mix = Mix((layout_of(0, [100], 4), layout_of(1, [100], 4)), (2, 1), 8)
     for step in (0, 1, 7, 50):
         taken = [mix.taken(lane, 2 * step)[1] for lane in range(4)]
@@ -185,7 +185,7 @@ def test_the_steps_of_a_corpus_go_with_its_lanes():
 
 
 def test_the_order_of_a_mix_is_the_one_of_the_first_release():
-    """Golden rows: a change here changes the data of every run that is being resumed."""
+    """Golden rows: a change here changes the data of every resumed run."""
     mix = Mix((layout_of(0, [3, 4, 5], 2), layout_of(1, [6, 6], 2), layout_of(2, [4, 4], 2)), (5, 2, 1), 8)
     rows = [row(draw) for draw in MixOrder(mix).step_draws(2, range(2))]
     assert rows[:4] == [(2, 0, 0, 1, 0), (0, 0, 1, 0, 0), (0, 1, 2, 0, 0), (1, 0, 1, 1, 0)]
@@ -193,7 +193,7 @@ def test_the_order_of_a_mix_is_the_one_of_the_first_release():
 
 
 def test_weights_are_taken_as_they_are_written():
-    """0.7 is seven tenths, not its nearest binary fraction; whole numbers lose what they have in common."""
+    """0.7 is seven tenths, not its nearest binary fraction; whole numbers lose their common divisor."""
     assert whole_parts({"a": 0.7, "b": 0.2, "c": 0.1}) == (7, 2, 1)
     assert whole_parts({"a": 30, "b": 10}) == (3, 1)
     assert whole_parts({"a": 1234.5, "b": 0.25}) == (4938, 1)
@@ -201,6 +201,6 @@ def test_weights_are_taken_as_they_are_written():
 
 
 def test_a_batch_that_the_lanes_cannot_share_is_refused():
-    """The run's own global batch must be a multiple of the lanes, whatever the corpora are cut by."""
+    """The run's global batch must be a multiple of the lanes, independent of the corpora's own."""
     with pytest.raises(OrderError, match=r"global_batch 10 is not a multiple of lanes 4.*use global_batch 12"):
         Mix((layout_of(0, [100], 4), layout_of(1, [100], 4)), (2, 1), 10)

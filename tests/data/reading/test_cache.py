@@ -1,4 +1,4 @@
-"""The node's shard cache: one download per node, no stale locks, a budget that holds, and pins that are respected."""
+"""The node's shard cache: one download per node, no stale locks, a hard budget, and respected pins."""
 
 import ctypes
 import errno
@@ -35,7 +35,7 @@ def quick_processes() -> None:
 
 
 class CountingStore(LocalStore):
-    """A folder that notes each download in a file, takes its time, and may fail."""
+    """A slow folder that logs each download in a file and may fail."""
 
     def __init__(self, root: Path, *, seconds: float = 0.0):
         super().__init__(str(root), root=root)
@@ -72,13 +72,13 @@ def store(tmp_path: Path, manifest: Manifest) -> CountingStore:
 
 @pytest.fixture
 def ticks() -> Iterator[int]:
-    """A clock that moves on by a second at each look, so that "least recently used" has one meaning."""
+    """A clock that advances by a second per call, so that "least recently used" is unambiguous."""
     return itertools.count(time.time_ns(), 10**9)
 
 
 @pytest.fixture
 def make_cache(tmp_path: Path, manifest: Manifest, store: CountingStore, ticks) -> Callable[..., ShardCache]:
-    """Caches in tmp_path/cache that have room for `shards` shards."""
+    """Caches in tmp_path/cache with room for `shards` shards."""
 
     def make(shards: float = 2, namespace: str = "set", **options) -> ShardCache:
         config = CacheConfig(tmp_path / "cache", int(shards * max_bytes(manifest)), patience_s=0.3)
@@ -120,7 +120,7 @@ def test_a_shard_is_fetched_once_and_then_found(make_cache, manifest, store, tmp
 
 
 class OtherProcess:
-    """What another process of the node does with a cache of its own on the same folder."""
+    """Another process of the node, with its own cache on the same folder."""
 
     def __init__(self, tmp_path: Path, store: CountingStore, budget_bytes: int):
         self.tmp_path, self.store, self.budget_bytes = tmp_path, store, budget_bytes
@@ -143,7 +143,7 @@ class OtherProcess:
 
     @contextmanager
     def holding(self, entry: ShardEntry) -> Iterator[tuple[BaseProcess, Event]]:
-        """A process that opens the shard and keeps it, killed at the end; and the event that it has it."""
+        """A process that opens the shard and keeps it until it is killed, and the event that the shard is open."""
         holding = PROCESSES.Event()
         process = PROCESSES.Process(target=self.hold, args=(entry, holding))
         process.start()
@@ -159,7 +159,7 @@ def plain_cache(tmp_path: Path, store: CountingStore, budget_bytes: int, patienc
 
 
 def test_processes_of_one_node_download_a_shard_once(tmp_path, manifest):
-    """Three processes that ask for one shard at the same moment cause one download, and all get its bytes."""
+    """Three processes that open one shard at the same moment cause one download, and all get its bytes."""
     store = CountingStore(tmp_path / "store", seconds=0.3)
     other = OtherProcess(tmp_path, store, 4 * max_bytes(manifest))
     entry = manifest.shards[0]
@@ -175,7 +175,7 @@ def test_processes_of_one_node_download_a_shard_once(tmp_path, manifest):
 
 
 def test_kill_9_during_a_download_leaves_no_stale_lock(tmp_path, manifest, store):
-    """The next process takes over at once, removes what was left, and the shard is whole."""
+    """The next process takes over at once, removes the leftovers, and gets the whole shard."""
     entry, folder = manifest.shards[0], tmp_path / "cache" / "set"
     slow = OtherProcess(tmp_path, CountingStore(tmp_path / "store", seconds=600), 4 * max_bytes(manifest))
     with slow.holding(entry):
@@ -190,7 +190,7 @@ def test_kill_9_during_a_download_leaves_no_stale_lock(tmp_path, manifest, store
 
 
 def test_room_reserved_by_a_killed_download_is_given_back(tmp_path, manifest, store):
-    """A download that was killed does not count against the budget, also when nobody asks for its shard again."""
+    """A killed download does not count against the budget, even if its shard is never opened again."""
     folder = tmp_path / "cache" / "set"
     slow = OtherProcess(tmp_path, CountingStore(tmp_path / "store", seconds=600), 4 * max_bytes(manifest))
     with slow.holding(manifest.shards[0]):
@@ -203,7 +203,7 @@ def test_room_reserved_by_a_killed_download_is_given_back(tmp_path, manifest, st
 
 
 def test_a_shard_in_use_by_another_process_is_not_evicted(tmp_path, manifest, store):
-    """Pins hold across processes, and end with the process, however it ends."""
+    """Pins hold across processes, and end with the process, even by SIGKILL."""
     cache = plain_cache(tmp_path, store, max_bytes(manifest))
     with OtherProcess(tmp_path, store, max_bytes(manifest)).holding(manifest.shards[0]) as (_, holding):
         assert holding.wait(300)
@@ -215,7 +215,7 @@ def test_a_shard_in_use_by_another_process_is_not_evicted(tmp_path, manifest, st
 
 
 def test_least_recently_used_goes_first(make_cache, manifest):
-    """Use, not age, decides: the shard that was opened again stays."""
+    """Use, not age, decides: the reopened shard stays."""
     a, b, c, *_ = manifest.shards
     cache = make_cache(shards=2)
     use(cache, a, b, a, c)
@@ -223,7 +223,7 @@ def test_least_recently_used_goes_first(make_cache, manifest):
 
 
 def test_pinned_shards_stay_even_when_they_are_the_oldest(make_cache, manifest):
-    """Eviction takes the next oldest; once let go of, the pinned one can go too."""
+    """Eviction takes the next oldest; once released, the pinned one can go too."""
     a, b, c, d, _ = manifest.shards
     cache = make_cache(shards=2)
     pinned = cache.open(a)
@@ -235,7 +235,7 @@ def test_pinned_shards_stay_even_when_they_are_the_oldest(make_cache, manifest):
 
 
 def test_the_budget_holds_over_many_openings_and_two_sets(make_cache, manifest, store):
-    """Whatever is opened in whatever order, the folder never holds more than the budget, of both sets together."""
+    """For any order of opening, both sets together never exceed the budget."""
     rng = np.random.default_rng(0)
     caches = [make_cache(shards=3, namespace=name) for name in ("one set", "another")]
     pins: list[CachedShard] = []
@@ -266,7 +266,7 @@ def test_no_room_is_one_clear_sentence(make_cache, manifest):
 
 
 def test_a_disk_with_less_room_than_the_budget_counts(make_cache, manifest):
-    """Shards make way for what the disk lacks, too; and when nothing is left to evict, it is said."""
+    """A full disk evicts shards too; without a shard to evict, an error says so."""
     a, b, *_ = manifest.shards
     free = {"bytes": 10 * max_bytes(manifest)}
     cache = make_cache(shards=5, free_bytes=lambda path: free["bytes"])
@@ -281,7 +281,7 @@ def test_a_disk_with_less_room_than_the_budget_counts(make_cache, manifest):
 
 
 def test_a_disk_that_fills_up_during_a_download(make_cache, manifest, store):
-    """No half shard stays behind, and the error says that the disk is full."""
+    """No partial shard stays, and the error says that the disk is full."""
 
     def fill(path: Path) -> None:
         path.write_bytes(b"half")
@@ -338,13 +338,16 @@ def _open_on_a_full_disk(tmp_path: Path, store: CountingStore, entry: ShardEntry
 
 
 def test_trouble_with_the_disk_is_one_sentence(make_cache, manifest, store):
-    """What is no lack of room is named too: the folder, the shard, and what the system said."""
+    """Other disk errors name the folder, the shard and the system's message."""
 
     def fail(path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     store.fail = fail
-    with pytest.raises(CacheError, match=r"cache_dir .* cannot keep shard .* \(Input/output error\).*mend the disk"):
+    with pytest.raises(
+        CacheError,
+        match=r"cache_dir .* cannot keep shard .* \(Input/output error\).*repair the disk or its permissions",
+    ):
         make_cache().open(manifest.shards[0])
 
 
@@ -363,7 +366,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, store):
 
 
 def test_a_shard_that_came_damaged_is_fetched_again(make_cache, manifest, store, tmp_path, caplog):
-    """One bad transfer costs one more; only a whole shard is published."""
+    """One bad transfer costs one retry; only a whole shard is published."""
     entry, whole = manifest.shards[0], (tmp_path / "store" / manifest.shards[0].name)
     good = whole.read_bytes()
     bad = [good[:-5] + b"\0" + good[-4:-1] + b"x", good[:100]]
@@ -400,7 +403,7 @@ def test_a_missing_shard_is_named(make_cache, manifest, tmp_path):
 
 
 def test_an_index_that_rots_in_the_cache_is_fetched_again(make_cache, manifest, tmp_path):
-    """The sidecar is compared with the manifest's digest each time it is read."""
+    """The index is compared with the manifest's digest at every read."""
     cache = make_cache()
     use(cache, manifest.shards[0])
     index = next((tmp_path / "cache" / "set").glob("*.idx"))
@@ -411,7 +414,7 @@ def test_an_index_that_rots_in_the_cache_is_fetched_again(make_cache, manifest, 
 
 
 def test_renewing_fetches_once_for_all_who_hold_the_damaged_copy(make_cache, manifest, store):
-    """The first to complain causes a download; the others find the new copy."""
+    """The first to report it causes a download; the others find the new copy."""
     cache, entry = make_cache(shards=4), manifest.shards[0]
     first, second = cache.open(entry), cache.open(entry)
     renewed = [cache.renew(entry, first), cache.renew(entry, second)]
@@ -422,7 +425,7 @@ def test_renewing_fetches_once_for_all_who_hold_the_damaged_copy(make_cache, man
 
 
 def test_prefetching_does_not_evict_what_waits_to_be_read(make_cache, manifest):
-    """A shard fetched ahead makes way for one that is needed now, not for another fetched ahead."""
+    """A prefetched shard is evicted for one that is needed now, not for another prefetched one."""
     a, b, c, d, _ = manifest.shards
     cache = make_cache(shards=2)
     assert cache.prefetch(a) and cache.prefetch(a) and cache.prefetch(b)
@@ -454,7 +457,7 @@ def test_what_is_still_wanted_is_kept_however_long_it_waits(make_cache, manifest
 
 
 def test_replaced_shards_of_another_manifest_are_not_mixed_up(make_cache, manifest, store):
-    """Two sets may hold shards of one name: the manifest's digest keeps them apart."""
+    """Two sets may have shards of equal names: the manifest's digest separates them."""
     for namespace in ("a" * 64, "b" * 64):
         use(make_cache(shards=4, namespace=namespace), manifest.shards[0])
     assert len(store.downloads) == 2

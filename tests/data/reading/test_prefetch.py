@@ -1,4 +1,4 @@
-"""Fetching ahead: what is needed soonest comes first, as far as a number of bytes goes, and no further."""
+"""Prefetching: the shards needed first come first, up to a depth in bytes."""
 
 import time
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def coming(manifest: Manifest) -> list[str]:
 
 @pytest.mark.parametrize("depth, expected", [(0, 1), (2.5, 3), (100, 5)])
 def test_it_goes_as_far_as_its_bytes(make_prefetcher, manifest, kept, depth, expected):
-    """The window at hand, and of the next windows what the depth in bytes allows, the soonest first."""
+    """The current window, and the shards of the next windows within the depth in bytes, soonest first."""
     prefetcher, tried = make_prefetcher(depth), set()
     for number in range(expected):
         assert prefetcher._fetch_first_lacking(tried)
@@ -64,7 +64,7 @@ def test_it_goes_as_far_as_its_bytes(make_prefetcher, manifest, kept, depth, exp
 
 
 def test_it_stops_where_the_cache_is_full(make_prefetcher, manifest, kept):
-    """A depth beyond the budget evicts nothing that is still to be read, and goes on when something was read."""
+    """A depth beyond the budget evicts no unread shard, and prefetching resumes after a read."""
     prefetcher, tried = make_prefetcher(100, room=3), set()
     while prefetcher._fetch_first_lacking(tried):
         pass
@@ -76,7 +76,7 @@ def test_it_stops_where_the_cache_is_full(make_prefetcher, manifest, kept):
 
 
 def test_a_thread_fetches_while_the_reader_does_something_else(make_prefetcher, manifest, kept):
-    """It begins with the first step that it is told, and ends when it is closed."""
+    """It starts with the first step and ends at close."""
     with closing(make_prefetcher(100)) as prefetcher:
         prefetcher.follow(0)
         give_up_at = time.monotonic() + 120
@@ -86,7 +86,7 @@ def test_a_thread_fetches_while_the_reader_does_something_else(make_prefetcher, 
 
 
 def test_a_shard_that_cannot_be_fetched_is_left_to_the_reader(make_prefetcher, manifest, kept, tmp_path):
-    """The others come; the reader will say what is wrong."""
+    """The others come; the reader will report the failure."""
     missing = coming(manifest)[1]
     (tmp_path / "store" / missing).unlink()
     prefetcher, tried = make_prefetcher(100), set()
@@ -102,7 +102,7 @@ def test_a_negative_depth_is_refused(make_prefetcher):
 
 
 def test_upcoming_shards_come_in_the_order_of_need():
-    """First those of the windows at hand, by their next sample, then the next windows', over the end of the epoch."""
+    """First the shards of the current windows, by their next sample, then of the next ones, past the epoch's end."""
     layout = Layout("digest", (4,) * 6, seed=0, lanes=1, global_batch=1, window_shards=3)
     this, following = (EpochOrder(layout, epoch).lane_items(0, 0, 24).shard.tolist() for epoch in (0, 1))
 
@@ -122,7 +122,7 @@ def test_upcoming_shards_come_in_the_order_of_need():
 
 
 def test_upcoming_shards_of_several_lanes_take_turns():
-    """Lanes are read side by side, so the first shard of each comes before the second of any."""
+    """Lanes advance together, so the first shard of each comes before the second of any."""
     layout = Layout("digest", (4,) * 8, seed=0, lanes=2, global_batch=2, window_shards=4)
     order = EpochOrder(layout, 0)
     first, second = (list(dict.fromkeys(order.lane_items(lane, 0, 16).shard.tolist())) for lane in (0, 1))
@@ -131,6 +131,6 @@ def test_upcoming_shards_of_several_lanes_take_turns():
 
 
 def test_the_depth_counts_each_shard_once():
-    """What comes up again later is at hand already; the windows at hand are not limited."""
+    """A repeated shard counts once; the current windows are not limited."""
     assert list(within_depth([[0, 1], [1, 2], [2, 3], [4]], [10] * 5, 20)) == [0, 1, 2, 3]
     assert list(within_depth([[0, 1], [2]], [10] * 3, 9)) == [0, 1]

@@ -1,4 +1,4 @@
-"""Shards: plain WebDataset tars whose bytes are decided by their samples, and an index that finds every member."""
+"""Shards: plain WebDataset tars with deterministic bytes, and an index that finds every member."""
 
 import gc
 import io
@@ -61,7 +61,7 @@ def write(samples) -> tuple[bytes, WrittenShard]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
 def test_plain_webdataset_reads_our_shards(dtype: str, tmp_path: Path):
-    """`webdataset.WebDataset(path).decode()`, with none of our code, gives every array and its JSON in order."""
+    """`webdataset.WebDataset(path).decode()`, without our code, gives every array and its JSON in order."""
     samples = make_samples(dtype=dtype)
     with (tmp_path / "x.tar").open("wb") as stream:
         written = write_shard(stream, samples)
@@ -75,7 +75,7 @@ def test_plain_webdataset_reads_our_shards(dtype: str, tmp_path: Path):
 
 
 def test_equal_samples_give_equal_bytes(monkeypatch: pytest.MonkeyPatch):
-    """The bytes depend on nothing but the samples: not on the clock, the user, or the order of JSON keys."""
+    """The bytes depend only on the samples: not on the clock, the user, or the order of JSON keys."""
     first, _ = write(make_samples())
     monkeypatch.setattr("time.time", lambda: 1e9)
     monkeypatch.setenv("USER", "somebody")
@@ -86,7 +86,7 @@ def test_equal_samples_give_equal_bytes(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_facts_of_a_written_shard_are_those_of_its_bytes():
-    """Length, digest and every offset are what tarfile finds, and the index survives its own file."""
+    """Length, digest and offsets agree with tarfile, and the index survives its own file."""
     content, written = write(make_samples())
     assert (written.bytes, written.sha256) == (len(content), sha256(content).hexdigest())
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
@@ -100,7 +100,7 @@ def test_the_facts_of_a_written_shard_are_those_of_its_bytes():
 
 
 def test_a_flipped_bit_is_found_and_named():
-    """Any flipped bit inside a member is an error that names the sample; its neighbours are read."""
+    """Any flipped bit inside a member is an error that names the sample; its neighbours can be read."""
     samples = make_samples()
     content, written = write(samples)
     for offset in (written.index.mel_offset[2] + 200, written.index.json_offset[2] + 3):
@@ -123,7 +123,7 @@ def test_a_flipped_bit_is_found_and_named():
     ],
 )
 def test_a_wrong_index_is_refused(damage, message: str):
-    """An index that is cut, of another kind or of uneven columns is not used; nor is one with another digest."""
+    """An index that is cut, of another kind, of uneven columns or with another digest is refused."""
     content = write_index(write(make_samples())[1].index)
     with pytest.raises(ShardError, match=message):
         read_index(damage(content), origin="x.tar.idx")
@@ -133,7 +133,7 @@ def test_a_wrong_index_is_refused(damage, message: str):
 
 @given(st.lists(st.floats(LOG_FLOOR, LOG_CEILING), min_size=1, max_size=64))
 def test_codes_are_half_a_step_from_the_value(values: list[float]):
-    """Inside the range, a value comes back within half a code: (hi - lo) / 510, below 0.028 natural-log units."""
+    """Within the range, a decoded value is within half a code: (hi - lo) / 510, below 0.028 natural-log units."""
     mel_TF = np.array([values], dtype=np.float32)
     decoded_TF = decode_mel(encode_mel(mel_TF, "uint8", **RANGE), **RANGE)
     bound = (LOG_CEILING - LOG_FLOOR) / 510
@@ -142,7 +142,7 @@ def test_codes_are_half_a_step_from_the_value(values: list[float]):
 
 
 def test_codes_are_a_fixed_point_and_cut_at_the_ends():
-    """Decoded codes are encoded to themselves; the floor is code 0 exactly; what lies outside goes to the ends."""
+    """Decoded codes are encoded to themselves; the floor is code 0 exactly; values outside the range are clipped."""
     codes_TF = np.arange(256, dtype=np.uint8)[None]
     np.testing.assert_array_equal(encode_mel(decode_mel(codes_TF, **RANGE), "uint8", **RANGE), codes_TF)
     outside_TF = np.array([[-50.0, LOG_FLOOR, LOG_CEILING, 50.0]], dtype=np.float32)
@@ -155,7 +155,7 @@ def test_codes_are_a_fixed_point_and_cut_at_the_ends():
 
 
 def test_no_audio_within_full_scale_reaches_the_ceiling():
-    """The top of the uint8 range bounds the log-mel of every signal in [-1, 1], and loud signals come near it."""
+    """The top of the uint8 range bounds the log-mel of every signal in [-1, 1], and loud signals approach it."""
     window_S = torch.hann_window(1024).double().numpy()
     samples = np.arange(1024)
     phases = np.linspace(0, np.pi, 65)[:, None]
@@ -171,7 +171,7 @@ def test_no_audio_within_full_scale_reaches_the_ceiling():
 
 @given(st.lists(st.text(min_size=1, max_size=120), min_size=2, max_size=8, unique=True))
 def test_keys_are_safe_and_as_different_as_their_uids(uids: list[str]):
-    """Any two uids have different keys, of characters that neither tar nor WebDataset reads anything into."""
+    """Any two uids have different keys, of characters without a meaning for tar or WebDataset."""
     keys = [sample_key(uid) for uid in uids]
     assert len(set(keys)) == len(uids)
     assert all(re.fullmatch("[A-Za-z0-9_-]{1,92}", key) for key in keys)
@@ -179,7 +179,7 @@ def test_keys_are_safe_and_as_different_as_their_uids(uids: list[str]):
 
 
 def test_pickles_are_refused():
-    """An .npy that would run code when read is an error."""
+    """An .npy file that would run code is an error."""
     stream = io.BytesIO()
     np.save(stream, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle=False"):

@@ -1,4 +1,4 @@
-"""The manifest: an exact record with an identity, or a sentence that says what is wrong with it."""
+"""The manifest: an exact record with an identity, or an error that says what is wrong."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ MANIFEST = Manifest(
 
 @pytest.mark.parametrize("place", ["path", "s3"])
 def test_what_is_written_is_read(place: str, tmp_path: Path, request: pytest.FixtureRequest):
-    """A manifest comes back equal, to the last digit, from a folder and from a bucket."""
+    """A manifest read from a folder or a bucket equals the written one, to the last digit."""
     url = str(tmp_path / "train") if place == "path" else request.getfixturevalue("bucket")
     write_manifest(url, MANIFEST)
     assert read_manifest(url) == MANIFEST
@@ -36,7 +36,7 @@ def test_what_is_written_is_read(place: str, tmp_path: Path, request: pytest.Fix
 
 
 def test_the_digest_is_an_identity():
-    """The digest does not depend on how the file is laid out, and changes with every field."""
+    """The digest does not depend on the file's layout, and changes with every field."""
     shuffled = json.dumps(dict(reversed(json.loads(to_json(MANIFEST)).items())))
     assert from_json(shuffled.encode()).digest == MANIFEST.digest
     others = [replace(MANIFEST, mean=-4.0), replace(MANIFEST, split="test"), replace(MANIFEST, tracks=5)]
@@ -46,7 +46,7 @@ def test_the_digest_is_an_identity():
 
 
 def test_an_unfinished_set_is_no_set(tmp_path: Path):
-    """Shards without a manifest are refused: the build that wrote them did not end."""
+    """Shards without a manifest are refused: their build did not finish."""
     (tmp_path / "train-000000.tar").write_bytes(b"shard")
     with pytest.raises(
         ManifestError, match=r"no complete shard set; finish the build by running `python -m data build`"
@@ -55,7 +55,7 @@ def test_an_unfinished_set_is_no_set(tmp_path: Path):
 
 
 def test_the_corpus_is_not_a_split(tmp_path: Path):
-    """Whoever gives the corpus instead of a split is told which there are."""
+    """The url of a corpus instead of a split is an error that names the splits."""
     for split in ("train", "test"):
         write_manifest(str(tmp_path / split), MANIFEST)
     with pytest.raises(ManifestError, match=r"it holds the splits train, test: use .*/train"):
@@ -79,6 +79,6 @@ def test_the_corpus_is_not_a_split(tmp_path: Path):
     ],
 )
 def test_a_wrong_manifest_is_refused(damage, message: str):
-    """What is cut, of another version or with other fields raises one sentence and is not half read."""
+    """A manifest that is cut, of another version or with other fields raises one sentence."""
     with pytest.raises(ManifestError, match=message):
         from_json(damage(to_json(MANIFEST)))

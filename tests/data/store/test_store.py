@@ -48,7 +48,7 @@ def faulty_store(bucket: str, faulty_s3: FaultProxy) -> S3Store:
 
 
 def test_what_is_written_is_read(store: Store, tmp_path: Path):
-    """Every kind of location gives back the bytes it was given, in all ways of reading and writing."""
+    """Every kind of location returns the bytes it was given, for all ways of reading and writing."""
     store.write("a/b.bin", CONTENT)
     (tmp_path / "local").write_bytes(CONTENT[::-1])
     store.upload(tmp_path / "local", "a/c.bin")
@@ -62,7 +62,7 @@ def test_what_is_written_is_read(store: Store, tmp_path: Path):
 
 
 def test_listing_is_relative_sorted_and_by_prefix(store: Store):
-    """`list` names what lies below the url, deep down too, and `remove` takes it away, twice without complaint."""
+    """`list` names all objects below the url, and `remove` removes them, twice without an error."""
     for name in ("b/2", "a", "b/1"):
         store.write(name, b"")
     assert store.list() == ["a", "b/1", "b/2"]
@@ -75,7 +75,7 @@ def test_listing_is_relative_sorted_and_by_prefix(store: Store):
 
 
 def test_a_missing_object_is_named(store: Store, tmp_path: Path):
-    """Reading what is not there names the location, on every kind of store, and leaves no file behind."""
+    """Reading a missing object names the location, on every kind of store, and leaves no file."""
     with pytest.raises(MissingObjectError, match=r"nothing\.tar does not exist"):
         store.read("nothing.tar")
     with pytest.raises(MissingObjectError, match=r"nothing\.tar does not exist"):
@@ -104,7 +104,7 @@ def test_listings_longer_than_a_page_are_whole(bucket: str, monkeypatch: pytest.
 def test_passing_faults_are_outlived(
     kind: str, times: int, faulty_store: S3Store, faulty_s3: FaultProxy, tmp_path: Path
 ):
-    """After each fault that may pass, both whole reads return the right bytes, and every try is counted."""
+    """After each passing fault, both whole reads return the right bytes, and every retry is counted."""
     if kind == "stall":
         faulty_store.policy = IMPATIENT
         times = min(times, 2)
@@ -126,7 +126,7 @@ def test_passing_faults_are_outlived(
 
 @pytest.mark.parametrize("kind", ["503", "500", "429", "reset", "stall"])
 def test_writes_outlive_faults(kind: str, faulty_store: S3Store, faulty_s3: FaultProxy):
-    """A write that meets a fault, or no answer, is repeated, and the object is whole."""
+    """A write with a fault, or without an answer, is repeated, and the object is whole."""
     if kind == "stall":
         faulty_store.policy = IMPATIENT
     faulty_store.list()  # the client is made, which takes longer than the impatient policy grants a write
@@ -138,7 +138,7 @@ def test_writes_outlive_faults(kind: str, faulty_store: S3Store, faulty_s3: Faul
 
 @pytest.mark.parametrize("kind", ["503", "reset", "truncate"])
 def test_ranges_and_listings_outlive_faults(kind: str, faulty_store: S3Store, faulty_s3: FaultProxy):
-    """Ranged reads and listings are repeated as whole reads are."""
+    """Ranged reads and listings are repeated like whole reads."""
     faulty_s3.inject(Fault(kind, times=1))
     assert faulty_store.read_range("shard.tar", 5, length=1000) == CONTENT[5:1005]
     assert faulty_s3.struck == [kind]
@@ -148,7 +148,7 @@ def test_ranges_and_listings_outlive_faults(kind: str, faulty_store: S3Store, fa
 
 
 def test_a_slow_answer_is_no_fault(faulty_store: S3Store, faulty_s3: FaultProxy):
-    """Latency and a trickle of bytes are waited for: what times out is silence, not slowness."""
+    """The client waits through latency and slow bytes: silence times out, not slowness."""
     faulty_s3.inject(Fault("latency", value=0.4), Fault("throttle", value=1e6))
     assert faulty_store.read("shard.tar") == CONTENT
     assert faulty_store.read("shard.tar") == CONTENT
@@ -156,7 +156,7 @@ def test_a_slow_answer_is_no_fault(faulty_store: S3Store, faulty_s3: FaultProxy)
 
 
 def test_one_404_is_final(faulty_store: S3Store, faulty_s3: FaultProxy):
-    """A key that the server says does not exist is reported at once: waiting would not make it."""
+    """A missing key is reported at once: waiting would not help."""
     faulty_s3.inject(Fault("404", times=1, match="shard.tar"))
     with pytest.raises(MissingObjectError, match=r"shard\.tar does not exist at 127\.0\.0\.1"):
         faulty_store.read("shard.tar")
@@ -165,14 +165,14 @@ def test_one_404_is_final(faulty_store: S3Store, faulty_s3: FaultProxy):
 
 
 def test_the_client_below_does_not_retry(faulty_store: S3Store, faulty_s3: FaultProxy):
-    """One policy: the number of requests on the wire is the number of our tries."""
+    """One retry policy: the number of requests on the wire is the number of our tries."""
     faulty_s3.inject(Fault("503", times=2, match="shard.tar"))
     faulty_store.read("shard.tar")
     assert [method for method, _ in faulty_s3.requests] == ["GET"] * 3
 
 
 def test_the_deadline_ends_the_tries(bucket: str, faulty_s3: FaultProxy, caplog: pytest.LogCaptureFixture):
-    """When the faults do not pass, the policy's deadline does: one sentence with tries, reason, host and remedy."""
+    """Lasting faults end at the policy's deadline: one sentence with tries, reason, host and remedy."""
     now_s = 0.0
     waits_s: list[float] = []
 
@@ -199,7 +199,7 @@ def test_the_deadline_ends_the_tries(bucket: str, faulty_s3: FaultProxy, caplog:
 
 
 def test_wrong_credentials_are_refused_in_one_sentence(bucket: str, bare_aws_environment: pytest.MonkeyPatch):
-    """An unknown key, a wrong secret and no credentials: each at once, with what to set, and without the secret."""
+    """An unknown key, a wrong secret and no credentials: each fails at once, naming what to set, without the secret."""
     for name, value, expected in (
         ("AWS_ACCESS_KEY_ID", "nobody", r"127\.0\.0\.1:\d+ refuses these credentials \(403 InvalidAccessKeyId\)"),
         ("AWS_SECRET_ACCESS_KEY", "not-the-secret", r"refuses these credentials \(403 SignatureDoesNotMatch\)"),
@@ -222,7 +222,7 @@ def test_wrong_credentials_are_refused_in_one_sentence(bucket: str, bare_aws_env
 
 
 def test_the_store_s_clock_is_read_from_a_refusal_too(bucket: str, monkeypatch: pytest.MonkeyPatch):
-    """Whoever's clock is wrong is refused, and has to learn the time all the same."""
+    """A client with a wrong clock is refused, but still learns the store's time."""
     for name in ("bucket", "no-such-bucket"):
         store = open_store(bucket if name == "bucket" else f"s3://{name}/x")
         assert isinstance(store, S3Store)
@@ -236,7 +236,7 @@ def test_the_store_s_clock_is_read_from_a_refusal_too(bucket: str, monkeypatch: 
 
 
 def test_a_missing_bucket_is_named(s3_environment: LocalS3):
-    """Every operation on a bucket that is not there says so: it is neither an empty folder nor a missing key."""
+    """Every operation on a missing bucket says so: it is neither an empty folder nor a missing key."""
     store = open_store("s3://no-such-bucket/prefix")
     for attempt in (
         lambda: store.read("x"),
@@ -251,7 +251,7 @@ def test_a_missing_bucket_is_named(s3_environment: LocalS3):
 
 
 def test_no_server_is_an_error_at_once(bare_aws_environment: pytest.MonkeyPatch):
-    """A first request that nobody answers names the endpoint without insisting."""
+    """A first request without an answer names the endpoint, without retries."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -271,7 +271,7 @@ def test_no_server_is_an_error_at_once(bare_aws_environment: pytest.MonkeyPatch)
 
 
 def test_a_server_that_was_there_is_waited_for(bucket: str, s3_environment: LocalS3, monkeypatch: pytest.MonkeyPatch):
-    """Once a server has answered, a refused connection is a restart: the request goes on when it is back."""
+    """Once a server has answered, a refused connection is a restart: the request is retried until it is back."""
     proxy = FaultProxy(upstream_port=s3_environment.port)
     waits_s: list[float] = []
 
@@ -291,7 +291,7 @@ def test_a_server_that_was_there_is_waited_for(bucket: str, s3_environment: Loca
 
 
 def test_a_worker_knows_that_the_server_was_there(bucket: str, monkeypatch: pytest.MonkeyPatch):
-    """Whoever is told which servers have answered waits for them, and so does every store of one process."""
+    """A process that knows which servers have answered waits for them, and so does every store of one process."""
     monkeypatch.setattr("data.store.s3._ANSWERED", set())
     assert answered_hosts() == frozenset()
     assert open_store(bucket).list() == []
@@ -303,7 +303,7 @@ def test_a_worker_knows_that_the_server_was_there(bucket: str, monkeypatch: pyte
 
 
 def test_a_pickled_store_works_in_another_process(bucket: str):
-    """A store goes to a worker without its client and without credentials, and makes its own there."""
+    """A pickled store has no client and no credentials, and makes a client in the worker."""
     store = open_store(bucket)
     store.write("x", b"content")
     pickled = pickle.dumps(store)
@@ -334,7 +334,7 @@ def test_locations_that_cannot_be_are_refused(url: str, message: str):
 
 @pytest.mark.parametrize("read", ["read", "download"])
 def test_a_body_that_trickles_is_ended(read: str, faulty_store: S3Store, faulty_s3: FaultProxy, tmp_path: Path):
-    """Bytes keep coming, so no silence ever times out: too few of them in a window are as good as none."""
+    """Bytes keep coming, so no silence times out: too few of them in a window are an error."""
     faulty_store.policy = IMPATIENT
     faulty_s3.inject(Fault("throttle", value=2e4))
     if read == "read":
@@ -347,13 +347,13 @@ def test_a_body_that_trickles_is_ended(read: str, faulty_store: S3Store, faulty_
 
 
 def test_a_negative_limit_is_refused():
-    """A policy that could never end, or never begin, is named."""
+    """An error names the limit of a policy that could never end or start."""
     with pytest.raises(UserError, match=r"deadline_s 0 of the store's retries must be positive"):
         RetryPolicy(deadline_s=0)
 
 
 def test_retries_are_counted_by_the_thread_that_makes_them(faulty_store: S3Store, faulty_s3: FaultProxy):
-    """A reader and its prefetching thread share a store: neither takes the other's retries for its own."""
+    """A reader and its prefetching thread share a store, but each counts only its own retries."""
     faulty_s3.inject(Fault("503", times=2, match="shard.tar"))
     other = threading.Thread(target=faulty_store.read, args=["shard.tar"])
     other.start()

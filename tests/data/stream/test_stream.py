@@ -1,4 +1,4 @@
-"""The stream: equal global batches whoever reads them, every sample once, and resume at any step by any world."""
+"""The stream: equal global batches for every world, each sample once, and resume at any step by any world."""
 
 import multiprocessing
 import os
@@ -37,7 +37,7 @@ Row = tuple[str, int, int, int, bytes, bytes]
 
 @pytest.fixture(scope="module")
 def shard_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
-    """34 samples in 6 shards of unlike sizes."""
+    """34 samples in 6 shards of different sizes."""
     url = str(tmp_path_factory.mktemp("shards"))
     return url, build_shard_set(url, (7, 5, 6, 4, 9, 3))
 
@@ -45,7 +45,7 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
 def make_stream(
     shard_set: tuple[str, Manifest], world: tuple[int, int] = (0, 1), micro_batch: int = 2, **changes
 ) -> Stream:
-    """A stream of rank, world = `world` over global batches of 8 from 4 lanes; `changes` go to either of the two."""
+    """A stream of rank, world = `world` over global batches of 8 from 4 lanes, with `changes` to config or options."""
     url, manifest = shard_set
     of_config = {name: changes.pop(name) for name in list(changes) if name in StreamConfig.__dataclass_fields__}
     base = StreamConfig(url=url, seed=3, crop_frames=32, global_batch=8, lanes=4, window_shards=2, workers=0)
@@ -89,7 +89,7 @@ def test_global_batches_are_the_same_for_any_world_workers_and_micro_batch(shard
 
 
 def test_the_order_within_a_rank_does_not_depend_on_workers(shard_set):
-    """Batches arrive in the same sequence whether 0 or 3 processes make them, so a run is the same bit for bit."""
+    """Batches come in the same order from 0 or 3 processes, so a run is the same bit for bit."""
     alone = [rows_of(batch) for batch in make_stream(shard_set)]
     with_workers = [rows_of(batch) for batch in make_stream(shard_set, workers=3)]
     assert len(alone) == TOTAL_STEPS * 4
@@ -123,7 +123,7 @@ def test_every_sample_is_read_once_an_epoch_over_kills_and_changes_of_world(shar
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_seeking_is_the_same_as_reading_up_to_there(shard_set, workers):
-    """A stream sought to step t gives what a straight one gives from t on, masks' progress included."""
+    """A stream after a seek to step t gives the batches of a straight one from t, with the masks' progress."""
     straight = [rows_of(batch) for batch in make_stream(shard_set) if batch.step >= 5]
     state = StreamState(shard_set[1].digest, seed=3, epoch=1, step=5)
     sought = make_stream(shard_set, workers=workers)
@@ -132,7 +132,7 @@ def test_seeking_is_the_same_as_reading_up_to_there(shard_set, workers):
 
 
 def test_resume_reads_only_what_its_first_batch_needs(shard_set):
-    """Nothing is replayed: after a seek, a micro-batch reads its own samples and the indices of their shards."""
+    """Nothing is replayed: after a seek, a micro-batch reads only its own samples and the indices of their shards."""
     url, manifest = shard_set
     stream = make_stream(shard_set)
     stream.seek(StreamState(manifest.digest, seed=3, epoch=1, step=6))
@@ -151,7 +151,7 @@ def test_resume_reads_only_what_its_first_batch_needs(shard_set):
 
 
 def test_a_step_counts_once_all_its_micro_batches_were_handed_out(shard_set):
-    """`state` stays at step t until its last micro-batch, and begins a half-read step again."""
+    """`state` stays at step t until its last micro-batch, and a half-read step is restarted."""
     stream = make_stream(shard_set, micro_batch=2)
     steps = [(batch.step, batch.micro, stream.state().step) for batch in islice(stream, 6)]
     assert steps == [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 3, 1), (1, 0, 1), (1, 1, 1)]
@@ -160,14 +160,14 @@ def test_a_step_counts_once_all_its_micro_batches_were_handed_out(shard_set):
 
 
 def test_all_ranks_have_the_same_number_of_steps(shard_set):
-    """Ranks whose lanes differ in length still make equally many batches: nobody waits in a collective for ever."""
+    """Ranks with lanes of different lengths make equally many batches, so no rank waits in a collective for ever."""
     lengths = [sum(1 for _ in make_stream(shard_set, (rank, 4), 2)) for rank in range(4)]
     assert lengths == [TOTAL_STEPS] * 4
     assert make_stream(shard_set).steps_per_epoch == 34 // 8 == STEPS_PER_EPOCH
 
 
 def test_crops_are_cut_normalised_and_placed_as_they_say(shard_set):
-    """A batch's values are frames [start, start + 32) of the sample that its uid names, normalised."""
+    """A batch's values are the normalised frames [start, start + 32) of the sample with its uid."""
     _, manifest = shard_set
     batch = next(iter(make_stream(shard_set, micro_batch=8)))
     assert batch.codes.dtype == torch.uint8
@@ -181,7 +181,7 @@ def test_crops_are_cut_normalised_and_placed_as_they_say(shard_set):
 
 
 def test_epochs_cut_other_crops_and_masks(shard_set):
-    """The same sample in another epoch comes with another crop and another mask."""
+    """The same sample has another crop and another mask in another epoch."""
     seen: dict[str, set] = {}
     for batch in make_stream(shard_set):
         for uid, _, start, _, mask, _ in rows_of(batch):
@@ -214,7 +214,7 @@ def test_one_strategy_for_each_global_batch_when_asked_for(shard_set):
 
 
 def test_several_crops_of_a_sample_differ_and_are_all_drawn(shard_set):
-    """crops_per_sample=3 gives each sample three draws an epoch, each with a crop and a mask of its own."""
+    """crops_per_sample=3 gives each sample three draws per epoch, each with its own crop and mask."""
     stream = make_stream(shard_set, crops_per_sample=3, total_steps=12)
     assert stream.steps_per_epoch == 34 * 3 // 8 == 12
     rows = [row for batch in stream for row in rows_of(batch)]
@@ -235,7 +235,7 @@ def test_short_samples_are_padded_with_silence_and_counted(tmp_path):
 
 
 def test_float16_shards_without_masks(tmp_path):
-    """float16 shards are handed over as float16."""
+    """Crops of float16 shards stay float16."""
     manifest = build_shard_set(str(tmp_path), (8,), dtype="float16", moments=(1.0, 4.0))
     stream = make_stream((str(tmp_path), manifest), micro_batch=8, lanes=1, masks=None)
     batch = next(iter(stream))
@@ -248,7 +248,7 @@ def test_float16_shards_without_masks(tmp_path):
 
 
 def test_workers_are_no_forks_of_training(shard_set):
-    """Each was forked by a clean server for this process: clients of S3 do not survive a fork of their own."""
+    """A clean server forks each worker: S3 clients do not survive a fork."""
     before = {process.pid for process in multiprocessing.active_children()}
     batches = iter(make_stream(shard_set, workers=2))
     next(batches)
@@ -281,7 +281,7 @@ def test_a_stream_can_be_left_and_sought_again(shard_set):
     ],
 )
 def test_a_state_of_other_data_or_settings_is_refused(shard_set, changes, message):
-    """Going on would repeat some samples and lose others."""
+    """Resuming would repeat some samples and lose others."""
     stream = make_stream(shard_set)
     state = replace(StreamState(shard_set[1].digest, seed=3, epoch=1, step=5), **changes)
     with pytest.raises(StreamError, match=message):
@@ -295,12 +295,12 @@ def test_a_state_of_other_data_or_settings_is_refused(shard_set, changes, messag
         ({"micro_batch": 3}, OrderError, "which micro_batch 3 does not divide"),
         ({"global_batch": 64}, OrderError, "fewer than one global batch of 64"),
         ({"crop_frames": 30}, StreamError, "30 frames .* use crop_frames 28"),
-        ({"total_steps": None}, StreamError, "needs total_steps"),
+        ({"total_steps": None}, StreamError, "total_steps is not set, but masks"),
         ({"workers": -1}, StreamError, "workers -1"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_before_anything_starts(shard_set, changes, error, message):
-    """Each with the number and a remedy."""
+    """Each error has the number and a remedy."""
     with pytest.raises(error, match=message):
         make_stream(shard_set, **changes)
 
