@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 
+from benchmarks.__main__ import module_of
 from benchmarks.simulate import command as simulate_stream
 from benchmarks.simulate.command import DEPTH_SETTING, DEPTHS_GIB, LATENCIES_S, QUICK_SETTING, SCENARIOS
 from benchmarks.simulate.setting import Setting
@@ -90,4 +91,4 @@ def test_what_the_page_names_exists():
     for path in re.findall(r"`((?:tests|docs|benchmarks)/[\w/]+\.(?:py|md))", TEXT):
         assert (ROOT / path).is_file()
     for name in re.findall(r"python -m benchmarks\s+(\w+)", TEXT):
-        assert import_module(f"benchmarks.{name}").main
+        assert import_module(module_of(name)).main

@@ -37,7 +37,7 @@ def trained(training: Training, train: Labelled, valid: Labelled) -> Bank:
 
 
 def logits_of(bank: Bank, data: Labelled) -> torch.Tensor:
-    return torch.cat(list(bank.logits(data.building.features)))
+    return torch.cat(list(bank.logits(data.features)))
 
 
 def places(fit: Fit) -> list[tuple[tuple[int, int, int], Place]]:
@@ -53,7 +53,7 @@ def places(fit: Fit) -> list[tuple[tuple[int, int, int], Place]]:
 
 def by_slice(data: Labelled, like: Labelled | None = None) -> Slices:
     """The same data for a probe in plain torch; `like` is the split whose mean and deviation scale the features."""
-    x_LNTD = data.building.features.values_LNTD
+    x_LNTD = data.features.values_LNTD
     if like is not None:
         of_LNTD = like.features.values_LNTD.double()
         mean, deviation = of_LNTD.mean((1, 2), keepdim=True), of_LNTD.std((1, 2), keepdim=True, correction=0)
