@@ -1,4 +1,4 @@
-"""A pool of processes for pure functions of items; the result does not depend on the number of workers.
+"""A pool of processes for pure functions; the result does not depend on the number of workers.
 
 Processes are forked from a clean server with the imports done, never from this process, whose threads and connections
 would not survive. Each computes in one thread, because sums in a thread pool depend on its size.
@@ -60,7 +60,7 @@ def map_unordered(
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, preload: str
 ) -> Iterator[Result]:
-    """Yields function(item) in the order of the items, as `map_unordered`; one worker is this process itself."""
+    """Yields function(item) in the order of the items; one worker is this process itself."""
     if workers == 1:
         yield from map(function, items)
         return

@@ -59,7 +59,7 @@ class Build:
         return self._finish(self._make_features(units(self.tracks, self.names), self._rejections()))
 
     def run_share(self, share: Share, *, replace: bool = False) -> dict[str, TrackFacts]:
-        """Makes the features of a share of the tracks and writes its receipt; returns the facts by spool name.
+        """Makes the features of a share, writes its receipt and returns the facts by spool name.
 
         Raises:
             UserError: too many rejected inputs, or OUT has another build.

@@ -38,7 +38,7 @@ class BuildConfig:
 
 
 def input_digest(tracks: Sequence[SourceTrack], names: Sequence[str], config: BuildConfig) -> str:
-    """Returns the identity of a build: its files (by path, size and modification time), labels and settings."""
+    """Returns the identity of a build: files (by path, size, modification time), labels and settings."""
     # max_rejected changes no byte: a build that stopped at it resumes with a higher one
     settings = asdict(config) | {"max_rejected": 0}
     # corpora from before these settings keep their identity

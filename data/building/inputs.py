@@ -1,4 +1,4 @@
-"""Inputs of a build: folders of audio, lists of tracks, and tars of audio, local or in an object store.
+"""Inputs of a build: folders of audio, lists of tracks, tars of audio; local or in an object store.
 
 Tracks that sound alike must share a split. So a seeded hash of the *group* (album, piece, or a label such as the
 artist) decides the split, and a track keeps it when others are added or removed.
@@ -133,7 +133,7 @@ def _folder(store: Store, *, workers: int) -> list[ListEntry]:
 
 
 def _files(store: Store, names: Sequence[str], versions: dict[str, str]) -> Iterator[ListEntry]:
-    """Yields the audio files of a folder; a file's group is its sub-folder, or at the top the file itself."""
+    """Yields the audio files of a folder; the group is the sub-folder, or at the top the file itself."""
     stems = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
     files_of_stem = Counter(stems)
     source = collection_name(store.url)

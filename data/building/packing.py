@@ -111,7 +111,7 @@ def deal_parts(parts_of_track: Sequence[int], shards: int, *, key: tuple[int | s
 
 
 def pack_shard(shard: PlannedShard, *, spool: Location, url: Location) -> ShardEntry:
-    """Writes a shard and its index into the store at `url` and returns its entry; a receipt in `spool` saves a rerun.
+    """Writes a shard and its index to `url` and returns its entry; a receipt in `spool` saves a rerun.
 
     The index is published first, so that a published shard always has one.
     """

@@ -1,4 +1,4 @@
-"""Shares of a build on several machines: each makes the features of every n-th unit, and a merge packs them.
+"""Shares of a build: each machine makes the features of every n-th unit, and a merge packs them.
 
 A finished share writes a receipt beside the spool, with the facts of its tracks. The merge computes no features, which
 could take days on one machine; it names unfinished shares.

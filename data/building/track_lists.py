@@ -116,7 +116,7 @@ def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) ->
 
 
 def _grouped(found: list[tuple[str, ListEntry]]) -> list[ListEntry]:
-    """Returns the tracks, with a group for each one without: its own, or one per file with several tracks."""
+    """Returns the tracks with missing groups set: its own, or one per file with several tracks."""
     tracks_of_file = Counter(path for path, _ in found)
 
     def group(path: str, entry: ListEntry) -> str:

@@ -1,4 +1,4 @@
-"""Shows random samples of a shard set as one self-contained HTML page: spectrograms, labels, positions.
+"""Shows random samples of a shard set as one HTML page: spectrograms, labels, positions.
 
   python -m data inspect shards/train --out page.html
   python -m data inspect s3://bucket/scores/train --count 24 --seed 7 --out page.html

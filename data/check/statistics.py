@@ -1,4 +1,4 @@
-"""Statistics of a shard set: mean, deviation, silence, track lengths and the profile over the mel bands.
+"""Statistics of a shard set: mean, deviation, silence, track lengths, mel profile.
 
   python -m data stats shards/train
   python -m data stats s3://bucket/scores/train --png profile.png

@@ -53,7 +53,7 @@ def concatenate(parts: Sequence[Items]) -> Items:
 
 @dataclass(frozen=True)
 class Window:
-    """One shuffle window of a lane: `index` within the lane, slots [first_slot, last_slot), items [first, last)."""
+    """One shuffle window of a lane: its index, slots [first_slot, last_slot), items [first, last)."""
 
     lane: int
     index: int
@@ -176,7 +176,7 @@ class EpochOrder:
 
 
 class EpochOrders:
-    """The orders of successive epochs; keeps the last two made, because lanes of a mix end an epoch one by one."""
+    """The orders of successive epochs; keeps the last two, as lanes of a mix end an epoch one by one."""
 
     def __init__(self, layout: Layout):
         self.layout = layout

@@ -117,7 +117,7 @@ class Mix:
 
 
 class Draw(NamedTuple):
-    """One item of a batch: its corpus, the epoch of that corpus, and the columns of `data.order.epoch.Items`."""
+    """One item of a batch: its corpus, that corpus's epoch, and the columns of `data.order.epoch.Items`."""
 
     corpus: int
     epoch: int
@@ -139,7 +139,7 @@ class MixOrder:
         return self._orders[corpus].of_epoch(epoch)
 
     def step_draws(self, step: int, lanes: Sequence[int], rows: range | None = None) -> list[Draw]:
-        """Returns `rows` (default: all) of the items that `lanes` give to global batch `step`, lane after lane.
+        """Returns `rows` (default: all) of the items of `lanes` in global batch `step`, lane after lane.
 
         step counts from the start of training.
         """

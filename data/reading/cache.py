@@ -1,4 +1,4 @@
-"""The node's cache of an object store's shards: one download per node, a byte budget, pins on shards in use.
+"""The node's cache of an object store's shards: one download per node, a byte budget, pins.
 
 All processes of a node share the cache through `flock`, which the kernel releases when a process dies: `kill -9` leaves
 no stale lock. Each shard has two lock files. Readers hold `<shard>.pin` shared; eviction takes it exclusively. The one

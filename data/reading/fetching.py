@@ -1,4 +1,4 @@
-"""Downloads of shards and their indices, checked against the manifest; a mismatch is fetched once more."""
+"""Downloads of shards and indices, checked against the manifest; a mismatch is fetched once more."""
 
 import logging
 from collections.abc import Iterator

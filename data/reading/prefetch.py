@@ -124,7 +124,7 @@ def upcoming_shards(
     order_of: Callable[[int], EpochOrder],
     end: int | None = None,
 ) -> Iterator[list[int]]:
-    """Yields the shards of the lanes' current windows, then of their next windows, to the end of the next epoch.
+    """Yields the shards of the lanes' current windows, then of the next ones, to the next epoch's end.
 
     Shards of a window come in the order of their first sample. Shards whose samples are in no step are skipped.
 

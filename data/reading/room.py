@@ -1,4 +1,4 @@
-"""A byte budget for shards on the node's disk, shared by all runs of the node; evicts shards that nobody reads.
+"""A byte budget for shards on the node's disk, for all its runs; evicts shards that nobody reads.
 
 Downloads in progress count too: each has a file with its size in the name. The least recently used shard goes first. A
 prefetched shard is evicted for one that is needed now, but not for another prefetched one.

@@ -120,7 +120,7 @@ def list_candidates(corpus: Path, collection: Collection) -> list[Candidate]:
 
 
 def order_candidates(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
-    """Returns the pieces of one collection in a seeded order; every third is in minor while there are any."""
+    """Returns the pieces of a collection in a seeded order; every third is in minor while there are any."""
     # by a hash, not a shuffle
     order = sorted(candidates, key=lambda c: (generator(seed, "choice", c.uid).random(), c.uid))
     minor, other = [c for c in order if c.minor], [c for c in order if not c.minor]
@@ -131,7 +131,7 @@ def order_candidates(candidates: Sequence[Candidate], seed: int) -> list[Candida
 
 
 def share_out(available: Sequence[int], total: int) -> list[int]:
-    """Returns the number of pieces of each collection: equal shares; the rest of a small one goes to the others."""
+    """Returns the pieces per collection: equal shares; the rest of a small one goes to the others."""
     shares = [0] * len(available)
     by_size = sorted(range(len(available)), key=lambda i: (available[i], i))  # smallest first
     for place, i in enumerate(by_size):

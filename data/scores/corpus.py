@@ -1,4 +1,4 @@
-"""The choice and parsing of pieces: seeded, balanced, parallel and cached; every rejected score is listed."""
+"""The choice and parsing of pieces: seeded, balanced, parallel, cached; rejected scores are listed."""
 
 import json
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ def label_take(piece: Piece, take: Take) -> dict[str, Any]:
 
 
 def key_of(piece: Piece, take: Take) -> str | None:
-    """Returns the key that the score declares for all of the window, if the profile of its notes agrees, else None."""
+    """Returns the key declared for all of the window, if the profile of its notes agrees, else None."""
     declared = _declared_keys(piece, take)
     if len(declared) != 1 or None in declared:
         return None

@@ -30,7 +30,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class BarGrid:
-    """Beats and unmetred (begin, end) passages, both sorted, and the length after which the piece can repeat."""
+    """Sorted beats and unmetred (begin, end) passages, and the length after which the piece can repeat."""
 
     beats: tuple[Beat, ...]
     unmetred: tuple[tuple[int, int], ...]

@@ -122,7 +122,7 @@ def _require_music(notes: list[tuple[int, int, int, int]], *, parts: int) -> Non
 
 
 def _notes(part: Any) -> Iterator[tuple[int, int, int, str]]:
-    """Yields (onset, duration, sounding pitch, tie) of the written notes; tie is "start", "continue", "stop" or ""."""
+    """Yields (onset, duration, sounding pitch, tie); tie is "start", "continue", "stop" or ""."""
     shift = _transposition(part)
     for offset, element in _elements(part):
         if not (element.isNote or element.isChord) or "Harmony" in element.classes or element.duration.isGrace:
@@ -180,7 +180,7 @@ def _clean(notes: list[Note]) -> list[Note]:
 
 
 def _grid(parts: list[Any], end: int) -> BarGrid:
-    """Returns the beats; none without a metre, if voices disagree on it, or if much of the score does not fit."""
+    """Returns the beats; none without a metre, if voices disagree, or if much of the score does not fit."""
     metres = [_metres(part) for part in parts]
     unmetred = BarGrid((), ((0, end),), end)
     if not metres[0] or any(metre != metres[0] for metre in metres[1:]) or min(metres[0]) > 0:
@@ -215,7 +215,7 @@ def _measures(part: Any, metres: dict[int, tuple[int, int]], *, end: int) -> lis
 
 
 def _keys(parts: list[Any], *, witness: str) -> tuple[tuple[int, str | None], ...]:
-    """Returns the declared keys; None for signatures without a mode or of another mode than major and minor."""
+    """Returns the declared keys; None for signatures that are neither major nor minor."""
     if witness == "none":
         return ((0, None),)
     sounding = next((part for part in parts if _transposition(part) == 0), None)

@@ -120,7 +120,7 @@ def passes(piece: Piece, take: Take) -> Iterator[tuple[int, int, int]]:
 
 
 def notes_of(piece: Piece, take: Take) -> Notes:
-    """Returns the notes that sound from `LEAD_S` before the take to its end, sorted by onset, part and pitch."""
+    """Returns the notes from `LEAD_S` before the take to its end, sorted by onset, part and pitch."""
     tick_s = seconds_per_tick(piece, take)
     unrolled = [piece.notes + np.array([shift, 0, 0, 0]) for shift, _, _ in passes(piece, take)]
     notes = np.concatenate(unrolled)

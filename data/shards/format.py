@@ -54,7 +54,7 @@ def encode_mel(mel_TF: np.ndarray, dtype: str, *, lo: float, hi: float) -> np.nd
 
 
 def decode_mel(stored_TF: np.ndarray, *, lo: float, hi: float) -> np.ndarray:
-    """Returns float32 log-mel values, the inverse of `encode_mel` up to rounding. Other dtypes: ValueError."""
+    """Returns float32 log-mel values: `encode_mel` inverted up to rounding. Other dtypes: ValueError."""
     scale, offset = scale_and_offset(stored_TF.dtype, lo=lo, hi=hi)
     # torch takes only writeable arrays; it reads float16 up to a hundred times faster than numpy
     stored_1TF = torch.from_numpy(stored_TF if stored_TF.flags.writeable else stored_TF.copy())[None]
@@ -91,7 +91,7 @@ def sample_uid(track: str, part: int) -> str:
 
 
 def sample_key(uid: str) -> str:
-    """Returns the tar name of a sample: only letters, digits, `_` and `-`; a dot would end a WebDataset key.
+    """Returns the tar name of a sample: letters, digits, `_` and `-`; a dot would end a WebDataset key.
 
     A changed uid gets its digest appended, so that two uids never share a key.
     """
@@ -182,7 +182,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 def read_npy(content: bytes | memoryview) -> np.ndarray:
-    """Returns the array of a .npy file, a view of its bytes. Raises ValueError for other files and for pickles."""
+    """Returns the array of a .npy file, a view of its bytes. Other files and pickles: ValueError."""
     # equal headers are parsed once: numpy evaluates them as Python source, which takes longer than the rest of a sample
     # of the header
     length = 10 + int.from_bytes(content[8:10], "little") if bytes(content[:8]) == _NPY_1_0 else len(content)

@@ -1,4 +1,4 @@
-"""The manifest of a shard set: its shards by digest, written last, so that an existing manifest means a complete set.
+"""The manifest of a shard set: its shards by digest, written last, so it means a complete set.
 
 Plain tar readers take a cut or overwritten shard for a shorter one. So the manifest has the count, bytes and digest of
 each shard, which readers check.

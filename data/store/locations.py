@@ -44,7 +44,7 @@ def collection_name(folder: Location) -> str:
 
 
 def object_versions(urls: Sequence[Location]) -> dict[Location, str]:
-    """Returns the version of each object, "" for a missing one; lists their common folder, 1000 objects a request."""
+    """Returns the version of each object, "" for a missing one, by listing their common folder."""
     of_bucket: dict[str, list[Location]] = defaultdict(list)
     for url in urls:
         of_bucket["/".join(url.split("/")[:3])].append(url)

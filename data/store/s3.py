@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket through s3fs; the only module that talks to object stores, and the only one that retries.
+"""A prefix of an S3 bucket through s3fs; only this module talks to object stores and retries.
 
 Objects are read whole: clients check a whole body against the store's checksum, but not a ranged read, and no client
 retries once a body has begun. So every operation runs in one retry loop with a deadline, for named transient errors.
@@ -103,7 +103,7 @@ class S3Store(Store):
         self._insist("write", path, lambda: self._client().pipe_file(self._full(path), content, timeout=limit_s))
 
     def create(self, path: str, content: bytes) -> bool:
-        """Puts the object with `If-None-Match: *`; a store without this condition replaces an existing object."""
+        """Puts the object with `If-None-Match: *`; stores without this condition replace an existing one."""
         limit_s, client = self._upload_limit_s(len(content)), self._client
         put = {"mode": "create", "timeout": limit_s}
         try:
@@ -152,7 +152,7 @@ class S3Store(Store):
         self._insist("remove", path, lambda: self._client().call_s3("delete_object", **request))
 
     def time_s(self) -> float | None:
-        """Returns the store's clock in seconds since 1970, from the Date of any answer, even a refusal, or None."""
+        """Returns the store's clock in seconds since 1970, by the Date of any answer, or None without one."""
         answer = self._insist("reach", "", self._ask_for_bucket)
         date = parsedate_tz(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
         return None if date is None else float(mktime_tz(date))

@@ -147,7 +147,7 @@ def crop_start(num_frames: int, crop_frames: int, *, key: tuple[int | str, ...])
 
 @dataclass(frozen=True)
 class MaskStage:
-    """Context and target patches on a grid of steps x bands; step / total_steps is the progress of the warm-up."""
+    """Context and target patches on a grid of steps x bands; total_steps scales the warm-up."""
 
     seed: int
     masks: MaskConfig

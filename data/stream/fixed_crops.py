@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 def probe_crops(
     url: str, count: int, *, crop_frames: int, seed: int, manifest: Manifest | None = None
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Returns (log-mel [count, crop_frames, F], **not** normalised, uids), deterministic in the arguments.
+    """Returns (log-mel [count, crop_frames, F], **not** normalised, uids) by the arguments alone.
 
     Each crop is of another sample, from few shards: a shard is a random draw of the corpus. A smaller set
     gives one crop per sample. Damaged samples are skipped and logged.
@@ -50,7 +50,7 @@ def probe_crops(
 
 
 def _candidates(manifest: Manifest, count: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Yields (shard, sample of shard) in random order within groups of shards that hold at least `count` samples."""
+    """Yields (shard, sample of shard), shuffled within groups of shards of at least `count` samples."""
     group: list[tuple[int, int]] = []
     for shard in permutation(len(manifest.shards), seed, "probe shards").tolist():
         group += [(shard, index) for index in range(manifest.shards[shard].samples)]

@@ -20,7 +20,7 @@ from data.stream.source import ReadPlan
 def open_readers(
     config: StreamConfig, corpora: Corpora, plan: ReadPlan, *, tally: Tally
 ) -> Iterator[tuple[list[ShardReader], Callable[[int], None]]]:
-    """Yields a reader for each corpus, and a function to call with each step before it is read; then closes all.
+    """Yields a reader for each corpus, and a function to call with each step before it is read.
 
     The plan's worker prefetches its share of the rank's lanes, with that share of `prefetch_bytes`, which the corpora
     split by their parts of the mix.

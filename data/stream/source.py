@@ -1,4 +1,4 @@
-"""The source of the stream's `webdataset` pipeline: raw samples in order, with stand-ins for damaged ones.
+"""The source of the `webdataset` pipeline: raw samples in order, with stand-ins for damaged ones.
 
 A damaged sample must not end a run of weeks, nor be lost in silence. It is logged, and another sample of its corpus and
 lane replaces it, chosen by a key, so that every world size and worker count chooses the same one. A missing or cut

@@ -1,4 +1,4 @@
-"""The stream of micro-batches from shards; global batches are equal for any world size, workers and micro-batch.
+"""The stream of micro-batches; global batches are equal for any world size, workers and micro-batch.
 
     corpora = read_corpora(config)    # one, or a mix of several
     stream = Stream(config, manifest=corpora, rank=0, world_size=1, micro_batch=16, masks=masks, total_steps=1000)
@@ -121,7 +121,7 @@ class Stream:
         return StreamState(self.corpora.digest, self.config.seed, epoch, self._next_step, layout, mix)
 
     def seek(self, state: StreamState) -> None:
-        """Moves to the position of another stream of the same data, of any world size, workers and micro-batch.
+        """Moves to the position of a stream of the same data, of any world size, workers and micro-batch.
 
         Raises:
             StreamError: the state is of another shard set, mix, seed or layout.
@@ -152,7 +152,7 @@ class Stream:
         return {name: self._counters[name] for name in COUNTED} | {"wait_s": self._wait_s, "left_out": left_out}
 
     def mixture(self) -> dict[str, float]:
-        """Returns `mix/NAME/share` of all crops so far and `mix/NAME/epochs` of each corpus; {} for one corpus.
+        """Returns `mix/NAME/share` of the crops so far and `mix/NAME/epochs` per corpus; {} for one corpus.
 
         The same on all ranks: computed from the step, not counted.
         """

@@ -47,7 +47,7 @@ class Delivery:
 
 
 class Handover:
-    """Reused slots of shared memory for the codes of batches: fresh pages take the kernel longer than a crop takes us.
+    """Reused slots of shared memory for codes: fresh pages take the kernel longer than a crop takes us.
 
     A worker makes at most `prefetch_batches` batches ahead, and training copies each one it takes. So one more slot
     ensures that none is overwritten.
@@ -125,7 +125,7 @@ def start_server() -> None:
 
 @contextmanager
 def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Delivery | Failure]]:
-    """Yields the deliveries of all workers in the order of the micro-batches; the workers end with the block."""
+    """Yields all deliveries in the order of the micro-batches; the workers end with the block."""
     with _stop_signals_held_back():
         handover = Handover(recipe) if recipe.config.workers else None
         deliveries = iter(_data_loader(recipe, handover))
@@ -141,7 +141,7 @@ def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Deli
 
 
 def _whole_deliveries(deliveries: Iterator[Delivery | Failure]) -> Iterator[Delivery | Failure]:
-    """Yields deliveries; a worker's death during a delivery raises the same error as torch's for one before it."""
+    """Yields deliveries; a worker's death during one raises the error of torch for a death before it."""
     while True:
         try:
             delivery = next(deliveries)
