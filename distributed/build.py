@@ -21,7 +21,7 @@ from distributed.sessions.session import Session
 from distributed.trainer import Parts
 from distributed.watch.config import ProbeConfig
 from distributed.watch.faulty_steps import FaultySteps
-from distributed.watch.fixed_crops import ProbeSet, read_probe_set
+from distributed.watch.fixed_crops import FixedCrops, read_fixed_crops
 from distributed.watch.guard import CollapseGuard
 from distributed.watch.respond import Alarms
 from distributed.watch.watch import LinearProbes, Watch
@@ -124,13 +124,13 @@ def _build_stream(session: Session) -> Stream:
     )
 
 
-def _read_fixed_crops(session: Session) -> ProbeSet | None:
+def _read_fixed_crops(session: Session) -> FixedCrops | None:
     experiment = session.experiment
     if not experiment.diagnostics.every:
         return None
     shape = (experiment.diagnostics.clips, experiment.diagnostics.crops_per_clip)
     seed, corpora = experiment.stream.seed, session.corpora
-    probes = read_probe_set(corpora, seed=seed, model=experiment.model, masks=experiment.masks, shape=shape)
+    probes = read_fixed_crops(corpora, seed=seed, model=experiment.model, masks=experiment.masks, shape=shape)
     return probes.to(session.device)
 
 

@@ -182,7 +182,7 @@ def with_precision(experiment: Experiment, chosen: ChosenPrecision) -> Experimen
     return replace(experiment, engine=engine)
 
 
-def differences(before: Experiment, now: Experiment) -> list[str]:
+def experiment_differences(before: Experiment, now: Experiment) -> list[str]:
     """What makes `now` another run than `before`: `key: old -> new`, without what is free to change."""
     old, new = _flat(asdict(before)), _flat(asdict(now))
     keys = [k for k in dict.fromkeys([*new, *old]) if not _free_to_change(k)]

@@ -50,14 +50,14 @@ from distributed.processes.process import die_with_launcher, keep_freed_memory
 from distributed.processes.stop import EXIT_CODE_REQUEUE, StopRequest, end_of_time_s
 from distributed.processes.topology import choose_device, discover, exported, process_group, usable_gpus
 from distributed.processes.watchdog import END, watchdog_of
-from distributed.run.directory import RunDirectory, only_writer, write_json
+from distributed.run.directory import RunDirectory, lock_run, write_json
 from distributed.run.log import configure_logging
 from distributed.run.wandb import FAILED, FINISHED, STOPPED
 from distributed.sessions.continue_run import (
     adopt_checkpoint,
     begin_generation,
     open_checkpoints,
-    require_room,
+    require_disk_space,
     require_same_run,
 )
 from distributed.sessions.cooldown import branch_experiment
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         timeout_s = experiment.engine.timeout_s
         stack.enter_context(process_group(topology, timeout_s=timeout_s, device=device))
         if topology.is_first:
-            stack.enter_context(only_writer(directory))
+            stack.enter_context(lock_run(directory))
         dist.barrier()
         experiment = with_precision(experiment, agreed_precision(experiment.engine.precision, device))
         if topology.local_rank == 0:
@@ -176,7 +176,7 @@ def train(session: Session, stop: StopRequest) -> int:
     if topology.is_first:
         begin_session(session, found, refused=store.refused)
     parts = build_parts(session, store, found)
-    require_room(session, store, parts.step)
+    require_disk_space(session, store, parts.step)
     trainer = Trainer(experiment, parts, first_step=first_step)
     with session_end(trainer, directory.root):
         ending = trainer.run(stop)

@@ -128,7 +128,7 @@ class Trainer:
             micro_batches.append((batch, aux["per_sample_loss_B"]))
             if micro + 1 == self.accumulation:
                 # overlaps with the backward pass, so ranks wait for each other once a step, in the gradients' sum
-                sums.start_all_reduce(stop_requested=stop.asked(self._seconds_to_stop()))
+                sums.start_all_reduce(stop_requested=stop.requested(self._seconds_to_stop()))
             self.whereabouts.at(BACKWARD, step)
             self.engine.backward(nan_unless_finite(loss, aux["per_sample_loss_B"]))
             self.engine.step()  # updates only after the last micro-batch; skips the update if the norm is not finite

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distributed.checkpoints.listing import checkpoint_settings
-from distributed.checkpoints.reading import place_of
+from distributed.checkpoints.reading import checkpoint_place
 from distributed.checkpoints.state import CONFIG_NAME, ENGINE_FOLDER, TEACHER_NAME, read_frontend
 from distributed.checkpoints.store import Checkpoint, committed
 from distributed.experiment import Experiment
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     # a folder of checkpoints without its config.yaml can be exported too
     url = checkpoint_settings(directory).url if directory.config.is_file() else ""
     with tempfile.TemporaryDirectory(prefix="pupujepa-") as staging:
-        checkpoint = committed(place_of(directory, url, staging=Path(staging)), step=args.step)
+        checkpoint = committed(checkpoint_place(directory, url, staging=Path(staging)), step=args.step)
         path = write_release(model_of(checkpoint), args.out or directory.export, checkpoint=checkpoint)
     logger.info("wrote %s from %s of %s", path, checkpoint.name, url or directory.checkpoints)
     return 0

@@ -1,6 +1,6 @@
 """Fencing: every start of a run takes the next generation, and a leftover of an older start writes nothing any more.
 
-The lock of the run directory (run_directory.only_writer) keeps two living starts apart. It is lost with its node: when
+The lock of the run directory (run/directory.lock_run) keeps two living starts apart. It is lost with its node: when
 the run has been started again elsewhere and the node comes back, the old rank 0 believes that it still trains. Before
 it publishes a checkpoint or appends a row it looks whether its generation is the newest, and stops when it is not.
 

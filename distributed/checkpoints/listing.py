@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from distributed.checkpoints.config import CheckpointConfig, best_step
-from distributed.checkpoints.reading import Inspection, inspect, place_of
+from distributed.checkpoints.reading import Inspection, checkpoint_place, inspect
 from distributed.experiment import Experiment
 from distributed.run.directory import RunDirectory, RunDirectoryError
 from distributed.run.log import read_metrics
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     directory = RunDirectory(args.run_dir)
     config = checkpoint_settings(directory)
     with tempfile.TemporaryDirectory(prefix="pupujepa-") as staging:
-        place = place_of(directory, config.url, staging=Path(staging))
+        place = checkpoint_place(directory, config.url, staging=Path(staging))
         steps = sorted(place.steps())
         if not steps or args.step not in (None, *steps):
             there = ", ".join(map(str, steps)) or "none"

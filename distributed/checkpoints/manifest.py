@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """What a manifest says: `files` maps each path inside the checkpoint to its {"bytes", "sha256"}."""
 
     facts: dict[str, Any]
@@ -62,7 +62,7 @@ def render_manifest(facts: Mapping[str, Any], files: Mapping[str, Any]) -> str:
     return _dumps({**body, "manifest_sha256": sha256(_dumps(body).encode()).hexdigest()})
 
 
-def parse_manifest(content: bytes, where: str) -> Manifest:
+def parse_manifest(content: bytes, where: str) -> CheckpointManifest:
     """Reads a manifest, strictly: a single bit that is not as it was written makes it unreadable.
 
     Args:
@@ -85,10 +85,10 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     told = {key: value for key, value in facts.items() if key != "format_version"}
     if version > 1 and render_manifest(told, files).encode() != content:
         raise CheckpointError(f"checkpoint {where} has a damaged {MANIFEST_NAME}: its own digest does not fit it")
-    return Manifest(facts, files, sha256(content).hexdigest())
+    return CheckpointManifest(facts, files, sha256(content).hexdigest())
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_checkpoint_manifest(path: Path) -> CheckpointManifest:
     """Reads the manifest of the checkpoint that lies at `path`. Raises CheckpointError."""
     try:
         content = (path / MANIFEST_NAME).read_bytes()
@@ -99,7 +99,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def checkpoint_at(path: Path) -> Checkpoint:
     """Describes the checkpoint at `path` by its manifest; its files are not looked at. Raises CheckpointError."""
-    manifest = read_manifest(path)
+    manifest = read_checkpoint_manifest(path)
     return Checkpoint(path, manifest.facts["step"], manifest.facts, manifest.digest)
 
 

@@ -16,7 +16,7 @@ from distributed.checkpoints.manifest import (
     MANIFEST_NAME,
     STEP_NAME,
     CheckpointError,
-    Manifest,
+    CheckpointManifest,
     file_damage,
     files_below,
     parse_manifest,
@@ -121,7 +121,7 @@ class ObjectPrefix:
     def _object(self, step: int, name: str) -> str:
         return f"{step_name(step)}/g{self._own}/{name}"
 
-    def _fetch(self, step: int, manifest: Manifest, content: bytes) -> str:
+    def _fetch(self, step: int, manifest: CheckpointManifest, content: bytes) -> str:
         target, writer = self.path(step), manifest.facts.get("generation", 0)
         if target.is_dir() and not self._stale(target, content):
             return ""

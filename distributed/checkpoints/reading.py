@@ -5,9 +5,15 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed.checkpoints.manifest import Checkpoint, CheckpointError, checkpoint_at, read_manifest, step_name
+from distributed.checkpoints.manifest import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_at,
+    read_checkpoint_manifest,
+    step_name,
+)
 from distributed.checkpoints.object_store import ObjectPrefix
-from distributed.checkpoints.shared_directory import POINTER_NAME, Place, SharedDirectory
+from distributed.checkpoints.shared_directory import POINTER_NAME, CheckpointPlace, SharedDirectory
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
 
@@ -27,9 +33,9 @@ class Inspection:
     damage: str
 
 
-def place_of(
+def checkpoint_place(
     directory: RunDirectory, url: str = "", *, topology: Topology = _ALONE, staging: Path | None = None
-) -> Place:
+) -> CheckpointPlace:
     """Where the checkpoints of a run lie.
 
     Args:
@@ -44,7 +50,7 @@ def place_of(
     return SharedDirectory(Path(url) if url else directory.checkpoints)
 
 
-def committed(place: Path | Place, *, step: int | None = None) -> Checkpoint:
+def committed(place: Path | CheckpointPlace, *, step: int | None = None) -> Checkpoint:
     """The checkpoint of `step`, or the one LATEST names; verified.
 
     Raises:
@@ -67,11 +73,11 @@ def committed(place: Path | Place, *, step: int | None = None) -> Checkpoint:
     return checkpoint_at(place.path(chosen))
 
 
-def inspect(place: Place, step: int) -> Inspection:
+def inspect(place: CheckpointPlace, step: int) -> Inspection:
     """Verifies a checkpoint, and says what it is."""
     damage = place.damage(step, _ALONE)
     try:
-        manifest = read_manifest(place.path(step))
+        manifest = read_checkpoint_manifest(place.path(step))
     except CheckpointError as error:
         return Inspection(step, 0, None, None, None, damage or str(error))
     facts = manifest.facts
@@ -79,5 +85,5 @@ def inspect(place: Place, step: int) -> Inspection:
     return Inspection(step, manifest.size_bytes, *told, damage)
 
 
-def _where(place: Place) -> str:
+def _where(place: CheckpointPlace) -> str:
     return place.store.url if isinstance(place, ObjectPrefix) else os.fspath(place.root)  # type: ignore[attr-defined]

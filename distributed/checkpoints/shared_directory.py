@@ -17,7 +17,7 @@ from distributed.checkpoints.manifest import (
     CheckpointError,
     file_damage,
     files_below,
-    read_manifest,
+    read_checkpoint_manifest,
     step_name,
 )
 from distributed.processes.topology import Topology
@@ -30,7 +30,7 @@ _TEMPORARY, _DELETED = ".tmp", ".deleted"
 _UNFINISHED = re.compile(r"step-\d{7,}(?:-g(\d+))?(?:\.tmp|\.deleted)")
 
 
-class Place(Protocol):
+class CheckpointPlace(Protocol):
     """What a CheckpointStore needs of a place; `prepare`, `commit` and `delete` are for rank 0 alone.
 
     generation: of the start of the run that writes there; see fencing.py.
@@ -142,7 +142,7 @@ class SharedDirectory:
         """Every rank digests a part of the files."""
         path = self.path(step)
         try:
-            files = read_manifest(path).files
+            files = read_checkpoint_manifest(path).files
         except CheckpointError as error:
             return str(error)
         names = sorted(files)[topology.rank :: topology.world_size]

@@ -31,18 +31,18 @@ from distributed.checkpoints.manifest import (
     step_name,
 )
 from distributed.checkpoints.reading import committed
-from distributed.checkpoints.shared_directory import POINTER_NAME, Place, SharedDirectory
-from distributed.processes.collectives import Outcome, SupersededError, all_are, of_first, outcome_of, outcomes
+from distributed.checkpoints.shared_directory import POINTER_NAME, CheckpointPlace, SharedDirectory
+from distributed.processes.collectives import SupersededError, TaskOutcome, all_are, of_first, outcome_of, outcomes
 from distributed.processes.topology import Topology
 from distributed.run.log import read_metrics
 
 
 class BackgroundTask:
-    """Runs one task after the other in a thread. Full disks, refused rights and stores that fail become an Outcome."""
+    """A thread that runs one task after the other; a user's errors (a full disk, no rights) become a TaskOutcome."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._running: Future[Outcome] | None = None
+        self._running: Future[TaskOutcome] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -53,7 +53,7 @@ class BackgroundTask:
         """Starts a task; the one before must have ended."""
         self._running = self._thread.submit(outcome_of, task)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> TaskOutcome:
         """Waits for the task, and returns what it came to; any other error than those named here is raised."""
         assert self._running is not None, "no task was started"
         outcome = self._running.result()
@@ -99,14 +99,14 @@ class CheckpointStore:
 
     def __init__(
         self,
-        place: Place | Path,
+        place: CheckpointPlace | Path,
         topology: Topology,
         *,
         keep: int = 2,
         config: CheckpointConfig | None = None,
         metrics: Path | None = None,
     ):
-        self.place: Place = SharedDirectory(place) if isinstance(place, Path) else place
+        self.place: CheckpointPlace = SharedDirectory(place) if isinstance(place, Path) else place
         self.topology = topology
         self.fence: Fence | None = None
         self.config = config or CheckpointConfig(keep=keep)
@@ -301,7 +301,7 @@ class CheckpointStore:
         self.longest_save_s = max(self.longest_save_s, seconds)
         logger.info("saved %s in %.1f s", self.last.name, seconds)
 
-    def _failed(self, step: int, failure: Outcome) -> None:
+    def _failed(self, step: int, failure: TaskOutcome) -> None:
         self._discard(step)
         if failure.superseded:
             raise SupersededError(failure.error)

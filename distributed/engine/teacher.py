@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distributed.engine.gather import full_state, gathered, in_buckets
-from distributed.engine.teacher_shards import Part, shard_blocks
+from distributed.engine.teacher_shards import TeacherPart, shard_blocks
 from pupujepa.errors import UserError
 from pupujepa.training.ema import update_ema
 from pupujepa.training.objective import TrainingStep, teacher_pairs
@@ -45,7 +45,7 @@ class _Piece:
 
     values: Tensor
     student: Tensor
-    part: Part | None = None
+    part: TeacherPart | None = None
 
     def sample(self, values: Tensor) -> Tensor:
         """Copies every so many entries, the same of the whole tensor however it is cut."""

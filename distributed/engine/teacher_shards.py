@@ -22,7 +22,7 @@ _UNIT = "_gathered_by"
 
 
 @dataclass(frozen=True)
-class Part:
+class TeacherPart:
     """The entries [first, first + len(values)) of a flattened tensor of `numel`; `values` is this rank's memory."""
 
     values: Tensor
@@ -61,7 +61,7 @@ class ShardedBlock:
             setattr(parameter, _UNIT, self)
         self.release()
 
-    def items(self) -> Iterator[tuple[Tensor, Part]]:
+    def items(self) -> Iterator[tuple[Tensor, TeacherPart]]:
         """Yields each parameter with this rank's part of it."""
         yield from zip(self._parameters, self.parts, strict=True)
 
@@ -93,10 +93,10 @@ class ShardedBlock:
             self._on_its_way[0].wait()
             self._on_its_way = None
 
-    def _cut(self, parameter: nn.Parameter, own: Tensor, rank: int) -> Part:
+    def _cut(self, parameter: nn.Parameter, own: Tensor, rank: int) -> TeacherPart:
         numel, size = parameter.numel(), own.numel()
         first = min(rank * size, numel)
-        part = Part(own[: min(size, numel - first)], first, numel)
+        part = TeacherPart(own[: min(size, numel - first)], first, numel)
         part.values.copy_(part.cut(parameter.data))
         return part
 

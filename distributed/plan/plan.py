@@ -51,7 +51,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemoryFit:
     """The largest micro-batch of a setting that fits, 0 for none, and the peak bytes of a rank with it."""
 
     zero_stage: int
@@ -145,7 +145,7 @@ def step_config(experiment: Experiment, sizes: BatchSizes, *, world_size: int, o
     )
 
 
-def fits(experiment: Experiment, *, world_size: int, device_bytes: float) -> Iterator[Fit]:
+def fits(experiment: Experiment, *, world_size: int, device_bytes: float) -> Iterator[MemoryFit]:
     """Yields what fits for each stage from the given one on, kept and recomputed, the global batch staying as it is."""
     for recomputed in (False, True):
         for stage in range(experiment.engine.zero_stage, MAX_ZERO_STAGE + 1):
@@ -161,7 +161,7 @@ def store_bytes_per_s(experiment: Experiment, crops_per_s: float, *, dtype: str)
     return crops_per_s / experiment.stream.crops_per_sample * values * BYTES_OF_VALUE[dtype]
 
 
-def _largest(experiment: Experiment, *, world_size: int, device_bytes: float) -> Fit:
+def _largest(experiment: Experiment, *, world_size: int, device_bytes: float) -> MemoryFit:
     engine = experiment.engine
     per_rank = experiment.stream.global_batch // world_size
     total = 0
@@ -169,8 +169,8 @@ def _largest(experiment: Experiment, *, world_size: int, device_bytes: float) ->
         sizes = batch_sizes(experiment.stream.global_batch, micro_batch=micro_batch, world_size=world_size)
         total = peak_memory(step_config(experiment, sizes, world_size=world_size))[1].total
         if total <= USABLE * device_bytes:
-            return Fit(engine.zero_stage, engine.activation_checkpointing, micro_batch, total)
-    return Fit(engine.zero_stage, engine.activation_checkpointing, 0, total)
+            return MemoryFit(engine.zero_stage, engine.activation_checkpointing, micro_batch, total)
+    return MemoryFit(engine.zero_stage, engine.activation_checkpointing, 0, total)
 
 
 def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[str]:
@@ -209,8 +209,8 @@ def _on_host(experiment: Experiment, gpus: int) -> str:
     return f"  {'on the host':<12}{16 * -(-trained // gpus) / GIB:8.2f} GiB for each GPU: the optimiser"
 
 
-def _fit_lines(found: Iterable[Fit], experiment: Experiment, gpus: int) -> Iterator[str]:
-    rows: dict[bool, list[Fit]] = {False: [], True: []}
+def _fit_lines(found: Iterable[MemoryFit], experiment: Experiment, gpus: int) -> Iterator[str]:
+    rows: dict[bool, list[MemoryFit]] = {False: [], True: []}
     for fit in found:
         rows[fit.recomputed].append(fit)
     per_gpu = experiment.stream.global_batch // gpus
@@ -223,7 +223,7 @@ def _fit_lines(found: Iterable[Fit], experiment: Experiment, gpus: int) -> Itera
     yield ""
 
 
-def _one_fit(fit: Fit) -> str:
+def _one_fit(fit: MemoryFit) -> str:
     return f"{fit.micro_batch or 'none'} ({fit.peak_bytes / GIB:.1f})"
 
 

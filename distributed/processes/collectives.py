@@ -19,7 +19,7 @@ class SupersededError(UserError):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """What a task came to: `error` is a sentence, "" if it succeeded; `result` is what it returned then.
 
     superseded: the error is that the run was started again.
@@ -30,30 +30,30 @@ class Outcome:
     superseded: bool = False
 
 
-def outcome_of(task: Callable[[], dict[str, Any]]) -> Outcome:
+def outcome_of(task: Callable[[], dict[str, Any]]) -> TaskOutcome:
     """Runs a task here and now."""
     try:
-        return Outcome(task())
+        return TaskOutcome(task())
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        return Outcome(error=f"{error.strerror or error}{where}")
+        return TaskOutcome(error=f"{error.strerror or error}{where}")
     except UserError as error:
-        return Outcome(error=str(error), superseded=isinstance(error, SupersededError))
+        return TaskOutcome(error=str(error), superseded=isinstance(error, SupersededError))
 
 
 Value = TypeVar("Value")
 
 
-def outcomes(own: Outcome) -> list[Outcome]:
+def outcomes(own: TaskOutcome) -> list[TaskOutcome]:
     """What the task of each rank came to, by rank; all ranks together."""
-    of_ranks = [Outcome()] * dist.get_world_size()
+    of_ranks = [TaskOutcome()] * dist.get_world_size()
     dist.all_gather_object(of_ranks, own)
     return of_ranks
 
 
-def of_first(task: Callable[[], dict[str, Any]]) -> Outcome:
+def of_first(task: Callable[[], dict[str, Any]]) -> TaskOutcome:
     """Runs a task on rank 0 and tells the others what it came to; all ranks together."""
-    return from_first(outcome_of(task) if dist.get_rank() == 0 else Outcome())
+    return from_first(outcome_of(task) if dist.get_rank() == 0 else TaskOutcome())
 
 
 def from_first(value: Value) -> Value:

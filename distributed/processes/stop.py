@@ -78,7 +78,7 @@ class StopRequest:
         self._previous: dict[signal.Signals, object] = {}
         self._pid = os.getpid()
 
-    def asked(self, needed_s: float, *, clock: Callable[[], float] = time.time) -> bool:
+    def requested(self, needed_s: float, *, clock: Callable[[], float] = time.time) -> bool:
         """Whether it is time to stop: a signal came, or less than NOTICE_S and `needed_s` are left."""
         return self.received is not None or (self._ends_s is not None and clock() + needed_s + NOTICE_S >= self._ends_s)
 

@@ -75,7 +75,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def only_writer(run: RunDirectory, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
+def lock_run(run: RunDirectory, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
     """Holds the run directory for this process, as `pupujepa.locks.only_writer` does.
 
     When a launcher is killed its ranks can live on for a while, hence the wait; a second set of ranks over the same

@@ -18,7 +18,7 @@ import torch
 
 from data.stream.stream import Stream
 from distributed.run.directory import RunDirectory
-from distributed.run.speed import Pace, StreamCounts, Yardstick, memory
+from distributed.run.speed import Pace, StreamCounts, Yardstick, peak_memory_of_ranks
 from distributed.run.wandb import FINISHED, WandbSink
 from pupujepa.errors import UserError, require_known
 from pupujepa.front_door import ROOMS
@@ -124,7 +124,7 @@ class RunLog:
         self._window.add(seconds, waited_s)
         if due:
             window, self._window = self._window, Pace()
-            speed = self._yardstick.rates(window) | memory(self._device)
+            speed = self._yardstick.rates(window) | peak_memory_of_ranks(self._device)
             self.write({**row} | self._stream.mixture() | speed | self._counts.since_last())
 
     def write(self, row: Row) -> None:

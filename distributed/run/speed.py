@@ -131,7 +131,7 @@ def peak_flops_of(device_name: str, *, precision: str, given_tflops: float = 0.0
     return TERA * next((peak for name, peak in PEAK_BF16_TFLOPS.items() if name in device_name), 0.0)
 
 
-def memory(device: torch.device) -> dict[str, float]:
+def peak_memory_of_ranks(device: torch.device) -> dict[str, float]:
     """Returns the most that any rank uses, in bytes; all ranks call it together.
 
     `memory/rss_bytes`: of the host, the largest since the process began. `memory/accelerator_peak_bytes`: allocated at

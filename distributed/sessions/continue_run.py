@@ -11,13 +11,13 @@ from typing import Any
 import torch.distributed as dist
 
 from distributed.checkpoints.fencing import Fence, take_generation
-from distributed.checkpoints.manifest import read_manifest
+from distributed.checkpoints.manifest import read_checkpoint_manifest
 from distributed.checkpoints.object_store import ObjectPrefix
-from distributed.checkpoints.reading import place_of
-from distributed.checkpoints.shared_directory import Place, SharedDirectory
+from distributed.checkpoints.reading import checkpoint_place
+from distributed.checkpoints.shared_directory import CheckpointPlace, SharedDirectory
 from distributed.checkpoints.store import POINTER_NAME, CheckpointError, CheckpointStore, committed
 from distributed.engine.teacher_shards import full_numel
-from distributed.experiment import Experiment, differences, with_precision
+from distributed.experiment import Experiment, experiment_differences, with_precision
 from distributed.processes.collectives import of_first
 from distributed.run.directory import RunDirectory, RunDirectoryError, write_atomically
 from distributed.run.log import read_metrics
@@ -37,7 +37,7 @@ _MIB = 1 << 20
 def open_checkpoints(session: Session) -> CheckpointStore:
     """The checkpoints of the session's run, to be read; `begin_generation` lets them be written."""
     config, directory, topology = session.experiment.checkpoint, session.directory, session.topology
-    place = place_of(directory, config.url, topology=topology)
+    place = checkpoint_place(directory, config.url, topology=topology)
     return CheckpointStore(place, topology, config=config, metrics=directory.metrics)
 
 
@@ -56,7 +56,7 @@ def begin_generation(session: Session, store: CheckpointStore) -> None:
     store.write_as(fence)
 
 
-def require_room(session: Session, store: CheckpointStore, step: TrainingStep) -> None:
+def require_disk_space(session: Session, store: CheckpointStore, step: TrainingStep) -> None:
     """Makes sure, before anything is trained, that the checkpoints will fit and may be written; all ranks together.
 
     Raises:
@@ -98,7 +98,7 @@ def _look(session: Session, store: CheckpointStore, step: TrainingStep) -> dict[
 
 
 def _size_of_last(store: CheckpointStore) -> int:
-    return read_manifest(store.last.path).size_bytes if store.last else 0
+    return read_checkpoint_manifest(store.last.path).size_bytes if store.last else 0
 
 
 def _expected_bytes(step: TrainingStep) -> int:
@@ -118,7 +118,7 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
     Raises:
         RunDirectoryError: with the first differences, or what is missing.
     """
-    place = place_of(directory, experiment.checkpoint.url)
+    place = checkpoint_place(directory, experiment.checkpoint.url)
     holds_checkpoints = bool(place.steps())
     if fresh and (directory.config.exists() or holds_checkpoints):
         raise RunDirectoryError(
@@ -134,7 +134,9 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
         return
     before = from_yaml(Experiment, directory.config.read_text())
     # a config.yaml written by hand may leave the choice open
-    changed = differences(with_precision(before, ChosenPrecision(experiment.engine.precision, "")), experiment)
+    changed = experiment_differences(
+        with_precision(before, ChosenPrecision(experiment.engine.precision, "")), experiment
+    )
     if changed:
         more = f" and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
         raise RunDirectoryError(
@@ -145,7 +147,7 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
         _require_none_was_made(directory, experiment, place)
 
 
-def _require_none_was_made(directory: RunDirectory, experiment: Experiment, place: Place) -> None:
+def _require_none_was_made(directory: RunDirectory, experiment: Experiment, place: CheckpointPlace) -> None:
     rows = read_metrics(directory.metrics)
     trained = rows[-1]["step"] if rows else 0
     begun = experiment.branch.step
@@ -183,7 +185,7 @@ def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
     dist.barrier()
 
 
-def _copy(source: Place, target: Path, *, step: int) -> None:
+def _copy(source: CheckpointPlace, target: Path, *, step: int) -> None:
     checkpoint = committed(source, step=step)
     target.mkdir(parents=True, exist_ok=True)
     temporary = target / f"{checkpoint.name}.tmp"

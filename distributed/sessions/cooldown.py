@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distributed.checkpoints.reading import place_of
-from distributed.checkpoints.shared_directory import Place, step_name
-from distributed.experiment import Experiment, differences, load_experiment
+from distributed.checkpoints.reading import checkpoint_place
+from distributed.checkpoints.shared_directory import CheckpointPlace, step_name
+from distributed.experiment import Experiment, experiment_differences, load_experiment
 from distributed.run.directory import RunDirectory, RunDirectoryError
 from pupujepa.config import from_yaml
 from pupujepa.training.schedules import BranchConfig, learning_rate
@@ -71,12 +71,12 @@ def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, o
     return load_experiment(file=directory.config, overrides=overrides)
 
 
-def _place_of_parent(parent: RunDirectory, directory: RunDirectory) -> Place:
+def _place_of_parent(parent: RunDirectory, directory: RunDirectory) -> CheckpointPlace:
     url = from_yaml(Experiment, parent.config.read_text()).checkpoint.url
-    return place_of(parent, url, staging=directory.root / _STAGING)
+    return checkpoint_place(parent, url, staging=directory.root / _STAGING)
 
 
-def _existing_step(place: Place, step: int | None, *, spec: str) -> int:
+def _existing_step(place: CheckpointPlace, step: int | None, *, spec: str) -> int:
     chosen, there = place.latest() if step is None else step, place.steps()
     if chosen is None or chosen not in there:
         missing = "no checkpoint yet" if chosen is None else f"no checkpoint of step {chosen}"
@@ -97,7 +97,7 @@ def _end(before: Experiment, step: int) -> int:
 
 def _require_cooldown(before: Experiment, experiment: Experiment) -> None:
     branch, schedule = experiment.branch, experiment.schedule
-    changed = [d for d in differences(before, experiment) if not d.startswith(_OWN)]
+    changed = [d for d in experiment_differences(before, experiment) if not d.startswith(_OWN)]
     if changed:
         raise RunDirectoryError(
             f"a cooldown branch is its parent but for train.steps, schedule.final_lr and what every run may change; "

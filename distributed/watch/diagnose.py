@@ -18,7 +18,7 @@ from torch import Tensor
 from distributed.engine.gather import whole_step
 from distributed.engine.teacher import Teacher
 from distributed.processes.collectives import from_first
-from distributed.watch.fixed_crops import ProbeSet
+from distributed.watch.fixed_crops import FixedCrops
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training import diagnostics
 from pupujepa.training.masks import STRATEGIES
@@ -33,26 +33,26 @@ PICTURED_CROPS = 6
 
 @torch.no_grad()
 def diagnose(
-    step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet, teacher: Teacher, all_crops: bool = True
+    step: TrainingStep, model: PupuJEPA, *, crops: FixedCrops, teacher: Teacher, all_crops: bool = True
 ) -> dict[str, float]:
     """Returns the row of diagnostics, keys starting with "diag/"; all ranks call it together and get the same.
 
     Args:
         all_crops: of each clip; without them there is neither LiDAR nor the variances between and within clips.
     """
-    bands, masked_CTF, others = model.config.grid_bands, probes.masked_crops, probes.crops_per_clip - 1
+    bands, masked_CTF, others = model.config.grid_bands, crops.masked_crops, crops.crops_per_clip - 1
     stride = stride_to_fit(len(masked_CTF) * model.config.num_patches)
     with whole_step(step, model) as (step, model):
         # a teacher in parts is gathered by all ranks, which so run the same crops
         in_parts = partial(_in_parts, together=any(not p.numel() for p in step.teacher.parameters()))
-        prediction_CMD, target_CMD, context_CKD = in_parts(lambda part: _predict(step, probes, part), masked_CTF)
+        prediction_CMD, target_CMD, context_CKD = in_parts(lambda part: _predict(step, crops, part), masked_CTF)
         states_CND, pooled_CD = in_parts(lambda part: _teach(step, model, masked_CTF[part], stride), masked_CTF)
         pooled_CQD = pooled_CD[:, None]
         if all_crops and others:
-            other_BTF = probes.other_crops
+            other_BTF = crops.other_crops
             (other_BD,) = in_parts(lambda part: (_encode(step, model, other_BTF[part]).mean(1),), other_BTF)
             pooled_CQD = torch.cat([pooled_CQD, other_BD.unflatten(0, (-1, others))], dim=1)
-    values = _prediction_values(prediction_CMD, target_CMD, probes=probes, bands=bands)
+    values = _prediction_values(prediction_CMD, target_CMD, crops=crops, bands=bands)
     kept_CKD = context_CKD[:, :: stride_to_fit(context_CKD.shape[:2].numel())]
     values |= _spread("student", kept_CKD.flatten(0, 1), context_CKD.mean(1))
     values |= _spread("teacher", states_CND.flatten(0, 1), pooled_CD)
@@ -66,7 +66,7 @@ def diagnose(
 
 
 @torch.no_grad()
-def picture_data(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet) -> dict[str, Tensor]:
+def picture_data(step: TrainingStep, model: PupuJEPA, *, crops: FixedCrops) -> dict[str, Tensor]:
     """Returns what pictures of this moment are drawn from, on the CPU; all ranks call it together.
 
     Returns:
@@ -75,13 +75,13 @@ def picture_data(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet) -> di
     """
     part = slice(0, PICTURED_CROPS)
     with whole_step(step, model) as (step, model):
-        prediction_BMD, target_BMD, _ = _predict(step, probes, part)
-        teacher_BND = _encode(step, model, probes.masked_crops[part])
+        prediction_BMD, target_BMD, _ = _predict(step, crops, part)
+        teacher_BND = _encode(step, model, crops.masked_crops[part])
     tensors = {
-        "mel_BTF": probes.masked_crops[part].half(),
-        "context_BK": probes.context_CK[part],
-        "target_BM": probes.target_CM[part],
-        "strategy_B": probes.strategy_C[part],
+        "mel_BTF": crops.masked_crops[part].half(),
+        "context_BK": crops.context_CK[part],
+        "target_BM": crops.target_CM[part],
+        "strategy_B": crops.strategy_C[part],
         "error_BM": (prediction_BMD - target_BMD).square().mean(-1),
         "teacher_BND": teacher_BND.half(),
     }
@@ -93,12 +93,12 @@ def stride_to_fit(tokens: int) -> int:
     return -(-tokens // MAX_ROWS)
 
 
-def _predict(step: TrainingStep, probes: ProbeSet, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+def _predict(step: TrainingStep, crops: FixedCrops, part: slice) -> tuple[Tensor, Tensor, Tensor]:
     """Prediction and target [C, M, D], and the student's features of the context [C, K, D], of some clips."""
     contexts: list[Tensor] = []
     with step.student.register_forward_hook(lambda module, inputs, output: contexts.append(output)):
         # past what was compiled for the shapes of training
-        _, aux = step.forward(probes.masked_crops[part], probes.context_CK[part], probes.target_CM[part])
+        _, aux = step.forward(crops.masked_crops[part], crops.context_CK[part], crops.target_CM[part])
     return aux["prediction_BMD"], aux["target_BMD"], contexts[0].float()
 
 
@@ -141,9 +141,9 @@ def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], mel_BTF: Tensor, 
 
 
 def _prediction_values(
-    prediction_CMD: Tensor, target_CMD: Tensor, *, probes: ProbeSet, bands: int
+    prediction_CMD: Tensor, target_CMD: Tensor, *, crops: FixedCrops, bands: int
 ) -> dict[str, Tensor]:
-    index_CM = probes.target_CM
+    index_CM = crops.target_CM
     values = {
         "explained_variance": diagnostics.explained_variance(prediction_CMD, target_CMD),
         "explained_variance_position": diagnostics.explained_variance(
@@ -151,7 +151,7 @@ def _prediction_values(
         ),
     }
     for strategy, name in enumerate(STRATEGIES):
-        rows = probes.strategy_C == strategy
+        rows = crops.strategy_C == strategy
         if rows.any():
             values[f"explained_variance_{name}"] = diagnostics.explained_variance(
                 prediction_CMD[rows], target_CMD[rows]

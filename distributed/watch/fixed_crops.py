@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.stream.corpora import Corpora, divided
-from data.stream.fixed_crops import probe_crops
+from data.stream.fixed_crops import draw_fixed_crops
 from pupujepa.audio.log_mel import normalise
 from pupujepa.errors import UserError
 from pupujepa.model.model import ModelConfig
@@ -24,7 +24,7 @@ from pupujepa.training.masks import STRATEGIES, MaskConfig, draw_mask
 
 
 @dataclass(frozen=True)
-class ProbeSet:
+class FixedCrops:
     """Crops of some samples, those of a clip beside each other.
 
     Attributes:
@@ -49,7 +49,7 @@ class ProbeSet:
         """The crops without masks, clip by clip: [C * (Q - 1), T, F]."""
         return self.mel_BTF.unflatten(0, (-1, self.crops_per_clip))[:, 1:].flatten(0, 1)
 
-    def to(self, device: torch.device) -> "ProbeSet":
+    def to(self, device: torch.device) -> "FixedCrops":
         """Returns the probe set on a device."""
         return replace(
             self,
@@ -60,9 +60,9 @@ class ProbeSet:
         )
 
 
-def read_probe_set(
+def read_fixed_crops(
     corpora: Corpora, *, seed: int, model: ModelConfig, masks: MaskConfig, shape: tuple[int, int]
-) -> ProbeSet:
+) -> FixedCrops:
     """Reads the probe set of a stream's corpora; a pure function of its arguments and the shards.
 
     Args:
@@ -81,7 +81,7 @@ def read_probe_set(
     span_frames = starts[-1] + model.crop_frames
     mel_CTF = np.concatenate(
         [
-            probe_crops(corpus.url, count, crop_frames=span_frames, seed=seed, manifest=corpus.manifest)[0]
+            draw_fixed_crops(corpus.url, count, crop_frames=span_frames, seed=seed, manifest=corpus.manifest)[0]
             for corpus, count in zip(corpora.members, divided(clips, corpora.parts))
         ]
     )
@@ -104,7 +104,7 @@ def read_probe_set(
         )
         for row in range(len(mel_CTF))
     ]
-    return ProbeSet(
+    return FixedCrops(
         normalise(mel_CQTF.flatten(0, 1), model.mel_mean, model.mel_std).float(),
         torch.stack([torch.from_numpy(mask.context) for mask in drawn]),
         torch.stack([torch.from_numpy(mask.target) for mask in drawn]),

@@ -20,7 +20,7 @@ from distributed.processes.topology import Topology
 from distributed.run.wandb import FINISHED
 from distributed.watch.config import STOP, WARN
 from distributed.watch.diagnose import picture_data
-from distributed.watch.fixed_crops import ProbeSet
+from distributed.watch.fixed_crops import FixedCrops
 from distributed.watch.guard import Alarm, CollapseGuard
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.objective import TrainingStep
@@ -54,7 +54,7 @@ class Alarms:
     def close(self, outcome: str = FINISHED) -> None:
         """Holds nothing."""
 
-    def respond(self, row: Mapping[str, Any], step: TrainingStep, model: PupuJEPA, crops: ProbeSet) -> bool:
+    def respond(self, row: Mapping[str, Any], step: TrainingStep, model: PupuJEPA, crops: FixedCrops) -> bool:
         """Does what the guard's action says; all ranks together, between two steps.
 
         Args:
@@ -68,7 +68,7 @@ class Alarms:
             return False
         alarms = from_first(new)
         if alarms:
-            pictures = picture_data(step, model, probes=crops)
+            pictures = picture_data(step, model, crops=crops)
             self._keep_snapshot(alarms, row, pictures)
         return bool(alarms) and config.action == STOP
 

@@ -9,7 +9,7 @@ from distributed.processes.watchdog import DIAGNOSTICS, PROBES, Whereabouts
 from distributed.run.log import RunLog
 from distributed.watch.config import DiagnosticsConfig, ProbeConfig
 from distributed.watch.diagnose import diagnose
-from distributed.watch.fixed_crops import ProbeSet
+from distributed.watch.fixed_crops import FixedCrops
 from distributed.watch.respond import Alarms
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.objective import TrainingStep
@@ -41,7 +41,7 @@ class Watch:
     whereabouts: Whereabouts
     diagnostics: DiagnosticsConfig
     probe: ProbeConfig
-    fixed_crops: ProbeSet | None
+    fixed_crops: FixedCrops | None
     linear_probes: LinearProbes | None
     total_steps: int
     steps_per_epoch: int
@@ -68,7 +68,7 @@ class Watch:
         self.whereabouts.at(DIAGNOSTICS, step)
         all_crops = self.diagnostics.takes_all_crops(step, total_steps=self.total_steps)
         self.last_diagnostics = diagnose(
-            self.step, self.model, probes=self.fixed_crops, teacher=self.teacher, all_crops=all_crops
+            self.step, self.model, crops=self.fixed_crops, teacher=self.teacher, all_crops=all_crops
         )
         row = {"step": step, "epoch": step // self.steps_per_epoch} | self.last_diagnostics
         self.log.write(row)

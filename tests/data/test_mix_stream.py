@@ -248,7 +248,7 @@ def test_corpora_that_are_not_well_named_are_refused(urls, changes, message):
 
 
 def test_a_number_is_divided_like_the_crops(urls):
-    """The probe set takes its clips from the corpora in proportion."""
+    """The fixed crops come from the corpora in proportion."""
     assert divided(8, (3, 1)) == [6, 2]
     assert divided(5, (1, 1, 1)) == [2, 1, 2]
     corpora: Corpora = read_corpora(config_of(urls))

@@ -102,10 +102,10 @@ def test_on_s3_a_number_is_taken_once(bucket):
 LEFTOVER = """
 import sys, torch
 from pathlib import Path
-from distributed.checkpoint import CheckpointStore
-from distributed.fencing import FencedSink, SupersededError, take_generation
-from distributed.telemetry import MetricsLog
-from distributed.topology import Topology, process_group
+from distributed.checkpoints.store import CheckpointStore
+from distributed.checkpoints.fencing import FencedSink, SupersededError, take_generation
+from distributed.run.log import MetricsLog
+from distributed.processes.topology import Topology, process_group
 
 run = Path(sys.argv[1])
 with process_group(Topology(), timeout_s=300, device=torch.device("cpu")):

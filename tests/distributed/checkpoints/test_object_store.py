@@ -15,7 +15,7 @@ from distributed.checkpoints import export, fencing
 from distributed.checkpoints import object_store as checkpoint_objects
 from distributed.checkpoints.fencing import take_generation
 from distributed.checkpoints.object_store import ObjectPrefix
-from distributed.checkpoints.reading import place_of
+from distributed.checkpoints.reading import checkpoint_place
 from distributed.checkpoints.store import CheckpointError, CheckpointStore, committed
 from distributed.experiment import load_experiment
 from distributed.processes.collectives import SupersededError
@@ -40,7 +40,7 @@ def open_run(bucket, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "open_store", opened)
 
     def make(machine="one", *, keep=3):
-        place = place_of(RunDirectory(tmp_path / machine), bucket)
+        place = checkpoint_place(RunDirectory(tmp_path / machine), bucket)
         assert isinstance(place, ObjectPrefix)
         store = CheckpointStore(place, Topology(), keep=keep)
         store.write_as(take_generation(bucket, facts={}))
@@ -93,7 +93,7 @@ def test_a_branch_begins_with_a_copy_out_of_its_parents_bucket(bucket, open_run,
     there = open_store(bucket).list("")
     experiment = branch_experiment(str(parent.root), new)
     assert (experiment.branch.step, experiment.checkpoint.url) == (80, "")
-    own = CheckpointStore(place_of(new), Topology(), keep=3)
+    own = CheckpointStore(checkpoint_place(new), Topology(), keep=3)
     adopt_checkpoint(SimpleNamespace(experiment=experiment, directory=new, topology=Topology()), own)
     found = own.newest_whole()
     assert (found.step, found.path.parent) == (80, new.checkpoints)

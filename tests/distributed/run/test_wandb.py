@@ -21,8 +21,8 @@ SETTINGS = {"stream": {"url": f"s3://key:{HUSH}@bucket/train?signature={HUSH}"},
 SESSIONS = f"""
 import sys
 from pathlib import Path
-from distributed.run_directory import RunDirectory
-from distributed.wandb_log import FINISHED, STOPPED, WandbSink
+from distributed.run.directory import RunDirectory
+from distributed.run.wandb import FINISHED, STOPPED, WandbSink
 run = RunDirectory(Path(sys.argv[1]))
 for first, outcome in ((0, STOPPED), (2, FINISHED)):
     sink = WandbSink(run, project="music", name=None, mode="offline", settings={SETTINGS!r})
