@@ -146,7 +146,7 @@ def test_a_whole_model_and_a_name_contradict(tmp_path):
     [
         ([], 1, "stream.url is not set"),
         (["stream.url=s3://key:secret@bucket/x"], 1, "carries credentials"),
-        ([URL, "stream.crop_frames=256"], 1, "set model.crop_frames alone"),
+        ([URL, "stream.crop_frames=256"], 1, "set only model.crop_frames"),
         ([URL, "objective.target_layers=9"], 1, "exceeds the teacher's 4 blocks"),
         ([URL, "model.predictor_objective=mae"], 1, "set objective.kind alone, the model follows it"),
         ([URL, "stream.global_batch=15"], 2, "cannot be shared by 2 ranks"),
