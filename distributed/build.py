@@ -8,9 +8,10 @@ import torch
 
 from data.stream.stream import Stream
 from distributed.checkpoints.fencing import FencedSink
+from distributed.checkpoints.manifest import Checkpoint
 from distributed.checkpoints.reshard import load_engine
 from distributed.checkpoints.state import Checkpoints, read_state
-from distributed.checkpoints.store import Checkpoint, CheckpointStore
+from distributed.checkpoints.store import CheckpointStore
 from distributed.engine.engine import deepspeed_json, settle_kernels, start_engine, update_on_host_by_fused_kernel
 from distributed.engine.teacher import Teacher
 from distributed.processes.collectives import ranks_of_node
@@ -19,11 +20,11 @@ from distributed.run.log import RunLog, Sink, open_sinks, read_metrics
 from distributed.run.speed import Yardstick, peak_flops_of, yardstick
 from distributed.sessions.session import Session
 from distributed.trainer import Parts
+from distributed.watch.alarms import Alarms
 from distributed.watch.config import ProbeConfig
 from distributed.watch.faulty_steps import FaultySteps
 from distributed.watch.fixed_crops import FixedCrops, read_fixed_crops
 from distributed.watch.guard import CollapseGuard
-from distributed.watch.respond import Alarms
 from distributed.watch.watch import LinearProbes, Watch
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.config import to_yaml

@@ -20,7 +20,7 @@ import pupujepa
 from data.order.ranks import lanes_of_rank
 from data.stream.config import StreamConfig, named_corpora
 from data.stream.corpora import Corpora
-from distributed.checkpoints.store import CheckpointConfig
+from distributed.checkpoints.config import CheckpointConfig
 from distributed.engine.engine import BatchSizes, EngineConfig, OptimizerConfig, batch_sizes
 from distributed.run.log import TelemetryConfig
 from distributed.watch.config import DiagnosticsConfig, FaultConfig, GuardConfig, ProbeConfig

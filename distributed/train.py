@@ -55,18 +55,17 @@ from distributed.run.directory import RunDirectory, lock_run, write_json
 from distributed.run.log import configure_logging
 from distributed.run.wandb import FAILED, FINISHED, STOPPED
 from distributed.sessions.continue_run import (
-    adopt_checkpoint,
     begin_generation,
     open_checkpoints,
     require_disk_space,
     require_same_run,
 )
-from distributed.sessions.cooldown import branch_experiment
+from distributed.sessions.cooldown import adopt_checkpoint, branch_experiment
 from distributed.sessions.facts import write_facts
 from distributed.sessions.history import begin_session, keep_precision
 from distributed.sessions.session import Session
 from distributed.trainer import Ending, Parts, Trainer
-from distributed.watch.respond import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
+from distributed.watch.alarms import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
 from pupujepa.errors import UserError
 from pupujepa.precision import warn_of_emulation
 

@@ -1,4 +1,4 @@
-"""Checkpoints for readers that are not the training: which one, where it lies, and that it is whole."""
+"""Checkpoints for other readers than the training: find one and verify it."""
 
 import os
 import socket
@@ -17,13 +17,13 @@ from distributed.checkpoints.shared_directory import POINTER_NAME, CheckpointPla
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
 
-# a reader looks at all files by itself
+# a reader verifies all files alone
 _ALONE = Topology()
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint looks like from outside: `damage` is "" when it is whole."""
+    """Facts about a checkpoint, from its manifest; `damage` is "" if it is whole."""
 
     step: int
     size_bytes: int
@@ -36,25 +36,25 @@ class Inspection:
 def checkpoint_place(
     directory: RunDirectory, url: str = "", *, topology: Topology = _ALONE, staging: Path | None = None
 ) -> CheckpointPlace:
-    """Where the checkpoints of a run lie.
+    """Returns the place of a run's checkpoints.
 
     Args:
         url: checkpoint.url of its configuration.
-        topology: of the caller; each machine has files of its own for what lies in an object store.
-        staging: for those files, of a reader who must not meet the training's.
+        topology: of the caller; each machine has its own downloads from an object store.
+        staging: folder for downloads, for a reader beside the training.
     """
     if url and "://" in url:
-        # two nodes may be one machine, so its name is not enough
+        # two "nodes" can share a machine, so the host name is not unique
         node = f"{socket.gethostname()}-{topology.rank - topology.local_rank}"
         return ObjectPrefix(url, staging=staging or directory.checkpoints / f"staging-{node}")
     return SharedDirectory(Path(url) if url else directory.checkpoints)
 
 
 def committed(place: Path | CheckpointPlace, *, step: int | None = None) -> Checkpoint:
-    """The checkpoint of `step`, or the one LATEST names; verified.
+    """Returns the verified checkpoint of `step`, or of LATEST.
 
     Raises:
-        CheckpointError: it does not exist, or it is damaged.
+        CheckpointError: it does not exist or is damaged.
     """
     place = SharedDirectory(place) if isinstance(place, Path) else place
     chosen = place.latest() if step is None else step
@@ -74,7 +74,7 @@ def committed(place: Path | CheckpointPlace, *, step: int | None = None) -> Chec
 
 
 def inspect(place: CheckpointPlace, step: int) -> Inspection:
-    """Verifies a checkpoint, and says what it is."""
+    """Verifies a checkpoint and returns its facts."""
     damage = place.damage(step, _ALONE)
     try:
         manifest = read_checkpoint_manifest(place.path(step))

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from data.reading.tally import COUNTED
 from distributed.checkpoints.export import model_of
-from distributed.checkpoints.store import CheckpointError, committed
+from distributed.checkpoints.manifest import CheckpointError
+from distributed.checkpoints.reading import committed
 from pupujepa.weights import weights
 from tests.distributed.launch import deterministic_rows, interrupted_copy, losses
 from tests.distributed.plain_loop import train_plainly

@@ -14,15 +14,15 @@ from distributed.__main__ import COMMANDS
 from distributed.checkpoints import export, fencing
 from distributed.checkpoints import object_store as checkpoint_objects
 from distributed.checkpoints.fencing import take_generation
+from distributed.checkpoints.manifest import CheckpointError
 from distributed.checkpoints.object_store import ObjectPrefix
-from distributed.checkpoints.reading import checkpoint_place
-from distributed.checkpoints.store import CheckpointError, CheckpointStore, committed
+from distributed.checkpoints.reading import checkpoint_place, committed
+from distributed.checkpoints.store import CheckpointStore
 from distributed.experiment import load_experiment
 from distributed.processes.collectives import SupersededError
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
-from distributed.sessions.continue_run import adopt_checkpoint
-from distributed.sessions.cooldown import branch_experiment
+from distributed.sessions.cooldown import adopt_checkpoint, branch_experiment
 from pupujepa.config import to_yaml
 from pupujepa.front_door import enter
 from pupujepa.weights import weights

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from distributed.checkpoints.config import CheckpointConfig
-from distributed.checkpoints.store import CheckpointError
+from distributed.checkpoints.manifest import CheckpointError
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
 from distributed.sessions import continue_run as module
