@@ -29,8 +29,8 @@ class ProbeConfig:
             )
         if self.every_steps and not self.data:
             raise UserError(
-                f"probe.every_steps={self.every_steps} needs labelled data; make it with "
-                f"`python -m data scores corpora/scores` and set probe.data=corpora/scores"
+                f"probe.every_steps={self.every_steps} has no data; make a labelled corpus with `python -m data "
+                f"scores corpora/scores` and set probe.data=corpora/scores"
             )
         if self.tracks < 1:
             raise UserError(f"probe.tracks={self.tracks} must be at least 1")
