@@ -3,7 +3,7 @@
   python -m benchmarks diagnostics                        measured for the demo, on one CPU thread or on a GPU
   python -m benchmarks diagnostics --models demo tiny     a step of Tiny takes some seconds on a CPU
 
-Counted: the probe set's passes through student, teacher and predictor, and the decompositions behind the effective
+Counted: passes of the fixed crops through student, teacher and predictor, and the decompositions behind the effective
 ranks, against the training of a rank's own crops between two of them; the passes are dealt to the ranks, the
 decompositions are not. Measured: CPU seconds (on a GPU seconds) of one round of diagnostics, and of what a logged step
 looks at, against those of a training step.
@@ -23,7 +23,7 @@ from distributed.engine.teacher import Teacher
 from distributed.experiment import Experiment, load_experiment
 from distributed.watch.config import DiagnosticsConfig
 from distributed.watch.diagnose import CROPS_AT_ONCE, MAX_ROWS, diagnose
-from distributed.watch.fixed_crops import ProbeSet
+from distributed.watch.fixed_crops import FixedCrops
 from pupujepa.cost.cost import inference_flops, training_cost
 from pupujepa.model.model import PupuJEPA
 from pupujepa.precision import autocast_dtype
@@ -135,7 +135,7 @@ def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measu
     model = PupuJEPA(experiment.model).to(device)
     step = TrainingStep(model, experiment.objective, autocast_dtype(experiment.engine.precision, device))
     config, crops = experiment.diagnostics, min(8, experiment.stream.global_batch)
-    probes = made_up(experiment, config.clips, crops_per_clip=config.crops_per_clip).to(device)
+    fixed = made_up(experiment, config.clips, crops_per_clip=config.crops_per_clip).to(device)
     batch = made_up(experiment, crops).to(device)
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-4)
 
@@ -149,7 +149,7 @@ def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measu
     teacher = Teacher(step)
     few_s, all_s = (
         seconds(
-            lambda all_crops=all_crops: diagnose(step, model, probes=probes, teacher=teacher, all_crops=all_crops),
+            lambda all_crops=all_crops: diagnose(step, model, crops=fixed, teacher=teacher, all_crops=all_crops),
             runs=runs,
             device=device,
         )
@@ -158,7 +158,7 @@ def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measu
     return Measured(step_s, few_s, max(0.0, all_s - few_s), config)
 
 
-def made_up(experiment: Experiment, clips: int, *, crops_per_clip: int = 1) -> ProbeSet:
+def made_up(experiment: Experiment, clips: int, *, crops_per_clip: int = 1) -> FixedCrops:
     """Noise in place of music: the same operations."""
     model, rng, crops = experiment.model, generator("diagnostics benchmark", clips), clips * crops_per_clip
     masks = [
@@ -168,7 +168,7 @@ def made_up(experiment: Experiment, clips: int, *, crops_per_clip: int = 1) -> P
     mel_BTF = torch.randn(crops, model.crop_frames, model.mel_bands, generator=torch.Generator().manual_seed(0))
     context_CK = torch.stack([torch.from_numpy(mask.context) for mask in masks])
     target_CM = torch.stack([torch.from_numpy(mask.target) for mask in masks])
-    return ProbeSet(mel_BTF, context_CK, target_CM, torch.tensor([mask.strategy for mask in masks]), crops_per_clip)
+    return FixedCrops(mel_BTF, context_CK, target_CM, torch.tensor([mask.strategy for mask in masks]), crops_per_clip)
 
 
 def seconds(work: Callable[[], object], *, runs: int, device: torch.device) -> float:

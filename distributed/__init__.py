@@ -1,1 +1,1 @@
-"""Processes: topology, the DeepSpeed engine, the trainer, checkpoints, telemetry and the MARBLE evaluator."""
+"""Training on many ranks, checkpoints, the MARBLE evaluator and the report."""

@@ -1,4 +1,4 @@
-"""Builds the parts of a training session in the order in which they depend on each other."""
+"""Builds the parts of a training session, in the order of their dependences."""
 
 import logging
 import os
@@ -8,9 +8,10 @@ import torch
 
 from data.stream.stream import Stream
 from distributed.checkpoints.fencing import FencedSink
+from distributed.checkpoints.manifest import Checkpoint
 from distributed.checkpoints.reshard import load_engine
 from distributed.checkpoints.state import Checkpoints, read_state
-from distributed.checkpoints.store import Checkpoint, CheckpointStore
+from distributed.checkpoints.store import CheckpointStore
 from distributed.engine.engine import deepspeed_json, settle_kernels, start_engine, update_on_host_by_fused_kernel
 from distributed.engine.teacher import Teacher
 from distributed.processes.collectives import ranks_of_node
@@ -19,11 +20,11 @@ from distributed.run.log import RunLog, Sink, open_sinks, read_metrics
 from distributed.run.speed import Yardstick, peak_flops_of, yardstick
 from distributed.sessions.session import Session
 from distributed.trainer import Parts
+from distributed.watch.alarms import Alarms
 from distributed.watch.config import ProbeConfig
 from distributed.watch.faulty_steps import FaultySteps
-from distributed.watch.fixed_crops import ProbeSet, read_probe_set
+from distributed.watch.fixed_crops import FixedCrops, read_fixed_crops
 from distributed.watch.guard import CollapseGuard
-from distributed.watch.respond import Alarms
 from distributed.watch.watch import LinearProbes, Watch
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.config import to_yaml
@@ -36,11 +37,11 @@ logger = logging.getLogger(__name__)
 
 
 def build_parts(session: Session, store: CheckpointStore, found: Checkpoint | None) -> Parts:
-    """Builds everything and, if there is a checkpoint, puts it where the checkpoint left it."""
+    """Builds all parts and loads the checkpoint into them, if there is one; all ranks call it together."""
     experiment = session.experiment
     settle_kernels(os.environ, experiment.engine)
     model, step = _build_model(session)
-    # before anything is loaded: it remembers the first weights
+    # before the checkpoint is loaded: the teacher remembers its first weights
     teacher = _build_teacher(session, step)
     stream = _build_stream(session)
     num_trained = count_parameters(experiment.model).trained
@@ -124,14 +125,14 @@ def _build_stream(session: Session) -> Stream:
     )
 
 
-def _read_fixed_crops(session: Session) -> ProbeSet | None:
+def _read_fixed_crops(session: Session) -> FixedCrops | None:
     experiment = session.experiment
     if not experiment.diagnostics.every:
         return None
     shape = (experiment.diagnostics.clips, experiment.diagnostics.crops_per_clip)
     seed, corpora = experiment.stream.seed, session.corpora
-    probes = read_probe_set(corpora, seed=seed, model=experiment.model, masks=experiment.masks, shape=shape)
-    return probes.to(session.device)
+    crops = read_fixed_crops(corpora, seed=seed, model=experiment.model, masks=experiment.masks, shape=shape)
+    return crops.to(session.device)
 
 
 def _build_linear_probes(session: Session) -> LinearProbes | None:
@@ -140,7 +141,7 @@ def _build_linear_probes(session: Session) -> LinearProbes | None:
         if session.topology.is_first:
             warn_of_missing_data(experiment.probe)
         return None
-    # here, since the probes' libraries (scikit-learn, mir_eval) take as long to import as torch, on every rank
+    # imported here: scikit-learn and mir_eval take as long to import as torch, on every rank
     from distributed.watch.probes import InLoopProbe
 
     return InLoopProbe(
@@ -153,11 +154,11 @@ def _build_linear_probes(session: Session) -> LinearProbes | None:
 
 
 def warn_of_missing_data(probe: ProbeConfig) -> None:
-    """Says that a run which is to be probed will not be, because there is nothing to probe it on."""
+    """Warns if the configuration wants linear probes but names no labelled corpus."""
     if probe.every_fraction and not probe.data:
         logger.warning(
-            "no curve of quality: probe.data is not set; make a labelled corpus with `python -m data scores DIR` and "
-            "set probe.data=DIR"
+            "no linear probes: probe.data is not set; make a labelled corpus with `python -m data scores DIR` and set "
+            "probe.data=DIR"
         )
 
 
@@ -179,17 +180,18 @@ def _build_yardstick(session: Session) -> Yardstick:
 
 
 def _build_log(session: Session, stream: Stream, checkpoints: Checkpoints, *, first_step: int) -> tuple[RunLog, Alarms]:
-    """Returns the run's log, and the alarms that hear its rows; only rank 0 has sinks."""
+    """Returns the log of the run and the alarms that read its rows; only rank 0 has sinks."""
     experiment, topology = session.experiment, session.topology
     guard = CollapseGuard(experiment.guard, total_steps=experiment.train.steps)
     alarms = Alarms(guard, checkpoints, topology=topology, run_root=session.directory.root)
     sinks: list[Sink] = []
     if topology.is_first:
         steps = (first_step, experiment.train.steps)
-        # cuts the rows that will be trained again from the log, before the guard learns the others
+        # drops the rows that will be trained again, before the guard reads the rest
         sinks = open_sinks(session.directory, experiment.telemetry, steps=steps, settings=asdict(experiment))
-        _remember(guard, session)
-        # the fence comes first, so that a superseded process writes to none of them
+        for row in read_metrics(session.directory.metrics):
+            guard.observe(row)  # rows of earlier sessions, which gave their alarms then
+        # the fence is first, so a superseded process writes to no other sink
         sinks = [*([FencedSink(checkpoints.store.fence)] if checkpoints.store.fence else []), *sinks, alarms]
     log = RunLog(
         sinks,
@@ -200,9 +202,3 @@ def _build_log(session: Session, stream: Stream, checkpoints: Checkpoints, *, fi
         total_steps=experiment.train.steps,
     )
     return log, alarms
-
-
-def _remember(guard: CollapseGuard, session: Session) -> None:
-    """Shows the guard the rows of earlier sessions; they gave their alarms then."""
-    for row in read_metrics(session.directory.metrics):
-        guard.observe(row)

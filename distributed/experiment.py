@@ -1,11 +1,11 @@
-"""An experiment: every part's configuration in one frozen record, composed from presets, a file and overrides.
+"""The experiment: the configuration of every part in one frozen record, composed from presets, a file and overrides.
 
     defaults < model=NAME < size of that model < --preset, in order < --config < dotted overrides
 
-A preset holds what differs from the defaults, or from the preset that it says to `inherit`.
+A preset holds only its differences from the defaults, or from the preset that its key `inherit` names.
 
-`model=large` names a file of pupujepa/presets/model; what depends on the size of a model (the peak learning rate) lies
-in distributed/presets/size and comes with it. The crop length is written once, in the model.
+`model=large` names a file of pupujepa/presets/model. The settings that depend on a model's size (the peak learning
+rate) come with it from distributed/presets/size. The crop length is set once, in the model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ from pupujepa.training.schedules import BranchConfig, ScheduleConfig
 PRESETS = Path(__file__).parent / "presets"
 SIZES = PRESETS / "size"
 MODELS = Path(pupujepa.__file__).parent / "presets" / "model"
-# sections and keys that change neither the losses nor what a checkpoint holds; all others must stay as they were
+# a resumed run may change these: they affect neither the losses nor the content of a checkpoint
 FREE_TO_CHANGE = (
     "checkpoint.",
     "diagnostics.",
@@ -44,7 +44,7 @@ FREE_TO_CHANGE = (
     "probe.",
     "telemetry.",
     "faults.",
-    # where the parent lay; the branch has its own copy of what it started from
+    # the branch has its own copy of the checkpoint that it started from
     "branch.parent",
     "engine.micro_batch",
     "engine.zero_stage",
@@ -55,7 +55,7 @@ FREE_TO_CHANGE = (
     "engine.deterministic",
     "engine.timeout_s",
     "engine.precision_reason",
-    # the stream compares the manifest's digest, so a copy of the same shards elsewhere is welcome
+    # the stream compares the manifest's digest, so the same shards may move
     "stream.url",
     "stream.workers",
     "stream.cache_dir",
@@ -66,7 +66,7 @@ FREE_TO_CHANGE = (
     "stream.retries.",
 )
 
-# what follows from another section unless it is set; patch_bands 0 follows model.structure
+# defaults that follow another section; patch_bands 0 follows model.structure
 _WRITTEN_ONCE = {
     "stream": {"crop_frames": "${model.crop_frames}"},
     "model": {"predictor_objective": "${objective.kind}", "patch_bands": 0},
@@ -75,7 +75,7 @@ _WRITTEN_ONCE = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """steps: optimiser updates of the whole run. seed: of the initial weights."""
+    """steps: optimiser updates of the whole run. seed: seed of the initial weights."""
 
     steps: int = 500_000
     seed: int = 0
@@ -87,7 +87,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides what a run computes and how."""
+    """All settings of a run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -108,7 +108,7 @@ class Experiment:
 
     @property
     def horizon_steps(self) -> int:
-        """Steps that momentum and masks take their fractions of: the run's, or those of the run it was branched off."""
+        """Total steps for the schedules of momentum and masks: those of the run, or of its parent for a branch."""
         return self.branch.horizon_steps or self.train.steps
 
 
@@ -118,7 +118,7 @@ def load_experiment(
     """Composes an experiment.
 
     Args:
-        presets: names of distributed/presets, or paths of YAML files; later ones win.
+        presets: names in distributed/presets, or paths of YAML files; later ones win.
         file: a whole or partial experiment, such as the config.yaml of a run.
         overrides: dotted, plus `model=NAME`.
 
@@ -137,31 +137,28 @@ def load_experiment(
     layers: list[Mapping[str, Any] | Path] = [_WRITTEN_ONCE]
     if named:
         layers += _model_layers(named[-1])
-    # a recipe names its model or changes it in part; a name has been taken above
+    # a recipe names its model, which is handled above, or changes some of its fields
     layers += [{k: v for k, v in r.items() if not (k == "model" and isinstance(v, str))} for r in recipes]
     return compose(Experiment, presets=layers, file=file, overrides=overrides)
 
 
 def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
-    """Checks what one section cannot know about another, before anything is started.
-
-    Returns:
-        The batch sizes on this world.
+    """Checks the sections against each other and the number of ranks, and returns the batch sizes.
 
     Raises:
-        UserError: the fields contradict each other or the number of ranks.
+        UserError: they contradict each other.
     """
     model, stream = experiment.model, experiment.stream
     for name, corpus in named_corpora(stream).items():
         if "@" in corpus.url.partition("://")[2].partition("/")[0]:
             raise ConfigError(
                 f"{f'stream.mix.{name}.url' if name else 'stream.url'} carries credentials, which would end up in "
-                "config.yaml and logs; take them out and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                "config.yaml and logs; export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
             )
     if stream.crop_frames != model.crop_frames:
         raise ConfigError(
             f"stream.crop_frames={stream.crop_frames} differs from model.crop_frames={model.crop_frames}, so crops "
-            f"would not fit the patch grid; set model.crop_frames alone, the stream follows it"
+            f"would not fit the patch grid; set only model.crop_frames, the stream follows it"
         )
     check_objective(experiment.objective, model)
     lanes_of_rank(stream.lanes, 0, world_size)
@@ -169,28 +166,28 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
 
 
 def with_corpora(experiment: Experiment, corpora: Corpora) -> Experiment:
-    """The experiment with the corpora's own mean and deviation, which the weights belong to from then on."""
+    """Returns the experiment with the mean and deviation of the corpora, which belong to the weights."""
     model = replace(experiment.model, mel_mean=corpora.mean, mel_std=corpora.std)
     return replace(experiment, model=model)
 
 
 def with_precision(experiment: Experiment, chosen: ChosenPrecision) -> Experiment:
-    """Returns the experiment with "auto" resolved; a precision that was asked for by name stays."""
+    """Returns the experiment with precision "auto" replaced by `chosen`; any other precision stays."""
     if experiment.engine.precision != AUTO:
         return experiment
     engine = replace(experiment.engine, precision=chosen.name, precision_reason=chosen.reason)
     return replace(experiment, engine=engine)
 
 
-def differences(before: Experiment, now: Experiment) -> list[str]:
-    """What makes `now` another run than `before`: `key: old -> new`, without what is free to change."""
+def experiment_differences(before: Experiment, now: Experiment) -> list[str]:
+    """Lists the settings that make `now` another run than `before`, as `key: old -> new`."""
     old, new = _flat(asdict(before)), _flat(asdict(now))
     keys = [k for k in dict.fromkeys([*new, *old]) if not _free_to_change(k)]
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
 def preset_names() -> list[str]:
-    """The recipes that come with the checkout."""
+    """Returns the names of the presets in the checkout."""
     return sorted(p.stem for p in PRESETS.glob("*.yaml"))
 
 
@@ -205,9 +202,9 @@ def _preset_path(name: str) -> Path:
 
 
 def _with_parents(path: Path, heirs: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """A recipe and those that it inherits from, the eldest first."""
+    """Returns a recipe and those that it inherits from, the oldest first."""
     if path in heirs:
-        raise ConfigError(f"preset {path} inherits from itself, by way of {', '.join(p.name for p in heirs)}")
+        raise ConfigError(f"preset {path} inherits from itself, through {', '.join(p.name for p in heirs)}")
     recipe = _read(path)
     parent = recipe.pop("inherit", None)
     return [*(_with_parents(_preset_path(parent), (*heirs, path)) if parent else []), recipe]

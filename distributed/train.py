@@ -6,25 +6,26 @@
   DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --module distributed train ...         the same on two CPU ranks
   srun python -m distributed train --preset paper model=large stream.url=...      SLURM, one task per GPU
 
-What is trained is composed from a preset (distributed/presets) and dotted overrides, later ones win:
+A preset (distributed/presets) and dotted overrides define the experiment; later ones win:
 
   --preset robust model=large train.steps=100000 engine.zero_stage=2 telemetry.wandb=disabled
 
-Several corpora in one run, three crops of the first for each of the second (the rule: docs/order.md):
+Several corpora in one run, three crops of the first for each of the second (docs/order.md):
 
   --preset paper stream.mix.studio.url=s3://a/train stream.mix.studio.weight=3 stream.mix.live.url=s3://b/train
 
-A run whose learning rate is constant can be ended at any checkpoint: a branch, a run of its own, cools down from there
-to train.steps (by default so long that the cooldown is schedule.cooldown_fraction of the whole), the parent goes on:
+A cooldown branch is a run of its own. It starts at a checkpoint of a run with a constant learning rate and cools down
+until train.steps (default: the cooldown is schedule.cooldown_fraction of the whole). The parent may continue:
 
   python -m distributed train --cooldown-from runs/large:400000 --run-dir runs/large-400k-cooled train.steps=480000
 
-Everything is written below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export/ (weights in the released
-format), facts.json. When the run directory holds a run, training continues from its newest whole checkpoint, on the
-same samples and with the same losses as if it had never stopped. A run asked to stop (SIGTERM, SIGUSR2, the end of its
-job or of --time-limit) saves on all ranks at the same step and exits with code 85. When a rank is gone or stands still,
-the others name it and exit with code 86 (docs/training_faults.md). With guard.action=stop a run whose features collapse
-ends with exit code 87.
+The run writes below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export/ (weights in the released format) and
+facts.json. If the directory holds a run, training continues from its newest whole checkpoint, with the samples and
+losses of a run that never stopped.
+
+Exit codes: 85 after a stop request (SIGTERM, SIGUSR2, the end of the job or of --time-limit), with all ranks saved at
+the same step; 86 when a rank is lost or stalls, and the others name it (docs/training_faults.md); 87 when the features
+collapse and guard.action=stop.
 """
 
 import argparse
@@ -49,23 +50,22 @@ from distributed.processes.process import die_with_launcher, keep_freed_memory
 from distributed.processes.stop import EXIT_CODE_REQUEUE, StopRequest, end_of_time_s
 from distributed.processes.topology import choose_device, discover, exported, process_group, usable_gpus
 from distributed.processes.watchdog import END, watchdog_of
-from distributed.run.directory import RunDirectory, only_writer, write_json
+from distributed.run.directory import RunDirectory, lock_run, write_json
 from distributed.run.log import configure_logging
 from distributed.run.wandb import FAILED, FINISHED, STOPPED
 from distributed.sessions.continue_run import (
-    adopt_checkpoint,
     begin_generation,
     open_checkpoints,
-    require_room,
+    require_disk_space,
     require_same_run,
 )
-from distributed.sessions.cooldown import branch_experiment
+from distributed.sessions.cooldown import adopt_checkpoint, branch_experiment
 from distributed.sessions.export import write_release
 from distributed.sessions.facts import write_facts
 from distributed.sessions.history import begin_session, keep_precision
 from distributed.sessions.session import Session
 from distributed.trainer import Ending, Parts, Trainer
-from distributed.watch.respond import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
+from distributed.watch.alarms import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
 from pupujepa.errors import UserError
 from pupujepa.precision import warn_of_emulation
 
@@ -84,23 +84,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a whole experiment, such as another run's config.yaml"
     )
-    parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<last preset>)")
+    parser.add_argument("--run-dir", type=Path, help="run directory (default: runs/<last preset>)")
     parser.add_argument(
         "--cooldown-from",
         metavar="RUN[:STEP]",
-        help="a new run: begins at a checkpoint of another (its newest, or that of STEP) and lets the rate fall",
+        help="start a cooldown branch at a checkpoint of another run (default: its newest)",
     )
     parser.add_argument(
         "--time-limit",
         metavar="H:M:S",
-        help="save and exit with code 85 before so much time has passed; under SLURM also before the job's end",
+        help="save and exit with code 85 before this time is over; under SLURM also before the job ends",
     )
-    parser.add_argument("--fresh", action="store_true", help="insist on a new run: refuse a directory that holds one")
+    parser.add_argument("--fresh", action="store_true", help="start a new run; refuse a directory that holds one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, and model=NAME")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0 when the run is finished, 85 when asked to stop and saved, 87 when the guard stopped it."""
+    """Trains; returns 0 for a finished run, 85 after a stop request, 87 when the guard stopped the run."""
     ends_s = end_of_time_s(os.environ, time_limit=args.time_limit, now_s=time.time())
     topology = discover(os.environ)
     die_with_launcher(os.environ)
@@ -113,11 +113,11 @@ def run(args: argparse.Namespace) -> int:
         keep_freed_memory(os.environ)
     corpora = read_corpora(experiment.stream)
     experiment = with_corpora(experiment, corpora)
-    # before the ranks meet, and so before any of them can have written there
+    # before the ranks meet, so no rank can have written there yet
     experiment = keep_precision(directory, experiment)
     require_same_run(directory, experiment, fresh=args.fresh)
     if experiment.stream.workers:
-        start_server()  # its imports take as long as DeepSpeed's, and pass beside them
+        start_server()  # its slow imports overlap with those of DeepSpeed
     prepare_deepspeed(os.environ, device=device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         timeout_s = experiment.engine.timeout_s
         stack.enter_context(process_group(topology, timeout_s=timeout_s, device=device))
         if topology.is_first:
-            stack.enter_context(only_writer(directory))
+            stack.enter_context(lock_run(directory))
         dist.barrier()
         experiment = with_precision(experiment, agreed_precision(experiment.engine.precision, device))
         if topology.local_rank == 0:
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
             directory.root, topology, session.whereabouts, limits=experiment.faults.limits(timeout_s)
         )
         stack.enter_context(watchdog)
-        # every rank has given its first sign of life
+        # every rank has written its first heartbeat
         dist.barrier()
         try:
             return train(session, stop)
@@ -147,16 +147,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compose_experiment(args: argparse.Namespace, directory: RunDirectory) -> Experiment:
-    """Returns what the command line asks to train.
+    """Composes the experiment from the command line.
 
     Raises:
-        UserError: --cooldown-from without a directory of its own, or beside another source of settings.
+        UserError: --cooldown-from without --run-dir, or with --preset or --config.
     """
     if not args.cooldown_from:
         return load_experiment(args.preset, file=args.config, overrides=args.overrides)
     if args.run_dir is None or args.preset or args.config:
         raise UserError(
-            f"--cooldown-from {args.cooldown_from} takes its settings from that run and writes a new one; give "
+            f"--cooldown-from {args.cooldown_from} takes its settings from that run and writes a new run; give "
             f"--run-dir, and neither --preset nor --config"
         )
     return branch_experiment(args.cooldown_from, directory, overrides=args.overrides)
@@ -176,7 +176,7 @@ def train(session: Session, stop: StopRequest) -> int:
     if topology.is_first:
         begin_session(session, found, refused=store.refused)
     parts = build_parts(session, store, found)
-    require_room(session, store, parts.step)
+    require_disk_space(session, store, parts.step)
     trainer = Trainer(experiment, parts, first_step=first_step)
     with session_end(trainer, directory.root):
         ending = trainer.run(stop)
@@ -204,10 +204,10 @@ def train(session: Session, stop: StopRequest) -> int:
 
 @contextmanager
 def session_end(trainer: Trainer, run_root: Path) -> Iterator[None]:
-    """Closes the log with the session's outcome; a session that fails leaves a record per rank.
+    """Closes the log with the outcome of the session; if it fails, writes a record per rank.
 
-    A session that fails cannot sum over its ranks any more. So each rank that can writes RUN/failed-step-S-rank-R.json:
-    the step that was not finished, the error, and what its stream counted since the last row.
+    A failed session cannot sum over ranks. So each rank writes RUN/failed-step-S-rank-R.json: the unfinished step, the
+    error, and the counts of its stream since the last row.
     """
     try:
         yield
@@ -230,12 +230,12 @@ def _write_failure(trainer: Trainer, run_root: Path, error: BaseException) -> No
     try:
         write_json(path, record | trainer.log.unsaid_counts())
     except OSError as failure:
-        # the error that ended the session is the one to hear of
+        # this error must not hide the one that ended the session
         logger.warning("%s could not be written: %s", path, failure)
 
 
 def export_weights(session: Session, parts: Parts) -> None:
-    """Writes RUN/export, the weights of the last step in the released format; all ranks call it together."""
+    """Writes the last weights to RUN/export in the released format; all ranks call it together."""
     model = whole_model(parts.step, parts.model)
     last = parts.checkpoints.last
     assert last is not None, "the last step was saved before the export"

@@ -1,10 +1,10 @@
 """The training loop and its step, top to bottom.
 
-A step: for each micro-batch forward and backward, one sum of the losses (and of the requests to stop) over all ranks,
-the optimizer, the teacher. The learning rate, the teacher's momentum, the samples and their masks are pure functions of
-the step, so a resumed run repeats nothing and ends with the same bits.
+A step runs forward and backward for each micro-batch, sums the losses and stop requests over all ranks once, then
+updates the weights and the teacher. The learning rate, the momentum, the samples and the masks are pure functions of
+the step. So a resumed run repeats nothing and ends with the same bits.
 
-Steps count from 0. A training row of step s holds the loss of global batch s. A row of diagnostics at step s describes
+Steps count from 0. The training row of step s holds the loss of global batch s. The diagnostics row of step s describes
 the weights after s steps, before batch s.
 """
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that the loop works with; `engine` is a DeepSpeedEngine around `step`, which trains `model`."""
+    """The objects that the loop uses; `engine` is a DeepSpeedEngine around `step`, which trains `model`."""
 
     topology: Topology
     device: torch.device
@@ -59,17 +59,15 @@ class Parts:
 
 
 class Ending(Enum):
-    """How a session ended."""
+    """The end of a session."""
 
     FINISHED = auto()
-    STOPPED = auto()
-    """Asked to stop before the last step; saved."""
-    COLLAPSED = auto()
-    """The guard stopped it."""
+    STOPPED = auto()  # by request, before the last step; saved
+    COLLAPSED = auto()  # stopped by the guard
 
 
 class Trainer:
-    """Trains from `first_step` to the end, or until it is asked to stop; every rank has one."""
+    """The loop from `first_step` to the last step, or to a stop request; every rank has one."""
 
     def __init__(self, experiment: Experiment, parts: Parts, *, first_step: int):
         self.experiment, self.step, self.total_steps = experiment, first_step, experiment.train.steps
@@ -81,18 +79,18 @@ class Trainer:
         self.has_collapsed = False
 
     def run(self, stop: StopRequest) -> Ending:
-        """Returns how it ended; the finished steps are saved unless the guard stopped it."""
+        """Trains, saves the finished steps unless the guard stops the run, and returns the ending."""
         batches: Iterator[Batch] = iter(self.stream)
         while self.step < self.total_steps:
             # diagnostics, linear probes and alarms: the watch knows when they are due
             if self.watch.before_step(self.step):
-                self.checkpoints.settle()  # the one in flight holds the steps before the alarm
+                self.checkpoints.settle()  # publishes the checkpoint in flight: it is from before the alarm
                 self.has_collapsed = True
                 return Ending.COLLAPSED
             result = self.train_step(batches, stop)
             self.step += 1
             if result.stop_requests:
-                # any rank's request reaches all of them with the losses, so all save the same step
+                # summed over ranks with the losses, so all ranks save the same step
                 ranks = self.topology.world_size
                 logger.warning("asked to stop (%d of %d ranks): saving step %d", result.stop_requests, ranks, self.step)
                 self.checkpoints.save(self.step)
@@ -104,10 +102,10 @@ class Trainer:
         return Ending.FINISHED
 
     def train_step(self, batches: Iterator[Batch], stop: StopRequest) -> "StepResult":
-        """Takes the micro-batches of one step and updates the weights, unless the loss or the gradient is not finite.
+        """Trains one step; skips the update on all ranks if the loss or the gradient is not finite.
 
         Raises:
-            DivergedError: too many steps in a row were not finite; on all ranks.
+            DivergedError: too many consecutive steps were not finite; on all ranks.
             FrozenTeacherError: the teacher did not follow the student; on all ranks.
         """
         step, experiment = self.step, self.experiment
@@ -127,11 +125,11 @@ class Trainer:
             sums.add(on_device, aux["per_sample_loss_B"])
             micro_batches.append((batch, aux["per_sample_loss_B"]))
             if micro + 1 == self.accumulation:
-                # overlaps with the backward pass, so ranks wait for each other once a step, in the gradients' sum
-                sums.start_all_reduce(stop_requested=stop.asked(self._seconds_to_stop()))
+                # overlaps with the backward pass: ranks wait once a step, when they sum the gradients
+                sums.start_all_reduce(stop_requested=stop.requested(self._seconds_to_stop()))
             self.whereabouts.at(BACKWARD, step)
             self.engine.backward(nan_unless_finite(loss, aux["per_sample_loss_B"]))
-            self.engine.step()  # updates only after the last micro-batch; skips the update if the norm is not finite
+            self.engine.step()  # updates after the last micro-batch only, and not if the gradient norm is not finite
         result = sums.wait(grad_norm=float(self.engine.get_global_grad_norm()))
         due = self.log.is_due(step)
         movement = self.teacher.follow(momentum, measured=due) if result.is_finite else {}
@@ -140,22 +138,22 @@ class Trainer:
         if result.is_finite:
             self.faulty.forget()
         else:
-            # a checkpoint in flight is from before, and must not be lost if this is the end
+            # publish the checkpoint in flight, which is from before: `skip` may end the run
             last_saved = self.checkpoints.settle()
             self.faulty.skip(step, result.fault, micro_batches, last_saved=last_saved)
         return result
 
     def _seconds_to_stop(self) -> float:
-        """Seconds that the run needs to save before its time is over: the longest probe, two steps, two saves."""
+        """Estimates the seconds from now to a saved stop: the longest probe, two steps, two saves."""
         return self.watch.longest_probe_s + 2 * (self.log.seconds_per_step + self.checkpoints.longest_save_s)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The outcome of a step, the same on all ranks.
+    """The result of a step, equal on all ranks.
 
-    loss: mean over the global batch. by_group: mean losses by strategy and corpus, under the names of a metrics row.
-    grad_norm: of the averaged gradient before clipping. stop_requests: ranks that were asked to stop.
+    loss: mean over the global batch. by_group: mean losses by strategy and corpus, by their keys in a metrics row.
+    grad_norm: norm of the averaged gradient before clipping. stop_requests: number of ranks with a stop request.
     """
 
     loss: float
@@ -165,7 +163,7 @@ class StepResult:
 
     @property
     def fault(self) -> str:
-        """Why the update was skipped ("the loss is nan"); "" if it was applied."""
+        """Reason for a skipped update ("the loss is nan"); "" if it was applied."""
         if not math.isfinite(self.loss):
             return f"the loss is {self.loss}"
         return "" if math.isfinite(self.grad_norm) else f"the norm of the gradient is {self.grad_norm}"
@@ -176,7 +174,7 @@ class StepResult:
         return not self.fault
 
     def row(self) -> dict[str, float]:
-        """Returns the step's part of a metrics row."""
+        """Returns this result's part of a metrics row."""
         if not self.is_finite:
             return {"skipped": 1}
         return {"skipped": 0, "loss": self.loss, "grad_norm": self.grad_norm} | self.by_group
@@ -185,10 +183,10 @@ class StepResult:
 class LossSums:
     """Sums and counts of losses by strategy and by corpus, over the micro-batches of a step, then over all ranks.
 
-    Nothing asks the device for a value before `wait`.
+    The host does not wait for the device before `wait`.
 
     Args:
-        corpora: names of the stream's corpora; the losses of a single one are not reported apart.
+        corpora: names of the stream's corpora; a single corpus gets no loss of its own.
     """
 
     def __init__(self, corpora: Sequence[str], device: torch.device):
@@ -198,45 +196,45 @@ class LossSums:
         self._work: dist.Work | None = None
 
     def add(self, batch: Batch, loss_B: Tensor) -> None:
-        """Adds a micro-batch that is on the device."""
+        """Adds the losses [B] of a micro-batch on the device."""
         groups_GB = one_hot(batch.strategy, len(STRATEGIES))
         if self._corpora:
             names = [uid.partition("/")[0] for uid in batch.uids]
             index_B = torch.tensor([self._corpora.index(name) for name in names])
             of_corpora_CB = one_hot(index_B.to(loss_B.device, non_blocking=True), len(self._corpora))
             groups_GB = torch.cat([groups_GB, of_corpora_CB])
-        # a product adds in a fixed order on every device, which an indexed sum does not
+        # a matrix product adds in a fixed order on every device; index_add does not
         self._sums_2G += torch.stack([groups_GB @ loss_B.detach().double(), groups_GB.sum(1)])
 
     def start_all_reduce(self, *, stop_requested: bool) -> None:
-        """Starts the sum over ranks, of the losses and of the requests to stop."""
-        # filled on the device: a tensor made from a Python number is copied there, for which the host waits
+        """Starts the sum of losses and stop requests over all ranks."""
+        # filled on the device: copying a Python number there would make the host wait
         request = self._sums_2G.new_full((1,), float(stop_requested))
         self._total = torch.cat([self._sums_2G.flatten(), request])
         self._work = dist.all_reduce(self._total, async_op=True) if dist.get_world_size() > 1 else None
 
     def wait(self, *, grad_norm: float) -> StepResult:
-        """Waits for the sums of all ranks."""
+        """Waits for the sum and returns the result of the step."""
         if self._work is not None:
             self._work.wait()
         *numbers, stop_requests = self._total.tolist()
         sums, counts = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
         names = [*(f"loss_{name}" for name in STRATEGIES), *(f"mix/{name}/loss" for name in self._corpora)]
         by_group = {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
-        # every crop has one strategy, so the strategies' sums are those of the batch
+        # every crop has exactly one strategy, so these sums cover the batch
         loss = sum(sums[: len(STRATEGIES)]) / sum(counts[: len(STRATEGIES)])
         return StepResult(loss, by_group, grad_norm, int(stop_requests))
 
 
 def nan_unless_finite(loss: Tensor, loss_B: Tensor) -> Tensor:
-    """Returns the loss, or NaN if one crop's loss is not finite, without asking the device which.
+    """Returns the loss, or NaN if a crop's loss is not finite; the host does not wait for the device.
 
-    The gradients are then NaN, and so is their sum on every rank: DeepSpeed skips the update everywhere.
+    NaN reaches the gradients, and their sum over ranks, so DeepSpeed skips the update on every rank.
     """
     is_finite = loss.detach().isfinite() & loss_B.isfinite().all()
     return loss * torch.where(is_finite, 1.0, math.nan)
 
 
 def one_hot(index_B: Tensor, count: int) -> Tensor:
-    """Membership [count, B] of the crops in groups, float64."""
+    """Returns the membership [count, B] of B crops in groups, float64."""
     return (torch.arange(count, device=index_B.device)[:, None] == index_B[None]).double()

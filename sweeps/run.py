@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 
 from distributed.marble.tasks.tasks import select_tasks
-from distributed.run.directory import RunDirectory, only_writer, write_atomically
+from distributed.run.directory import RunDirectory, lock_run, write_atomically
 from distributed.run.log import configure_logging
 from pupujepa.errors import UserError
 from sweeps.plan.compose import make_plan
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         print(describe(plan, out))  # noqa: T201 - the list is the product
         return 0
     require_same_sweep(plan, out, resume=args.resume)
-    with only_writer(RunDirectory(out)):
+    with lock_run(RunDirectory(out)):
         plan = prepare(plan, sweep, args, out)
         logger.info("%s", describe(plan, out))
         code = drive(out, head, cpus=cpus, grace_s=args.grace)

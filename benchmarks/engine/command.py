@@ -122,7 +122,7 @@ def diagnostics(folder: Path, *, quick: bool) -> Iterator[str]:
     settings = setting(folder, "diagnostics") | {"runs": 3 if quick else 41}
     found = on_ranks(engine_trainer.diagnostics, settings, ranks=1)
     yield f"- a step {found['step_s']:.4f} s, a logged one {found['logged_extra_s']:.4f} s more"
-    yield f"- a look at the probe set {found['look_s']:.3f} s"
+    yield f"- a look at the fixed crops {found['look_s']:.3f} s"
     yield f"- together {found['share']:.2%} of the time"
 
 

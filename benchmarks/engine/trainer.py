@@ -174,7 +174,7 @@ def resume(settings: dict[str, Any], topology: Topology, device: torch.device) -
 
 
 def diagnostics(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
-    """Seconds of a plain step, what a logged one and a look at the probe set add, and their share of the time."""
+    """Seconds of a plain step, what a logged one and a look at the fixed crops add, and their share of the time."""
     steps = Steps(settings, topology, device)
     experiment = steps.session.experiment
     # step 1 is due for the one, not for the other

@@ -15,7 +15,7 @@ from pupujepa.audio.log_mel import LOG_FLOOR
 _LOG = logging.getLogger(__name__)
 
 
-def probe_crops(
+def draw_fixed_crops(
     url: str, count: int, *, crop_frames: int, seed: int, manifest: Manifest | None = None
 ) -> tuple[NDArray[np.float32], list[str]]:
     """Returns (log-mel [count, crop_frames, F], **not** normalised, uids) by the arguments alone.

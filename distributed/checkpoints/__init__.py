@@ -1,1 +1,1 @@
-"""Checkpoints: what they hold, where they are, how they are read on other ranks."""
+"""Checkpoints: content, storage, fencing and loading on other ranks."""

@@ -1,4 +1,4 @@
-"""When checkpoints are made, where they lie, which stay, and what follows when one cannot be written."""
+"""Checkpoint settings, and the rule of retention."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +12,15 @@ STOP, GO_ON = "stop", "go_on"
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Of a run.
+    """Checkpoints of a run.
 
-    every: steps between checkpoints. keep: how many of the newest stay.
-    keep_every: checkpoints whose step is a multiple of this stay for good; 0 for none.
-    keep_best: the checkpoint that is best by this key of metrics.jsonl stays, such as "probe/instruments"; "-loss"
-        takes the lowest. Empty for none.
-    url: s3://bucket/prefix, or another directory; empty takes the run directory.
-    background: write while training goes on, from a copy in host memory.
-    on_failure: of a checkpoint that cannot be written: "stop" the run, or "go_on" and try again at the next.
+    every: steps between checkpoints. keep: number of newest checkpoints to keep.
+    keep_every: keep all checkpoints at multiples of this step; 0 for none.
+    keep_best: keep the best checkpoint by this key of metrics.jsonl, such as "probe/instruments"; "-loss" takes the
+        lowest. Empty for none.
+    url: s3://bucket/prefix or another directory; empty takes the run directory.
+    background: write during training, from a copy in host memory.
+    on_failure: if a checkpoint cannot be written, "stop" the run, or "go_on" and try the next one.
     """
 
     every: int = 1000
@@ -36,21 +36,14 @@ class CheckpointConfig:
             raise UserError(f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1")
         if self.keep_every % self.every:
             raise UserError(
-                f"checkpoint.keep_every={self.keep_every} is no multiple of checkpoint.every={self.every}, so some of "
-                f"those steps would have no checkpoint"
+                f"checkpoint.keep_every={self.keep_every} is not a multiple of checkpoint.every={self.every}, so "
+                f"some of those steps would have no checkpoint; use a multiple"
             )
         require_known("checkpoint.on_failure", self.on_failure, (STOP, GO_ON))
 
 
 def kept(steps: Iterable[int], *, keep: int, keep_every: int = 0, best: int | None = None) -> set[int]:
-    """Chooses the checkpoints that stay.
-
-    Args:
-        steps: of all checkpoints there are.
-        keep: how many of the newest stay.
-        keep_every: those whose step is a multiple of this stay for good; 0 for none.
-        best: stays as well.
-    """
+    """Returns the checkpoints to keep of `steps`: the newest, the milestones and the best."""
     there = set(steps)
     newest = sorted(there, reverse=True)[:keep]
     milestones = {step for step in there if keep_every and step % keep_every == 0}
@@ -58,16 +51,12 @@ def kept(steps: Iterable[int], *, keep: int, keep_every: int = 0, best: int | No
 
 
 def best_step(rows: Iterable[Mapping[str, Any]], metric: str, *, among: Sequence[int]) -> int | None:
-    """Finds the checkpoint that is best by a metric; the later one of equals.
+    """Returns the step of the best checkpoint by a metric, the later one of equals; None if none was measured.
 
     Args:
-        rows: of metrics.jsonl. A row of step s was measured on the weights after s steps, which is what the checkpoint
-            of step s holds; the last row of a step counts.
+        rows: of metrics.jsonl; the last row of a step counts. Rows with probes describe the weights of that checkpoint.
         metric: a key such as "probe/instruments"; a leading "-" takes the lowest value, as in "-loss".
-        among: steps of the checkpoints that there are.
-
-    Returns:
-        None if no checkpoint was measured.
+        among: steps of the existing checkpoints.
     """
     name, sign = metric.removeprefix("-"), -1.0 if metric.startswith("-") else 1.0
     values = {row["step"]: row[name] for row in rows if row.get(name) is not None and math.isfinite(row[name])}

@@ -1,12 +1,12 @@
-"""Fencing: every start of a run takes the next generation, and a leftover of an older start writes nothing any more.
+"""Fencing: every start of a run takes the next generation, and a superseded process must not write.
 
-The lock of the run directory (run_directory.only_writer) keeps two living starts apart. It is lost with its node: when
-the run has been started again elsewhere and the node comes back, the old rank 0 believes that it still trains. Before
-it publishes a checkpoint or appends a row it looks whether its generation is the newest, and stops when it is not.
+The lock of the run directory (run/directory.lock_run) separates two running starts, but is lost with its node. If the
+run starts again elsewhere and the node returns, the old rank 0 still trains. So before it publishes a checkpoint or
+appends a row, rank 0 checks that its generation is the newest.
 
-A generation is a file, RUN/generations/0000003, made with O_EXCL; beside checkpoints in an object store, an object made
-on condition that there is none. A store that ignores the condition lets two starts take one number; the later writer's
-token stays, and the earlier one finds at its next look that the number is not its own.
+A generation is a file, RUN/generations/0000003, created with O_EXCL, and an object beside checkpoints in an object
+store, created only if it does not exist. Some stores ignore that condition and let two starts take one number. Then
+the later token stays, and the earlier start stops at its next check.
 """
 
 import json
@@ -29,9 +29,9 @@ GENERATIONS = "generations"
 
 @dataclass(frozen=True)
 class Fence:
-    """The generation that this start of a run has taken, in `store`.
+    """The generation of this start of a run, in `store`.
 
-    beside: the one that it has taken in its run directory, where the checkpoints lie elsewhere.
+    beside: its generation in the run directory, if the checkpoints are elsewhere.
     """
 
     store: Store
@@ -41,15 +41,14 @@ class Fence:
 
     @property
     def near(self) -> "Fence":
-        """The one on a file system, which answers at once."""
+        """The fence on a file system, which answers at once."""
         return self.beside or self
 
     def require_current(self) -> None:
-        """Returns if no newer start of the run exists.
+        """Raises SupersededError if a newer start of the run exists.
 
         Raises:
-            SupersededError: there is one, which is named.
-            StoreError: the store cannot be asked.
+            StoreError: the store cannot be reached.
         """
         if self.beside is not None:
             self.beside.require_current()
@@ -58,32 +57,32 @@ class Fence:
         if newest > self.generation or by.get("token") != self.token:
             raise SupersededError(
                 f"generation {self.generation} of the run at {self.store.url} is over: generation {newest} was started"
-                f"{_where(by)}; this process (pid {os.getpid()} on {socket.gethostname()}) is a leftover and writes "
-                f"nothing any more; end it if it does not end by itself"
+                f"{_where(by)}, so this process (pid {os.getpid()} on {socket.gethostname()}) must not write; end "
+                f"it if it does not end by itself"
             )
 
 
 class FencedSink:
-    """The first of a run's sinks: stops a leftover before it appends a row to metrics.jsonl."""
+    """The first sink of a run, which stops a superseded process before it appends a row to metrics.jsonl."""
 
     def __init__(self, fence: Fence):
-        # a row is no reason to ask an object store
+        # a request to an object store for every row would be too slow
         self._fence = fence.near
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Raises SupersededError when the run was started again since."""
+        """Raises SupersededError if the run was started again."""
         self._fence.require_current()
 
     def close(self, outcome: str = FINISHED) -> None:
-        """Nothing is held."""
+        """Holds nothing."""
 
 
 def take_generation(root: Path | str, *, facts: Mapping[str, Any]) -> Fence:
-    """Takes the next generation of a run for this start of it. Rank 0 alone.
+    """Takes the next generation of a run for this start; for rank 0 alone.
 
     Args:
         root: the run directory, or the url of its checkpoints.
-        facts: about this start, for those who meet it later.
+        facts: written with the generation, to describe this start.
 
     Raises:
         UserError: nothing can be written there.
@@ -97,20 +96,21 @@ def take_generation(root: Path | str, *, facts: Mapping[str, Any]) -> Fence:
             made = store.create(_name(number), content.encode())
         except OSError as error:
             raise UserError(
-                f"nothing can be written to {store.url} ({error.strerror}), so no checkpoint could be either; make "
-                f"room there, or choose another --run-dir"
+                f"nothing can be written to {store.url} ({error.strerror}), so checkpoints would fail; free space "
+                f"there, or choose another --run-dir"
             ) from error
+        # check the token: a store that ignores the condition lets another start overwrite it
         if made and read_generation(store, number).get("token") == token:
             return Fence(store, number, token)
 
 
 def generations(store: Store) -> list[int]:
-    """The numbers that were taken so far."""
+    """Returns the generations taken so far."""
     return sorted(int(name) for name in store.list() if name.isdigit())
 
 
 def read_generation(store: Store, number: int) -> dict[str, Any]:
-    """What a start wrote about itself; empty while it is only just taking the number."""
+    """Reads the record of a start; empty while that start is still writing it."""
     try:
         return json.loads(store.read(_name(number)))
     except (MissingObjectError, ValueError):

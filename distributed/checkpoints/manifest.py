@@ -1,4 +1,4 @@
-"""The files of a checkpoint: their digests, whose file is whose, and a manifest that vouches for itself."""
+"""The manifest of a checkpoint: the digest and the rank of each file, and its own digest."""
 
 import json
 import os
@@ -13,18 +13,18 @@ from pupujepa.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 STEP_NAME = re.compile(r"step-(\d{7,})")
-# 1 had no digest of its own
+# version 1 has no digest of the manifest itself
 FORMAT_VERSION, _READ_VERSIONS = 2, (1, 2)
 _RANK_OF_FILE = re.compile(r"(?:zero_pp_rank_|rank-)(\d+)")
 
 
 class CheckpointError(UserError):
-    """No checkpoint can be used, or one could not be made."""
+    """A checkpoint cannot be used or made."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: where its files lie on this machine, and its manifest without the table of files."""
+    """A whole checkpoint on this machine, and its manifest without the table of files."""
 
     path: Path
     step: int
@@ -33,13 +33,13 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Such as step-0000100."""
+        """Its folder's name, such as step-0000100."""
         return step_name(self.step)
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a manifest says: `files` maps each path inside the checkpoint to its {"bytes", "sha256"}."""
+class CheckpointManifest:
+    """A parsed manifest; `files` maps each path inside the checkpoint to its {"bytes", "sha256"}."""
 
     facts: dict[str, Any]
     files: dict[str, dict[str, Any]]
@@ -47,29 +47,26 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together."""
+        """Total size of the files."""
         return sum(entry["bytes"] for entry in self.files.values())
 
 
 def step_name(step: int) -> str:
-    """The name of a checkpoint."""
+    """Returns the folder name of a checkpoint, such as step-0000100."""
     return f"step-{step:07d}"
 
 
 def render_manifest(facts: Mapping[str, Any], files: Mapping[str, Any]) -> str:
-    """Writes a manifest whose last entry is the digest of everything above it."""
+    """Returns the text of a manifest; its last entry is the digest of everything above."""
     body = {"format_version": FORMAT_VERSION, **facts, "files": dict(files)}
     return _dumps({**body, "manifest_sha256": sha256(_dumps(body).encode()).hexdigest()})
 
 
-def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Reads a manifest, strictly: a single bit that is not as it was written makes it unreadable.
-
-    Args:
-        where: the checkpoint, for the message.
+def parse_manifest(content: bytes, where: str) -> CheckpointManifest:
+    """Parses a manifest of the checkpoint `where`.
 
     Raises:
-        CheckpointError: it is damaged, or of a format that this code does not know.
+        CheckpointError: a bit of it has changed, or its format is unknown.
     """
     try:
         manifest = json.loads(content)
@@ -79,17 +76,17 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"checkpoint {where} has no readable {MANIFEST_NAME} ({error})") from error
     if version not in _READ_VERSIONS:
-        raise CheckpointError(
-            f"checkpoint {where} has format version {version}, this code reads {' and '.join(map(str, _READ_VERSIONS))}"
-        )
+        known = " and ".join(map(str, _READ_VERSIONS))
+        raise CheckpointError(f"checkpoint {where} has format version {version}, but this code reads {known}")
     told = {key: value for key, value in facts.items() if key != "format_version"}
+    # rendering it again detects any changed bit, also in white space
     if version > 1 and render_manifest(told, files).encode() != content:
-        raise CheckpointError(f"checkpoint {where} has a damaged {MANIFEST_NAME}: its own digest does not fit it")
-    return Manifest(facts, files, sha256(content).hexdigest())
+        raise CheckpointError(f"checkpoint {where} has a damaged {MANIFEST_NAME}: its own digest does not match")
+    return CheckpointManifest(facts, files, sha256(content).hexdigest())
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Reads the manifest of the checkpoint that lies at `path`. Raises CheckpointError."""
+def read_checkpoint_manifest(path: Path) -> CheckpointManifest:
+    """Reads the manifest of the checkpoint at `path`; raises CheckpointError."""
     try:
         content = (path / MANIFEST_NAME).read_bytes()
     except OSError as error:
@@ -98,31 +95,31 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def checkpoint_at(path: Path) -> Checkpoint:
-    """Describes the checkpoint at `path` by its manifest; its files are not looked at. Raises CheckpointError."""
-    manifest = read_manifest(path)
+    """Returns the checkpoint at `path` without verifying its files; raises CheckpointError."""
+    manifest = read_checkpoint_manifest(path)
     return Checkpoint(path, manifest.facts["step"], manifest.facts, manifest.digest)
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """All files of a checkpoint but its manifest, sorted."""
+    """Returns all files of a checkpoint except its manifest, sorted."""
     return (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != MANIFEST_NAME)
 
 
 def digests_of_rank(directory: Path, *, rank: int, world_size: int) -> dict[str, Any]:
-    """Makes the files that a rank wrote durable, and digests them."""
+    """Flushes and digests the files that a rank wrote."""
     own = [p for p in files_below(directory) if owner(p, world_size) == rank]
     return {str(p.relative_to(directory)): _sync_and_digest(p) for p in own}
 
 
 def owner(path: Path, world_size: int) -> int:
-    """The rank that writes a file: by DeepSpeed's or our rank in its name, else 0."""
+    """Returns the rank that writes a file: DeepSpeed's or our rank in its name, else 0."""
     match = _RANK_OF_FILE.search(path.name)
     rank = int(match[1]) if match else 0
     return rank if rank < world_size else 0
 
 
 def file_damage(path: Path, entry: Mapping[str, Any]) -> str:
-    """Says what is wrong with a file, "" if nothing."""
+    """Returns the damage of a file as a sentence, "" if it is intact."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

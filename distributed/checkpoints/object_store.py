@@ -1,9 +1,8 @@
-"""Checkpoints in an object store, which has neither rename nor fsync: the manifest is written last, and deleted first.
+"""Checkpoints in an object store, which has neither rename nor fsync: the manifest is written last and deleted first.
 
-Each generation of the run writes its files below a prefix of its own, step-0000100/g3/..., and the manifest beside them
-names them; so a leftover of an older start cannot damage what a newer one has written. A prefix without a manifest is
-no checkpoint, and is removed with the next commit. For loading, one rank of each machine downloads a checkpoint to its
-disk and verifies it there.
+Each generation of the run writes below its own prefix, step-0000100/g3/..., so a superseded process cannot damage the
+files of a newer start. A prefix without a manifest is not a checkpoint; the next commit removes it. To load, one rank
+of each machine downloads a checkpoint and verifies it on disk.
 """
 
 import re
@@ -16,7 +15,7 @@ from distributed.checkpoints.manifest import (
     MANIFEST_NAME,
     STEP_NAME,
     CheckpointError,
-    Manifest,
+    CheckpointManifest,
     file_damage,
     files_below,
     parse_manifest,
@@ -30,11 +29,7 @@ _FETCHED = ".fetched"
 
 
 class ObjectPrefix:
-    """Checkpoints below a url.
-
-    Args:
-        staging: a directory of this machine, where files wait for their upload and downloads for their reader.
-    """
+    """Checkpoints below a url; `staging` is a directory of this machine for uploads and downloads."""
 
     def __init__(self, url: str, *, staging: Path):
         self.store, self.staging = open_store(url), staging
@@ -45,45 +40,45 @@ class ObjectPrefix:
         return self.staging / f"{step_name(step)}-g{self._own}.tmp"
 
     def prepare(self, step: int) -> None:
-        """Nothing: training waits meanwhile, and a store may take its time."""
+        """Does nothing, because training waits and a store may be slow; `commit` cleans."""
 
     def join(self, step: int) -> None:
-        """Makes the temporary directory of this machine, and removes what was downloaded there to be loaded."""
+        """Makes the temporary directory of this machine, and removes earlier downloads."""
         for path in self.staging.glob(f"step-*{_FETCHED}"):
             shutil.rmtree(path, ignore_errors=True)
         self.temporary(step).mkdir(parents=True, exist_ok=True)
 
     def deliver(self, step: int, names: Iterable[str]) -> None:
-        """Uploads a rank's files. Raises StoreError."""
+        """Uploads a rank's files; raises StoreError."""
         for name in names:
             self.store.upload(self.temporary(step) / name, self._object(step, name))
 
     def commit(self, step: int, manifest: str, *, names: Iterable[str]) -> None:
-        """Looks that all objects are there, then writes the manifest, which makes the checkpoint, then the pointer."""
+        """Checks that all objects exist, then writes the manifest, which makes the checkpoint, then the pointer."""
         prefix = f"{step_name(step)}/g{self._own}/"
         missing = {self._object(step, name) for name in names} - set(self.store.list(prefix))
         if missing:
-            raise CheckpointError(f"{self.store.locate(sorted(missing)[0])} was uploaded and is not in the store")
+            raise CheckpointError(f"{self.store.locate(sorted(missing)[0])} was uploaded but is not in the store")
         self.store.write(f"{step_name(step)}/{MANIFEST_NAME}", manifest.encode())
         self.store.write(POINTER_NAME, f"{step_name(step)}\n".encode())
         self.clean()
 
     def discard(self, step: int) -> None:
-        """Removes the local copies of what was uploaded, or will not be."""
+        """Removes the local copies."""
         shutil.rmtree(self.temporary(step), ignore_errors=True)
 
     def delete(self, step: int) -> None:
-        """The manifest first: from then on it is no checkpoint."""
+        """Deletes a checkpoint, the manifest first: without it there is no checkpoint."""
         self.store.remove(f"{step_name(step)}/{MANIFEST_NAME}")
         for name in self.store.list(f"{step_name(step)}/"):
             self.store.remove(name)
 
     def steps(self) -> list[int]:
-        """Those that have a manifest. Raises StoreError."""
+        """Returns the steps that have a manifest; raises StoreError."""
         return _steps(self.store.list("step-"))
 
     def damage(self, step: int, topology: Topology) -> str:
-        """Local rank 0 downloads it for its machine. Raises StoreError when the store cannot be reached."""
+        """Downloads and verifies a checkpoint on local rank 0; raises StoreError if the store cannot be reached."""
         if topology.local_rank:
             return ""
         try:
@@ -94,11 +89,11 @@ class ObjectPrefix:
             return str(error)
 
     def path(self, step: int) -> Path:
-        """Where `damage` has put it."""
+        """Returns the folder of the download by `damage`."""
         return self.staging / f"{step_name(step)}{_FETCHED}"
 
     def latest(self) -> int | None:
-        """None without a pointer."""
+        """Returns the step of the pointer, or None."""
         try:
             match = STEP_NAME.fullmatch(self.store.read(POINTER_NAME).decode(errors="replace").strip())
         except MissingObjectError:
@@ -106,7 +101,7 @@ class ObjectPrefix:
         return int(match[1]) if match else None
 
     def clean(self) -> None:
-        """Removes objects of no checkpoint, but nothing of a newer generation."""
+        """Removes objects without a manifest, except of newer generations."""
         names = self.store.list("step-")
         whole = {step_name(step) for step in _steps(names)}
         for name in names:
@@ -121,7 +116,7 @@ class ObjectPrefix:
     def _object(self, step: int, name: str) -> str:
         return f"{step_name(step)}/g{self._own}/{name}"
 
-    def _fetch(self, step: int, manifest: Manifest, content: bytes) -> str:
+    def _fetch(self, step: int, manifest: CheckpointManifest, content: bytes) -> str:
         target, writer = self.path(step), manifest.facts.get("generation", 0)
         if target.is_dir() and not self._stale(target, content):
             return ""

@@ -1,23 +1,29 @@
-"""Checkpoints for readers that are not the training: which one, where it lies, and that it is whole."""
+"""Checkpoints for other readers than the training: find one and verify it."""
 
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed.checkpoints.manifest import Checkpoint, CheckpointError, checkpoint_at, read_manifest, step_name
+from distributed.checkpoints.manifest import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_at,
+    read_checkpoint_manifest,
+    step_name,
+)
 from distributed.checkpoints.object_store import ObjectPrefix
-from distributed.checkpoints.shared_directory import POINTER_NAME, Place, SharedDirectory
+from distributed.checkpoints.shared_directory import POINTER_NAME, CheckpointPlace, SharedDirectory
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
 
-# a reader looks at all files by itself
+# a reader verifies all files alone
 _ALONE = Topology()
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint looks like from outside: `damage` is "" when it is whole."""
+    """Facts about a checkpoint, from its manifest; `damage` is "" if it is whole."""
 
     step: int
     size_bytes: int
@@ -27,28 +33,28 @@ class Inspection:
     damage: str
 
 
-def place_of(
+def checkpoint_place(
     directory: RunDirectory, url: str = "", *, topology: Topology = _ALONE, staging: Path | None = None
-) -> Place:
-    """Where the checkpoints of a run lie.
+) -> CheckpointPlace:
+    """Returns the place of a run's checkpoints.
 
     Args:
         url: checkpoint.url of its configuration.
-        topology: of the caller; each machine has files of its own for what lies in an object store.
-        staging: for those files, of a reader who must not meet the training's.
+        topology: of the caller; each machine has its own downloads from an object store.
+        staging: folder for downloads, for a reader beside the training.
     """
     if url and "://" in url:
-        # two nodes may be one machine, so its name is not enough
+        # two "nodes" can share a machine, so the host name is not unique
         node = f"{socket.gethostname()}-{topology.rank - topology.local_rank}"
         return ObjectPrefix(url, staging=staging or directory.checkpoints / f"staging-{node}")
     return SharedDirectory(Path(url) if url else directory.checkpoints)
 
 
-def committed(place: Path | Place, *, step: int | None = None) -> Checkpoint:
-    """The checkpoint of `step`, or the one LATEST names; verified.
+def committed(place: Path | CheckpointPlace, *, step: int | None = None) -> Checkpoint:
+    """Returns the verified checkpoint of `step`, or of LATEST.
 
     Raises:
-        CheckpointError: it does not exist, or it is damaged.
+        CheckpointError: it does not exist or is damaged.
     """
     place = SharedDirectory(place) if isinstance(place, Path) else place
     chosen = place.latest() if step is None else step
@@ -67,11 +73,11 @@ def committed(place: Path | Place, *, step: int | None = None) -> Checkpoint:
     return checkpoint_at(place.path(chosen))
 
 
-def inspect(place: Place, step: int) -> Inspection:
-    """Verifies a checkpoint, and says what it is."""
+def inspect(place: CheckpointPlace, step: int) -> Inspection:
+    """Verifies a checkpoint and returns its facts."""
     damage = place.damage(step, _ALONE)
     try:
-        manifest = read_manifest(place.path(step))
+        manifest = read_checkpoint_manifest(place.path(step))
     except CheckpointError as error:
         return Inspection(step, 0, None, None, None, damage or str(error))
     facts = manifest.facts
@@ -79,5 +85,5 @@ def inspect(place: Place, step: int) -> Inspection:
     return Inspection(step, manifest.size_bytes, *told, damage)
 
 
-def _where(place: Place) -> str:
+def _where(place: CheckpointPlace) -> str:
     return place.store.url if isinstance(place, ObjectPrefix) else os.fspath(place.root)  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""Loading a checkpoint into an engine, also one with another number of ranks or another ZeRO stage.
+"""Loads a checkpoint into an engine, also with another number of ranks or another ZeRO stage.
 
-DeepSpeed loads the files of the same world and stage. Its own conversion of others writes a second checkpoint first,
-keeps to its families of stages, and gives torch's AdamW one shared step and the first group's settings to all. Here
-every rank takes its part of each parameter's weights and moments straight from the files, from any stage into any.
+DeepSpeed loads checkpoints of the same world and stage. Its conversion of others writes a second checkpoint, cannot
+convert all stages, and gives torch's AdamW the settings of the first group for all. Here each rank reads its slices of
+weights and moments from the files, from any stage into any other.
 """
 
 import math
@@ -12,16 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed.checkpoints.manifest import Checkpoint, CheckpointError
 from distributed.checkpoints.saved_engine import MOMENTS, WEIGHTS, SavedEngine
 from distributed.checkpoints.state import ENGINE_FOLDER
-from distributed.checkpoints.store import Checkpoint, CheckpointError
 
 
 def load_engine(engine: Any, found: Checkpoint) -> None:
-    """Loads weights and states of the optimiser, whose settings stay the engine's own; all ranks together.
+    """Loads weights and optimiser states, but not its settings; all ranks together.
 
     Raises:
-        CheckpointError: what the manifest says is there does not fit the model.
+        CheckpointError: the checkpoint does not fit the model.
     """
     saved = (found.facts["world_size"], found.facts["zero_stage"])
     now = (dist.get_world_size(), engine.zero_optimization_stage())
@@ -32,14 +32,14 @@ def load_engine(engine: Any, found: Checkpoint) -> None:
             raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {found.path}")
     else:
         take_apart(engine, found)
-    # DeepSpeed has brought those of the run that saved
+    # DeepSpeed has loaded the weight decay of the saved run
     for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay
     dist.barrier()
 
 
 def take_apart(engine: Any, found: Checkpoint) -> None:
-    """Puts this rank's part of a checkpoint into a new engine; all ranks together."""
+    """Loads this rank's slices of a checkpoint of another world or stage; all ranks together."""
     stage = engine.zero_optimization_stage()
     names = {id(p): name for name, p in engine.module.named_parameters()}
     groups = _GROUPS[stage](engine.optimizer)
@@ -56,12 +56,12 @@ def take_apart(engine: Any, found: Checkpoint) -> None:
 
 @torch.no_grad()
 def _take_of_groups(zero: Any, groups: list[list[Tensor]], *, names: dict[int, str], saved: SavedEngine) -> None:
-    """Stages 1 and 2: each rank has a stretch of all parameters of a group, laid end to end."""
+    """Loads stages 1 and 2: a rank holds one slice of all parameters of a group, concatenated."""
     for group, settings in zip(groups, zero.optimizer.param_groups, strict=True):
         (flat,) = settings["params"]
         parts = {WEIGHTS: flat.data, **{key: torch.zeros_like(flat) for key in MOMENTS}}
         for parameter in group:
-            if parameter._hp_mapping is None:  # type: ignore[attr-defined]  # all of it lies on other ranks
+            if parameter._hp_mapping is None:  # type: ignore[attr-defined]  # no entry is on this rank
                 continue
             here = parameter._hp_mapping.get_hp_fragment_address()  # type: ignore[attr-defined]
             there = parameter._hp_mapping.lp_fragment_address  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ def _take_of_groups(zero: Any, groups: list[list[Tensor]], *, names: dict[int, s
 
 @torch.no_grad()
 def _take_of_parameters(zero: Any, groups: list[list[Tensor]], *, names: dict[int, str], saved: SavedEngine) -> None:
-    """Stage 3: each rank has a stretch of every parameter, filled up with zeros to the same length on all ranks."""
+    """Loads stage 3: a rank holds a slice of every parameter, padded with zeros to equal length on all ranks."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     for number, (group, flat) in enumerate(zip(groups, zero.fp32_partitioned_groups_flat, strict=True)):
         parts = {WEIGHTS: flat.data, **{key: torch.zeros_like(flat) for key in MOMENTS}}
@@ -89,13 +89,13 @@ def _take_of_parameters(zero: Any, groups: list[list[Tensor]], *, names: dict[in
                 part.narrow(0, start, own).copy_(whole.narrow(0, min(rank * each, numel), own))
             start += each
         zero.optimizer.state[flat] = {"step": saved.optimizer_steps.clone(), **{key: parts[key] for key in MOMENTS}}
-        # the partitions that the forward pass gathers are views into this one
+        # the forward pass gathers views into this buffer
         zero.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
         partitions = zero.fp16_partitioned_groups[number]
         for partition, value in zip(partitions, zero.unflatten(zero.fp16_partitioned_groups_flat[number], partitions)):
             partition.data = value.data
     if zero.persistent_parameters:
-        # small ones stay gathered
+        # small parameters stay gathered, so gather them again
         zero.persistent_parameters[0].partition(zero.persistent_parameters)
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 

@@ -1,7 +1,7 @@
-"""The engine's part of a checkpoint as whole float32 tensors by parameter name, whatever ranks and ZeRO stage cut it.
+"""DeepSpeed's files of a checkpoint, read as whole float32 tensors by parameter name.
 
-DeepSpeed's files fit the world and stage that wrote them. They are mapped into memory here, not read, and each
-parameter is put together from its pieces when it is asked for, so a rank reads what it needs and holds one at a time.
+The files have the layout of the world and stage that wrote them. They are mapped into memory, and a parameter is
+concatenated from its pieces on request. So a rank reads what it needs and holds one parameter at a time.
 """
 
 import math
@@ -23,9 +23,9 @@ class SavedEngine:
     """Weights and AdamW's moments of a checkpoint.
 
     Args:
-        folder: DeepSpeed's, verified: its files are pickles.
-        world_size, stage: that wrote it.
-        names: of the parameters that must be there.
+        folder: DeepSpeed's folder; verify it first, its files are pickles.
+        world_size, stage: of the run that wrote it.
+        names: required parameters.
     """
 
     def __init__(self, folder: Path, *, world_size: int, stage: int, names: Sequence[str]):
@@ -38,11 +38,11 @@ class SavedEngine:
                 pieces[name, key].append(piece)
         missing = [name for name in names if (name, WEIGHTS) not in pieces]
         if missing:
-            raise CheckpointError(f"{folder} does not hold {', '.join(missing[:3])}; it is of another model")
+            raise CheckpointError(f"{folder} does not hold {', '.join(missing[:3])}: it belongs to another model")
         self._pieces = pieces
 
     def whole(self, name: str, key: str) -> Tensor:
-        """One of KEYS of a parameter, flat."""
+        """Returns the weights or a moment (`key` of KEYS) of a parameter, flat."""
         return torch.cat(self._pieces[name, key])
 
 
@@ -67,7 +67,7 @@ def _cut_by_parameter(folder: Path, world_size: int) -> Iterator[tuple[str, str,
             start = 0
             for name, shape in shape_of.items():
                 each = math.ceil(shape.numel() / world_size)
-                # the last ranks' parts are filled up to the length of the others
+                # the slices of the last ranks are padded to the length of the others
                 own = max(0, min(each, shape.numel() - rank * each))
                 for key in KEYS:
                     yield name, key, flat[key].narrow(0, start, own)

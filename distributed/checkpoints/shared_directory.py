@@ -1,8 +1,7 @@
-"""Where checkpoints lie: a directory that all ranks share. (A prefix of an object store:
-distributed/checkpoints/object_store.py.)
+"""The interface of a place for checkpoints, and checkpoints in a directory that all ranks share.
 
-A checkpoint gets its name by one rename, when its manifest is written and everything is on disk; it loses it by one
-rename before its files are deleted. So whatever has the name is whole, or was damaged later.
+One rename gives a checkpoint its name after everything is on disk, and one takes it away before its files are deleted.
+So a folder with such a name is whole, or was damaged later. For an object store see object_store.py.
 """
 
 import re
@@ -17,7 +16,7 @@ from distributed.checkpoints.manifest import (
     CheckpointError,
     file_damage,
     files_below,
-    read_manifest,
+    read_checkpoint_manifest,
     step_name,
 )
 from distributed.processes.topology import Topology
@@ -26,32 +25,32 @@ from pupujepa.durable import sync
 
 POINTER_NAME = "LATEST"
 _TEMPORARY, _DELETED = ".tmp", ".deleted"
-# the generation that writes it, so that a leftover of an older one cannot write into it
+# with the generation of its writer, so a superseded process cannot write into it
 _UNFINISHED = re.compile(r"step-\d{7,}(?:-g(\d+))?(?:\.tmp|\.deleted)")
 
 
-class Place(Protocol):
-    """What a CheckpointStore needs of a place; `prepare`, `commit` and `delete` are for rank 0 alone.
+class CheckpointPlace(Protocol):
+    """The interface that a CheckpointStore needs; `prepare`, `commit` and `delete` are for rank 0 alone.
 
-    generation: of the start of the run that writes there; see fencing.py.
+    generation: of the start that writes there; see fencing.py.
     """
 
     generation: int | None
 
     def temporary(self, step: int) -> Path:
-        """The local directory that a checkpoint is written into."""
+        """Returns the local directory that a checkpoint is written into."""
 
     def prepare(self, step: int) -> None:
-        """Removes what is unfinished."""
+        """Removes unfinished checkpoints."""
 
     def join(self, step: int) -> None:
-        """Makes sure that this rank has the temporary directory; every rank, after `prepare`."""
+        """Checks or makes the temporary directory of this rank, after `prepare`; on every rank."""
 
     def deliver(self, step: int, names: Iterable[str]) -> None:
-        """Brings a rank's finished files to where they will be read from."""
+        """Moves the finished files of a rank to the place."""
 
     def commit(self, step: int, manifest: str, *, names: Iterable[str]) -> None:
-        """Makes the checkpoint of the files in the manifest; before it returns there is none, or an older one."""
+        """Publishes the checkpoint."""
 
     def discard(self, step: int) -> None:
         """Removes this machine's temporary directory."""
@@ -60,16 +59,16 @@ class Place(Protocol):
         """Removes a checkpoint."""
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, whole or not, newest first."""
+        """Returns the steps of all checkpoints, whole or not, newest first."""
 
     def damage(self, step: int, topology: Topology) -> str:
-        """Looks at this rank's share of a checkpoint, and says what is wrong with it; "" if nothing."""
+        """Verifies this rank's share of a checkpoint; returns the damage as a sentence, "" if none."""
 
     def path(self, step: int) -> Path:
-        """Where the files of a checkpoint lie that was found whole."""
+        """Returns the local folder of a checkpoint that `damage` found whole."""
 
     def latest(self) -> int | None:
-        """The step that the pointer names."""
+        """Returns the step of the pointer, or None."""
 
 
 class SharedDirectory:
@@ -84,65 +83,64 @@ class SharedDirectory:
         return self.root / f"{step_name(step)}{'' if self.generation is None else f'-g{self.generation}'}{_TEMPORARY}"
 
     def prepare(self, step: int) -> None:
-        """Makes the temporary directory; those of other generations, up to this one, are removed."""
+        """Makes the temporary directory, and removes those of generations up to this one."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.clean()
         self.temporary(step).mkdir()
 
     def join(self, step: int) -> None:
-        """Raises CheckpointError where the directory that rank 0 made is not seen."""
+        """Raises CheckpointError if this rank does not see the directory of rank 0."""
         if not self.temporary(step).is_dir():
             raise CheckpointError(
-                f"a rank does not see {self.temporary(step)}, which rank 0 made: the run directory is not shared "
-                f"between the nodes, so no checkpoint can be made; put it on a file system that all nodes mount, or "
-                f"give checkpoint.url"
+                f"a rank does not see {self.temporary(step)}, which rank 0 made: the nodes do not share the run "
+                f"directory; put it on a file system that all nodes mount, or set checkpoint.url"
             )
 
     def deliver(self, step: int, names: Iterable[str]) -> None:
-        """The files are there already."""
+        """Does nothing: the files are already there."""
 
     def commit(self, step: int, manifest: str, *, names: Iterable[str]) -> None:
-        """Writes the manifest, then renames. Raises CheckpointError, OSError."""
+        """Writes the manifest, then renames; raises CheckpointError, OSError."""
         temporary, final = self.temporary(step), self.path(step)
         found = {str(p.relative_to(temporary)) for p in files_below(temporary)}
         lost = sorted(found ^ set(names))
         if lost:
             raise CheckpointError(
                 f"rank 0 and the others disagree about {', '.join(lost[:3])} in {temporary}: the run directory is not "
-                f"the same on all nodes; put it on a file system that all nodes mount, or give checkpoint.url"
+                f"the same on all nodes; put it on a file system that all nodes mount, or set checkpoint.url"
             )
         write_atomically(temporary / MANIFEST_NAME, manifest)
         for directory in {p.parent for p in files_below(temporary)}:
             sync(directory)
         if final.exists():
-            # a damaged one that a resumed run has reached again
+            # damaged, so the resumed run trained these steps again
             self.delete(step)
         temporary.rename(final)
         sync(self.root)
         write_atomically(self.root / POINTER_NAME, final.name + "\n")
 
     def discard(self, step: int) -> None:
-        """Removes the temporary directory, as far as the disk lets us: it is cleaned again later."""
+        """Removes the temporary directory; `clean` removes the rest if this fails."""
         shutil.rmtree(self.temporary(step), ignore_errors=True)
 
     def delete(self, step: int) -> None:
-        """Renames it first: half a deletion must not look like a damaged checkpoint."""
+        """Renames a checkpoint, then deletes it: half a deletion must not look like a damaged checkpoint."""
         path = self.path(step)
         doomed = path.with_name(path.name + _DELETED)
         path.rename(doomed)
         shutil.rmtree(doomed)
 
     def steps(self) -> list[int]:
-        """Looks at the names alone."""
+        """Returns the steps by the names of the folders, newest first."""
         if not self.root.is_dir():
             return []
         return sorted((int(m[1]) for p in self.root.iterdir() if (m := STEP_NAME.fullmatch(p.name))), reverse=True)
 
     def damage(self, step: int, topology: Topology) -> str:
-        """Every rank digests a part of the files."""
+        """Verifies every world_size-th file."""
         path = self.path(step)
         try:
-            files = read_manifest(path).files
+            files = read_checkpoint_manifest(path).files
         except CheckpointError as error:
             return str(error)
         names = sorted(files)[topology.rank :: topology.world_size]
@@ -153,13 +151,13 @@ class SharedDirectory:
         return self.root / step_name(step)
 
     def latest(self) -> int | None:
-        """None without a pointer, and for one that names nothing that could be a checkpoint."""
+        """Returns the step of the pointer; None without a valid one."""
         pointer = self.root / POINTER_NAME
         match = STEP_NAME.fullmatch(pointer.read_text().strip()) if pointer.is_file() else None
         return int(match[1]) if match else None
 
     def clean(self) -> None:
-        """Removes what a kill left half written or half deleted, but nothing of a newer generation."""
+        """Removes half-written and half-deleted checkpoints, except of newer generations."""
         for path in self.root.glob("step-*"):
             match = _UNFINISHED.fullmatch(path.name)
             if match and (match[1] is None or self.generation is None or int(match[1]) <= self.generation):

@@ -1,7 +1,7 @@
-"""Copies of a training state in host memory, so that training goes on while they are written to disk.
+"""Copies of a training state in host memory, so that training continues while they are written to disk.
 
-The copies live in buffers that the next snapshot uses again: memory that is mapped, and pinned beside a GPU, takes a
-copy several times as fast as new memory. Tensors that share their memory share their copy.
+The next snapshot reuses the buffers: copies into mapped memory, pinned for a GPU, are several times as fast as into new
+memory. Tensors that share memory share their copy.
 """
 
 import copy
@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 class HostSnapshot:
-    """A snapshot at a time: `begin`, `add` states with the files that they go to, then `write`, in any thread.
+    """One snapshot at a time: `begin`, `add` states with their files, then `write` in any thread.
 
     Args:
-        copies: False keeps references instead, for a caller who waits until all is written.
+        copies: False keeps references, for a caller that waits for the writing.
     """
 
     def __init__(self, *, copies: bool = True):
@@ -29,15 +29,11 @@ class HostSnapshot:
         self._ordered: torch.cuda.Event | None = None
 
     def begin(self) -> None:
-        """Begins a new snapshot; the one before must have been written, or is dropped."""
+        """Begins a new snapshot and drops the states that were not written."""
         self._states, self._used = [], 0
 
     def add(self, state: Any, path: Path | str, *, owned: bool = False) -> None:
-        """Copies what is to be written to `path`: text as it is, the rest by torch.save or, by its suffix, safetensors.
-
-        Args:
-            owned: the state is a copy already, which nobody will change.
-        """
+        """Copies a state for `write_state_file`; `owned` states are copies already."""
         self._states.append((state if owned or not self._copies else self._copied(state, {}), Path(path)))
         if torch.cuda.is_available():
             self._ordered = torch.cuda.Event()
@@ -47,10 +43,10 @@ class HostSnapshot:
         """Writes the files.
 
         Raises:
-            OSError: a disk that is full, or a folder that may not be written to.
+            OSError: the disk is full, or the folder is not writable.
         """
         if self._ordered is not None:
-            # a GPU's copies were only ordered, before whatever the training orders next
+            # copies from a GPU are asynchronous, ordered before the next step's kernels
             self._ordered.synchronize()
         for state, path in self._states:
             write_state_file(state, path)
@@ -58,12 +54,13 @@ class HostSnapshot:
 
     def _copied(self, value: Any, seen: dict[Any, Tensor]) -> Any:
         if isinstance(value, Tensor):
+            # tied parameters and views share one copy
             key = (value.data_ptr(), value.dtype, value.shape, value.stride())
             if not value.numel() or key not in seen:
                 seen[key] = self._to_host(value.detach())
             return seen[key]
         if isinstance(value, dict):
-            # keeps the class, and the attributes that a module's state has
+            # copy.copy keeps the class and the attributes of a module's state_dict
             twin = copy.copy(value)
             for name, item in value.items():
                 twin[name] = self._copied(item, seen)
@@ -83,30 +80,26 @@ class HostSnapshot:
 
 
 def save_into(engine: Any, snapshot: HostSnapshot) -> None:
-    """Gives a DeepSpeedEngine a checkpoint engine that adds its files to `snapshot` instead of writing them.
+    """Makes `save_checkpoint` of a DeepSpeedEngine add its files to `snapshot` instead of writing them.
 
-    `save_checkpoint` then writes no file while ranks wait for each other; a full disk there would hang the other ranks.
+    A full disk on one rank inside `save_checkpoint` would hang the others.
     """
-    # here, because DeepSpeed chooses its accelerator when it is imported: see engine.prepare_deepspeed
+    # imported late: DeepSpeed chooses its accelerator at import (engine.prepare_deepspeed)
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
     class SnapshotCheckpointEngine(TorchCheckpointEngine):
-        """Saves into the snapshot; loads as DeepSpeed does."""
+        """DeepSpeed's checkpoint engine, which saves into the snapshot."""
 
         def save(self, state_dict: Any, path: str) -> None:
             snapshot.add(state_dict, path)
 
     engine.checkpoint_engine = SnapshotCheckpointEngine()
-    # DeepSpeed copies its conversion scripts past the checkpoint engine; `export` replaces them
+    # DeepSpeed copies its conversion script past the checkpoint engine; our `export` replaces it
     engine._copy_recovery_script = lambda _: None
 
 
 def write_state_file(state: Any, path: Path) -> None:
-    """Writes text, or a state by safetensors where the name ends so and by torch.save elsewhere.
-
-    Raises:
-        OSError: also where the libraries hide it behind errors of their own.
-    """
+    """Writes text, or a state by safetensors (by the suffix) or torch.save; raises OSError."""
     if isinstance(state, str):
         path.write_text(state)
         return
@@ -120,7 +113,7 @@ def write_state_file(state: Any, path: Path) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            # torch's archive trips over its own position after a write that failed
+            # after a failed write, torch raises an error about its position in the archive
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise

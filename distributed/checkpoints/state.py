@@ -1,6 +1,6 @@
-"""The checkpoints of a training: when they are made, and what they hold beside DeepSpeed's files.
+"""The checkpoints of a training run: their schedule, and their content beside DeepSpeed's files.
 
-That is the teacher, the place in the stream, random states and the configuration.
+The content is the teacher, the position in the stream, the random states and the configuration.
 """
 
 import json
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from data.stream.stream import Stream, StreamState
+from distributed.checkpoints.manifest import Checkpoint
 from distributed.checkpoints.snapshot import HostSnapshot, save_into
-from distributed.checkpoints.store import Checkpoint, CheckpointStore
+from distributed.checkpoints.store import CheckpointStore
 from distributed.engine.teacher import Teacher
 from distributed.processes.watchdog import CHECKPOINT, Whereabouts
 from pupujepa.audio.log_mel import FrontendConfig
 
-# DeepSpeed's tag: its own files, universal-convertible, lie in a folder of this name inside the checkpoint
+# DeepSpeed's tag: the folder of its files inside the checkpoint
 ENGINE_FOLDER = "engine"
 TEACHER_NAME = "teacher.safetensors"
 STATE_NAME = "state.json"
@@ -30,8 +31,8 @@ class Checkpoints:
     """Saves a run between two steps; all ranks hold one and call its methods together.
 
     Attributes:
-        config_yaml: of the experiment; every checkpoint has it.
-        zero_stage: of the engine, for those who load the checkpoint.
+        config_yaml: of the experiment; saved in every checkpoint.
+        zero_stage: of the engine; saved for loading.
     """
 
     store: CheckpointStore
@@ -48,34 +49,30 @@ class Checkpoints:
 
     @property
     def longest_save_s(self) -> float:
-        """Seconds of the longest save of this session."""
+        """Seconds of the longest save in this session."""
         return self.store.longest_save_s
 
     @property
     def last(self) -> Checkpoint | None:
-        """The newest checkpoint that was made or loaded."""
+        """The newest checkpoint that this session made or loaded."""
         return self.store.last
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts for the manifest: who can load the checkpoint."""
+        """World and stage for the manifest, which decide how to load the checkpoint."""
         return {"world_size": self.store.topology.world_size, "zero_stage": self.zero_stage}
 
     def save_if_due(self, step: int, *, skip: bool = False) -> None:
-        """Goes on with the checkpoint in flight and, every `checkpoint.every` steps, begins the next.
-
-        Args:
-            skip: begin none now.
-        """
+        """Advances the checkpoint in flight and begins the next if it is due, unless `skip`."""
         self.store.poll()
         if step % self.store.config.every == 0 and not skip:
             self.save(step, wait=not self.store.config.background)
 
     def save(self, step: int, *, wait: bool = True) -> None:
-        """Makes the checkpoint of `step` finished steps, unless there is one.
+        """Makes the checkpoint of `step` finished steps, unless it exists.
 
         Args:
-            wait: until it is published; otherwise `save_if_due` publishes it after a later step.
+            wait: until it is published; if False, `save_if_due` publishes it after a later step.
         """
         self.whereabouts.at(CHECKPOINT, step)
         if not self.store.holds(step):
@@ -84,17 +81,13 @@ class Checkpoints:
             self.store.finish(step)
 
     def settle(self) -> int:
-        """Waits for the checkpoint in flight and returns the step of the newest one, 0 without any."""
+        """Waits for the checkpoint in flight, and returns the step of the newest one or 0."""
         self.store.poll(wait=True)
         return self.store.last.step if self.store.last else 0
 
     def snapshot(self, directory: Path) -> Callable[[], None]:
-        """Takes a snapshot of this rank's files of a checkpoint.
-
-        Returns:
-            What writes them, in any thread. The next snapshot waits for it.
-        """
-        # it uses the same memory
+        """Copies this rank's part of a checkpoint, and returns a function that writes it, in any thread."""
+        # the snapshot of a checkpoint in flight uses the same memory
         self.store.poll(wait=True)
         self._snapshot.begin()
         self.engine.save_checkpoint(directory, tag=ENGINE_FOLDER, save_latest=False)
@@ -112,7 +105,7 @@ class Checkpoints:
 def snapshot_state(
     snapshot: HostSnapshot, directory: Path, *, rank: int, stream: Stream, teacher: Teacher, config_yaml: str
 ) -> None:
-    """Takes a copy of this rank's part; the file names tell the checkpoint store whose they are. All ranks together."""
+    """Copies this rank's files beside DeepSpeed's; a file name shows its rank to the store. All ranks together."""
     snapshot.add(random_states(), _random_path(directory, rank))
     of_teacher = teacher.state(keep=rank == 0)
     if rank == 0:
@@ -123,20 +116,20 @@ def snapshot_state(
 
 
 def read_state(directory: Path, *, rank: int, stream: Stream, teacher: Teacher) -> None:
-    """Puts stream, teacher and random generators where `snapshot_state` found them.
+    """Restores stream, teacher and random generators from the files of `snapshot_state`.
 
     Raises:
-        StreamError: the shards or the order's settings are others.
+        StreamError: the shards or the settings of the order have changed.
     """
     stream.seek(StreamState(**json.loads((directory / STATE_NAME).read_text())["stream"]))
     teacher.load(directory / TEACHER_NAME)
     path = _random_path(directory, rank)
-    if path.exists():  # a larger world than the one that saved has ranks without one
+    if path.exists():  # new ranks of a larger world have no file
         _set_random_states(torch.load(path, weights_only=True))
 
 
 def read_frontend(directory: Path) -> FrontendConfig:
-    """The front end of the shards that the checkpoint was trained on."""
+    """Reads the front end of the shards of the training."""
     return FrontendConfig(**json.loads((directory / STATE_NAME).read_text())["frontend"])
 
 
@@ -145,8 +138,8 @@ def _random_path(directory: Path, rank: int) -> Path:
 
 
 def random_states() -> dict[str, torch.Tensor]:
-    """The states of the global generators of this process."""
-    # nothing draws from the global generators today; a stage of the user's may
+    """Returns the states of torch's global generators."""
+    # our code does not draw from them; a user's stage may
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 

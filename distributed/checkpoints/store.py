@@ -1,12 +1,11 @@
-"""Checkpoints in two phases: every rank's files, on disk and digested, then one commit; and loading by the digests.
+"""Checkpoints in two phases: each rank writes and digests its files, then rank 0 commits. Loading verifies the digests.
 
-DeepSpeed alone names a checkpoint `latest` before the other ranks' files exist, and loads a file with a flipped bit
-without complaint. Here a checkpoint is written under a temporary name, its manifest of digests when all ranks have
-reported theirs, and only then it gets its name. A kill at any moment leaves the previous one whole. On load all ranks
-verify before any of them touches the model, and agree.
+DeepSpeed alone names a checkpoint `latest` before the files of all ranks exist, and loads a file with a flipped bit.
+Here a checkpoint has a temporary name until all ranks have reported their digests and the manifest is written. A kill
+at any moment leaves the previous checkpoint whole. All ranks verify and agree before any of them changes the model.
 
-The writing is done by a thread of each rank while training goes on. Whether all are done, and what it came to, is asked
-between two steps (`poll`), so that all ranks learn of it, and stop if they must, at the same step.
+A thread of each rank writes while training continues. The ranks compare their progress between two steps (`poll`), so
+they publish, or stop after a failure, at the same step.
 """
 
 import logging
@@ -21,7 +20,6 @@ from typing import Any
 from distributed.checkpoints.config import STOP, CheckpointConfig, best_step, kept
 from distributed.checkpoints.fencing import Fence
 from distributed.checkpoints.manifest import (
-    MANIFEST_NAME,
     Checkpoint,
     CheckpointError,
     checkpoint_at,
@@ -30,57 +28,45 @@ from distributed.checkpoints.manifest import (
     render_manifest,
     step_name,
 )
-from distributed.checkpoints.reading import committed
-from distributed.checkpoints.shared_directory import POINTER_NAME, Place, SharedDirectory
-from distributed.processes.collectives import Outcome, SupersededError, all_are, of_first, outcome_of, outcomes
+from distributed.checkpoints.shared_directory import CheckpointPlace, SharedDirectory
+from distributed.processes.collectives import SupersededError, TaskOutcome, all_are, of_first, outcome_of, outcomes
 from distributed.processes.topology import Topology
 from distributed.run.log import read_metrics
 
+_WAIT_S = 0.02  # between two looks at the threads, while training waits
+
+logger = logging.getLogger(__name__)
+# writes a rank's files into a directory, or returns a function that writes them in a thread
+Write = Callable[[Path], Callable[[], None] | None]
+
 
 class BackgroundTask:
-    """Runs one task after the other in a thread. Full disks, refused rights and stores that fail become an Outcome."""
+    """A thread that runs one task after the other; errors that a user can mend become a TaskOutcome."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._running: Future[Outcome] | None = None
+        self._running: Future[TaskOutcome] | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether the task that was started has ended."""
+        """True if the started task has ended."""
         return self._running is not None and self._running.done()
 
     def start(self, task: Callable[[], dict[str, Any]]) -> None:
-        """Starts a task; the one before must have ended."""
+        """Starts a task; the previous one must have ended."""
         self._running = self._thread.submit(outcome_of, task)
 
-    def outcome(self) -> Outcome:
-        """Waits for the task, and returns what it came to; any other error than those named here is raised."""
+    def outcome(self) -> TaskOutcome:
+        """Waits for the task and returns its outcome; raises errors that are faults of the program."""
         assert self._running is not None, "no task was started"
         outcome = self._running.result()
         self._running = None
         return outcome
 
 
-__all__ = [
-    "MANIFEST_NAME",
-    "POINTER_NAME",
-    "Checkpoint",
-    "CheckpointConfig",
-    "CheckpointError",
-    "CheckpointStore",
-    "committed",
-]
-
-_WAIT_S = 0.02
-
-logger = logging.getLogger(__name__)
-# writes a rank's files into a directory, or returns a function that does so, to be called in another thread
-Write = Callable[[Path], Callable[[], None] | None]
-
-
 @dataclass
 class _Flight:
-    """A checkpoint that is being written: first each rank's files, then the commit by rank 0."""
+    """A checkpoint in flight: each rank writes its files, then rank 0 commits."""
 
     step: int
     facts: dict[str, Any]
@@ -89,24 +75,24 @@ class _Flight:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. All methods but `steps` and `holds` are collective: every rank calls them together.
+    """The checkpoints of one run. All methods except `steps` and `holds` are collective: all ranks call them together.
 
     Args:
-        place: where they lie; a path is a directory that all ranks share.
-        keep: how many of the newest stay, where there is no `config`.
+        place: a place, or a directory that all ranks share.
+        keep: number of newest checkpoints to keep, without `config`.
         metrics: the run's metrics.jsonl, for `keep_best`.
     """
 
     def __init__(
         self,
-        place: Place | Path,
+        place: CheckpointPlace | Path,
         topology: Topology,
         *,
         keep: int = 2,
         config: CheckpointConfig | None = None,
         metrics: Path | None = None,
     ):
-        self.place: Place = SharedDirectory(place) if isinstance(place, Path) else place
+        self.place: CheckpointPlace = SharedDirectory(place) if isinstance(place, Path) else place
         self.topology = topology
         self.fence: Fence | None = None
         self.config = config or CheckpointConfig(keep=keep)
@@ -119,29 +105,29 @@ class CheckpointStore:
 
     @property
     def root(self) -> Path:
-        """Of a directory that all ranks share."""
+        """The directory that all ranks share."""
         assert isinstance(self.place, SharedDirectory), "an object store has no path"
         return self.place.root
 
     def write_as(self, fence: Fence) -> None:
-        """Writes as this generation of the run from now on; a store that is never told so is not fenced."""
+        """Writes as this generation of the run from now on; without it the store is not fenced."""
         self.fence, self.place.generation = fence, fence.generation
 
     def save(self, step: int, write: Write, facts: dict[str, Any]) -> Checkpoint:
-        """Makes the checkpoint of `step` and waits for it, as `begin` and `finish` do."""
+        """Makes the checkpoint of `step` and waits for it."""
         self.begin(step, write, facts)
         self.finish(step)
         assert self.last is not None
         return self.last
 
     def begin(self, step: int, write: Write, facts: dict[str, Any]) -> None:
-        """Begins the checkpoint of `step` (the number of finished steps); one that is still in flight is waited for.
+        """Begins the checkpoint of `step` finished steps, after waiting for one in flight.
 
         Args:
-            write: called on every rank with the temporary directory; see `Write`. File names that hold `rank-<r>` or
-                DeepSpeed's `zero_pp_rank_<r>` belong to that rank, all others to rank 0. What ranks do together belongs
-                into the call itself, what can fail on one of them alone into the function that it returns.
-            facts: go into the manifest.
+            write: called on every rank with the temporary directory; see `Write`. Files named `rank-<r>` or DeepSpeed's
+                `zero_pp_rank_<r>` belong to that rank, all others to rank 0. Collectives belong into the call, work
+                that can fail on a single rank into the returned function.
+            facts: entries of the manifest.
 
         Raises:
             CheckpointError: nothing can be written, or the directory is not shared.
@@ -151,6 +137,7 @@ class CheckpointStore:
             self.poll(wait=True)
         begun = time.monotonic()
         generation = {"generation": self.fence.generation} if self.fence else {}
+        # rank 0 makes the directory before the others look for it; both outcomes are shared, so no rank waits alone
         for task in (partial(self._prepare, step), partial(self._join, step)):
             if failure := next((o for o in outcomes(outcome_of(task)) if o.error), None):
                 self._failed(step, failure)
@@ -160,20 +147,20 @@ class CheckpointStore:
         self._task.start(partial(self._written, step, rest))
 
     def poll(self, *, wait: bool = False) -> None:
-        """Goes on with the checkpoint in flight when all ranks are ready to; call it after every step.
+        """Advances the checkpoint in flight if all ranks are ready; call it after every step.
 
         Args:
             wait: until it is published.
 
         Raises:
-            CheckpointError: a rank could not write, and the setting says to stop.
-            SupersededError: the run was started again since.
+            CheckpointError: a rank could not write, and checkpoint.on_failure=stop.
+            SupersededError: the run was started again.
         """
         while self._flight is not None:
             if not all_are(self._task.is_done):
                 if not wait:
                     return
-                # no rank waits inside a collective operation, whose time limit a slow disk would exceed
+                # waiting inside a collective would exceed its timeout on a slow disk
                 time.sleep(_WAIT_S)
                 continue
             of_ranks = outcomes(self._task.outcome())
@@ -187,30 +174,27 @@ class CheckpointStore:
             self._task.start(partial(self._committed, flight, files) if self.topology.is_first else dict)
 
     def finish(self, step: int) -> None:
-        """Waits until nothing is in flight; call it before the run ends or stops.
+        """Waits for the checkpoint in flight; call it before the run ends or stops.
 
         Raises:
-            CheckpointError: the checkpoint of `step` could not be made, whatever the setting.
+            CheckpointError: the checkpoint of `step` could not be made, for any checkpoint.on_failure.
         """
         self.poll(wait=True)
         if not self.holds(step):
             raise CheckpointError(
                 f"{step_name(step)} could not be made (the warning above says why), so the steps since {self._older()} "
-                f"would be lost; mend it and run the same command again"
+                f"would be lost; remedy it and run the same command again"
             )
 
     def holds(self, step: int) -> bool:
-        """Whether the checkpoint of `step` is in flight, or the last one that was made or loaded."""
+        """Returns True if `step` is in flight, or is the last checkpoint made or loaded."""
         return step == (self._flight.step if self._flight else self.last.step if self.last else None)
 
     def newest_whole(self) -> Checkpoint | None:
-        """Finds the newest checkpoint whose every byte is what was written; damaged ones are named in a warning.
-
-        Returns:
-            None if there is no checkpoint at all.
+        """Returns the newest whole checkpoint, or None without any; warns of damaged ones.
 
         Raises:
-            CheckpointError: there are checkpoints, but none of them is whole; or they cannot be reached.
+            CheckpointError: all checkpoints are damaged, or they cannot be reached.
         """
         self.refused = []
         there = of_first(lambda: {"steps": self.steps()})
@@ -223,16 +207,16 @@ class CheckpointStore:
                 return found
             self.refused.append(found)
             if self.topology.is_first:
-                logger.warning("%s; falling back to the checkpoint before it", found)
+                logger.warning("%s; falling back to the previous checkpoint", found)
         if self.refused:
             raise CheckpointError(
-                f"none of the checkpoints is whole (the oldest: {self.refused[-1]}), and training does not start from "
-                f"zero over a run that exists; restore one from a copy, or start again with another --run-dir"
+                f"no checkpoint is whole (the oldest: {self.refused[-1]}), and training does not start from zero over "
+                f"a run that exists; restore a copy, or choose another --run-dir"
             )
         return None
 
     def verified(self, step: int) -> Checkpoint | str:
-        """The checkpoint of `step` if every byte is what was written, else what is wrong with it.
+        """Returns the checkpoint of `step`, or a sentence about its damage.
 
         Raises:
             CheckpointError: it cannot be reached.
@@ -244,13 +228,13 @@ class CheckpointStore:
         return damage or checkpoint_at(self.place.path(step))
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints that were committed, whole or not, newest first."""
+        """Returns the steps of all committed checkpoints, whole or not, newest first."""
         return self.place.steps()
 
     def _prepare(self, step: int) -> dict[str, Any]:
         if self.topology.is_first:
             if self.fence is not None:
-                # training waits for this one; the commit asks everywhere
+                # training waits here, so ask only the file system; the commit asks everywhere
                 self.fence.near.require_current()
             self.place.prepare(step)
         return {}
@@ -263,7 +247,7 @@ class CheckpointStore:
         return {}
 
     def _written(self, step: int, rest: Callable[[], None] | None) -> dict[str, Any]:
-        """Writes, digests and delivers this rank's files; in the thread."""
+        """Writes, digests and delivers this rank's files, in the thread."""
         if rest is not None:
             rest()
         directory = self.place.temporary(step)
@@ -272,7 +256,7 @@ class CheckpointStore:
         return files
 
     def _committed(self, flight: _Flight, files: dict[str, Any]) -> dict[str, Any]:
-        """Publishes, then deletes what retention does not keep; in rank 0's thread."""
+        """Publishes the checkpoint, then deletes those that retention drops, in rank 0's thread."""
         manifest = render_manifest(flight.facts, files)
         if self.fence is not None:
             self.fence.require_current()
@@ -283,7 +267,7 @@ class CheckpointStore:
                 self.place.delete(step)
             except OSError as error:
                 raise CheckpointError(
-                    f"it is there, but {step_name(step)}, which retention does not keep, cannot be deleted ({error})"
+                    f"it was written, but the old {step_name(step)} cannot be deleted ({error})"
                 ) from error
         return {"manifest": manifest}
 
@@ -301,18 +285,18 @@ class CheckpointStore:
         self.longest_save_s = max(self.longest_save_s, seconds)
         logger.info("saved %s in %.1f s", self.last.name, seconds)
 
-    def _failed(self, step: int, failure: Outcome) -> None:
+    def _failed(self, step: int, failure: TaskOutcome) -> None:
         self._discard(step)
         if failure.superseded:
             raise SupersededError(failure.error)
         if self.fence is not None:
-            # a newer start has removed what this one was writing, maybe
+            # maybe a newer start has removed the files of this one
             self.fence.near.require_current()
         said = f"{step_name(step)} could not be written: {failure.error}; the newest whole one is {self._older()}"
         if self.config.on_failure == STOP:
-            raise CheckpointError(f"{said}; mend this and run the same command again, which continues from there")
+            raise CheckpointError(f"{said}; remedy this and run the same command again, which continues from there")
         if self.topology.is_first:
-            logger.warning("%s; training goes on, and the next checkpoint is tried when it is due", said)
+            logger.warning("%s; training continues, and the next checkpoint is tried when it is due", said)
 
     def _discard(self, step: int) -> None:
         if self.topology.local_rank == 0:

@@ -1,8 +1,8 @@
-"""Keys that a user may add to DeepSpeed's generated JSON with `engine.deepspeed.KEY=VALUE`: those that are tested.
+"""DeepSpeed's tested JSON keys for `engine.deepspeed.KEY=VALUE`, and its imports without compilation.
 
-They size buffers and time the step. Any other key is refused, because it may change the losses, the layout of
-checkpoints or the teacher's source without an error. tests/distributed/test_engine_equivalence.py trains with each key
-of the list and asks for the same losses; add a key here and there together.
+The keys size buffers and time the step. Any other key is refused: it may silently change the losses, the checkpoints or
+the teacher's source. tests/distributed/test_engine_equivalence.py trains with each key and compares the losses; add
+a key there too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ def check_additions(additions: Mapping[str, Any]) -> None:
 
 
 def with_additions(generated: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges checked additions into the generated JSON, mapping by mapping."""
+    """Merges checked additions into the generated JSON, recursively."""
     merged = dict(generated)
     for key, value in additions.items():
         old = merged.get(key)
@@ -49,11 +49,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def leave_operators_uncompiled() -> None:
-    """Says that no operator of DeepSpeed's own can be used, of which it asks for one: an all-reduce for inference.
+    """Marks DeepSpeed's all-reduce for inference, the one operator that it asks for, as unavailable.
 
-    Compiling that one takes half a minute and a C++ compiler, and a kill during it leaves a lock that stops all later
-    starts. DeepSpeed's table of what can be used is filled here, because it would fill it by running a compiler for
-    every operator that it has.
+    Compiling it takes half a minute and a C++ compiler, and a kill meanwhile leaves a lock that stops all later starts.
+    Writing DeepSpeed's table also keeps it from running a compiler for each of its operators.
     """
     import deepspeed
 
@@ -63,8 +62,8 @@ def leave_operators_uncompiled() -> None:
 def leave_muon_uncompiled() -> None:
     """Imports DeepSpeed's optimiser Muon as plain functions.
 
-    DeepSpeed compares every optimiser with it, and importing it hands its functions to torch.compile, which loads all
-    of torch's compiler. Our optimiser is always AdamW.
+    DeepSpeed imports it to compare every optimiser's class, and its import loads all of torch's compiler. Our optimiser
+    is always AdamW.
     """
     from deepspeed.runtime import compiler
 

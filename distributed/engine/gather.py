@@ -1,4 +1,4 @@
-"""Full parameters under every ZeRO stage: gathered in buckets, copied to the CPU, put into a model of their own."""
+"""Full parameters under every ZeRO stage: gathered in buckets, copied to the CPU or into a model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,22 +16,20 @@ GATHER_ELEMENTS = 1 << 24
 
 @contextmanager
 def gathered(parameters: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Makes the full values of `parameters` readable inside the block, also where they are spread over the ranks.
-
-    Read only: what is written inside is lost where they are spread. All ranks must enter it together.
-    """
+    """Gathers the full values of `parameters` inside the block, to read only; all ranks enter it together."""
     with whole_again(parameters):
         if not any(hasattr(p, "ds_id") for p in parameters):
             yield parameters
             return
         import deepspeed
 
+        # without a modifier rank, so that anything written inside would be lost
         with deepspeed.zero.GatheredParameters(list(parameters)):
             yield parameters
 
 
 def in_buckets(parameters: Sequence[Tensor], elements: int) -> Iterator[slice]:
-    """Yields slices of `parameters` that hold about `elements` numbers, so that gathering needs little memory."""
+    """Yields slices of `parameters` of about `elements` entries each, to bound the memory of gathering."""
     start, size = 0, 0
     for index, parameter in enumerate(parameters):
         size += full_numel(parameter)
@@ -43,10 +41,10 @@ def in_buckets(parameters: Sequence[Tensor], elements: int) -> Iterator[slice]:
 
 
 def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
-    """Copies the full parameters of `module` to the CPU, under every stage; all ranks must call it together.
+    """Copies the full parameters of `module` to the CPU; all ranks call it together.
 
     Args:
-        keep: False only takes part in the gathering, and returns nothing.
+        keep: False takes part in the gathering but returns an empty state.
     """
     named = list(module.named_parameters())
     parameters = [p for _, p in named]
@@ -60,10 +58,7 @@ def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
 
 @contextmanager
 def whole_step(step: TrainingStep, model: PupuJEPA) -> Iterator[tuple[TrainingStep, PupuJEPA]]:
-    """Yields the training step and the model with full weights; under stage 3 a copy of them, as long as it is needed.
-
-    All ranks enter together.
-    """
+    """Yields the step and the model with full weights, copied under stage 3 only; all ranks enter it together."""
     if not any(hasattr(p, "ds_id") for p in step.parameters()):
         yield step, model
         return
@@ -72,7 +67,7 @@ def whole_step(step: TrainingStep, model: PupuJEPA) -> Iterator[tuple[TrainingSt
 
 
 def whole_model(step: TrainingStep, model: PupuJEPA) -> PupuJEPA:
-    """Copies student, predictor and teacher into a model of its own on the CPU; all ranks call it together."""
+    """Copies student, predictor and teacher into a new model on the CPU; all ranks call it together."""
     state = full_state(step)
     state |= {f"teacher.{name}": tensor for name, tensor in full_state(step.teacher).items()}
     with torch.device("meta"):

@@ -1,12 +1,11 @@
-"""The teacher under every ZeRO stage: float32, outside the engine's parameters, whole on every rank or in parts.
+"""The teacher under every ZeRO stage: float32, outside the engine, whole on every rank or sharded.
 
-Its source are the student's full float32 weights after the optimiser step, read where they lie: from the replicated
-parameters under stages 1 and 2; under stage 3 gathered bucket by bucket for a whole teacher, and from the rank's own
-partition for one in parts (teacher_shards.py). The well-known silent failure, writing a partitioned teacher inside a
-gather without a modifier rank so that it never moves, has no place here, since nothing is written inside a gather; and
-whether the teacher made the move that the average asks for is measured, not assumed.
+The teacher averages the student's float32 weights, wherever ZeRO stores them: in the replicated parameters under stages
+1 and 2; gathered bucket by bucket, or in the rank's own partition for a sharded teacher (teacher_shards.py), under
+stage 3. Writing a partitioned teacher inside a gather fails silently: the teacher never moves. So nothing is written
+inside a gather, and the move is measured.
 
-The patch embedding is the student's own: shared, trained and without an average. So it is no part of the teacher.
+Teacher and student share the patch embedding, which is trained and not averaged, so the teacher does not hold it.
 """
 
 from collections.abc import Iterator
@@ -19,14 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distributed.engine.gather import GATHER_ELEMENTS, full_state, gathered, in_buckets
-from distributed.engine.teacher_shards import Part, shard_blocks
+from distributed.engine.teacher_shards import TeacherPart, shard_blocks
 from pupujepa.errors import UserError
 from pupujepa.training.ema import update_ema
 from pupujepa.training.objective import TrainingStep, teacher_pairs
 
-# entries of each tensor that are looked at, to see whether the teacher moves
+# sampled entries per tensor, to measure the move
 _SAMPLED = 1024
-# a move that is smaller, relative to the weights, may be lost to float32's rounding
+# float32 rounding can hide a smaller move, relative to the weights
 _CERTAIN_MOVE = 3e-7
 
 
@@ -36,31 +35,31 @@ class FrozenTeacherError(UserError):
 
 @dataclass(frozen=True)
 class _Piece:
-    """What this rank keeps of one teacher tensor, and the student's parameter that it follows.
+    """One teacher tensor, or this rank's shard of it, with the student's parameter that it follows.
 
     Attributes:
         values: of the teacher, float32.
-        part: where the values lie in the whole tensor; None for a whole tensor.
+        part: position of the values in the whole tensor; None for a whole tensor.
     """
 
     values: Tensor
     student: Tensor
-    part: Part | None = None
+    part: TeacherPart | None = None
 
     def sample(self, values: Tensor) -> Tensor:
-        """Copies every so many entries, the same of the whole tensor however it is cut."""
+        """Copies every n-th entry of the whole tensor, however it is sharded."""
         numel, first = (self.part.numel, self.part.first) if self.part else (values.numel(), 0)
         stride = max(1, numel // _SAMPLED)
         return values.detach().flatten()[-first % stride :: stride].clone()
 
 
 class Teacher:
-    """Moves the teacher of a training step.
+    """The exponential moving average of the student, in the teacher of a training step.
 
-    Make it before a checkpoint is loaded: it remembers a sample of the first weights, which the seed gives again.
+    Make it before a checkpoint is loaded: it samples the first weights, which depend on the seed only.
 
     Args:
-        rank, world_size: each of several ranks keeps a part of every block. One rank keeps all.
+        rank, world_size: shard every block over so many ranks; the default keeps the whole teacher.
     """
 
     def __init__(self, step: TrainingStep, *, rank: int = 0, world_size: int = 1):
@@ -74,21 +73,17 @@ class Teacher:
         self._first = {id(p): p.sample(p.values) for p in (*self._parts, *self._whole)}
 
     def follow(self, momentum: float, *, measured: bool = False) -> dict[str, float]:
-        """Moves towards the student; all ranks call it together, after the optimiser step.
-
-        Args:
-            measured: look at what the move did.
+        """Moves the teacher towards the student; all ranks call it together, after the optimiser step.
 
         Returns:
-            What a row of metrics says about it, or nothing: `teacher/moved` is the length of this one move, relative to
-            the weights, both over as many entries of small tensors as of large ones. It is a function of the step
-            alone, not of the row before, so a resumed run logs the same.
+            {} or, if `measured`, `teacher/moved`: the length of this move relative to the weights, over as many entries
+            of small tensors as of large ones.
 
         Raises:
-            FrozenTeacherError: the teacher did not make the move; on all ranks.
+            FrozenTeacherError: the teacher did not move; on all ranks.
         """
         for unit in self._shards:
-            unit.forget()
+            unit.forget()  # a block gathered ahead would hold values from before the move
         sums = self._no_sums(3)
         for row, pieces, sources in self._beside_their_sources():
             before = [p.sample(p.values) for p in pieces] if measured else []
@@ -99,7 +94,7 @@ class Teacher:
         return _verdict(*self._over_ranks(sums)) if measured else {}
 
     def moved(self) -> float:
-        """Relative distance from the first weights, over a sample of every tensor's entries; all ranks together."""
+        """Returns the relative distance from the first weights, over the sampled entries; all ranks together."""
         sums = self._no_sums(2)
         for row, pieces in enumerate((self._parts, self._whole)):
             for piece in pieces:
@@ -109,7 +104,7 @@ class Teacher:
         return (apart / size) ** 0.5
 
     def distance_to_student(self) -> float:
-        """Relative distance |teacher - student| / |teacher| over all weights; all ranks call it together."""
+        """Returns |teacher - student| / |teacher| over all weights; all ranks call it together."""
         sums = self._no_sums(2)
         for row, pieces, sources in self._beside_their_sources():
             for piece, source in zip(pieces, sources, strict=True):
@@ -118,15 +113,15 @@ class Teacher:
         return (apart / size) ** 0.5
 
     def state(self, *, keep: bool = True) -> dict[str, Tensor]:
-        """Copies the whole teacher to the CPU, float32, under the names it has inside its stack; all ranks together.
+        """Copies the whole teacher to the CPU, float32; all ranks together.
 
         Args:
-            keep: False takes part in the gathering and returns nothing.
+            keep: False takes part in the gathering but returns an empty state.
         """
         return full_state(self.module, keep=keep)
 
     def load(self, path: Path) -> None:
-        """Reads a file of `state` in place: this rank's parts of it, whatever ranks saved it."""
+        """Loads a file of `state` in place, whatever number of ranks saved it."""
         state = load_file(path)
         for unit in self._shards:
             unit.forget()
@@ -136,7 +131,7 @@ class Teacher:
         assert not state, f"{path} holds more than a teacher: {sorted(state)[:3]}"
 
     def _beside_their_sources(self) -> Iterator[tuple[int, list[_Piece], list[Tensor]]]:
-        """Yields pieces with the same entries of the student; 0 goes before those in parts, 1 before whole ones."""
+        """Yields (row of the sums, pieces, the same entries of the student): row 0 for shards, 1 for whole tensors."""
         if self._parts:
             yield 0, self._parts, [p.part.of(p.student) for p in self._parts if p.part]
         for bucket in in_buckets([p.student for p in self._whole], GATHER_ELEMENTS):
@@ -145,7 +140,7 @@ class Teacher:
                 yield 1, pieces, [s.data for s in students]
 
     def _no_sums(self, count: int) -> Tensor:
-        """Zeros [2, count]: sums over parts, which differ by rank, and over whole tensors, which do not."""
+        """Returns zeros [2, count]: sums over shards, which differ by rank, and over whole tensors, which do not."""
         return torch.zeros(2, count, dtype=torch.float64, device=(*self._whole, *self._parts)[0].values.device)
 
     def _over_ranks(self, sums: Tensor) -> list[float]:
@@ -159,12 +154,11 @@ def _squares(*tensors: Tensor) -> Tensor:
 
 
 def _verdict(moved: float, due: float, size: float) -> dict[str, float]:
-    """Takes sums of squares: of the move that was made, of the one that was asked for, and of the weights."""
+    """Checks the move by its sums of squares: made, due, and of the weights."""
     moved, due = (moved / size) ** 0.5, (due / size) ** 0.5
     if due > _CERTAIN_MOVE and moved < due / 2:
         raise FrozenTeacherError(
-            f"the teacher moved by {moved:.2g} of its weights where the average of the student asks for {due:.2g}: it "
-            f"is frozen, and the run would train against features that never improve; this is a fault of the program "
-            f"or of a DeepSpeed release that it was not tested with (pyproject.toml says which it was)"
+            f"the teacher moved by {moved:.2g} of its weights instead of {due:.2g}: it is frozen, so its features "
+            f"would never improve; install the DeepSpeed release of pyproject.toml, or report a bug"
         )
     return {"teacher/moved": moved}

@@ -1,4 +1,4 @@
-"""Memory, operations and hours of an experiment, before it waits in a queue. Needs no GPU, no data and a few seconds.
+"""Memory, operations and hours of an experiment, without a GPU or data, in a few seconds.
 
   python -m distributed plan --preset paper model=large --nodes 8 --gpus-per-node 8 --device h100
   python -m distributed plan --preset paper model=giant engine.micro_batch=8 --nodes 16 --device a100-40gb
@@ -6,14 +6,13 @@
   python -m distributed plan --preset robust model=base --plot schedules.png       what changes over the run, drawn
   python -m distributed plan --config runs/large-cooled/config.yaml --plot schedules.png        also of a branch
 
-Memory: float32 weights, gradients and AdamW's states as the ZeRO stage shards them, the float32 teacher, activations
-and DeepSpeed's buffers, at the moment of the step that needs most. All are closed formulas (pupujepa/cost/memory.py),
-within 15 % of measured peaks; `python -m benchmarks engine --plan-memory` measures more of them. The device's context,
-the communication library and fragmentation come on top: a tenth is left free for them. Settings that would fit are
-listed.
+Memory is the peak over a step: float32 weights, gradients and AdamW's states as the ZeRO stage shards them, the float32
+teacher, activations and DeepSpeed's buffers. These are closed formulas (pupujepa/cost/memory.py), within 15 % of
+measured peaks; `python -m benchmarks engine --plan-memory` measures more of them. A tenth of the device stays free for
+its context, the communication library and fragmentation. The plan lists settings that would fit.
 
-Hours assume a share of the GPU's peak (MFU) that you state; 0.35 is our guess for the larger models, small ones reach
-less. The store must deliver what the crops need, a third of which is looked at unless stream.crops_per_sample says 3.
+Hours assume a fraction of the GPU's peak (--mfu); 0.35 is our guess for the larger models, small ones reach less. The
+store reads whole samples, of which a third is used unless stream.crops_per_sample is 3.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from pupujepa.cost.memory import StepConfig, peak_memory
 from pupujepa.errors import UserError
 from pupujepa.precision import AUTO, PRECISIONS
 
-# of the device's memory; the rest is for its context, the communication library and fragmentation
+# usable fraction of device memory; the rest is for context, communication library and fragmentation
 USABLE = 0.9
 GIB, MEGA, GIGA, TERA = 2**30, 1e6, 1e9, 1e12
 LONG_RUN_STEPS = 500_000
@@ -44,15 +43,15 @@ BYTES_OF_VALUE = {"uint8": 1, "float16": 2}
 
 @dataclass(frozen=True)
 class Device:
-    """What of a GPU matters here: memory in GB, and dense bf16 TFLOP/s."""
+    """A GPU: memory in GB, and dense bf16 TFLOP/s."""
 
     memory_gb: float
     peak_tflops: float
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The largest micro-batch of a setting that fits, 0 for none, and the peak bytes of a rank with it."""
+class MemoryFit:
+    """The largest micro-batch that fits in a setting, 0 for none, and its peak bytes on a rank."""
 
     zero_stage: int
     recomputed: bool
@@ -60,7 +59,7 @@ class Fit:
     peak_bytes: int
 
 
-# of NVIDIA's data sheets
+# from NVIDIA's data sheets
 DEVICES = {
     "a10g": Device(24, PEAK_BF16_TFLOPS["A10G"]),
     "a100-40gb": Device(40, PEAK_BF16_TFLOPS["A100"]),
@@ -124,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def step_config(experiment: Experiment, sizes: BatchSizes, *, world_size: int, on_cpu: bool = False) -> StepConfig:
-    """Returns what decides the memory of a rank."""
+    """Returns the settings that decide the memory of a rank."""
     engine = experiment.engine
     trained = count_parameters(experiment.model).trained
     json = deepspeed_json(engine, experiment.optimizer, sizes, num_trained=trained)
@@ -145,23 +144,23 @@ def step_config(experiment: Experiment, sizes: BatchSizes, *, world_size: int, o
     )
 
 
-def fits(experiment: Experiment, *, world_size: int, device_bytes: float) -> Iterator[Fit]:
-    """Yields what fits for each stage from the given one on, kept and recomputed, the global batch staying as it is."""
+def fits(experiment: Experiment, *, world_size: int, device_bytes: float) -> Iterator[MemoryFit]:
+    """Yields the fit of each ZeRO stage from the given one, with blocks kept and recomputed, for one global batch."""
     for recomputed in (False, True):
         for stage in range(experiment.engine.zero_stage, MAX_ZERO_STAGE + 1):
-            # stage 3 gathers its weights block by block, which is not compiled
+            # stage 3 gathers weights block by block, which cannot be compiled
             compiler = "none" if stage == MAX_ZERO_STAGE else experiment.engine.compile
             engine = replace(experiment.engine, zero_stage=stage, activation_checkpointing=recomputed, compile=compiler)
             yield _largest(replace(experiment, engine=engine), world_size=world_size, device_bytes=device_bytes)
 
 
 def store_bytes_per_s(experiment: Experiment, crops_per_s: float, *, dtype: str) -> float:
-    """Returns what is read of stored arrays so that crops come as fast; a sample is read whole for its crops."""
+    """Returns the bytes per second that the store must deliver; a sample is read whole."""
     values = FeatureConfig().part_frames * experiment.model.mel_bands
     return crops_per_s / experiment.stream.crops_per_sample * values * BYTES_OF_VALUE[dtype]
 
 
-def _largest(experiment: Experiment, *, world_size: int, device_bytes: float) -> Fit:
+def _largest(experiment: Experiment, *, world_size: int, device_bytes: float) -> MemoryFit:
     engine = experiment.engine
     per_rank = experiment.stream.global_batch // world_size
     total = 0
@@ -169,8 +168,8 @@ def _largest(experiment: Experiment, *, world_size: int, device_bytes: float) ->
         sizes = batch_sizes(experiment.stream.global_batch, micro_batch=micro_batch, world_size=world_size)
         total = peak_memory(step_config(experiment, sizes, world_size=world_size))[1].total
         if total <= USABLE * device_bytes:
-            return Fit(engine.zero_stage, engine.activation_checkpointing, micro_batch, total)
-    return Fit(engine.zero_stage, engine.activation_checkpointing, 0, total)
+            return MemoryFit(engine.zero_stage, engine.activation_checkpointing, micro_batch, total)
+    return MemoryFit(engine.zero_stage, engine.activation_checkpointing, 0, total)
 
 
 def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[str]:
@@ -209,8 +208,8 @@ def _on_host(experiment: Experiment, gpus: int) -> str:
     return f"  {'on the host':<12}{16 * -(-trained // gpus) / GIB:8.2f} GiB for each GPU: the optimiser"
 
 
-def _fit_lines(found: Iterable[Fit], experiment: Experiment, gpus: int) -> Iterator[str]:
-    rows: dict[bool, list[Fit]] = {False: [], True: []}
+def _fit_lines(found: Iterable[MemoryFit], experiment: Experiment, gpus: int) -> Iterator[str]:
+    rows: dict[bool, list[MemoryFit]] = {False: [], True: []}
     for fit in found:
         rows[fit.recomputed].append(fit)
     per_gpu = experiment.stream.global_batch // gpus
@@ -223,7 +222,7 @@ def _fit_lines(found: Iterable[Fit], experiment: Experiment, gpus: int) -> Itera
     yield ""
 
 
-def _one_fit(fit: Fit) -> str:
+def _one_fit(fit: MemoryFit) -> str:
     return f"{fit.micro_batch or 'none'} ({fit.peak_bytes / GIB:.1f})"
 
 

@@ -1,6 +1,6 @@
-"""What changes over a run, drawn: learning rate, momentum of the teacher, masking strategies, weight decay.
+"""Plots of the schedules of a run: learning rate, momentum of the teacher, masking strategies, weight decay.
 
-All of it is a pure function of the step, so the picture is what will be done, also by a run that is resumed.
+All are pure functions of the step, so they also hold for a resumed run.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ _SHADES = (_FAINT, "#6f9fc0", _LINE)
 
 
 def plot_schedules(experiment: Experiment, path: Path) -> None:
-    """Writes the picture; of a branch, from where it begins, and the learning rate of the run that it leaves."""
+    """Writes the picture; a branch starts at its first step, beside its parent's learning rate."""
     from matplotlib.figure import Figure
 
     total, horizon, first = experiment.train.steps, experiment.horizon_steps, experiment.branch.step
@@ -43,7 +43,7 @@ def plot_schedules(experiment: Experiment, path: Path) -> None:
 
 
 def _some_of(first: int, end: int) -> list[int]:
-    """Steps from `first` on and before `end`, both ends of them."""
+    """Returns about _POINTS steps of [first, end), with the first and the last."""
     return sorted({first + round(i * (end - 1 - first) / _POINTS) for i in range(_POINTS + 1)})
 
 

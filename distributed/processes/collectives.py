@@ -1,4 +1,4 @@
-"""What ranks must know of each other's tasks, so that all go on, or all stop, at the same place."""
+"""Collectives on Python values: all ranks continue, or all stop, at the same point."""
 
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -15,14 +15,14 @@ from pupujepa.precision import ChosenPrecision, choose_precision
 
 
 class SupersededError(UserError):
-    """This process is a leftover: the run was started again since."""
+    """The run was started again, so this process must not write to it."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a task came to: `error` is a sentence, "" if it succeeded; `result` is what it returned then.
+class TaskOutcome:
+    """Result of a task that succeeded, or the sentence of its error.
 
-    superseded: the error is that the run was started again.
+    superseded: the error is a SupersededError.
     """
 
     result: dict[str, Any] = field(default_factory=dict)
@@ -30,41 +30,41 @@ class Outcome:
     superseded: bool = False
 
 
-def outcome_of(task: Callable[[], dict[str, Any]]) -> Outcome:
-    """Runs a task here and now."""
+def outcome_of(task: Callable[[], dict[str, Any]]) -> TaskOutcome:
+    """Runs a task and catches the errors that a user can mend: OSError and UserError."""
     try:
-        return Outcome(task())
+        return TaskOutcome(task())
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        return Outcome(error=f"{error.strerror or error}{where}")
+        return TaskOutcome(error=f"{error.strerror or error}{where}")
     except UserError as error:
-        return Outcome(error=str(error), superseded=isinstance(error, SupersededError))
+        return TaskOutcome(error=str(error), superseded=isinstance(error, SupersededError))
 
 
 Value = TypeVar("Value")
 
 
-def outcomes(own: Outcome) -> list[Outcome]:
-    """What the task of each rank came to, by rank; all ranks together."""
-    of_ranks = [Outcome()] * dist.get_world_size()
+def outcomes(own: TaskOutcome) -> list[TaskOutcome]:
+    """Returns the outcome of every rank's task, by rank; all ranks together."""
+    of_ranks = [TaskOutcome()] * dist.get_world_size()
     dist.all_gather_object(of_ranks, own)
     return of_ranks
 
 
-def of_first(task: Callable[[], dict[str, Any]]) -> Outcome:
-    """Runs a task on rank 0 and tells the others what it came to; all ranks together."""
-    return from_first(outcome_of(task) if dist.get_rank() == 0 else Outcome())
+def of_first(task: Callable[[], dict[str, Any]]) -> TaskOutcome:
+    """Runs a task on rank 0 and returns its outcome on all ranks; all ranks together."""
+    return from_first(outcome_of(task) if dist.get_rank() == 0 else TaskOutcome())
 
 
 def from_first(value: Value) -> Value:
-    """Returns the value that rank 0 has; all ranks together."""
+    """Returns the value of rank 0; all ranks together."""
     shared = [value]
     dist.broadcast_object_list(shared, src=0)
     return shared[0]
 
 
 def ranks_of_node() -> int:
-    """How many ranks run on this rank's machine, this one counted; all ranks together."""
+    """Counts the ranks on this machine, including this one; all ranks together."""
     own = socket.gethostname()
     machines = [own] * dist.get_world_size()
     dist.all_gather_object(machines, own)
@@ -72,7 +72,7 @@ def ranks_of_node() -> int:
 
 
 def all_are(true: bool) -> bool:
-    """Whether it is true on every rank; all ranks together."""
+    """Returns True if `true` holds on every rank; all ranks together."""
     everywhere = torch.tensor(int(true), device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
     return bool(everywhere)
@@ -82,16 +82,16 @@ def agreed_precision(asked: str, device: torch.device) -> ChosenPrecision:
     """Resolves "auto" to bf16 if the hardware of every rank multiplies it, else to fp32; all ranks together."""
     of_ranks = [choose_precision(asked, device)] * dist.get_world_size()
     dist.all_gather_object(of_ranks, of_ranks[0])
-    # the first rank that must not use bf16 decides for all: ranks of one step must round alike
+    # one rank without bf16 decides for all: the ranks of a step must round alike
     return next((chosen for chosen in of_ranks if chosen.name == "fp32"), of_ranks[0])
 
 
 def agreed_digest(compute: Callable[[], str], topology: Topology, what: str) -> str:
-    """Returns a digest that one rank of each node computes, and all nodes must find alike.
+    """Computes a digest on one rank of each node and requires it to be equal on all nodes.
 
     Args:
-        compute: reads files that every rank of a node sees.
-        what: has the digest, e.g. "the weights of base".
+        compute: digests files that every rank of a node sees.
+        what: their name in the error, e.g. "the weights of base".
 
     Raises:
         UserError: the nodes see different files.
@@ -100,14 +100,14 @@ def agreed_digest(compute: Callable[[], str], topology: Topology, what: str) -> 
     if len(found) > 1:
         raise UserError(
             f"{what} differ between the nodes (digests {', '.join(sorted(d[:8] for d in found))}), so their features "
-            "would not belong together; name one shared folder, or equal copies"
+            "would not belong together; use one shared folder, or equal copies"
         )
     return found.pop()
 
 
 @contextmanager
 def all_or_none(topology: Topology, step: str) -> Iterator[None]:
-    """Ends a step on all ranks together: where one fails, the others stop too instead of waiting for it."""
+    """Raises UserError on every rank if the block fails on one, so no rank waits for it."""
     failed = True
     try:
         yield

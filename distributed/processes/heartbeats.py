@@ -1,8 +1,8 @@
-"""Signs of life: a small file per rank in the run directory, written anew every few seconds by a thread of that rank.
+"""Heartbeats: a small file per rank in the run directory, which a thread of that rank rewrites every few seconds.
 
-Files, and not the process group's store: that one lives in rank 0, and what is to be told is who is gone. A rank that
-leaves writes down why, so a file that merely grows old is that of a process that was killed, frozen or cut off. Its age
-is a difference of modification times, which come from one clock, that of the file system.
+The process group's store cannot hold them: it dies with rank 0. A rank that leaves writes its reason, so an old file
+means that the process was killed, frozen or cut off. Ages are differences of modification times, because the file
+system has one clock and the nodes do not.
 """
 
 import json
@@ -13,19 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 FOLDER_NAME = "heartbeats"
-# a file that is older than so many periods has stopped
+# a rank is silent after this many periods without a heartbeat
 _SILENT_PERIODS = 5
-# so many files a second at most, for the sake of shared file systems
+# all ranks together write at most this many files a second, to spare a shared file system
 _FILES_PER_S = 50
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What a rank last told of itself.
+    """The last heartbeat of a rank.
 
-    place, step, stood_s: where its main thread stood, and for how long. ended: why it left, "" while it runs.
-    stalled: whether it left because it stood still. For a reader, age_s: how much older than its own sign this one is;
-    silent: whether it is too old, though the rank had not told that it leaves.
+    place, step, stood_s: position of its main thread, and the seconds there. ended: why it left, "" while it runs.
+    stalled: it left because it stalled. Set by the reader: age_s, relative to the reader's own heartbeat, and silent,
+    for a heartbeat that is too old although the rank has not left.
     """
 
     rank: int
@@ -44,10 +44,10 @@ class Sign:
 
 
 class Heartbeats:
-    """The files of one session of a run.
+    """The heartbeat files of one session of a run.
 
     Args:
-        session: a name that no other session of the run has; a rank that outlives its session is not taken for ours.
+        session: a unique name, so that a rank of an earlier session is not mistaken for one of ours.
     """
 
     def __init__(self, run_root: Path, session: str, *, rank: int, world_size: int):
@@ -58,7 +58,7 @@ class Heartbeats:
         self.own = Sign(rank, socket.gethostname(), os.getpid())
 
     def write(self, sign: Sign) -> None:
-        """Replaces this rank's file."""
+        """Replaces this rank's file atomically."""
         path = self._path(self._rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new")
@@ -66,7 +66,7 @@ class Heartbeats:
         unfinished.replace(path)
 
     def others(self) -> list[Sign]:
-        """Reads what the other ranks told last, without those that have left in order."""
+        """Reads the heartbeats of the other ranks, except of those that left in order."""
         try:
             now = self._path(self._rank).stat().st_mtime
         except OSError:  # a later session has taken the folder, or the disk has failed
@@ -74,13 +74,13 @@ class Heartbeats:
         return [sign for rank in range(self._world_size) if rank != self._rank and (sign := self._read(rank, now))]
 
     def remove(self) -> None:
-        """Takes this rank's file away: it has left in order. The last one to leave takes the folder."""
+        """Removes this rank's file when it leaves in order; the last rank removes the folder."""
         self._path(self._rank).unlink(missing_ok=True)
         with suppress(OSError):  # others are still there
             self._folder.rmdir()
 
     def remove_of_earlier_sessions(self) -> None:
-        """Removes what sessions left that did not end in order; for rank 0 alone."""
+        """Removes the files of sessions that did not end in order; for rank 0 alone."""
         for path in self._folder.glob("*-rank-*"):
             if not path.name.startswith(self._session):
                 path.unlink(missing_ok=True)

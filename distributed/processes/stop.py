@@ -1,8 +1,7 @@
-"""Stopping on request: a signal, or the end of the job's time, is noted; all ranks agree on it at the next step, save,
-and exit with code 85.
+"""Stop requests: after a signal, or near the end of the job's time, all ranks save the same step and exit with code 85.
 
-A preempted SLURM job that saves and exits 0 counts as COMPLETED and never runs again. Code 85 is listed under
-RequeueExit in slurm.conf, or the batch script calls `scontrol requeue` when it sees it.
+A preempted SLURM job that exits 0 counts as COMPLETED and never runs again. So list code 85 under RequeueExit in
+slurm.conf, or let the batch script call `scontrol requeue` on it.
 """
 
 import os
@@ -17,28 +16,28 @@ from pupujepa.errors import UserError
 EXIT_CODE_REQUEUE = 85
 # SIGUSR2 comes ahead of the time limit (`#SBATCH --signal=USR2@120`), SIGTERM with preemption; SIGUSR1 is NCCL's
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-# ahead of the end of the job's time, beside what steps and saves have taken so far
+# spare time before the end of the job, beyond the measured steps and saves
 NOTICE_S = 60.0
 _END_OF_JOB = "SLURM_JOB_END_TIME"
 _DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 
 
 def end_of_time_s(environ: Mapping[str, str], *, time_limit: str | None, now_s: float) -> float | None:
-    """Returns when this process has to be gone, in seconds since 1970: by its time limit, or its job's; the earlier.
+    """Returns the earlier end of its time limit and its job, in seconds since 1970; None without either.
 
     Args:
-        environ: SLURM's, which tells the end of the job; slurm/train.sbatch asks for it where an older SLURM does not.
-        time_limit: from now, such as 3:55:00; None for none.
+        environ: holds the end of the SLURM job; for an older SLURM, slurm/train.sbatch sets it.
+        time_limit: from now, such as 3:55:00.
 
     Raises:
-        UserError: a time that cannot be read.
+        UserError: a time cannot be read.
     """
     ends = [now_s + duration_s(time_limit)] if time_limit else []
     if environ.get(_END_OF_JOB):
         if not environ[_END_OF_JOB].isdecimal():
             raise UserError(
-                f"{_END_OF_JOB}={environ[_END_OF_JOB]!r} is no number of seconds since 1970, so the run would not stop "
-                f"in time; unset it, or correct it"
+                f"{_END_OF_JOB}={environ[_END_OF_JOB]!r} is not a number of seconds since 1970, so the run would not "
+                f"stop in time; correct or unset it"
             )
         ends.append(float(environ[_END_OF_JOB]))
     return min(ends, default=None)
@@ -48,7 +47,7 @@ def duration_s(text: str) -> float:
     """Reads [[days-]hours:]minutes:seconds, as SLURM writes it.
 
     Raises:
-        UserError: something else; a bare number too, which means minutes to some and seconds to others.
+        UserError: any other text, also a bare number, which could mean minutes or seconds.
     """
     match = _DURATION.fullmatch(text)
     if not match:
@@ -58,12 +57,12 @@ def duration_s(text: str) -> float:
 
 
 class StopRequest:
-    """A flag that the stop signals set, while this object is entered as a context manager, or the clock does.
+    """A context manager in which stop signals, and the end of the time, set a flag.
 
-    The handlers only set the flag: between two steps is the one moment when all ranks can save the same step.
+    The handlers only set the flag, because all ranks can save the same step only between two steps.
 
     Args:
-        ends_s: when this process has to be gone, in seconds since 1970.
+        ends_s: the end of this process's time, in seconds since 1970.
     """
 
     def __init__(self, *, ends_s: float | None = None):
@@ -72,8 +71,8 @@ class StopRequest:
         self._previous: dict[signal.Signals, object] = {}
         self._pid = os.getpid()
 
-    def asked(self, needed_s: float, *, clock: Callable[[], float] = time.time) -> bool:
-        """Whether it is time to stop: a signal came, or less than NOTICE_S and `needed_s` are left."""
+    def requested(self, needed_s: float, *, clock: Callable[[], float] = time.time) -> bool:
+        """Returns True after a signal, or when less than `needed_s` + NOTICE_S are left."""
         return self.received is not None or (self._ends_s is not None and clock() + needed_s + NOTICE_S >= self._ends_s)
 
     def __enter__(self) -> "StopRequest":
@@ -86,7 +85,7 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # a forked data worker inherits the handler; the flag would not reach us and it could never be terminated
+            # a forked data worker inherits this handler; with a flag alone, it could never be terminated
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

@@ -1,7 +1,7 @@
-"""Who this process is among the others: read once from the launcher's environment, frozen, and passed around.
+"""Rank and world size of this process: read once from the launcher's environment, frozen, and passed around.
 
-A launcher that is half there (a RANK without a WORLD_SIZE, a SLURM allocation without srun) is an error, never
-"rank 0 of 1": that default turns 64 GPUs into 64 runs that overwrite each other's checkpoints.
+An incomplete environment (RANK without WORLD_SIZE, a SLURM allocation without srun) is an error, never "rank 0 of 1":
+that default turns 64 GPUs into 64 runs that overwrite each other's checkpoints.
 """
 
 import socket
@@ -28,13 +28,13 @@ class TopologyError(UserError):
 
 @dataclass(frozen=True)
 class Topology:
-    """Place of this process in the world.
+    """Position of this process in the world.
 
     Attributes:
         rank: 0 .. world_size - 1.
         world_size: number of processes that train together.
         local_rank: index of this process on its node; the GPU that it takes.
-        master: host and port where the ranks meet; None for a process that is alone.
+        master: host and port where the ranks meet; None for a single process.
         launcher: "torch" (torchrun, deepspeed), "slurm" or "alone".
     """
 
@@ -47,24 +47,24 @@ class Topology:
     def __post_init__(self):
         if not 0 <= self.rank < self.world_size:
             raise TopologyError(
-                f"rank {self.rank} of a world of {self.world_size}: the launcher's variables contradict each other and "
-                f"the ranks would wait for each other forever; check {' '.join(TORCH_NAMES[:2])} or srun's --ntasks"
+                f"rank {self.rank} of a world of {self.world_size}: the launcher's variables contradict each other, so "
+                f"the ranks would wait forever; check {' '.join(TORCH_NAMES[:2])} or srun's --ntasks"
             )
         if not 0 <= self.local_rank <= self.rank:
             raise TopologyError(
-                f"local rank {self.local_rank} cannot belong to rank {self.rank}: two processes would share a GPU or "
-                f"take one that is not there; check LOCAL_RANK (it counts from 0 on each node)"
+                f"local rank {self.local_rank} cannot belong to rank {self.rank}: processes would share a GPU, or miss "
+                f"one; check LOCAL_RANK, which counts from 0 on each node"
             )
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, the one that writes what is written once."""
+        """True for rank 0, which writes the shared files."""
         return self.rank == 0
 
     def environment(self) -> dict[str, str]:
-        """The variables that torch and DeepSpeed read, whoever launched us; a process alone has no place to meet."""
+        """Returns the variables that torch and DeepSpeed read, for every launcher."""
         values = (self.rank, self.world_size, self.local_rank, *(self.master or ()))
-        # the lone process has three values and leaves the last two names out
+        # a single process has no master, so the last two names are left out
         return {name: str(value) for name, value in zip(TORCH_NAMES, values, strict=False)}
 
 
@@ -73,10 +73,10 @@ def discover(environ: Mapping[str, str], *, first_host: Callable[[str], str] | N
 
     Args:
         environ: usually os.environ.
-        first_host: the first name of a SLURM node list; by default asks `scontrol show hostnames`.
+        first_host: returns the first host of a SLURM node list; default: `scontrol show hostnames`.
 
     Raises:
-        TopologyError: some variables of a launcher are set and others are not, or they are no numbers.
+        TopologyError: variables of a launcher are missing, or are not numbers.
     """
     if any(name in environ for name in TORCH_NAMES[:3]):
         return _from_torch(environ)
@@ -84,19 +84,19 @@ def discover(environ: Mapping[str, str], *, first_host: Callable[[str], str] | N
         return _from_slurm(environ, first_host or _first_host_by_scontrol)
     if _number(environ, "SLURM_NTASKS", default=1) > 1:
         raise TopologyError(
-            f"this SLURM allocation has {environ['SLURM_NTASKS']} tasks, but this process was not started by srun, so "
-            f"it would train alone; put srun before the command: srun python -m distributed train ..."
+            f"this SLURM allocation has {environ['SLURM_NTASKS']} tasks, but srun did not start this process, so it "
+            f"would train alone; put srun before the command: srun python -m distributed train ..."
         )
     return Topology()
 
 
 @contextmanager
 def process_group(topology: Topology, *, timeout_s: float, device: torch.device) -> Iterator[None]:
-    """Joins the ranks (NCCL on GPUs, gloo on CPUs) and always leaves the group again.
+    """Joins the process group (NCCL on GPUs, gloo on CPUs) and always leaves it again.
 
     Args:
-        timeout_s: how long the ranks wait for each other, at the start and in every collective operation. Keep it below
-            the cluster's grace period.
+        timeout_s: seconds that ranks wait, at the start and in every collective. Keep it below the cluster's grace
+            period.
 
     Raises:
         TopologyError: the ranks did not meet in time.
@@ -116,19 +116,19 @@ def process_group(topology: Topology, *, timeout_s: float, device: torch.device)
         address, port = topology.master or ("", 0)
         raise TopologyError(
             f"rank {topology.rank} of {topology.world_size} could not meet the others at {address}:{port} within "
-            f"{timeout_s:.0f} s, so nothing was trained: check that all ranks were started, that rank 0 runs on "
-            f"{address}, and that the port is open and free ({str(error).splitlines()[0]})"
+            f"{timeout_s:.0f} s; check that all ranks started, that rank 0 runs on {address}, and that the port is "
+            f"free ({str(error).splitlines()[0]})"
         ) from error
     try:
         yield
     finally:
-        # without this about one launch in three aborts at exit, after the right result
+        # without this, about one launch in three aborts at exit, after the right result
         dist.destroy_process_group()
 
 
 @contextmanager
 def exported(environ: MutableMapping[str, str], topology: Topology) -> Iterator[None]:
-    """Shows the topology to what reads the environment, and takes it away again: a later run must look for itself."""
+    """Puts the topology into the environment inside the block, and restores it for a later run."""
     added = topology.environment() | {n: v for n, v in loopback_interface(topology).items() if n not in environ}
     before = {name: environ.get(name) for name in added}
     environ.update(added)
@@ -140,21 +140,21 @@ def exported(environ: MutableMapping[str, str], topology: Topology) -> Iterator[
 
 
 def loopback_interface(topology: Topology) -> dict[str, str]:
-    """Gloo's interface when all ranks meet on this host: its own guess needs a resolvable host name."""
+    """Returns gloo's interface if all ranks are on this host: gloo's own guess needs a resolvable host name."""
     local = topology.master is not None and topology.master[0] in LOOPBACK
     return {"GLOO_SOCKET_IFNAME": "lo"} if local and "lo" in {name for _, name in socket.if_nameindex()} else {}
 
 
 def usable_gpus(environ: Mapping[str, str]) -> int:
-    """Counts the GPUs of this process; none where DS_ACCELERATOR=cpu keeps DeepSpeed, and so the training, off them."""
+    """Counts the GPUs of this process; 0 if DS_ACCELERATOR=cpu keeps DeepSpeed off them."""
     return 0 if environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
 
 
 def choose_device(topology: Topology, *, cuda_devices: int) -> torch.device:
-    """The GPU of this rank, or the CPU on a machine that has none.
+    """Returns the GPU of this rank, or the CPU on a machine without GPUs.
 
     Raises:
-        TopologyError: there are GPUs, but fewer than ranks on this node.
+        TopologyError: this node has GPUs, but fewer than ranks.
     """
     if cuda_devices == 0:
         return torch.device("cpu")
@@ -163,7 +163,7 @@ def choose_device(topology: Topology, *, cuda_devices: int) -> torch.device:
         return torch.device("cuda", 0)
     if topology.local_rank >= cuda_devices:
         raise TopologyError(
-            f"local rank {topology.local_rank} has no GPU: this node shows {cuda_devices}; start at most one rank per "
+            f"local rank {topology.local_rank} has no GPU: this node has {cuda_devices}; start at most one rank per "
             f"GPU (torchrun --nproc-per-node {cuda_devices}, or srun --ntasks-per-node={cuda_devices})"
         )
     return torch.device("cuda", topology.local_rank)
@@ -174,8 +174,8 @@ def _from_torch(environ: Mapping[str, str]) -> Topology:
     if missing:
         there = [name for name in TORCH_NAMES if environ.get(name)]
         raise TopologyError(
-            f"{', '.join(there)} set but not {', '.join(missing)}: this process cannot know its place among the others "
-            f"and would train alone; start it with torchrun, deepspeed or srun, or unset them all for one process"
+            f"{', '.join(there)} set but not {', '.join(missing)}, so this process does not know its rank and would "
+            f"train alone; start it with torchrun, deepspeed or srun, or unset them all"
         )
     return Topology(
         rank=_number(environ, "RANK"),
@@ -191,8 +191,8 @@ def _from_slurm(environ: Mapping[str, str], first_host: Callable[[str], str]) ->
     missing = [n for n in (size_name, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID") if not environ.get(n)]
     if missing:
         raise TopologyError(
-            f"this is a SLURM step without {', '.join(missing)}: this process cannot know its place among the others; "
-            f"start it with srun, and do not clean its environment (no --export=NONE)"
+            f"this is a SLURM step without {', '.join(missing)}, so this process does not know its rank; start it with "
+            f"srun, without --export=NONE"
         )
     world_size = _number(environ, size_name)
     return Topology(
@@ -211,7 +211,9 @@ def _slurm_address(environ: Mapping[str, str], first_host: Callable[[str], str])
         return "127.0.0.1"
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
     if not nodes:
-        raise TopologyError("SLURM names no nodes, so the ranks cannot meet; export MASTER_ADDR with rank 0's host")
+        raise TopologyError(
+            "SLURM lists no nodes, so the ranks cannot meet; export MASTER_ADDR with the host of rank 0"
+        )
     return first_host(nodes)
 
 
@@ -229,15 +231,15 @@ def _first_host_by_scontrol(nodes: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
         raise TopologyError(
-            f"the first host of {nodes} is unknown because `{' '.join(command)}` failed ({error}), so the ranks cannot "
-            f"meet; export MASTER_ADDR with the address of rank 0's node"
+            f"`{' '.join(command)}` failed ({error}), so the ranks cannot meet; export MASTER_ADDR with the address of "
+            f"rank 0's node"
         ) from error
 
 
 def _port(environ: Mapping[str, str], name: str) -> int:
     port = _number(environ, name)
     if not 0 < port < 65_536:
-        raise TopologyError(f"{name}={port} is no port, so the ranks cannot meet; use 1 to 65535")
+        raise TopologyError(f"{name}={port} is not a port, so the ranks cannot meet; use 1 to 65535")
     return port
 
 
@@ -246,4 +248,4 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
     try:
         return int(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise TopologyError(f"{name}={value!r} is no integer; the launcher's environment is damaged") from error
+        raise TopologyError(f"{name}={value!r} is not an integer; check the launcher's environment") from error

@@ -1,9 +1,9 @@
-"""The watchdog: a thread of every rank that tells that it lives, and ends the rank when it no longer gets on.
+"""The watchdog: a thread of every rank that writes heartbeats and ends the rank when it stalls.
 
-Ranks wait for each other in every collective, so one that stands still, or is gone, leaves all others waiting, and what
-they say when their time is up names no culprit. Here a rank that stands still prints the stacks of its threads and says
-where it stood; one whose collective failed looks at the signs of life of the others and names who is missing. Both end
-at once with exit code 86: with partners gone there is nothing to save, and leaving in order could hang.
+Ranks wait for each other in every collective. So one lost or stalled rank stops all, and their timeouts do not name it.
+A stalled rank prints the stacks of its threads and its position. A rank whose collective failed reads the heartbeats
+and names the lost rank. Both end at once with exit code 86: without all ranks nothing can be saved, and leaving in
+order could hang.
 """
 
 import faulthandler
@@ -25,15 +25,15 @@ from distributed.processes.topology import Topology
 
 @dataclass(frozen=True)
 class StallLimits:
-    """How long a rank may stand in one place: of a step but the first, and elsewhere (start, checkpoint, ...)."""
+    """Seconds that a rank may stay in one place: in steps after the first, and elsewhere (start, checkpoint, ...)."""
 
     step_s: float
     elsewhere_s: float
 
 
-# a rank is gone or stands still; the same command, run again, goes on from the newest checkpoint
+# a rank is lost or stalled; the same command continues from the newest checkpoint
 EXIT_CODE_LOST = 86
-# in the order of a step: of two ranks at the same step, the one in the earlier place is behind
+# in the order of a step: at the same step, the rank in the earlier place is behind
 PLACES = (
     "the start",
     "the wait for data",
@@ -53,36 +53,31 @@ logger = logging.getLogger(__name__)
 
 
 class Whereabouts:
-    """Where the main thread of this rank stands, for its watchdog."""
+    """The position of this rank's main thread, for its watchdog."""
 
     def __init__(self) -> None:
         self._now = (START, 0, time.monotonic())
         self._first_step: int | None = None
 
     def at(self, place: str, step: int) -> None:
-        """Notes that the main thread has come to one of PLACES."""
+        """Records that the main thread has reached one of PLACES."""
         if self._first_step is None and place == DATA:
             self._first_step = step
         self._now = (place, step, time.monotonic())
 
     def now(self) -> tuple[str, int, float]:
-        """Returns place, step, and for how many seconds the main thread has stood there."""
+        """Returns place, step, and the seconds that the main thread has been there."""
         place, step, since = self._now
         return place, step, time.monotonic() - since
 
     def in_later_step(self) -> bool:
-        """Whether the main thread is in a step that is not the first of this session."""
+        """Returns True in a step after the first of this session; the first may compile."""
         place, step, _ = self._now
         return place in STEP_PLACES and self._first_step is not None and step > self._first_step
 
 
 class Watchdog:
-    """Watches this rank while it is entered as a context manager.
-
-    Args:
-        limits: how long the rank may stand in one place.
-        leave: ends the process.
-    """
+    """A context manager that watches this rank; `leave` ends the process with an exit code."""
 
     def __init__(
         self,
@@ -114,17 +109,17 @@ class Watchdog:
             self._beat(ended=f"{type(error).__name__}: {error}")
 
     def explain(self, error: RuntimeError) -> None:
-        """Finds out whether `error`, perhaps of a collective, is the end of another rank as this one sees it.
+        """Checks if another rank caused `error`, as the failure of a collective.
 
-        A rank that is gone or stood still is named, and this process ends. One that left with an error of its own is
-        named in the log; the caller raises `error` again.
+        Ends this process if a rank is lost or stalled. A rank that left with its own error is only logged, and the
+        caller raises `error` again.
         """
-        # two periods more: the last sign may have been written just before the end, and this rank's clock is its own
+        # two more periods: the last heartbeat may be from just before the end, and clocks differ
         deadline = time.monotonic() + self._heartbeats.silent_after_s + 2 * self._heartbeats.period_s
         while (others := self._heartbeats.others()) and time.monotonic() < deadline:
             if gone := [sign for sign in others if sign.silent or sign.stalled]:
                 reason = str(error).partition("\n")[0]
-                self._end(f"{_describe(gone)}: rank {self._heartbeats.own.rank} cannot go on without it ({reason})")
+                self._end(f"{_describe(gone)}: rank {self._heartbeats.own.rank} cannot continue without it ({reason})")
                 return
             if left := [sign for sign in others if sign.ended]:
                 logger.error("ended before this rank: %s", _describe(left))
@@ -149,14 +144,14 @@ class Watchdog:
             self._heartbeats.write(sign)
         except OSError as error:
             if not self._told_of_error:
-                logger.warning("no signs of life can be written (%s): if ranks are lost, none can be named", error)
+                logger.warning("heartbeats cannot be written (%s), so a lost rank cannot be named", error)
             self._told_of_error = True
-        # a timer without Python, wound up by every sign: it ends the process if nothing in Python can run any more
+        # a C timer, restarted by every heartbeat: it ends the process if Python cannot run any more
         timer_s = max(self._limits.step_s, self._limits.elsewhere_s) + self._heartbeats.silent_after_s
         faulthandler.dump_traceback_later(timer_s, exit=True, file=_STDERR)
 
     def _stalled(self, place: str, step: int, stood_s: float) -> None:
-        own = f"has stood in {place} (step {step}) for {stood_s:.0f} s"
+        own = f"has been in {place} (step {step}) for {stood_s:.0f} s"
         others = self._heartbeats.others()
         behind = [s for s in others if s.silent or s.stalled or (s.step, _order(s.place)) < (step, _order(place))]
         waits_for = f"it waits for {_describe(behind)}" if behind else "no rank is behind it"
@@ -168,7 +163,7 @@ class Watchdog:
 
     def _end(self, sentence: str) -> None:
         logger.error(
-            "%s. The steps since the last checkpoint are lost; the same command goes on from there (exit code %d)",
+            "%s. The steps since the last checkpoint are lost; the same command continues from it (exit code %d)",
             sentence,
             EXIT_CODE_LOST,
         )
@@ -178,7 +173,7 @@ class Watchdog:
 
 
 def watchdog_of(run_root: Path, topology: Topology, whereabouts: Whereabouts, *, limits: StallLimits) -> Watchdog:
-    """The watchdog of this rank in a new session of a run; all ranks call it together."""
+    """Returns the watchdog of this rank in a new session of a run; all ranks call it together."""
     heartbeats = Heartbeats(
         run_root, from_first(secrets.token_hex(4)), rank=topology.rank, world_size=topology.world_size
     )
@@ -201,5 +196,5 @@ def _describe_one(sign: Sign) -> str:
         return f"{sign}, which ended: {sign.ended}"
     where = f"{sign.place} (step {sign.step})"
     if sign.silent:
-        return f"{sign}, of which there is no sign since {sign.age_s:.0f} s, last seen in {where}"
-    return f"{sign}, which has stood in {where} for {sign.stood_s + sign.age_s:.0f} s"
+        return f"{sign}, silent for {sign.age_s:.0f} s, last seen in {where}"
+    return f"{sign}, which has been in {where} for {sign.stood_s + sign.age_s:.0f} s"

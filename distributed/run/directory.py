@@ -1,4 +1,4 @@
-"""The run directory: its paths, the atomic write, and the lock of its one writer."""
+"""The run directory: its paths, atomic writes, and the lock of its only writer."""
 
 import json
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ from pupujepa.errors import UserError
 
 
 class RunDirectoryError(UserError):
-    """A run directory that cannot be used for what was asked."""
+    """The run directory cannot be used for this command."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class RunDirectory:
     def __post_init__(self):
         if "://" in str(self.root):
             raise RunDirectoryError(
-                f"--run-dir {self.root} is a URL: logs are appended to and locked, which object stores cannot do; give "
-                f"a directory that all nodes share, and checkpoint.url={self.root} if checkpoints belong there"
+                f"--run-dir {self.root} is a URL, but object stores cannot append or lock; give a directory that "
+                f"all nodes share, and checkpoint.url={self.root} for checkpoints"
             )
 
     @property
@@ -35,7 +35,7 @@ class RunDirectory:
 
     @property
     def deepspeed(self) -> Path:
-        """What DeepSpeed was started with, generated."""
+        """DeepSpeed's generated configuration."""
         return self.root / "deepspeed.json"
 
     @property
@@ -55,17 +55,17 @@ class RunDirectory:
 
     @property
     def facts(self) -> Path:
-        """What a finished run was and did."""
+        """Facts and results of a finished run."""
         return self.root / "facts.json"
 
     @property
     def history(self) -> Path:
-        """When the run was started and continued: a JSON list of {step, time, world_size, checkpoint}."""
+        """A JSON list of the sessions of the run, a record each."""
         return self.root / "history.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` so that a reader, or a restart after a kill, sees the old file or the new one, never half of it."""
+    """Writes `text` atomically: a reader, or a restart after a kill, sees the old file or the new one."""
     with atomic_file(path) as temporary:
         temporary.write_text(text)
 
@@ -75,11 +75,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def only_writer(run: RunDirectory, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
-    """Holds the run directory for this process, as `pupujepa.locks.only_writer` does.
-
-    When a launcher is killed its ranks can live on for a while, hence the wait; a second set of ranks over the same
-    checkpoints would mix two runs into one.
+def lock_run(run: RunDirectory, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
+    """Locks the run directory for this process; waits, because the ranks of a killed launcher end a little later.
 
     Raises:
         FolderInUseError: another process still writes there after `wait_s`.
@@ -88,6 +85,6 @@ def only_writer(run: RunDirectory, *, wait_s: float = 60.0) -> AbstractContextMa
 
 
 def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
-    """The sessions of a run so far, oldest first."""
+    """Reads the records of a run's sessions, oldest first."""
     path: Path = directory.history
     return json.loads(path.read_text()) if path.exists() else []

@@ -1,8 +1,7 @@
-"""Versions of what is installed, and the one place that imports torchaudio: late, and with one sentence where it fails.
+"""Versions of installed packages, and the only import of torchaudio: late, with a clear error if it fails.
 
-torchaudio is compiled against one release of torch, and pip does not know which: beside another one its import dies of
-an undefined symbol or of another CUDA release. Nothing but the sound of a report needs it, and encoders of others.
-Versions are read from the metadata of the packages, which broken ones have too.
+torchaudio is compiled against one release of torch, and its import fails beside another, which pip does not prevent.
+Only the sound of a report and foreign encoders need it. Versions come from metadata, which broken packages have too.
 """
 
 import re
@@ -20,11 +19,11 @@ LOCK = Path(__file__).parents[2] / "requirements.lock"
 
 
 class TorchaudioError(UserError):
-    """A torchaudio that is not installed, or was not built for this torch."""
+    """torchaudio is not installed, or was built for another torch."""
 
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Returns the versions of Python and of those packages that are installed, in their order."""
+    """Returns the versions of Python and of the installed ones of `packages`, in their order."""
     found = {"python": sys.version.split()[0]}
     for package in packages:
         with suppress(PackageNotFoundError):
@@ -39,12 +38,11 @@ def torchaudio_functional(*, without: str) -> ModuleType:
         without: the consequence where it cannot be loaded, e.g. "the page has no sound".
 
     Raises:
-        TorchaudioError: it cannot be loaded; names both versions and the pair that fits.
+        TorchaudioError: it cannot be loaded.
     """
     try:
         return import_module("torchaudio.functional")
-    # respectively: it is not there; it needs a symbol of another torch; it was built for another CUDA release; it calls
-    # what this torch no longer has
+    # in this order: not installed; a symbol of another torch; another CUDA release; a function that torch has removed
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise TorchaudioError(f"{_misfit()}, so {without}; install a pair that fits: {_install_command()}") from error
 
@@ -57,7 +55,7 @@ def _misfit() -> str:
 
 
 def _install_command() -> str:
-    """Returns the command that installs torch and torchaudio in the versions of requirements.lock, if it is here."""
+    """Returns the command that installs torch and torchaudio, in the versions of requirements.lock if it exists."""
     text = LOCK.read_text() if LOCK.is_file() else ""
     pins = re.findall(r"^(?:torch|torchaudio)==[^\s;\\]+", text, re.MULTILINE) or ["--upgrade", "torch", "torchaudio"]
     return " ".join(["pip install", *pins])

@@ -1,7 +1,6 @@
-"""What a run says while it trains: metrics.jsonl (the source of all plots), wandb, and a progress bar or plain lines.
+"""The log of a run: metrics.jsonl (the source of all plots), wandb, and a progress bar or plain lines.
 
-Rank 0 alone speaks. On resume the log is cut back to the checkpoint, so that it equals the log of a run that was never
-interrupted.
+Only rank 0 writes. On resume the log is cut back to the checkpoint, so it equals the log of an uninterrupted run.
 """
 
 import logging
@@ -18,7 +17,7 @@ import torch
 
 from data.stream.stream import Stream
 from distributed.run.directory import RunDirectory
-from distributed.run.speed import Pace, StreamCounts, Yardstick, memory
+from distributed.run.speed import Pace, StreamCounts, Yardstick, peak_memory_of_ranks
 from distributed.run.wandb import FINISHED, WandbSink
 from pupujepa.errors import UserError, require_known
 from pupujepa.front_door import ROOMS
@@ -36,10 +35,10 @@ Row = Mapping[str, Any]
 class TelemetryConfig:
     """log_every: steps between rows of metrics.jsonl.
 
-    wandb: "auto" goes online when there is a key and offline otherwise; "online", "offline" or "disabled" say so.
-    name: of the run in wandb; null takes the run directory's.
-    peak_tflops: of one device, for the share of it that is used (MFU); 0 looks it up by the device's name, and a device
-        that is not known, such as a CPU, has none.
+    wandb: "online", "offline", "disabled", or "auto": online with a key, else offline.
+    name: of the run in wandb; null takes the name of the run directory.
+    peak_tflops: peak of one device, for the model FLOPs utilisation (MFU); 0 looks it up by the device's name. An
+        unknown device, such as a CPU, has no MFU.
     """
 
     log_every: int = 10
@@ -59,28 +58,24 @@ class TelemetryConfig:
 
 
 class Sink(Protocol):
-    """Something that takes rows of metrics."""
+    """A consumer of metrics rows."""
 
     def write(self, row: Row) -> None:
-        """Takes one row; it has a "step"."""
+        """Writes a row, which has a "step"."""
 
     def close(self, outcome: str = FINISHED) -> None:
-        """Everything taken is on its way to where it belongs.
-
-        Args:
-            outcome: of the session: finished, stopped (it is to be continued) or failed.
-        """
+        """Flushes all rows; `outcome` of the session is finished, stopped (to be continued) or failed."""
 
 
 class RunLog:
-    """The rows of a run: those of the training when they are due, others as they come. Every rank has one.
+    """The rows of a run: training rows when they are due, all others at once; every rank has one.
 
     Args:
-        sinks: take the rows; of rank 0 alone.
-        every: steps between rows of the training; the last step always has one.
+        sinks: consumers of the rows; empty except on rank 0.
+        every: steps between training rows; the last step always has one.
 
     Attributes:
-        steps, seconds, waited_s: of all training steps of this session; the last is spent waiting for data.
+        steps, seconds, waited_s: of all training steps of this session; waited_s is the wait for data.
     """
 
     def __init__(
@@ -106,7 +101,7 @@ class RunLog:
         return self.seconds / self.steps if self.steps else 0.0
 
     def is_due(self, step: int) -> bool:
-        """Returns True for a step that has a row."""
+        """Returns True for a step that gets a row."""
         return step % self._every == 0 or step + 1 == self._total_steps
 
     def start_step(self) -> None:
@@ -114,9 +109,9 @@ class RunLog:
         self._started, self._waited_before = time.perf_counter(), self._stream.counters()["wait_s"]
 
     def step(self, row: Row, *, due: bool) -> None:
-        """Stops the clock and, if due, writes the row with the speed, memory and counts since the one before.
+        """Stops the clock and, if due, writes the row with speed, memory and counts since the previous row.
 
-        All ranks call it together. A skipped step is always due, or a resumed run would lose it from the count.
+        All ranks call it together. A skipped step is always due, so that a resumed run counts it.
         """
         seconds = time.perf_counter() - self._started
         waited_s = self._stream.counters()["wait_s"] - self._waited_before
@@ -124,11 +119,11 @@ class RunLog:
         self._window.add(seconds, waited_s)
         if due:
             window, self._window = self._window, Pace()
-            speed = self._yardstick.rates(window) | memory(self._device)
+            speed = self._yardstick.rates(window) | peak_memory_of_ranks(self._device)
             self.write({**row} | self._stream.mixture() | speed | self._counts.since_last())
 
     def write(self, row: Row) -> None:
-        """Gives a row to the sinks."""
+        """Writes a row to the sinks."""
         for sink in self._sinks:
             sink.write(row)
 
@@ -146,7 +141,7 @@ class MetricsLog:
     """metrics.jsonl, one JSON object per line, flushed line by line.
 
     Args:
-        resume_step: rows of this step and later are dropped: they will be trained again.
+        resume_step: drop rows from this step on; they will be trained again.
     """
 
     def __init__(self, path: Path, *, resume_step: int):
@@ -164,19 +159,19 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a kill has cut is left out."""
+    """Reads the rows of a metrics.jsonl, except a last line that a kill has cut."""
     return read_rows(path, growing=True)
 
 
 class ProgressSink:
-    """A bar on a terminal, plain lines of the log elsewhere."""
+    """A progress bar on a terminal, log lines elsewhere."""
 
     def __init__(self, *, total_steps: int, first_step: int):
         self._progress = Progress(total_steps, title="train", unit="steps")
         self._progress.skip(first_step)
 
     def write(self, row: Row) -> None:
-        """Moves the bar, or writes a line; rows without a loss are for the others."""
+        """Moves the bar or logs a line, for training rows only."""
         if "loss" not in row:
             return
         shown = {"loss": f"{row['loss']:.4f}", "crops/s": f"{row['crops_per_s']:.0f}", "lr": f"{row['lr']:.2e}"}
@@ -189,17 +184,17 @@ class ProgressSink:
         logger.info("step %d/%d  %s  waiting for data %.0f%%", row["step"] + 1, self._progress.total, parts, 100 * wait)
 
     def close(self, outcome: str = FINISHED) -> None:
-        """Leaves the bar where it is."""
+        """Closes the bar."""
         self._progress.close()
 
 
 def open_sinks(
     run: RunDirectory, config: TelemetryConfig, *, steps: tuple[int, int], settings: Mapping[str, Any]
 ) -> list[Sink]:
-    """The sinks of rank 0.
+    """Opens the sinks of rank 0.
 
     Args:
-        steps: first step of this session, and of the whole run.
+        steps: first step of this session, and number of steps of the run.
         settings: the resolved configuration, for wandb.
     """
     first_step, total_steps = steps
@@ -212,7 +207,7 @@ def open_sinks(
 
 
 def wandb_mode(mode: str, environ: Mapping[str, str]) -> str:
-    """Resolves "auto": online with a key (WANDB_API_KEY or ~/.netrc), else offline; WANDB_MODE wins over "auto"."""
+    """Resolves "auto": WANDB_MODE if set, online with a key (WANDB_API_KEY or ~/.netrc), else offline."""
     if mode != "auto":
         return mode
     if environ.get("WANDB_MODE"):
@@ -221,7 +216,7 @@ def wandb_mode(mode: str, environ: Mapping[str, str]) -> str:
 
 
 def configure_logging(*, rank: int) -> None:
-    """Sends the log to stderr above the bar; other ranks than the first only say what is wrong."""
+    """Sends the log to stderr above the bar; ranks other than 0 log only warnings and errors."""
     handler = _BarHandler()
     handler.setFormatter(
         logging.Formatter(
@@ -240,7 +235,7 @@ class _BarHandler(logging.Handler):
 
 
 def _json_number(value: Any) -> Any:
-    # NaN is no JSON; a reader must be able to trust the file
+    # JSON has no NaN
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,6 +1,4 @@
-"""The speed of a run: crops, tokens and hours of audio per time, the share of the device's peak, step times, memory,
-and what the stream counted between two rows of the log.
-"""
+"""Speed, memory and stream counts for the rows of the log."""
 
 import resource
 import sys
@@ -22,7 +20,7 @@ from pupujepa.training.objective import ObjectiveConfig
 TERA = 1e12
 _SUMMED = (*COUNTED, "wait_s")
 PERCENTILES = (50, 95, 99)
-# dense bf16, TFLOP/s, from NVIDIA's data sheets; the first name that is part of the device's counts
+# dense bf16 TFLOP/s from NVIDIA's data sheets; the first key that is part of the device's name counts
 PEAK_BF16_TFLOPS = {
     "B200": 2250.0,
     "GH200": 989.4,
@@ -43,7 +41,7 @@ PEAK_BF16_TFLOPS = {
 
 @dataclass
 class Pace:
-    """Seconds of the steps between two rows, and of their waits for data; without diagnostics, probes, checkpoints."""
+    """Seconds of training steps, and of their waits for data, between two rows; nothing between steps counts."""
 
     step_s: list[float] = field(default_factory=list)
     waited_s: float = 0.0
@@ -64,16 +62,16 @@ class Pace:
         return sum(self.step_s)
 
     def percentiles(self) -> dict[str, float]:
-        """Returns `speed/step_s_p50` and so on, over the steps since the object was made."""
+        """Returns `speed/step_s_p50` and so on."""
         values = np.percentile(self.step_s, PERCENTILES)
         return {f"speed/step_s_p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)}
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What a crop is, for rates: its tokens, its seconds of audio, its operations, and the peak of all devices.
+    """Constants that turn step times into rates.
 
-    peak_flops: operations per second of all ranks together; 0 where it is not known.
+    peak_flops: operations per second of all ranks together; 0 if unknown.
     """
 
     global_batch: int
@@ -83,7 +81,7 @@ class Yardstick:
     peak_flops: float = 0.0
 
     def rates(self, window: Pace) -> dict[str, float]:
-        """Returns what a row says of the speed since the row before."""
+        """Returns the speed entries of a row, for the steps since the previous row."""
         crops_per_s = window.steps * self.global_batch / window.seconds
         rates = {
             "crops_per_s": crops_per_s,
@@ -106,7 +104,7 @@ def yardstick(
     global_batch: int,
     peak_flops: float,
 ) -> Yardstick:
-    """Returns the yardstick of a run; operations are counted from the model's description (pupujepa/cost/cost.py)."""
+    """Returns the yardstick of a run, with operations counted by pupujepa/cost/cost.py."""
     return Yardstick(
         global_batch,
         tokens_per_crop=model.num_patches,
@@ -117,12 +115,12 @@ def yardstick(
 
 
 def peak_flops_of(device_name: str, *, precision: str, given_tflops: float = 0.0) -> float:
-    """Returns the peak of one device in operations per second, 0 where it is not known.
+    """Returns the peak of one device in operations per second, 0 if unknown.
 
     Args:
-        device_name: as CUDA says it; "" for a CPU.
-        precision: of the computation; the table holds bf16 alone.
-        given_tflops: by the user, who is believed; 0 looks the device up.
+        device_name: CUDA's name; "" for a CPU.
+        precision: of the computation; the table has bf16 only.
+        given_tflops: override from the config; 0 looks the device up by name.
     """
     if given_tflops:
         return given_tflops * TERA
@@ -131,13 +129,13 @@ def peak_flops_of(device_name: str, *, precision: str, given_tflops: float = 0.0
     return TERA * next((peak for name, peak in PEAK_BF16_TFLOPS.items() if name in device_name), 0.0)
 
 
-def memory(device: torch.device) -> dict[str, float]:
-    """Returns the most that any rank uses, in bytes; all ranks call it together.
+def peak_memory_of_ranks(device: torch.device) -> dict[str, float]:
+    """Returns the largest peaks over all ranks, in bytes; all ranks call it together.
 
-    `memory/rss_bytes`: of the host, the largest since the process began. `memory/accelerator_peak_bytes`: allocated at
-    once since the run began; absent on CPU.
+    `memory/rss_bytes`: peak host memory of a process. `memory/accelerator_peak_bytes`: peak allocation on the device;
+    absent on CPU.
     """
-    # Linux counts it in KiB, macOS in bytes
+    # ru_maxrss is in KiB on Linux, in bytes on macOS
     unit = 1 if sys.platform == "darwin" else 1024
     own: Mapping[str, int] = {"memory/rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
@@ -148,16 +146,16 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 class Counting(Protocol):
-    """A stream, as far as its counters go."""
+    """The counters of a stream."""
 
     def counters(self) -> Mapping[str, float]:
         """Returns sums since the stream was made."""
 
 
 class StreamCounts:
-    """Rows hold what was counted since the row before, so that a run's total is the sum of its rows, resumed or not.
+    """Counts since the previous row, so the sum of all rows is the total of the run, resumed or not.
 
-    A session that fails writes the counts since its last row into its record (distributed/train.py).
+    A failed session writes the counts since its last row into its record (distributed/train.py).
     """
 
     def __init__(self, stream: Counting, *, device: torch.device):
@@ -165,7 +163,7 @@ class StreamCounts:
         self._before = dict.fromkeys(_SUMMED, 0.0)
 
     def since_last(self) -> dict[str, float]:
-        """Returns `data/NAME` for each name of `tally.COUNTED`, and `data/wait_s`; all ranks together."""
+        """Returns the sums over ranks of `data/NAME`, for `tally.COUNTED` and wait_s; all ranks together."""
         own = self.unsaid()
         self._before = dict(self._stream.counters())
         total = torch.tensor(list(own.values()), dtype=torch.float64, device=self._device)
@@ -173,6 +171,6 @@ class StreamCounts:
         return dict(zip(own, total.tolist(), strict=True))
 
     def unsaid(self) -> dict[str, float]:
-        """Returns what this rank alone counted since the last row: what would be lost when the run ends here."""
+        """Returns the counts of this rank since the last row, which would be lost if the run ended now."""
         now = self._stream.counters()
         return {f"data/{name}": now[name] - self._before[name] for name in _SUMMED}

@@ -1,9 +1,8 @@
-"""wandb, beside metrics.jsonl: one wandb run per run of ours, whatever becomes of its sessions or of the network.
+"""wandb, beside metrics.jsonl: one wandb run per run, for all its sessions.
 
-The id lies in the run directory, so a session that continues the run continues it in wandb too; our step is the axis,
-because wandb's own counter only grows while a resumed run logs some steps again. wandb is a copy of the numbers and
-never a reason to stop: a server that cannot be reached is said once, and the numbers stay in metrics.jsonl and in
-wandb's offline files (`wandb sync RUN/wandb/offline-run-*` sends them later, all sessions into one run).
+The id is in the run directory, so a resumed session continues the run in wandb too. Our step is the axis: wandb's own
+counter only grows, but a resumed run logs some steps again. wandb never stops the training: an unreachable server is
+logged once. The numbers stay in metrics.jsonl and in offline files; `wandb sync RUN/wandb/offline-run-*` sends them.
 """
 
 import logging
@@ -18,25 +17,25 @@ from pupujepa.errors import UserError
 
 ID_NAME = "wandb-id.txt"
 REMOVED = "(removed)"
-# words of a key, such as in aws_secret_access_key
+# words of secret keys, such as aws_secret_access_key
 _SECRET_WORDS = frozenset(("secret", "secrets", "password", "passwd", "token", "credentials", "apikey"))
 _SECRET_ENDS = ("api_key", "access_key", "access_key_id")
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-# what the shell would be told; wandb shows a run that ended with another code than 0 as crashed or preempted
+# exit codes for wandb, which shows a run with another code than 0 as crashed or preempted
 _EXIT_CODES = {FINISHED: 0, STOPPED: 85, FAILED: 1}
 
 logger = logging.getLogger(__name__)
 
 
 class WandbSink:
-    """Rows to wandb. Rank 0 alone has one.
+    """A sink that sends rows to wandb; only rank 0 has one.
 
     Args:
         mode: "online" or "offline".
-        settings: the resolved configuration; what could be a secret is taken out of it.
+        settings: the resolved configuration; possible secrets are removed.
 
     Raises:
-        UserError: online was asked for without a key.
+        UserError: mode "online" without a key.
     """
 
     def __init__(self, run: RunDirectory, *, project: str, name: str | None, mode: str, settings: Mapping[str, Any]):
@@ -51,7 +50,7 @@ class WandbSink:
             "resume": "allow",
             "dir": run.root,
             "config": scrubbed(settings),
-            # neither what the process printed, nor its command line and environment, nor its source leave the machine
+            # output, command line, environment and source code must not leave the machine
             "settings": wandb.Settings(
                 silent=True, console="off", x_disable_meta=True, disable_git=True, disable_code=True
             ),
@@ -79,7 +78,7 @@ class WandbSink:
             self._silence(error)
 
     def close(self, outcome: str = FINISHED) -> None:
-        """Ends the session; its id stays in the run directory."""
+        """Ends the session; the id stays in the run directory."""
         if self._silenced:
             return
         try:
@@ -95,10 +94,7 @@ class WandbSink:
 
 
 def scrubbed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration without what could be a secret: by the names of keys, and in URLs.
-
-    A URL loses its user and its query, where signatures stand.
-    """
+    """Returns a configuration without possible secrets: values of suspicious keys, and users and queries of URLs."""
     return {key: REMOVED if _is_secret(key) else _scrubbed_value(value) for key, value in settings.items()}
 
 

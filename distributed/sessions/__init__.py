@@ -1,1 +1,1 @@
-"""One start of a run: may it continue, and from where."""
+"""One start of a run: its checks, its first checkpoint and its records."""

@@ -1,51 +1,60 @@
-"""A run branched off another to cool down: `train --cooldown-from RUN[:STEP]`.
+"""Cooldown branches: `train --cooldown-from RUN[:STEP]`.
 
-The branch is a run of its own that begins with a copy of one of the parent's checkpoints: weights, optimiser, teacher
-and place in the order come with it. From then on it is stopped, continued and moved to other ranks like any run, also
-when the parent is gone. Its configuration is the parent's, but for its end and where the learning rate ends.
+A branch is a run of its own that starts with a copy of a checkpoint of its parent: weights, optimiser, teacher and
+position in the order. After that it needs no parent and resumes like any run. Its configuration is the parent's, except
+for the last step and the final learning rate.
 """
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distributed.checkpoints.reading import place_of
-from distributed.checkpoints.shared_directory import Place, step_name
-from distributed.experiment import Experiment, differences, load_experiment
-from distributed.run.directory import RunDirectory, RunDirectoryError
-from pupujepa.config import from_yaml
+import torch.distributed as dist
+
+from distributed.checkpoints.manifest import CheckpointError, step_name
+from distributed.checkpoints.reading import checkpoint_place, committed
+from distributed.checkpoints.shared_directory import POINTER_NAME, CheckpointPlace, SharedDirectory
+from distributed.checkpoints.store import CheckpointStore
+from distributed.experiment import Experiment, experiment_differences, load_experiment
+from distributed.run.directory import RunDirectory, RunDirectoryError, write_atomically
+from distributed.sessions.session import Session
+from pupujepa.config import from_yaml, to_yaml
+from pupujepa.durable import sync
 from pupujepa.training.schedules import BranchConfig, learning_rate
 
-# what a branch decides for itself, beside what every run is free to change
+# a branch may set these, beside the settings that every run may change
 _OWN = ("train.steps", "schedule.final_lr", "branch.")
-# below the branch, while it begins
+# folder of the branch for downloads from its parent
 _STAGING = "staging-of-parent"
 
 logger = logging.getLogger(__name__)
 
 
 def branch_experiment(spec: str, directory: RunDirectory, *, overrides: Sequence[str] = ()) -> Experiment:
-    """Composes the experiment of a branch; reads files only, so that every rank can do it alone.
+    """Composes the experiment of a branch from files only, so every rank can do it alone.
 
     Args:
-        spec: the parent's run directory, then `:STEP` for another checkpoint than its newest.
-        directory: of the branch; what it holds already decides, so that the same command goes on.
-        overrides: dotted; `train.steps` is where the branch ends. Without it the cooldown is as long as to be
+        spec: the parent's run directory, with `:STEP` for another checkpoint than its newest.
+        directory: of the branch; its config.yaml wins, so the same command resumes the branch.
+        overrides: dotted; `train.steps` is the end of the branch. By default the cooldown is
             `schedule.cooldown_fraction` of the whole.
 
     Raises:
-        RunDirectoryError: no such run or checkpoint, a directory that holds another run, or overrides that would make
-            the branch differ in more than its cooldown.
+        RunDirectoryError: the run or checkpoint does not exist, the directory holds another run, or the overrides
+            change more than the cooldown.
     """
     parent, step = _parse(spec)
     if directory.config.exists():
         return _existing(directory, parent, step, overrides)
     if not parent.config.is_file():
-        raise RunDirectoryError(f"--cooldown-from {spec}: {parent.config} does not exist, so {parent.root} is no run")
+        raise RunDirectoryError(
+            f"--cooldown-from {spec}: {parent.config} does not exist, so {parent.root} is not a run"
+        )
     before = from_yaml(Experiment, parent.config.read_text())
     step = _existing_step(_place_of_parent(parent, directory), step, spec=spec)
-    # two runs must not write to one place; in the branch's own directory, unless it is told another
+    # two runs must not write to one place: by default the branch writes to its own directory
     defaults = ["checkpoint.url=''"]
     if not any(o.startswith("train.steps=") for o in overrides):
         defaults.append(f"train.steps={_end(before, step)}")
@@ -58,6 +67,33 @@ def branch_experiment(spec: str, directory: RunDirectory, *, overrides: Sequence
     return experiment
 
 
+def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
+    """Copies the parent's checkpoint into a branch that has none yet; all ranks together.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or deleted, or the ranks chose different ones.
+    """
+    branch, directory = session.experiment.branch, session.directory
+    if not branch.step:
+        return
+    seen: list[int] = [0] * session.topology.world_size
+    dist.all_gather_object(seen, branch.step)
+    if len(set(seen)) > 1:
+        raise CheckpointError(
+            f"{branch.parent} made a checkpoint while the ranks looked for its newest (steps {sorted(set(seen))}), so "
+            f"they would hang at different steps; name one: --cooldown-from RUN:STEP"
+        )
+    if session.topology.is_first and not store.steps():
+        # written first, so that the same command continues after a kill during the copy
+        write_atomically(directory.config, to_yaml(session.experiment))
+        assert isinstance(store.place, SharedDirectory), "a branch begins in a directory"
+        _copy(_place_of_parent(RunDirectory(Path(branch.parent)), directory), store.place.root, step=branch.step)
+        # downloads of a parent in an object store
+        shutil.rmtree(directory.root / _STAGING, ignore_errors=True)
+        logger.info("branched off %s after %d steps", branch.parent, branch.step)
+    dist.barrier()
+
+
 def _parse(spec: str) -> tuple[RunDirectory, int | None]:
     run, _, step = spec.rpartition(":")
     return (RunDirectory(Path(run)), int(step)) if run and step.isdigit() else (RunDirectory(Path(spec)), None)
@@ -67,16 +103,18 @@ def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, o
     held = from_yaml(Experiment, directory.config.read_text()).branch
     if not held.step or step not in (None, held.step) or Path(held.parent).resolve() != parent.root.resolve():
         what = f"the cooldown of {held.parent} after {held.step} steps" if held.step else "a run that is no branch"
-        raise RunDirectoryError(f"{directory.root} holds {what}; going on would mix two runs: choose another --run-dir")
+        raise RunDirectoryError(
+            f"{directory.root} holds {what}, and continuing would mix two runs; choose another --run-dir"
+        )
     return load_experiment(file=directory.config, overrides=overrides)
 
 
-def _place_of_parent(parent: RunDirectory, directory: RunDirectory) -> Place:
+def _place_of_parent(parent: RunDirectory, directory: RunDirectory) -> CheckpointPlace:
     url = from_yaml(Experiment, parent.config.read_text()).checkpoint.url
-    return place_of(parent, url, staging=directory.root / _STAGING)
+    return checkpoint_place(parent, url, staging=directory.root / _STAGING)
 
 
-def _existing_step(place: Place, step: int | None, *, spec: str) -> int:
+def _existing_step(place: CheckpointPlace, step: int | None, *, spec: str) -> int:
     chosen, there = place.latest() if step is None else step, place.steps()
     if chosen is None or chosen not in there:
         missing = "no checkpoint yet" if chosen is None else f"no checkpoint of step {chosen}"
@@ -86,7 +124,7 @@ def _existing_step(place: Place, step: int | None, *, spec: str) -> int:
 
 
 def _end(before: Experiment, step: int) -> int:
-    """Returns where the branch ends if its cooldown is to be the parent's fraction of the whole."""
+    """Returns the default end of a branch, from the parent's fraction of the cooldown."""
     fraction = before.schedule.cooldown_fraction
     if not 0 < fraction < 1:
         raise RunDirectoryError(
@@ -97,15 +135,15 @@ def _end(before: Experiment, step: int) -> int:
 
 def _require_cooldown(before: Experiment, experiment: Experiment) -> None:
     branch, schedule = experiment.branch, experiment.schedule
-    changed = [d for d in differences(before, experiment) if not d.startswith(_OWN)]
+    changed = [d for d in experiment_differences(before, experiment) if not d.startswith(_OWN)]
     if changed:
         raise RunDirectoryError(
-            f"a cooldown branch is its parent but for train.steps, schedule.final_lr and what every run may change; "
-            f"this is another experiment: {'; '.join(changed)}; leave it out"
+            f"a cooldown branch may change only train.steps, schedule.final_lr and what every run may change, so this "
+            f"is another experiment: {'; '.join(changed)}; leave it out"
         )
     if experiment.train.steps <= branch.step:
         raise RunDirectoryError(
-            f"train.steps={experiment.train.steps} is where the branch ends, and it begins after {branch.step} steps; "
+            f"train.steps={experiment.train.steps} is where the branch ends, but it begins after {branch.step} steps; "
             f"set it higher"
         )
     warmup_steps = round(schedule.warmup_fraction * before.train.steps)
@@ -116,8 +154,8 @@ def _require_cooldown(before: Experiment, experiment: Experiment) -> None:
         )
     if schedule.final_lr > branch.rate:
         raise RunDirectoryError(
-            f"schedule.final_lr={schedule.final_lr} lies above {branch.rate:.3g}, the parent's learning rate after "
-            f"{branch.step} steps, so that the rate would rise; set it lower"
+            f"schedule.final_lr={schedule.final_lr} is above {branch.rate:.3g}, the parent's learning rate after "
+            f"{branch.step} steps, so the rate would rise; set it lower"
         )
 
 
@@ -125,6 +163,25 @@ def _require_own_place(before: Experiment, experiment: Experiment) -> None:
     url = experiment.checkpoint.url
     if "://" in url or (url and url == before.checkpoint.url):
         raise RunDirectoryError(
-            f"checkpoint.url={url}: a branch begins with a copy in a directory of its own; leave it empty, for the run "
-            f"directory, or name another directory"
+            f"checkpoint.url={url}: a branch begins with a copy in a directory of its own; leave it empty, or name "
+            f"another directory"
         )
+
+
+def _copy(source: CheckpointPlace, target: Path, *, step: int) -> None:
+    checkpoint = committed(source, step=step)
+    target.mkdir(parents=True, exist_ok=True)
+    temporary = target / f"{checkpoint.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint.path, temporary)
+    except (OSError, shutil.Error) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} could not be copied to {target} ({error}); if the parent has deleted it since, branch "
+            f"off a later step or raise its checkpoint.keep"
+        ) from error
+    for path in (*temporary.rglob("*"), temporary):
+        sync(path)
+    temporary.rename(target / checkpoint.name)
+    sync(target)
+    write_atomically(target / POINTER_NAME, checkpoint.name + "\n")

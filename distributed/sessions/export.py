@@ -1,7 +1,7 @@
 """Write a checkpoint of a run in the released weight format: model.safetensors and args.json.
 
-The encoder is the teacher (what inference runs); student, patch embedding and predictor are in the file too. A run does
-this by itself when it ends, into RUN/export; this command does it for a run in progress, or into another folder.
+The encoder is the teacher, which inference runs; the file also holds student, patch embedding and predictor. A finished
+run has written RUN/export itself; this command serves a run in progress, or another folder.
 
   python -m distributed export runs/demo                      newest checkpoint -> runs/demo/export
   python -m distributed export runs/large --step 200000 --out releases/large-200k
@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distributed.checkpoints.reading import place_of
+from distributed.checkpoints.manifest import Checkpoint
+from distributed.checkpoints.reading import checkpoint_place, committed
 from distributed.checkpoints.state import CONFIG_NAME, ENGINE_FOLDER, TEACHER_NAME, read_frontend
-from distributed.checkpoints.store import Checkpoint, committed
 from distributed.experiment import Experiment
 from distributed.run.directory import RunDirectory
 from distributed.run.log import configure_logging
@@ -36,25 +36,25 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line of `export`."""
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument("--out", type=Path, help="folder to write (default: RUN/export)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads a checkpoint, verified, and writes the release."""
+    """Verifies a checkpoint and writes the release."""
     configure_logging(rank=0)
     directory = RunDirectory(args.run_dir)
-    # a folder of checkpoints without its config.yaml can be exported too
+    # a folder of checkpoints can be exported without its config.yaml
     url = checkpoint_settings(directory).url if directory.config.is_file() else ""
     with tempfile.TemporaryDirectory(prefix="pupujepa-") as staging:
-        checkpoint = committed(place_of(directory, url, staging=Path(staging)), step=args.step)
+        checkpoint = committed(checkpoint_place(directory, url, staging=Path(staging)), step=args.step)
         path = write_release(model_of(checkpoint), args.out or directory.export, checkpoint=checkpoint)
     logger.info("wrote %s from %s of %s", path, checkpoint.name, url or directory.checkpoints)
     return 0
 
 
 def model_of(checkpoint: Checkpoint) -> PupuJEPA:
-    """Puts the model of a checkpoint together, whatever the number of ranks and the ZeRO stage it was saved with."""
+    """Builds the model of a checkpoint of any number of ranks and ZeRO stage."""
     experiment = from_yaml(Experiment, (checkpoint.path / CONFIG_NAME).read_text())
     with torch.device("meta"):
         model = PupuJEPA(experiment.model, frontend=read_frontend(checkpoint.path))
@@ -65,14 +65,14 @@ def model_of(checkpoint: Checkpoint) -> PupuJEPA:
 
 
 def write_release(model: PupuJEPA, directory: Path, *, checkpoint: Checkpoint) -> Path:
-    """Writes the model and where it comes from."""
+    """Writes the model with its step, checkpoint and digest."""
     origin = {"step": checkpoint.step, "checkpoint": checkpoint.name, "checkpoint_digest": checkpoint.digest}
     return save_release(model, model.config, directory, train=origin)
 
 
 def _student_state(path: Path, *, stage: int) -> dict[str, Tensor]:
     if stage < 3:
-        # float32 parameters, whole on every rank; DeepSpeed's file is a pickle, whose digest has been verified
+        # float32 and whole on every rank; the file is a pickle, but its digest is verified
         saved: Any = torch.load(
             path / ENGINE_FOLDER / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
         )

@@ -1,4 +1,4 @@
-"""facts.json: what a finished run was and did, in numbers, for the report and the summary."""
+"""facts.json: settings and results of a finished run, for the report."""
 
 import subprocess
 from pathlib import Path
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchaudio", "deepspeed", "webdataset", "numpy", "omegacon
 
 
 def write_facts(session: Session, parts: Parts) -> None:
-    """Writes facts.json, last of all and at once; all ranks call it together."""
+    """Writes facts.json, the last file of a run; all ranks call it together."""
     counters = parts.stream.counters()
     names = sorted(counters)
     *sums, waited_s, seconds = sum_over_ranks(
@@ -32,13 +32,13 @@ def write_facts(session: Session, parts: Parts) -> None:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the checkout, or None where there is no git."""
+    """Returns the commit of the checkout, or None without git."""
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None  # a source tree without git is fine, the field is a convenience
+        return None  # the field is only a convenience
 
 
 def _setting(session: Session, parts: Parts) -> dict[str, Any]:

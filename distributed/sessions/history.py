@@ -1,4 +1,4 @@
-"""Whether a run directory holds this run, and when it was started and continued."""
+"""The records of a run's sessions, and the precision that a run keeps."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distributed.checkpoints.store import Checkpoint
+from distributed.checkpoints.manifest import Checkpoint
 from distributed.engine.engine import EngineConfig
 from distributed.experiment import Experiment, with_precision
 from distributed.run.directory import RunDirectory, read_sessions, write_atomically, write_json
@@ -20,29 +20,29 @@ logger = logging.getLogger(__name__)
 
 
 def keep_precision(directory: RunDirectory, experiment: Experiment) -> Experiment:
-    """Returns the experiment with the precision that the run began with, or its parent, if "auto" asks for it now.
+    """Returns the experiment with "auto" replaced by the precision of the run's first start, or of its parent.
 
-    A run continued on another processor must round as before, or its losses would not be those of a straight run.
+    A run that resumes on another processor must round as before, or its losses would differ from a straight run.
     """
     engine, begun = experiment.engine, _engine_begun_with(directory, experiment)
     if begun is not None and engine.precision == AUTO:
         return with_precision(experiment, ChosenPrecision(begun.precision, begun.precision_reason))
-    # a reason that came with the config.yaml of another run need not be true here
+    # the reason in another run's config.yaml may be wrong here
     reason = begun.precision_reason if begun is not None and begun.precision == engine.precision else ""
     return replace(experiment, engine=replace(engine, precision_reason=reason))
 
 
 def _engine_begun_with(directory: RunDirectory, experiment: Experiment) -> EngineConfig | None:
-    """Returns the engine's settings of the run that is here or, for a new branch, of its parent."""
+    """Returns the engine settings of the run in this directory or, for a new branch, of its parent."""
     places = [directory, *([RunDirectory(Path(experiment.branch.parent))] if experiment.branch.step else [])]
     return next((from_yaml(Experiment, p.config.read_text()).engine for p in places if p.config.is_file()), None)
 
 
 def begin_session(session: Session, found: Checkpoint | None, *, refused: Sequence[str] = ()) -> None:
-    """Notes the start of a session, and says what it starts from. Rank 0 alone.
+    """Records and logs the start of a session from `found`; for rank 0 alone.
 
     Args:
-        refused: what was wrong with newer checkpoints than `found`.
+        refused: damage of the checkpoints newer than `found`.
     """
     directory, experiment = session.directory, session.experiment
     sessions = read_sessions(directory)

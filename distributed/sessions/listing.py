@@ -1,11 +1,11 @@
-"""List and verify the checkpoints of a run: step, size, who wrote it, and whether every byte is what was written.
+"""List and verify the checkpoints of a run: step, size, writer, and whether every byte is intact.
 
   python -m distributed checkpoints --run runs/demo
   python -m distributed checkpoints --run runs/large --step 200000        one of them
 
-A damaged one is named with what is wrong, and the exit code is 1. `LATEST` marks the one that the pointer names, `best`
-the best by checkpoint.keep_best. What lies in an object store is downloaded to be verified. docs/checkpoints.md tells
-how checkpoints are made.
+A damaged checkpoint is shown with its damage, and the exit code is 1. `LATEST` marks the pointer's checkpoint, `best`
+the best one by checkpoint.keep_best. Checkpoints in an object store are downloaded to be verified
+(docs/checkpoints.md).
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from distributed.checkpoints.config import CheckpointConfig, best_step
-from distributed.checkpoints.reading import Inspection, inspect, place_of
+from distributed.checkpoints.reading import Inspection, checkpoint_place, inspect
 from distributed.experiment import Experiment
 from distributed.run.directory import RunDirectory, RunDirectoryError
 from distributed.run.log import read_metrics
@@ -25,15 +25,15 @@ _HEADER = f"{'step':>9}  {'MiB':>9}  {'ranks':>5}  {'ZeRO':>4}  {'start':>5}  st
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line of `checkpoints`."""
     parser.add_argument("--run", dest="run_dir", required=True, metavar="DIR", type=Path, help="run directory")
-    parser.add_argument("--step", type=int, help="look at this one alone")
+    parser.add_argument("--step", type=int, help="verify only this checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a line a checkpoint; returns 1 when one is damaged."""
+    """Prints one line per checkpoint; returns 1 if one is damaged."""
     directory = RunDirectory(args.run_dir)
     config = checkpoint_settings(directory)
     with tempfile.TemporaryDirectory(prefix="pupujepa-") as staging:
-        place = place_of(directory, config.url, staging=Path(staging))
+        place = checkpoint_place(directory, config.url, staging=Path(staging))
         steps = sorted(place.steps())
         if not steps or args.step not in (None, *steps):
             there = ", ".join(map(str, steps)) or "none"
@@ -47,13 +47,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def checkpoint_settings(directory: RunDirectory) -> CheckpointConfig:
-    """The section of a run's configuration that says where its checkpoints lie.
+    """Reads the checkpoint section of a run's configuration.
 
     Raises:
-        RunDirectoryError: it is no run.
+        RunDirectoryError: the directory holds no run.
     """
     if not directory.config.is_file():
-        raise RunDirectoryError(f"{directory.root} is no run: it has no config.yaml; give the directory of a training")
+        raise RunDirectoryError(
+            f"{directory.root} is not a run: it has no config.yaml; give the directory of a training run"
+        )
     return from_yaml(Experiment, directory.config.read_text()).checkpoint
 
 

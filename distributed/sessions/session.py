@@ -1,4 +1,4 @@
-"""The facts that everything in one session of a run shares, decided before anything is built."""
+"""The settings and facts that all parts of a session share."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from distributed.run.directory import RunDirectory
 
 @dataclass(frozen=True)
 class Session:
-    """One start of the trainer: a run has as many as it was continued, plus one."""
+    """One start of the trainer; a resumed run has several sessions."""
 
     experiment: Experiment
     sizes: BatchSizes

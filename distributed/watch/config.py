@@ -1,4 +1,4 @@
-"""Settings of how a run is watched: linear probes, faulty steps, diagnostics, the guard."""
+"""Settings of the watch: linear probes, faulty steps, diagnostics, the guard."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from pupujepa.errors import UserError, require_known
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """When the run is probed, and on what.
+    """Linear probes in training.
 
     every_steps: steps between probes; 0 leaves it to every_fraction.
-    every_fraction: of the run between probes, such as 0.05; 0 never, unless every_steps says so.
-    data: folder of a corpus that `python -m data scores` made; "" never.
-    tracks: of the training split, and half as many of the validation split, fewer where there are fewer.
+    every_fraction: fraction of the run between probes, such as 0.05; 0 never, unless every_steps is set.
+    data: folder of a corpus of `python -m data scores`; "" never.
+    tracks: at most this many of the training split, and half as many of the validation split.
     """
 
     every_steps: int = 0
@@ -25,12 +25,12 @@ class ProbeConfig:
         if self.every_steps < 0 or not 0 <= self.every_fraction <= 1:
             raise UserError(
                 f"probe.every_steps={self.every_steps} must not be negative, and probe.every_fraction="
-                f"{self.every_fraction} is a share of the run"
+                f"{self.every_fraction} must be between 0 and 1"
             )
         if self.every_steps and not self.data:
             raise UserError(
-                f"probe.every_steps={self.every_steps} asks for probes, but there is nothing to probe on; make a "
-                f"labelled corpus with `python -m data scores corpora/scores` and set probe.data=corpora/scores"
+                f"probe.every_steps={self.every_steps} has no data; make a labelled corpus with `python -m data "
+                f"scores corpora/scores` and set probe.data=corpora/scores"
             )
         if self.tracks < 1:
             raise UserError(f"probe.tracks={self.tracks} must be at least 1")
@@ -42,16 +42,16 @@ class ProbeConfig:
         return self.every_steps or (max(1, round(self.every_fraction * total_steps)) if self.every_fraction else 0)
 
 
-# a rank that stands still is to speak before the collectives of the others fail, which end them without a word
+# a stalled rank must report before the collectives of the others fail
 _SHARE_OF_TIMEOUT = 0.8
 
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """skipped_in_row: steps in a row whose loss or gradient is no number that are left out before the run stops.
+    """skipped_in_row: consecutive non-finite steps to skip before stopping; 0 stops at the first.
 
-    0 stops at the first. stall_s: a rank that has stood in one place of a step for so many seconds is ended, with its
-    stacks; 0 takes what holds outside of steps, and in the first one, which compiles: four fifths of engine.timeout_s.
+    stall_s: seconds in one place of a step after which a stalled rank ends with its stacks; 0 takes four fifths of
+    engine.timeout_s, which holds outside of steps and in the first step, which compiles.
     """
 
     skipped_in_row: int = 5
@@ -64,19 +64,19 @@ class FaultConfig:
             raise UserError(f"faults.stall_s={self.stall_s} must be 0 (follow engine.timeout_s) or seconds")
 
     def limits(self, collective_timeout_s: float) -> "StallLimits":
-        """Returns how long a rank may stand in one place, given how long collectives wait for it."""
+        """Returns the limits of the watchdog for the timeout of the collectives."""
         elsewhere_s = _SHARE_OF_TIMEOUT * collective_timeout_s
         return StallLimits(self.stall_s or elsewhere_s, elsewhere_s)
 
 
 @dataclass(frozen=True)
 class DiagnosticsConfig:
-    """When the model is looked at, and on how much. docs/watching.md tells what it costs and what it takes.
+    """Diagnostics on the fixed crops; docs/watching.md has their cost.
 
     every: steps between diagnostics, 0 never.
-    clips: of which there is one crop for all diagnostics but LiDAR and the variances between and within clips.
-    crops_per_clip: for these two; 10 are usual for LiDAR, 1 leaves them out.
-    lidar_every: diagnostics, each so many-th of which has these two; so has the last of a run.
+    clips: clips with one crop each, for all diagnostics except LiDAR and the variances between and within clips.
+    crops_per_clip: crops of a clip for LiDAR and the variances; 10 are usual, 1 leaves them out.
+    lidar_every: compute LiDAR and the variances on every n-th diagnostic, and on the last.
     """
 
     every: int = 1000
@@ -94,39 +94,39 @@ class DiagnosticsConfig:
             )
 
     def takes_all_crops(self, step: int, *, total_steps: int) -> bool:
-        """Whether the diagnostics after so many steps have LiDAR and the variances."""
+        """Returns True if the diagnostics after `step` steps have LiDAR and the variances."""
         return step % (self.every * self.lidar_every) == 0 or step == total_steps
 
 
 WARN, SNAPSHOT, STOP = ACTIONS = ("warn", "snapshot", "stop")
 
 
-# of the in-loop probes
+# metrics key of the linear probes in training
 PROBE_MEAN = "probe/mean"
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """When there is an alarm, and what follows. All numbers are our choice; the reasons stand beside them.
+    """Thresholds and action of the guard. All numbers are our choice, with the reasons beside them.
 
-    action: "warn" says it; "snapshot" also keeps a checkpoint with the diagnostics and what pictures are made from;
-        "stop" also ends the run, with exit code 87, before more GPU hours are spent on it.
-    std_below: of the teacher's normalised spread, which is 1 for isotropic features. Features that share one vector as
-        large as all else together have 0.7; at 0.3 a tenth of a feature's energy is its own.
-    cosine_above: of the teacher's mean pairwise cosine; the same collapse seen by angles, 0.9 at a spread of 0.3.
-    fall: share of the running maximum that effective rank or explained variance may lose while the loss moves. Between
-        two diagnostics of a healthy run they move by a few per cent.
-    loss_fall, loss_fall_steps: a loss that falls by this share within so many steps, while rank or explained variance
-        has fallen, has become small for nothing.
-    loss_rise: a loss that is this far above its minimum, while rank, explained variance or the probes have fallen, is
-        no longer being learnt. The loss alone may rise: a teacher that gets richer is harder to predict.
-    probe_fall: how far the mean of the in-loop probes may lie below its maximum; twice what one of them wavers by.
-    unexplained_below, unexplained_after, unexplained_steps: explained variance that is not above this once this share
-        of the run, and so many steps, are over. A prediction that is no better than a constant has learnt nothing;
-        every run begins there, and one of a few hundred steps may end there.
-    distance_below: relative distance of teacher and student. Any momentum keeps them apart by at least one update,
-        1e-4 or more; equal they are only without one, and then nothing keeps the targets from following.
-    max_snapshots: over the run; each holds a whole checkpoint.
+    action: "warn"; "snapshot" also keeps a checkpoint with the diagnostics and the data of pictures; "stop" also ends
+        the run with exit code 87, to save GPU hours.
+    std_below: alarm below this normalised spread of the teacher, which is 1 for isotropic features. At 0.7 half of the
+        energy is one shared vector; at 0.3 a tenth of a feature's energy is its own.
+    cosine_above: alarm above this mean pairwise cosine of the teacher; the same collapse by angles, 0.9 at spread 0.3.
+    fall: share of the running maximum that effective rank or explained variance may lose while the loss moves. Healthy
+        runs move by a few per cent between two diagnostics.
+    loss_fall, loss_fall_steps: alarm if the loss falls by this share within so many steps while rank or explained
+        variance has fallen: the loss became small without learning.
+    loss_rise: alarm if the loss is this share above its minimum while rank, explained variance or the probes have
+        fallen. The loss alone may rise: a richer teacher is harder to predict.
+    probe_fall: alarm if the mean of the probes is this far below its maximum; twice the noise of one probe.
+    unexplained_below, unexplained_after, unexplained_steps: alarm if explained variance is not above the first after
+        this share of the run and so many steps. Every run begins no better than a constant, and a run of a few hundred
+        steps may end there.
+    distance_below: alarm below this relative distance of teacher and student. Any momentum keeps it at 1e-4 or more;
+        without momentum the targets follow the student.
+    max_snapshots: of the run; each holds a whole checkpoint.
     """
 
     action: str = SNAPSHOT
@@ -147,6 +147,6 @@ class GuardConfig:
         require_known("guard.action", self.action, ACTIONS)
         for name in ("fall", "loss_fall", "unexplained_after"):
             if not 0 < getattr(self, name) < 1:
-                raise UserError(f"guard.{name}={getattr(self, name)} is a share and must lie between 0 and 1")
+                raise UserError(f"guard.{name}={getattr(self, name)} is a share and must be between 0 and 1")
         if min(self.unexplained_steps, self.loss_fall_steps, self.max_snapshots) < 0 or self.loss_rise <= 0:
             raise UserError("guard: steps and counts must not be negative, and loss_rise must be positive")

@@ -1,9 +1,8 @@
-"""Diagnostics on the probe set: is the model learning, or has it found a way to make the loss small for nothing?
+"""Diagnostics on the fixed crops: is the model learning, or is the loss small without learning?
 
-Over the first crop of each clip: the training step, for what is predicted and for the student's features of the
-context that it predicts from, and the teacher over the whole crop, as the model is used. Over the other crops the
-teacher alone, for what varies within a clip: LiDAR and the variances. That is most of the work, and may be done less
-often.
+On the first crop of each clip run the training step (prediction, and the student's features of the context) and the
+teacher over the whole crop, as in inference. On the other crops run only the teacher, for LiDAR and the variances
+within clips. These are most of the work, and may be less frequent.
 
 Shapes: B crops, N patches, K context patches, M target patches, D width, C clips, Q crops of a clip, n tokens.
 """
@@ -18,41 +17,41 @@ from torch import Tensor
 from distributed.engine.gather import whole_step
 from distributed.engine.teacher import Teacher
 from distributed.processes.collectives import from_first
-from distributed.watch.fixed_crops import ProbeSet
+from distributed.watch.fixed_crops import FixedCrops
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training import diagnostics
 from pupujepa.training.masks import STRATEGIES
 from pupujepa.training.objective import TrainingStep
 
-# tokens of a singular value decomposition, those of a band an eighth of them; more change a rank little and cost much
+# most tokens of a singular value decomposition; more cost much and change the rank little
 MAX_ROWS = 16384
-# few, so that many ranks have something to do
+# few, so that many ranks share the work
 CROPS_AT_ONCE = 2
 PICTURED_CROPS = 6
 
 
 @torch.no_grad()
 def diagnose(
-    step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet, teacher: Teacher, all_crops: bool = True
+    step: TrainingStep, model: PupuJEPA, *, crops: FixedCrops, teacher: Teacher, all_crops: bool = True
 ) -> dict[str, float]:
-    """Returns the row of diagnostics, keys starting with "diag/"; all ranks call it together and get the same.
+    """Returns the row of diagnostics, with keys "diag/..."; all ranks call it together and get the same.
 
     Args:
-        all_crops: of each clip; without them there is neither LiDAR nor the variances between and within clips.
+        all_crops: include the other crops of each clip, for LiDAR and the variances.
     """
-    bands, masked_CTF, others = model.config.grid_bands, probes.masked_crops, probes.crops_per_clip - 1
+    bands, masked_CTF, others = model.config.grid_bands, crops.masked_crops, crops.crops_per_clip - 1
     stride = stride_to_fit(len(masked_CTF) * model.config.num_patches)
     with whole_step(step, model) as (step, model):
-        # a teacher in parts is gathered by all ranks, which so run the same crops
+        # all ranks gather a sharded teacher together, so they must run the same crops
         in_parts = partial(_in_parts, together=any(not p.numel() for p in step.teacher.parameters()))
-        prediction_CMD, target_CMD, context_CKD = in_parts(lambda part: _predict(step, probes, part), masked_CTF)
+        prediction_CMD, target_CMD, context_CKD = in_parts(lambda part: _predict(step, crops, part), masked_CTF)
         states_CND, pooled_CD = in_parts(lambda part: _teach(step, model, masked_CTF[part], stride), masked_CTF)
         pooled_CQD = pooled_CD[:, None]
         if all_crops and others:
-            other_BTF = probes.other_crops
+            other_BTF = crops.other_crops
             (other_BD,) = in_parts(lambda part: (_encode(step, model, other_BTF[part]).mean(1),), other_BTF)
             pooled_CQD = torch.cat([pooled_CQD, other_BD.unflatten(0, (-1, others))], dim=1)
-    values = _prediction_values(prediction_CMD, target_CMD, probes=probes, bands=bands)
+    values = _prediction_values(prediction_CMD, target_CMD, crops=crops, bands=bands)
     kept_CKD = context_CKD[:, :: stride_to_fit(context_CKD.shape[:2].numel())]
     values |= _spread("student", kept_CKD.flatten(0, 1), context_CKD.mean(1))
     values |= _spread("teacher", states_CND.flatten(0, 1), pooled_CD)
@@ -66,8 +65,8 @@ def diagnose(
 
 
 @torch.no_grad()
-def picture_data(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet) -> dict[str, Tensor]:
-    """Returns what pictures of this moment are drawn from, on the CPU; all ranks call it together.
+def picture_data(step: TrainingStep, model: PupuJEPA, *, crops: FixedCrops) -> dict[str, Tensor]:
+    """Returns the data for pictures of this moment, on the CPU; all ranks call it together.
 
     Returns:
         Of the first crops that have masks: mel_BTF, normalised, float16; context_BK, target_BM and strategy_B;
@@ -75,13 +74,13 @@ def picture_data(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet) -> di
     """
     part = slice(0, PICTURED_CROPS)
     with whole_step(step, model) as (step, model):
-        prediction_BMD, target_BMD, _ = _predict(step, probes, part)
-        teacher_BND = _encode(step, model, probes.masked_crops[part])
+        prediction_BMD, target_BMD, _ = _predict(step, crops, part)
+        teacher_BND = _encode(step, model, crops.masked_crops[part])
     tensors = {
-        "mel_BTF": probes.masked_crops[part].half(),
-        "context_BK": probes.context_CK[part],
-        "target_BM": probes.target_CM[part],
-        "strategy_B": probes.strategy_C[part],
+        "mel_BTF": crops.masked_crops[part].half(),
+        "context_BK": crops.context_CK[part],
+        "target_BM": crops.target_CM[part],
+        "strategy_B": crops.strategy_C[part],
         "error_BM": (prediction_BMD - target_BMD).square().mean(-1),
         "teacher_BND": teacher_BND.half(),
     }
@@ -89,39 +88,39 @@ def picture_data(step: TrainingStep, model: PupuJEPA, *, probes: ProbeSet) -> di
 
 
 def stride_to_fit(tokens: int) -> int:
-    """Every so many-th of the tokens leaves about MAX_ROWS."""
+    """Returns n such that every n-th token leaves about MAX_ROWS."""
     return -(-tokens // MAX_ROWS)
 
 
-def _predict(step: TrainingStep, probes: ProbeSet, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction and target [C, M, D], and the student's features of the context [C, K, D], of some clips."""
+def _predict(step: TrainingStep, crops: FixedCrops, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns prediction and target [C, M, D], and the student's context features [C, K, D], of some clips."""
     contexts: list[Tensor] = []
     with step.student.register_forward_hook(lambda module, inputs, output: contexts.append(output)):
-        # past what was compiled for the shapes of training
-        _, aux = step.forward(probes.masked_crops[part], probes.context_CK[part], probes.target_CM[part])
+        # `forward` bypasses the graph that was compiled for the shapes of training
+        _, aux = step.forward(crops.masked_crops[part], crops.context_CK[part], crops.target_CM[part])
     return aux["prediction_BMD"], aux["target_BMD"], contexts[0].float()
 
 
 def _teach(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """The teacher's features of every so many-th time step, whole [B, fewer, D], and the mean of all [B, D]."""
+    """Returns the teacher's features of every n-th time step [B, fewer, D], and their mean over all steps [B, D]."""
     states_BND = _encode(step, model, mel_BTF)
     grid_BTWD = states_BND.unflatten(1, (-1, model.config.grid_bands))
     return grid_BTWD[:, ::stride].flatten(1, 2), states_BND.mean(1)
 
 
 def _encode(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor) -> Tensor:
-    """The teacher's features of whole crops, [B, N, D]."""
+    """Returns the teacher's features of whole crops, [B, N, D]."""
     dtype = step.autocast_dtype
     with torch.autocast(mel_BTF.device.type, dtype=dtype, enabled=dtype is not None):
         return model.encode(mel_BTF, layers=[-1])[0].float()
 
 
 def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], mel_BTF: Tensor, *, together: bool) -> Sequence[Tensor]:
-    """Runs the crops part by part, the parts dealt to the ranks, and returns all of them on every rank.
+    """Runs `function` on slices of the crops, distributed over the ranks; returns all rows on every rank.
 
     Args:
-        function: of a part, which gives tensors with a row for each of its crops.
-        together: every rank runs every part.
+        function: returns tensors with a row for each crop of a slice.
+        together: every rank runs every slice.
     """
     count = len(mel_BTF)
     parts = [slice(start, min(start + CROPS_AT_ONCE, count)) for start in range(0, count, CROPS_AT_ONCE)]
@@ -129,7 +128,7 @@ def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], mel_BTF: Tensor, 
         return [torch.cat(tensors) for tensors in zip(*map(function, parts), strict=True)]
     rank, ranks = dist.get_rank(), dist.get_world_size()
     own = {number: function(parts[number]) for number in range(rank, len(parts), ranks)}
-    # rank 0 always has a part
+    # rank 0 always has a slice, so it knows shapes and types
     described = from_first([(tensor.shape[1:], tensor.dtype) for tensor in own.get(0, ())])
     whole = [torch.empty(count, *shape, dtype=dtype, device=mel_BTF.device) for shape, dtype in described]
     for number, part in enumerate(parts):
@@ -141,9 +140,9 @@ def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], mel_BTF: Tensor, 
 
 
 def _prediction_values(
-    prediction_CMD: Tensor, target_CMD: Tensor, *, probes: ProbeSet, bands: int
+    prediction_CMD: Tensor, target_CMD: Tensor, *, crops: FixedCrops, bands: int
 ) -> dict[str, Tensor]:
-    index_CM = probes.target_CM
+    index_CM = crops.target_CM
     values = {
         "explained_variance": diagnostics.explained_variance(prediction_CMD, target_CMD),
         "explained_variance_position": diagnostics.explained_variance(
@@ -151,7 +150,7 @@ def _prediction_values(
         ),
     }
     for strategy, name in enumerate(STRATEGIES):
-        rows = probes.strategy_C == strategy
+        rows = crops.strategy_C == strategy
         if rows.any():
             values[f"explained_variance_{name}"] = diagnostics.explained_variance(
                 prediction_CMD[rows], target_CMD[rows]

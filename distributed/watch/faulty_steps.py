@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is no number: left out on all ranks alike, counted, and after too many the run stops.
+"""Faulty steps: a non-finite loss or gradient skips the update on all ranks; too many in a row stop the run.
 
-Such a step changes nothing: no weight, no state of the optimizer, not the teacher. Its samples are not drawn again, so
-every other step has the samples that it would have had.
+A skipped step changes no weight, no optimiser state and not the teacher. Its samples are not drawn again, so all other
+steps keep their samples.
 """
 
 import logging
@@ -19,36 +19,35 @@ from distributed.watch.config import FaultConfig
 from pupujepa.errors import UserError
 
 logger = logging.getLogger(__name__)
-# the micro-batches of one rank's part of a step, each with its losses, [B]
+# one rank's micro-batches of a step, each with its losses [B]
 MicroBatches = Sequence[tuple[Batch, Tensor]]
 
 
 class DivergedError(UserError):
-    """The loss or the gradient is no number any more."""
+    """The loss or the gradient is not finite any more."""
 
 
 class FaultySteps:
-    """Counts faulty steps in a row; every rank has one and comes to the same verdict, for the numbers are shared."""
+    """Counter of consecutive faulty steps; every rank has one, and all count alike."""
 
     def __init__(self, config: FaultConfig, run_root: Path, *, rank: int):
         self._config, self._run_root, self._rank = config, run_root, rank
         self.in_row = 0
 
     def forget(self) -> None:
-        """A step was good."""
+        """Resets the count after a good step."""
         self.in_row = 0
 
     def skip(self, step: int, what: str, micro_batches: MicroBatches, *, last_saved: int) -> None:
-        """Counts a faulty step and tells of it.
+        """Counts and logs a faulty step.
 
         Args:
-            what: the number that is none, in words.
-            micro_batches: of this rank; none of them has been learnt from.
+            what: reason in words, such as "the loss is nan".
+            micro_batches: of this rank.
             last_saved: step of the newest checkpoint.
 
         Raises:
-            DivergedError: more in a row than may be skipped; what went in lies in the run directory, a pair of files a
-                rank.
+            DivergedError: too many in a row; each rank has written its inputs to the run directory.
         """
         self.in_row += 1
         allowed = self._config.skipped_in_row
@@ -67,9 +66,9 @@ class FaultySteps:
         )
 
     def _write_snapshot(self, step: int, what: str, micro_batches: MicroBatches) -> Path:
-        """Writes names as JSON, and numbers beside it for torch.load: what the model was given, and random states.
+        """Writes uids and losses as JSON, and the inputs and random states for torch.load.
 
-        The weights follow from them: the run, continued from its newest checkpoint, comes to this step again.
+        The weights are not needed: the run, resumed from its newest checkpoint, reaches this step again.
         """
         path = self._run_root / f"diverged-step-{step:07d}-rank-{self._rank}.json"
         rows = [_names(batch, loss_B) for batch, loss_B in micro_batches]

@@ -1,9 +1,8 @@
-"""The probe set: a fixed, seeded handful of crops on which the diagnostics look at the model, the same on all ranks.
+"""Fixed crops: a few seeded crops with masks for the diagnostics, equal at all steps and on all ranks.
 
-Always the same crops and masks, so that a curve moves because the model did. The first crop of each clip is masked,
-for what is predicted; the others tell what varies within a clip, which LiDAR discounts. Masks go in turn through the
-strategies that the training ends with, as many of each whatever their weights, so that each strategy's curve is as
-sure. A strategy of weight 0 is left out, also where the curriculum begins with it: the model is not trained for it.
+The first crop of each clip is masked, for prediction; the others show the variation within a clip, which LiDAR
+discounts. Masks cycle through the strategies at the end of the curriculum, so each curve has as many crops. Strategies
+of weight 0 are left out.
 
 Shapes: B crops, C clips, Q crops of a clip, T frames, F mel bands, K context patches, M target patches.
 """
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.stream.corpora import Corpora, divided
-from data.stream.fixed_crops import probe_crops
+from data.stream.fixed_crops import draw_fixed_crops
 from pupujepa.audio.log_mel import normalise
 from pupujepa.errors import UserError
 from pupujepa.model.model import ModelConfig
@@ -24,8 +23,8 @@ from pupujepa.training.masks import STRATEGIES, MaskConfig, draw_mask
 
 
 @dataclass(frozen=True)
-class ProbeSet:
-    """Crops of some samples, those of a clip beside each other.
+class FixedCrops:
+    """Crops of some samples; the crops of a clip are adjacent.
 
     Attributes:
         mel_BTF: normalised, float32, B = clips * crops_per_clip.
@@ -41,7 +40,7 @@ class ProbeSet:
 
     @property
     def masked_crops(self) -> Tensor:
-        """The crops that the masks belong to, the first of each clip: [C, T, F]."""
+        """The masked crops, the first of each clip: [C, T, F]."""
         return self.mel_BTF[:: self.crops_per_clip]
 
     @property
@@ -49,8 +48,8 @@ class ProbeSet:
         """The crops without masks, clip by clip: [C * (Q - 1), T, F]."""
         return self.mel_BTF.unflatten(0, (-1, self.crops_per_clip))[:, 1:].flatten(0, 1)
 
-    def to(self, device: torch.device) -> "ProbeSet":
-        """Returns the probe set on a device."""
+    def to(self, device: torch.device) -> "FixedCrops":
+        """Returns the crops on a device."""
         return replace(
             self,
             mel_BTF=self.mel_BTF.to(device),
@@ -60,17 +59,16 @@ class ProbeSet:
         )
 
 
-def read_probe_set(
+def read_fixed_crops(
     corpora: Corpora, *, seed: int, model: ModelConfig, masks: MaskConfig, shape: tuple[int, int]
-) -> ProbeSet:
-    """Reads the probe set of a stream's corpora; a pure function of its arguments and the shards.
+) -> FixedCrops:
+    """Reads the fixed crops of a stream's corpora; a pure function of its arguments and the shards.
 
     Args:
-        corpora: give clips in proportion to their shares of the training.
+        corpora: contribute clips in proportion to their shares of the training.
         seed: of the stream.
-        shape: clips, and crops of each: one after the other where they fit, else spread over the sample so that they
-            overlap. Fewer clips where there are fewer samples; fewer crops where less than an eighth of one would be
-            its own.
+        shape: clips, and crops of each. Crops overlap if a sample is too short. Small corpora give fewer clips; short
+            samples give fewer crops, so that at least an eighth of each is its own.
 
     Raises:
         UserError: no two samples can be read.
@@ -81,13 +79,13 @@ def read_probe_set(
     span_frames = starts[-1] + model.crop_frames
     mel_CTF = np.concatenate(
         [
-            probe_crops(corpus.url, count, crop_frames=span_frames, seed=seed, manifest=corpus.manifest)[0]
+            draw_fixed_crops(corpus.url, count, crop_frames=span_frames, seed=seed, manifest=corpus.manifest)[0]
             for corpus, count in zip(corpora.members, divided(clips, corpora.parts))
         ]
     )
     if len(mel_CTF) < 2:
         raise UserError(
-            f"{' and '.join(corpora.urls)}: {len(mel_CTF)} readable samples, too few to look at a model with; run "
+            f"{' and '.join(corpora.urls)}: {len(mel_CTF)} readable samples are too few for diagnostics; run "
             f"`python -m data verify` on them"
         )
     mel_CQTF = torch.stack([torch.from_numpy(mel_CTF)[:, s : s + model.crop_frames] for s in starts], dim=1)
@@ -104,7 +102,7 @@ def read_probe_set(
         )
         for row in range(len(mel_CTF))
     ]
-    return ProbeSet(
+    return FixedCrops(
         normalise(mel_CQTF.flatten(0, 1), model.mel_mean, model.mel_std).float(),
         torch.stack([torch.from_numpy(mask.context) for mask in drawn]),
         torch.stack([torch.from_numpy(mask.target) for mask in drawn]),
@@ -114,7 +112,7 @@ def read_probe_set(
 
 
 def _starts(crops: int, *, frames: int, crop_frames: int) -> list[int]:
-    """First frames of the crops of a clip, for samples of so many frames."""
+    """Returns the first frames of the crops of a clip, for samples of `frames` frames."""
     free = max(frames - crop_frames, 0)
     crops = min(crops, 1 + 8 * free // crop_frames)
     apart = min(crop_frames, free // max(crops - 1, 1))

@@ -1,7 +1,6 @@
-"""The guard: reads the rows of a run as they are logged and says, once each, when a pattern of collapse shows.
+"""The guard: reads the rows of the log and gives an alarm, once, for each pattern of collapse.
 
-The report reads the same thresholds, from the run's configuration, so that the log and the page do not disagree. What
-happens at an alarm is in distributed/watch/respond.py.
+The report reads the same thresholds from the run's configuration. watch/alarms.py acts on the alarms.
 """
 
 from collections import deque
@@ -16,18 +15,14 @@ _RANK, _EXPLAINED = "diag/effective_rank_teacher", "diag/explained_variance"
 
 @dataclass(frozen=True)
 class Alarm:
-    """A pattern of collapse: its name, which never changes, and a sentence with the numbers."""
+    """A pattern of collapse: its fixed name, and a sentence with the numbers."""
 
     name: str
     sentence: str
 
 
 class CollapseGuard:
-    """Feed it every row in order; rows of an earlier session too, so that maxima are those of the whole run.
-
-    Args:
-        total_steps: of the run.
-    """
+    """Detector of collapse; feed it every row of the run in order, also those of earlier sessions."""
 
     def __init__(self, config: GuardConfig, *, total_steps: int):
         self.config, self._total_steps = config, total_steps
@@ -38,7 +33,7 @@ class CollapseGuard:
         self._said: set[str] = set()
 
     def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
-        """Returns the alarms that this row gives rise to and that were not given before."""
+        """Returns the new alarms of this row."""
         if row.get("loss") is not None:
             self._remember_loss(row["step"], row["loss"])
         for key in (_RANK, _EXPLAINED, PROBE_MEAN):
@@ -58,7 +53,7 @@ class CollapseGuard:
         if value is None:
             return
         self._newest[key] = value
-        if step > 0:  # what an untrained network has was never learnt
+        if step > 0:  # an untrained network has learnt nothing that it could lose
             self._highest[key] = max(self._highest.get(key, value), value)
 
     def _alarms(self, row: Mapping[str, Any]) -> list[Alarm]:
@@ -66,7 +61,7 @@ class CollapseGuard:
         return [Alarm(name, sentence) for name, sentence in found]
 
     def _state_alarms(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What the weights of this step show by themselves."""
+        """Returns the alarms of the diagnostics of one step."""
         config, found = self.config, []
         std, cosine = row.get("diag/std_teacher"), row.get("diag/cosine_teacher")
         if std is not None and std < config.std_below:
@@ -99,7 +94,7 @@ class CollapseGuard:
         return found
 
     def _trend_alarms(self) -> list[tuple[str, str]]:
-        """What only the course of the run shows."""
+        """Returns the alarms of the history of the run."""
         config, found = self.config, []
         fallen = [key for key in (_RANK, _EXPLAINED) if self._has_fallen(key)]
         names = " and ".join(key.removeprefix("diag/") for key in fallen)
@@ -119,7 +114,7 @@ class CollapseGuard:
         return found
 
     def _has_fallen(self, key: str) -> bool:
-        # before anything was explained, nothing can be lost
+        # explained variance that was never positive cannot fall
         highest = self._highest.get(key, 0.0)
         return highest > 0 and key in self._newest and self._newest[key] < (1 - self.config.fall) * highest
 

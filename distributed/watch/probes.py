@@ -1,13 +1,13 @@
-"""The quality of a run while it trains: probes of the teacher on the offline benchmark, on a schedule of their own.
+"""Linear probes of the teacher during training, on a fixed subset of the offline benchmark.
 
-The tasks, features and probes are the evaluator's; only the tracks are fewer. They are a fixed subset: training pieces
-train the probes, and the pieces of the validation split are divided into those that choose and those that score. The
-test split is never read, so a checkpoint that is kept for its score is not chosen on what it is later judged by.
+Tasks, features and probes are those of the evaluator. Training pieces train the probes; one half of the validation
+pieces selects, the other half scores. The test split is never read, so it stays valid for checkpoints that are kept by
+this score.
 
     python -m data scores corpora/scores
     python -m distributed train --preset paper model=tiny probe.data=corpora/scores stream.url=...
 
-All ranks share the work. Nothing of the training is touched: weights are copied, random generators stay where they are.
+All ranks share the work. The training does not change: weights are copied, random states are restored.
 """
 
 import logging
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 class InLoopProbe:
-    """Probes a model in training; every rank makes one and calls `measure` together.
+    """Linear probes of a model in training; all ranks hold one and call `measure` together.
 
     Args:
-        precision: of the frozen encoder, as the engine's.
-        run_root: features lie below it while they are needed; all ranks see it.
+        precision: of the frozen encoder, equal to the engine's.
+        run_root: shared by all ranks; holds the features meanwhile.
 
     Raises:
         UserError: the corpus is missing, or too small for one of the tasks.
@@ -71,7 +71,7 @@ class InLoopProbe:
         """
         started = time.perf_counter()
         self._clear()
-        # the probes have generators of their own; whatever a library draws besides is given back
+        # the probes have their own generators; fork_rng undoes draws by libraries
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             twin = whole_model(step, model).to(self._device)
             jobs, outcomes = measure(
@@ -96,17 +96,17 @@ class InLoopProbe:
         return row
 
     def _clear(self) -> None:
-        """Features of other weights must not be taken for these: not those of a session that was killed either."""
+        """Removes features of other weights, also those of a killed session."""
         if self._topology.is_first:
             shutil.rmtree(self._cache, ignore_errors=True)
         dist.barrier()
 
 
 def probing_corpus(corpus: Corpus, tracks: int) -> Corpus:
-    """Returns the fixed subset that a run is probed on; its `test` split is a half of the pieces that validate.
+    """Returns the fixed subset for probes in training; its `test` split is half of the validation pieces.
 
     Args:
-        tracks: of the training split at most, and half as many of the validation split.
+        tracks: at most this many of the training split, and half as many of the validation split.
     """
     train = thin(corpus.of_split("train"), tracks)
     held_out = thin(corpus.of_split("valid"), max(2, tracks // 2))

@@ -1,4 +1,4 @@
-"""The watch over a run: is it learning? It decides when diagnostics and probes are due, and what alarms cause."""
+"""The watch over a run: is it learning? It decides when diagnostics and linear probes are due."""
 
 import time
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Protocol
 from distributed.engine.teacher import Teacher
 from distributed.processes.watchdog import DIAGNOSTICS, PROBES, Whereabouts
 from distributed.run.log import RunLog
+from distributed.watch.alarms import Alarms
 from distributed.watch.config import DiagnosticsConfig, ProbeConfig
 from distributed.watch.diagnose import diagnose
-from distributed.watch.fixed_crops import ProbeSet
-from distributed.watch.respond import Alarms
+from distributed.watch.fixed_crops import FixedCrops
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.objective import TrainingStep
 
 
 class LinearProbes(Protocol):
-    """Linear probes of a model in training; distributed/watch/probes.py, whose libraries are slow to import."""
+    """The interface of distributed/watch/probes.py, whose libraries are slow to import."""
 
     def measure(self, step: TrainingStep, model: PupuJEPA, *, at: int) -> dict[str, float]:
         """Returns a metrics row of the weights after `at` steps; all ranks call it together."""
@@ -27,10 +27,10 @@ class Watch:
     """Looks at the model between steps; all ranks hold one and call its methods together.
 
     Attributes:
-        fixed_crops: of the diagnostics; None turns them off.
+        fixed_crops: crops of the diagnostics; None turns the diagnostics off.
         linear_probes: None turns them off.
-        longest_probe_s: seconds of the longest look by the linear probes so far.
-        last_diagnostics: the newest values, {} before the first.
+        longest_probe_s: seconds of the longest measurement by linear probes.
+        last_diagnostics: the newest diagnostics, {} before the first.
     """
 
     step: TrainingStep
@@ -41,7 +41,7 @@ class Watch:
     whereabouts: Whereabouts
     diagnostics: DiagnosticsConfig
     probe: ProbeConfig
-    fixed_crops: ProbeSet | None
+    fixed_crops: FixedCrops | None
     linear_probes: LinearProbes | None
     total_steps: int
     steps_per_epoch: int
@@ -51,14 +51,14 @@ class Watch:
         self.last_diagnostics: dict[str, float] = {}
 
     def before_step(self, step: int) -> bool:
-        """Does what is due after `step` finished steps; returns True if the guard stops the run."""
+        """Runs what is due after `step` finished steps; returns True if the guard stops the run."""
         every = self.diagnostics.every
         stops = bool(every) and step % every == 0 and self._diagnose(step)
         self._probe_if_due(step)
         return stops
 
     def after_last_step(self, step: int) -> None:
-        """Looks at the finished model, whether or not a look is due."""
+        """Measures the finished model, due or not."""
         self._diagnose(step)
         self._probe_if_due(step)
 
@@ -68,7 +68,7 @@ class Watch:
         self.whereabouts.at(DIAGNOSTICS, step)
         all_crops = self.diagnostics.takes_all_crops(step, total_steps=self.total_steps)
         self.last_diagnostics = diagnose(
-            self.step, self.model, probes=self.fixed_crops, teacher=self.teacher, all_crops=all_crops
+            self.step, self.model, crops=self.fixed_crops, teacher=self.teacher, all_crops=all_crops
         )
         row = {"step": step, "epoch": step // self.steps_per_epoch} | self.last_diagnostics
         self.log.write(row)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from distributed.checkpoints.store import CheckpointError, CheckpointStore
+from distributed.checkpoints.manifest import CheckpointError
+from distributed.checkpoints.store import CheckpointStore
 from distributed.processes.topology import discover, process_group
 
 PATIENCE_S = 300

@@ -186,7 +186,7 @@ def _store_killed(site: Site) -> Outcome:
 
 
 _SAVED = rf"asked to stop \(1 of 2 ranks\): saving step {STRUCK_STEP + 1}"
-_GONE = r"rank 1 on \S+ \(process \d+\), of which there is no sign since \d+ s, last seen in .*: rank 0 cannot go on"
+_GONE = r"rank 1 on \S+ \(process \d+\), silent for \d+ s, last seen in .*: rank 0 cannot continue"
 
 CASES: tuple[Case, ...] = (
     *(
@@ -215,14 +215,14 @@ CASES: tuple[Case, ...] = (
         "it shows its stacks and ends; the other names it",
         struck("hang"),
         (86, 86),
-        rf"rank 1 on \S+ .*has stood in the wait for data \(step {STRUCK_STEP}\)",
+        rf"rank 1 on \S+ .*has been in the wait for data \(step {STRUCK_STEP}\)",
     ),
     Case(
         "a rank is frozen (SIGSTOP)",
         "the other names it and ends",
         struck("SIGSTOP"),
         (86, -9),
-        r"it waits for rank 1 on \S+ \(process \d+\), of which there is no sign since \d+ s",
+        r"it waits for rank 1 on \S+ \(process \d+\), silent for \d+ s",
         in_suite=False,
     ),
     Case(

@@ -27,7 +27,7 @@ from distributed.engine.teacher import Teacher
 from distributed.experiment import check, load_experiment, with_corpora
 from distributed.processes.stop import StopRequest
 from distributed.processes.topology import discover, exported, process_group
-from distributed.run.directory import RunDirectory, only_writer
+from distributed.run.directory import RunDirectory, lock_run
 from distributed.run.log import configure_logging
 from distributed.sessions.cooldown import branch_experiment
 from distributed.sessions.session import Session
@@ -193,7 +193,7 @@ def main(jobs, device_type="cpu", *, told=lambda job: None):
     with exported(os.environ, topology), process_group(topology, timeout_s=600, device=device):
         for job in jobs:
             if topology.is_first:
-                with only_writer(RunDirectory(Path(job["run_dir"]))):
+                with lock_run(RunDirectory(Path(job["run_dir"]))):
                     run(job, topology, device)
             else:
                 run(job, topology, device)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from distributed.checkpoints.config import CheckpointConfig
-from distributed.checkpoints.store import CheckpointError, CheckpointStore
+from distributed.checkpoints.manifest import CheckpointError
+from distributed.checkpoints.store import CheckpointStore
 from distributed.processes.topology import Topology
 from tests.distributed.checkpoints.test_snapshot import BEYOND_BYTES, LIMIT_BYTES, files_up_to
 from tests.distributed.rank_server import world
@@ -102,7 +103,7 @@ def test_a_full_disk_stops_the_run_at_the_next_step(store):
         store.begin(10, Writer(size_bytes=BEYOND_BYTES).go(), {})
         with pytest.raises(
             CheckpointError,
-            match=r"step-0000010 could not be written: File too large.*newest whole one is step-0000005; mend this",
+            match=r"step-0000010 could not be written: File too large.*newest whole one is step-0000005; remedy this",
         ):
             store.poll(wait=True)
     assert store.newest_whole().step == 5
@@ -120,7 +121,7 @@ def test_or_the_run_goes_on_if_it_is_told_to(tmp_path, caplog, number):
         store.begin(10, Writer(error=OSError(number, "refused here", "weights.pt")).go(), {})
         store.poll(wait=True)
     assert "step-0000010 could not be written: refused here weights.pt" in caplog.text
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
     assert not store.holds(10)
     assert store.steps() == [5]
     store.begin(15, Writer().go(), {})

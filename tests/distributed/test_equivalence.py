@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from data.reading.tally import COUNTED
-from distributed.checkpoints.store import CheckpointError, committed
+from distributed.checkpoints.manifest import CheckpointError
+from distributed.checkpoints.reading import committed
 from distributed.sessions.export import model_of
 from pupujepa.weights import weights
 from tests.distributed.launch import deterministic_rows, interrupted_copy, losses

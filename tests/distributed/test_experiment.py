@@ -13,7 +13,7 @@ from distributed.experiment import (
     SIZES,
     Experiment,
     check,
-    differences,
+    experiment_differences,
     load_experiment,
     preset_names,
     with_corpora,
@@ -80,14 +80,14 @@ def test_the_structure_and_the_objective_bring_what_follows_from_them():
         assert line == replace(plain, model=one_dimensional(plain.model))
         mae = load_experiment([recipe, "mae"])
         assert (mae.objective.kind, mae.model.predictor_objective) == ("mae", "mae")
-        changed = {difference.partition(":")[0] for difference in differences(plain, mae)}
+        changed = {difference.partition(":")[0] for difference in experiment_differences(plain, mae)}
         assert changed - {"objective.target_layers"} == {
             "objective.kind",
             "objective.loss",
             "model.predictor_objective",
         }
         full_grid = load_experiment([recipe, "full_grid"])
-        assert differences(plain, full_grid) == ["objective.target: masked -> full_grid"]
+        assert experiment_differences(plain, full_grid) == ["objective.target: masked -> full_grid"]
 
 
 def test_a_config_from_before_the_variants_means_what_it_meant():
@@ -146,7 +146,7 @@ def test_a_whole_model_and_a_name_contradict(tmp_path):
     [
         ([], 1, "stream.url is not set"),
         (["stream.url=s3://key:secret@bucket/x"], 1, "carries credentials"),
-        ([URL, "stream.crop_frames=256"], 1, "set model.crop_frames alone"),
+        ([URL, "stream.crop_frames=256"], 1, "set only model.crop_frames"),
         ([URL, "objective.target_layers=9"], 1, "exceeds the teacher's 4 blocks"),
         ([URL, "model.predictor_objective=mae"], 1, "set objective.kind alone, the model follows it"),
         ([URL, "stream.global_batch=15"], 2, "cannot be shared by 2 ranks"),
@@ -171,7 +171,10 @@ def test_what_makes_another_run():
     begun = [URL, "engine.precision=bf16"]
     before = load_experiment(["demo"], overrides=begun)
     free = ["engine.zero_stage=3", "engine.micro_batch=2", "stream.workers=7", "checkpoint.every=5", URL + "-copy"]
-    assert differences(before, load_experiment(["demo"], overrides=[*begun, *free, "telemetry.log_every=1"])) == []
+    assert (
+        experiment_differences(before, load_experiment(["demo"], overrides=[*begun, *free, "telemetry.log_every=1"]))
+        == []
+    )
     for override, difference in (
         ("train.steps=9", f"train.steps: {before.train.steps} -> 9"),
         ("train.seed=1", "train.seed: 0 -> 1"),
@@ -181,7 +184,7 @@ def test_what_makes_another_run():
         ("engine.precision=fp32", "engine.precision: bf16 -> fp32"),
         ("masks.ratio=0.7", "masks.ratio: 0.8 -> 0.7"),
     ):
-        assert differences(before, load_experiment(["demo"], overrides=[*begun, override])) == [difference]
+        assert experiment_differences(before, load_experiment(["demo"], overrides=[*begun, override])) == [difference]
 
 
 def test_the_corpus_gives_its_statistics():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distributed.experiment import Experiment, check, differences, load_experiment
+from distributed.experiment import Experiment, check, experiment_differences, load_experiment
 from pupujepa.config import ConfigError, from_yaml, to_yaml
 from pupujepa.errors import UserError
 from tests.data.shardsets import LO, build_shard_set
@@ -60,11 +60,11 @@ def test_a_mix_is_named_on_the_command_line_and_kept():
     assert experiment.stream.mix["small"].weight == 1.0
     assert from_yaml(Experiment, to_yaml(experiment)) == experiment
     moved = load_experiment(["demo"], overrides=[*MIX, "stream.mix.large.url=elsewhere"])
-    assert differences(experiment, moved) == []
+    assert experiment_differences(experiment, moved) == []
     heavier = load_experiment(["demo"], overrides=[*MIX, "stream.mix.large.weight=4"])
-    assert differences(experiment, heavier) == ["stream.mix.large.weight: 3.0 -> 4.0"]
+    assert experiment_differences(experiment, heavier) == ["stream.mix.large.weight: 3.0 -> 4.0"]
     fewer = load_experiment(["demo"], overrides=[o for o in MIX if "small" not in o])
-    assert differences(experiment, fewer) == ["stream.mix.small.weight: 1.0 -> None"]
+    assert experiment_differences(experiment, fewer) == ["stream.mix.small.weight: 1.0 -> None"]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_the_last_row_of_a_step_counts_and_the_later_of_equals_wins():
     [
         ({"every": 0}, "must be at least 1"),
         ({"keep": 0}, "must be at least 1"),
-        ({"every": 10, "keep_every": 25}, "checkpoint.keep_every=25 is no multiple of checkpoint.every=10"),
+        ({"every": 10, "keep_every": 25}, "checkpoint.keep_every=25 is not a multiple of checkpoint.every=10"),
         ({"on_failure": "ignore"}, "checkpoint.on_failure"),
     ],
 )

@@ -160,7 +160,7 @@ def test_a_flipped_bit_falls_back_and_the_log_is_the_same(tmp_path, shards, stra
     done = launch(train_command(run_dir, shards, *overrides))
     assert done.returncode == 0, done.stderr
     assert f"{damaged} is damaged" in done.stderr
-    assert "falling back to the checkpoint before it" in done.stderr
+    assert "falling back to the previous checkpoint" in done.stderr
     assert deterministic_rows(run_dir) == deterministic_rows(straight)
 
 
@@ -213,7 +213,7 @@ def test_a_finished_run_has_nothing_to_do(straight, shards):
         (["--preset", "dem"], "error: there is no preset 'dem'; choose one of a_jepa, control_1d"),
         (["stream.url=/nowhere/shards"], "/nowhere/shards"),
         (["stream.global_batch=7", "engine.micro_batch=2"], "error: engine.micro_batch=2 does not divide the 7 crops"),
-        (["train.seed=5"], "holds another run: train.seed: 0 -> 5; going on would mix the two"),
+        (["train.seed=5"], "holds another run: train.seed: 0 -> 5; continuing would mix the two"),
         (["--fresh"], "error: --fresh was asked for, but"),
     ],
 )

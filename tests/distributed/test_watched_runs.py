@@ -8,11 +8,11 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from distributed.checkpoints.store import committed
+from distributed.checkpoints.reading import committed
 from distributed.sessions.export import model_of
+from distributed.watch.alarms import ALARM_NAME, ALARMS_FOLDER, PICTURES_NAME
 from distributed.watch.config import PROBE_MEAN
 from distributed.watch.probes import FEATURES_FOLDER
-from distributed.watch.respond import ALARM_NAME, ALARMS_FOLDER, PICTURES_NAME
 from tests.distributed.launch import deterministic_rows
 from tests.distributed.marble.corpora import Recipe, make_corpus
 

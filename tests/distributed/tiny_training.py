@@ -15,7 +15,7 @@ from distributed.engine.engine import parameter_groups
 from distributed.engine.teacher import Teacher
 from distributed.watch.config import GuardConfig
 from distributed.watch.diagnose import diagnose
-from distributed.watch.fixed_crops import ProbeSet
+from distributed.watch.fixed_crops import FixedCrops
 from distributed.watch.guard import CollapseGuard
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator
@@ -49,7 +49,7 @@ def train(recipe: Recipe, *, guard: GuardConfig, until: int = STEPS) -> tuple[li
         recipe.sabotage(step)
     teacher, watch = Teacher(step), CollapseGuard(guard, total_steps=STEPS)
     optimizer = torch.optim.AdamW(parameter_groups(step, 0.05), lr=0.0, betas=(0.9, 0.95))
-    probes, rows, alarms = probe_set(), [], {}
+    fixed, rows, alarms = fixed_crops(), [], {}
     schedule = ScheduleConfig(peak_lr=recipe.peak_lr, warmup_fraction=0.1)
 
     def take(row: dict) -> None:
@@ -59,7 +59,7 @@ def train(recipe: Recipe, *, guard: GuardConfig, until: int = STEPS) -> tuple[li
 
     for number in range(until + 1):
         if number % DIAGNOSED_EVERY == 0:
-            take({"step": number} | diagnose(step, model, probes=probes, teacher=teacher))
+            take({"step": number} | diagnose(step, model, crops=fixed, teacher=teacher))
         if number == until:
             return rows, alarms
         mel, context, target, _ = crops(number, BATCH)
@@ -107,6 +107,6 @@ def crops(key: int | str, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def probe_set() -> ProbeSet:
+def fixed_crops() -> FixedCrops:
     """32 crops that the training does not see."""
-    return ProbeSet(*crops("probes", 32), crops_per_clip=1)
+    return FixedCrops(*crops("probes", 32), crops_per_clip=1)

@@ -19,7 +19,7 @@ from distributed.watch.diagnose import diagnose
 from pupujepa.cost.sizes import model_size
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep
-from tests.distributed.tiny_training import MODEL, probe_set
+from tests.distributed.tiny_training import MODEL, fixed_crops
 from tests.pupujepa.variants import VARIANTS, Variant
 
 CPU = torch.device("cpu")
@@ -148,5 +148,5 @@ def test_diagnostics_are_those_of_the_cpu(device, monkeypatch):
         monkeypatch.setattr(diagnose_module, "CROPS_AT_ONCE", at_once)
         model = PupuJEPA(MODEL).to(where)
         step = TrainingStep(model, ObjectiveConfig(target_layers=2))
-        rows.append(diagnose(step, model, probes=probe_set().to(where), teacher=Teacher(step)))
+        rows.append(diagnose(step, model, crops=fixed_crops().to(where), teacher=Teacher(step)))
     assert rows[0] == pytest.approx(rows[1], rel=2e-3, abs=1e-4)

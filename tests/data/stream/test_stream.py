@@ -18,7 +18,7 @@ from data.reading.reader import ShardReader
 from data.shards.format import index_name, read_index
 from data.shards.manifest import Manifest
 from data.stream.batches import Batch
-from data.stream.fixed_crops import probe_crops
+from data.stream.fixed_crops import draw_fixed_crops
 from data.stream.stream import Stream, StreamConfig, StreamError, StreamState
 from pupujepa.audio.log_mel import LOG_FLOOR, normalise
 from pupujepa.training.masks import MaskConfig
@@ -315,12 +315,12 @@ def test_random_access_reads_what_was_written(shard_set):
     reader.close()
 
 
-def test_probe_crops_are_fixed_by_their_seed(shard_set):
+def test_draw_fixed_crops_are_fixed_by_their_seed(shard_set):
     """The same crops of distinct samples every time, not normalised; another seed gives others."""
     url, _ = shard_set
-    mel_NTF, uids = probe_crops(url, 10, crop_frames=32, seed=1)
-    again_NTF, again = probe_crops(url, 10, crop_frames=32, seed=1)
+    mel_NTF, uids = draw_fixed_crops(url, 10, crop_frames=32, seed=1)
+    again_NTF, again = draw_fixed_crops(url, 10, crop_frames=32, seed=1)
     assert mel_NTF.shape == (10, 32, 128) and len(set(uids)) == 10
     assert uids == again and np.array_equal(mel_NTF, again_NTF)
-    assert probe_crops(url, 10, crop_frames=32, seed=2)[1] != uids
+    assert draw_fixed_crops(url, 10, crop_frames=32, seed=2)[1] != uids
     assert mel_NTF.min() >= LOG_FLOOR

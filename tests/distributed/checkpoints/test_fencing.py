@@ -29,7 +29,7 @@ def test_generations_are_counted(tmp_path):
     about = json.loads((tmp_path / "generations" / "0000003").read_text())
     assert (about["pid"], about["ranks"]) == (os.getpid(), 2)
     for fence in fences[:2]:
-        with pytest.raises(SupersededError, match=rf"generation 3 was started on .*pid {os.getpid()}.*is a leftover"):
+        with pytest.raises(SupersededError, match=rf"generation 3 was started on .*pid {os.getpid()}.*must not write"):
             fence.require_current()
 
 
@@ -67,7 +67,7 @@ def test_a_token_that_was_replaced_is_superseded(tmp_path):
     second = Fence(first.store, first.generation, "another")
     (tmp_path / "generations" / "0000001").write_text(json.dumps({"token": "another"}))
     second.require_current()
-    with pytest.raises(SupersededError, match="generation 1 was started; this process"):
+    with pytest.raises(SupersededError, match="generation 1 was started, so this process"):
         first.require_current()
 
 
@@ -103,8 +103,7 @@ LEFTOVER = """
 import sys, torch
 from pathlib import Path
 from distributed.checkpoints.store import CheckpointStore
-from distributed.checkpoints.fencing import FencedSink, take_generation
-from distributed.processes.collectives import SupersededError
+from distributed.checkpoints.fencing import FencedSink, SupersededError, take_generation
 from distributed.run.log import MetricsLog
 from distributed.processes.topology import Topology, process_group
 
@@ -174,7 +173,7 @@ def test_a_training_that_comes_back_writes_nothing(tmp_path, shards):
         frozen.wait()
     assert frozen.returncode == 2, said
     assert "error: generation 1 of the run" in said
-    assert "is a leftover and writes nothing any more" in said
+    assert "must not write; end" in said
     assert _everything(run_dir) == before
     assert len(losses(run_dir)) == 24
     assert generations(open_store(str(run_dir / "generations"))) == [1, 2]

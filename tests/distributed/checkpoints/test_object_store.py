@@ -14,16 +14,16 @@ from distributed.__main__ import COMMANDS
 from distributed.checkpoints import fencing
 from distributed.checkpoints import object_store as checkpoint_objects
 from distributed.checkpoints.fencing import take_generation
+from distributed.checkpoints.manifest import CheckpointError
 from distributed.checkpoints.object_store import ObjectPrefix
-from distributed.checkpoints.reading import place_of
-from distributed.checkpoints.store import CheckpointError, CheckpointStore, committed
+from distributed.checkpoints.reading import checkpoint_place, committed
+from distributed.checkpoints.store import CheckpointStore
 from distributed.experiment import load_experiment
 from distributed.processes.collectives import SupersededError
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
 from distributed.sessions import export
-from distributed.sessions.continue_run import adopt_checkpoint
-from distributed.sessions.cooldown import branch_experiment
+from distributed.sessions.cooldown import adopt_checkpoint, branch_experiment
 from pupujepa.config import to_yaml
 from pupujepa.front_door import enter
 from pupujepa.weights import weights
@@ -41,7 +41,7 @@ def open_run(bucket, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "open_store", opened)
 
     def make(machine="one", *, keep=3):
-        place = place_of(RunDirectory(tmp_path / machine), bucket)
+        place = checkpoint_place(RunDirectory(tmp_path / machine), bucket)
         assert isinstance(place, ObjectPrefix)
         store = CheckpointStore(place, Topology(), keep=keep)
         store.write_as(take_generation(bucket, facts={}))
@@ -94,7 +94,7 @@ def test_a_branch_begins_with_a_copy_out_of_its_parents_bucket(bucket, open_run,
     there = open_store(bucket).list("")
     experiment = branch_experiment(str(parent.root), new)
     assert (experiment.branch.step, experiment.checkpoint.url) == (80, "")
-    own = CheckpointStore(place_of(new), Topology(), keep=3)
+    own = CheckpointStore(checkpoint_place(new), Topology(), keep=3)
     adopt_checkpoint(SimpleNamespace(experiment=experiment, directory=new, topology=Topology()), own)
     found = own.newest_whole()
     assert (found.step, found.path.parent) == (80, new.checkpoints)

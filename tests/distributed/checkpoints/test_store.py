@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from distributed.checkpoints.manifest import owner, parse_manifest
-from distributed.checkpoints.store import CheckpointError, CheckpointStore, committed
+from distributed.checkpoints.manifest import CheckpointError, owner, parse_manifest
+from distributed.checkpoints.reading import committed
+from distributed.checkpoints.store import CheckpointStore
 from distributed.processes.topology import Topology
 
 

@@ -76,5 +76,5 @@ def test_a_state_with_holes_is_not_handed_out():
     """Who asks the module itself, past Teacher.state, would save empty tensors."""
     step = TrainingStep(PupuJEPA(SMALL), ObjectiveConfig())
     Teacher(step, rank=0, world_size=2)
-    with pytest.raises(AssertionError, match=r"ask Teacher\.state\(\)"):
+    with pytest.raises(AssertionError, match=r"call Teacher\.state\(\)"):
         step.teacher.state_dict()

@@ -81,6 +81,6 @@ def test_the_earlier_end_counts():
 def test_the_clock_asks_early_enough_for_what_saving_takes():
     """A stop is due when less is left than the notice and the time needed; never without an end."""
     stop = StopRequest(ends_s=1000.0)
-    assert not stop.asked(100.0, clock=lambda: 899.0 - NOTICE_S)
-    assert stop.asked(100.0, clock=lambda: 900.0 - NOTICE_S)
-    assert not StopRequest().asked(1e9)
+    assert not stop.requested(100.0, clock=lambda: 899.0 - NOTICE_S)
+    assert stop.requested(100.0, clock=lambda: 900.0 - NOTICE_S)
+    assert not StopRequest().requested(1e9)

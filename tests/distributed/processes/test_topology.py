@@ -63,9 +63,9 @@ def test_any_part_of_an_environment_is_whole_or_refused(names):
     ("name", "value", "match"),
     [
         ("RANK", "8", "rank 8 of a world of 8"),
-        ("RANK", "x", "RANK='x' is no integer"),
+        ("RANK", "x", "RANK='x' is not an integer"),
         ("LOCAL_RANK", "5", "local rank 5 cannot belong to rank 3"),
-        ("MASTER_PORT", "70000", "no port"),
+        ("MASTER_PORT", "70000", "not a port"),
     ],
 )
 def test_contradictions_are_refused(name, value, match):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from distributed.run.directory import RunDirectory, RunDirectoryError, only_writer, write_atomically, write_json
+from distributed.run.directory import RunDirectory, RunDirectoryError, lock_run, write_atomically, write_json
 from pupujepa.errors import UserError
 
 
@@ -51,7 +51,7 @@ def test_a_second_writer_is_refused(tmp_path):
     """Two trainers over the same checkpoints would mix two runs: the second one is told who writes, and stops."""
     run = RunDirectory(tmp_path / "run")
     refused = pytest.raises(UserError, match=r"run is being written by process \d+ on ")
-    with only_writer(run), refused, only_writer(run, wait_s=0.0):
+    with lock_run(run), refused, lock_run(run, wait_s=0.0):
         pytest.fail("two writers")
-    with only_writer(run, wait_s=0.0):
+    with lock_run(run, wait_s=0.0):
         pass

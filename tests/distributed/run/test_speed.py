@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from distributed.run.log import TelemetryConfig
-from distributed.run.speed import Pace, Yardstick, memory, peak_flops_of, yardstick
+from distributed.run.speed import Pace, Yardstick, peak_flops_of, peak_memory_of_ranks, yardstick
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError
@@ -80,7 +80,7 @@ def test_memory_is_that_of_the_largest_rank(monkeypatch):
         tensor.mul_(2)
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    found = memory(torch.device("cpu"))
+    found = peak_memory_of_ranks(torch.device("cpu"))
     assert asked == [dist.ReduceOp.MAX]
     assert found.keys() == {"memory/rss_bytes"}
     assert found["memory/rss_bytes"] > 2 * 50e6, "torch alone is larger"

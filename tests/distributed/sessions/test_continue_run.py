@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from distributed.checkpoints.config import CheckpointConfig
-from distributed.checkpoints.store import CheckpointError
+from distributed.checkpoints.manifest import CheckpointError
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
 from distributed.sessions import continue_run as module
-from distributed.sessions.continue_run import begin_generation, open_checkpoints, require_room
+from distributed.sessions.continue_run import begin_generation, open_checkpoints, require_disk_space
 from pupujepa.errors import UserError
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep
@@ -57,16 +57,16 @@ def test_a_disk_that_will_be_full_is_said_before_training(session, step, monkeyp
     store = open_checkpoints(here)
     size_mib = module._expected_bytes(step) / 2**20
     free(monkeypatch, 3 * int(size_mib) + 4)
-    require_room(here, store, step)
+    require_disk_space(here, store, step)
     free(monkeypatch, 1)
     with pytest.raises(
         CheckpointError, match=r"1 MiB free, and 3 more of \d+ MiB each must fit.*lower checkpoint.keep"
     ):
-        require_room(here, store, step)
+        require_disk_space(here, store, step)
     for number in (5, 10):
         store.save(number, lambda directory: (directory / "a").write_bytes(b"a" * (3 << 20)) and None, {})
     with pytest.raises(CheckpointError, match="1 MiB free, and 1 more of 3 MiB each must fit"):
-        require_room(here, store, step)
+        require_disk_space(here, store, step)
 
 
 def test_the_expected_size_is_that_of_a_checkpoint(step):
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_training(session, ste
     here.directory.root.mkdir(parents=True)
     here.directory.checkpoints.write_text("in the way")
     with pytest.raises(CheckpointError, match="checkpoints cannot be made: File exists"):
-        require_room(here, open_checkpoints(here), step)
+        require_disk_space(here, open_checkpoints(here), step)
     (here.directory.root / "generations").write_text("in the way")
     with pytest.raises(UserError, match="generations"):
         begin_generation(here, open_checkpoints(here))
@@ -91,6 +91,6 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_training(session, ste
 def test_nothing_is_left_of_the_look(session, step):
     """The probe of the folder leaves no file behind."""
     here = session()
-    require_room(here, open_checkpoints(here), step)
+    require_disk_space(here, open_checkpoints(here), step)
     assert list(here.directory.checkpoints.iterdir()) == []
     shutil.rmtree(here.directory.root)

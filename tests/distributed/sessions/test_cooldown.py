@@ -129,7 +129,7 @@ def test_the_same_command_again_means_the_same_branch(parent, tmp_path):
     shutil.rmtree(parent.root)
     assert branch_experiment(str(parent.root), new, overrides=["train.steps=90"]) == experiment
     for spec in (f"{parent.root}:20", str(tmp_path / "other")):
-        with pytest.raises(RunDirectoryError, match=r"holds the cooldown of .* after 80 steps; going on would mix"):
+        with pytest.raises(RunDirectoryError, match=r"cooldown of .* after 80 steps, and continuing would mix"):
             branch_experiment(spec, new)
     new.config.write_text(to_yaml(load_experiment([str(PRESET)])))
     with pytest.raises(RunDirectoryError, match="holds a run that is no branch"):
@@ -140,7 +140,7 @@ def test_the_same_command_again_means_the_same_branch(parent, tmp_path):
     ("step", "overrides", "message"),
     [
         ("30", [], r"no checkpoint of step 30; there are: step-0000002, step-0000020, step-0000080"),
-        ("80", ["train.steps=80"], "is where the branch ends, and it begins after 80 steps"),
+        ("80", ["train.steps=80"], "is where the branch ends, but it begins after 80 steps"),
         ("80", ["masks.ratio=0.5"], "another experiment: masks.ratio: 0.8 -> 0.5"),
         ("80", ["schedule.peak_lr=1.0"], "another experiment: schedule.peak_lr"),
         ("2", ["train.steps=9"], "still warming up after 2 steps"),
@@ -158,7 +158,7 @@ def test_a_rate_that_would_rise_is_refused(parent, tmp_path):
     """At the end of the parent's own cooldown there is nothing left to fall."""
     (parent.checkpoints / "step-0000099").mkdir()
     overrides = ["train.steps=120", "schedule.final_lr=0.001"]
-    with pytest.raises(RunDirectoryError, match="so that the rate would rise"):
+    with pytest.raises(RunDirectoryError, match="so the rate would rise"):
         branch_experiment(f"{parent.root}:99", RunDirectory(tmp_path / "new"), overrides=overrides)
 
 
@@ -168,4 +168,4 @@ def test_the_command_wants_a_directory_and_no_other_settings(capsys, tmp_path):
         assert enter("distributed", COMMANDS, manual="", argv=["train", "--cooldown-from", "runs/a", *words]) == 2
         assert "give --run-dir, and neither --preset nor --config" in capsys.readouterr().err
     assert enter("distributed", COMMANDS, manual="", argv=["train", "--cooldown-from", "no/run", "--run-dir", "x"]) == 2
-    assert "no/run is no run" in capsys.readouterr().err
+    assert "no/run is not a run" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def test_what_is_not_there_is_one_sentence(run_dir, tmp_path, capsys):
     """No run, and no such step: exit code 2."""
     code, _, said = listed(capsys, "--run", tmp_path / "nowhere")
     assert code == 2
-    assert "is no run: it has no config.yaml" in said
+    assert "is not a run: it has no config.yaml" in said
     code, _, said = listed(capsys, "--run", run_dir, "--step", 7)
     assert code == 2
     assert "has no checkpoint of step 7; there are: 5, 10" in said

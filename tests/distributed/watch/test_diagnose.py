@@ -1,4 +1,4 @@
-"""Diagnostics: a fixed probe set, and numbers that tell a collapsed encoder from a healthy one."""
+"""Diagnostics: fixed crops, and numbers that tell a collapsed encoder from a healthy one."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from distributed.engine.teacher import Teacher
 from distributed.watch import diagnose as diagnose_module
 from distributed.watch.config import DiagnosticsConfig
 from distributed.watch.diagnose import diagnose
-from distributed.watch.fixed_crops import read_probe_set
+from distributed.watch.fixed_crops import read_fixed_crops
 from pupujepa.errors import UserError
 from pupujepa.model.model import ModelConfig, PupuJEPA, encoder_rotation, visible_to
 from pupujepa.training import diagnostics
@@ -35,10 +35,10 @@ def stream(tmp_path_factory):
 
 
 def read(stream, *, masks=MASKS, model=MODEL, shape=(6, 3)):
-    return read_probe_set(read_corpora(stream), seed=stream.seed, model=model, masks=masks, shape=shape)
+    return read_fixed_crops(read_corpora(stream), seed=stream.seed, model=model, masks=masks, shape=shape)
 
 
-def test_the_probe_set_is_always_the_same(stream):
+def test_the_fixed_crops_are_always_the_same(stream):
     """Two reads give equal crops and masks; another seed gives others."""
     first, second, other = read(stream), read(stream), read(replace(stream, seed=1))
     for name in ("mel_BTF", "context_CK", "target_CM", "strategy_C"):
@@ -48,7 +48,7 @@ def test_the_probe_set_is_always_the_same(stream):
     assert first.crops_per_clip == 3
 
 
-def test_the_probe_set_is_normalised_like_the_training(stream):
+def test_the_fixed_crops_are_normalised_like_the_training(stream):
     """The model sees log-mel with the corpus's mean taken off and divided by its deviation."""
     plain = read(stream, model=replace(MODEL, mel_mean=0.0, mel_std=1.0)).mel_BTF
     torch.testing.assert_close(read(stream, model=replace(MODEL, mel_mean=-3.0, mel_std=2.0)).mel_BTF, (plain + 3) / 2)
@@ -71,18 +71,18 @@ def test_crops_of_a_clip_lie_side_by_side_where_they_fit(stream):
 
 def test_ten_crops_of_a_clip_overlap_where_they_must(stream):
     """LiDAR's ten, of samples that hold three: spread over the whole sample, each a shift of the one before."""
-    probes = read(stream, shape=(6, 10))
-    crops_CQTF = probes.mel_BTF.unflatten(0, (6, 10))
+    fixed = read(stream, shape=(6, 10))
+    crops_CQTF = fixed.mel_BTF.unflatten(0, (6, 10))
     apart = (100 - 32) // 9
     for number in range(9):
         assert torch.equal(crops_CQTF[:, number, apart:], crops_CQTF[:, number + 1, :-apart])
 
 
-def test_a_small_set_gives_a_small_probe_set(stream):
+def test_a_small_set_gives_few_fixed_crops(stream):
     """Fewer samples than asked for, and crops that have an eighth of their own: no repeats, no silence for music."""
-    probes = read(stream, shape=(1000, 99))
-    assert probes.mel_BTF.shape[0] == 16 * (1 + 8 * (100 - 32) // 32)
-    crops = probes.mel_BTF.flatten(1)
+    fixed = read(stream, shape=(1000, 99))
+    assert fixed.mel_BTF.shape[0] == 16 * (1 + 8 * (100 - 32) // 32)
+    crops = fixed.mel_BTF.flatten(1)
     assert len(torch.unique(crops, dim=0)) == len(crops)
     as_long = read(stream, model=replace(MODEL, crop_frames=100), shape=(2, 10))
     assert as_long.crops_per_clip == 1
@@ -96,7 +96,7 @@ def training_step(seed=0):
 def test_a_healthy_encoder(stream):
     """Random weights spread features out: every number is there, finite and on the good side of its alarm."""
     model, step = training_step()
-    row = diagnose(step, model, probes=read(stream), teacher=Teacher(step))
+    row = diagnose(step, model, crops=read(stream), teacher=Teacher(step))
     assert all(name.startswith("diag/") and isinstance(value, float) for name, value in row.items())
     assert all(value == value for value in row.values()), "not a number"
     assert row["diag/std_teacher"] > 0.3
@@ -111,10 +111,10 @@ def test_a_healthy_encoder(stream):
 def test_lidar_is_that_of_ten_whole_crops(stream):
     """The numbers are those of pupujepa/training/diagnostics.py on the teacher's features, crop by crop."""
     model, step = training_step()
-    probes = read(stream, shape=(6, 10))
-    row = diagnose(step, model, probes=probes, teacher=Teacher(step))
+    fixed = read(stream, shape=(6, 10))
+    row = diagnose(step, model, crops=fixed, teacher=Teacher(step))
     with torch.no_grad():
-        pooled = [model.encode(crop_TF[None], layers=[-1])[0].mean((0, 1)) for crop_TF in probes.mel_BTF]
+        pooled = [model.encode(crop_TF[None], layers=[-1])[0].mean((0, 1)) for crop_TF in fixed.mel_BTF]
     pooled_CQD = torch.stack(pooled).unflatten(0, (6, 10))
     assert row["diag/lidar"] == pytest.approx(float(diagnostics.lidar(pooled_CQD)), rel=1e-3)
     between, within = diagnostics.between_within_variance(pooled_CQD)
@@ -125,11 +125,11 @@ def test_lidar_is_that_of_ten_whole_crops(stream):
 def test_the_student_is_seen_where_it_is_trained(stream):
     """Its features are those of the context that the prediction was made from, so they need no pass of their own."""
     model, step = training_step()
-    probes = read(stream)
-    row = diagnose(step, model, probes=probes, teacher=Teacher(step))
+    fixed = read(stream)
+    row = diagnose(step, model, crops=fixed, teacher=Teacher(step))
     with torch.no_grad():
-        rotation = encoder_rotation(MODEL, MODEL.grid_steps, probes.mel_BTF.device)
-        seen = visible_to(model.student, model.tokens(probes.masked_crops), probes.context_CK, rotation)
+        rotation = encoder_rotation(MODEL, MODEL.grid_steps, fixed.mel_BTF.device)
+        seen = visible_to(model.student, model.tokens(fixed.masked_crops), fixed.context_CK, rotation)
         tokens_nD = model.student(*seen).flatten(0, 1)
     assert row["diag/std_student"] == pytest.approx(float(diagnostics.normalised_std(tokens_nD)), rel=1e-4)
     assert row["diag/effective_rank_student"] == pytest.approx(float(diagnostics.effective_rank(tokens_nD)), rel=1e-4)
@@ -138,10 +138,10 @@ def test_the_student_is_seen_where_it_is_trained(stream):
 def test_lidar_may_be_left_out(stream):
     """With one crop of each clip nothing else is missing, and nothing else differs."""
     model, step = training_step()
-    probes, teacher = read(stream), Teacher(step)
-    row = diagnose(step, model, probes=probes, teacher=teacher)
+    fixed, teacher = read(stream), Teacher(step)
+    row = diagnose(step, model, crops=fixed, teacher=teacher)
     of_clips = {name: row.pop(f"diag/{name}") for name in ("lidar", "clip_variance_between", "clip_variance_within")}
-    assert diagnose(step, model, probes=probes, teacher=teacher, all_crops=False) == row
+    assert diagnose(step, model, crops=fixed, teacher=teacher, all_crops=False) == row
     assert all(of_clips.values())
 
 
@@ -156,12 +156,12 @@ def test_lidar_has_its_own_pace():
 def test_many_tokens_are_thinned_by_whole_time_steps(stream, monkeypatch):
     """Every second step of a crop, all bands of it; the mean of the crop is that of all its tokens."""
     model, step = training_step()
-    probes = read(stream)
-    all_of_them = diagnose(step, model, probes=probes, teacher=Teacher(step))
+    fixed = read(stream)
+    all_of_them = diagnose(step, model, crops=fixed, teacher=Teacher(step))
     monkeypatch.setattr(diagnose_module, "MAX_ROWS", 6 * MODEL.num_patches // 2)
-    half = diagnose(step, model, probes=probes, teacher=Teacher(step))
+    half = diagnose(step, model, crops=fixed, teacher=Teacher(step))
     with torch.no_grad():
-        states_CND = model.encode(probes.masked_crops, layers=[-1])[0].unflatten(1, (-1, MODEL.grid_bands))[:, ::2]
+        states_CND = model.encode(fixed.masked_crops, layers=[-1])[0].unflatten(1, (-1, MODEL.grid_bands))[:, ::2]
     kept = float(diagnostics.normalised_std(states_CND.flatten(0, 2)))
     assert half["diag/std_teacher"] == pytest.approx(kept, rel=1e-5)
     assert half["diag/lidar"] == all_of_them["diag/lidar"]
@@ -173,7 +173,7 @@ def test_a_collapsed_teacher_is_seen(stream):
     with torch.no_grad():
         model.teacher.norm.weight.zero_()
         model.teacher.norm.bias.fill_(1.0)
-    row = diagnose(step, model, probes=read(stream), teacher=Teacher(step))
+    row = diagnose(step, model, crops=read(stream), teacher=Teacher(step))
     assert row["diag/effective_rank_teacher"] < 1.01
     assert row["diag/std_teacher"] < 0.01
     assert row["diag/cosine_teacher"] > 0.99
@@ -185,7 +185,7 @@ def test_diagnosing_changes_nothing(stream):
     model, step = training_step()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    diagnose(step, model, probes=read(stream), teacher=Teacher(step))
+    diagnose(step, model, crops=read(stream), teacher=Teacher(step))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,8 +1,7 @@
-"""Alarms: rank 0 hears every row of the run, and all ranks do together what the guard's action says.
+"""Alarms: the guard reads the rows on rank 0, and all ranks act on its alarms together.
 
-A snapshot is a checkpoint below RUN/alarms, which retention does not touch, with two files more: the alarms with the
-newest diagnostics, and the fixed crops with what teacher and predictor make of them, so that the pictures of the moment
-can be drawn later.
+A snapshot is a checkpoint below RUN/alarms, which retention does not delete, with two more files: the alarms with the
+newest diagnostics, and the fixed crops with the outputs of teacher and predictor, for pictures of the moment.
 """
 
 import json
@@ -20,25 +19,21 @@ from distributed.processes.topology import Topology
 from distributed.run.wandb import FINISHED
 from distributed.watch.config import STOP, WARN
 from distributed.watch.diagnose import picture_data
-from distributed.watch.fixed_crops import ProbeSet
+from distributed.watch.fixed_crops import FixedCrops
 from distributed.watch.guard import Alarm, CollapseGuard
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.objective import TrainingStep
 
 ALARMS_FOLDER = "alarms"
 ALARM_NAME, PICTURES_NAME = "alarm.json", "pictures.safetensors"
-# the guard stopped the run; started again by itself it would collapse again
+# the guard stopped the run; a scheduler must not restart it, as it would collapse again
 EXIT_CODE_COLLAPSED = 87
 
 logger = logging.getLogger(__name__)
 
 
 class Alarms:
-    """A sink of rank 0's rows that asks the guard about each; every rank holds one and calls `respond` with the others.
-
-    Args:
-        run_root: snapshots are written to its folder `alarms`.
-    """
+    """A sink of rank 0 that shows each row to the guard; all ranks hold one and call `respond` together."""
 
     def __init__(self, guard: CollapseGuard, checkpoints: Checkpoints, *, topology: Topology, run_root: Path):
         self._guard, self._checkpoints, self._topology = guard, checkpoints, topology
@@ -54,21 +49,18 @@ class Alarms:
     def close(self, outcome: str = FINISHED) -> None:
         """Holds nothing."""
 
-    def respond(self, row: Mapping[str, Any], step: TrainingStep, model: PupuJEPA, crops: ProbeSet) -> bool:
-        """Does what the guard's action says; all ranks together, between two steps.
+    def respond(self, row: Mapping[str, Any], step: TrainingStep, model: PupuJEPA, crops: FixedCrops) -> bool:
+        """Acts on new alarms as guard.action says, all ranks together; returns True if the run must stop.
 
         Args:
-            row: the newest diagnostics, which `write` has taken on rank 0.
-
-        Returns:
-            True if the run must stop.
+            row: the newest diagnostics, already written to the log.
         """
         config, self._new, new = self._guard.config, [], self._new
         if config.action == WARN:
             return False
         alarms = from_first(new)
         if alarms:
-            pictures = picture_data(step, model, probes=crops)
+            pictures = picture_data(step, model, crops=crops)
             self._keep_snapshot(alarms, row, pictures)
         return bool(alarms) and config.action == STOP
 
@@ -93,4 +85,4 @@ class Alarms:
         names = {"alarms": [alarm.name for alarm in alarms]}
         kept = store.save(row["step"], write, self._checkpoints.facts | names)
         if self._topology.is_first:
-            logger.warning("kept what the run looked like at step %d in %s", row["step"], kept.path)
+            logger.warning("kept a snapshot of step %d in %s", row["step"], kept.path)
