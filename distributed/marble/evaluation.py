@@ -9,13 +9,13 @@ import torch
 
 from data.store.files import Location
 from distributed.marble.datasets.audio_digests import with_audio_digests
-from distributed.marble.datasets.corpus import Corpus, agreed, read_corpus
+from distributed.marble.datasets.corpus import LabelledCorpus, agreed, read_labelled_corpus
 from distributed.marble.datasets.manifests import read_marble
-from distributed.marble.datasets.targets import TaskData, prepare
+from distributed.marble.datasets.targets import TaskData, prepare_targets
 from distributed.marble.encoders.pupujepa import HowToEncode
 from distributed.marble.encoders.resolve import BASELINES, FrozenEncoder, resolve_encoders, supports
-from distributed.marble.jobs import Job, deal, featurise
-from distributed.marble.probes.probing import Outcome, probe
+from distributed.marble.jobs import ProbeJob, deal_jobs, featurise
+from distributed.marble.probes.probing import ProbeOutcome, probe
 from distributed.marble.quick.light_probes import Check
 from distributed.marble.quick.quick import check_all, whole_clips, write_quick
 from distributed.marble.results.results import Resamples, Row, Sampling, make_rows, write_results
@@ -54,19 +54,19 @@ class Evaluation:
 def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device) -> list[Row]:
     """Runs an evaluation inside a process group; the first rank writes the results and returns them, others none."""
     evaluation = replace(evaluation, tasks=tuple(task.under(evaluation.protocol) for task in evaluation.tasks))
-    corpora: dict[str, Corpus] = {}
+    corpora: dict[str, LabelledCorpus] = {}
     for task in evaluation.tasks:
         if task.list_name not in corpora:
             corpus = agreed(_read(evaluation.data, task), topology)
             corpora[task.list_name] = with_audio_digests(corpus, cache=evaluation.cache, topology=topology)
-    prepared = [prepare(task, corpora[task.list_name]) for task in evaluation.tasks]
+    prepared = [prepare_targets(task, corpora[task.list_name]) for task in evaluation.tasks]
     _report_left_out(prepared)
     encoders = resolve_encoders(evaluation.encoders, HowToEncode(evaluation.which, evaluation.precision, device))
     if evaluation.quick:
         jobs = _featurise_all(encoders, corpora, whole_clips(prepared), evaluation.cache, topology)
         rows = check_all(jobs, Check(evaluation.protocol, evaluation.sampling), topology)
         return write_quick(evaluation.out, rows) if topology.is_first else []
-    jobs, outcomes = measure(
+    jobs, outcomes = measure_encoders(
         encoders, corpora, prepared=prepared, evaluation=evaluation, topology=topology, device=device
     )
     if not topology.is_first:
@@ -74,15 +74,15 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
     return write_results(evaluation.out, *_tabulate(evaluation, jobs, outcomes))
 
 
-def measure(
+def measure_encoders(
     encoders: Sequence[FrozenEncoder],
-    corpora: Mapping[str, Corpus],
+    corpora: Mapping[str, LabelledCorpus],
     *,
     prepared: Sequence[TaskData],
     evaluation: Evaluation,
     topology: Topology,
     device: torch.device,
-) -> tuple[list[Job], dict[int, Outcome]]:
+) -> tuple[list[ProbeJob], dict[int, ProbeOutcome]]:
     """Probes encoders on prepared tasks; all ranks call it together and share the work.
 
     Args:
@@ -101,12 +101,12 @@ def measure(
 
 def _featurise_all(
     encoders: Sequence[FrozenEncoder],
-    corpora: Mapping[str, Corpus],
+    corpora: Mapping[str, LabelledCorpus],
     prepared: Sequence[TaskData],
     cache: Location | Path,
     topology: Topology,
-) -> list[Job]:
-    jobs: list[Job] = []
+) -> list[ProbeJob]:
+    jobs: list[ProbeJob] = []
     for encoder in encoders:
         tasks = [d for d in prepared if supports(encoder, d.task)]
         jobs += featurise(encoder, corpora, tasks, cache=cache, topology=topology)
@@ -115,16 +115,16 @@ def _featurise_all(
     return jobs
 
 
-def _read(data: Path, task: Task) -> Corpus:
-    return read_corpus(data, task.manifest) if task.source is None else read_marble(data, task)
+def _read(data: Path, task: Task) -> LabelledCorpus:
+    return read_labelled_corpus(data, task.manifest) if task.source is None else read_marble(data, task)
 
 
 def _probe_all(
-    jobs: Sequence[Job], evaluation: Evaluation, topology: Topology, *, device: torch.device
-) -> dict[int, Outcome]:
+    jobs: Sequence[ProbeJob], evaluation: Evaluation, topology: Topology, *, device: torch.device
+) -> dict[int, ProbeOutcome]:
     """Trains this rank's banks and returns the outcomes of all ranks by job number."""
-    mine = deal(jobs, topology.world_size)[topology.rank]
-    outcomes: dict[int, Outcome] = {}
+    mine = deal_jobs(jobs, topology.world_size)[topology.rank]
+    outcomes: dict[int, ProbeOutcome] = {}
     with (
         Progress(len(mine), title="probes", unit="banks", shown=topology.is_first) as progress,
         all_or_none(topology, "probes"),
@@ -144,7 +144,9 @@ def _probe_all(
     return {number: outcome for part in gathered for number, outcome in part.items()}
 
 
-def _tabulate(evaluation: Evaluation, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> tuple[list[Row], Resamples]:
+def _tabulate(
+    evaluation: Evaluation, jobs: Sequence[ProbeJob], outcomes: dict[int, ProbeOutcome]
+) -> tuple[list[Row], Resamples]:
     rows: list[Row] = []
     resamples: Resamples = {}
     for task in evaluation.tasks:

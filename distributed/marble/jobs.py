@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from data.store.files import Location
-from distributed.marble.datasets.corpus import Corpus, union
+from distributed.marble.datasets.corpus import LabelledCorpus, union
 from distributed.marble.datasets.targets import TaskData
 from distributed.marble.encoders.readout import spread_layers
 from distributed.marble.encoders.resolve import FrozenEncoder
-from distributed.marble.features.features import Plan, compute_features, gather_features, make_plan
+from distributed.marble.features.features import FeaturePlan, compute_features, gather_features, plan_features
 from distributed.marble.probes.probing import Subject
 from distributed.marble.results.results import Provenance
 from distributed.marble.tasks.tasks import READOUT_TITLES, Clips, Task
@@ -24,7 +24,7 @@ from pupujepa.progress import Progress
 
 
 @dataclass(frozen=True)
-class Job:
+class ProbeJob:
     """One task on one encoder, with its features in place."""
 
     data: TaskData
@@ -33,7 +33,7 @@ class Job:
     cost: float
 
 
-def deal(jobs: Sequence[Job], world_size: int) -> list[list[int]]:
+def deal_jobs(jobs: Sequence[ProbeJob], world_size: int) -> list[list[int]]:
     """Returns the jobs of every rank: the longest first, each to the rank with least to do."""
     load = [0.0] * world_size
     hands: list[list[int]] = [[] for _ in range(world_size)]
@@ -46,12 +46,12 @@ def deal(jobs: Sequence[Job], world_size: int) -> list[list[int]]:
 
 def featurise(
     encoder: FrozenEncoder,
-    corpora: Mapping[str, Corpus],
+    corpora: Mapping[str, LabelledCorpus],
     tasks: Sequence[TaskData],
     *,
     cache: Location | Path,
     topology: Topology,
-) -> list[Job]:
+) -> list[ProbeJob]:
     """Computes the features of one encoder and returns its jobs; all ranks call it together.
 
     Args:
@@ -82,7 +82,7 @@ def featurise(
         for data in sharing:
             own = corpora[data.task.list_name].digest
             digests = {"checkpoint": digest, "corpus": own, "features": features.key}
-            jobs.append(Job(data, subject, _provenance(encoder, data.task, digests), _cost(encoder, data)))
+            jobs.append(ProbeJob(data, subject, _provenance(encoder, data.task, digests), _cost(encoder, data)))
     return jobs
 
 
@@ -105,13 +105,13 @@ def _sharing(tasks: Sequence[TaskData]) -> list[list[TaskData]]:
     return list(groups.values())
 
 
-def _plan(clips: Clips, tasks: Sequence[TaskData]) -> Plan:
+def _plan(clips: Clips, tasks: Sequence[TaskData]) -> FeaturePlan:
     every = [s for d in tasks for split in d.splits.values() for s in split.every_slice]
     framed = [d for d in tasks if d.task.frames is not None]
     with_frames = [s for d in framed for split in d.splits.values() for s in split.every_slice]
     wanted = [d.task.frames.layers for d in framed if d.task.frames]
     layers = None if None in wanted else max((w for w in wanted if w is not None), default=0)
-    return make_plan(clips, every, with_frames=with_frames, frame_layers=layers)
+    return plan_features(clips, every, with_frames=with_frames, frame_layers=layers)
 
 
 def _provenance(encoder: FrozenEncoder, task: Task, digests: dict[str, str]) -> Provenance:

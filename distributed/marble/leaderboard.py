@@ -24,7 +24,7 @@ from distributed.drawing.tables import Cell, Group, Table, texts, to_latex, to_m
 from distributed.drawing.wording import fixed
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.results.board import difference_cell, leaderboard
-from distributed.marble.results.paired import Entry, read_entries
+from distributed.marble.results.paired import PairedEntry, read_entries
 from distributed.marble.results.results import RESULTS
 from distributed.marble.tasks.marble_tasks import task_title
 from distributed.run.directory import write_atomically
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_leaderboard(out: Path, entries: Sequence[Entry], *, reference: str | None) -> str:
+def write_leaderboard(out: Path, entries: Sequence[PairedEntry], *, reference: str | None) -> str:
     """Writes the three files and returns the Markdown."""
     tables = leaderboard(entries, reference=reference)
     markdown = f"# Leaderboard\n\n{LEAD}\n\n{to_markdown(tables)}"
@@ -77,7 +77,7 @@ def write_leaderboard(out: Path, entries: Sequence[Entry], *, reference: str | N
     return markdown
 
 
-def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
+def comparison_of(entries: Sequence[PairedEntry], one: str, other: str) -> Table:
     """Returns the paired differences one - other of every task, protocol and metric that both have.
 
     Raises:
@@ -103,7 +103,7 @@ def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
     return Table(f"{one} minus {other}", head, (Group("", tuple(rows)),), notes)
 
 
-def _line(entry: Entry, reference: Entry, name: str) -> tuple[Cell, ...]:
+def _line(entry: PairedEntry, reference: PairedEntry, name: str) -> tuple[Cell, ...]:
     values = [fixed(100 * e.scored(name)["value"], 1) for e in (entry, reference)]
     return (
         *texts(task_title(entry.row["task"]), entry.row["protocol"], METRICS[name].title, *values),
@@ -111,16 +111,16 @@ def _line(entry: Entry, reference: Entry, name: str) -> tuple[Cell, ...]:
     )
 
 
-def _metrics(entry: Entry) -> list[str]:
+def _metrics(entry: PairedEntry) -> list[str]:
     return [entry.row["metric"], *(name for name in METRICS if name in entry.row["extra"])]
 
 
-def _default_reference(entries: Sequence[Entry]) -> str | None:
+def _default_reference(entries: Sequence[PairedEntry]) -> str | None:
     labels = dict.fromkeys(e.label for e in entries)
     return DEFAULT_REFERENCE if DEFAULT_REFERENCE in labels else None
 
 
-def _known(entries: Sequence[Entry], name: str) -> str:
+def _known(entries: Sequence[PairedEntry], name: str) -> str:
     """Returns the label that a name means."""
     labels = list(dict.fromkeys(e.label for e in entries))
     if name in labels:

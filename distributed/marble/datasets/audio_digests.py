@@ -14,7 +14,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 from data.store.store import Location, MissingObjectError, open_store
-from distributed.marble.datasets.corpus import Corpus
+from distributed.marble.datasets.corpus import LabelledCorpus
 from distributed.processes.collectives import gather
 from distributed.processes.topology import Topology
 from pupujepa.progress import Progress
@@ -27,7 +27,7 @@ _READERS = 4
 Known = dict[str, tuple[str, str]]
 
 
-def with_audio_digests(corpus: Corpus, *, cache: Location | Path, topology: Topology) -> Corpus:
+def with_audio_digests(corpus: LabelledCorpus, *, cache: Location | Path, topology: Topology) -> LabelledCorpus:
     """Returns a corpus whose digests depend on every byte of its audio; all ranks call it together.
 
     Args:

@@ -18,7 +18,7 @@ _FINGERPRINT_BYTES = 65536
 
 
 @dataclass(frozen=True)
-class Track:
+class LabelledTrack:
     """One line of the list.
 
     Attributes:
@@ -52,18 +52,18 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class LabelledCorpus:
     """All tracks of a list, and the digest of the list and of the audio behind it.
 
     Attributes:
         fingerprints: of the tracks' audio by uid; empty where `digest` alone names the audio.
     """
 
-    tracks: tuple[Track, ...]
+    tracks: tuple[LabelledTrack, ...]
     digest: str
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
-    def of_split(self, split: str) -> tuple[Track, ...]:
+    def of_split(self, split: str) -> tuple[LabelledTrack, ...]:
         """Returns the tracks of one split, in list order."""
         return tuple(t for t in self.tracks if t.split == split)
 
@@ -86,7 +86,7 @@ class Slice:
         return [self.uid, self.index] if self.channel == "mix" else [self.uid, self.index, self.channel]
 
 
-def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
+def read_labelled_corpus(folder: Path, manifest: str = "tracks.jsonl") -> LabelledCorpus:
     """Reads a track list.
 
     Raises:
@@ -107,11 +107,11 @@ def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
         seen.add(track.uid)
     digest = sha256(content)
     for track in tracks:
-        digest.update(fingerprint(track.path))
-    return Corpus(tracks, digest.hexdigest())
+        digest.update(audio_fingerprint(track.path))
+    return LabelledCorpus(tracks, digest.hexdigest())
 
 
-def cut(track: Track, clips: Clips) -> list[Slice]:
+def cut(track: LabelledTrack, clips: Clips) -> list[Slice]:
     """Returns the slices of a track; none when it is too short for a single one, unless short ones are kept."""
     if track.rate_hz is None:
         whole, rest = divmod(track.duration_s + 1e-6, clips.seconds)
@@ -126,7 +126,7 @@ def cut(track: Track, clips: Clips) -> list[Slice]:
     return [Slice(track.uid, (2 * i + 1) * count // (2 * kept)) for i in range(kept)]
 
 
-def union(corpora: Sequence[Corpus]) -> Corpus:
+def union(corpora: Sequence[LabelledCorpus]) -> LabelledCorpus:
     """Returns the audio of several corpora as one, so that one feature pass serves tasks with lists of their own.
 
     Its digest depends on the audio and not on labels; its tracks carry the labels of the first list they are in.
@@ -137,7 +137,7 @@ def union(corpora: Sequence[Corpus]) -> Corpus:
     tracks = {t.uid: t for corpus in reversed(corpora) for t in corpus.tracks}
     fingerprints = {uid: print_ for corpus in corpora for uid, print_ in corpus.fingerprints.items()}
     digest = audio_digest(fingerprints)
-    return Corpus(tuple(tracks[uid] for uid in sorted(tracks)), digest, fingerprints)
+    return LabelledCorpus(tuple(tracks[uid] for uid in sorted(tracks)), digest, fingerprints)
 
 
 def audio_digest(fingerprints: Mapping[str, str]) -> str:
@@ -145,7 +145,7 @@ def audio_digest(fingerprints: Mapping[str, str]) -> str:
     return sha256(json.dumps(sorted(fingerprints.items())).encode()).hexdigest()
 
 
-def thin(tracks: Iterable[Track], most: int | None) -> list[Track]:
+def thin_tracks(tracks: Iterable[LabelledTrack], most: int | None) -> list[LabelledTrack]:
     """Returns at most `most` tracks, in list order, the same ones on every machine and for every encoder."""
     tracks = list(tracks)
     if most is None:
@@ -155,9 +155,9 @@ def thin(tracks: Iterable[Track], most: int | None) -> list[Track]:
     return [t for t in tracks if t.uid in names]
 
 
-def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> Track:
+def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> LabelledTrack:
     try:
-        track = Track(
+        track = LabelledTrack(
             uid=row["track"],
             path=folder / row["path"],
             split=row["split"],
@@ -176,7 +176,7 @@ def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> Track:
     return track
 
 
-def fingerprint(path: Path) -> bytes:
+def audio_fingerprint(path: Path) -> bytes:
     """Returns a digest of a file's size and both ends: enough to notice a corpus that was rendered anew."""
     size = path.stat().st_size
     digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
@@ -188,7 +188,7 @@ def fingerprint(path: Path) -> bytes:
     return digest.digest()
 
 
-def agreed(corpus: Corpus, topology: Topology) -> Corpus:
+def agreed(corpus: LabelledCorpus, topology: Topology) -> LabelledCorpus:
     """Raises when the ranks see different corpora; their features would not belong together."""
     digests = gather(corpus.digest, topology)
     if len(set(digests)) > 1:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distributed.marble.datasets.corpus import Slice, Track
+from distributed.marble.datasets.corpus import LabelledTrack, Slice
 from distributed.marble.tasks.chords import exact_frames, upstream_frames
 from distributed.marble.tasks.tasks import Frames, Protocol, Task
 
-Placed = Sequence[tuple[Track, Slice]]
+Placed = Sequence[tuple[LabelledTrack, Slice]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def event_times(task: Task, rows: Placed) -> tuple[tuple[np.ndarray, ...], ...]:
     )
 
 
-def activations(times: Sequence[Sequence[np.ndarray]], rule: Frames, grid: FrameGrid) -> np.ndarray:
+def frame_activations(times: Sequence[Sequence[np.ndarray]], rule: Frames, grid: FrameGrid) -> np.ndarray:
     """Returns activations [N, T, C] that fade around each event."""
     return np.stack(
         [

@@ -19,7 +19,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Finding:
+class InventoryFinding:
     """What was found of one task.
 
     Attributes:
@@ -64,13 +64,13 @@ class Finding:
         )
 
 
-def take_inventory(tasks: Sequence[Task], root: Path) -> tuple[Finding, ...]:
+def take_inventory(tasks: Sequence[Task], root: Path) -> tuple[InventoryFinding, ...]:
     """Looks for the lists and the audio of tasks below `root`.
 
     Raises:
         UserError: a list that cannot be read.
     """
-    known: dict[str, Finding] = {}
+    known: dict[str, InventoryFinding] = {}
     findings = []
     for task in tasks:
         if task.list_name not in known:
@@ -79,7 +79,7 @@ def take_inventory(tasks: Sequence[Task], root: Path) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def measurable(findings: Sequence[Finding], names: Sequence[str], root: Path) -> tuple[Task, ...]:
+def measurable(findings: Sequence[InventoryFinding], names: Sequence[str], root: Path) -> tuple[Task, ...]:
     """Returns the tasks to measure: those that are there, of the groups and names that were asked for.
 
     A task of a group (all, offline, marble) of which nothing is there is left out. One that was asked for by its name,
@@ -100,7 +100,7 @@ def measurable(findings: Sequence[Finding], names: Sequence[str], root: Path) ->
     return complete
 
 
-def _look(task: Task, root: Path) -> Finding:
+def _look(task: Task, root: Path) -> InventoryFinding:
     lists = _lists(task, root)
     tracks: dict[str, int] = {}
     audio: dict[Path, None] = {}
@@ -119,7 +119,7 @@ def _look(task: Task, root: Path) -> Finding:
                 classes.update(line.row.get("label") or ())
     with ThreadPoolExecutor(_LOOKERS) as lookers:
         there = list(lookers.map(Path.is_file, audio))
-    return Finding(
+    return InventoryFinding(
         task=task,
         tracks=tracks,
         missing_lists=tuple(path for path, _ in lists if not path.is_file()),

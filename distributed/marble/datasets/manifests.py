@@ -15,10 +15,10 @@ from typing import Any
 
 import soundfile
 
-from distributed.marble.datasets.corpus import SPLITS, Corpus, Track, audio_digest, fingerprint
+from distributed.marble.datasets.corpus import SPLITS, LabelledCorpus, LabelledTrack, audio_digest, audio_fingerprint
 from distributed.marble.tasks.chords import ChordSegment, majmin_class
 from distributed.marble.tasks.marble_tasks import SECTION_ALIASES, SECTIONS
-from distributed.marble.tasks.tasks import LabelRule, Source, Task
+from distributed.marble.tasks.tasks import LabelRule, Task, TaskSource
 from pupujepa.errors import UserError
 from pupujepa.json_lines import numbered_rows
 
@@ -51,7 +51,7 @@ class ManifestLine:
         return self.row[name]
 
 
-def manifest_path(root: Path, source: Source, split: str) -> Path:
+def manifest_path(root: Path, source: TaskSource, split: str) -> Path:
     """Returns where a manifest is looked for: MARBLE's path below its checkout, or below its data folder."""
     return _below(root, source.manifest(split))
 
@@ -72,7 +72,7 @@ def read_manifest_lines(path: Path) -> Iterator[ManifestLine]:
         yield ManifestLine(row, where)
 
 
-def read_marble(root: Path, task: Task) -> Corpus:
+def read_marble(root: Path, task: Task) -> LabelledCorpus:
     """Reads the three manifests of a task, as its row says (see `Task.under`).
 
     Raises:
@@ -82,7 +82,7 @@ def read_marble(root: Path, task: Task) -> Corpus:
     if source is None:
         raise ValueError(f"task {task.name!r} has no manifests of MARBLE")
     digest = sha256()
-    tracks: list[Track] = []
+    tracks: list[LabelledTrack] = []
     seen: dict[str, int] = {}
     for split in SPLITS:
         path = manifest_path(root, source, split)
@@ -98,10 +98,10 @@ def read_marble(root: Path, task: Task) -> Corpus:
     digest.update(audio_digest(prints).encode())
     if task.drop_leaks:
         tracks = _without_leaks(task.name, tracks)
-    return Corpus(tuple(tracks), digest.hexdigest(), prints)
+    return LabelledCorpus(tuple(tracks), digest.hexdigest(), prints)
 
 
-def where_from(source: Source) -> str:
+def where_from(source: TaskSource) -> str:
     """Returns where MARBLE's instructions get a task's files from."""
     gate = ", to those who asked its publisher for access" if source.gated else ""
     extract = " and runs its extract.sh" if source.folder == "HookTheory" else ""
@@ -119,7 +119,7 @@ def _below(root: Path, written: str) -> Path:
     return root / written
 
 
-def _track(line: ManifestLine, root: Path, split: str, source: Source, seen: dict[str, int]) -> Track:
+def _track(line: ManifestLine, root: Path, split: str, source: TaskSource, seen: dict[str, int]) -> LabelledTrack:
     written = str(line.field("audio_path"))
     path = audio_path(root, written)
     if not path.is_file():
@@ -131,7 +131,7 @@ def _track(line: ManifestLine, root: Path, split: str, source: Source, seen: dic
     if rate_hz <= 0:
         raise UserError(f"{line.where}: sample_rate {rate_hz} is no sample rate; fetch the manifest again")
     seen[written] = seen.get(written, 0) + 1
-    return Track(
+    return LabelledTrack(
         # a file that stands twice is two tracks of one item
         uid=written if seen[written] == 1 else f"{written}#{seen[written]}",
         path=path,
@@ -146,7 +146,7 @@ def _track(line: ManifestLine, root: Path, split: str, source: Source, seen: dic
     )
 
 
-def _with_header_facts(track: Track) -> Track:
+def _with_header_facts(track: LabelledTrack) -> LabelledTrack:
     try:
         info = soundfile.info(track.path)
     except soundfile.LibsndfileError as error:
@@ -163,11 +163,11 @@ def _with_header_facts(track: Track) -> Track:
     )
 
 
-def _fingerprint(track: Track) -> str:
-    return f"{track.rate_hz}/{fingerprint(track.path).hex()}"
+def _fingerprint(track: LabelledTrack) -> str:
+    return f"{track.rate_hz}/{audio_fingerprint(track.path).hex()}"
 
 
-def _without_leaks(task: str, tracks: Sequence[Track]) -> list[Track]:
+def _without_leaks(task: str, tracks: Sequence[LabelledTrack]) -> list[LabelledTrack]:
     """Returns the tracks whose group is in no later split: what is tested on was neither trained nor chosen on."""
     last = {track.group: track.split for split in SPLITS for track in tracks if track.split == split}
     kept = [track for track in tracks if last[track.group] == track.split]

@@ -11,7 +11,7 @@ import logging
 import numpy as np
 import soundfile
 
-from distributed.marble.datasets.corpus import Slice, Track
+from distributed.marble.datasets.corpus import LabelledTrack, Slice
 from distributed.marble.tasks.tasks import Clips
 from pupujepa.audio.read import AudioError, mix_down, read_audio, resample
 from pupujepa.errors import UserError
@@ -19,7 +19,7 @@ from pupujepa.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def load_slice(track: Track, which: Slice, clips: Clips, *, rate_hz: int) -> np.ndarray:
+def load_slice(track: LabelledTrack, which: Slice, clips: Clips, *, rate_hz: int) -> np.ndarray:
     """Returns one window [S] at `rate_hz`, S = seconds * rate_hz rounded down, zeros where the track has ended.
 
     Raises:
@@ -36,7 +36,7 @@ def load_slice(track: Track, which: Slice, clips: Clips, *, rate_hz: int) -> np.
     return np.pad(audio_S, (0, length - len(audio_S))).astype(np.float32)
 
 
-def _read_window(track: Track, which: Slice, samples: int) -> np.ndarray:
+def _read_window(track: LabelledTrack, which: Slice, samples: int) -> np.ndarray:
     try:
         with soundfile.SoundFile(track.path) as file:
             if file.samplerate != track.rate_hz:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distributed.marble.datasets.corpus import SPLITS, Corpus, Slice, Track, cut, thin
-from distributed.marble.datasets.frame_targets import FrameGrid, activations, chord_classes, event_times
+from distributed.marble.datasets.corpus import SPLITS, LabelledCorpus, LabelledTrack, Slice, cut, thin_tracks
+from distributed.marble.datasets.frame_targets import FrameGrid, chord_classes, event_times, frame_activations
 from distributed.marble.tasks.tasks import ChannelMode, Frames, Protocol, Task
 from pupujepa.errors import UserError
 
@@ -84,7 +84,7 @@ class Split:
             empty where there is no choice.
     """
 
-    tracks: tuple[Track, ...]
+    tracks: tuple[LabelledTrack, ...]
     slices: tuple[Slice, ...]
     item_of_slice: np.ndarray
     units: tuple[str, ...]
@@ -107,7 +107,7 @@ class TaskData:
     splits: dict[str, Split]
 
 
-def prepare(task: Task, corpus: Corpus) -> TaskData:
+def prepare_targets(task: Task, corpus: LabelledCorpus) -> TaskData:
     """Selects tracks and slices and fits the label space on the training split.
 
     Raises:
@@ -144,7 +144,7 @@ def slice_targets(data: TaskData, split: Split, *, protocol: Protocol, frames: t
             return Targets(chord_classes(task, rows, grid, protocol=protocol), data.space.classes)
         times = event_times(task, rows)
         events = _events(task.frames, times, rows, protocol=protocol, rate_hz=grid.rate_hz)
-        return Targets(activations(times, task.frames, grid), task.labels, events)
+        return Targets(frame_activations(times, task.frames, grid), task.labels, events)
     return Targets(np.stack([_encode(task, data.space, track) for track, _ in rows]), data.space.classes)
 
 
@@ -154,14 +154,14 @@ def item_targets(of_slices: Targets, split: Split) -> Targets:
     return of_slices.take(first_slice_of_item)
 
 
-def _is_labelled(task: Task, track: Track) -> bool:
+def _is_labelled(task: Task, track: LabelledTrack) -> bool:
     if any(track.labels.get(name) is None for name in task.labels):
         return False
     # zip is empty for tasks without transforms
     return all(kind != "log" or track.labels[name] > 0 for name, kind in zip(task.labels, task.transforms))
 
 
-def _fit_space(task: Task, tracks: Sequence[Track]) -> LabelSpace:
+def _fit_space(task: Task, tracks: Sequence[LabelledTrack]) -> LabelSpace:
     if task.target == "multiclass":
         return LabelSpace(classes=task.classes or tuple(sorted({t.labels[task.labels[0]] for t in tracks})))
     if task.target == "multilabel":
@@ -193,12 +193,12 @@ def _refuse_constant_labels(task: Task, space: LabelSpace, split: Split, name: s
         )
 
 
-def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -> Split:
+def _select(task: Task, space: LabelSpace, tracks: Sequence[LabelledTrack], name: str) -> Split:
     usable = [t for t in tracks if _is_labelled(task, t) and _is_in_space(task, space, t)]
     long_enough = [t for t in usable if cut(t, task.clips)]
     kept = long_enough
     if task.frames is not None and name != "test":
-        kept = thin(long_enough, task.frames.train_tracks if name == "train" else task.frames.valid_tracks)
+        kept = thin_tracks(long_enough, task.frames.train_tracks if name == "train" else task.frames.valid_tracks)
     training = name == "train"
     mode = task.channels[0 if training else 1]
     variants = [tuple(replace(s, channel=c) for c in _channels(t, mode)) for t in kept for s in cut(t, task.clips)]
@@ -219,7 +219,7 @@ def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -
     )
 
 
-def _channels(track: Track, mode: ChannelMode) -> tuple[str, ...]:
+def _channels(track: LabelledTrack, mode: ChannelMode) -> tuple[str, ...]:
     """Returns the equally likely channels of a track, the mix first: one that is likelier stands more than once."""
     single = tuple(str(c) for c in range(track.num_channels))
     if mode == "mix" or len(single) == 1:
@@ -231,11 +231,11 @@ def _channels(track: Track, mode: ChannelMode) -> tuple[str, ...]:
     return (*("mix",) * len(single), *single)
 
 
-def _is_in_space(task: Task, space: LabelSpace, track: Track) -> bool:
+def _is_in_space(task: Task, space: LabelSpace, track: LabelledTrack) -> bool:
     return task.target != "multiclass" or track.labels[task.labels[0]] in space.classes
 
 
-def _encode(task: Task, space: LabelSpace, track: Track) -> np.ndarray:
+def _encode(task: Task, space: LabelSpace, track: LabelledTrack) -> np.ndarray:
     if task.target == "multiclass":
         return np.array(space.classes.index(track.labels[task.labels[0]]), dtype=np.int64)
     if task.target == "multilabel":
@@ -249,7 +249,7 @@ def _encode(task: Task, space: LabelSpace, track: Track) -> np.ndarray:
     return ((_outputs(task, track) - space.mean_C) / space.std_C).astype(np.float32)
 
 
-def _outputs(task: Task, track: Track) -> np.ndarray:
+def _outputs(task: Task, track: LabelledTrack) -> np.ndarray:
     values = [float(track.labels[name]) for name in task.labels]
     return np.array([np.log(v) if kind == "log" else v for v, kind in zip(values, task.transforms, strict=True)])
 
@@ -257,7 +257,7 @@ def _outputs(task: Task, track: Track) -> np.ndarray:
 def _events(
     rule: Frames,
     times: tuple[tuple[np.ndarray, ...], ...],
-    rows: Sequence[tuple[Track, Slice]],
+    rows: Sequence[tuple[LabelledTrack, Slice]],
     *,
     protocol: Protocol,
     rate_hz: float,

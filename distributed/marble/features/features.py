@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data.store.files import Location
-from distributed.marble.datasets.corpus import Corpus, Slice, Track
+from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack, Slice
 from distributed.marble.datasets.slice_audio import load_slice
 from distributed.marble.encoders.readout import FRAME_DTYPE, SliceFeatures, spread_layers
 from distributed.marble.encoders.resolve import FrozenEncoder
@@ -44,7 +44,7 @@ FeatureKind = Literal["pooled", "frames"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class FeaturePlan:
     """The slices that one feature pass has to deliver, for all tasks that share a way of cutting.
 
     Attributes:
@@ -80,7 +80,7 @@ class FeatureSet:
     """The part files of one encoder and plan, and the place of each slice in the plan."""
 
     store: PartStore
-    plan: Plan
+    plan: FeaturePlan
     place: dict[Slice, int] = field(repr=False)
 
     @property
@@ -132,14 +132,16 @@ class FeatureSet:
         return self.store.path(part, self.plan.part(part))
 
 
-def make_plan(clips: Clips, slices: Sequence[Slice], *, with_frames: Sequence[Slice], frame_layers: int | None) -> Plan:
+def plan_features(
+    clips: Clips, slices: Sequence[Slice], *, with_frames: Sequence[Slice], frame_layers: int | None
+) -> FeaturePlan:
     """Orders the slices: sorted, those that need frames first."""
     framed = sorted(set(with_frames))
     rest = sorted(set(slices) - set(framed))
-    return Plan(clips, (*framed, *rest), len(framed), frame_layers)
+    return FeaturePlan(clips, (*framed, *rest), len(framed), frame_layers)
 
 
-def feature_key(encoder: FrozenEncoder, corpus: Corpus, plan: Plan, *, digest: str | None = None) -> str:
+def feature_key(encoder: FrozenEncoder, corpus: LabelledCorpus, plan: FeaturePlan, *, digest: str | None = None) -> str:
     """Returns the name under which features are kept: everything that could change them is in it.
 
     Args:
@@ -151,8 +153,8 @@ def feature_key(encoder: FrozenEncoder, corpus: Corpus, plan: Plan, *, digest: s
 
 def compute_features(
     encoder: FrozenEncoder,
-    corpus: Corpus,
-    plan: Plan,
+    corpus: LabelledCorpus,
+    plan: FeaturePlan,
     *,
     cache: Location | Path,
     topology: Topology,
@@ -182,7 +184,7 @@ def compute_features(
     return store
 
 
-def gather_features(store: PartStore, plan: Plan) -> FeatureSet:
+def gather_features(store: PartStore, plan: FeaturePlan) -> FeatureSet:
     """Indexes all parts by (uid, slice): no hole, no duplicate, no stranger.
 
     A part that a rank found or made holds the slices of its number; whoever reads one compares them again.
@@ -209,8 +211,8 @@ def gather_features(store: PartStore, plan: Plan) -> FeatureSet:
 @dataclass(frozen=True)
 class _FeaturePass:
     encoder: FrozenEncoder
-    plan: Plan
-    tracks: dict[str, Track]
+    plan: FeaturePlan
+    tracks: dict[str, LabelledTrack]
 
     def part(self, number: int, readers: ThreadPoolExecutor) -> dict[str, Tensor]:
         """Returns the tensors of one part file; the readers load audio a few batches ahead of the encoder."""
@@ -250,7 +252,7 @@ def _refuse_overflow(encoder: FrozenEncoder, features: SliceFeatures, batch: Seq
         )
 
 
-def _key_fields(digest: str, encoder: FrozenEncoder, corpus: Corpus, plan: Plan) -> dict[str, object]:
+def _key_fields(digest: str, encoder: FrozenEncoder, corpus: LabelledCorpus, plan: FeaturePlan) -> dict[str, object]:
     names = json.dumps([s.name for s in plan.slices])
     return {
         "encoder": digest,

@@ -53,7 +53,7 @@ class Features:
 
     def standardised(self, mean_LD: Tensor, scale_LD: Tensor) -> "Features":
         """Returns them centred and scaled, float32."""
-        return Features(standardise(self.values_LNTD, mean_LD, scale_LD))
+        return Features(standardise_features(self.values_LNTD, mean_LD, scale_LD))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class StoredFeatures:
 
     def _read(self, slices: Sequence[Slice]) -> Tensor:
         values_LNTD = self.store.read(slices, self.kind, layers=self.of_layers).to(self.device)
-        return values_LNTD if self.statistics is None else standardise(values_LNTD, *self.statistics)
+        return values_LNTD if self.statistics is None else standardise_features(values_LNTD, *self.statistics)
 
 
 FrozenFeatures = Features | StoredFeatures
@@ -155,6 +155,6 @@ def statistics_of(features: FrozenFeatures) -> tuple[Tensor, Tensor]:
     return mean_LD.float(), scale_LD.float()
 
 
-def standardise(x_LNTD: Tensor, mean_LD: Tensor, scale_LD: Tensor) -> Tensor:
+def standardise_features(x_LNTD: Tensor, mean_LD: Tensor, scale_LD: Tensor) -> Tensor:
     """Returns the features centred and scaled, float32."""
     return x_LNTD.float().sub(mean_LD[:, None, None, :]).div_(scale_LD[:, None, None, :])

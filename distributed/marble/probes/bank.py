@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed.marble.features.reading import FrozenFeatures, spans, standardise, statistics_of
+from distributed.marble.features.reading import FrozenFeatures, spans, standardise_features, statistics_of
 from distributed.marble.probes.adam import StackedAdam
 from distributed.marble.probes.draws import Variants, dropout_masks, order
 from distributed.marble.probes.heads import Heads, new_heads, numbers_of
 from distributed.marble.probes.outputs import as_outputs, loss_of_heads, pool_items
 from distributed.marble.probes.stopping import StoppingRule
-from distributed.marble.tasks.tasks import Fit, Protocol, Readout, TargetKind
+from distributed.marble.tasks.tasks import ProbeFit, Protocol, Readout, TargetKind
 
 # numbers of one pass: weights, hidden units of a batch, outputs of the validation split
 MAX_NUMBERS = 250_000_000
@@ -120,7 +120,7 @@ class Training:
         bf16: forward and backward under bf16 autocast, weights and optimiser in float32.
     """
 
-    fit: Fit
+    fit: ProbeFit
     kind: TargetKind
     outputs: int
     protocol: Protocol
@@ -258,7 +258,7 @@ def _all_logits(
     parts: list[list[Tensor]] = [[] for _ in heads]
     with torch.no_grad():
         for values_LNTD in spans(features):
-            x_LNTD = values_LNTD if statistics is None else standardise(values_LNTD, *statistics)
+            x_LNTD = values_LNTD if statistics is None else standardise_features(values_LNTD, *statistics)
             for part, h in zip(parts, heads, strict=True):
                 part.append(h.logits(x_LNTD.unsqueeze(1), bf16=bf16))
     return [torch.cat(part, dim=3) for part in parts]

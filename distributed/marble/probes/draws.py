@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distributed.marble.tasks.tasks import Fit, Readout
+from distributed.marble.tasks.tasks import ProbeFit, Readout
 from pupujepa.randomness import torch_seed
 
 
@@ -44,7 +44,7 @@ def order(name: str, seed: int, epoch: int, slices: int) -> Tensor:
     return torch.randperm(slices, generator=generator)
 
 
-def dropout_masks(name: str, fit: Fit, rows: int, when: tuple[int, int]) -> Tensor | None:
+def dropout_masks(name: str, fit: ProbeFit, rows: int, when: tuple[int, int]) -> Tensor | None:
     """Returns factors [S, rows, U]: one mask a seed, shared by its layers and rates, as if each trained alone."""
     if not fit.hidden or not fit.dropout:
         return None
@@ -56,7 +56,7 @@ def dropout_masks(name: str, fit: Fit, rows: int, when: tuple[int, int]) -> Tens
     return torch.stack(masks)
 
 
-def initial_mixing(name: str, fit: Fit, readout: Readout, *, sizes: tuple[int, int]) -> tuple[Tensor, ...]:
+def initial_mixing(name: str, fit: ProbeFit, readout: Readout, *, sizes: tuple[int, int]) -> tuple[Tensor, ...]:
     """Returns what a readout starts from, [1, S, K, ...]: equal shares [L], or torch's `Linear` from L * D to D.
 
     Args:
@@ -70,7 +70,9 @@ def initial_mixing(name: str, fit: Fit, readout: Readout, *, sizes: tuple[int, i
     return _linear(("probe reduction", name, 0), fit, heads=heads, size=(width, layers * width))
 
 
-def initial_weights(name: str, fit: Fit, heads: tuple[int, int, int], sizes: tuple[int, int]) -> tuple[Tensor, ...]:
+def initial_weights(
+    name: str, fit: ProbeFit, heads: tuple[int, int, int], sizes: tuple[int, int]
+) -> tuple[Tensor, ...]:
     """Returns torch's default initialisation of `Linear`, the same for every layer and rate of a seed.
 
     Args:
@@ -84,7 +86,7 @@ def initial_weights(name: str, fit: Fit, heads: tuple[int, int, int], sizes: tup
 
 
 def _linear(
-    what: tuple[str, str, int], fit: Fit, *, heads: tuple[int, int, int], size: tuple[int, int]
+    what: tuple[str, str, int], fit: ProbeFit, *, heads: tuple[int, int, int], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Returns weight [*heads, *size] and bias [*heads, rows], uniform within 1 / sqrt(columns): a draw a seed."""
     use, name, number = what

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distributed.marble.probes.draws import initial_mixing, initial_weights
-from distributed.marble.tasks.tasks import Fit, Readout
+from distributed.marble.tasks.tasks import ProbeFit, Readout
 from pupujepa.precision import hardware_bf16
 
 _MIXING_TENSORS: dict[Readout, int] = {"layers": 0, "mean": 0, "weighted": 1, "reduced": 2}
@@ -58,7 +58,7 @@ class Heads:
         return replace(self, of_layers=layers, weights=weights)
 
 
-def new_heads(name: str, fit: Fit, readout: Readout, *, of_layers: range, sizes: tuple[int, int]) -> Heads:
+def new_heads(name: str, fit: ProbeFit, readout: Readout, *, of_layers: range, sizes: tuple[int, int]) -> Heads:
     """Returns untrained heads.
 
     Args:
@@ -71,7 +71,7 @@ def new_heads(name: str, fit: Fit, readout: Readout, *, of_layers: range, sizes:
     return Heads(readout, of_layers, (*mixing, *initial_weights(name, fit, shape, sizes)))
 
 
-def numbers_of(fit: Fit, readout: Readout, *, layers: int, sizes: tuple[int, int]) -> int:
+def numbers_of(fit: ProbeFit, readout: Readout, *, layers: int, sizes: tuple[int, int]) -> int:
     """Returns about how many weights a row of heads has: its first matrices are nearly all of them."""
     width, outputs = sizes
     heads = len(fit.seeds) * len(fit.learning_rates)

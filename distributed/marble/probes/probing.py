@@ -46,7 +46,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProbeOutcome:
     """What is known after the test split was read.
 
     Attributes:
@@ -89,7 +89,7 @@ def probe(
     protocol: Protocol,
     device: torch.device,
     on_epoch: Callable[[int], None] = lambda epoch: None,
-) -> Outcome:
+) -> ProbeOutcome:
     """Measures one task on one encoder."""
     reader = _Reader(data, subject, protocol, device)
     train, _, _ = reader.read("train")
@@ -141,11 +141,11 @@ def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Ch
 
 def _test(
     data: TaskData, reader: "_Reader", chosen: Bank, choice: Choice, validation: tuple[Statistics, ...]
-) -> Outcome:
+) -> ProbeOutcome:
     """Reads the test split: the only place that does, and only for the chosen probe."""
     test, _, of_items = reader.read("test", layers=chosen.of_layers)
     names = (data.task.metric, *data.task.extra_metrics)
-    return Outcome(
+    return ProbeOutcome(
         task=data.task.name,
         encoder=reader.subject.name,
         choice=choice,

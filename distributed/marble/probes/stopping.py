@@ -7,7 +7,7 @@ monitor lowers the learning rate (torch's ReduceLROnPlateau, mode max, relative 
 
 import numpy as np
 
-from distributed.marble.tasks.tasks import Fit, Protocol
+from distributed.marble.tasks.tasks import ProbeFit, Protocol
 
 _PLATEAU_THRESHOLD = 1e-4
 # torch's `eps`: a rate that would fall by less than this stays
@@ -27,7 +27,7 @@ class StoppingRule:
         kept_epoch: the epoch whose weights each head keeps, counted from 0.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, fit: Fit, protocol: Protocol):
+    def __init__(self, shape: tuple[int, ...], *, fit: ProbeFit, protocol: Protocol):
         self._fit = fit
         self._protocol = protocol
         self.rate = np.ones(shape)

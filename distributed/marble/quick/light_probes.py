@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distributed.marble.datasets.targets import Targets, item_targets, slice_targets
 from distributed.marble.features.reading import Features, statistics_of
-from distributed.marble.jobs import Job
+from distributed.marble.jobs import ProbeJob
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.metrics.resampling import central_interval, resample_weights
 from distributed.marble.probes.outputs import pool_items
@@ -57,7 +57,7 @@ class _Method:
     facts: dict[str, int]
 
 
-def check_job(job: Job, check: Check) -> list[Row]:
+def check_job(job: ProbeJob, check: Check) -> list[Row]:
     """Returns the rows of one task on one encoder.
 
     Raises:
@@ -79,7 +79,7 @@ def check_job(job: Job, check: Check) -> list[Row]:
     return rows
 
 
-def _methods(job: Job, train: Targets, seed: int) -> list[_Method]:
+def _methods(job: ProbeJob, train: Targets, seed: int) -> list[_Method]:
     task = job.data.task
     if task.target not in ("multiclass", "multilabel"):
         return []
@@ -108,7 +108,7 @@ def _few_shot(task: str, train: Targets, labels_NC: np.ndarray, shots: int, seed
     return _Method(FEW_SHOT, few, ({"shots": shots},), facts)
 
 
-def _tested(job: Job, check: Check, features: "_ItemFeatures", method: _Method, profile_LP: np.ndarray) -> Row:
+def _tested(job: ProbeJob, check: Check, features: "_ItemFeatures", method: _Method, profile_LP: np.ndarray) -> Row:
     task, sampling = job.data.task, check.sampling
     if np.isnan(profile_LP).all():
         raise UserError(
@@ -138,7 +138,7 @@ def _tested(job: Job, check: Check, features: "_ItemFeatures", method: _Method, 
     }
 
 
-def _spectrum(job: Job, features: "_ItemFeatures") -> Row:
+def _spectrum(job: ProbeJob, features: "_ItemFeatures") -> Row:
     """RankMe and LiDAR of every layer, over the slices of the training split."""
     groups = groups_of(job.data.splits["train"])
     ranks, lidars = [], []
@@ -157,7 +157,7 @@ def _spectrum(job: Job, features: "_ItemFeatures") -> Row:
     }
 
 
-def _head(job: Job, check: Check, name: str) -> Row:
+def _head(job: ProbeJob, check: Check, name: str) -> Row:
     return {
         "task": job.data.task.name,
         "encoder": job.subject.name,
@@ -168,7 +168,7 @@ def _head(job: Job, check: Check, name: str) -> Row:
     }
 
 
-def _targets(job: Job, name: str, protocol: Protocol) -> Targets:
+def _targets(job: ProbeJob, name: str, protocol: Protocol) -> Targets:
     split = job.data.splits[name]
     return item_targets(slice_targets(job.data, split, protocol=protocol, frames=None), split)
 
@@ -181,7 +181,7 @@ def _value(metric: str, scores_NC: np.ndarray, targets: Targets) -> float:
 class _ItemFeatures:
     """Reads one layer at a time."""
 
-    job: Job
+    job: ProbeJob
 
     @property
     def layers(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts, to_markdown
 from distributed.drawing.wording import fixed, interval
 from distributed.marble.datasets.targets import TaskData
-from distributed.marble.jobs import Job, deal
+from distributed.marble.jobs import ProbeJob, deal_jobs
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.quick.light_probes import FEW_SHOT, KNN, SPECTRUM, Check, check_job
 from distributed.marble.quick.neighbours import DRAWS, SHOTS
@@ -44,10 +44,10 @@ def whole_clips(prepared: Sequence[TaskData]) -> list[TaskData]:
     return kept
 
 
-def check_all(jobs: Sequence[Job], check: Check, topology: Topology) -> list[Row]:
+def check_all(jobs: Sequence[ProbeJob], check: Check, topology: Topology) -> list[Row]:
     """Checks this rank's jobs and returns the rows of all ranks, in the order of the jobs."""
     own: dict[int, list[Row]] = {}
-    mine = deal(jobs, topology.world_size)[topology.rank]
+    mine = deal_jobs(jobs, topology.world_size)[topology.rank]
     with (
         Progress(len(mine), title="checks", unit="tasks", shown=topology.is_first) as progress,
         all_or_none(topology, "checks"),

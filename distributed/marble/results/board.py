@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts
 from distributed.drawing.wording import EN_DASH, fixed, interval
 from distributed.marble.metrics.metrics import METRICS
-from distributed.marble.results.paired import Entry, paired_difference
+from distributed.marble.results.paired import PairedEntry, paired_difference
 from distributed.marble.results.published import MARBLE_COLUMNS, Column, PublishedModel, caveats, published_models
 from distributed.marble.results.results import Row
 from distributed.marble.tasks.marble_tasks import ALL_TASKS
@@ -32,7 +32,7 @@ _HEADINGS = {
 
 
 @dataclass(frozen=True)
-class Part:
+class BoardPart:
     """A table's tasks: of MARBLE or offline, global or local."""
 
     title: str
@@ -40,7 +40,7 @@ class Part:
     with_published: bool
 
 
-def leaderboard(entries: Sequence[Entry], *, reference: str | None) -> list[Table]:
+def leaderboard(entries: Sequence[PairedEntry], *, reference: str | None) -> list[Table]:
     """Returns for each part that was measured the scores, the differences to a reference, and what was chosen.
 
     Args:
@@ -57,7 +57,7 @@ def leaderboard(entries: Sequence[Entry], *, reference: str | None) -> list[Tabl
     return tables
 
 
-def _parts(measured: set[str]) -> list[Part]:
+def _parts(measured: set[str]) -> list[BoardPart]:
     parts = []
     for name, columns, published in (("MARBLE", MARBLE_COLUMNS, True), ("Offline", _OFFLINE_COLUMNS, False)):
         there = [c for c in columns if c.task in measured]
@@ -66,11 +66,11 @@ def _parts(measured: set[str]) -> list[Part]:
             ("local", tuple(c for c in there if c.task in _LOCAL)),
         ):
             if of_kind:
-                parts.append(Part(f"{name}, {kind} tasks", of_kind, published))
+                parts.append(BoardPart(f"{name}, {kind} tasks", of_kind, published))
     return parts
 
 
-def _scores(part: Part, entries: Sequence[Entry]) -> Table:
+def _scores(part: BoardPart, entries: Sequence[PairedEntry]) -> Table:
     groups = {}
     for protocol in _protocols(entries):
         encoders = _by_label(entries, protocol)
@@ -89,24 +89,24 @@ def _scores(part: Part, entries: Sequence[Entry]) -> Table:
     return Table(part.title, texts(*_ABOUT, *(c.title for c in part.columns)), ordered, tuple(notes))
 
 
-def _best(encoders: Iterable[Mapping[str, Entry]], column: Column) -> float:
+def _best(encoders: Iterable[Mapping[str, PairedEntry]], column: Column) -> float:
     return max((_scored(own[column.task], column)["value"] for own in encoders if column.task in own), default=math.nan)
 
 
-def _by_label(entries: Sequence[Entry], protocol: str) -> dict[str, dict[str, Entry]]:
+def _by_label(entries: Sequence[PairedEntry], protocol: str) -> dict[str, dict[str, PairedEntry]]:
     """Returns the entries of a protocol by label, and then by task."""
-    found: dict[str, dict[str, Entry]] = {}
+    found: dict[str, dict[str, PairedEntry]] = {}
     for entry in entries:
         if entry.row["protocol"] == protocol:
             found.setdefault(entry.label, {})[entry.row["task"]] = entry
     return found
 
 
-def _protocols(entries: Sequence[Entry]) -> list[str]:
+def _protocols(entries: Sequence[PairedEntry]) -> list[str]:
     return [p for p in ("marble", "clean") if any(e.row["protocol"] == p for e in entries)]
 
 
-def _about(entries: Sequence[Entry]) -> tuple[Cell, ...]:
+def _about(entries: Sequence[PairedEntry]) -> tuple[Cell, ...]:
     """Returns what is said of a row: encoder, protocol, how layer and learning rate were chosen, whose numbers."""
     first = entries[0].row
     probed = [e.row["extra"].get("layers", ()) for e in entries]
@@ -126,17 +126,17 @@ def _range(counts: Sequence[int]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]}{EN_DASH}{counts[-1]}"
 
 
-def _metric(entry: Entry, column: Column) -> str:
+def _metric(entry: PairedEntry, column: Column) -> str:
     """Returns the name under which a row has a column's metric: the row's own one first."""
     names = (entry.row["metric"], *(n for n in column.metrics if n in entry.row["extra"]))
     return next(n for n in names if n in column.metrics)
 
 
-def _scored(entry: Entry, column: Column) -> Row:
+def _scored(entry: PairedEntry, column: Column) -> Row:
     return entry.scored(_metric(entry, column))
 
 
-def _value(entry: Entry | None, column: Column, best: float, part: Part) -> Cell:
+def _value(entry: PairedEntry | None, column: Column, best: float, part: BoardPart) -> Cell:
     if entry is None:
         return ABSENT
     found = _scored(entry, column)
@@ -160,7 +160,7 @@ def _about_published(model: PublishedModel) -> tuple[Cell, ...]:
     return texts(name, "as published", model.layer_policy, model.rate_policy, model.source)
 
 
-def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table | None:
+def _differences(part: BoardPart, entries: Sequence[PairedEntry], reference: str) -> Table | None:
     groups = []
     for protocol in _protocols(entries):
         encoders = _by_label(entries, protocol)
@@ -182,13 +182,13 @@ def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table 
     return Table(f"{part.title}: differences to {reference}, in points", head, tuple(groups), notes)
 
 
-def _difference(entry: Entry | None, reference: Entry | None, column: Column) -> Cell:
+def _difference(entry: PairedEntry | None, reference: PairedEntry | None, column: Column) -> Cell:
     if entry is None or reference is None:
         return ABSENT
     return difference_cell(entry, reference, _metric(entry, column))
 
 
-def difference_cell(entry: Entry, reference: Entry, metric: str) -> Cell:
+def difference_cell(entry: PairedEntry, reference: PairedEntry, metric: str) -> Cell:
     """Returns a difference in points with its interval, or why there is none; strong where zero is left out."""
     found = paired_difference(entry, reference, metric)
     if isinstance(found, str):
@@ -198,7 +198,7 @@ def difference_cell(entry: Entry, reference: Entry, metric: str) -> Cell:
     return Cell(text, bounds, strong=low > 0 or high < 0)
 
 
-def _choices(part: Part, entries: Sequence[Entry]) -> Table:
+def _choices(part: BoardPart, entries: Sequence[PairedEntry]) -> Table:
     rows = []
     tasks = list(dict.fromkeys(c.task for c in part.columns))
     for protocol in _protocols(entries):
@@ -208,7 +208,7 @@ def _choices(part: Part, entries: Sequence[Entry]) -> Table:
     return Table(f"{part.title}: what was chosen on validation", head, (Group("", tuple(rows)),))
 
 
-def _choice(entry: Entry | None) -> Cell:
+def _choice(entry: PairedEntry | None) -> Cell:
     if entry is None:
         return ABSENT
     row = entry.row
@@ -216,13 +216,13 @@ def _choice(entry: Entry | None) -> Cell:
     return Cell(str(row["extra"].get("layer_name", row["layer"])), f"lr {row['learning_rate']:g} {head}".rstrip())
 
 
-def _reading(part: Part, entries: Sequence[Entry]) -> str:
+def _reading(part: BoardPart, entries: Sequence[PairedEntry]) -> str:
     names = dict.fromkeys(_metric(e, c) for c in part.columns for e in entries if e.row["task"] == c.task)
     titles = "; ".join(METRICS[n].title for n in names if n in METRICS)
     return f"All values times 100, larger is better, 95 % intervals below them. Metrics: {titles}."
 
 
-def _policies(entries: Sequence[Entry]) -> list[str]:
+def _policies(entries: Sequence[PairedEntry]) -> list[str]:
     seeds = sorted({len(e.row["seeds"]) for e in entries})
     mean = f"Mean of {_range(seeds)} seeds. " if seeds != [1] else "One seed. "
     return [
@@ -232,7 +232,7 @@ def _policies(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _data_notes(entries: Sequence[Entry]) -> list[str]:
+def _data_notes(entries: Sequence[PairedEntry]) -> list[str]:
     told = dict.fromkeys(
         f"{OTHER_DATA} {e.row['task']}, protocol {e.row['protocol']}: {reason}; it compares with no published number."
         for e in entries

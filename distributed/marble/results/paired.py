@@ -18,7 +18,7 @@ from pupujepa.errors import UserError
 
 
 @dataclass(frozen=True)
-class Entry:
+class PairedEntry:
     """A row of results with the resampled values behind it.
 
     Attributes:
@@ -35,7 +35,7 @@ class Entry:
         return self.row if metric == self.row["metric"] else self.row["extra"][metric]
 
 
-def read_entries(folders: Sequence[Path]) -> list[Entry]:
+def read_entries(folders: Sequence[Path]) -> list[PairedEntry]:
     """Returns the rows of several results folders; rows that are there twice count once.
 
     Raises:
@@ -54,17 +54,17 @@ def read_entries(folders: Sequence[Path]) -> list[Entry]:
     checkpoints: dict[str, set[str]] = {}
     for _, row, _ in found:
         checkpoints.setdefault(row["encoder"], set()).add(row["digests"]["checkpoint"])
-    entries: dict[tuple[str, str, str, str], Entry] = {}
+    entries: dict[tuple[str, str, str, str], PairedEntry] = {}
     for folder, row, values_MR in found:
         name = row["encoder"]
         label = name if len(checkpoints[name]) == 1 else f"{name} ({folder})"
         entries.setdefault(
-            (label, row["task"], row["protocol"], row["digests"]["corpus"]), Entry(label, row, values_MR)
+            (label, row["task"], row["protocol"], row["digests"]["corpus"]), PairedEntry(label, row, values_MR)
         )
     return _of_one_corpus(list(entries.values()))
 
 
-def paired_difference(entry: Entry, reference: Entry, metric: str) -> tuple[float, float, float] | str:
+def paired_difference(entry: PairedEntry, reference: PairedEntry, metric: str) -> tuple[float, float, float] | str:
     """Returns entry - reference and its 95 % interval, or why there is none."""
     one, other = entry.row, reference.row
     for what, same in (
@@ -83,7 +83,7 @@ def paired_difference(entry: Entry, reference: Entry, metric: str) -> tuple[floa
     return entry.scored(metric)["value"] - reference.scored(metric)["value"], low, high
 
 
-def _of_one_corpus(entries: list[Entry]) -> list[Entry]:
+def _of_one_corpus(entries: list[PairedEntry]) -> list[PairedEntry]:
     """Refuses two test sets of one task: their scores in one column would be read as a comparison."""
     corpora: dict[tuple[str, str], dict[str, str]] = {}
     for entry in entries:

@@ -15,7 +15,7 @@ _TRAINING = (
 )
 
 
-def differences(task: Task) -> list[str]:
+def protocol_differences(task: Task) -> list[str]:
     """Returns what protocols marble and clean do otherwise, as "subject: marble / clean"."""
     marble, clean = task.under("marble"), task.under("clean")
     told = [
@@ -52,7 +52,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Table | None:
         lines.append((*texts(task, encoder), *numbers))
     of_name = {t.name: t for t in ALL_TASKS}
     notes = [
-        f"{name} (marble / clean): {'; '.join(differences(of_name[name]))}."
+        f"{name} (marble / clean): {'; '.join(protocol_differences(of_name[name]))}."
         for name in dict.fromkeys(task for task, _ in both)
         if name in of_name
     ]

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from distributed.drawing.tables import Drawings, to_markdown, to_page
 from distributed.marble.metrics.metrics import METRICS, Statistics
 from distributed.marble.metrics.resampling import central_interval, resample_weights
-from distributed.marble.probes.probing import Outcome
+from distributed.marble.probes.probing import ProbeOutcome
 from distributed.marble.results.layer_profiles import layer_profiles
 from distributed.marble.results.tables import result_tables
 from distributed.marble.tasks.marble_tasks import ALL_TASKS
@@ -61,7 +61,7 @@ class Provenance:
 
 def make_rows(
     task: Task,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[ProbeOutcome],
     provenance: Mapping[str, Provenance],
     *,
     protocol: Protocol,
@@ -181,7 +181,7 @@ def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) 
     return _with_interval(own[0] - other[0], own[1] - other[1])
 
 
-def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, sampling: Sampling) -> Row:
+def _choice_fields(task: Task, outcome: ProbeOutcome, provenance: Provenance, sampling: Sampling) -> Row:
     choice = outcome.choice
     weights_RN = resample_weights(outcome.validation_units, resamples=sampling.resamples, seed=sampling.seed)
     _, validation_R = _value(task.selection, outcome.validation, weights_RN)
@@ -202,7 +202,7 @@ def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, samplin
 
 
 def _extra(
-    task: Task, outcome: Outcome, values: Mapping[str, tuple[float, np.ndarray]], provenance: Provenance
+    task: Task, outcome: ProbeOutcome, values: Mapping[str, tuple[float, np.ndarray]], provenance: Provenance
 ) -> dict[str, Any]:
     extra: dict[str, Any] = {
         "head": task.fit.head,

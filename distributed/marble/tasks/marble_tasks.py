@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from distributed.marble.tasks.chords import CHORD_CLASSES
-from distributed.marble.tasks.tasks import KEYS, TASKS, Clips, Fit, Frames, Readout, Source, Task, select_tasks
+from distributed.marble.tasks.tasks import KEYS, TASKS, Clips, Frames, ProbeFit, Readout, Task, TaskSource, select_tasks
 from pupujepa.errors import UserError
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
@@ -35,7 +35,7 @@ LEARNING_RATES = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
 # upstream has a layer or `MLPReduce` in its configs, and code for the other two; protocol clean tries them all
 READOUTS: tuple[Readout, ...] = ("layers", "mean", "weighted", "reduced")
 
-_FIT = Fit(
+_FIT = ProbeFit(
     hidden=512,
     dropout=0.2,
     readouts=("layers", "reduced"),
@@ -51,7 +51,7 @@ _KEY_FIT = replace(_FIT, plateau_factor=0.1)
 _TAG_FIT = replace(_FIT, batch_size=128, accumulate=1, plateau_patience=3, batch_mean_monitor=False)
 
 
-def _clean(fit: Fit, clips: Clips, **changes: Any) -> dict[str, Any]:
+def _clean(fit: ProbeFit, clips: Clips, **changes: Any) -> dict[str, Any]:
     """Returns what protocol clean changes in every row, and what it changes in one."""
     return {
         "fit": replace(fit, learning_rates=LEARNING_RATES, readouts=READOUTS, accumulate=1),
@@ -64,7 +64,7 @@ def _clean(fit: Fit, clips: Clips, **changes: Any) -> dict[str, Any]:
     }
 
 
-def _tagging(name: str, title: str, source: Source, *, classes: tuple[str, ...] = (), fit: Fit) -> Task:
+def _tagging(name: str, title: str, source: TaskSource, *, classes: tuple[str, ...] = (), fit: ProbeFit) -> Task:
     """Returns a multi-label row: macro ROC-AUC and average precision of the mean logits of each file."""
     clips = Clips(seconds=30.0, max_slices=None, min_ratio=0.8)
     return Task(
@@ -106,7 +106,7 @@ def _emo() -> Task:
         extra_metrics=("r2_arousal", "r2_valence"),
         clips=clips,
         fit=fit,
-        source=Source("EMO", "EMO", "arousal_valence"),
+        source=TaskSource("EMO", "EMO", "arousal_valence"),
         channels=("first", "first"),
         clean=_clean(fit, clips),
     )
@@ -127,7 +127,7 @@ def _gs() -> Task:
         clips=clips,
         pooling="logits_bf16",
         fit=fit,
-        source=Source("GS", "GS", "key", item_key="ori_uid"),
+        source=TaskSource("GS", "GS", "key", item_key="ori_uid"),
         channels=("first", "first"),
         clean=_clean(fit, clips),
     )
@@ -148,7 +148,7 @@ def _gtzan_genre() -> Task:
         clips=clips,
         pooling="probabilities",
         fit=fit,
-        source=Source("GTZAN", "GTZANGenre", "genre"),
+        source=TaskSource("GTZAN", "GTZANGenre", "genre"),
         channels=("first", "first"),
         clean=_clean(fit, clips, pooling="probabilities"),
     )
@@ -169,7 +169,7 @@ def _gtzan_beats() -> Task:
         frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
         aggregate="slice",
         fit=_FIT,
-        source=Source("GTZAN", "GTZANBeatTracking", "beats"),
+        source=TaskSource("GTZAN", "GTZANBeatTracking", "beats"),
         channels=("first", "first"),
         clean=_clean(
             _FIT,
@@ -183,7 +183,7 @@ def _gtzan_beats() -> Task:
 
 def _hooktheory_key() -> Task:
     clips = Clips(15.0, None, 0.8)
-    source = Source("HookTheory", "HookTheoryKey", "key", item_key="ori_uid", gated=True)
+    source = TaskSource("HookTheory", "HookTheoryKey", "key", item_key="ori_uid", gated=True)
     return Task(
         name="HookTheoryKey",
         title="HookTheory: key",
@@ -218,7 +218,7 @@ def _hooktheory_structure() -> Task:
         clips=clips,
         pooling="logits_bf16",
         fit=fit,
-        source=Source("HookTheory", "HookTheoryStructure", "section", gated=True),
+        source=TaskSource("HookTheory", "HookTheoryStructure", "section", gated=True),
         channels=("random", "mix"),
         clean=_clean(fit, clips),
     )
@@ -240,7 +240,7 @@ def _chords() -> Task:
         frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
         aggregate="slice",
         fit=_FIT,
-        source=Source("Chords1217", "Chords1217", "chords", gated=True),
+        source=TaskSource("Chords1217", "Chords1217", "chords", gated=True),
         channels=("random_half_mix", "mix"),
         clean=_clean(_FIT, clips, metric="frame_accuracy", selection="frame_accuracy", extra_metrics=()),
     )
@@ -253,9 +253,9 @@ MARBLE_TASKS: tuple[Task, ...] = (
     _gtzan_beats(),
     _hooktheory_key(),
     _hooktheory_structure(),
-    _tagging("MTT", "MagnaTagATune: tags", Source("MTT", "MTT", "tags"), classes=MTT_TAGS, fit=_TAG_FIT),
+    _tagging("MTT", "MagnaTagATune: tags", TaskSource("MTT", "MTT", "tags"), classes=MTT_TAGS, fit=_TAG_FIT),
     *(
-        _tagging(f"MTG{kind}", f"MTG-Jamendo: {what}", Source("MTG", f"MTG{kind}", "tags"), fit=fit)
+        _tagging(f"MTG{kind}", f"MTG-Jamendo: {what}", TaskSource("MTG", f"MTG{kind}", "tags"), fit=fit)
         for fit in (replace(_TAG_FIT, max_epochs=20),)
         for kind, what in (
             ("Genre", "genres"),

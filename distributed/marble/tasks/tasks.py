@@ -46,7 +46,7 @@ class Clips:
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskSource:
     """Where a task of MARBLE finds its manifests and what is in them.
 
     Attributes:
@@ -99,7 +99,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Fit:
+class ProbeFit:
     """How the probes of a task are trained.
 
     Attributes:
@@ -196,8 +196,8 @@ class Task:
     aggregate: Literal["track", "slice"] = "track"
     pooling: Literal["logits", "logits_bf16", "probabilities"] = "logits"
     unit: Literal["group", "track"] = "group"
-    fit: Fit = field(default_factory=Fit)
-    source: Source | None = None
+    fit: ProbeFit = field(default_factory=ProbeFit)
+    source: TaskSource | None = None
     channels: tuple[ChannelMode, ChannelMode] = ("mix", "mix")
     header_facts: bool = False
     drop_leaks: bool = False
@@ -242,7 +242,7 @@ TASKS: tuple[Task, ...] = (
         clips=Clips(seconds=10.24),
         frames=Frames(),
         aggregate="slice",
-        fit=Fit(learning_rates=(3e-3, 1e-2, 3e-2), seeds=(0,), max_epochs=30, batch_size=8, patience=5),
+        fit=ProbeFit(learning_rates=(3e-3, 1e-2, 3e-2), seeds=(0,), max_epochs=30, batch_size=8, patience=5),
     ),
     Task(
         name="instruments",
@@ -253,7 +253,7 @@ TASKS: tuple[Task, ...] = (
         metric="roc_auc",
         selection="roc_auc",
         extra_metrics=("average_precision",),
-        fit=Fit(plateau_patience=3, batch_mean_monitor=False),
+        fit=ProbeFit(plateau_patience=3, batch_mean_monitor=False),
     ),
     Task(
         name="tempo",

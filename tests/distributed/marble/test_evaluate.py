@@ -9,7 +9,7 @@ import torch
 from distributed.marble.evaluate import add_arguments, run
 from distributed.marble.evaluation import Evaluation, evaluate
 from distributed.marble.features.features import FeatureSet
-from distributed.marble.jobs import deal
+from distributed.marble.jobs import deal_jobs
 from distributed.marble.probes import probing
 from distributed.marble.tasks.tasks import select_tasks
 from distributed.processes.collectives import all_or_none
@@ -149,8 +149,8 @@ def test_the_upstream_protocol_is_marked_and_keeps_the_last_epoch(corpus_folder:
 def test_jobs_are_dealt_evenly():
     """The longest banks go first, each to the rank with least to do; every bank is dealt once."""
     jobs = [argparse.Namespace(cost=c) for c in (1.0, 9.0, 3.0, 5.0, 2.0)]
-    assert deal(jobs, 2) == [[1, 0], [3, 2, 4]]
-    assert sorted(number for hand in deal(jobs, 7) for number in hand) == [0, 1, 2, 3, 4]
+    assert deal_jobs(jobs, 2) == [[1, 0], [3, 2, 4]]
+    assert sorted(number for hand in deal_jobs(jobs, 7) for number in hand) == [0, 1, 2, 3, 4]
 
 
 def test_where_one_rank_fails_the_others_stop(monkeypatch: pytest.MonkeyPatch):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.marble.datasets.corpus import Track, cut, read_corpus, thin
+from distributed.marble.datasets.corpus import LabelledTrack, cut, read_labelled_corpus, thin_tracks
 from distributed.marble.tasks.tasks import Clips
 from pupujepa.errors import UserError
 from tests.distributed.marble.corpora import Recipe, make_corpus, read_rows, write_rows
@@ -10,8 +10,8 @@ from tests.distributed.marble.corpora import Recipe, make_corpus, read_rows, wri
 SHORT = Recipe(pieces=8, duration_s=0.1)
 
 
-def track(duration_s: float, uid: str = "a") -> Track:
-    return Track(uid, Path("a.wav"), "train", uid, duration_s, {})
+def track(duration_s: float, uid: str = "a") -> LabelledTrack:
+    return LabelledTrack(uid, Path("a.wav"), "train", uid, duration_s, {})
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_a_limited_number_of_slices_is_spread_over_the_track():
 def test_thinning_depends_on_the_ids_alone():
     """The same tracks are kept whatever order they come in, and a smaller choice is part of a larger one."""
     tracks = [track(1.0, f"t{i}") for i in range(30)]
-    ten = {t.uid for t in thin(tracks, 10)}
-    assert ten == {t.uid for t in thin(tracks[::-1], 10)}
-    assert {t.uid for t in thin(tracks, 4)} < ten
-    assert len(thin(tracks, 99)) == 30
+    ten = {t.uid for t in thin_tracks(tracks, 10)}
+    assert ten == {t.uid for t in thin_tracks(tracks[::-1], 10)}
+    assert {t.uid for t in thin_tracks(tracks, 4)} < ten
+    assert len(thin_tracks(tracks, 99)) == 30
 
 
 def test_the_digest_notices_another_rendering_of_the_same_list(tmp_path: Path):
@@ -48,13 +48,13 @@ def test_the_digest_notices_another_rendering_of_the_same_list(tmp_path: Path):
         if change:
             path = next((folder / "audio").iterdir())
             path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\x00\x3f")
-        digests.add(read_corpus(folder).digest)
+        digests.add(read_labelled_corpus(folder).digest)
     assert len(digests) == 2
 
 
 def test_a_missing_list_names_the_path_and_the_command(tmp_path: Path):
     with pytest.raises(UserError, match=rf"no tracks.jsonl in {tmp_path}.*python -m data scores {tmp_path}"):
-        read_corpus(tmp_path)
+        read_labelled_corpus(tmp_path)
 
 
 def test_broken_lists_are_refused_with_the_line(tmp_path: Path):
@@ -69,4 +69,4 @@ def test_broken_lists_are_refused_with_the_line(tmp_path: Path):
     ):
         write_rows(folder, broken)
         with pytest.raises(UserError, match=message):
-            read_corpus(folder)
+            read_labelled_corpus(folder)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed.marble.datasets.corpus import Corpus, Slice, Track, cut, union
+from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack, Slice, cut, union
 from distributed.marble.datasets.manifests import read_marble
-from distributed.marble.datasets.targets import Split, item_targets, prepare, slice_targets
+from distributed.marble.datasets.targets import Split, item_targets, prepare_targets, slice_targets
 from distributed.marble.tasks.marble_tasks import MARBLE_TASKS
 from distributed.marble.tasks.tasks import Protocol, Task
 from pupujepa.errors import UserError
@@ -24,8 +24,10 @@ def row(name: str, protocol: Protocol) -> Task:
     return ROWS[name].under(protocol)
 
 
-def track(rate_hz: int, num_samples: int) -> Track:
-    return Track("a", Path("a.wav"), "train", "a", num_samples / rate_hz, {}, rate_hz=rate_hz, num_samples=num_samples)
+def track(rate_hz: int, num_samples: int) -> LabelledTrack:
+    return LabelledTrack(
+        "a", Path("a.wav"), "train", "a", num_samples / rate_hz, {}, rate_hz=rate_hz, num_samples=num_samples
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_keys_in_other_modes_are_left_out(checkout: Checkout, protocol: Protocol
     """Both protocols keep the 24 major and minor keys; dorian and its like are left out of every split and counted."""
     labels = {split: [*KEYS[split], "D dorian", "E phrygianDominant"] for split in SPLITS}
     write(checkout, "HookTheoryKey", labels)
-    data = prepare(row("HookTheoryKey", protocol), read_marble(checkout.root, row("HookTheoryKey", protocol)))
+    data = prepare_targets(row("HookTheoryKey", protocol), read_marble(checkout.root, row("HookTheoryKey", protocol)))
     assert [(len(s.tracks), s.left_out) for s in data.splits.values()] == [(2, 2)] * 3
 
 
@@ -154,7 +156,7 @@ def test_a_tag_outside_the_fifty_is_refused(checkout: Checkout):
     write(checkout, "MTT", everywhere([["guitar"], ["banjo"]]), seconds=29.5)
     task = row("MTT", "marble")
     with pytest.raises(UserError, match=r"\['banjo'\] are none of the 50 classes of task 'MTT'"):
-        prepare(task, read_marble(checkout.root, task))
+        prepare_targets(task, read_marble(checkout.root, task))
 
 
 def test_jamendos_classes_are_numbered_as_they_appear_in_training(checkout: Checkout):
@@ -162,7 +164,7 @@ def test_jamendos_classes_are_numbered_as_they_appear_in_training(checkout: Chec
     tags = {"train": [["genre---rock", "genre---pop"], ["genre---ambient"]], "val": [["genre---x"], ["genre---pop"]]}
     write(checkout, "MTGGenre", tags | {"test": [["genre---pop"], ["genre---rock"]]}, seconds=30.0)
     task = row("MTGGenre", "marble")
-    data = prepare(task, read_marble(checkout.root, task))
+    data = prepare_targets(task, read_marble(checkout.root, task))
     assert data.space.classes == ("genre---rock", "genre---pop", "genre---ambient")
 
 
@@ -171,7 +173,7 @@ def test_arousal_and_valence_are_not_standardised_again(checkout: Checkout):
     write(checkout, "EMO", {"train": [[3.0, 1.0], [5.0, 2.0]], "val": [[0, 0], [1, 1]], "test": [[-1, 4], [2, 0]]})
     for protocol in PROTOCOLS:
         task = row("EMO", protocol)
-        data = prepare(task, read_marble(checkout.root, task))
+        data = prepare_targets(task, read_marble(checkout.root, task))
         values = slice_targets(data, data.splits["test"], protocol=protocol, frames=None).values
         np.testing.assert_array_equal(values, [[-1, 4], [2, 0]])
 
@@ -183,7 +185,7 @@ def test_clips_of_one_song_are_one_item_of_giantsteps(checkout: Checkout):
     write(checkout, "GS", labels, seconds=30.0)
     for protocol in PROTOCOLS:
         task = row("GS", protocol)
-        test = prepare(task, read_marble(checkout.root, task)).splits["test"]
+        test = prepare_targets(task, read_marble(checkout.root, task)).splits["test"]
         assert test.item_of_slice.tolist() == [0, 0, 1]
         assert test.units == ("test1", "test2")
 
@@ -195,7 +197,7 @@ def test_quirk_clips_of_one_video_are_one_item_whatever_their_keys(checkout: Che
     expected = {"marble": (["G major", "C major"], [0, 0, 1]), "clean": (["G major", "A minor", "C major"], [0, 1, 2])}
     for protocol in PROTOCOLS:
         task = row("HookTheoryKey", protocol)
-        data = prepare(task, read_marble(checkout.root, task))
+        data = prepare_targets(task, read_marble(checkout.root, task))
         test = data.splits["test"]
         items = item_targets(slice_targets(data, test, protocol=protocol, frames=None), test)
         keys, item_of_slice = expected[protocol]
@@ -246,14 +248,14 @@ def test_quirk_channels_of_stereo_files(task: str, channels: list[str]):
         assert {s.channel for s in mono["train"].slices} == {"mix"}
 
 
-def _channels_of(task: Task, one: Track) -> dict[str, Split]:
+def _channels_of(task: Task, one: LabelledTrack) -> dict[str, Split]:
     other = {"key": "A minor", "tags": ["rock"], "chords": []}
     tracks = tuple(
         replace(one, uid=f"{split}{i}", split=split, group=f"{split}{i}", labels=one.labels if i else other)
         for split in ("train", "valid", "test")
         for i in range(2)
     )
-    return prepare(task, Corpus(tracks, "digest")).splits
+    return prepare_targets(task, LabelledCorpus(tracks, "digest")).splits
 
 
 def test_quirk_the_manifests_facts_are_believed_or_the_files(checkout: Checkout):
@@ -278,7 +280,7 @@ def test_chord_frames_of_a_padded_slice(checkout: Checkout):
     second = {}
     for protocol in PROTOCOLS:
         task = row("Chords1217", protocol)
-        data = prepare(task, read_marble(checkout.root, task))
+        data = prepare_targets(task, read_marble(checkout.root, task))
         second[protocol] = slice_targets(data, data.splits["test"], protocol=protocol, frames=(15, 1.0)).values[1]
     assert second["marble"].tolist() == [0] * 15
     assert second["clean"].tolist() == [0] * 5 + [24] * 2 + [-1] * 8
@@ -290,7 +292,7 @@ def test_a_file_that_stands_twice_is_two_tracks_of_one_item(checkout: Checkout):
     path = checkout.root / "data/GS/GS.test.jsonl"
     path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
     task = row("GS", "marble")
-    test = prepare(task, read_marble(checkout.root, task)).splits["test"]
+    test = prepare_targets(task, read_marble(checkout.root, task)).splits["test"]
     assert [s.uid for s in test.slices][2] == "data/GS/audio/test0.wav#2"
     assert test.item_of_slice.tolist() == [0, 1, 0]
 

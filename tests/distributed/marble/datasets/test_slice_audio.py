@@ -6,7 +6,7 @@ import soundfile
 import torch
 import torchaudio
 
-from distributed.marble.datasets.corpus import Slice, Track
+from distributed.marble.datasets.corpus import LabelledTrack, Slice
 from distributed.marble.datasets.slice_audio import load_slice
 from distributed.marble.tasks.tasks import Clips
 from pupujepa.errors import UserError
@@ -14,12 +14,16 @@ from pupujepa.errors import UserError
 CLIPS = Clips(seconds=0.5001, max_slices=None)
 
 
-def stereo_track(tmp_path: Path, *, claimed_hz: int = 8_000, claimed_samples: int = 10_000) -> tuple[Track, np.ndarray]:
+def stereo_track(
+    tmp_path: Path, *, claimed_hz: int = 8_000, claimed_samples: int = 10_000
+) -> tuple[LabelledTrack, np.ndarray]:
     """10,000 samples at 8 kHz whose channels differ, and what its manifest claims."""
     audio_CS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 10_000)).astype(np.float32)
     path = tmp_path / "a.wav"
     soundfile.write(path, audio_CS.T, 8_000, subtype="FLOAT")
-    track = Track("a", path, "train", "a", 1.25, {}, rate_hz=claimed_hz, num_samples=claimed_samples, num_channels=2)
+    track = LabelledTrack(
+        "a", path, "train", "a", 1.25, {}, rate_hz=claimed_hz, num_samples=claimed_samples, num_channels=2
+    )
     return track, audio_CS
 
 

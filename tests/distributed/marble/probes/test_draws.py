@@ -3,7 +3,7 @@ import torch
 from distributed.marble.features.reading import Features
 from distributed.marble.probes.bank import Labelled, Training, train_bank
 from distributed.marble.probes.draws import Variants
-from distributed.marble.tasks.tasks import Fit
+from distributed.marble.tasks.tasks import ProbeFit
 
 
 def test_each_epoch_hears_one_of_a_slices_channels_and_all_are_equally_likely():
@@ -28,7 +28,7 @@ def test_a_slice_with_one_channel_trains_as_without_a_choice():
     """Rows that are all alike give the same probes, to the bit."""
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 20, 1, 4, generator=g), torch.randint(0, 3, (20,), generator=g)
-    fit = Fit(hidden=6, dropout=0.2, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=8)
+    fit = ProbeFit(hidden=6, dropout=0.2, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=8)
     training = Training(fit=fit, kind="multiclass", outputs=3, protocol="marble", name="t")
     plain = Labelled(Features(x), y, torch.arange(20), y)
     rows = torch.arange(20).unsqueeze(1)

@@ -6,7 +6,7 @@ import torch
 
 from distributed.marble.probes.stopping import StoppingRule
 from distributed.marble.tasks.marble_tasks import MARBLE_TASKS
-from distributed.marble.tasks.tasks import Fit
+from distributed.marble.tasks.tasks import ProbeFit
 
 CURVE = [0.1, 0.5, 0.4, 0.3, 0.2, 0.9]
 
@@ -15,7 +15,7 @@ def test_clean_keeps_the_best_epoch_and_marble_the_last_before_the_stop():
     """With patience 3 both stop after epoch 4; clean keeps epoch 1, marble keeps epoch 4, as MARBLE v2 does."""
     kept = {}
     for protocol in ("clean", "marble"):
-        rule = StoppingRule((1,), fit=Fit(learning_rates=(1e-3,), patience=3), protocol=protocol)
+        rule = StoppingRule((1,), fit=ProbeFit(learning_rates=(1e-3,), patience=3), protocol=protocol)
         for epoch, value in enumerate(CURVE):
             rule.update(epoch, np.array([value]))
         assert not rule.running[0]
@@ -25,7 +25,7 @@ def test_clean_keeps_the_best_epoch_and_marble_the_last_before_the_stop():
 
 def test_heads_stop_independently():
     """A head that stopped keeps its epoch while its neighbour goes on."""
-    rule = StoppingRule((2,), fit=Fit(learning_rates=(1e-3, 1e-2), patience=2), protocol="clean")
+    rule = StoppingRule((2,), fit=ProbeFit(learning_rates=(1e-3, 1e-2), patience=2), protocol="clean")
     for epoch in range(6):
         rule.update(epoch, np.array([-epoch, epoch], dtype=np.float64))
     np.testing.assert_array_equal(rule.kept_epoch, [0, 5])
@@ -34,7 +34,7 @@ def test_heads_stop_independently():
 
 def test_a_monitor_that_is_not_finite_stops_its_head():
     """A diverged probe stops instead of being waited for."""
-    rule = StoppingRule((1,), fit=Fit(learning_rates=(1e-3,), patience=9), protocol="clean")
+    rule = StoppingRule((1,), fit=ProbeFit(learning_rates=(1e-3,), patience=9), protocol="clean")
     rule.update(0, np.array([np.nan]))
     assert not rule.running[0]
 
@@ -77,7 +77,7 @@ EARLY_STOPS = {
 def test_item_early_stopping_is_lightnings(name: str):
     """Traces by hand of EarlyStopping(mode="max", min_delta=0, check_finite=True), and its last epoch is tested."""
     values, patience, last, kept = EARLY_STOPS[name]
-    rule = StoppingRule((1,), fit=Fit(learning_rates=(1e-3,), patience=patience), protocol="marble")
+    rule = StoppingRule((1,), fit=ProbeFit(learning_rates=(1e-3,), patience=patience), protocol="marble")
     ended = []
     for epoch, value in enumerate(values):
         rule.update(epoch, np.array([value]))

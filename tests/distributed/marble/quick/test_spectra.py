@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distributed.marble.datasets.corpus import Slice, Track
+from distributed.marble.datasets.corpus import LabelledTrack, Slice
 from distributed.marble.datasets.targets import Split
 from distributed.marble.quick.spectra import MAX_ROWS, groups_of, lidar_of, rank_of
 from pupujepa.training.diagnostics import effective_rank, lidar
@@ -12,7 +12,7 @@ from pupujepa.training.diagnostics import effective_rank, lidar
 
 def split(slices: dict[str, int], groups: dict[str, str] | None = None) -> Split:
     """Tracks with so many slices each."""
-    tracks = tuple(Track(u, Path(u), "train", (groups or {}).get(u, u), 10.0, {}) for u in slices)
+    tracks = tuple(LabelledTrack(u, Path(u), "train", (groups or {}).get(u, u), 10.0, {}) for u in slices)
     names = tuple(Slice(u, i) for u, count in slices.items() for i in range(count))
     return Split(tracks, names, np.arange(len(names)), tuple(s.uid for s in names), 0, 0)
 

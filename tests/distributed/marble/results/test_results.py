@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distributed.drawing.tables import ABSENT, to_markdown, to_page
-from distributed.marble.probes.probing import Choice, Outcome
+from distributed.marble.probes.probing import Choice, ProbeOutcome
 from distributed.marble.results.results import (
     Provenance,
     Resamples,
@@ -22,7 +22,7 @@ COLLECTION = next(t for t in TASKS if t.name == "collection")
 UNITS = tuple(f"piece{i // 2}" for i in range(80))
 
 
-def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
+def outcome(encoder: str, accuracy: float, *, seed: int) -> ProbeOutcome:
     """A classifier that is right on a share of 80 items, two seeds."""
     rng = np.random.default_rng(seed)
     target = rng.integers(0, 3, 80)
@@ -31,7 +31,7 @@ def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
         predicted = np.where(rng.permutation(80) < round(80 * accuracy), target, (target + 1) % 3)
         statistics.append({"predicted": predicted, "target": target})
     both = tuple(statistics)
-    return Outcome(
+    return ProbeOutcome(
         task="collection",
         encoder=encoder,
         choice=Choice(1, 2, 0.7, (0.5, 0.7), (3, 5), 9),
@@ -45,7 +45,7 @@ def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
     )
 
 
-def made(*outcomes: Outcome, corpus: str = "c1", protocol: str = "clean") -> tuple[list[Row], Resamples]:
+def made(*outcomes: ProbeOutcome, corpus: str = "c1", protocol: str = "clean") -> tuple[list[Row], Resamples]:
     provenance = {
         o.encoder: Provenance(("first", "last"), (0, 4), {"checkpoint": o.encoder, "corpus": corpus, "features": "f"})
         for o in outcomes
@@ -60,7 +60,7 @@ def made(*outcomes: Outcome, corpus: str = "c1", protocol: str = "clean") -> tup
     )
 
 
-def rows_of(*outcomes: Outcome) -> list[Row]:
+def rows_of(*outcomes: ProbeOutcome) -> list[Row]:
     return made(*outcomes)[0]
 
 
@@ -91,7 +91,9 @@ def test_differences_are_paired_over_the_same_pieces():
         predicted = statistics["predicted"].copy()
         predicted[wrong] = statistics["target"][wrong]
         better.append({"predicted": predicted, "target": statistics["target"]})
-    mine = Outcome(**{**vars(base), "encoder": "mine", "statistics": dict.fromkeys(base.statistics, tuple(better))})
+    mine = ProbeOutcome(
+        **{**vars(base), "encoder": "mine", "statistics": dict.fromkeys(base.statistics, tuple(better))}
+    )
     row = rows_of(base, mine)[1]
     difference = row["difference_to"]["random_init"]
     assert difference["value"] == pytest.approx(0.1)
