@@ -1,8 +1,8 @@
-"""What a corpus sounds like, as digests of whole audio files: features of other audio must never be taken for its own.
+"""Digests of whole audio files, so that features are never used for other audio.
 
-Hundreds of gigabytes are read once: ranks share the files, and a list beside the features remembers each digest with
-the file's size, times and inode. Writing to a file changes its ctime, which no program can set back, so a file whose
-mark is the same holds the same bytes. One that was changed a moment ago is not remembered: clocks tick coarsely.
+Hundreds of gigabytes are read once: ranks share the files, and a list beside the features stores each digest with the
+file's mark: size, times and inode. Writing to a file changes its ctime, which programs cannot set, so an equal mark
+means equal bytes. Files changed in the last seconds are not stored, because clocks are coarse.
 """
 
 import json
@@ -28,10 +28,10 @@ Known = dict[str, tuple[str, str]]
 
 
 def with_audio_digests(corpus: LabelledCorpus, *, cache: Location | Path, topology: Topology) -> LabelledCorpus:
-    """Returns a corpus whose digests depend on every byte of its audio; all ranks call it together.
+    """Returns the corpus with digests that depend on every byte of its audio; all ranks call it together.
 
     Args:
-        cache: path or url of the folder for features, where the list is kept.
+        cache: path or url of the folder for features, which also holds the list.
     """
     digests = audio_digests([t.path for t in corpus.tracks], cache=cache, topology=topology)
     own = {t.uid: digests[str(t.path)] for t in corpus.tracks}
@@ -47,11 +47,7 @@ def audio_digests(
     topology: Topology,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> dict[str, str]:
-    """Returns the sha256 of each file, by its path; all ranks call it together and each reads a share.
-
-    Args:
-        clock_ns: wall-clock time.
-    """
+    """Returns the sha256 of each file by path; all ranks call it together and each reads a share."""
     store = open_store(str(cache))
     known = _read_list(store.read, LIST)
     mine = sorted({str(p) for p in paths})[topology.rank :: topology.world_size]
@@ -87,7 +83,7 @@ def _mark(path: Path) -> str:
 
 
 def _is_settled(path: Path, mark: str, now_ns: int) -> bool:
-    """Whether the file has not changed since it was marked, nor shortly before."""
+    """Returns True if the file has not changed since it was marked, nor shortly before."""
     return _mark(path) == mark and path.stat().st_ctime_ns < now_ns - _SETTLED_NS
 
 

@@ -1,4 +1,4 @@
-"""From times to frames: the activations of beats and the chord of every frame, slice by slice.
+"""Frame targets from times: beat activations and the chord of every frame, slice by slice.
 
 Legend: N slices, T frames, C channels.
 """
@@ -17,14 +17,14 @@ Placed = Sequence[tuple[LabelledTrack, Slice]]
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Frames of a slice and frames per second of an encoder."""
+    """Frames per slice and frames per second of an encoder."""
 
     frames: int
     rate_hz: float
 
 
 def event_times(task: Task, rows: Placed) -> tuple[tuple[np.ndarray, ...], ...]:
-    """Returns for each slice and label the events inside it, in seconds from its start."""
+    """Returns the events of each slice and label, in seconds from the slice's start."""
     seconds = task.clips.seconds
     return tuple(
         tuple(_within(track.labels[name], track.start_s(s.index, seconds), seconds) for name in task.labels)
@@ -33,7 +33,7 @@ def event_times(task: Task, rows: Placed) -> tuple[tuple[np.ndarray, ...], ...]:
 
 
 def frame_activations(times: Sequence[Sequence[np.ndarray]], rule: Frames, grid: FrameGrid) -> np.ndarray:
-    """Returns activations [N, T, C] that fade around each event."""
+    """Returns activations [N, T, C]; see `widened`."""
     return np.stack(
         [
             np.stack(
@@ -49,20 +49,21 @@ def frame_activations(times: Sequence[Sequence[np.ndarray]], rule: Frames, grid:
 
 
 def widened(times_s: np.ndarray, *, frames: int, frame_rate_hz: float, neighbours: int) -> np.ndarray:
-    """Returns activations [T]: 1 at an event's frame, halved with every frame away from it up to `neighbours`."""
+    """Returns activations [T]: 1 at an event's frame, halved per frame of distance up to `neighbours`, else 0."""
     activation_T = np.zeros(frames, dtype=np.float32)
     centres = np.round(np.asarray(times_s) * frame_rate_hz).astype(np.int64)
     for offset in range(-neighbours, neighbours + 1):
         at = centres + offset
         at = at[(at >= 0) & (at < frames)]
+        # the nearest of two close events counts; `at` may repeat a frame, which plain indexing would drop
         np.maximum.at(activation_T, at, np.float32(0.5 ** abs(offset)))
     return activation_T
 
 
 def chord_classes(task: Task, rows: Placed, grid: FrameGrid, *, protocol: Protocol) -> np.ndarray:
-    """Returns the class of every frame, [N, T], -1 for frames that neither train nor count.
+    """Returns the class of every frame, [N, T]; -1 for frames that are ignored.
 
-    Protocol clean ignores frames after the end of the track, which are padding; upstream gives them the last chord.
+    Protocol clean ignores frames after the end of the track (padding); upstream gives them the last chord.
     """
     [name] = task.labels
     rule = upstream_frames if protocol == "marble" else exact_frames

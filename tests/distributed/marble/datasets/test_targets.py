@@ -14,7 +14,7 @@ ROWS = {t.name: t for t in TASKS}
 
 
 def corpus_of(labels: list[dict], splits: str, *, duration_s: float = 10.24) -> LabelledCorpus:
-    """A corpus without audio: letters of `splits` are t(rain), v(alid), e (test)."""
+    """A corpus without audio; the letters of `splits` are t(rain), v(alid) and (t)e(st)."""
     names = {"t": "train", "v": "valid", "e": "test"}
     tracks = tuple(
         LabelledTrack(f"t{i}", Path("x.wav"), names[s], f"g{i // 2}", duration_s, label)
@@ -28,7 +28,7 @@ def sliced(task: Task, clips: Clips) -> Task:
 
 
 def test_tracks_without_a_label_are_left_out_and_counted():
-    """Pieces whose key the score does not settle stay out of the key task, in every split."""
+    """Pieces without a known key are left out of the key task, in every split."""
     keys = ["C major", None, "A minor", "C major", "A minor", "G major", None, "F major"]
     data = prepare_targets(ROWS["key"], corpus_of([{"key": k} for k in keys], "tttvveee"))
     assert {n: len(s.units) for n, s in data.splits.items()} == {"train": 2, "valid": 2, "test": 2}
@@ -36,7 +36,7 @@ def test_tracks_without_a_label_are_left_out_and_counted():
 
 
 def test_a_collection_that_training_never_saw_is_left_out():
-    """Classes are those of the training split; a test track of another class cannot be right."""
+    """Classes are those of the training split; test tracks of other classes are left out."""
     names = ["bach", "haydn", "bach", "haydn", "bach", "haydn", "folk"]
     data = prepare_targets(ROWS["collection"], corpus_of([{"collection": n} for n in names], "ttvveee"))
     assert data.space.classes == ("bach", "haydn")
@@ -44,7 +44,7 @@ def test_a_collection_that_training_never_saw_is_left_out():
 
 
 def test_regression_targets_are_logs_standardised_on_training():
-    """Mean 0 and deviation 1 on the training split, the same map elsewhere."""
+    """Targets have mean 0 and deviation 1 on the training split; other splits get the same map."""
     tempi, densities = [60.0, 90.0, 140.0, 80.0, 100.0, 70.0, 120.0], [1.0, 3.0, 8.0, 2.0, 5.0, 4.0, 6.0]
     labels = [{"tempo_bpm": t, "note_density_hz": d} for t, d in zip(tempi, densities, strict=True)]
     data = prepare_targets(ROWS["tempo"], corpus_of(labels, "tttvvee"))
@@ -58,7 +58,7 @@ def test_regression_targets_are_logs_standardised_on_training():
 
 
 def test_beat_targets_fade_over_two_frames():
-    """1 at the beat, a half and a quarter beside it; overlapping slopes keep the larger value."""
+    """Activations are 1 at a beat, then 1/2 and 1/4; overlapping slopes keep the larger value."""
     np.testing.assert_array_equal(
         widened(np.array([0.2, 0.32]), frames=12, frame_rate_hz=25.0, neighbours=2),
         [0, 0, 0, 0.25, 0.5, 1, 0.5, 0.5, 1, 0.5, 0.25, 0],
@@ -66,7 +66,7 @@ def test_beat_targets_fade_over_two_frames():
 
 
 def test_events_are_those_of_the_slice():
-    """A slice sees the beats inside it, in seconds from its own start; upstream's protocol rounds and decodes as is."""
+    """A slice has the beats inside it, in seconds from its start; protocol marble rounds and does not interpolate."""
     labels = [{"beats": [0.5 + i, 10.3 + 0.01 * i, 12.0], "downbeats": [10.4]} for i in range(3)]
     task = sliced(ROWS["beats"], Clips(seconds=10.0, max_slices=None, min_ratio=0.1))
     data = prepare_targets(task, corpus_of(labels, "tve", duration_s=12.5))
@@ -82,7 +82,7 @@ def test_events_are_those_of_the_slice():
 
 
 def test_slices_of_one_track_are_one_item():
-    """Clip tasks aggregate by track; the item's target is its slices' target, its unit the piece."""
+    """Clip tasks aggregate by track; an item has the target of its slices, and its unit is the piece."""
     task = sliced(ROWS["key"], Clips(seconds=3.0, max_slices=None))
     keys = ["C major", "A minor", "C major", "A minor", "G major", "F major"]
     data = prepare_targets(task, corpus_of([{"key": k} for k in keys], "ttvvee"))
