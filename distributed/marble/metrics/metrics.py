@@ -1,8 +1,8 @@
-"""Metrics: the value is scikit-learn's or mir_eval's; only its resampling for intervals is ours.
+"""Metrics: values come from scikit-learn and mir_eval; only the resampling for intervals is ours.
 
-A metric first turns logits and targets into per-item statistics. `exact` reads one number off them with the reference
-library. `resampled` gives the same number for many weightings of the items at once, which the libraries can only do
-one call at a time; tests hold it to the libraries' own `sample_weight`.
+A metric first computes per-item statistics from logits and targets. `exact` computes the value from them with the
+reference library. `resampled` computes it for many weightings of the items at once, where the libraries need one call
+each; tests compare it with the libraries' `sample_weight`.
 
 Legend: N items, C classes or outputs, R resamples.
 """
@@ -24,12 +24,12 @@ from distributed.marble.metrics.resampling import Statistics, divide, mean_of_de
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of merit; larger is better for all of them.
+    """A metric; larger is better.
 
     Attributes:
-        statistics: (logits of the items, targets) -> arrays with one row an item.
+        statistics: (logits of the items, targets) -> arrays with one row per item.
         exact: statistics -> value.
-        resampled: (statistics, weights_RN) -> values [R]; NaN where a resample has none.
+        resampled: (statistics, weights_RN) -> values [R]; NaN for undefined ones.
     """
 
     name: str
@@ -37,6 +37,10 @@ class Metric:
     statistics: Callable[[np.ndarray, Targets], Statistics]
     exact: Callable[[Statistics], float]
     resampled: Callable[[Statistics, np.ndarray], np.ndarray]
+
+    def score(self, logits: np.ndarray, targets: Targets) -> float:
+        """Returns the value for the logits of items; NaN if it is undefined."""
+        return self.exact(self.statistics(logits, targets))
 
 
 def _class_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
@@ -92,7 +96,7 @@ def _regression_statistics(outputs_NC: np.ndarray, targets: Targets, column: int
 
 
 def _r2(s: Statistics) -> float:
-    if len(s["target"]) < 2:
+    if len(s["target"]) < 2:  # scikit-learn warns and returns NaN
         return np.nan
     return float(sklearn_metrics.r2_score(s["target"], s["predicted"], multioutput="uniform_average"))
 

@@ -1,7 +1,7 @@
-"""Metrics of tags: ROC-AUC, average precision and F1, over the classes that have them or, as upstream, over all.
+"""Metrics of tags: ROC-AUC, average precision and F1, over the defined classes or, as upstream, over all.
 
-A class without a positive item has no curve, one without a negative item no ROC curve. Protocol clean leaves such
-classes out of the mean. MARBLE v2's library counts them as 0 (`roc_auc_all`, `average_precision_all`).
+A class without positive items has no curve, one without negative items no ROC curve. Protocol clean excludes such
+classes from the mean. MARBLE v2's library counts them as 0 (`roc_auc_all`, `average_precision_all`).
 
 Legend: N items, C classes, R resamples.
 """
@@ -14,7 +14,7 @@ from distributed.marble.metrics.resampling import Statistics, divide, mean_of_de
 
 
 def curve_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
-    """Keeps the classes that have both a positive and a negative item: the others have no curve."""
+    """Returns scores and targets of the classes with both positive and negative items; others have no curve."""
     positives_C = targets.values.sum(axis=0)
     kept_C = (positives_C > 0) & (positives_C < len(targets.values))
     return {"score": logits_NC[:, kept_C].astype(np.float64), "target": targets.values[:, kept_C] > 0}
@@ -31,7 +31,7 @@ def roc_auc_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 
 
 def _roc_auc_of_class(target_N: np.ndarray, score_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Weight of (positive, negative) pairs in the right order; a tie counts half."""
+    """Returns the weighted share of (positive, negative) pairs in the right order, [R]; a tie counts half."""
     order = np.argsort(score_N, kind="stable")
     start_N, end_N = _tie_bounds(score_N[order])
     positive_RN = weights_RN[:, order] * target_N[order]
@@ -55,7 +55,7 @@ def average_precision_resampled(s: Statistics, weights_RN: np.ndarray) -> np.nda
 
 
 def _average_precision_of_class(target_N: np.ndarray, score_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Precision at each positive's threshold, averaged over the positives' weight."""
+    """Returns the precision at each positive's threshold, averaged by the positives' weights, [R]."""
     order = np.argsort(-score_N, kind="stable")
     _, end_N = _tie_bounds(score_N[order])
     sorted_RN = weights_RN[:, order]
@@ -66,12 +66,12 @@ def _average_precision_of_class(target_N: np.ndarray, score_N: np.ndarray, weigh
 
 
 def all_class_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
-    """Keeps every class, empty or not."""
+    """Returns scores and targets of all classes."""
     return {"score": logits_NC.astype(np.float64), "target": targets.values > 0}
 
 
 def roc_auc_all(s: Statistics) -> float:
-    """Returns macro ROC-AUC over all classes; one without positives or without negatives counts as 0."""
+    """Returns macro ROC-AUC over all classes; classes without positives or negatives count as 0."""
     return unweighted(roc_auc_all_resampled, s)
 
 
@@ -81,7 +81,7 @@ def roc_auc_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 
 
 def average_precision_all(s: Statistics) -> float:
-    """Returns macro average precision over all classes; one without positives counts as 0."""
+    """Returns macro average precision over all classes; classes without positives count as 0."""
     return unweighted(average_precision_all_resampled, s)
 
 
@@ -91,12 +91,12 @@ def average_precision_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np
 
 
 def decision_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
-    """Keeps which classes are decided for: those whose probability is above one half."""
+    """Returns decisions (probability above one half) and targets of all classes."""
     return {"decided": logits_NC > 0, "target": targets.values > 0}
 
 
 def f1_macro(s: Statistics) -> float:
-    """Returns scikit-learn's macro F1 of all classes; one that is neither there nor decided for counts as 0."""
+    """Returns scikit-learn's macro F1 of all classes; absent classes without decisions count as 0."""
     return float(sklearn_metrics.f1_score(s["target"], s["decided"], average="macro", zero_division=0))
 
 
@@ -128,7 +128,7 @@ def _columns(s: Statistics) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _tie_bounds(sorted_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each place of a sorted array where its run of equal values starts and ends (exclusive)."""
+    """Returns start and (exclusive) end of the run of equal values at each place of a sorted array."""
     changes = np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1
     edges = np.concatenate([[0], changes, [len(sorted_N)]])
     run_of_N = np.repeat(np.arange(len(edges) - 1), np.diff(edges))

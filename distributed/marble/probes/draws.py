@@ -1,6 +1,6 @@
-"""What a probe draws: initial weights, order of its batches, dropout, and which channel of a slice it hears.
+"""Random draws of a probe: initial weights, batch order, dropout, and the channel of each slice.
 
-Everything is keyed by the task's name and the seed, so that a probe draws the same alone and in a bank.
+All draws are keyed by the task's name and the seed, so that a probe draws the same alone and in a bank.
 
 Legend: L layers, S seeds, K learning rates, N slices, V variants of a slice, U hidden units.
 """
@@ -17,11 +17,11 @@ from pupujepa.randomness import torch_seed
 
 @dataclass(frozen=True)
 class Variants:
-    """The rows of features that stand for each slice, one of which is drawn every epoch, all equally likely.
+    """Equally likely feature rows of each slice; one is drawn every epoch.
 
     Attributes:
         rows_NV: rows; those beyond a slice's count are never drawn.
-        count_N: how many rows each slice has.
+        count_N: number of rows of each slice.
     """
 
     rows_NV: Tensor
@@ -45,7 +45,7 @@ def order(name: str, seed: int, epoch: int, slices: int) -> Tensor:
 
 
 def dropout_masks(name: str, fit: ProbeFit, rows: int, when: tuple[int, int]) -> Tensor | None:
-    """Returns factors [S, rows, U]: one mask a seed, shared by its layers and rates, as if each trained alone."""
+    """Returns factors [S, rows, U]: one mask per seed, shared by its layers and rates; None without dropout."""
     if not fit.hidden or not fit.dropout:
         return None
     masks = []
@@ -57,7 +57,7 @@ def dropout_masks(name: str, fit: ProbeFit, rows: int, when: tuple[int, int]) ->
 
 
 def initial_mixing(name: str, fit: ProbeFit, readout: Readout, *, sizes: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Returns what a readout starts from, [1, S, K, ...]: equal shares [L], or torch's `Linear` from L * D to D.
+    """Returns initial tensors [1, S, K, ...] of a readout: equal shares [L], or torch's `Linear` from L * D to D.
 
     Args:
         sizes: layers and width.
@@ -73,7 +73,7 @@ def initial_mixing(name: str, fit: ProbeFit, readout: Readout, *, sizes: tuple[i
 def initial_weights(
     name: str, fit: ProbeFit, heads: tuple[int, int, int], sizes: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    """Returns torch's default initialisation of `Linear`, the same for every layer and rate of a seed.
+    """Returns weights and biases with torch's default initialisation of `Linear`, equal for all rows and rates.
 
     Args:
         heads: L, S, K.
@@ -88,7 +88,7 @@ def initial_weights(
 def _linear(
     what: tuple[str, str, int], fit: ProbeFit, *, heads: tuple[int, int, int], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Returns weight [*heads, *size] and bias [*heads, rows], uniform within 1 / sqrt(columns): a draw a seed."""
+    """Returns weight [*heads, *size] and bias [*heads, size[0]], uniform within 1 / sqrt(columns), per seed."""
     use, name, number = what
 
     def drawn(*dims: int) -> Tensor:

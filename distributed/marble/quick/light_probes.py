@@ -1,9 +1,9 @@
-"""One task on one encoder without training: kNN, few-shot and spectra, layer by layer.
+"""Checks of one encoder on one task without training: kNN, few-shot and spectra, layer by layer.
 
-What is chosen (a layer, a number of neighbours) is chosen on validation; features of the test split are read only for
-it. One layer is in memory at a time.
+Layer and number of neighbours are chosen on validation; test features are read only for the chosen ones. One layer is
+in memory at a time.
 
-Legend: N slices or items, D width, C classes, P what is chosen from, V draws of labelled items, R resamples.
+Legend: N slices or items, D width, C classes, P options to choose from, V draws of labelled items, R resamples.
 """
 
 from collections.abc import Callable
@@ -35,13 +35,13 @@ from pupujepa.errors import UserError
 
 KNN, FEW_SHOT, SPECTRUM = "knn", "few-shot", "spectrum"
 
-# (train_ND, asked_ND), rows of length 1 -> scores of the asked items [P, V, N, C]
+# (train_ND, asked_ND), both with rows of norm 1 -> scores of the asked items [P, V, N, C]
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Check:
-    """How quick checks are made."""
+    """Settings of quick checks."""
 
     protocol: Protocol
     sampling: Sampling
@@ -49,7 +49,7 @@ class Check:
 
 @dataclass(frozen=True)
 class _Method:
-    """A way to score items, and what its row says of the chosen one of its options."""
+    """A way to score items; the row shows its facts and the chosen option."""
 
     name: str
     scores: Scorer
@@ -65,13 +65,13 @@ def check_job(job: ProbeJob, check: Check) -> list[Row]:
     """
     features = _ItemFeatures(job)
     targets = {name: _targets(job, name, check.protocol) for name in ("train", "valid")}
-    methods = _methods(job, targets["train"], check.sampling.seed)
+    methods, selection = _methods(job, targets["train"], check.sampling.seed), METRICS[job.data.task.selection]
     profiles: list[list[np.ndarray]] = [[] for _ in methods]
     for layer in range(features.layers) if methods else ():
         train_ND, valid_ND = features.directions(layer, "valid")
         for profile_LP, method in zip(profiles, methods, strict=True):
             scores_PVNC = method.scores(train_ND, valid_ND)
-            values_PV = [[_value(job.data.task.selection, s, targets["valid"]) for s in draws] for draws in scores_PVNC]
+            values_PV = [[selection.score(s, targets["valid"]) for s in draws] for draws in scores_PVNC]
             profile_LP.append(np.mean(values_PV, axis=1))
     rows = [_head(job, check, SPECTRUM) | _spectrum(job, features)]
     for method, profile_LP in zip(methods, profiles, strict=True):
@@ -115,7 +115,7 @@ def _tested(job: ProbeJob, check: Check, features: "_ItemFeatures", method: _Met
             f"task {task.name!r}: {task.selection} is not defined on the validation split, so no layer can be chosen; "
             "use a corpus with more pieces"
         )
-    layer, option = (int(place) for place in np.unravel_index(np.nanargmax(profile_LP), profile_LP.shape))
+    layer, option = (int(i) for i in np.unravel_index(np.nanargmax(profile_LP), profile_LP.shape))
     scores_VNC = method.scores(*features.directions(layer, "test"))[option]
     metric, targets = METRICS[task.metric], _targets(job, "test", check.protocol)
     units = job.data.splits["test"].units
@@ -139,7 +139,7 @@ def _tested(job: ProbeJob, check: Check, features: "_ItemFeatures", method: _Met
 
 
 def _spectrum(job: ProbeJob, features: "_ItemFeatures") -> Row:
-    """RankMe and LiDAR of every layer, over the slices of the training split."""
+    """Returns RankMe and LiDAR of every layer, over the slices of the training split."""
     groups = groups_of(job.data.splits["train"])
     ranks, lidars = [], []
     for layer in range(features.layers):
@@ -173,13 +173,9 @@ def _targets(job: ProbeJob, name: str, protocol: Protocol) -> Targets:
     return item_targets(slice_targets(job.data, split, protocol=protocol, frames=None), split)
 
 
-def _value(metric: str, scores_NC: np.ndarray, targets: Targets) -> float:
-    return METRICS[metric].exact(METRICS[metric].statistics(scores_NC, targets))
-
-
 @dataclass(frozen=True)
 class _ItemFeatures:
-    """Reads one layer at a time."""
+    """Features of one job, read one layer at a time."""
 
     job: ProbeJob
 
@@ -193,7 +189,7 @@ class _ItemFeatures:
         return self.job.subject.features.read(slices, "pooled", layers=range(layer, layer + 1))[0, :, 0]
 
     def directions(self, layer: int, asked: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the items of the training split and of another, scaled with the former, as rows of length 1."""
+        """Returns the items of the training split and of `asked`, scaled by the former, with rows of norm 1."""
         train = self._items("train", layer)
         statistics = statistics_of(train)
         return _directions(train, *statistics), _directions(self._items(asked, layer), *statistics)

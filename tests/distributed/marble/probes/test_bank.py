@@ -5,8 +5,7 @@ import torch
 
 from benchmarks.probe_alone import Place, Probe, Slices, outputs_of, train_alone
 from distributed.marble.features.reading import Features
-from distributed.marble.probes.adam import StackedAdam
-from distributed.marble.probes.bank import Bank, Labelled, Training, train_bank
+from distributed.marble.probes.bank import Bank, Labelled, StackedAdam, Training, train_bank
 from distributed.marble.probes.heads import new_heads
 from distributed.marble.tasks.tasks import ProbeFit, Readout
 
@@ -37,11 +36,11 @@ def trained(training: Training, train: Labelled, valid: Labelled) -> Bank:
 
 
 def logits_of(bank: Bank, data: Labelled) -> torch.Tensor:
-    return torch.cat(list(bank.logits(data.building.features)))
+    return torch.cat(list(bank.logits(data.features)))
 
 
 def places(fit: ProbeFit) -> list[tuple[tuple[int, int, int], Place]]:
-    """Every probe of a bank: its place [R, S, K] and what it is."""
+    """Every probe of a bank: its index [R, S, K] and its description."""
     rows = [("layers", layer) for layer in range(LAYERS)] + [(r, 0) for r in fit.readouts if r != "layers"]
     return [
         ((r, s, k), Place(readout, layer, rate, seed))
@@ -52,8 +51,8 @@ def places(fit: ProbeFit) -> list[tuple[tuple[int, int, int], Place]]:
 
 
 def by_slice(data: Labelled, like: Labelled | None = None) -> Slices:
-    """The same data for a probe in plain torch; `like` is the split whose mean and deviation scale the features."""
-    x_LNTD = data.building.features.values_LNTD
+    """The same data for a probe in plain torch; mean and deviation of `like` scale the features."""
+    x_LNTD = data.features.values_LNTD
     if like is not None:
         of_LNTD = like.features.values_LNTD.double()
         mean, deviation = of_LNTD.mean((1, 2), keepdim=True), of_LNTD.std((1, 2), keepdim=True, correction=0)
@@ -75,7 +74,7 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "hidden", "protocol", "frames", "accumulate", "rate"), CASES)
 def test_a_bank_trains_each_probe_as_plain_torch_trains_it_alone(kind, hidden, protocol, frames, accumulate, rate):
-    """Every (layer or readout, seed, rate) ends within 1e-5 of the same probe in torch.nn with torch.optim.Adam.
+    """Every (layer or readout, seed, rate) is within 1e-5 of the same probe in torch.nn with torch.optim.Adam.
 
     Dropout, stopping, plateaus, and the gradients of the reference's small batches included: 70 slices in batches of 4,
     four to a step, leave a group of two batches, of which the last has two slices, at the end of each epoch.
@@ -106,7 +105,7 @@ def test_a_bank_trains_each_probe_as_plain_torch_trains_it_alone(kind, hidden, p
 
 @pytest.mark.parametrize("in_hardware", [True, False])
 def test_heads_train_under_bf16_autocast_as_upstream(monkeypatch: pytest.MonkeyPatch, in_hardware):
-    """Outputs are bf16 numbers, weights and optimiser stay float32, and torch's own autocast gives the same probes.
+    """Outputs are bf16, weights and optimiser stay float32, and torch's own autocast gives the same probes.
 
     They agree to the precision of bf16: a sum in another order may round to its other neighbour. Where the hardware has
     no bf16, the same roundings are made around float32 products.
@@ -131,7 +130,7 @@ def test_heads_train_under_bf16_autocast_as_upstream(monkeypatch: pytest.MonkeyP
 
 
 def test_passes_change_nothing(monkeypatch: pytest.MonkeyPatch):
-    """A bank that is too large for memory trains a layer or readout at a time and gives the same probes."""
+    """A bank too large for memory trains one layer or readout at a time and gives the same probes."""
     train, valid = labelled("multiclass", seed=0), labelled("multiclass", seed=1)
     fit = ProbeFit(readouts=READOUTS, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=16)
     training = Training(fit=fit, kind="multiclass", outputs=3, protocol="clean", name="t")
@@ -148,7 +147,7 @@ def test_passes_change_nothing(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_informative_layer_is_learned():
-    """The one layer that carries the labels scores far better than the others, and the weighted sum turns to it."""
+    """The layer with the labels scores far better than the others, and the weighted sum selects it."""
     train, valid = labelled("multiclass", seed=0), labelled("multiclass", seed=1)
     fit = ProbeFit(readouts=READOUTS, learning_rates=(3e-2,), seeds=(0,), max_epochs=60, batch_size=16, patience=20)
     bank = trained(Training(fit=fit, kind="multiclass", outputs=3, protocol="clean", name="t"), train, valid)
@@ -159,7 +158,7 @@ def test_the_informative_layer_is_learned():
 
 
 def test_stacked_adam_equals_torchs():
-    """One step rule for all heads is torch's Adam for each, at its own learning rate."""
+    """StackedAdam equals torch's Adam for each head at its own learning rate."""
     g = torch.Generator().manual_seed(0)
     start, rates = torch.randn(4, 5, generator=g), torch.tensor([1e-3, 1e-2, 1e-1, 3e-4])
     gradients = [torch.randn(4, 5, generator=g) for _ in range(7)]

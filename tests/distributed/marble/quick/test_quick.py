@@ -6,8 +6,9 @@ import pytest
 
 from distributed.marble.evaluate import add_arguments, run
 from distributed.marble.quick.neighbours import DRAWS, SHOTS, neighbour_counts
-from distributed.marble.quick.quick import quick_table, read_quick
+from distributed.marble.quick.quick import QUICK, quick_table
 from pupujepa.errors import UserError
+from pupujepa.json_lines import read_rows
 from tests.distributed.marble.corpora import Recipe, make_corpus
 
 
@@ -33,8 +34,8 @@ def out(takes: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_each_kind_of_task_gets_the_checks_that_apply(out: Path):
-    """Classes: all; tags: kNN and spectra; regression: spectra; frames: nothing. Nothing is trained."""
-    rows = read_quick(out)
+    """Classes get all checks, tags kNN and spectra, regression spectra, frames none; nothing is trained."""
+    rows = read_rows(out / QUICK)
     checks = {
         t: sorted({(r["check"], r.get("shots", 0)) for r in rows if r["task"] == t}) for t in {r["task"] for r in rows}
     }
@@ -49,8 +50,8 @@ def test_each_kind_of_task_gets_the_checks_that_apply(out: Path):
 
 
 def test_rows_say_what_was_chosen_and_on_what(out: Path):
-    """An interval around the value, the layer with the best validation score, k within the training split."""
-    for row in read_quick(out):
+    """Each row has an interval around its value, the best layer on validation, and a possible k."""
+    for row in read_rows(out / QUICK):
         if row["check"] == "spectrum":
             continue
         assert row["interval"][0] - 1e-9 <= row["value"] <= row["interval"][1] + 1e-9
@@ -65,13 +66,13 @@ def test_rows_say_what_was_chosen_and_on_what(out: Path):
 
 def test_chroma_finds_the_keys_of_triads_without_training(takes: Path, out: Path):
     """Nearest neighbours in twelve pitch classes do better than the 24 classes' chance, by far."""
-    [row] = [r for r in read_quick(out) if (r["task"], r["encoder"], r["check"]) == ("key", "chroma", "knn")]
+    [row] = [r for r in read_rows(out / QUICK) if (r["task"], r["encoder"], r["check"]) == ("key", "chroma", "knn")]
     assert row["value"] > 0.2
 
 
 def test_spectra_are_of_every_layer(out: Path):
     """Ranks between 1 and the number of slices; LiDAR of pieces with two takes; regions of the same features."""
-    rows = [r for r in read_quick(out) if r["check"] == "spectrum" and r["encoder"] == "tiny"]
+    rows = [r for r in read_rows(out / QUICK) if r["check"] == "spectrum" and r["encoder"] == "tiny"]
     for row in rows:
         assert row["layer_names"] == ["patch embedding", "block 1", "last block, normed"]
         assert len(row["rank"]) == len(row["lidar"]) == 3
@@ -81,11 +82,11 @@ def test_spectra_are_of_every_layer(out: Path):
 
 
 def test_rows_stay_until_they_are_measured_anew(out: Path, takes: Path):
-    """Another encoder adds its rows, the same one replaces its own; the table has a line for each."""
-    before = read_quick(out)
+    """Another encoder adds rows, the same one replaces its own; the table has a line for each."""
+    before = read_rows(out / QUICK)
     evaluate("--quick", "--encoders", "log_mel", "--tasks", "collection", "--data", takes, "--out", out)
     evaluate("--quick", "--encoders", "chroma", "--tasks", "key", "--data", takes, "--out", out, "--resamples", 200)
-    after = read_quick(out)
+    after = read_rows(out / QUICK)
     assert len(after) == len(before) + 2 + len(SHOTS)
     assert all(row in after for row in before)
     table = (out / "quick.md").read_text()
@@ -95,5 +96,5 @@ def test_rows_stay_until_they_are_measured_anew(out: Path, takes: Path):
 
 
 def test_frame_tasks_alone_are_refused(takes: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="--quick compares whole clips, and all of these tasks speak about frames"):
+    with pytest.raises(UserError, match="--quick compares whole clips, but all of these tasks label frames"):
         evaluate("--quick", "--encoders", "log_mel", "--tasks", "beats", "--data", takes, "--out", tmp_path)
