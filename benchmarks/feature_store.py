@@ -74,7 +74,7 @@ def report(count: int) -> list[str]:
         with step(f"{BATCHES} batches of {BATCH} slices drawn at random, read"):
             drawn = torch.randint(0, count, (BATCHES, BATCH), generator=torch.Generator().manual_seed(0))
             for rows in drawn.tolist():
-                read = features.pooled([plan.slices[row] for row in rows])
+                read = features.read([plan.slices[row] for row in rows], "pooled")
                 assert read[0, :, 0, 0].tolist() == rows
     return lines
 

@@ -22,7 +22,7 @@ def plan_of(slices: int) -> FeaturePlan:
 
 
 def fill(store: PartStore, plan: FeaturePlan) -> None:
-    """Writes features that tell the slice they belong to: its place in the plan."""
+    """Writes features that identify their slice: its position in the plan."""
     for number in range(plan.num_parts):
         start = number * plan.slices_per_part
         values = torch.arange(start, start + len(plan.part(number)), dtype=torch.float32)
@@ -30,7 +30,7 @@ def fill(store: PartStore, plan: FeaturePlan) -> None:
 
 
 def places(plan: FeaturePlan, store: PartStore, slices: list[Slice]) -> list[float]:
-    return gather_features(store, plan).pooled(slices)[0, :, 0, 0].tolist()
+    return gather_features(store, plan).read(slices, "pooled")[0, :, 0, 0].tolist()
 
 
 def test_an_object_store_gives_what_a_folder_gives(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -75,7 +75,7 @@ def test_a_part_that_was_damaged_later_is_named(tmp_path: Path):
 
 
 def test_what_a_rank_holds_to_find_all_of_jamendo_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The plan and its index take below 450 bytes a slice, 200 MB for 435,648 slices, which lie in at most 4,096 parts.
+    """Plan and index take below 450 bytes a slice, 200 MB for 435,648 slices, in at most 4,096 parts.
 
     The parts are named and not written; `python -m benchmarks feature_store` goes through all of them.
     """
