@@ -1,4 +1,4 @@
-"""An evaluation of frozen encoders, fully specified, on all ranks: features, probes, rows of results."""
+"""An evaluation of frozen encoders on all ranks: features, probes, rows of results."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation, fully specified.
+    """Settings of an evaluation.
 
     Attributes:
         cache: path or url of the folder for features, shared by all ranks.
         which: teacher or student.
         precision: of the frozen encoders, "bf16" or "fp32".
-        quick: nothing is trained; see quick.py.
+        quick: train nothing; see quick.py.
     """
 
     encoders: tuple[str, ...]
@@ -52,7 +52,7 @@ class Evaluation:
 
 
 def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device) -> list[Row]:
-    """Runs an evaluation inside a process group; the first rank writes the results and returns them, others none."""
+    """Runs an evaluation in a process group; the first rank writes and returns the rows, the others return []."""
     evaluation = replace(evaluation, tasks=tuple(task.under(evaluation.protocol) for task in evaluation.tasks))
     corpora: dict[str, LabelledCorpus] = {}
     for task in evaluation.tasks:
@@ -87,10 +87,10 @@ def measure_encoders(
 
     Args:
         corpora: by the name of their track list.
-        evaluation: protocol and feature cache.
+        evaluation: for its protocol and feature cache.
 
     Returns:
-        The jobs, and the outcome of each by its number, on every rank.
+        On every rank: all jobs, and the outcome of each by job number.
 
     Raises:
         UserError: no encoder supports any of the tasks.
@@ -111,7 +111,7 @@ def _featurise_all(
         tasks = [d for d in prepared if supports(encoder, d.task)]
         jobs += featurise(encoder, corpora, tasks, cache=cache, topology=topology)
     if not jobs:
-        raise UserError("none of these encoders supports any of these tasks, so there is nothing to measure")
+        raise UserError("none of these encoders supports any of these tasks, so nothing can be measured; choose others")
     return jobs
 
 

@@ -1,6 +1,6 @@
-"""The jobs of an evaluation: one task on one encoder each, their features computed in as few passes as there can be.
+"""Jobs of an evaluation: one task on one encoder each, with features from as few passes as possible.
 
-Tasks that cut the same audio into windows of one length share a pass, though each has a list of its own: the four tasks
+Tasks that cut the same audio into windows of one length share a pass, even with separate track lists: the four tasks
 on MTG-Jamendo read every window once.
 """
 
@@ -25,7 +25,7 @@ from pupujepa.progress import Progress
 
 @dataclass(frozen=True)
 class ProbeJob:
-    """One task on one encoder, with its features in place."""
+    """One task on one encoder, with computed features; `cost` is the relative work of its probes."""
 
     data: TaskData
     subject: Subject
@@ -34,9 +34,10 @@ class ProbeJob:
 
 
 def deal_jobs(jobs: Sequence[ProbeJob], world_size: int) -> list[list[int]]:
-    """Returns the jobs of every rank: the longest first, each to the rank with least to do."""
+    """Returns the job numbers of every rank: the longest job first, each to the rank with the least work."""
     load = [0.0] * world_size
     hands: list[list[int]] = [[] for _ in range(world_size)]
+    # equal costs are ordered by number: all ranks must compute the same assignment
     for number in sorted(range(len(jobs)), key=lambda n: (-jobs[n].cost, n)):
         rank = load.index(min(load))
         hands[rank].append(number)
@@ -87,7 +88,7 @@ def featurise(
 
 
 def _count(progress: Progress, slice_s: float, ranks: int, count: int, computed: bool) -> None:
-    """Counts slices; the rate is that of all ranks, taken to be as fast as this one."""
+    """Counts slices; the rate shown is for all ranks, assumed to be as fast as this one."""
     if not computed:
         progress.skip(count)
         return
@@ -96,7 +97,7 @@ def _count(progress: Progress, slice_s: float, ranks: int, count: int, computed:
 
 
 def _sharing(tasks: Sequence[TaskData]) -> list[list[TaskData]]:
-    """Returns the tasks in groups that one pass serves: the same audio, windows of one length, one rule for frames."""
+    """Returns groups of tasks that can share a feature pass: the same audio, windows of one length."""
     groups: dict[tuple[str, float], list[TaskData]] = {}
     for data in tasks:
         task = data.task
@@ -110,6 +111,7 @@ def _plan(clips: Clips, tasks: Sequence[TaskData]) -> FeaturePlan:
     framed = [d for d in tasks if d.task.frames is not None]
     with_frames = [s for d in framed for split in d.splits.values() for s in split.every_slice]
     wanted = [d.task.frames.layers for d in framed if d.task.frames]
+    # None means all layers, the most that a task can ask for
     layers = None if None in wanted else max((w for w in wanted if w is not None), default=0)
     return plan_features(clips, every, with_frames=with_frames, frame_layers=layers)
 
@@ -123,10 +125,10 @@ def _provenance(encoder: FrozenEncoder, task: Task, digests: dict[str, str]) -> 
 
 
 def _cost(encoder: FrozenEncoder, data: TaskData) -> float:
-    """A rough measure of the work of a probe bank, to spread the banks over ranks."""
+    """Returns a rough estimate of the work of a probe bank, to balance the ranks."""
     task = data.task
     frames = 1.0 if task.frames is None else task.clips.seconds * (encoder.frame_rate_hz or 1.0)
     layers = len(spread_layers(len(encoder.layer_names), None if task.frames is None else task.frames.layers))
-    probed = layers + len(task.fit.readouts_of(layers)) - 1
+    probed = layers + len(task.fit.readouts_of(layers)) - 1  # "layers" is one of the readouts
     heads = len(task.fit.learning_rates) * len(task.fit.seeds)
     return len(data.splits["train"].slices) * frames * probed * heads * max(1, len(data.space.classes))

@@ -1,8 +1,8 @@
-"""A leaderboard of many results: encoders down, tasks across, beside what was published.
+"""Leaderboard of many results and of published numbers: encoders down, tasks across.
 
-Global tasks (a probe speaks about a slice) and local ones (about every frame) have tables of their own, and so have the
-offline tasks, of which nothing was ever published. Inside a table, rows are grouped by what may be compared: a protocol
-is a group, and so are the published numbers. What is not comparable for another reason carries a mark.
+Global tasks (one output a slice), local tasks (one a frame) and the offline tasks, without published numbers, have
+separate tables. Rows of a group are comparable: each protocol is a group, and so are the published numbers. A mark
+shows scores that are not comparable for another reason.
 """
 
 import math
@@ -23,17 +23,17 @@ _LOCAL = frozenset(t.name for t in ALL_TASKS if t.by_frame)
 _ABOUT = ("encoder", "protocol", "layer", "learning rate", "source")
 OTHER_DATA = "†"
 _HEADINGS = {
-    "marble": "Measured here under protocol marble, which is MARBLE's own and comes nearest to the published numbers; "
-    "how most of their authors chose layers and learning rates is not known.",
-    "clean": "Measured here under protocol clean: other stopping, metrics and learning rates, so these do not compare "
-    "with the published numbers, nor with protocol marble.",
+    "marble": "Measured here under protocol marble, MARBLE's own and the nearest to the published numbers; "
+    "most of their authors do not say how they chose layers and learning rates.",
+    "clean": "Measured here under protocol clean: other stopping, metrics and learning rates, so not comparable "
+    "with the published numbers or with protocol marble.",
     "published": "Published, not measured here; no intervals are known.",
 }
 
 
 @dataclass(frozen=True)
 class BoardPart:
-    """A table's tasks: of MARBLE or offline, global or local."""
+    """Tasks of a table: MARBLE's or offline, global or local."""
 
     title: str
     columns: tuple[Column, ...]
@@ -41,11 +41,11 @@ class BoardPart:
 
 
 def leaderboard(entries: Sequence[PairedEntry], *, reference: str | None) -> list[Table]:
-    """Returns for each part that was measured the scores, the differences to a reference, and what was chosen.
+    """Returns, for each part with results, tables of scores, of differences to a reference, and of choices.
 
     Args:
-        entries: of all encoders, tasks and protocols.
-        reference: the encoder that the others are compared with; None leaves the differences out.
+        entries: rows of all encoders, tasks and protocols.
+        reference: encoder to compare the others with; None omits the differences.
     """
     tables = []
     for part in _parts({e.row["task"] for e in entries}):
@@ -94,7 +94,7 @@ def _best(encoders: Iterable[Mapping[str, PairedEntry]], column: Column) -> floa
 
 
 def _by_label(entries: Sequence[PairedEntry], protocol: str) -> dict[str, dict[str, PairedEntry]]:
-    """Returns the entries of a protocol by label, and then by task."""
+    """Returns the entries of a protocol by label and task."""
     found: dict[str, dict[str, PairedEntry]] = {}
     for entry in entries:
         if entry.row["protocol"] == protocol:
@@ -107,7 +107,7 @@ def _protocols(entries: Sequence[PairedEntry]) -> list[str]:
 
 
 def _about(entries: Sequence[PairedEntry]) -> tuple[Cell, ...]:
-    """Returns what is said of a row: encoder, protocol, how layer and learning rate were chosen, whose numbers."""
+    """Returns the first cells of a row: encoder, protocol, choice of layer and learning rate, source."""
     first = entries[0].row
     probed = [e.row["extra"].get("layers", ()) for e in entries]
     layers = sorted({sum(isinstance(i, int) for i in p) for p in probed})
@@ -127,7 +127,7 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _metric(entry: PairedEntry, column: Column) -> str:
-    """Returns the name under which a row has a column's metric: the row's own one first."""
+    """Returns the metric of a column that a row has; the row's main metric first."""
     names = (entry.row["metric"], *(n for n in column.metrics if n in entry.row["extra"]))
     return next(n for n in names if n in column.metrics)
 
@@ -176,7 +176,7 @@ def _differences(part: BoardPart, entries: Sequence[PairedEntry], reference: str
         return None
     notes = (
         "Paired: both encoders are scored on the same resampled items (the unit is the piece or the file, never the "
-        "slice). Bold: the 95 % interval leaves out zero; of many such differences one in twenty does so by chance.",
+        "slice). Bold: the 95 % interval excludes zero; one such difference in twenty does so by chance.",
     )
     head = texts("encoder", "protocol", *(c.title for c in part.columns))
     return Table(f"{part.title}: differences to {reference}, in points", head, tuple(groups), notes)
@@ -189,7 +189,7 @@ def _difference(entry: PairedEntry | None, reference: PairedEntry | None, column
 
 
 def difference_cell(entry: PairedEntry, reference: PairedEntry, metric: str) -> Cell:
-    """Returns a difference in points with its interval, or why there is none; strong where zero is left out."""
+    """Returns a difference in points with its interval, or why there is none; strong if the interval excludes 0."""
     found = paired_difference(entry, reference, metric)
     if isinstance(found, str):
         return Cell(ABSENT.text, found)
@@ -234,7 +234,7 @@ def _policies(entries: Sequence[PairedEntry]) -> list[str]:
 
 def _data_notes(entries: Sequence[PairedEntry]) -> list[str]:
     told = dict.fromkeys(
-        f"{OTHER_DATA} {e.row['task']}, protocol {e.row['protocol']}: {reason}; it compares with no published number."
+        f"{OTHER_DATA} {e.row['task']}, protocol {e.row['protocol']}: {reason}; not comparable with published numbers."
         for e in entries
         for reason in caveats(e.row)
         if reason.startswith(("other", "another"))

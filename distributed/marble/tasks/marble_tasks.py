@@ -1,9 +1,9 @@
 """MARBLE v2's tasks, as rows of data: manifests, slicing, channels, label maps, heads, stopping, aggregation, metrics.
 
-A row is what protocol marble does, after github.com/a43992899/MARBLE at 938c03a (configs/probe.*.yaml and
-marble/tasks/*); its `clean` holds what protocol clean does otherwise. What each difference is, and why, is told task by
-task in docs/marble.md. Numbers that upstream sets for each encoder are those of its MERT-v1-95M configs; the layer or
-the reduction of all, which it sets by hand as well, is chosen on validation here.
+A row describes protocol marble, after github.com/a43992899/MARBLE at 938c03a (configs/probe.*.yaml and
+marble/tasks/*); its `clean` lists the fields that protocol clean changes. docs/marble.md explains each difference.
+Settings that upstream has per encoder are those of its MERT-v1-95M configs, except the layer (or the reduction of all
+layers), which is chosen on validation here.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pupujepa.errors import UserError
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
 SECTIONS = ("intro", "verse", "pre-chorus", "chorus", "bridge", "outro", "instrumental")
-# a section's name, or names joined by "_", that upstream counts as another
+# section names, alone or joined by "_", that upstream maps to another
 SECTION_ALIASES = {
     "solo": "instrumental",
     "pre-chorus_chorus": "chorus",
@@ -30,9 +30,9 @@ MTT_TAGS = tuple(
     solo,man,classic,choir,voice,new age,dance,male voice,female vocal,beats,harp,cello,no voice,weird,country,metal,
     female voice,choral""".replace("\n    ", "").split(",")
 )
-# of upstream's search scripts (scripts/run3.sh to run5.sh); protocol clean tries them all
+# from upstream's search scripts (scripts/run3.sh to run5.sh); protocol clean tries all of them
 LEARNING_RATES = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
-# upstream has a layer or `MLPReduce` in its configs, and code for the other two; protocol clean tries them all
+# upstream's configs have a layer or `MLPReduce`, its code the other two; protocol clean tries all of them
 READOUTS: tuple[Readout, ...] = ("layers", "mean", "weighted", "reduced")
 
 _FIT = ProbeFit(
@@ -47,12 +47,12 @@ _FIT = ProbeFit(
     patience=10,
 )
 _KEY_FIT = replace(_FIT, plateau_factor=0.1)
-# four GPUs with batches of 32, whose gradients are averaged: one batch of 128
+# upstream averages gradients of four GPUs with batches of 32: one batch of 128
 _TAG_FIT = replace(_FIT, batch_size=128, accumulate=1, plateau_patience=3, batch_mean_monitor=False)
 
 
 def _clean(fit: ProbeFit, clips: Clips, **changes: Any) -> dict[str, Any]:
-    """Returns what protocol clean changes in every row, and what it changes in one."""
+    """Returns the fields that protocol clean changes in every row, and `changes` of one row."""
     return {
         "fit": replace(fit, learning_rates=LEARNING_RATES, readouts=READOUTS, accumulate=1),
         "clips": replace(clips, keep_short=True),
@@ -65,7 +65,7 @@ def _clean(fit: ProbeFit, clips: Clips, **changes: Any) -> dict[str, Any]:
 
 
 def _tagging(name: str, title: str, source: TaskSource, *, classes: tuple[str, ...] = (), fit: ProbeFit) -> Task:
-    """Returns a multi-label row: macro ROC-AUC and average precision of the mean logits of each file."""
+    """Returns a multi-label row, scored by macro ROC-AUC and average precision of each file's mean logits."""
     clips = Clips(seconds=30.0, max_slices=None, min_ratio=0.8)
     return Task(
         name=name,
@@ -267,23 +267,23 @@ MARBLE_TASKS: tuple[Task, ...] = (
     _chords(),
 )
 ALL_TASKS: tuple[Task, ...] = (*TASKS, *MARBLE_TASKS)
-# classes of MARBLE's own manifests, for tasks that read their classes from the training split
+# number of classes in MARBLE's manifests, for tasks with classes from the training split
 MTG_CLASSES = {"MTGGenre": 87, "MTGInstrument": 40, "MTGMood": 56, "MTGTop50": 50}
 _GROUPS = {"all": ALL_TASKS, "offline": TASKS, "marble": MARBLE_TASKS}
 
 
 def choose_tasks(names: Sequence[str]) -> tuple[Task, ...]:
-    """Returns the rows that `names` asks for, in table order: names of tasks, or all, offline, marble.
+    """Returns the named rows in table order; names are tasks or the groups all, offline, marble.
 
     Raises:
-        UserError: a name that no row has, with the nearest one.
+        UserError: no row has the name; the nearest one is suggested.
     """
     if not names:
-        raise UserError("--tasks names no task; all is every task, offline and marble are the two groups")
+        raise UserError("--tasks is empty, so nothing can be measured; name tasks, or all, offline or marble")
     expanded = [task.name for name in names for task in _GROUPS.get(name, ())]
     return select_tasks([*expanded, *(name for name in names if name not in _GROUPS)], ALL_TASKS)
 
 
 def task_title(name: str) -> str:
-    """Returns a task's title; its name for one that is in no table."""
+    """Returns a task's title; its name if it is in no table."""
     return next((task.title for task in ALL_TASKS if task.name == name), name)
