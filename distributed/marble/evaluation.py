@@ -57,6 +57,7 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
     corpora: dict[str, LabelledCorpus] = {}
     for task in evaluation.tasks:
         if task.list_name not in corpora:
+            # check that ranks see one corpus before the slow digests of audio
             corpus = agreed(_read(evaluation.data, task), topology)
             corpora[task.list_name] = with_audio_digests(corpus, cache=evaluation.cache, topology=topology)
     prepared = [prepare_targets(task, corpora[task.list_name]) for task in evaluation.tasks]
@@ -123,7 +124,7 @@ def _probe_all(
     jobs: Sequence[ProbeJob], evaluation: Evaluation, topology: Topology, *, device: torch.device
 ) -> dict[int, ProbeOutcome]:
     """Trains this rank's banks and returns the outcomes of all ranks by job number."""
-    mine = deal_jobs(jobs, topology.world_size)[topology.rank]
+    mine = deal_jobs(jobs, topology.world_size)[topology.rank]  # every rank computes the same assignment
     outcomes: dict[int, ProbeOutcome] = {}
     with (
         Progress(len(mine), title="probes", unit="banks", shown=topology.is_first) as progress,
@@ -131,6 +132,7 @@ def _probe_all(
     ):
         for number in mine:
             job = jobs[number]
+            # the lambda below binds `what` as a default: a closure would see the next job's
             what = f"{job.data.task.name} on {job.subject.name}"
             outcomes[number] = probe(
                 job.data,
@@ -140,7 +142,7 @@ def _probe_all(
                 on_epoch=lambda epoch, what=what: progress.say(f"{what}, epoch {epoch + 1}"),  # type: ignore[misc]
             )
             progress.advance()
-    gathered = gather(outcomes, topology)
+    gathered = gather(outcomes, topology)  # one dict of outcomes per rank
     return {number: outcome for part in gathered for number, outcome in part.items()}
 
 
@@ -168,12 +170,5 @@ def _tabulate(
 def _report_left_out(prepared: Sequence[TaskData]) -> None:
     for data in prepared:
         sizes = ", ".join(f"{len(s.units)} {name}" for name, s in data.splits.items())
-        left_out = sum(s.left_out for s in data.splits.values())
-        too_short = sum(s.too_short for s in data.splits.values())
-        log.info(
-            "%s: %s items (left out: %d without a usable label, %d too short)",
-            data.task.name,
-            sizes,
-            left_out,
-            too_short,
-        )
+        left_out = [sum(s.left_out for s in data.splits.values()), sum(s.too_short for s in data.splits.values())]
+        log.info("%s: %s items (left out: %d without a usable label, %d too short)", data.task.name, sizes, *left_out)

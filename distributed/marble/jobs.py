@@ -61,9 +61,10 @@ def featurise(
     """
     jobs = []
     digest = agreed_digest(lambda: encoder.digest, topology, f"the weights of {encoder.name}")
-    for sharing in _sharing(tasks):
+    for sharing in _sharing(tasks):  # one feature pass each
         corpus = union([corpora[d.task.list_name] for d in sharing])
         plan = _plan(sharing[0].task.clips, sharing)
+        # rank r has parts r, r + world_size, ...: see compute_features
         mine = sum(len(plan.part(n)) for n in range(topology.rank, plan.num_parts, topology.world_size))
         with (
             Progress(mine, title=f"features of {encoder.name}", unit="slices", shown=topology.is_first) as progress,

@@ -125,6 +125,7 @@ def _known(entries: Sequence[PairedEntry], name: str) -> str:
     labels = list(dict.fromkeys(e.label for e in entries))
     if name in labels:
         return name
+    # `read_entries` adds the folder to names that several encoders share
     qualified = [label for label in labels if label.startswith(f"{name} (")]
     if qualified:
         raise UserError(

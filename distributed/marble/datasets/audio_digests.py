@@ -50,7 +50,7 @@ def audio_digests(
     """Returns the sha256 of each file by path; all ranks call it together and each reads a share."""
     store = open_store(str(cache))
     known = _read_list(store.read, LIST)
-    mine = sorted({str(p) for p in paths})[topology.rank :: topology.world_size]
+    mine = sorted({str(p) for p in paths})[topology.rank :: topology.world_size]  # every world_size-th file
     marks = {path: _mark(Path(path)) for path in mine}
     digests = {path: known[path][1] for path in mine if path in known and known[path][0] == marks[path]}
     unknown = [path for path in mine if path not in digests]
@@ -64,6 +64,7 @@ def audio_digests(
     fresh = {p: (marks[p], digests[p]) for p in unknown if _is_settled(Path(p), marks[p], clock_ns())}
     shares = gather((digests, fresh), topology)
     learned = {path: found for _, share in shares for path, found in share.items()}
+    # one writer: others would overwrite its list
     if topology.is_first and learned:
         store.write(LIST, json.dumps(known | learned).encode())
     return {path: digest for share, _ in shares for path, digest in share.items()}

@@ -43,7 +43,7 @@ class LabelledTrack:
         """Returns the length of a window in samples at the file's own rate, rounded down."""
         if self.rate_hz is None:
             raise ValueError(f"{self.uid}: windows of this track are counted in seconds")
-        return int(seconds * self.rate_hz)
+        return int(seconds * self.rate_hz)  # as upstream does
 
     def start_s(self, index: int, seconds: float) -> float:
         """Returns the start of the `index`-th window."""
@@ -135,8 +135,9 @@ def union(corpora: Sequence[LabelledCorpus]) -> LabelledCorpus:
     """
     if not corpora[0].fingerprints:
         return corpora[0]
+    # reversed, so that the first list wins
     tracks = {t.uid: t for corpus in reversed(corpora) for t in corpus.tracks}
-    fingerprints = {uid: print_ for corpus in corpora for uid, print_ in corpus.fingerprints.items()}
+    fingerprints = {uid: print_ for corpus in corpora for uid, print_ in corpus.fingerprints.items()}  # by uid
     digest = audio_digest(fingerprints)
     return LabelledCorpus(tuple(tracks[uid] for uid in sorted(tracks)), digest, fingerprints)
 
@@ -184,7 +185,7 @@ def audio_fingerprint(path: Path) -> bytes:
     digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
     with path.open("rb") as file:
         digest.update(file.read(_FINGERPRINT_BYTES))
-        if size > 2 * _FINGERPRINT_BYTES:
+        if size > 2 * _FINGERPRINT_BYTES:  # else the two reads cover the whole file
             file.seek(-_FINGERPRINT_BYTES, 2)
         digest.update(file.read(_FINGERPRINT_BYTES))
     return digest.digest()

@@ -5,6 +5,7 @@ Legend: N slices, T frames, C channels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -34,18 +35,8 @@ def event_times(task: Task, rows: Placed) -> tuple[tuple[np.ndarray, ...], ...]:
 
 def frame_activations(times: Sequence[Sequence[np.ndarray]], rule: Frames, grid: FrameGrid) -> np.ndarray:
     """Returns activations [N, T, C]; see `widened`."""
-    return np.stack(
-        [
-            np.stack(
-                [
-                    widened(t, frames=grid.frames, frame_rate_hz=grid.rate_hz, neighbours=rule.neighbours)
-                    for t in channels
-                ],
-                axis=1,
-            )
-            for channels in times
-        ]
-    )
+    widen = partial(widened, frames=grid.frames, frame_rate_hz=grid.rate_hz, neighbours=rule.neighbours)
+    return np.stack([np.stack([widen(t) for t in channels], axis=1) for channels in times])
 
 
 def widened(times_s: np.ndarray, *, frames: int, frame_rate_hz: float, neighbours: int) -> np.ndarray:

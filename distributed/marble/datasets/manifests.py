@@ -90,6 +90,7 @@ def read_marble(root: Path, task: Task) -> LabelledCorpus:
         if task.header_facts:
             tracks = list(readers.map(_with_header_facts, tracks))
         prints = {t.uid: p for t, p in zip(tracks, readers.map(_fingerprint, tracks))}
+    # of all tracks, before leaks are dropped: the digest is of the files
     digest.update(audio_digest(prints).encode())
     if task.drop_leaks:
         tracks = _without_leaks(task.name, tracks)
@@ -156,6 +157,7 @@ def _fingerprint(track: LabelledTrack) -> str:
 
 def _without_leaks(task: str, tracks: Sequence[LabelledTrack]) -> list[LabelledTrack]:
     """Returns the tracks whose group is in no later split, so that no test recording was trained or chosen on."""
+    # later splits overwrite earlier ones
     last = {track.group: track.split for split in SPLITS for track in tracks if track.split == split}
     kept = [track for track in tracks if last[track.group] == track.split]
     if len(kept) < len(tracks):

@@ -149,6 +149,7 @@ def slice_targets(data: TaskData, split: Split, *, protocol: Protocol, frames: t
 
 def item_targets(of_slices: Targets, split: Split) -> Targets:
     """Returns the targets of items, taken from each item's first slice."""
+    # np.unique sorts the item numbers, so its i-th row is item i
     _, first_slice_of_item = np.unique(split.item_of_slice, return_index=True)
     return of_slices.take(first_slice_of_item)
 
@@ -164,6 +165,7 @@ def _fit_space(task: Task, tracks: Sequence[LabelledTrack]) -> LabelSpace:
     if task.target == "multiclass":
         return LabelSpace(classes=task.classes or tuple(sorted({t.labels[task.labels[0]] for t in tracks})))
     if task.target == "multilabel":
+        # a dict keeps the order of first appearance, for class_order="first_seen"
         present = dict.fromkeys(c for t in tracks for c in t.labels[task.labels[0]])
         return LabelSpace(classes=task.classes or tuple(sorted(present) if task.class_order == "sorted" else present))
     if task.target == "frame_classes":
@@ -201,11 +203,12 @@ def _select(task: Task, space: LabelSpace, tracks: Sequence[LabelledTrack], name
     training = name == "train"
     mode = task.channels[0 if training else 1]
     variants = [tuple(replace(s, channel=c) for c in _channels(t, mode)) for t in kept for s in cut(t, task.clips)]
-    slices = [v[0] for v in variants]
+    slices = [v[0] for v in variants]  # the first variant names the slice; see `_channels`
     unit_of = {t.uid: t.group if task.unit == "group" else t.uid for t in kept}
     item_of = {t.uid: t.item or t.uid for t in kept}
+    # an item is a track (or the tracks of one `item`), or a single slice
     names = [(item_of[s.uid], 0) if task.aggregate == "track" else (s.uid, s.index) for s in slices]
-    numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}
+    numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}  # in order of appearance
     unit_of_item = {numbers[n]: unit_of[s.uid] for n, s in zip(names, slices, strict=True)}
     return Split(
         tracks=tuple(kept),

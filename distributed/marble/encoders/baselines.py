@@ -39,7 +39,7 @@ class LogMel:
         pooled_BLD = torch.cat([mel_BTF.mean(dim=1), mel_BTF.std(dim=1)], dim=-1).unsqueeze(1)
         if not frame_layers:
             return SliceFeatures(pooled_BLD)
-        steps = mel_BTF.shape[1] // STACKED_FRAMES
+        steps = mel_BTF.shape[1] // STACKED_FRAMES  # frames after the last whole step are dropped
         stacked = mel_BTF[:, : steps * STACKED_FRAMES].reshape(len(mel_BTF), 1, steps, -1)
         return SliceFeatures(pooled_BLD, stacked)
 
@@ -81,6 +81,7 @@ def pitch_classes(audio_BS: Tensor, sample_rate_hz: int) -> Tensor:
     )
     energy_BCT = _filter_bank(sample_rate_hz).to(audio_BS.device) @ spectrum.abs().square()
     largest_B1T = energy_BCT.amax(dim=1, keepdim=True)
+    # silent frames are divided by 1 and stay silent
     return energy_BCT / torch.where(largest_B1T > torch.finfo(torch.float32).tiny, largest_B1T, 1.0)
 
 

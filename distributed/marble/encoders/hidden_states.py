@@ -59,7 +59,7 @@ class HiddenStates:
     @cached_property
     def digest(self) -> str:
         """Digest of everything that could change the features."""
-        words = (self._digest_of_weights(), self.front_end, self._how.precision)
+        words = (self._digest_of_weights(), self.front_end, self._how.precision)  # bf16 changes features
         return sha256("/".join(words).encode()).hexdigest()
 
     @torch.no_grad()
@@ -86,6 +86,7 @@ def weights_digest(module: nn.Module) -> str:
     digest = sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        # as bytes: numpy has no bfloat16
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

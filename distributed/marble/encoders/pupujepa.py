@@ -80,6 +80,7 @@ class FrozenPupuJEPA:
                 f"a window of {self._window_frames} frames cannot be cut into patches of {model.config.patch_frames} "
                 "frames; use a multiple"
             )
+        # the blocks only; the log-mel front end is always float32
         autocast_dtype = torch.bfloat16 if how.precision == "bf16" else None
         self._encoder = Encoder(model, device=how.device, autocast_dtype=autocast_dtype, batch_size=CROPS_PER_PASS)
         self._which = how.which
@@ -91,6 +92,7 @@ class FrozenPupuJEPA:
         self.front_end = frontend_digest(frontend)
         self._digest_of_weights = digest
         self._how_in_words = f"{how.which}/{how.precision}/{self.front_end}/{model.config}"
+        # defaults add nothing, so that digests of older evaluations stay valid
         if how.readout != "frames":
             self._how_in_words += f"/{self._readout}"
         self._how_in_words += "".join(f"/{word}" for word in how.positions)

@@ -60,7 +60,7 @@ class FeaturePlan:
     @property
     def slices_per_part(self) -> int:
         """Slices of a part: a whole number of batches, larger for very long plans."""
-        batches = -(-len(self.slices) // SLICES_PER_BATCH)
+        batches = -(-len(self.slices) // SLICES_PER_BATCH)  # rounded up
         return SLICES_PER_BATCH * max(BATCHES_PER_PART, -(-batches // MAX_PARTS))
 
     @property
@@ -101,7 +101,7 @@ class FeatureSet:
         return values.unsqueeze(2) if kind == "pooled" else values
 
     def _gather(self, slices: Sequence[Slice], kind: FeatureKind, layers: slice) -> Tensor:
-        wanted: dict[int, list[tuple[int, int]]] = {}
+        wanted: dict[int, list[tuple[int, int]]] = {}  # part -> (row of the result, row of the part)
         size = self.plan.slices_per_part
         for position, wanted_slice in enumerate(slices):
             part, row = divmod(self.place[wanted_slice], size)
@@ -111,6 +111,7 @@ class FeatureSet:
             with safe_open(self._path(part), framework="pt") as file:
                 # a view of the mapped file: only the rows copied below are read from disk
                 values = file.get_tensor(kind)[:, layers]
+            # the first part gives dtype and shape
             if out is None:
                 out = values.new_empty(len(slices), *values.shape[1:])
             positions, sources = zip(*rows, strict=True)
@@ -165,7 +166,7 @@ def compute_features(
         store.describe(_key_fields(digest, encoder, corpus, plan))
     feature_pass = _FeaturePass(encoder, plan, {t.uid: t for t in corpus.tracks})
     there = store.numbers()
-    with ThreadPoolExecutor(max_workers=2) as readers:
+    with ThreadPoolExecutor(max_workers=2) as readers:  # decoding overlaps with the encoder
         for number in range(topology.rank, plan.num_parts, topology.world_size):
             slices = plan.part(number)
             computed = number not in there or not store.is_whole(number, slices)

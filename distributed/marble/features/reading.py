@@ -119,7 +119,7 @@ def open_features(
     wanted = range(store.shape(kind)[0]) if layers is None else layers
     stored = StoredFeatures(store, slices, kind, wanted, device)
     count, num_slices, frames, width = stored.shape
-    if 4 * count * num_slices * frames * width > resident_bytes(device):
+    if 4 * count * num_slices * frames * width > resident_bytes(device):  # bytes of float32
         return stored
     return Features(stored.span(0, num_slices).contiguous())
 
@@ -134,7 +134,7 @@ def resident_bytes(device: torch.device) -> int:
 def spans(features: FrozenFeatures) -> Iterator[Tensor]:
     """Yields all slices in order, in chunks [L, n, T, D] of some thousand frames."""
     _, slices, frames, _ = features.shape
-    step = max(1, FRAMES_AT_ONCE // frames)
+    step = max(1, FRAMES_AT_ONCE // frames)  # slices per chunk
     for start in range(0, slices, step):
         yield features.span(start, min(start + step, slices))
 
@@ -145,6 +145,7 @@ def statistics_of(features: FrozenFeatures) -> tuple[Tensor, Tensor]:
     total_LD = torch.zeros(layers, width, dtype=torch.float64, device=features.device)
     squares_LD = torch.zeros_like(total_LD)
     for x_LNTD in spans(features):
+        # float64, because the difference of squares below cancels
         x_LND = x_LNTD.double().flatten(1, 2)
         total_LD += x_LND.sum(1)
         squares_LD += x_LND.square().sum(1)

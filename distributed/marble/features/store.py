@@ -74,7 +74,7 @@ class PartStore:
     def save(self, number: int, tensors: dict[str, Tensor], slices: Sequence[Slice]) -> None:
         """Publishes a complete part."""
         metadata = {"slices": json.dumps([s.name for s in slices])}
-        own = self._store.local_path(_name(number))
+        own = self._store.local_path(_name(number))  # None for an object store
         if own is not None:
             with atomic_file(own) as temporary:
                 save_file(tensors, temporary, metadata=metadata)
@@ -104,7 +104,7 @@ class PartStore:
                     f"{self._store.locate(_name(number))} has other slices than its number implies, so features would "
                     f"belong to other audio; delete {self.location} and run again"
                 )
-            self._known.add(number)
+            self._known.add(number)  # check each part once
         return path
 
     def _copy(self, number: int) -> Path:

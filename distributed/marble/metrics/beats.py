@@ -57,7 +57,7 @@ def beat_space(frame_rate_hz: float, min_bpm: float = MIN_BPM, max_bpm: float = 
     intervals_I = np.arange(shortest, longest + 1)
     first_I = np.concatenate([[0], np.cumsum(intervals_I)[:-1]])
     last_I = first_I + intervals_I - 1
-    position_S = np.concatenate([np.arange(n) / n for n in intervals_I])
+    position_S = np.concatenate([np.arange(n) / n for n in intervals_I])  # share of the interval, [0, 1)
     return BeatSpace(
         intervals_I=intervals_I,
         first_I=first_I,
@@ -100,6 +100,7 @@ def viterbi(activation_BT: np.ndarray, space: BeatSpace) -> np.ndarray:
     clips, frames = activation_BT.shape
     beat_BT, other_BT = _log_observation(activation_BT)
     score_BS = np.where(space.is_beat_S, beat_BT[:, :1], other_BT[:, :1])
+    # only starts of intervals have a choice of predecessor; elsewhere it is the state before
     came_from_TBI = np.zeros((frames, clips, len(space.intervals_I)), dtype=np.int16)
     for t in range(1, frames):
         # [B, I from, I to]
@@ -107,7 +108,7 @@ def viterbi(activation_BT: np.ndarray, space: BeatSpace) -> np.ndarray:
         came_from_TBI[t] = jump_BII.argmax(axis=1)
         moved_BS = np.empty_like(score_BS)
         moved_BS[:, 1:] = score_BS[:, :-1]  # the first states are overwritten below
-        moved_BS[:, space.first_I] = jump_BII.max(axis=1)
+        moved_BS[:, space.first_I] = jump_BII.max(axis=1)  # a new beat starts
         score_BS = moved_BS + np.where(space.is_beat_S, beat_BT[:, t : t + 1], other_BT[:, t : t + 1])
     return _trace_back(score_BS.argmax(axis=1), came_from_TBI, space)
 

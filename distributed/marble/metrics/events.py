@@ -1,7 +1,7 @@
 """Metrics of events in time: beats with mir_eval's matching, chords frame by frame.
 
-Upstream pools the counts of all slices of all tracks into one F1 (`pooled_f1`), so a track with many beats has more
-weight; `track_f1` is the mean F1 of tracks, as usual in beat tracking.
+Upstream pools the counts of all slices of all tracks into one F1, so a track with many beats has more weight; protocol
+clean takes the mean F1 of tracks, as usual in beat tracking.
 
 Legend: N items (slices), T frames, C channels or classes, R resamples.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from distributed.marble.datasets.targets import Events, Targets
 from distributed.marble.metrics.beats import decode_beats
-from distributed.marble.metrics.resampling import Statistics, divide, unweighted, weighted_mean
+from distributed.marble.metrics.resampling import Statistics, divide, weighted_mean
 
 TOLERANCE_S = 0.07
 # batch size of upstream's test loader for chords: it averages over batches
@@ -56,27 +56,18 @@ def _references(events: Events, channel: int, *, frames: int) -> list[np.ndarray
     return times
 
 
-def pooled_f1(s: Statistics) -> float:
-    """Returns the F1 of all events of all items together (micro F1)."""
-    return unweighted(pooled_f1_resampled, s)
-
-
 def pooled_f1_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns `pooled_f1` of weighted items, [R]."""
+    """Returns the F1 of all events of all weighted items together (micro F1), [R]."""
     return divide(2 * weights_RN @ s["matched"], weights_RN @ (s["estimated"] + s["reference"]))
 
 
-def track_f1(s: Statistics) -> float:
-    """Returns the mean F1 of tracks, from the counts of their slices; tracks without events are excluded."""
-    return unweighted(track_f1_resampled, s)
-
-
 def track_f1_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns `track_f1` of weighted items, [R]; slices of a track must have equal weights."""
+    """Returns the weighted mean F1 of tracks with events, [R]; slices of a track must have equal weights."""
     _, first, track_N = np.unique(s["track"], return_index=True, return_inverse=True)
     matched_K, events_K = np.bincount(track_N, s["matched"]), np.bincount(track_N, s["estimated"] + s["reference"])
     f1_K = divide(2 * matched_K, events_K)
     defined_K = ~np.isnan(f1_K)
+    # a track has the weight of its first slice
     return weighted_mean(f1_K[defined_K], weights_RN[:, first[defined_K]])
 
 
@@ -87,26 +78,17 @@ def chord_statistics(logits_NTC: np.ndarray, targets: Targets) -> Statistics:
     return {"right": right_NT.sum(axis=1).astype(np.float64), "frames": counted_NT.sum(axis=1).astype(np.float64)}
 
 
-def frame_accuracy(s: Statistics) -> float:
-    """Returns the share of correct frames."""
-    return unweighted(frame_accuracy_resampled, s)
-
-
 def frame_accuracy_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns `frame_accuracy` of weighted items, [R]."""
+    """Returns the share of correct frames of weighted items, [R]."""
     return divide(weights_RN @ s["right"], weights_RN @ s["frames"])
 
 
-def batch_frame_accuracy(s: Statistics) -> float:
-    """Returns upstream's value: the mean accuracy of batches of slices in manifest order.
-
-    Batches are weighted by their number of slices, not of counted frames; those without counted frames are excluded.
-    """
-    return unweighted(batch_frame_accuracy_resampled, s)
-
-
 def batch_frame_accuracy_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns `batch_frame_accuracy` of weighted items, [R], with the batches of the whole split."""
+    """Returns upstream's value, the mean accuracy of batches of weighted slices in manifest order, [R].
+
+    Batches are those of the whole split and weighted by slices, not by counted frames; those without counted frames are
+    excluded.
+    """
     starts = np.arange(0, len(s["frames"]), CHORD_BATCH)
     right_RB = np.add.reduceat(weights_RN * s["right"], starts, axis=1)
     frames_RB = np.add.reduceat(weights_RN * s["frames"], starts, axis=1)

@@ -27,7 +27,7 @@ def resample_weights(units: Sequence[str], *, resamples: int, seed: int) -> np.n
     draws_RU = generator(seed, "bootstrap", len(names)).multinomial(
         len(names), np.full(len(names), 1 / len(names)), size=resamples
     )
-    return draws_RU[:, unit_of_item_N].astype(np.float64)
+    return draws_RU[:, unit_of_item_N].astype(np.float64)  # items of a unit share its count
 
 
 def central_interval(values_R: np.ndarray) -> tuple[float, float]:

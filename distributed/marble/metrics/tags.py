@@ -10,7 +10,7 @@ import numpy as np
 from sklearn import metrics as sklearn_metrics
 
 from distributed.marble.datasets.targets import Targets
-from distributed.marble.metrics.resampling import Statistics, divide, mean_of_defined, unweighted
+from distributed.marble.metrics.resampling import Statistics, divide, mean_of_defined
 
 
 def curve_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
@@ -33,9 +33,11 @@ def roc_auc_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 def _roc_auc_of_class(target_N: np.ndarray, score_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
     """Returns the weighted share of (positive, negative) pairs in the right order, [R]; a tie counts half."""
     order = np.argsort(score_N, kind="stable")
-    start_N, end_N = _tie_bounds(score_N[order])
+    start_N, end_N = _tie_bounds(score_N[order])  # of the tie that each item is in
     positive_RN = weights_RN[:, order] * target_N[order]
+    # negatives_RN[:, i] is the weight of negatives before place i
     negatives_RN = np.cumsum(np.pad(weights_RN[:, order] * ~target_N[order], ((0, 0), (1, 0))), axis=1)
+    # the mean of those before and up to the tie: tied negatives count half
     ordered_R = (positive_RN * (negatives_RN[:, start_N] + negatives_RN[:, end_N])).sum(axis=1) / 2
     return divide(ordered_R, positive_RN.sum(axis=1) * negatives_RN[:, -1])
 
@@ -60,6 +62,7 @@ def _average_precision_of_class(target_N: np.ndarray, score_N: np.ndarray, weigh
     _, end_N = _tie_bounds(score_N[order])
     sorted_RN = weights_RN[:, order]
     positive_RN = sorted_RN * target_N[order]
+    # threshold at the end of the tie, so that tied items share a precision
     hits_RN, seen_RN = np.cumsum(positive_RN, axis=1)[:, end_N - 1], np.cumsum(sorted_RN, axis=1)[:, end_N - 1]
     precision_RN = np.divide(hits_RN, seen_RN, out=np.zeros_like(hits_RN), where=seen_RN > 0)
     return divide((positive_RN * precision_RN).sum(axis=1), positive_RN.sum(axis=1))
@@ -70,23 +73,13 @@ def all_class_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
     return {"score": logits_NC.astype(np.float64), "target": targets.values > 0}
 
 
-def roc_auc_all(s: Statistics) -> float:
-    """Returns macro ROC-AUC over all classes; classes without positives or negatives count as 0."""
-    return unweighted(roc_auc_all_resampled, s)
-
-
 def roc_auc_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns `roc_auc_all` of weighted items, [R]."""
+    """Returns macro ROC-AUC of weighted items over all classes, [R]; undefined classes count as 0."""
     return np.nan_to_num(np.stack([_roc_auc_of_class(y, x, weights_RN) for y, x in _columns(s)])).mean(axis=0)
 
 
-def average_precision_all(s: Statistics) -> float:
-    """Returns macro average precision over all classes; classes without positives count as 0."""
-    return unweighted(average_precision_all_resampled, s)
-
-
 def average_precision_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns `average_precision_all` of weighted items, [R]."""
+    """Returns macro average precision of weighted items over all classes, [R]; undefined classes count as 0."""
     return np.nan_to_num(np.stack([_average_precision_of_class(y, x, weights_RN) for y, x in _columns(s)])).mean(axis=0)
 
 

@@ -194,11 +194,12 @@ def _train_pass(
     heads = [replace(h, weights=tuple(w.to(device).requires_grad_() for w in h.weights)) for h in fresh]
     kept = [replace(h, weights=tuple(w.detach().clone() for w in h.weights)) for h in heads]
     optimisers = [StackedAdam(h.weights) for h in heads]
-    rates = torch.tensor(fit.learning_rates, dtype=torch.float32, device=device)
-    shape = (sum(h.rows for h in heads), len(fit.seeds), len(fit.learning_rates))
+    rates = torch.tensor(fit.learning_rates, dtype=torch.float32, device=device)  # [K]
+    shape = (sum(h.rows for h in heads), len(fit.seeds), len(fit.learning_rates))  # [R, S, K]
     rule = StoppingRule(shape, fit=fit, protocol=training.protocol)
     epoch = 0
     while rule.running.any() and epoch < fit.max_epochs:
+        # the rule lowers the rate of each head at its own plateaus
         rate_heads = _by_readout(rates * torch.from_numpy(rule.rate.astype(np.float32)).to(device), heads)
         for gradients in _steps(training, heads, train, epoch=epoch):
             for optimiser, gradient, rate in zip(optimisers, gradients, rate_heads, strict=True):
@@ -224,8 +225,8 @@ def _steps(
         added: list[tuple[Tensor, ...]] = []
         for begin in range(start, min(start + fit.batch_size, slices), fit.loader_batch):
             batch = slice(begin, min(begin + fit.loader_batch, slices))
-            x_LSNTD = train.features.rows(features_SN[:, batch])
-            rows = x_LSNTD.shape[2] * x_LSNTD.shape[3]
+            x_LSNTD = train.features.rows(features_SN[:, batch])  # each seed has its own slices
+            rows = x_LSNTD.shape[2] * x_LSNTD.shape[3]  # N * T
             dropout = dropout_masks(name, fit, rows, (epoch, begin // fit.loader_batch))
             # [S, 1, B, ...] broadcasts against outputs [R, S, K, B, ...]
             targets = train.targets[order_SN[:, batch]].unsqueeze(1)
@@ -261,7 +262,7 @@ def _all_logits(
             x_LNTD = values_LNTD if statistics is None else standardise_features(values_LNTD, *statistics)
             for part, h in zip(parts, heads, strict=True):
                 part.append(h.logits(x_LNTD.unsqueeze(1), bf16=bf16))
-    return [torch.cat(part, dim=3) for part in parts]
+    return [torch.cat(part, dim=3) for part in parts]  # dimension 3 is the slices
 
 
 def _monitor(training: Training, heads: Sequence[Heads], valid: Labelled) -> np.ndarray:

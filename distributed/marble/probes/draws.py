@@ -33,7 +33,7 @@ class Variants:
         for seed, order_N in zip(seeds, order_SN, strict=True):
             generator = torch.Generator().manual_seed(torch_seed("probe channel", name, seed, epoch))
             share_N = torch.rand(len(self.count_N), generator=generator).to(self.count_N.device)
-            chosen_N = self.rows_NV.gather(1, (share_N * self.count_N).long().unsqueeze(1)).squeeze(1)
+            chosen_N = self.rows_NV.gather(1, (share_N * self.count_N).long().unsqueeze(1)).squeeze(1)  # uniform
             rows.append(chosen_N[order_N])
         return torch.stack(rows)
 
@@ -95,7 +95,9 @@ def _linear(
         draws = []
         for seed in fit.seeds:
             generator = torch.Generator().manual_seed(torch_seed(use, name, seed, number, len(dims)))
+            # torch's default for `Linear`: uniform within 1 / sqrt(inputs), weights and bias
             draws.append((torch.rand(dims, generator=generator) * 2 - 1) / size[1] ** 0.5)
+        # equal for all rows and rates, but with separate memory: each head trains its own
         return torch.stack(draws).reshape(1, heads[1], 1, *dims).expand(*heads, *dims).contiguous()
 
     return drawn(*size), drawn(size[0])

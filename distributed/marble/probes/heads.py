@@ -91,7 +91,7 @@ def _mixed(readout: Readout, learned: tuple[Tensor, ...], x_LSNTD: Tensor) -> Te
         # upstream's autocast leaves a weighted sum in float32; einsum would be a matrix product in bf16
         with torch.autocast(x_LSNTD.device.type, enabled=False):
             return torch.einsum("skl,lsntd->skntd", shares_SKL.float(), x_LSNTD).unsqueeze(0)
-    weight, bias = (tensor[0] for tensor in learned)
+    weight, bias = (tensor[0] for tensor in learned)  # drop R, which is 1
     seeds, heads, width, _ = weight.shape
     slices, frames = x_LSNTD.shape[2:4]
     # [S, N * T, L * D], layer by layer, as upstream concatenates them
@@ -113,7 +113,7 @@ def _forward(weights: tuple[Tensor, ...], x_RSXNTD: Tensor, dropout_SRU: Tensor 
     if len(weights) == 4:
         hidden = torch.relu(out)
         if dropout_SRU is not None:
-            hidden = hidden * dropout_SRU.to(hidden)[None, :, None]
+            hidden = hidden * dropout_SRU.to(hidden)[None, :, None]  # one mask for all layers and rates of a seed
         out = _affine(weights[2].flatten(0, 2), hidden.flatten(0, 2), weights[3].flatten(0, 2))
     return out.reshape(rows, seeds, heads, slices, frames, -1)
 

@@ -21,8 +21,9 @@ def loss_of_heads(logits: Tensor, targets: Tensor, kind: TargetKind) -> Tensor:
             Frames of class -1 are ignored.
     """
     if kind == "frame_classes":
-        counts = targets >= 0
+        counts = targets >= 0  # frames with a class
         log_p = logits.log_softmax(-1)
+        # gather needs valid indices; `counts` removes the clamped ones
         chosen = log_p.gather(-1, targets.clamp(min=0).expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
         return -(chosen * counts).sum((-2, -1)) / counts.sum((-2, -1)).clamp(min=1)
     if kind == "multiclass":

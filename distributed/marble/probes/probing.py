@@ -166,7 +166,7 @@ def _statistics_of_seeds(
     """Returns, for every metric, the statistics of each seed of the chosen probe."""
     [of_slices] = chosen.logits(labelled.features)
     logits = _item_logits(data, of_slices, labelled)
-    per_seed_SN = logits[0, :, 0].cpu().numpy()
+    per_seed_SN = logits[0, :, 0].cpu().numpy()  # one row and one rate are left
     return {n: tuple(METRICS[n].statistics(x, of_items) for x in per_seed_SN) for n in names}
 
 
@@ -205,7 +205,7 @@ def _variants(split: Split, slices: Sequence[Slice], device: torch.device) -> Va
         return None
     row_of = {s: row for row, s in enumerate(slices)}
     most = max(len(v) for v in split.variants)
-    rows = [[row_of[s] for s in v] + [0] * (most - len(v)) for v in split.variants]
+    rows = [[row_of[s] for s in v] + [0] * (most - len(v)) for v in split.variants]  # padding is never drawn
     counts = [len(v) for v in split.variants]
     return Variants(torch.tensor(rows, device=device), torch.tensor(counts, device=device))
 
@@ -219,6 +219,7 @@ def _upstream_monitor(data: TaskData, of_slices: Targets, of_items: Targets, val
         rows = [np.arange(s, min(s + batch, len(logits))) for s in range(0, len(logits), batch)]
         values = np.array([METRICS[name].score(logits[r], of_slices.take(r)) for r in rows])
         sizes = np.array([len(r) for r in rows], dtype=np.float64)
+        # upstream weights batches by their slices; undefined batches are left out
         defined = ~np.isnan(values)
         return float(np.average(values[defined], weights=sizes[defined])) if defined.any() else np.nan
 

@@ -55,7 +55,7 @@ class StoppingRule:
         improved = monitor > self._plateau_best * (1 + _PLATEAU_THRESHOLD)
         self._plateau_best = np.where(improved, monitor, self._plateau_best)
         self._plateau_waited = np.where(improved, 0, self._plateau_waited + 1)
-        tired = self._plateau_waited > self._fit.plateau_patience
+        tired = self._plateau_waited > self._fit.plateau_patience  # strictly more, as in torch
         factor = self._fit.plateau_factor
         fall = self.rate * self._fit.learning_rates * (1 - factor)
         self.rate[tired & (fall > _LEAST_FALL)] *= factor

@@ -88,7 +88,7 @@ def _methods(job: ProbeJob, train: Targets, seed: int) -> list[_Method]:
     )
 
     def neighbours(train_ND: np.ndarray, asked_ND: np.ndarray) -> np.ndarray:
-        return knn_scores(train_ND, labels_NC, asked_ND)[:, None]
+        return knn_scores(train_ND, labels_NC, asked_ND)[:, None]  # [P, 1, N, C]: no draws
 
     methods = [_Method(KNN, neighbours, tuple({"k": k} for k in neighbour_counts(len(labels_NC))), {})]
     if task.target == "multiclass":
@@ -115,7 +115,7 @@ def _tested(job: ProbeJob, check: Check, features: "_ItemFeatures", method: _Met
             f"task {task.name!r}: {task.selection} is not defined on the validation split, so no layer can be chosen; "
             "use a corpus with more pieces"
         )
-    layer, option = (int(i) for i in np.unravel_index(np.nanargmax(profile_LP), profile_LP.shape))
+    layer, option = (int(i) for i in np.unravel_index(np.nanargmax(profile_LP), profile_LP.shape))  # first of equals
     scores_VNC = method.scores(*features.directions(layer, "test"))[option]
     metric, targets = METRICS[task.metric], _targets(job, "test", check.protocol)
     units = job.data.splits["test"].units

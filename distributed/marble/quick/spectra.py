@@ -70,5 +70,5 @@ def _groups_with(rows: Iterable[list[int]], size: int) -> int:
 
 
 def _spread(values: list[T], most: int) -> list[T]:
-    stride = -(-len(values) // most)
+    stride = -(-len(values) // most)  # rounded up, so that at most `most` remain
     return values[::stride]

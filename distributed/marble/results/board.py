@@ -113,6 +113,7 @@ def _about(entries: Sequence[PairedEntry]) -> tuple[Cell, ...]:
     layers = sorted({sum(isinstance(i, int) for i in p) for p in probed})
     together = sorted({sum(isinstance(i, str) for i in p) for p in probed})
     rates = {tuple(e.row["extra"].get("learning_rates", (e.row["learning_rate"],))) for e in entries}
+    # tasks of one row may differ in layers and rates: show ranges
     tried = sorted({len(r) for r in rates})
     fixed_rates = sorted({r[0] for r in rates if len(r) == 1})
     rate = ", ".join(f"{r:g}" for r in fixed_rates) if tried == [1] else f"best of {_range(tried)}"
@@ -164,7 +165,7 @@ def _differences(part: BoardPart, entries: Sequence[PairedEntry], reference: str
     groups = []
     for protocol in _protocols(entries):
         encoders = _by_label(entries, protocol)
-        others = encoders.pop(reference, {})
+        others = encoders.pop(reference, {})  # no row for the reference itself
         rows = []
         for label, own in encoders.items():
             found = [_difference(own.get(c.task), others.get(c.task), c) for c in part.columns]

@@ -82,7 +82,7 @@ def make_rows(
     for outcome in outcomes:
         own = values[outcome.encoder]
         values_MR = np.stack([own[n][1] for n in names])
-        digest = _digest(values_MR.tobytes())
+        digest = _digest(values_MR.tobytes())  # equal values are stored once
         resamples[digest] = values_MR
         rows.append(
             {
@@ -137,7 +137,7 @@ def merged_rows(path: Path, rows: Sequence[Row], place: Callable[[Row], Hashable
     def stays(row: Row) -> bool:
         of_list = lists.get(row["task"])
         same_corpus = of_list not in measured or (of_list, row["digests"]["corpus"]) in corpora
-        return same_corpus and place(row) not in new
+        return same_corpus and place(row) not in new  # new rows replace old ones
 
     order = {task.name: i for i, task in enumerate(ALL_TASKS)}
     every = [*filter(stays, read_rows(path)), *rows]
