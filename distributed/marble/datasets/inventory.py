@@ -90,7 +90,7 @@ def measurable(findings: Sequence[InventoryFinding], names: Sequence[str], root:
     complete = tuple(f.task for f in findings if f.is_complete)
     if not complete:
         raise UserError(
-            f"no tracks.jsonl and no manifest of MARBLE's in {root}, so there is nothing to evaluate on; make a "
+            f"no tracks.jsonl in {root} and no manifest of MARBLE's, so there is nothing to evaluate on; make a "
             f"labelled corpus with `python -m data scores {root}`, or list the expected files with --check"
         )
     return complete
