@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.alternate import machine
-from distributed.marble.datasets.corpus import Corpus, Slice
+from distributed.marble.datasets.corpus import LabelledCorpus, Slice
 from distributed.marble.encoders.baselines import Chroma
-from distributed.marble.features.features import feature_key, gather_features, make_plan
+from distributed.marble.features.features import feature_key, gather_features, plan_features
 from distributed.marble.features.store import PartStore
 from distributed.marble.tasks.tasks import Clips
 
@@ -56,9 +56,9 @@ def report(count: int) -> list[str]:
         with step("plan: slices in their order"):
             per_track = -(-count // TRACKS)
             slices = [Slice(f"data/MTG/audio/{i // per_track:06d}.low.flac", i % per_track) for i in range(count)]
-            plan = make_plan(Clips(30.0, None), slices, with_frames=[], frame_layers=0)
+            plan = plan_features(Clips(30.0, None), slices, with_frames=[], frame_layers=0)
         with step("key: digest of everything that could change them"):
-            key = feature_key(Chroma(), Corpus((), "simulated"), plan)
+            key = feature_key(Chroma(), LabelledCorpus((), "simulated"), plan)
         store = PartStore(Path(folder), key)
         with step(f"{plan.num_parts} parts of {plan.slices_per_part} slices written"):
             for number in range(plan.num_parts):
@@ -74,7 +74,7 @@ def report(count: int) -> list[str]:
         with step(f"{BATCHES} batches of {BATCH} slices drawn at random, read"):
             drawn = torch.randint(0, count, (BATCHES, BATCH), generator=torch.Generator().manual_seed(0))
             for rows in drawn.tolist():
-                read = features.pooled([plan.slices[row] for row in rows])
+                read = features.read([plan.slices[row] for row in rows], "pooled")
                 assert read[0, :, 0, 0].tolist() == rows
     return lines
 

@@ -25,15 +25,15 @@ from torch import Tensor
 
 from benchmarks.alternate import HEADER, alternate, machine
 from benchmarks.probe_alone import Place, Probe, Slices, outputs_of, train_alone
-from distributed.marble.datasets.corpus import Corpus, read_corpus
+from distributed.marble.datasets.corpus import LabelledCorpus, read_labelled_corpus
 from distributed.marble.datasets.slice_audio import load_slice
-from distributed.marble.datasets.targets import Targets, TaskData, item_targets, prepare, slice_targets
+from distributed.marble.datasets.targets import Targets, TaskData, item_targets, prepare_targets, slice_targets
 from distributed.marble.encoders.pupujepa import FrozenPupuJEPA, HowToEncode
-from distributed.marble.features.features import compute_features, gather_features, make_plan
+from distributed.marble.features.features import compute_features, gather_features, plan_features
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.probes.bank import Training
 from distributed.marble.probes.probing import Subject, probe
-from distributed.marble.tasks.tasks import KEYS, Fit, Task, select_tasks
+from distributed.marble.tasks.tasks import KEYS, ProbeFit, Task, select_tasks
 from distributed.processes.topology import Topology
 from distributed.watch.probes import probing_corpus
 from pupujepa.json_lines import write_rows
@@ -105,7 +105,7 @@ class Grid:
     """
 
     data: TaskData
-    corpus: Corpus
+    corpus: LabelledCorpus
     encoder: FrozenPupuJEPA
     audio: dict[str, tuple[Tensor, Targets, Targets]]
 
@@ -119,11 +119,13 @@ class Grid:
 
 def make_grid(args: argparse.Namespace, folder: Path) -> Grid:
     """Returns the grid on a small untrained encoder; the bank does not ask what a network has learned."""
-    corpus = read_corpus(args.corpus) if args.corpus else chords(folder / "chords", tracks=args.tracks * 5 // 3)
+    corpus = (
+        read_labelled_corpus(args.corpus) if args.corpus else chords(folder / "chords", tracks=args.tracks * 5 // 3)
+    )
     if args.corpus:
         corpus = probing_corpus(corpus, args.tracks)
     task = key_task(epochs=args.epochs, seeds=args.seeds)
-    data = prepare(task, corpus)
+    data = prepare_targets(task, corpus)
     config = ModelConfig(crop_frames=256, width=args.width, depth=args.depth, heads=2)
     encoder = FrozenPupuJEPA(PupuJEPA(config, seed=0), HowToEncode(precision="fp32"), name="untrained", digest="0")
     return Grid(data, corpus, encoder, {name: in_memory(data, corpus, name) for name in data.splits})
@@ -131,7 +133,7 @@ def make_grid(args: argparse.Namespace, folder: Path) -> Grid:
 
 def key_task(*, epochs: int, seeds: int) -> Task:
     """Returns the key row with MARBLE's head and all readouts, on features as they are."""
-    fit = Fit(
+    fit = ProbeFit(
         hidden=512,
         dropout=0.2,
         readouts=("layers", "mean", "weighted", "reduced"),
@@ -147,7 +149,7 @@ def key_task(*, epochs: int, seeds: int) -> Task:
 def bank_of_all(grid: Grid) -> Chosen:
     """Our side: files to features to the chosen probe's test score."""
     every = [s for split in grid.data.splits.values() for s in split.slices]
-    plan = make_plan(grid.data.task.clips, every, with_frames=(), frame_layers=0)
+    plan = plan_features(grid.data.task.clips, every, with_frames=(), frame_layers=0)
     with tempfile.TemporaryDirectory() as cache:
         folder = compute_features(grid.encoder, grid.corpus, plan, cache=Path(cache), topology=Topology())
         subject = Subject("untrained", gather_features(folder, plan), None)
@@ -195,7 +197,7 @@ def through_encoder(grid: Grid, name: str) -> Slices:
     return Slices(features, torch.from_numpy(of_slices.values))
 
 
-def in_memory(data: TaskData, corpus: Corpus, name: str) -> tuple[Tensor, Targets, Targets]:
+def in_memory(data: TaskData, corpus: LabelledCorpus, name: str) -> tuple[Tensor, Targets, Targets]:
     """Returns the audio of a split [N, S], the targets of its slices and of its items."""
     split, tracks = data.splits[name], {t.uid: t for t in corpus.tracks}
     windows = [load_slice(tracks[s.uid], s, data.task.clips, rate_hz=RATE_HZ) for s in split.slices]
@@ -203,7 +205,7 @@ def in_memory(data: TaskData, corpus: Corpus, name: str) -> tuple[Tensor, Target
     return torch.from_numpy(np.stack(windows)), targets, item_targets(targets, split)
 
 
-def chords(folder: Path, *, tracks: int) -> Corpus:
+def chords(folder: Path, *, tracks: int) -> LabelledCorpus:
     """Writes triads in noise, their root and mode the key, and returns the corpus."""
     (folder / "audio").mkdir(parents=True)
     time_s = np.arange(int(SECONDS * RATE_HZ)) / RATE_HZ
@@ -219,7 +221,7 @@ def chords(folder: Path, *, tracks: int) -> Corpus:
         row = {"track": f"{number:04d}", "path": path, "split": split, "duration_s": SECONDS, "labels": {"key": key}}
         rows.append(row)
     write_rows(folder / "tracks.jsonl", rows)
-    return read_corpus(folder)
+    return read_labelled_corpus(folder)
 
 
 if __name__ == "__main__":

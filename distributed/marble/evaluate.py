@@ -5,25 +5,25 @@
   torchrun --nproc-per-node 8 -m distributed evaluate --encoders runs/demo random_init --data D --out O
   srun python -m distributed evaluate --encoders runs/demo random_init --data D --out O
 
-An encoder is a run directory, a folder with released weights, or one of the baselines random_init (the same network,
-untrained), log_mel (spectrogram statistics) and chroma (for key). D holds tracks.jsonl and its audio, as
-`python -m data scores D` makes them, or is a checkout of MARBLE whose data sets lie where its download.py puts them
-(docs/marble.md). Before anything is computed every task says what it found, or which file is missing and whence it is:
+An encoder is a run directory, a folder with released weights, or a baseline: random_init (the same network, untrained),
+log_mel (spectrogram statistics) or chroma (for key). D has tracks.jsonl and its audio, as `python -m data scores D`
+makes them, or is a checkout of MARBLE with the data sets where its download.py puts them (docs/marble.md). First every
+task reports what it found, or which file is missing and where to get it:
 
   python -m distributed evaluate --tasks all --data MARBLE --check
   python -m distributed evaluate --tasks GS MTT GTZANBeatTracking --data MARBLE --encoders runs/base --out runs/base
 
-Features are computed once, spread over the ranks, and kept under --cache, a folder or s3://bucket/prefix that all
-ranks see; what changes them (weights, lists, a single byte of audio) changes the name they are kept under. The same
-command, run again, continues where it stopped. Layer and learning rate are chosen on validation; the test split is read
-once, by the choice alone.
+The ranks share the work of computing features, once, and keep them under --cache, a folder or s3://bucket/prefix that
+all ranks can read. The name of the features depends on the weights, the lists and every byte of audio. The same
+command, run again, resumes. Layer and learning rate are chosen on validation; only the chosen probe reads the test
+split, once.
 
-In a minute, without training (quick.py), or of encoders other than PupuJEPA (docs/encoders.md):
+In a minute, without training (quick.py), also with encoders other than PupuJEPA (docs/encoders.md):
 
   python -m distributed evaluate --quick --encoders runs/demo runs/demo:student mert dasheng:base --data D --out O
 
-Writes O/results.jsonl (one row per task, encoder and protocol), O/results.md and O/results.html. Results of several
-folders, beside each other and beside published numbers:
+Writes O/results.jsonl (one row per task, encoder and protocol), O/results.md and O/results.html. To compare the results
+of several folders with each other and with published numbers:
 
   python -m distributed leaderboard runs/base runs/large
 """
@@ -71,44 +71,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="tasks by name, or groups: all, offline, marble (default: those that are in DIR)",
+        help="tasks by name, or groups: all, offline, marble (default: those found in DIR)",
     )
     parser.add_argument(
         "--data",
         type=Path,
         required=True,
         metavar="DIR",
-        help="corpus with tracks.jsonl and its audio, or MARBLE's checkout or data folder, or both in one",
+        help="corpus with tracks.jsonl and its audio, MARBLE's checkout or data folder, or both in one",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results.jsonl and the tables go")
-    parser.add_argument(
-        "--check", action="store_true", help="say for every task what is there and what is missing, and stop"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder for results.jsonl and the tables")
+    parser.add_argument("--check", action="store_true", help="report what each task has and lacks, and exit")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="train nothing: nearest neighbours, a few labels and the spectra of the features, into OUT/quick.md",
+        help="train nothing: nearest neighbours, a few labels and spectra of the features, into OUT/quick.md",
     )
     parser.add_argument(
         "--protocol",
         choices=("clean", "marble", "both"),
         default="clean",
-        help="clean: best epoch on validation (default); marble: as MARBLE v2 does it, quirks included; "
-        "both: one after the other, and what differs",
+        help="clean: best epoch on validation (default); marble: as MARBLE v2, quirks included; "
+        "both: one after the other, with their differences",
     )
-    parser.add_argument("--which", choices=("teacher", "student"), default="teacher", help="blocks of a run to probe")
+    parser.add_argument("--which", choices=("teacher", "student"), default="teacher", help="weights of a run to probe")
     parser.add_argument(
         "--precision",
         choices=(AUTO, *PRECISIONS),
         default=AUTO,
-        help="of the frozen encoder: auto (default) is bf16 autocast, as MARBLE, where the hardware of all ranks "
-        "multiplies it, else fp32; the features of the two are kept apart",
+        help="precision of the frozen encoder: auto (default) is bf16 autocast, as in MARBLE, if the hardware of all "
+        "ranks multiplies bf16, else fp32; each precision has its own features",
     )
     parser.add_argument(
         "--cache",
         metavar="DIR",
-        help="folder for features that all ranks see, or s3://bucket/prefix (default: OUT/features); several "
-        "evaluations may share one, and it may be deleted at any time between them",
+        help="folder for features that all ranks can read, or s3://bucket/prefix (default: OUT/features); "
+        "evaluations can share it, and you can delete it between them",
     )
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
@@ -124,14 +122,14 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join(f.text for f in findings))  # noqa: T201 - the list is the product
         return 0 if all(f.is_complete for f in findings) else 1
     for finding in findings:
-        # who did not ask for all tasks is not told of all that are absent
+        # without --tasks, do not list every task of which nothing is there
         if args.tasks or not finding.is_absent:
             log.info("%s", finding.text)
     evaluation = _evaluation(args, measurable(findings, args.tasks or [], args.data))
     if topology.world_size > 1:
-        # gloo reads the environment, whoever launched us
+        # gloo reads these variables, whichever launcher started the rank
         os.environ.update(loopback_interface(topology) | dict(os.environ) | topology.environment())
-    # plain numbers and small arrays are exchanged, so gloo serves on GPUs too
+    # ranks exchange numbers and small arrays only, so gloo is enough on GPUs too
     with process_group(topology, timeout_s=TIMEOUT_S, device=torch.device("cpu")):
         device = choose_device(topology, cuda_devices=usable_gpus(os.environ))
         precision = agreed_precision(args.precision, device)
@@ -148,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluation(args: argparse.Namespace, tasks: tuple[Task, ...]) -> Evaluation:
     if not args.encoders or args.out is None:
-        raise UserError("--encoders and --out are needed to measure anything; --check alone does without")
+        raise UserError("--encoders and --out are needed for an evaluation; only --check works without them")
     if args.resamples < 1:
         raise UserError(f"--resamples {args.resamples} leaves no interval; use 1000")
     return Evaluation(

@@ -1,4 +1,4 @@
-"""An evaluation of frozen encoders, fully specified, on all ranks: features, probes, rows of results."""
+"""An evaluation of frozen encoders on all ranks: features, probes, rows of results."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ import torch
 
 from data.store.files import Location
 from distributed.marble.datasets.audio_digests import with_audio_digests
-from distributed.marble.datasets.corpus import Corpus, agreed, read_corpus
+from distributed.marble.datasets.corpus import LabelledCorpus, agreed, read_labelled_corpus
 from distributed.marble.datasets.manifests import read_marble
-from distributed.marble.datasets.targets import TaskData, prepare
+from distributed.marble.datasets.targets import TaskData, prepare_targets
 from distributed.marble.encoders.pupujepa import HowToEncode
 from distributed.marble.encoders.resolve import BASELINES, FrozenEncoder, resolve_encoders, supports
-from distributed.marble.jobs import Job, deal, featurise
-from distributed.marble.probes.probing import Outcome, probe
+from distributed.marble.jobs import ProbeJob, deal_jobs, featurise
+from distributed.marble.probes.probing import ProbeOutcome, probe
 from distributed.marble.quick.light_probes import Check
 from distributed.marble.quick.quick import check_all, whole_clips, write_quick
 from distributed.marble.results.results import Resamples, Row, Sampling, make_rows, write_results
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation, fully specified.
+    """Settings of an evaluation.
 
     Attributes:
         cache: path or url of the folder for features, shared by all ranks.
         which: teacher or student.
         precision: of the frozen encoders, "bf16" or "fp32".
-        quick: nothing is trained; see quick.py.
+        quick: train nothing; see quick.py.
     """
 
     encoders: tuple[str, ...]
@@ -52,21 +52,22 @@ class Evaluation:
 
 
 def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device) -> list[Row]:
-    """Runs an evaluation inside a process group; the first rank writes the results and returns them, others none."""
+    """Runs an evaluation in a process group; the first rank writes and returns the rows, the others return []."""
     evaluation = replace(evaluation, tasks=tuple(task.under(evaluation.protocol) for task in evaluation.tasks))
-    corpora: dict[str, Corpus] = {}
+    corpora: dict[str, LabelledCorpus] = {}
     for task in evaluation.tasks:
         if task.list_name not in corpora:
+            # check that ranks see one corpus before the slow digests of audio
             corpus = agreed(_read(evaluation.data, task), topology)
             corpora[task.list_name] = with_audio_digests(corpus, cache=evaluation.cache, topology=topology)
-    prepared = [prepare(task, corpora[task.list_name]) for task in evaluation.tasks]
+    prepared = [prepare_targets(task, corpora[task.list_name]) for task in evaluation.tasks]
     _report_left_out(prepared)
     encoders = resolve_encoders(evaluation.encoders, HowToEncode(evaluation.which, evaluation.precision, device))
     if evaluation.quick:
         jobs = _featurise_all(encoders, corpora, whole_clips(prepared), evaluation.cache, topology)
         rows = check_all(jobs, Check(evaluation.protocol, evaluation.sampling), topology)
         return write_quick(evaluation.out, rows) if topology.is_first else []
-    jobs, outcomes = measure(
+    jobs, outcomes = measure_encoders(
         encoders, corpora, prepared=prepared, evaluation=evaluation, topology=topology, device=device
     )
     if not topology.is_first:
@@ -74,23 +75,23 @@ def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device
     return write_results(evaluation.out, *_tabulate(evaluation, jobs, outcomes))
 
 
-def measure(
+def measure_encoders(
     encoders: Sequence[FrozenEncoder],
-    corpora: Mapping[str, Corpus],
+    corpora: Mapping[str, LabelledCorpus],
     *,
     prepared: Sequence[TaskData],
     evaluation: Evaluation,
     topology: Topology,
     device: torch.device,
-) -> tuple[list[Job], dict[int, Outcome]]:
+) -> tuple[list[ProbeJob], dict[int, ProbeOutcome]]:
     """Probes encoders on prepared tasks; all ranks call it together and share the work.
 
     Args:
         corpora: by the name of their track list.
-        evaluation: protocol and feature cache.
+        evaluation: for its protocol and feature cache.
 
     Returns:
-        The jobs, and the outcome of each by its number, on every rank.
+        On every rank: all jobs, and the outcome of each by job number.
 
     Raises:
         UserError: no encoder supports any of the tasks.
@@ -101,36 +102,37 @@ def measure(
 
 def _featurise_all(
     encoders: Sequence[FrozenEncoder],
-    corpora: Mapping[str, Corpus],
+    corpora: Mapping[str, LabelledCorpus],
     prepared: Sequence[TaskData],
     cache: Location | Path,
     topology: Topology,
-) -> list[Job]:
-    jobs: list[Job] = []
+) -> list[ProbeJob]:
+    jobs: list[ProbeJob] = []
     for encoder in encoders:
         tasks = [d for d in prepared if supports(encoder, d.task)]
         jobs += featurise(encoder, corpora, tasks, cache=cache, topology=topology)
     if not jobs:
-        raise UserError("none of these encoders supports any of these tasks, so there is nothing to measure")
+        raise UserError("none of these encoders supports any of these tasks, so nothing can be measured; choose others")
     return jobs
 
 
-def _read(data: Path, task: Task) -> Corpus:
-    return read_corpus(data, task.manifest) if task.source is None else read_marble(data, task)
+def _read(data: Path, task: Task) -> LabelledCorpus:
+    return read_labelled_corpus(data, task.manifest) if task.source is None else read_marble(data, task)
 
 
 def _probe_all(
-    jobs: Sequence[Job], evaluation: Evaluation, topology: Topology, *, device: torch.device
-) -> dict[int, Outcome]:
+    jobs: Sequence[ProbeJob], evaluation: Evaluation, topology: Topology, *, device: torch.device
+) -> dict[int, ProbeOutcome]:
     """Trains this rank's banks and returns the outcomes of all ranks by job number."""
-    mine = deal(jobs, topology.world_size)[topology.rank]
-    outcomes: dict[int, Outcome] = {}
+    mine = deal_jobs(jobs, topology.world_size)[topology.rank]  # every rank computes the same assignment
+    outcomes: dict[int, ProbeOutcome] = {}
     with (
         Progress(len(mine), title="probes", unit="banks", shown=topology.is_first) as progress,
         all_or_none(topology, "probes"),
     ):
         for number in mine:
             job = jobs[number]
+            # the lambda below binds `what` as a default: a closure would see the next job's
             what = f"{job.data.task.name} on {job.subject.name}"
             outcomes[number] = probe(
                 job.data,
@@ -140,11 +142,13 @@ def _probe_all(
                 on_epoch=lambda epoch, what=what: progress.say(f"{what}, epoch {epoch + 1}"),  # type: ignore[misc]
             )
             progress.advance()
-    gathered = gather(outcomes, topology)
+    gathered = gather(outcomes, topology)  # one dict of outcomes per rank
     return {number: outcome for part in gathered for number, outcome in part.items()}
 
 
-def _tabulate(evaluation: Evaluation, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> tuple[list[Row], Resamples]:
+def _tabulate(
+    evaluation: Evaluation, jobs: Sequence[ProbeJob], outcomes: dict[int, ProbeOutcome]
+) -> tuple[list[Row], Resamples]:
     rows: list[Row] = []
     resamples: Resamples = {}
     for task in evaluation.tasks:
@@ -166,12 +170,5 @@ def _tabulate(evaluation: Evaluation, jobs: Sequence[Job], outcomes: dict[int, O
 def _report_left_out(prepared: Sequence[TaskData]) -> None:
     for data in prepared:
         sizes = ", ".join(f"{len(s.units)} {name}" for name, s in data.splits.items())
-        left_out = sum(s.left_out for s in data.splits.values())
-        too_short = sum(s.too_short for s in data.splits.values())
-        log.info(
-            "%s: %s items (left out: %d without a usable label, %d too short)",
-            data.task.name,
-            sizes,
-            left_out,
-            too_short,
-        )
+        left_out = [sum(s.left_out for s in data.splits.values()), sum(s.too_short for s in data.splits.values())]
+        log.info("%s: %s items (left out: %d without a usable label, %d too short)", data.task.name, sizes, *left_out)

@@ -1,6 +1,6 @@
-"""The jobs of an evaluation: one task on one encoder each, their features computed in as few passes as there can be.
+"""Jobs of an evaluation: one task on one encoder each, with features from as few passes as possible.
 
-Tasks that cut the same audio into windows of one length share a pass, though each has a list of its own: the four tasks
+Tasks that cut the same audio into windows of one length share a pass, even with separate track lists: the four tasks
 on MTG-Jamendo read every window once.
 """
 
@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from data.store.files import Location
-from distributed.marble.datasets.corpus import Corpus, union
+from distributed.marble.datasets.corpus import LabelledCorpus, union
 from distributed.marble.datasets.targets import TaskData
 from distributed.marble.encoders.readout import spread_layers
 from distributed.marble.encoders.resolve import FrozenEncoder
-from distributed.marble.features.features import Plan, compute_features, gather_features, make_plan
+from distributed.marble.features.features import FeaturePlan, compute_features, gather_features, plan_features
 from distributed.marble.probes.probing import Subject
 from distributed.marble.results.results import Provenance
 from distributed.marble.tasks.tasks import READOUT_TITLES, Clips, Task
@@ -24,8 +24,8 @@ from pupujepa.progress import Progress
 
 
 @dataclass(frozen=True)
-class Job:
-    """One task on one encoder, with its features in place."""
+class ProbeJob:
+    """One task on one encoder, with computed features; `cost` is the relative work of its probes."""
 
     data: TaskData
     subject: Subject
@@ -33,10 +33,11 @@ class Job:
     cost: float
 
 
-def deal(jobs: Sequence[Job], world_size: int) -> list[list[int]]:
-    """Returns the jobs of every rank: the longest first, each to the rank with least to do."""
+def deal_jobs(jobs: Sequence[ProbeJob], world_size: int) -> list[list[int]]:
+    """Returns the job numbers of every rank: the longest job first, each to the rank with the least work."""
     load = [0.0] * world_size
     hands: list[list[int]] = [[] for _ in range(world_size)]
+    # equal costs are ordered by number: all ranks must compute the same assignment
     for number in sorted(range(len(jobs)), key=lambda n: (-jobs[n].cost, n)):
         rank = load.index(min(load))
         hands[rank].append(number)
@@ -46,12 +47,12 @@ def deal(jobs: Sequence[Job], world_size: int) -> list[list[int]]:
 
 def featurise(
     encoder: FrozenEncoder,
-    corpora: Mapping[str, Corpus],
+    corpora: Mapping[str, LabelledCorpus],
     tasks: Sequence[TaskData],
     *,
     cache: Location | Path,
     topology: Topology,
-) -> list[Job]:
+) -> list[ProbeJob]:
     """Computes the features of one encoder and returns its jobs; all ranks call it together.
 
     Args:
@@ -60,9 +61,10 @@ def featurise(
     """
     jobs = []
     digest = agreed_digest(lambda: encoder.digest, topology, f"the weights of {encoder.name}")
-    for sharing in _sharing(tasks):
+    for sharing in _sharing(tasks):  # one feature pass each
         corpus = union([corpora[d.task.list_name] for d in sharing])
         plan = _plan(sharing[0].task.clips, sharing)
+        # rank r has parts r, r + world_size, ...: see compute_features
         mine = sum(len(plan.part(n)) for n in range(topology.rank, plan.num_parts, topology.world_size))
         with (
             Progress(mine, title=f"features of {encoder.name}", unit="slices", shown=topology.is_first) as progress,
@@ -82,12 +84,12 @@ def featurise(
         for data in sharing:
             own = corpora[data.task.list_name].digest
             digests = {"checkpoint": digest, "corpus": own, "features": features.key}
-            jobs.append(Job(data, subject, _provenance(encoder, data.task, digests), _cost(encoder, data)))
+            jobs.append(ProbeJob(data, subject, _provenance(encoder, data.task, digests), _cost(encoder, data)))
     return jobs
 
 
 def _count(progress: Progress, slice_s: float, ranks: int, count: int, computed: bool) -> None:
-    """Counts slices; the rate is that of all ranks, taken to be as fast as this one."""
+    """Counts slices; the rate shown is for all ranks, assumed to be as fast as this one."""
     if not computed:
         progress.skip(count)
         return
@@ -96,7 +98,7 @@ def _count(progress: Progress, slice_s: float, ranks: int, count: int, computed:
 
 
 def _sharing(tasks: Sequence[TaskData]) -> list[list[TaskData]]:
-    """Returns the tasks in groups that one pass serves: the same audio, windows of one length, one rule for frames."""
+    """Returns groups of tasks that can share a feature pass: the same audio, windows of one length."""
     groups: dict[tuple[str, float], list[TaskData]] = {}
     for data in tasks:
         task = data.task
@@ -105,13 +107,14 @@ def _sharing(tasks: Sequence[TaskData]) -> list[list[TaskData]]:
     return list(groups.values())
 
 
-def _plan(clips: Clips, tasks: Sequence[TaskData]) -> Plan:
+def _plan(clips: Clips, tasks: Sequence[TaskData]) -> FeaturePlan:
     every = [s for d in tasks for split in d.splits.values() for s in split.every_slice]
     framed = [d for d in tasks if d.task.frames is not None]
     with_frames = [s for d in framed for split in d.splits.values() for s in split.every_slice]
     wanted = [d.task.frames.layers for d in framed if d.task.frames]
+    # None means all layers, the most that a task can ask for
     layers = None if None in wanted else max((w for w in wanted if w is not None), default=0)
-    return make_plan(clips, every, with_frames=with_frames, frame_layers=layers)
+    return plan_features(clips, every, with_frames=with_frames, frame_layers=layers)
 
 
 def _provenance(encoder: FrozenEncoder, task: Task, digests: dict[str, str]) -> Provenance:
@@ -123,10 +126,10 @@ def _provenance(encoder: FrozenEncoder, task: Task, digests: dict[str, str]) -> 
 
 
 def _cost(encoder: FrozenEncoder, data: TaskData) -> float:
-    """A rough measure of the work of a probe bank, to spread the banks over ranks."""
+    """Returns a rough estimate of the work of a probe bank, to balance the ranks."""
     task = data.task
     frames = 1.0 if task.frames is None else task.clips.seconds * (encoder.frame_rate_hz or 1.0)
     layers = len(spread_layers(len(encoder.layer_names), None if task.frames is None else task.frames.layers))
-    probed = layers + len(task.fit.readouts_of(layers)) - 1
+    probed = layers + len(task.fit.readouts_of(layers)) - 1  # "layers" is one of the readouts
     heads = len(task.fit.learning_rates) * len(task.fit.seeds)
     return len(data.splits["train"].slices) * frames * probed * heads * max(1, len(data.space.classes))

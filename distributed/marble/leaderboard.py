@@ -1,16 +1,16 @@
-"""Lay results of any number of evaluations beside each other and beside published numbers.
+"""Compare the results of evaluations with each other and with published numbers.
 
   python -m distributed leaderboard runs/base                        from runs/base/results.jsonl
   python -m distributed leaderboard runs/* --out boards              of several folders, into boards/
   python -m distributed leaderboard runs/* --reference random_init   differences to another encoder
   python -m distributed leaderboard runs/* --compare base large      only these two, task by task
 
-It reads what `python -m distributed evaluate` wrote and measures nothing. Tasks whose probes speak about a whole slice
-(global) stand apart from those that speak about every frame (local), and MARBLE's from the offline ones. Every row says
-its protocol, how its layer and learning rate were chosen, and whose number it is. Published numbers are a group of
-their own; protocol marble comes nearest to them. What does not compare for another reason carries a mark and a note.
+It reads what `python -m distributed evaluate` wrote and measures nothing. Tasks with one output a slice (global) and
+tasks with one a frame (local) have separate tables, and so do MARBLE's and the offline tasks. Every row names its
+protocol, how its layer and learning rate were chosen, and its source. Published numbers are a separate group; protocol
+marble is nearest to them. A mark and a note show scores that are not comparable for another reason.
 
-Differences are paired: both encoders are scored on the same resampled items, whichever evaluations they come from.
+Differences are paired: both encoders are scored on the same resampled items, even from separate evaluations.
 
 Writes leaderboard.md, leaderboard.html and leaderboard.tex, and prints the Markdown. With --compare it only prints.
 """
@@ -24,7 +24,7 @@ from distributed.drawing.tables import Cell, Group, Table, texts, to_latex, to_m
 from distributed.drawing.wording import fixed
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.results.board import difference_cell, leaderboard
-from distributed.marble.results.paired import Entry, read_entries
+from distributed.marble.results.paired import PairedEntry, read_entries
 from distributed.marble.results.results import RESULTS
 from distributed.marble.tasks.marble_tasks import task_title
 from distributed.run.directory import write_atomically
@@ -32,8 +32,8 @@ from pupujepa.errors import UserError
 
 DEFAULT_REFERENCE = "random_init"
 LEAD = (
-    "Scores of probes on frozen features. Published numbers and numbers measured here are in groups of their own, "
-    "because layers, learning rates and data differ or are not known to agree."
+    "Scores of probes on frozen features. Published numbers and numbers measured here are in separate groups, "
+    "because layers, learning rates and data differ or may differ."
 )
 
 
@@ -42,14 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "results", nargs="+", type=Path, metavar="DIR", help=f"folders with {RESULTS}: the --out of evaluate"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the three files go (default: the first DIR)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: the first DIR)")
     parser.add_argument(
         "--reference",
         metavar="ENCODER",
-        help=f"encoder that the others are compared with (default: {DEFAULT_REFERENCE}, where it was measured)",
+        help=f"encoder to compare the others with (default: {DEFAULT_REFERENCE}, if it was measured)",
     )
     parser.add_argument(
-        "--compare", nargs=2, metavar=("A", "B"), help="print A - B for every task and metric that both have, and stop"
+        "--compare", nargs=2, metavar=("A", "B"), help="print A - B for every task and metric that both have, and exit"
     )
 
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_leaderboard(out: Path, entries: Sequence[Entry], *, reference: str | None) -> str:
+def write_leaderboard(out: Path, entries: Sequence[PairedEntry], *, reference: str | None) -> str:
     """Writes the three files and returns the Markdown."""
     tables = leaderboard(entries, reference=reference)
     markdown = f"# Leaderboard\n\n{LEAD}\n\n{to_markdown(tables)}"
@@ -77,11 +77,11 @@ def write_leaderboard(out: Path, entries: Sequence[Entry], *, reference: str | N
     return markdown
 
 
-def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
+def comparison_of(entries: Sequence[PairedEntry], one: str, other: str) -> Table:
     """Returns the paired differences one - other of every task, protocol and metric that both have.
 
     Raises:
-        UserError: an encoder that was not measured, or two that share no task.
+        UserError: an encoder was not measured, or the two share no task.
     """
     one, other = _known(entries, one), _known(entries, other)
     of_other = {(e.row["task"], e.row["protocol"]): e for e in entries if e.label == other}
@@ -97,13 +97,13 @@ def comparison_of(entries: Sequence[Entry], one: str, other: str) -> Table:
         )
     notes = (
         "Paired bootstrap over the items of the test split (pieces or files); both encoders are scored on the same "
-        "resamples. Bold: the 95 % interval leaves out zero; one such difference in twenty does so by chance.",
+        "resamples. Bold: the 95 % interval excludes zero; one such difference in twenty does so by chance.",
     )
     head = texts("task", "protocol", "metric", one, other, "difference in points")
     return Table(f"{one} minus {other}", head, (Group("", tuple(rows)),), notes)
 
 
-def _line(entry: Entry, reference: Entry, name: str) -> tuple[Cell, ...]:
+def _line(entry: PairedEntry, reference: PairedEntry, name: str) -> tuple[Cell, ...]:
     values = [fixed(100 * e.scored(name)["value"], 1) for e in (entry, reference)]
     return (
         *texts(task_title(entry.row["task"]), entry.row["protocol"], METRICS[name].title, *values),
@@ -111,20 +111,21 @@ def _line(entry: Entry, reference: Entry, name: str) -> tuple[Cell, ...]:
     )
 
 
-def _metrics(entry: Entry) -> list[str]:
+def _metrics(entry: PairedEntry) -> list[str]:
     return [entry.row["metric"], *(name for name in METRICS if name in entry.row["extra"])]
 
 
-def _default_reference(entries: Sequence[Entry]) -> str | None:
+def _default_reference(entries: Sequence[PairedEntry]) -> str | None:
     labels = dict.fromkeys(e.label for e in entries)
     return DEFAULT_REFERENCE if DEFAULT_REFERENCE in labels else None
 
 
-def _known(entries: Sequence[Entry], name: str) -> str:
-    """Returns the label that a name means."""
+def _known(entries: Sequence[PairedEntry], name: str) -> str:
+    """Returns the label of a named encoder; raises UserError for an unknown or ambiguous name."""
     labels = list(dict.fromkeys(e.label for e in entries))
     if name in labels:
         return name
+    # `read_entries` adds the folder to names that several encoders share
     qualified = [label for label in labels if label.startswith(f"{name} (")]
     if qualified:
         raise UserError(

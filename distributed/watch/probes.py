@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 
 from distributed.engine.gather import whole_model
-from distributed.marble.datasets.corpus import Corpus, read_corpus, thin
-from distributed.marble.datasets.targets import prepare
+from distributed.marble.datasets.corpus import LabelledCorpus, read_labelled_corpus, thin_tracks
+from distributed.marble.datasets.targets import prepare_targets
 from distributed.marble.encoders.pupujepa import FrozenPupuJEPA, HowToEncode
-from distributed.marble.evaluation import Evaluation, measure
+from distributed.marble.evaluation import Evaluation, measure_encoders
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.tasks.tasks import select_tasks
 from distributed.processes.topology import Topology
@@ -59,8 +59,10 @@ class InLoopProbe:
         data = Path(config.data)
         tasks = tuple(task.under("clean") for task in select_tasks(list(OFFLINE_TASKS)))
         lists = {task.list_name: task.manifest for task in tasks}
-        self._corpora = {name: probing_corpus(read_corpus(data, file), config.tracks) for name, file in lists.items()}
-        self._prepared = [prepare(task, self._corpora[task.list_name]) for task in tasks]
+        self._corpora = {
+            name: probing_corpus(read_labelled_corpus(data, file), config.tracks) for name, file in lists.items()
+        }
+        self._prepared = [prepare_targets(task, self._corpora[task.list_name]) for task in tasks]
         self._evaluation = Evaluation((), tasks, data=data, out=run_root, cache=self._cache, precision=precision)
 
     def measure(self, step: TrainingStep, model: PupuJEPA, *, at: int) -> dict[str, float]:
@@ -74,7 +76,7 @@ class InLoopProbe:
         # the probes have their own generators; fork_rng undoes draws by libraries
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             twin = whole_model(step, model).to(self._device)
-            jobs, outcomes = measure(
+            jobs, outcomes = measure_encoders(
                 [FrozenPupuJEPA(twin, self._how, name=f"step {at}", digest=f"in training, step {at}")],
                 self._corpora,
                 prepared=self._prepared,
@@ -102,14 +104,14 @@ class InLoopProbe:
         dist.barrier()
 
 
-def probing_corpus(corpus: Corpus, tracks: int) -> Corpus:
+def probing_corpus(corpus: LabelledCorpus, tracks: int) -> LabelledCorpus:
     """Returns the fixed subset for probes in training; its `test` split is half of the validation pieces.
 
     Args:
         tracks: at most this many of the training split, and half as many of the validation split.
     """
-    train = thin(corpus.of_split("train"), tracks)
-    held_out = thin(corpus.of_split("valid"), max(2, tracks // 2))
+    train = thin_tracks(corpus.of_split("train"), tracks)
+    held_out = thin_tracks(corpus.of_split("valid"), max(2, tracks // 2))
     groups = sorted({track.group for track in held_out}, key=lambda group: sha256(group.encode()).digest())
     scoring = set(groups[1::2])
     divided = [replace(t, split="test" if t.group in scoring else "valid") for t in held_out]

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.shards.manifest import read_manifest
 from distributed.experiment import Experiment, check, load_experiment
-from distributed.marble.datasets.corpus import read_corpus
+from distributed.marble.datasets.corpus import read_labelled_corpus
 from pupujepa.config import ConfigError
 from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError
@@ -144,7 +144,7 @@ def make_plan(
     shared = (override("stream.url", launch.shards), *extra)
     inputs = {
         "shards": read_manifest(launch.shards).digest,
-        "corpus": read_corpus(corpus).digest,
+        "corpus": read_labelled_corpus(corpus).digest,
         "probe_tracks": sweep.probe_tracks,
         "tasks": launch.tasks,
         "commands": asdict(launch.commands),

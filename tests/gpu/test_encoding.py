@@ -11,7 +11,7 @@ import torch
 
 from distributed.marble.features.reading import Features
 from distributed.marble.probes.bank import Labelled, Training, train_bank
-from distributed.marble.tasks.tasks import Fit
+from distributed.marble.tasks.tasks import ProbeFit
 from pupujepa.audio.log_mel import log_mel
 from pupujepa.embedding.encoder import Encoder
 from pupujepa.model.rope import grid_rotation, rotate
@@ -90,7 +90,7 @@ def test_probes_are_the_cpus(device):
 
     Of two epochs that are as good, rounding decides. The reference trains each learning rate by itself.
     """
-    fit = Fit(learning_rates=(3e-3, 1e-2), seeds=(0, 7), max_epochs=12, batch_size=32, patience=3)
+    fit = ProbeFit(learning_rates=(3e-3, 1e-2), seeds=(0, 7), max_epochs=12, batch_size=32, patience=3)
 
     def trained(where, rates):
         training = Training(replace(fit, learning_rates=rates), "multiclass", CLASSES, "clean", "t")

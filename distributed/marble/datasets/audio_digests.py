@@ -1,8 +1,8 @@
-"""What a corpus sounds like, as digests of whole audio files: features of other audio must never be taken for its own.
+"""Digests of whole audio files, so that features are never used for other audio.
 
-Hundreds of gigabytes are read once: ranks share the files, and a list beside the features remembers each digest with
-the file's size, times and inode. Writing to a file changes its ctime, which no program can set back, so a file whose
-mark is the same holds the same bytes. One that was changed a moment ago is not remembered: clocks tick coarsely.
+Hundreds of gigabytes are read once: ranks share the files, and a list beside the features stores each digest with the
+file's mark: size, times and inode. Writing to a file changes its ctime, which programs cannot set, so an equal mark
+means equal bytes. Files changed in the last seconds are not stored, because clocks are coarse.
 """
 
 import json
@@ -14,7 +14,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 from data.store.store import Location, MissingObjectError, open_store
-from distributed.marble.datasets.corpus import Corpus
+from distributed.marble.datasets.corpus import LabelledCorpus
 from distributed.processes.collectives import gather
 from distributed.processes.topology import Topology
 from pupujepa.progress import Progress
@@ -27,11 +27,11 @@ _READERS = 4
 Known = dict[str, tuple[str, str]]
 
 
-def with_audio_digests(corpus: Corpus, *, cache: Location | Path, topology: Topology) -> Corpus:
-    """Returns a corpus whose digests depend on every byte of its audio; all ranks call it together.
+def with_audio_digests(corpus: LabelledCorpus, *, cache: Location | Path, topology: Topology) -> LabelledCorpus:
+    """Returns the corpus with digests that depend on every byte of its audio; all ranks call it together.
 
     Args:
-        cache: path or url of the folder for features, where the list is kept.
+        cache: path or url of the folder for features, which also holds the list.
     """
     digests = audio_digests([t.path for t in corpus.tracks], cache=cache, topology=topology)
     own = {t.uid: digests[str(t.path)] for t in corpus.tracks}
@@ -47,14 +47,10 @@ def audio_digests(
     topology: Topology,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> dict[str, str]:
-    """Returns the sha256 of each file, by its path; all ranks call it together and each reads a share.
-
-    Args:
-        clock_ns: wall-clock time.
-    """
+    """Returns the sha256 of each file by path; all ranks call it together and each reads a share."""
     store = open_store(str(cache))
     known = _read_list(store.read, LIST)
-    mine = sorted({str(p) for p in paths})[topology.rank :: topology.world_size]
+    mine = sorted({str(p) for p in paths})[topology.rank :: topology.world_size]  # every world_size-th file
     marks = {path: _mark(Path(path)) for path in mine}
     digests = {path: known[path][1] for path in mine if path in known and known[path][0] == marks[path]}
     unknown = [path for path in mine if path not in digests]
@@ -68,6 +64,7 @@ def audio_digests(
     fresh = {p: (marks[p], digests[p]) for p in unknown if _is_settled(Path(p), marks[p], clock_ns())}
     shares = gather((digests, fresh), topology)
     learned = {path: found for _, share in shares for path, found in share.items()}
+    # one writer: others would overwrite its list
     if topology.is_first and learned:
         store.write(LIST, json.dumps(known | learned).encode())
     return {path: digest for share, _ in shares for path, digest in share.items()}
@@ -87,7 +84,7 @@ def _mark(path: Path) -> str:
 
 
 def _is_settled(path: Path, mark: str, now_ns: int) -> bool:
-    """Whether the file has not changed since it was marked, nor shortly before."""
+    """Returns True if the file has not changed since it was marked, nor shortly before."""
     return _mark(path) == mark and path.stat().st_ctime_ns < now_ns - _SETTLED_NS
 
 

@@ -1,4 +1,4 @@
-"""A labelled corpus on disk: the track list, what identifies its content, and how tracks are cut into slices."""
+"""A labelled corpus on disk: its track list, the digest of its content, and the slices of its tracks."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +18,14 @@ _FINGERPRINT_BYTES = 65536
 
 
 @dataclass(frozen=True)
-class Track:
+class LabelledTrack:
     """One line of the list.
 
     Attributes:
-        group: the piece it is a take of; pieces, not takes, are independent.
-        rate_hz: sample rate of the file, where its windows are counted in samples; None counts them in seconds.
+        group: the piece that this is a take of; pieces, not takes, are independent.
+        rate_hz: sample rate of the file if windows are counted in samples; None counts them in seconds.
         num_samples: length of the file at that rate.
-        num_channels: of the file, at that.
-        item: what its slices add up to; empty for the track itself.
+        item: the item that its slices belong to; "" for the track itself.
     """
 
     uid: str
@@ -41,36 +40,36 @@ class Track:
     item: str = ""
 
     def window_samples(self, seconds: float) -> int:
-        """Returns the length of a window at the file's own rate: whole samples, rounded down."""
+        """Returns the length of a window in samples at the file's own rate, rounded down."""
         if self.rate_hz is None:
             raise ValueError(f"{self.uid}: windows of this track are counted in seconds")
-        return int(seconds * self.rate_hz)
+        return int(seconds * self.rate_hz)  # as upstream does
 
     def start_s(self, index: int, seconds: float) -> float:
-        """Returns where the `index`-th window begins."""
+        """Returns the start of the `index`-th window."""
         return index * seconds if self.rate_hz is None else index * self.window_samples(seconds) / self.rate_hz
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """All tracks of a list, and the digest of the list and of the audio behind it.
+class LabelledCorpus:
+    """The tracks of a list, with a digest of the list and its audio.
 
     Attributes:
-        fingerprints: of the tracks' audio by uid; empty where `digest` alone names the audio.
+        fingerprints: of the tracks' audio, by uid; empty if `digest` alone identifies the audio.
     """
 
-    tracks: tuple[Track, ...]
+    tracks: tuple[LabelledTrack, ...]
     digest: str
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
-    def of_split(self, split: str) -> tuple[Track, ...]:
+    def of_split(self, split: str) -> tuple[LabelledTrack, ...]:
         """Returns the tracks of one split, in list order."""
         return tuple(t for t in self.tracks if t.split == split)
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Slice:
-    """The `index`-th window of a track; (uid, index) is its name everywhere.
+    """The `index`-th window of a track; (uid, index) identifies it everywhere.
 
     Attributes:
         channel: "mix" is the mean of all channels, "0", "1", ... one of them.
@@ -82,20 +81,20 @@ class Slice:
 
     @property
     def name(self) -> list[str | int]:
-        """Its fields for JSON, the channel only where it is not the mix."""
+        """Fields for JSON; the channel only if it is not the mix."""
         return [self.uid, self.index] if self.channel == "mix" else [self.uid, self.index, self.channel]
 
 
-def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
+def read_labelled_corpus(folder: Path, manifest: str = "tracks.jsonl") -> LabelledCorpus:
     """Reads a track list.
 
     Raises:
-        UserError: no list, a line that cannot be used, an id that appears twice, or an audio file that is missing.
+        UserError: no list, an invalid line, a repeated id, or a missing audio file.
     """
     path = folder / manifest
     if not path.is_file():
         raise UserError(
-            f"no {manifest} in {folder}: there is nothing to evaluate on; "
+            f"no {manifest} in {folder}, so there is nothing to evaluate on; "
             f"make a labelled corpus with `python -m data scores {folder}`"
         )
     content = path.read_bytes()
@@ -103,17 +102,18 @@ def read_corpus(folder: Path, manifest: str = "tracks.jsonl") -> Corpus:
     seen: set[str] = set()
     for track in tracks:
         if track.uid in seen:
-            raise UserError(f"{path}: the track id {track.uid!r} appears twice; its features would overwrite another's")
+            raise UserError(f"{path}: track id {track.uid!r} appears twice, so features would collide; make ids unique")
         seen.add(track.uid)
     digest = sha256(content)
     for track in tracks:
-        digest.update(fingerprint(track.path))
-    return Corpus(tracks, digest.hexdigest())
+        digest.update(audio_fingerprint(track.path))
+    return LabelledCorpus(tracks, digest.hexdigest())
 
 
-def cut(track: Track, clips: Clips) -> list[Slice]:
-    """Returns the slices of a track; none when it is too short for a single one, unless short ones are kept."""
+def cut(track: LabelledTrack, clips: Clips) -> list[Slice]:
+    """Returns the slices of a track; none if it is too short, unless `clips.keep_short`."""
     if track.rate_hz is None:
+        # the margin absorbs rounding: a whole last slice must not count as partial
         whole, rest = divmod(track.duration_s + 1e-6, clips.seconds)
         count = int(whole) + (rest / clips.seconds >= clips.min_ratio)
     else:
@@ -123,41 +123,44 @@ def cut(track: Track, clips: Clips) -> list[Slice]:
     if not count and clips.keep_short:
         count = 1
     kept = min(count, clips.max_slices or count)
+    # the middle of each of `kept` equal stretches
     return [Slice(track.uid, (2 * i + 1) * count // (2 * kept)) for i in range(kept)]
 
 
-def union(corpora: Sequence[Corpus]) -> Corpus:
-    """Returns the audio of several corpora as one, so that one feature pass serves tasks with lists of their own.
+def union(corpora: Sequence[LabelledCorpus]) -> LabelledCorpus:
+    """Returns the audio of several corpora as one, so that tasks with separate lists share a feature pass.
 
-    Its digest depends on the audio and not on labels; its tracks carry the labels of the first list they are in.
-    Corpora without fingerprints, all of one list, are that list.
+    Its digest depends on the audio, not on labels; each track has the labels of the first list that contains it.
+    Corpora without fingerprints all have one list, which is returned.
     """
     if not corpora[0].fingerprints:
         return corpora[0]
+    # reversed, so that the first list wins
     tracks = {t.uid: t for corpus in reversed(corpora) for t in corpus.tracks}
-    fingerprints = {uid: print_ for corpus in corpora for uid, print_ in corpus.fingerprints.items()}
+    fingerprints = {uid: print_ for corpus in corpora for uid, print_ in corpus.fingerprints.items()}  # by uid
     digest = audio_digest(fingerprints)
-    return Corpus(tuple(tracks[uid] for uid in sorted(tracks)), digest, fingerprints)
+    return LabelledCorpus(tuple(tracks[uid] for uid in sorted(tracks)), digest, fingerprints)
 
 
 def audio_digest(fingerprints: Mapping[str, str]) -> str:
-    """Returns a digest of the audio of tracks, whatever list they are from."""
+    """Returns a digest of the audio of tracks; their list and its order do not matter."""
     return sha256(json.dumps(sorted(fingerprints.items())).encode()).hexdigest()
 
 
-def thin(tracks: Iterable[Track], most: int | None) -> list[Track]:
-    """Returns at most `most` tracks, in list order, the same ones on every machine and for every encoder."""
+def thin_tracks(tracks: Iterable[LabelledTrack], most: int | None) -> list[LabelledTrack]:
+    """Returns at most `most` tracks, in list order, the same on every machine and for every encoder."""
     tracks = list(tracks)
     if most is None:
         return tracks
+    # a hash of the id: independent of the list's order, and fewer tracks are a subset of more
     kept = sorted(tracks, key=lambda t: blake2b(t.uid.encode(), digest_size=8).digest())[:most]
     names = {t.uid for t in kept}
     return [t for t in tracks if t.uid in names]
 
 
-def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> Track:
+def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> LabelledTrack:
     try:
-        track = Track(
+        track = LabelledTrack(
             uid=row["track"],
             path=folder / row["path"],
             split=row["split"],
@@ -170,26 +173,26 @@ def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> Track:
             f"{where}: not a track ({error!r}); each line is an object with track, path, split, duration_s and labels"
         ) from error
     if track.split not in SPLITS:
-        raise UserError(f"{where}: split {track.split!r} is none of {', '.join(SPLITS)}")
+        raise UserError(f"{where}: split {track.split!r} is not one of {', '.join(SPLITS)}; correct the line")
     if not track.path.is_file():
         raise UserError(f"{where}: the audio file {track.path} does not exist; render or copy it, or drop the line")
     return track
 
 
-def fingerprint(path: Path) -> bytes:
-    """Returns a digest of a file's size and both ends: enough to notice a corpus that was rendered anew."""
+def audio_fingerprint(path: Path) -> bytes:
+    """Returns a digest of a file's size, start and end; it detects a corpus that was rendered again."""
     size = path.stat().st_size
     digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
     with path.open("rb") as file:
         digest.update(file.read(_FINGERPRINT_BYTES))
-        if size > 2 * _FINGERPRINT_BYTES:
+        if size > 2 * _FINGERPRINT_BYTES:  # else the two reads cover the whole file
             file.seek(-_FINGERPRINT_BYTES, 2)
         digest.update(file.read(_FINGERPRINT_BYTES))
     return digest.digest()
 
 
-def agreed(corpus: Corpus, topology: Topology) -> Corpus:
-    """Raises when the ranks see different corpora; their features would not belong together."""
+def agreed(corpus: LabelledCorpus, topology: Topology) -> LabelledCorpus:
+    """Returns the corpus; raises UserError if ranks read different ones, whose features must not be mixed."""
     digests = gather(corpus.digest, topology)
     if len(set(digests)) > 1:
         raise UserError(

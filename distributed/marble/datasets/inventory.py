@@ -1,6 +1,6 @@
-"""What is there: for every task its lists, its tracks and its audio files, or exactly what is missing and whence it is.
+"""Inventory of every task: its lists, tracks and audio files, or the missing files and where to get them.
 
-It looks and computes nothing, so that a missing file is told in seconds and not after hours of features.
+It reads no audio, so it reports a missing file in seconds, not after hours of computing features.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was found of one task.
+class InventoryFinding:
+    """Files of one task, present and missing.
 
     Attributes:
-        tracks: of each split, in its lists.
-        missing_lists: where lists were looked for that are not there.
-        missing_audio: files that the lists name and that are not there.
-        files: how many files the lists name.
-        remark: about the labels, where something is odd.
+        tracks: number of tracks in the list of each split.
+        missing_lists: expected paths of absent lists.
+        missing_audio: absent files that the lists name.
+        files: number of files that the lists name.
+        remark: warning about the labels, or "".
     """
 
     task: Task
@@ -39,17 +39,17 @@ class Finding:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the task can be measured."""
+        """True if the task can be measured."""
         return not self.missing_lists and not self.missing_audio
 
     @property
     def is_absent(self) -> bool:
-        """Whether nothing of the task is there."""
+        """True if no list of the task was found."""
         return not self.tracks
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """One line for the user."""
         sizes = ", ".join(f"{count} {split}" for split, count in self.tracks.items())
         found = f"{self.task.list_name}: {sizes} tracks{self.remark}"
         if self.is_complete:
@@ -64,13 +64,9 @@ class Finding:
         )
 
 
-def take_inventory(tasks: Sequence[Task], root: Path) -> tuple[Finding, ...]:
-    """Looks for the lists and the audio of tasks below `root`.
-
-    Raises:
-        UserError: a list that cannot be read.
-    """
-    known: dict[str, Finding] = {}
+def take_inventory(tasks: Sequence[Task], root: Path) -> tuple[InventoryFinding, ...]:
+    """Looks for the lists and the audio of tasks below `root`; raises UserError for an unreadable list."""
+    known: dict[str, InventoryFinding] = {}
     findings = []
     for task in tasks:
         if task.list_name not in known:
@@ -79,14 +75,14 @@ def take_inventory(tasks: Sequence[Task], root: Path) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def measurable(findings: Sequence[Finding], names: Sequence[str], root: Path) -> tuple[Task, ...]:
-    """Returns the tasks to measure: those that are there, of the groups and names that were asked for.
+def measurable(findings: Sequence[InventoryFinding], names: Sequence[str], root: Path) -> tuple[Task, ...]:
+    """Returns the tasks to measure: the complete ones.
 
-    A task of a group (all, offline, marble) of which nothing is there is left out. One that was asked for by its name,
-    or of which only a part is there, must be complete.
+    A task of a group (all, offline, marble) without any file is left out. A task requested by name, or with only some
+    of its files, must be complete.
 
     Raises:
-        UserError: such a task is not, or none is left.
+        UserError: such a task is incomplete, or no task is left.
     """
     broken = [f for f in findings if not f.is_complete and (not f.is_absent or f.task.name in names)]
     if broken:
@@ -94,16 +90,16 @@ def measurable(findings: Sequence[Finding], names: Sequence[str], root: Path) ->
     complete = tuple(f.task for f in findings if f.is_complete)
     if not complete:
         raise UserError(
-            f"no tracks.jsonl in {root}, and none of MARBLE's manifests: there is nothing to evaluate on; make a "
-            f"labelled corpus with `python -m data scores {root}`, or see with --check what is looked for"
+            f"no tracks.jsonl in {root} and no manifest of MARBLE's, so there is nothing to evaluate on; make a "
+            f"labelled corpus with `python -m data scores {root}`, or list the expected files with --check"
         )
     return complete
 
 
-def _look(task: Task, root: Path) -> Finding:
+def _look(task: Task, root: Path) -> InventoryFinding:
     lists = _lists(task, root)
     tracks: dict[str, int] = {}
-    audio: dict[Path, None] = {}
+    audio: dict[Path, None] = {}  # an ordered set: many lines can name one file
     classes: set[str] = set()
     for path, split in lists:
         if not path.is_file():
@@ -119,7 +115,7 @@ def _look(task: Task, root: Path) -> Finding:
                 classes.update(line.row.get("label") or ())
     with ThreadPoolExecutor(_LOOKERS) as lookers:
         there = list(lookers.map(Path.is_file, audio))
-    return Finding(
+    return InventoryFinding(
         task=task,
         tracks=tracks,
         missing_lists=tuple(path for path, _ in lists if not path.is_file()),
@@ -130,7 +126,7 @@ def _look(task: Task, root: Path) -> Finding:
 
 
 def _lists(task: Task, root: Path) -> list[tuple[Path, str | None]]:
-    """Returns the paths of a task's lists and their splits; ours holds all splits."""
+    """Returns the paths of a task's lists with their splits; None for our list, which has all splits."""
     if task.source is None:
         return [(root / task.manifest, None)]
     return [(manifest_path(root, task.source, split), split) for split in SPLITS]

@@ -1,8 +1,8 @@
-"""MARBLE's own manifests: one JSON object a line, three files a task, read as upstream reads them or with care.
+"""MARBLE's own manifests: one JSON object a line, three files a task, read as upstream does or checked.
 
 DIR is MARBLE's checkout or its data folder. A row has `audio_path` (relative to the checkout), `label`, `sample_rate`,
-`num_samples` and `channels`, and for some tasks `ori_uid`. Under protocol marble these facts are believed, as upstream
-believes them; under clean the file's header decides. Which label means what is told in docs/marble.md.
+`num_samples` and `channels`, and for some tasks `ori_uid`. Protocol marble trusts these facts, as upstream does; clean
+reads the file's header. docs/marble.md explains the labels.
 """
 
 import logging
@@ -15,10 +15,10 @@ from typing import Any
 
 import soundfile
 
-from distributed.marble.datasets.corpus import SPLITS, Corpus, Track, audio_digest, fingerprint
+from distributed.marble.datasets.corpus import SPLITS, LabelledCorpus, LabelledTrack, audio_digest, audio_fingerprint
 from distributed.marble.tasks.chords import ChordSegment, majmin_class
 from distributed.marble.tasks.marble_tasks import SECTION_ALIASES, SECTIONS
-from distributed.marble.tasks.tasks import LabelRule, Source, Task
+from distributed.marble.tasks.tasks import LabelRule, Task, TaskSource
 from pupujepa.errors import UserError
 from pupujepa.json_lines import numbered_rows
 
@@ -32,57 +32,52 @@ Labels = dict[str, Any]
 
 @dataclass(frozen=True)
 class ManifestLine:
-    """One row of a manifest and where it stands."""
+    """One row of a manifest, and its file and line."""
 
     row: Row
     where: str
 
     def field(self, name: str) -> Any:
-        """Returns a field.
-
-        Raises:
-            UserError: the row has none.
-        """
+        """Returns a field; raises UserError if the row lacks it."""
         if self.row.get(name) is None:
             raise UserError(
-                f"{self.where}: the row has no {name!r}, so the track cannot be used; each line of a manifest of "
-                "MARBLE is an object with audio_path, label, sample_rate, num_samples and channels"
+                f"{self.where}: the row has no {name!r}, so the track cannot be used; "
+                "each line must have audio_path, label, sample_rate, num_samples and channels"
             )
         return self.row[name]
 
 
-def manifest_path(root: Path, source: Source, split: str) -> Path:
-    """Returns where a manifest is looked for: MARBLE's path below its checkout, or below its data folder."""
-    return _below(root, source.manifest(split))
+def manifest_path(root: Path, source: TaskSource, split: str) -> Path:
+    """Returns the path of a split's manifest below MARBLE's checkout or data folder."""
+    return audio_path(root, source.manifest(split))
 
 
 def audio_path(root: Path, written: str) -> Path:
-    """Returns where a manifest's audio file is looked for."""
-    return _below(root, written)
+    """Returns root/data/x for data/x, or root/x if root is the data folder itself; other paths are below root."""
+    parts = Path(written).parts
+    if parts[:1] == ("data",) and not (root / "data").is_dir():
+        return root.joinpath(*parts[1:])
+    return root / written
 
 
 def read_manifest_lines(path: Path) -> Iterator[ManifestLine]:
-    """Yields the rows of a manifest; empty lines are skipped.
-
-    Raises:
-        UserError: a line that is not a JSON object.
-    """
+    """Yields the rows of a manifest, without empty lines; raises UserError for a line that is not a JSON object."""
     remedy = "the split would not be MARBLE's, so fetch the manifest again"
     for where, row in numbered_rows(path.read_text(encoding="utf-8"), origin=str(path), remedy=remedy):
         yield ManifestLine(row, where)
 
 
-def read_marble(root: Path, task: Task) -> Corpus:
-    """Reads the three manifests of a task, as its row says (see `Task.under`).
+def read_marble(root: Path, task: Task) -> LabelledCorpus:
+    """Reads the three manifests of a task, under the protocol of its row (see `Task.under`).
 
     Raises:
-        UserError: a manifest or an audio file is missing, or a row cannot be used.
+        UserError: a manifest or an audio file is missing, or a row is invalid.
     """
     source = task.source
     if source is None:
         raise ValueError(f"task {task.name!r} has no manifests of MARBLE")
     digest = sha256()
-    tracks: list[Track] = []
+    tracks: list[LabelledTrack] = []
     seen: dict[str, int] = {}
     for split in SPLITS:
         path = manifest_path(root, source, split)
@@ -95,14 +90,15 @@ def read_marble(root: Path, task: Task) -> Corpus:
         if task.header_facts:
             tracks = list(readers.map(_with_header_facts, tracks))
         prints = {t.uid: p for t, p in zip(tracks, readers.map(_fingerprint, tracks))}
+    # of all tracks, before leaks are dropped: the digest is of the files
     digest.update(audio_digest(prints).encode())
     if task.drop_leaks:
         tracks = _without_leaks(task.name, tracks)
-    return Corpus(tuple(tracks), digest.hexdigest(), prints)
+    return LabelledCorpus(tuple(tracks), digest.hexdigest(), prints)
 
 
-def where_from(source: Source) -> str:
-    """Returns where MARBLE's instructions get a task's files from."""
+def where_from(source: TaskSource) -> str:
+    """Returns instructions for getting a task's files, as part of a sentence."""
     gate = ", to those who asked its publisher for access" if source.gated else ""
     extract = " and runs its extract.sh" if source.folder == "HookTheory" else ""
     return (
@@ -111,28 +107,20 @@ def where_from(source: Source) -> str:
     )
 
 
-def _below(root: Path, written: str) -> Path:
-    """Returns root/data/x for data/x, or root/x where root is the data folder itself; other paths stay below root."""
-    parts = Path(written).parts
-    if parts[:1] == ("data",) and not (root / "data").is_dir():
-        return root.joinpath(*parts[1:])
-    return root / written
-
-
-def _track(line: ManifestLine, root: Path, split: str, source: Source, seen: dict[str, int]) -> Track:
+def _track(line: ManifestLine, root: Path, split: str, source: TaskSource, seen: dict[str, int]) -> LabelledTrack:
     written = str(line.field("audio_path"))
     path = audio_path(root, written)
     if not path.is_file():
         raise UserError(
-            f"{line.where}: the audio file {path} is missing, so the scores would be those of another test set; "
+            f"{line.where}: the audio file {path} is missing, so scores would be of another data set; "
             f"{where_from(source)}"
         )
     rate_hz, num_samples = int(line.field("sample_rate")), int(line.field("num_samples"))
     if rate_hz <= 0:
-        raise UserError(f"{line.where}: sample_rate {rate_hz} is no sample rate; fetch the manifest again")
+        raise UserError(f"{line.where}: sample_rate {rate_hz} is not positive; fetch the manifest again")
     seen[written] = seen.get(written, 0) + 1
-    return Track(
-        # a file that stands twice is two tracks of one item
+    return LabelledTrack(
+        # a file listed twice is two tracks of one item
         uid=written if seen[written] == 1 else f"{written}#{seen[written]}",
         path=path,
         split=split,
@@ -146,13 +134,13 @@ def _track(line: ManifestLine, root: Path, split: str, source: Source, seen: dic
     )
 
 
-def _with_header_facts(track: Track) -> Track:
+def _with_header_facts(track: LabelledTrack) -> LabelledTrack:
     try:
         info = soundfile.info(track.path)
     except soundfile.LibsndfileError as error:
         raise UserError(
-            f"{track.path}: cannot be decoded as audio ({error}), so a track of the {track.split} split would be "
-            "missing; fetch the file again"
+            f"{track.path}: cannot be decoded as audio ({error}), so the {track.split} split would lack a track; "
+            "fetch the file again"
         ) from error
     return replace(
         track,
@@ -163,19 +151,18 @@ def _with_header_facts(track: Track) -> Track:
     )
 
 
-def _fingerprint(track: Track) -> str:
-    return f"{track.rate_hz}/{fingerprint(track.path).hex()}"
+def _fingerprint(track: LabelledTrack) -> str:
+    return f"{track.rate_hz}/{audio_fingerprint(track.path).hex()}"
 
 
-def _without_leaks(task: str, tracks: Sequence[Track]) -> list[Track]:
-    """Returns the tracks whose group is in no later split: what is tested on was neither trained nor chosen on."""
+def _without_leaks(task: str, tracks: Sequence[LabelledTrack]) -> list[LabelledTrack]:
+    """Returns the tracks whose group is in no later split, so that no test recording was trained or chosen on."""
+    # later splits overwrite earlier ones
     last = {track.group: track.split for split in SPLITS for track in tracks if track.split == split}
     kept = [track for track in tracks if last[track.group] == track.split]
     if len(kept) < len(tracks):
         log.info(
-            "%s: %d tracks are left out because their recording is in a later split too",
-            task,
-            len(tracks) - len(kept),
+            "%s: %d tracks are left out because their recording is in a later split too", task, len(tracks) - len(kept)
         )
     return kept
 
@@ -202,15 +189,17 @@ def _section(line: ManifestLine) -> Labels:
     section = SECTION_ALIASES.get(joined, joined)
     if section not in SECTIONS:
         raise UserError(
-            f"{line.where}: {joined!r} is no section that MARBLE knows ({', '.join((*SECTIONS, *SECTION_ALIASES))}); "
-            "it stops there too: fetch the manifest again"
+            f"{line.where}: {joined!r} is not a section of MARBLE's ({', '.join((*SECTIONS, *SECTION_ALIASES))}), "
+            "which refuses it too; fetch the manifest again"
         )
     return {"section": section}
 
 
 def _tags(line: ManifestLine) -> Labels:
     if not isinstance(line.row.get("label"), list):
-        raise UserError(f"{line.where}: label {line.row.get('label')!r} is no list of tags; fetch the manifest again")
+        raise UserError(
+            f"{line.where}: label {line.row.get('label')!r} is not a list of tags; fetch the manifest again"
+        )
     return {"tags": [str(tag) for tag in line.row["label"]]}
 
 
@@ -218,12 +207,13 @@ def _chords(line: ManifestLine) -> Labels:
     segments = [
         ChordSegment(float(s["start_time"]), float(s["end_time"]), str(s["chord_str"])) for s in line.field("label")
     ]
+    # report an unreadable chord now, with its line, not during training
     for label in {s.label for s in segments}:
         majmin_class(label, origin=line.where)
     return {"chords": sorted(segments, key=lambda s: s.start_s)}
 
 
-# how the field `label` is read; the names are those of `Task.labels`
+# readers of the field `label`; their keys are the names in `Task.labels`
 LABELS: dict[LabelRule, Callable[[ManifestLine], Labels]] = {
     "arousal_valence": _arousal_valence,
     "key": _text("key"),

@@ -1,7 +1,7 @@
-"""One window of a track as an encoder hears it: cut at the file's own rate, one channel, resampled, zero-padded.
+"""One window of a track as input of an encoder: cut at the file's own rate, one channel, resampled, zero-padded.
 
-The order is MARBLE's: cut, then reduce channels, then resample, then pad. A whole file that is resampled once and cut
-afterwards has other samples at the edges of its windows.
+The order is MARBLE's: cut, reduce channels, resample, pad. Resampling the whole file before cutting would change the
+samples at the edges of windows.
 
 Legend: S samples, C channels.
 """
@@ -11,7 +11,7 @@ import logging
 import numpy as np
 import soundfile
 
-from distributed.marble.datasets.corpus import Slice, Track
+from distributed.marble.datasets.corpus import LabelledTrack, Slice
 from distributed.marble.tasks.tasks import Clips
 from pupujepa.audio.read import AudioError, mix_down, read_audio, resample
 from pupujepa.errors import UserError
@@ -19,11 +19,11 @@ from pupujepa.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def load_slice(track: Track, which: Slice, clips: Clips, *, rate_hz: int) -> np.ndarray:
-    """Returns one window [S] at `rate_hz`, S = seconds * rate_hz rounded down, zeros where the track has ended.
+def load_slice(track: LabelledTrack, which: Slice, clips: Clips, *, rate_hz: int) -> np.ndarray:
+    """Returns one window [S] at `rate_hz`, S = seconds * rate_hz rounded down, zeros after the end of the track.
 
     Raises:
-        UserError: the file cannot be decoded, has another sample rate than its manifest says, or no such channel.
+        UserError: the file cannot be decoded, its sample rate is not its manifest's, or it lacks the channel.
     """
     seconds = clips.seconds
     if track.rate_hz is None:
@@ -36,13 +36,13 @@ def load_slice(track: Track, which: Slice, clips: Clips, *, rate_hz: int) -> np.
     return np.pad(audio_S, (0, length - len(audio_S))).astype(np.float32)
 
 
-def _read_window(track: Track, which: Slice, samples: int) -> np.ndarray:
+def _read_window(track: LabelledTrack, which: Slice, samples: int) -> np.ndarray:
     try:
         with soundfile.SoundFile(track.path) as file:
             if file.samplerate != track.rate_hz:
                 raise UserError(
                     f"{track.path}: has {file.samplerate} Hz but its manifest says {track.rate_hz}, so every window "
-                    "would be elsewhere; fetch the file again, or use --protocol clean, which believes the file"
+                    "would be shifted; fetch the file again, or use --protocol clean, which reads the file's header"
                 )
             file.seek(min(which.index * samples, file.frames))
             audio_CS = file.read(samples, dtype="float32", always_2d=True).T
@@ -50,7 +50,7 @@ def _read_window(track: Track, which: Slice, samples: int) -> np.ndarray:
         raise AudioError(f"{track.path}: cannot be decoded as audio ({error}); fetch the file again") from error
     if not audio_CS.shape[1]:
         log.warning(
-            "%s: has no audio in window %d, though its manifest counts %d samples; the window is silence",
+            "%s: has no audio in window %d, though its manifest counts %d samples; the window is silent",
             track.path,
             which.index,
             track.num_samples,
@@ -60,7 +60,7 @@ def _read_window(track: Track, which: Slice, samples: int) -> np.ndarray:
         if int(which.channel) >= len(audio_CS):
             raise UserError(
                 f"{track.path}: has {len(audio_CS)} channels but its manifest says {track.num_channels}; "
-                "fetch the file again, or use --protocol clean, which believes the file"
+                "fetch the file again, or use --protocol clean, which reads the file's header"
             )
         audio_CS = audio_CS[[int(which.channel)]]
     return mix_down(audio_CS, origin=str(track.path))

@@ -1,6 +1,6 @@
-"""From labels to arrays: which tracks a task can use, what its classes are, and the targets of slices and of items.
+"""Targets from labels: the usable tracks of a task, its classes, and target arrays of slices and items.
 
-Everything that is fitted (class lists, mean and scale of regression targets) comes from the training split alone.
+Class lists, and mean and scale of regression targets, are fitted on the training split alone.
 
 Legend: N items or slices, C classes or outputs, T frames.
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distributed.marble.datasets.corpus import SPLITS, Corpus, Slice, Track, cut, thin
-from distributed.marble.datasets.frame_targets import FrameGrid, activations, chord_classes, event_times
+from distributed.marble.datasets.corpus import SPLITS, LabelledCorpus, LabelledTrack, Slice, cut, thin_tracks
+from distributed.marble.datasets.frame_targets import FrameGrid, chord_classes, event_times, frame_activations
 from distributed.marble.tasks.tasks import ChannelMode, Frames, Protocol, Task
 from pupujepa.errors import UserError
 
@@ -25,11 +25,10 @@ class Events:
 
     Attributes:
         times_s: for each item and channel, seconds from the slice's start.
-        bpm_ranges: of the decoder, one for each channel.
-        decode_rates_hz: activations of each channel are interpolated to about this rate first; None decodes them as
-            they are.
-        on_grid: whether references are rounded to the frame grid before matching, as upstream does.
-        track_of_item: the number of each item's track; None where nothing asks for it.
+        bpm_ranges: tempo range of the decoder, for each channel.
+        decode_rates_hz: interpolate each channel's activations to about this rate before decoding; None does not.
+        on_grid: round references to the frame grid before matching, as upstream does.
+        track_of_item: number of each item's track; None if no metric needs it.
     """
 
     times_s: tuple[tuple[np.ndarray, ...], ...]
@@ -46,7 +45,7 @@ class Targets:
 
     Attributes:
         values: class numbers [N], 0/1 [N, C], standardised outputs [N, C], activations in [0, 1] [N, T, C], or class
-            numbers of frames [N, T], -1 for those that do not count.
+            numbers of frames [N, T], -1 for ignored frames.
     """
 
     values: np.ndarray
@@ -64,7 +63,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """What the training split fixes: classes, and mean and standard deviation of each regression output."""
+    """Classes, and mean and standard deviation of each regression output, fitted on the training split."""
 
     classes: tuple[str, ...] = ()
     mean_C: tuple[float, ...] = ()
@@ -73,18 +72,18 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class Split:
-    """The slices of one split that a task uses, and the items they add up to.
+    """Slices of one split that a task uses, grouped into items.
 
     Attributes:
-        item_of_slice: for each slice the number of its item; items are numbered in order of appearance.
-        units: for each item the unit that the bootstrap resamples.
-        left_out: tracks without a usable label.
-        too_short: tracks too short for a single slice.
-        variants: for each slice, the same window of equally likely channels, of which training draws one every epoch;
-            empty where there is no choice.
+        item_of_slice: item number of each slice; items are numbered in order of appearance.
+        units: for each item, the unit that the bootstrap resamples.
+        left_out: number of tracks without a usable label.
+        too_short: number of tracks too short for a single slice.
+        variants: for each slice, the same window of equally likely channels; training draws one every epoch. Empty if
+            there is one channel each.
     """
 
-    tracks: tuple[Track, ...]
+    tracks: tuple[LabelledTrack, ...]
     slices: tuple[Slice, ...]
     item_of_slice: np.ndarray
     units: tuple[str, ...]
@@ -94,7 +93,7 @@ class Split:
 
     @property
     def every_slice(self) -> tuple[Slice, ...]:
-        """All slices that need features, without repetition."""
+        """All slices that need features, without duplicates."""
         return tuple(dict.fromkeys([*self.slices, *(v for of_slice in self.variants for v in of_slice)]))
 
 
@@ -107,11 +106,11 @@ class TaskData:
     splits: dict[str, Split]
 
 
-def prepare(task: Task, corpus: Corpus) -> TaskData:
+def prepare_targets(task: Task, corpus: LabelledCorpus) -> TaskData:
     """Selects tracks and slices and fits the label space on the training split.
 
     Raises:
-        UserError: a split has no labelled track long enough, or its labels are all the same.
+        UserError: a split has no labelled track long enough, or all its labels are equal.
     """
     space = _fit_space(task, [t for t in corpus.of_split("train") if _is_labelled(task, t)])
     splits = {name: _select(task, space, corpus.of_split(name), name) for name in SPLITS}
@@ -120,7 +119,7 @@ def prepare(task: Task, corpus: Corpus) -> TaskData:
             raise UserError(
                 f"task {task.name!r} has no labelled item in the {name} split "
                 f"({split.left_out} tracks without a usable {' and '.join(task.labels)}, {split.too_short} shorter "
-                f"than {task.clips.min_ratio * task.clips.seconds:g} s), so it cannot be measured; "
+                f"than {task.clips.min_ratio * task.clips.seconds:g} s); "
                 "use a corpus with more pieces, or leave the task out with --tasks"
             )
         _refuse_constant_labels(task, space, split, name)
@@ -144,34 +143,36 @@ def slice_targets(data: TaskData, split: Split, *, protocol: Protocol, frames: t
             return Targets(chord_classes(task, rows, grid, protocol=protocol), data.space.classes)
         times = event_times(task, rows)
         events = _events(task.frames, times, rows, protocol=protocol, rate_hz=grid.rate_hz)
-        return Targets(activations(times, task.frames, grid), task.labels, events)
+        return Targets(frame_activations(times, task.frames, grid), task.labels, events)
     return Targets(np.stack([_encode(task, data.space, track) for track, _ in rows]), data.space.classes)
 
 
 def item_targets(of_slices: Targets, split: Split) -> Targets:
-    """Returns the targets of items: those of each item's first slice."""
+    """Returns the targets of items, taken from each item's first slice."""
+    # np.unique sorts the item numbers, so its i-th row is item i
     _, first_slice_of_item = np.unique(split.item_of_slice, return_index=True)
     return of_slices.take(first_slice_of_item)
 
 
-def _is_labelled(task: Task, track: Track) -> bool:
+def _is_labelled(task: Task, track: LabelledTrack) -> bool:
     if any(track.labels.get(name) is None for name in task.labels):
         return False
-    # zip is empty for tasks without transforms
+    # a logarithm needs positive labels; tasks without transforms skip this loop
     return all(kind != "log" or track.labels[name] > 0 for name, kind in zip(task.labels, task.transforms))
 
 
-def _fit_space(task: Task, tracks: Sequence[Track]) -> LabelSpace:
+def _fit_space(task: Task, tracks: Sequence[LabelledTrack]) -> LabelSpace:
     if task.target == "multiclass":
         return LabelSpace(classes=task.classes or tuple(sorted({t.labels[task.labels[0]] for t in tracks})))
     if task.target == "multilabel":
+        # a dict keeps the order of first appearance, for class_order="first_seen"
         present = dict.fromkeys(c for t in tracks for c in t.labels[task.labels[0]])
         return LabelSpace(classes=task.classes or tuple(sorted(present) if task.class_order == "sorted" else present))
     if task.target == "frame_classes":
         return LabelSpace(classes=task.classes)
     if task.target == "regression" and tracks and "raw" not in task.transforms:
         values_NC = np.array([_outputs(task, t) for t in tracks])
-        spread_C = np.maximum(values_NC.std(axis=0), 1e-6)
+        spread_C = np.maximum(values_NC.std(axis=0), 1e-6)  # a constant output must not divide by zero
         return LabelSpace(
             classes=task.labels, mean_C=tuple(values_NC.mean(axis=0).tolist()), std_C=tuple(spread_C.tolist())
         )
@@ -180,7 +181,7 @@ def _fit_space(task: Task, tracks: Sequence[Track]) -> LabelSpace:
 
 
 def _refuse_constant_labels(task: Task, space: LabelSpace, split: Split, name: str) -> None:
-    """Raises when nothing can be told apart: checked before any feature is computed, not hours later."""
+    """Raises UserError if all labels are equal, before hours of computing features."""
     if task.frames is not None:
         return
     values = np.stack([_encode(task, space, t) for t in split.tracks])
@@ -188,25 +189,26 @@ def _refuse_constant_labels(task: Task, space: LabelSpace, split: Split, name: s
     if np.all(columns == columns[0]):
         raise UserError(
             f"task {task.name!r}: all {len(values)} labelled tracks of the {name} split have the same "
-            f"{' and '.join(task.labels)}, so nothing can be told apart; use a corpus with more pieces, "
-            "or leave the task out with --tasks"
+            f"{' and '.join(task.labels)}; use a corpus with more pieces, or leave the task out with --tasks"
         )
 
 
-def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -> Split:
+def _select(task: Task, space: LabelSpace, tracks: Sequence[LabelledTrack], name: str) -> Split:
     usable = [t for t in tracks if _is_labelled(task, t) and _is_in_space(task, space, t)]
     long_enough = [t for t in usable if cut(t, task.clips)]
     kept = long_enough
+    # frames of all layers are large: training and validation use some tracks, the test split always all
     if task.frames is not None and name != "test":
-        kept = thin(long_enough, task.frames.train_tracks if name == "train" else task.frames.valid_tracks)
+        kept = thin_tracks(long_enough, task.frames.train_tracks if name == "train" else task.frames.valid_tracks)
     training = name == "train"
     mode = task.channels[0 if training else 1]
     variants = [tuple(replace(s, channel=c) for c in _channels(t, mode)) for t in kept for s in cut(t, task.clips)]
-    slices = [v[0] for v in variants]
+    slices = [v[0] for v in variants]  # the first variant names the slice; see `_channels`
     unit_of = {t.uid: t.group if task.unit == "group" else t.uid for t in kept}
     item_of = {t.uid: t.item or t.uid for t in kept}
+    # an item is a track (or the tracks of one `item`), or a single slice
     names = [(item_of[s.uid], 0) if task.aggregate == "track" else (s.uid, s.index) for s in slices]
-    numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}
+    numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}  # in order of appearance
     unit_of_item = {numbers[n]: unit_of[s.uid] for n, s in zip(names, slices, strict=True)}
     return Split(
         tracks=tuple(kept),
@@ -219,8 +221,8 @@ def _select(task: Task, space: LabelSpace, tracks: Sequence[Track], name: str) -
     )
 
 
-def _channels(track: Track, mode: ChannelMode) -> tuple[str, ...]:
-    """Returns the equally likely channels of a track, the mix first: one that is likelier stands more than once."""
+def _channels(track: LabelledTrack, mode: ChannelMode) -> tuple[str, ...]:
+    """Returns the equally likely channels of a track, the mix first; a channel repeats to be more likely."""
     single = tuple(str(c) for c in range(track.num_channels))
     if mode == "mix" or len(single) == 1:
         return ("mix",)
@@ -228,28 +230,28 @@ def _channels(track: Track, mode: ChannelMode) -> tuple[str, ...]:
         return ("0",)
     if mode == "random":
         return ("mix", *single)
-    return (*("mix",) * len(single), *single)
+    return (*("mix",) * len(single), *single)  # random_half_mix
 
 
-def _is_in_space(task: Task, space: LabelSpace, track: Track) -> bool:
+def _is_in_space(task: Task, space: LabelSpace, track: LabelledTrack) -> bool:
     return task.target != "multiclass" or track.labels[task.labels[0]] in space.classes
 
 
-def _encode(task: Task, space: LabelSpace, track: Track) -> np.ndarray:
+def _encode(task: Task, space: LabelSpace, track: LabelledTrack) -> np.ndarray:
     if task.target == "multiclass":
         return np.array(space.classes.index(track.labels[task.labels[0]]), dtype=np.int64)
     if task.target == "multilabel":
         present = set(track.labels[task.labels[0]])
         if task.classes and not present <= set(task.classes):
             raise UserError(
-                f"{track.uid}: {sorted(present - set(task.classes))} are none of the {len(task.classes)} classes of "
-                f"task {task.name!r}, so the track would count as without them; fetch the manifest again"
+                f"{track.uid}: {sorted(present - set(task.classes))} are not among the {len(task.classes)} classes of "
+                f"task {task.name!r}, so these labels would be lost; fetch the manifest again"
             )
         return np.array([c in present for c in space.classes], dtype=np.float32)
     return ((_outputs(task, track) - space.mean_C) / space.std_C).astype(np.float32)
 
 
-def _outputs(task: Task, track: Track) -> np.ndarray:
+def _outputs(task: Task, track: LabelledTrack) -> np.ndarray:
     values = [float(track.labels[name]) for name in task.labels]
     return np.array([np.log(v) if kind == "log" else v for v, kind in zip(values, task.transforms, strict=True)])
 
@@ -257,7 +259,7 @@ def _outputs(task: Task, track: Track) -> np.ndarray:
 def _events(
     rule: Frames,
     times: tuple[tuple[np.ndarray, ...], ...],
-    rows: Sequence[tuple[Track, Slice]],
+    rows: Sequence[tuple[LabelledTrack, Slice]],
     *,
     protocol: Protocol,
     rate_hz: float,

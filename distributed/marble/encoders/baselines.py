@@ -1,4 +1,4 @@
-"""Features that nothing was learned for: what a trained encoder has to beat before it has shown anything.
+"""Baselines without learning, which a trained encoder must beat: spectrogram statistics and chroma.
 
 Legend: B slices, S samples, F bands, C pitch classes, T frames.
 """
@@ -19,7 +19,7 @@ CHROMA_HOP = 2048
 
 
 class LogMel:
-    """Mean and standard deviation over time of each mel band; as frames, four spectrogram frames side by side."""
+    """Mean and standard deviation over time of each mel band; frames are four spectrogram frames side by side."""
 
     name = "log_mel"
     layer_names = ("log_mel",)
@@ -34,12 +34,12 @@ class LogMel:
 
     @torch.no_grad()
     def embed(self, audio_BS: Tensor, *, frame_layers: Sequence[int]) -> SliceFeatures:
-        """Returns [B, 1, 2F] and, when frames are asked for, [B, 1, T // 4, 4F]."""
+        """Returns [B, 1, 2F] and, with `frame_layers`, [B, 1, T // 4, 4F]."""
         mel_BTF = log_mel(audio_BS, self._config)
         pooled_BLD = torch.cat([mel_BTF.mean(dim=1), mel_BTF.std(dim=1)], dim=-1).unsqueeze(1)
         if not frame_layers:
             return SliceFeatures(pooled_BLD)
-        steps = mel_BTF.shape[1] // STACKED_FRAMES
+        steps = mel_BTF.shape[1] // STACKED_FRAMES  # frames after the last whole step are dropped
         stacked = mel_BTF[:, : steps * STACKED_FRAMES].reshape(len(mel_BTF), 1, steps, -1)
         return SliceFeatures(pooled_BLD, stacked)
 
@@ -47,8 +47,8 @@ class LogMel:
 class Chroma:
     """Mean and standard deviation over time of twelve pitch-class energies, for key.
 
-    librosa's `chroma_stft` with its tuning estimate left out (the frames are normalised to a maximum of 1 as there),
-    computed for a batch at a time. A constant-Q transform would take longer than all probes together.
+    It is librosa's `chroma_stft` without the tuning estimate, with frames normalised to a maximum of 1, for a batch at
+    once. A constant-Q transform would take longer than all probes together.
     """
 
     name = "chroma"
@@ -69,7 +69,7 @@ class Chroma:
 
 
 def pitch_classes(audio_BS: Tensor, sample_rate_hz: int) -> Tensor:
-    """Returns chroma energies [B, 12, T], the largest of each frame 1."""
+    """Returns chroma energies [B, 12, T], with a maximum of 1 in each frame."""
     spectrum = torch.stft(
         audio_BS.float(),
         CHROMA_FFT,
@@ -81,6 +81,7 @@ def pitch_classes(audio_BS: Tensor, sample_rate_hz: int) -> Tensor:
     )
     energy_BCT = _filter_bank(sample_rate_hz).to(audio_BS.device) @ spectrum.abs().square()
     largest_B1T = energy_BCT.amax(dim=1, keepdim=True)
+    # silent frames are divided by 1 and stay silent
     return energy_BCT / torch.where(largest_B1T > torch.finfo(torch.float32).tiny, largest_B1T, 1.0)
 
 

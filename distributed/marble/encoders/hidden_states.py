@@ -1,4 +1,4 @@
-"""An encoder made of a function from waveforms to the states of its layers: what most encoders of others are.
+"""Encoders built from a function from waveforms to the states of its layers, such as most adapters.
 
 Legend: B slices, S samples, L layers, T frames, D width.
 """
@@ -22,12 +22,12 @@ from pupujepa.errors import UserError
 
 @dataclass(frozen=True)
 class Description:
-    """What is said about an encoder; see FrozenEncoder in distributed/marble/encoders/resolve.py.
+    """Facts about an encoder; see FrozenEncoder in distributed/marble/encoders/resolve.py.
 
     Attributes:
-        digest: of the weights and of whatever else shapes the features, read off them when it is asked for; how the
-            encoder is run is added.
-        frame_rate_hz: of the states; None for an encoder with one vector a slice.
+        digest: function that returns a digest of the weights and of everything else that changes the features, except
+            front end and precision, which are added.
+        frame_rate_hz: rate of the states; None for an encoder with one vector per slice.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Description:
 
 
 class HiddenStates:
-    """A frozen encoder of somebody else, run as ours is.
+    """A frozen encoder of another project.
 
     Args:
-        states_of: takes waveforms [B, S] on the device and returns a state [B, T, D] for every layer name.
+        states_of: takes waveforms [B, S] on the device, returns a state [B, T, D] for every layer name.
     """
 
     only_tasks: frozenset[str] | None = None
@@ -58,8 +58,8 @@ class HiddenStates:
 
     @cached_property
     def digest(self) -> str:
-        """Changes whenever the features could."""
-        words = (self._digest_of_weights(), self.front_end, self._how.precision)
+        """Digest of everything that could change the features."""
+        words = (self._digest_of_weights(), self.front_end, self._how.precision)  # bf16 changes features
         return sha256("/".join(words).encode()).hexdigest()
 
     @torch.no_grad()
@@ -71,13 +71,13 @@ class HiddenStates:
         if len(states_LBTD) != len(self.layer_names):
             raise UserError(
                 f"encoder {self.name!r} names {len(self.layer_names)} layers but gives the states of "
-                f"{len(states_LBTD)}, so scores would be put down to the wrong layers; correct its layer_names"
+                f"{len(states_LBTD)}, so scores would have wrong layer names; correct its layer_names"
             )
         return pool_states([state.float().cpu() for state in states_LBTD], frame_layers)
 
 
 def transformer_layers(count: int) -> tuple[str, ...]:
-    """Returns the names of the states of a transformer: what enters it, and what each of `count` layers gives."""
+    """Returns the names of a transformer's states: its input and the outputs of `count` layers."""
     return ("before the transformer", *(f"layer {i}" for i in range(1, count + 1)))
 
 
@@ -86,43 +86,43 @@ def weights_digest(module: nn.Module) -> str:
     digest = sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        # as bytes: numpy has no bfloat16
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def need_package(name: str, *, encoder: str) -> Any:
-    """Imports the package of an encoder.
+    """Imports a package that an encoder needs.
 
     Raises:
-        UserError: it, or something that it needs, is not installed, or the torchaudio that it needs cannot be loaded;
-            with the command that installs it.
+        UserError: the package or one of its dependencies is not installed, or its torchaudio cannot be loaded.
     """
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         missing = (error.name or name).split(".")[0]
-        if missing == "torchaudio":  # the newest one need not fit this torch
+        if missing == "torchaudio":  # the newest release may not fit this torch, so say which does
             torchaudio_functional(without=f"encoder {encoder!r} cannot be measured")
         raise UserError(
             f"encoder {encoder!r} needs the package {missing}, which is not installed, so it cannot be measured; "
-            f"install it with `pip install {missing}`, or what all adapters need with `pip install -e '.[peers]'`"
+            f"install it with `pip install {missing}`, or those of all adapters with `pip install -e '.[peers]'`"
         ) from error
     except (ImportError, OSError, RuntimeError):
-        torchaudio_functional(without=f"encoder {encoder!r} cannot be measured")  # says so, if this was the reason
+        torchaudio_functional(without=f"encoder {encoder!r} cannot be measured")  # raises if torchaudio was the reason
         raise
 
 
 def need_transformers_4(*, encoder: str) -> Any:
-    """Imports a transformers whose conformer hands out its hidden states, which MuQ's and MusicFM's code asks it for.
+    """Imports transformers 4, whose conformer returns the hidden states that MuQ and MusicFM read.
 
     Raises:
-        UserError: it is not installed, or newer.
+        UserError: transformers is not installed, or is newer.
     """
     transformers = need_package("transformers", encoder=encoder)
     found = version("transformers")
     if int(found.split(".")[0]) >= 5:
         raise UserError(
-            f"encoder {encoder!r} reads hidden states in a way that transformers {found} no longer knows; in an "
-            "environment of its own, install `pip install 'transformers>=4.48,<5'`"
+            f"encoder {encoder!r} reads hidden states in a way that transformers {found} no longer supports; "
+            "in a separate environment, run `pip install 'transformers>=4.48,<5'`"
         )
     return transformers

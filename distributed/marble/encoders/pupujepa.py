@@ -1,9 +1,9 @@
-"""PupuJEPA as a frozen encoder: the hidden states of its teacher or its student, read out as one wishes.
+"""PupuJEPA as a frozen encoder: hidden states of its teacher or student, with a choice of readouts.
 
-By default bands lie side by side, 25 frames per second; the readouts are those of pupujepa/embedding/readout.py.
+The default readout concatenates the bands, 25 frames per second; pupujepa/embedding/readout.py has the others.
 
-A slice longer than the training crop is cut into crops that do not overlap, so that the network sees what it was
-trained on and every patch is encoded once.
+A slice longer than the training crop is cut into crops without overlap: the network sees lengths that it was trained
+on, and every patch is encoded once.
 
 Legend: B slices, S samples, W windows of a slice, T frames, F mel bands.
 """
@@ -33,16 +33,15 @@ EXPORT = "export"
 
 @dataclass(frozen=True)
 class HowToEncode:
-    """How a network is run.
+    """Settings for running an encoder.
 
     Attributes:
         which: teacher or student.
-        precision: "bf16" runs the blocks under autocast, as MARBLE does, with weights and features in float32;
-            "fp32" does not.
-        readout: of a PupuJEPA: "frames", "mean" or "region:FxT". A region of several blocks in time is one vector a
-            slice, without frames.
-        rope: how a PupuJEPA lays out rotary positions; "" as it was trained.
-        window_frames: frames that a PupuJEPA sees at once; 0 those of a training crop.
+        precision: "bf16" runs the blocks under autocast, as MARBLE does, with weights and features in float32.
+        readout: readout of a PupuJEPA: "frames", "mean" or "region:FxT". A region with several blocks in time is one
+            vector per slice, without frames.
+        rope: layout of a PupuJEPA's rotary positions; "" for that of training.
+        window_frames: frames that a PupuJEPA sees at once; 0 for a training crop.
     """
 
     which: str = "teacher"
@@ -54,7 +53,7 @@ class HowToEncode:
 
     @property
     def positions(self) -> list[str]:
-        """What differs from the positions of training, as the words of an encoder's name; empty for nothing."""
+        """Options that differ from the positions of training, as parts of an encoder's name."""
         rope = [f"rope={self.rope}"] if self.rope else []
         return [*rope, f"window={self.window_frames}"] if self.window_frames else rope
 
@@ -63,11 +62,11 @@ class FrozenPupuJEPA:
     """A trained or untrained PupuJEPA.
 
     Args:
-        digest: of the weights, or a function that reads it off them when it is asked for: it takes seconds, and one
-            rank of a node is enough. Everything else that shapes the features is added to it.
+        digest: digest of the weights, or a function that computes it (in seconds, so only one rank of a node calls
+            it). Everything else that changes the features is added.
 
     Raises:
-        UserError: a readout or a window that the patches do not fit, or a layout for positions that are not rotary.
+        UserError: readout or window does not fit the patches, or `rope` is set for positions that are not rotary.
     """
 
     only_tasks: frozenset[str] | None = None
@@ -78,9 +77,10 @@ class FrozenPupuJEPA:
         self._window_frames = how.window_frames or model.config.crop_frames
         if self._window_frames % model.config.patch_frames:
             raise UserError(
-                f"a window of {self._window_frames} frames cannot be cut into patches of {model.config.patch_frames}; "
-                f"make it a multiple of that"
+                f"a window of {self._window_frames} frames cannot be cut into patches of {model.config.patch_frames} "
+                "frames; use a multiple"
             )
+        # the blocks only; the log-mel front end is always float32
         autocast_dtype = torch.bfloat16 if how.precision == "bf16" else None
         self._encoder = Encoder(model, device=how.device, autocast_dtype=autocast_dtype, batch_size=CROPS_PER_PASS)
         self._which = how.which
@@ -92,6 +92,7 @@ class FrozenPupuJEPA:
         self.front_end = frontend_digest(frontend)
         self._digest_of_weights = digest
         self._how_in_words = f"{how.which}/{how.precision}/{self.front_end}/{model.config}"
+        # defaults add nothing, so that digests of older evaluations stay valid
         if how.readout != "frames":
             self._how_in_words += f"/{self._readout}"
         self._how_in_words += "".join(f"/{word}" for word in how.positions)
@@ -103,7 +104,7 @@ class FrozenPupuJEPA:
 
     @cached_property
     def digest(self) -> str:
-        """Changes whenever the features could."""
+        """Digest of everything that could change the features."""
         weights = self._digest_of_weights if isinstance(self._digest_of_weights, str) else self._digest_of_weights()
         return sha256(f"{weights}/{self._how_in_words}".encode()).hexdigest()
 
@@ -111,11 +112,12 @@ class FrozenPupuJEPA:
     def embed(self, audio_BS: Tensor, *, frame_layers: Sequence[int]) -> SliceFeatures:
         """Returns [B, L, bands * D] and the frames [B, M, T / patch_frames, bands * D] of `frame_layers`.
 
-        Of another readout, the width is the number of its blocks times D.
+        The width of other readouts is their number of blocks times D.
         """
         config, window = self.model.config, self._window_frames
         mel_BTF = log_mel(audio_BS.to(self._device), self._encoder.frontend)
         mel_BTF = normalise(mel_BTF, config.mel_mean, config.mel_std)
+        # whole windows, then a shorter rest of whole patches
         whole = mel_BTF.shape[1] // window * window
         rest = (mel_BTF.shape[1] - whole) // config.patch_frames * config.patch_frames
         parts: list[list[Tensor]] = []
@@ -137,21 +139,19 @@ class FrozenPupuJEPA:
         return SliceFeatures(torch.stack(pooled, dim=1))
 
     def _blocks(self, states_BTD: Tensor, time_blocks: int) -> Tensor:
-        """Returns the grid pooled to blocks, [B, f, t, D]; `states_BTD` has the bands side by side."""
-        bands, blocks = (
-            self.model.config.grid_bands,
-            1 if self._readout.name == "mean" else self._readout.frequency_blocks,
-        )
+        """Returns the grid pooled to blocks, [B, f, t, D]; `states_BTD` has concatenated bands."""
+        bands = self.model.config.grid_bands
+        blocks = 1 if self._readout.name == "mean" else self._readout.frequency_blocks
         tokens_BND = states_BTD.unflatten(2, (bands, -1)).flatten(1, 2)
         pooled = pool_region(tokens_BND, bands=bands, frequency_blocks=blocks, time_blocks=time_blocks)
         return pooled.unflatten(1, (blocks, time_blocks, -1))
 
 
 def load_frozen(source: Path | str, how: HowToEncode) -> FrozenPupuJEPA:
-    """Loads a run directory (its export), an export, a release, a step of one, model.safetensors itself, or a hub id.
+    """Loads the export of a run directory, an export, a release or a step of one, model.safetensors, or a hub id.
 
     Raises:
-        UserError: there are no weights.
+        UserError: the source has no weights.
     """
     folder = Path(source).expanduser()
     if folder.name == WEIGHTS_NAME:
@@ -160,8 +160,8 @@ def load_frozen(source: Path | str, how: HowToEncode) -> FrozenPupuJEPA:
         folder = folder / EXPORT
     if folder.is_dir() and not any(folder.rglob(WEIGHTS_NAME)):
         raise UserError(
-            f"no {WEIGHTS_NAME} in {source} or {Path(source) / EXPORT}: there are no weights to evaluate; "
-            f"train first, or write them from a checkpoint with `python -m distributed export {source}`"
+            f"no {WEIGHTS_NAME} in {source} or {Path(source) / EXPORT}, so there is nothing to evaluate; "
+            f"train first, or export a checkpoint with `python -m distributed export {source}`"
         )
     release = folder if folder.is_dir() else source
     _, weights = locate_weights(release)
@@ -178,7 +178,7 @@ def random_twin(trained: FrozenPupuJEPA, how: HowToEncode) -> FrozenPupuJEPA:
 
 
 def _name(name: str, how: HowToEncode) -> str:
-    """Returns the name with what is not the default of it."""
+    """Returns the name with the options that are not defaults."""
     which = [] if how.which == "teacher" else [how.which]
     readout = [] if how.readout == "frames" else [how.readout]
     return ":".join([name, *which, *readout, *how.positions])

@@ -1,4 +1,4 @@
-"""What an encoder hands to the evaluator.
+"""Output of an encoder: features of slices, and the selection of layers.
 
 Legend: B slices, L layers, M layers kept as frames, T frames, D width.
 """
@@ -33,7 +33,7 @@ def pool_states(states_LBTD: Sequence[Tensor], frame_layers: Sequence[int]) -> S
 
 
 def spread_layers(num_layers: int, most: int | None) -> tuple[int, ...]:
-    """Returns at most `most` layers (None: all), evenly spread, the first and the last among them."""
+    """Returns at most `most` layers (None: all), evenly spread, including the last and, from two on, the first."""
     if most is None or most >= num_layers:
         return tuple(range(num_layers))
     if most == 1:

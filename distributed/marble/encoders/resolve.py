@@ -1,12 +1,12 @@
-"""What the evaluator asks of an encoder, and how the words on the command line become encoders.
+"""Interface of encoders, and encoders from their names on the command line.
 
     runs/demo                      a PupuJEPA: run directory, export, release or step of one, model.safetensors, hub id
-    runs/demo:student:region:4x2   its student, and another readout than frames; either may be left out
+    runs/demo:student:region:4x2   its student, with another readout than frames; both are optional
     random_init, log_mel, chroma   baselines; random_init:mean has a readout too
-    mert:m-a-p/MERT-v1-95M         an encoder of others: adapters/mert.py
-    my_encoder.py:ARGUMENT         a file of yours with the same function, open_encoder
+    mert:m-a-p/MERT-v1-95M         an adapter for another project's encoder: adapters/mert.py
+    my_encoder.py:ARGUMENT         your file with the same function, open_encoder
 
-docs/encoders.md has the table of them, and how to add one.
+docs/encoders.md lists them and explains how to add one.
 
 Legend: B slices, S samples, L layers, T frames, D width.
 """
@@ -34,14 +34,14 @@ BASELINES = ("random_init", "log_mel", "chroma")
 
 
 class FrozenEncoder(Protocol):
-    """A frozen front end: audio slices in, features of all its layers out.
+    """A frozen encoder: audio slices in, features of all its layers out.
 
     Attributes:
-        name: what results call it.
-        digest: changes whenever its features could.
-        front_end: what turns audio into its input, in words or as a digest.
-        only_tasks: the tasks it makes sense for; None for all.
-        frame_rate_hz: frames per second; None for an encoder that has only clip-level features.
+        name: name in results.
+        digest: digest of everything that could change its features.
+        front_end: description or digest of the processing from audio to its input.
+        only_tasks: tasks that it supports; None for all.
+        frame_rate_hz: frames per second; None for an encoder with clip-level features only.
     """
 
     @property
@@ -60,12 +60,12 @@ class FrozenEncoder(Protocol):
     def only_tasks(self) -> frozenset[str] | None: ...  # noqa: D102
 
     def embed(self, audio_BS: Tensor, *, frame_layers: Sequence[int]) -> SliceFeatures:
-        """Returns the time mean of every layer, and the frames of `frame_layers` (empty: none)."""
+        """Returns the time mean of every layer, and the frames of `frame_layers`."""
         ...
 
 
 def supports(encoder: FrozenEncoder, task: Task) -> bool:
-    """Tells whether a task can be measured with an encoder."""
+    """Returns True if an encoder can be measured on a task."""
     if encoder.only_tasks is not None and task.name not in encoder.only_tasks:
         return False
     return task.frames is None or encoder.frame_rate_hz is not None
@@ -84,6 +84,7 @@ def resolve_encoders(specs: Sequence[str], how: HowToEncode) -> tuple[FrozenEnco
     """
     first: FrozenPupuJEPA | None = None
     opened: dict[int, FrozenEncoder] = {}
+    # random_init copies the first PupuJEPA, wherever both are in the list: open it last
     for place, spec in enumerate(specs):
         if _source(spec) != "random_init":
             encoder = opened[place] = _open(spec, how)
@@ -95,14 +96,12 @@ def resolve_encoders(specs: Sequence[str], how: HowToEncode) -> tuple[FrozenEnco
     names = [e.name for e in encoders]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(
-                f"two encoders are called {name!r}, so their results could not be told apart; rename a folder"
-            )
+            raise UserError(f"two encoders are called {name!r}, so their results would be mixed up; rename a folder")
     return encoders
 
 
 def adapter_names() -> tuple[str, ...]:
-    """Returns the encoders of others: the files in adapters/."""
+    """Returns the names of the adapters: the files in adapters/."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(adapters.__path__)))
 
 
@@ -124,7 +123,7 @@ def _source(spec: str) -> str:
 
 
 def _options(spec: str, how: HowToEncode) -> tuple[str, HowToEncode]:
-    """Splits SOURCE[:teacher|:student][:READOUT][:rope=MODE][:window=FRAMES]; a path that exists has no options."""
+    """Splits SOURCE[:teacher|:student][:READOUT][:rope=MODE][:window=FRAMES]; an existing path has no options."""
     if Path(spec).exists():
         return spec, how
     source, _, rest = spec.partition(":")
@@ -134,40 +133,40 @@ def _options(spec: str, how: HowToEncode) -> tuple[str, HowToEncode]:
     while words and words[-1].startswith(("rope=", "window=")):
         option, _, value = words.pop().partition("=")
         if option == "window" and not value.isdigit():
-            raise UserError(f"encoder {spec!r}: window={value} is no number of frames; write e.g. window=1024")
+            raise UserError(f"encoder {spec!r}: window={value} is not a number of frames; write e.g. window=1024")
         how = replace(how, rope=value) if option == "rope" else replace(how, window_frames=int(value))
     readout = ":".join(words)
     if readout and not readout.startswith("region:") and readout not in ("frames", "mean"):
         raise UserError(
-            f"encoder {spec!r}: {readout!r} is no readout (frames, mean, region:FxT) and {source!r} is no adapter "
-            f"({', '.join(adapter_names())}), so it is not known what to measure"
+            f"encoder {spec!r}: {readout!r} is not a readout (frames, mean, region:FxT) and {source!r} is not an "
+            f"adapter ({', '.join(adapter_names())}); correct one of them"
         )
     return source, replace(how, readout=readout) if readout else how
 
 
 def _module_of(path: Path) -> ModuleType:
-    """Runs a file of the user's."""
+    """Imports a Python file of the user."""
     description = spec_from_file_location(path.stem, path)
     if not path.is_file() or description is None or description.loader is None:
-        raise UserError(f"there is no file {path}, so no encoder can come from it; give the path of a Python file")
+        raise UserError(f"there is no file {path}, so no encoder can be loaded; give the path of a Python file")
     module = module_from_spec(description)
     description.loader.exec_module(module)
     if not hasattr(module, "open_encoder"):
         raise UserError(
-            f"{path} has no function open_encoder(argument, how), which is what is called for an encoder; "
+            f"{path} has no function open_encoder(argument, how), so no encoder can be loaded; "
             "docs/encoders.md shows one"
         )
     return module
 
 
 def _complete(encoder: FrozenEncoder, source: str) -> FrozenEncoder:
-    """Refuses an encoder that lacks something now, not after hours."""
+    """Returns the encoder; raises UserError now, not after hours, if it lacks an attribute."""
     wanted = [name for name in vars(FrozenEncoder) if not name.startswith("_")]
     missing = [name for name in wanted if not hasattr(encoder, name)]
     if missing:
         raise UserError(
-            f"the encoder of {source} has no {', '.join(missing)}, which the evaluator reads; add them, or build it on "
-            "HiddenStates as docs/encoders.md shows"
+            f"the encoder of {source} has no {', '.join(missing)}, which the evaluator reads; "
+            "add them, or build it on HiddenStates as docs/encoders.md shows"
         )
     return encoder
 
@@ -175,7 +174,7 @@ def _complete(encoder: FrozenEncoder, source: str) -> FrozenEncoder:
 def _random_init(trained: FrozenPupuJEPA | None, how: HowToEncode) -> FrozenPupuJEPA:
     if trained is None:
         raise UserError(
-            "random_init is an untrained network of the same shape as a trained one, and none is given; "
+            "random_init copies the shape of a trained network, but none is given; "
             "name a run directory too: --encoders runs/demo random_init"
         )
     return random_twin(trained, how)

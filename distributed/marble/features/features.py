@@ -1,10 +1,9 @@
-"""Frozen features in a store: computed once, spread over the ranks, gathered by (uid, slice).
+"""Frozen features in a store: computed once by all ranks together, gathered by (uid, slice).
 
-The slices of a plan are cut into batches and the batches into parts, by their place in the plan and nothing else; a
-part is one file and belongs to one rank. So every slice is encoded in the same company whatever the number of ranks,
-and 1 rank gives the same bytes as N. A part that is there is not computed again; it appears under its name only when it
-is whole. Where a slice lies follows from the plan, so one number is held for it; each part says which slices it holds,
-and whoever reads it compares.
+The position of a slice in the plan alone decides its batch and its part; a part is one file and has one rank. So every
+batch is the same for any number of ranks, and 1 rank writes the same bytes as N. A part appears under its name only
+when it is complete, and is then not computed again. The plan gives the position of each slice, as one number; each part
+lists its slices, and readers compare them.
 
 Legend: L layers, M layers kept as frames, N slices, T frames, D width.
 """
@@ -24,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data.store.files import Location
-from distributed.marble.datasets.corpus import Corpus, Slice, Track
+from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack, Slice
 from distributed.marble.datasets.slice_audio import load_slice
 from distributed.marble.encoders.readout import FRAME_DTYPE, SliceFeatures, spread_layers
 from distributed.marble.encoders.resolve import FrozenEncoder
@@ -33,7 +32,7 @@ from distributed.marble.tasks.tasks import Clips
 from distributed.processes.topology import Topology
 from pupujepa.errors import UserError
 
-# of everything between a file and a stored feature that no digest knows: raise it when the code of that changes
+# version of the code between an audio file and a stored feature, which no digest covers: raise it with each change
 CHAIN_VERSION = 2
 SLICES_PER_BATCH = 8
 BATCHES_PER_PART = 4
@@ -44,13 +43,13 @@ FeatureKind = Literal["pooled", "frames"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The slices that one feature pass has to deliver, for all tasks that share a way of cutting.
+class FeaturePlan:
+    """Slices of one feature pass, for all tasks that cut tracks alike.
 
     Attributes:
-        slices: those with frames first.
-        with_frames: how many of them need frames.
-        frame_layers: most layers kept as frames; None for all.
+        slices: all slices; those with frames come first.
+        with_frames: number of slices with frames.
+        frame_layers: maximum number of layers kept as frames; None for all.
     """
 
     clips: Clips
@@ -60,13 +59,13 @@ class Plan:
 
     @property
     def slices_per_part(self) -> int:
-        """A whole number of batches, larger for very long plans."""
-        batches = -(-len(self.slices) // SLICES_PER_BATCH)
+        """Slices of a part: a whole number of batches, larger for very long plans."""
+        batches = -(-len(self.slices) // SLICES_PER_BATCH)  # rounded up
         return SLICES_PER_BATCH * max(BATCHES_PER_PART, -(-batches // MAX_PARTS))
 
     @property
     def num_parts(self) -> int:
-        """How many part files there are."""
+        """Number of part files."""
         return -(-len(self.slices) // self.slices_per_part)
 
     def part(self, number: int) -> tuple[Slice, ...]:
@@ -77,40 +76,32 @@ class Plan:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The part files of one encoder and plan, and the place of each slice in the plan."""
+    """Part files of one encoder and plan, and the position of each slice in the plan."""
 
     store: PartStore
-    plan: Plan
+    plan: FeaturePlan
     place: dict[Slice, int] = field(repr=False)
 
     @property
     def key(self) -> str:
-        """What the features depend on, as a digest."""
+        """Digest of everything that the features depend on."""
         return self.store.key
 
     def shape(self, kind: FeatureKind) -> tuple[int, int, int]:
-        """Returns layers, frames (1 of time means) and width of every slice."""
+        """Returns layers, frames (1 for time means) and width of every slice."""
         # slices with frames come first
         with safe_open(self._path(0), framework="pt") as file:
             _, layers, *frames, width = file.get_slice(kind).get_shape()
         return layers, *(frames or [1]), width
 
-    def pooled(self, slices: Sequence[Slice]) -> Tensor:
-        """Returns the time means of slices, [L, N, 1, D]."""
-        return self.read(slices, "pooled")
-
-    def frames(self, slices: Sequence[Slice]) -> Tensor:
-        """Returns the frames of slices, [M, N, T, D]."""
-        return self.read(slices, "frames")
-
     def read(self, slices: Sequence[Slice], kind: FeatureKind, *, layers: range | None = None) -> Tensor:
-        """Returns one of the two for a range of layers."""
+        """Returns time means [L, N, 1, D] or frames [M, N, T, D] of slices, for a range of layers or all."""
         wanted_layers = slice(None) if layers is None else slice(layers.start, layers.stop)
         values = self._gather(slices, kind, wanted_layers).transpose(0, 1)
         return values.unsqueeze(2) if kind == "pooled" else values
 
     def _gather(self, slices: Sequence[Slice], kind: FeatureKind, layers: slice) -> Tensor:
-        wanted: dict[int, list[tuple[int, int]]] = {}
+        wanted: dict[int, list[tuple[int, int]]] = {}  # part -> (row of the result, row of the part)
         size = self.plan.slices_per_part
         for position, wanted_slice in enumerate(slices):
             part, row = divmod(self.place[wanted_slice], size)
@@ -118,8 +109,9 @@ class FeatureSet:
         out: Tensor | None = None
         for part, rows in sorted(wanted.items()):
             with safe_open(self._path(part), framework="pt") as file:
-                # a view of the mapped file: only what is copied below is read
+                # a view of the mapped file: only the rows copied below are read from disk
                 values = file.get_tensor(kind)[:, layers]
+            # the first part gives dtype and shape
             if out is None:
                 out = values.new_empty(len(slices), *values.shape[1:])
             positions, sources = zip(*rows, strict=True)
@@ -132,18 +124,20 @@ class FeatureSet:
         return self.store.path(part, self.plan.part(part))
 
 
-def make_plan(clips: Clips, slices: Sequence[Slice], *, with_frames: Sequence[Slice], frame_layers: int | None) -> Plan:
-    """Orders the slices: sorted, those that need frames first."""
+def plan_features(
+    clips: Clips, slices: Sequence[Slice], *, with_frames: Sequence[Slice], frame_layers: int | None
+) -> FeaturePlan:
+    """Returns the plan: slices sorted, those that need frames first."""
     framed = sorted(set(with_frames))
     rest = sorted(set(slices) - set(framed))
-    return Plan(clips, (*framed, *rest), len(framed), frame_layers)
+    return FeaturePlan(clips, (*framed, *rest), len(framed), frame_layers)
 
 
-def feature_key(encoder: FrozenEncoder, corpus: Corpus, plan: Plan, *, digest: str | None = None) -> str:
-    """Returns the name under which features are kept: everything that could change them is in it.
+def feature_key(encoder: FrozenEncoder, corpus: LabelledCorpus, plan: FeaturePlan, *, digest: str | None = None) -> str:
+    """Returns the name of the stored features, a digest of everything that could change them.
 
     Args:
-        digest: the encoder's, where ranks have agreed on it.
+        digest: the encoder's digest if ranks have agreed on one; None computes it.
     """
     fields = _key_fields(digest or encoder.digest, encoder, corpus, plan)
     return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
@@ -151,20 +145,20 @@ def feature_key(encoder: FrozenEncoder, corpus: Corpus, plan: Plan, *, digest: s
 
 def compute_features(
     encoder: FrozenEncoder,
-    corpus: Corpus,
-    plan: Plan,
+    corpus: LabelledCorpus,
+    plan: FeaturePlan,
     *,
     cache: Location | Path,
     topology: Topology,
     digest: str | None = None,
     on_slices: Callable[[int, bool], None] = lambda count, computed: None,
 ) -> PartStore:
-    """Computes this rank's parts that are not there yet and returns the store. The ranks must meet afterwards.
+    """Computes this rank's missing parts and returns the store; a barrier of all ranks must follow.
 
     Args:
         cache: path or url of the folder for features.
         digest: as for `feature_key`.
-        on_slices: told how many slices of this rank are ready, part by part, and whether they were computed now.
+        on_slices: called for each part with its number of slices, and whether it was computed now.
     """
     digest = digest or encoder.digest
     store = PartStore(cache, feature_key(encoder, corpus, plan, digest=digest))
@@ -172,7 +166,7 @@ def compute_features(
         store.describe(_key_fields(digest, encoder, corpus, plan))
     feature_pass = _FeaturePass(encoder, plan, {t.uid: t for t in corpus.tracks})
     there = store.numbers()
-    with ThreadPoolExecutor(max_workers=2) as readers:
+    with ThreadPoolExecutor(max_workers=2) as readers:  # decoding overlaps with the encoder
         for number in range(topology.rank, plan.num_parts, topology.world_size):
             slices = plan.part(number)
             computed = number not in there or not store.is_whole(number, slices)
@@ -182,26 +176,23 @@ def compute_features(
     return store
 
 
-def gather_features(store: PartStore, plan: Plan) -> FeatureSet:
-    """Indexes all parts by (uid, slice): no hole, no duplicate, no stranger.
-
-    A part that a rank found or made holds the slices of its number; whoever reads one compares them again.
+def gather_features(store: PartStore, plan: FeaturePlan) -> FeatureSet:
+    """Returns the features of all parts, indexed by (uid, slice).
 
     Raises:
-        UserError: parts are missing, or there are parts that the plan does not have.
+        UserError: a part is missing, or is not in the plan.
     """
     there, wanted = store.numbers(), set(range(plan.num_parts))
     if strangers := sorted(there - wanted):
         raise UserError(
-            f"part {strangers[0]} in {store.location} belongs to no task of this evaluation, so slices could count "
-            f"twice; delete {store.location} and run again"
+            f"part {strangers[0]} in {store.location} belongs to no task here, so slices could count twice; "
+            f"delete {store.location} and run again"
         )
     if holes := sorted(wanted - there):
         missing = sum(len(plan.part(number)) for number in holes)
         raise UserError(
             f"{missing} of {len(plan.slices)} slices have no features in {store.location} (first: "
-            f"{plan.part(holes[0])[0]}), so scores would be those of another test set; all ranks need one shared "
-            "folder: choose it with --cache"
+            f"{plan.part(holes[0])[0]}), so nothing can be scored; choose a folder that all ranks share with --cache"
         )
     return FeatureSet(store, plan, {s: position for position, s in enumerate(plan.slices)})
 
@@ -209,21 +200,22 @@ def gather_features(store: PartStore, plan: Plan) -> FeatureSet:
 @dataclass(frozen=True)
 class _FeaturePass:
     encoder: FrozenEncoder
-    plan: Plan
-    tracks: dict[str, Track]
+    plan: FeaturePlan
+    tracks: dict[str, LabelledTrack]
 
     def part(self, number: int, readers: ThreadPoolExecutor) -> dict[str, Tensor]:
-        """Returns the tensors of one part file; the readers load audio a few batches ahead of the encoder."""
+        """Returns the tensors of one part file; readers load audio a few batches ahead of the encoder."""
         layers = spread_layers(len(self.encoder.layer_names), self.plan.frame_layers)
         slices = self.plan.part(number)
         batches = [slices[i : i + SLICES_PER_BATCH] for i in range(0, len(slices), SLICES_PER_BATCH)]
         loads = [self._submit(batch, readers) for batch in batches[:_BATCHES_AHEAD]]
+        # slices with frames come first in the plan: count those left for this part
         framed_left = max(0, self.plan.with_frames - number * self.plan.slices_per_part)
         pooled: list[Tensor] = []
         frames: list[Tensor] = []
-        for place, batch in enumerate(batches):
+        for position, batch in enumerate(batches):
             audio_BS = torch.from_numpy(np.stack([load.result() for load in loads.pop(0)]))
-            loads += [self._submit(b, readers) for b in batches[place + _BATCHES_AHEAD :][:1]]
+            loads += [self._submit(b, readers) for b in batches[position + _BATCHES_AHEAD :][:1]]
             num_framed = min(framed_left, len(batch))
             framed_left -= num_framed
             features = self.encoder.embed(audio_BS, frame_layers=layers if num_framed else ())
@@ -245,18 +237,18 @@ def _refuse_overflow(encoder: FrozenEncoder, features: SliceFeatures, batch: Seq
     values = [features.pooled_BLD] + ([] if features.frames_BMTD is None else [features.frames_BMTD])
     if not all(bool(v.isfinite().all()) and float(v.abs().max()) < limit for v in values):
         raise UserError(
-            f"encoder {encoder.name!r} gives values that are not finite or beyond {limit:g} for one of {list(batch)}; "
-            "no probe can be trained on them: look at the weights and at the audio"
+            f"encoder {encoder.name!r} gives values that are not finite or beyond {limit:g} for one of {list(batch)}, "
+            "so no probe can be trained; check the weights and the audio"
         )
 
 
-def _key_fields(digest: str, encoder: FrozenEncoder, corpus: Corpus, plan: Plan) -> dict[str, object]:
+def _key_fields(digest: str, encoder: FrozenEncoder, corpus: LabelledCorpus, plan: FeaturePlan) -> dict[str, object]:
     names = json.dumps([s.name for s in plan.slices])
     return {
         "encoder": digest,
         "front_end": encoder.front_end,
         "corpus": corpus.digest,
-        # what else the clips say is in the slices
+        # the list of slices covers the other fields of clips
         "clips": {
             "seconds": plan.clips.seconds,
             "max_slices": plan.clips.max_slices,

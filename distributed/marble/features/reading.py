@@ -1,8 +1,8 @@
-"""Frozen features as probes read them: whole in memory, or row by row from the store when they would not fit.
+"""Frozen features for probes: all in memory, or read from the store batch by batch if they do not fit.
 
-Frames of all layers of a corpus are tens to hundreds of gigabytes (GTZAN with 13 layers of 768 at 75 frames/s: 42 GB of
-float16), so they stay in the store and each batch is read, converted and standardised when it is its turn; what is held
-is one batch. Both ways give the same values to the last bit, so that memory decides about speed and nothing else.
+Frames of all layers of a corpus take tens to hundreds of gigabytes (GTZAN with 13 layers of 768 at 75 frames/s: 42 GB
+of float16). They stay in the store, and each batch is read, converted and standardised when needed. Both ways give the
+same values to the last bit: memory affects speed only.
 
 Legend: L layers, N slices, T frames, D width, S seeds, B slices in a batch.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from distributed.marble.datasets.corpus import Slice
 from distributed.marble.features.features import FeatureKind, FeatureSet
 
-# frames looked at together where all slices of a split are
+# frames per chunk when all slices of a split are read in order
 FRAMES_AT_ONCE = 8192
 CPU_RESIDENT_BYTES = 4 << 30
 GPU_RESIDENT_SHARE = 0.25
@@ -36,7 +36,7 @@ class Features:
 
     @property
     def device(self) -> torch.device:
-        """Where rows are handed over."""
+        """Device of the returned rows."""
         return self.values_LNTD.device
 
     def rows(self, index: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Features:
         return self.values_LNTD[:, index]
 
     def span(self, start: int, stop: int) -> Tensor:
-        """Returns neighbouring slices, [L, stop - start, T, D]."""
+        """Returns a range of slices, [L, stop - start, T, D]."""
         return self.values_LNTD[:, start:stop]
 
     def layers(self, start: int, stop: int) -> "Features":
@@ -52,18 +52,18 @@ class Features:
         return Features(self.values_LNTD[start:stop])
 
     def standardised(self, mean_LD: Tensor, scale_LD: Tensor) -> "Features":
-        """Returns them centred and scaled, float32."""
-        return Features(standardise(self.values_LNTD, mean_LD, scale_LD))
+        """Returns centred and scaled features, float32."""
+        return Features(standardise_features(self.values_LNTD, mean_LD, scale_LD))
 
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """The same, left in the store.
+    """Features of some slices in the store, with the methods of `Features`.
 
     Attributes:
-        kind: time means of every layer, or frames.
-        of_layers: the range of layers that is read.
-        statistics: mean and scale [L, D] of all layers of the store's, or None for the values as they are.
+        kind: "pooled" for time means of every layer, or "frames".
+        of_layers: range of layers to read.
+        statistics: mean and scale [L, D] of these layers; None leaves values as stored.
     """
 
     store: FeatureSet
@@ -81,13 +81,13 @@ class StoredFeatures:
 
     def rows(self, index: Tensor) -> Tensor:
         """Returns the slices of an index of any shape, [L, *index, T, D]."""
-        # seeds draw in orders of their own, and a slice may be wanted by several: it is read once
-        wanted, place = index.cpu().unique(return_inverse=True)
+        # seeds draw in different orders: read a slice once, even if several seeds want it
+        wanted, position = index.cpu().unique(return_inverse=True)
         values_LNTD = self._read([self.slices[i] for i in wanted.tolist()])
-        return values_LNTD[:, place.to(self.device)]
+        return values_LNTD[:, position.to(self.device)]
 
     def span(self, start: int, stop: int) -> Tensor:
-        """Returns neighbouring slices, [L, stop - start, T, D]."""
+        """Returns a range of slices, [L, stop - start, T, D]."""
         return self._read(self.slices[start:stop])
 
     def layers(self, start: int, stop: int) -> "StoredFeatures":
@@ -96,12 +96,12 @@ class StoredFeatures:
         return replace(self, of_layers=self.of_layers[start:stop], statistics=statistics)
 
     def standardised(self, mean_LD: Tensor, scale_LD: Tensor) -> "StoredFeatures":
-        """Returns them to be centred and scaled as they are read."""
+        """Returns features that are centred and scaled when read, float32."""
         return replace(self, statistics=(mean_LD, scale_LD))
 
     def _read(self, slices: Sequence[Slice]) -> Tensor:
         values_LNTD = self.store.read(slices, self.kind, layers=self.of_layers).to(self.device)
-        return values_LNTD if self.statistics is None else standardise(values_LNTD, *self.statistics)
+        return values_LNTD if self.statistics is None else standardise_features(values_LNTD, *self.statistics)
 
 
 FrozenFeatures = Features | StoredFeatures
@@ -110,31 +110,31 @@ FrozenFeatures = Features | StoredFeatures
 def open_features(
     store: FeatureSet, slices: Sequence[Slice], *, framed: bool, layers: range | None, device: torch.device
 ) -> FrozenFeatures:
-    """Returns the features of some slices, in memory when that holds them as float32 (see `resident_bytes`).
+    """Returns the features of some slices, in memory if they fit as float32 (see `resident_bytes`).
 
     Args:
-        layers: those wanted; None for all that the store has.
+        layers: layers to read; None for all in the store.
     """
     kind: FeatureKind = "frames" if framed else "pooled"
     wanted = range(store.shape(kind)[0]) if layers is None else layers
     stored = StoredFeatures(store, slices, kind, wanted, device)
     count, num_slices, frames, width = stored.shape
-    if 4 * count * num_slices * frames * width > resident_bytes(device):
+    if 4 * count * num_slices * frames * width > resident_bytes(device):  # bytes of float32
         return stored
     return Features(stored.span(0, num_slices).contiguous())
 
 
 def resident_bytes(device: torch.device) -> int:
-    """Returns what the float32 features of one split may take."""
+    """Returns the memory allowed for the float32 features of one split."""
     if device.type == "cuda":
         return int(GPU_RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
     return CPU_RESIDENT_BYTES
 
 
 def spans(features: FrozenFeatures) -> Iterator[Tensor]:
-    """Yields all slices in order, [L, n, T, D] each, some thousand frames at a time."""
+    """Yields all slices in order, in chunks [L, n, T, D] of some thousand frames."""
     _, slices, frames, _ = features.shape
-    step = max(1, FRAMES_AT_ONCE // frames)
+    step = max(1, FRAMES_AT_ONCE // frames)  # slices per chunk
     for start in range(0, slices, step):
         yield features.span(start, min(start + step, slices))
 
@@ -145,16 +145,17 @@ def statistics_of(features: FrozenFeatures) -> tuple[Tensor, Tensor]:
     total_LD = torch.zeros(layers, width, dtype=torch.float64, device=features.device)
     squares_LD = torch.zeros_like(total_LD)
     for x_LNTD in spans(features):
+        # float64, because the difference of squares below cancels
         x_LND = x_LNTD.double().flatten(1, 2)
         total_LD += x_LND.sum(1)
         squares_LD += x_LND.square().sum(1)
     mean_LD = total_LD / (slices * frames)
     spread_LD = (squares_LD / (slices * frames) - mean_LD.square()).clamp_min(0).sqrt()
-    # a dimension that does not vary says nothing; dividing by its rounding error would make it shout
+    # a constant dimension has no information; dividing by its rounding error would amplify noise
     scale_LD = torch.where(spread_LD > 1e-6 * (1 + mean_LD.abs()), spread_LD, torch.ones_like(spread_LD))
     return mean_LD.float(), scale_LD.float()
 
 
-def standardise(x_LNTD: Tensor, mean_LD: Tensor, scale_LD: Tensor) -> Tensor:
+def standardise_features(x_LNTD: Tensor, mean_LD: Tensor, scale_LD: Tensor) -> Tensor:
     """Returns the features centred and scaled, float32."""
     return x_LNTD.float().sub(mean_LD[:, None, None, :]).div_(scale_LD[:, None, None, :])

@@ -1,8 +1,8 @@
-"""Where the part files of one feature pass lie: a folder that all ranks share, or a prefix of an object store.
+"""Storage for the part files of one feature pass: a folder that all ranks share, or a prefix of an object store.
 
-A part appears under its name when it is whole, never before, in both. Of an object store every node keeps copies on its
-own disk (below TMPDIR, shared by its ranks, free to be deleted): probes read rows in random order, and stores are read
-whole. A copy carries the version of its object in its name, so an object that was replaced is fetched again.
+A part appears under its name only when it is complete. Nodes copy parts of an object store to their disk (below TMPDIR,
+shared by their ranks, safe to delete), because probes read rows in random order and objects are read whole. The name of
+a copy contains its object's version, so a replaced object is fetched again.
 
 Legend: see features.py.
 """
@@ -29,10 +29,10 @@ _PREFIX, _SUFFIX = "part-", ".safetensors"
 
 
 class PartStore:
-    """The parts of one key.
+    """Part files of one key.
 
     Args:
-        cache: path or url of the folder that holds the features of all keys.
+        cache: path or url of the folder with the features of all keys.
     """
 
     def __init__(self, cache: Location | Path, key: str):
@@ -44,23 +44,23 @@ class PartStore:
 
     @property
     def location(self) -> Location:
-        """Where it is, for people."""
+        """Path or url, for messages."""
         return self._store.locate()
 
     def describe(self, fields: dict[str, object]) -> None:
-        """Writes what the key was made of beside the parts."""
+        """Writes the fields that the key is a digest of beside the parts."""
         self._store.write("key.json", json.dumps(fields, indent=2).encode())
 
     def numbers(self) -> set[int]:
-        """Returns the numbers of the parts that are there now."""
+        """Returns the numbers of the parts in the store now, and remembers their versions."""
         found = {n: v for n, v in self._store.versions().items() if n.startswith(_PREFIX) and n.endswith(_SUFFIX)}
         self._versions = {int(n.removeprefix(_PREFIX).removesuffix(_SUFFIX)): v for n, v in found.items()}
         return set(self._versions)
 
     def is_whole(self, number: int, slices: Sequence[Slice]) -> bool:
-        """Whether a part that is there holds these slices; one that cannot be read does not.
+        """Returns True if an existing part is readable and has these slices.
 
-        An object is there as a whole or not at all, and is looked at when it is read.
+        Objects are always complete, so they are checked when they are read.
         """
         path = self._store.local_path(_name(number))
         if path is None:
@@ -68,13 +68,13 @@ class PartStore:
         try:
             return _slices_of(path) == tuple(slices)
         except SafetensorError as error:
-            log.warning("%s cannot be read (%s); its slices are computed again", path, error)
+            log.warning("%s cannot be read (%s), so it is computed again", path, error)
             return False
 
     def save(self, number: int, tensors: dict[str, Tensor], slices: Sequence[Slice]) -> None:
-        """Publishes a part."""
+        """Publishes a complete part."""
         metadata = {"slices": json.dumps([s.name for s in slices])}
-        own = self._store.local_path(_name(number))
+        own = self._store.local_path(_name(number))  # None for an object store
         if own is not None:
             with atomic_file(own) as temporary:
                 save_file(tensors, temporary, metadata=metadata)
@@ -88,7 +88,7 @@ class PartStore:
         """Returns a local file with a part.
 
         Raises:
-            UserError: the part holds other slices than these, or cannot be read.
+            UserError: the part has other slices than these, or cannot be read.
         """
         path = self._store.local_path(_name(number)) or self._copy(number)
         if number not in self._known:
@@ -96,15 +96,15 @@ class PartStore:
                 found = _slices_of(path)
             except SafetensorError as error:
                 raise UserError(
-                    f"{self._store.locate(_name(number))} cannot be read ({error}): it was damaged after it was "
-                    "written; delete it and run again, then it alone is computed again"
+                    f"{self._store.locate(_name(number))} cannot be read ({error}) because it was damaged after "
+                    "writing; delete it and run again, which computes only this part"
                 ) from error
             if found != tuple(slices):
                 raise UserError(
-                    f"{self._store.locate(_name(number))} holds other slices than its number says, so features would "
-                    f"be those of other audio; delete {self.location} and run again"
+                    f"{self._store.locate(_name(number))} has other slices than its number implies, so features would "
+                    f"belong to other audio; delete {self.location} and run again"
                 )
-            self._known.add(number)
+            self._known.add(number)  # check each part once
         return path
 
     def _copy(self, number: int) -> Path:

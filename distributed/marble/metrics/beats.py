@@ -1,9 +1,8 @@
 """Beats from beat activations: the bar-pointer model of Krebs, Böck and Widmer (ISMIR 2015), decoded offline.
 
-The hidden state is (beat interval, position within it). Inside a beat the position only moves on; at its end the
-interval may change, the less likely the larger the relative change (lambda 100). A beat is observed in the first 1/16
-of an interval. The most likely path is found with Viterbi for many clips at once, because a probe's validation scores
-every (layer, learning rate) on every clip.
+The hidden state is (beat interval, position within it). Inside a beat the position advances by one; at its end the
+interval may change, and larger relative changes are less likely (lambda 100). A beat is observed in the first 1/16 of
+an interval. Viterbi decodes many clips at once, because validation scores every (layer, learning rate) on every clip.
 
 Constants are those of the DBN that MARBLE ships: 55-215 bpm, transition lambda 100, observation lambda 16.
 
@@ -25,13 +24,13 @@ _SMALLEST_PROBABILITY = 1e-7
 
 @dataclass(frozen=True)
 class BeatSpace:
-    """The states, interval after interval, position after position.
+    """States in order of interval, then position.
 
     Attributes:
         intervals_I: frames in a beat.
-        first_I: the state at which a beat of each interval begins.
-        last_I: the state at which it ends.
-        is_beat_S: True in the part of the interval in which a beat is observed.
+        first_I: first state of each interval.
+        last_I: last state of each interval.
+        is_beat_S: True in the part of an interval with an observed beat.
         log_transition_II: from the last state of interval i to the first of interval j.
     """
 
@@ -47,18 +46,18 @@ def beat_space(frame_rate_hz: float, min_bpm: float = MIN_BPM, max_bpm: float = 
     """Returns the state space for all whole-frame intervals between `max_bpm` and `min_bpm`.
 
     Raises:
-        ValueError: the tempo range holds no whole interval of at least 2 frames.
+        ValueError: the tempo range has no whole interval of at least 2 frames.
     """
     shortest, longest = round(60 * frame_rate_hz / max_bpm), round(60 * frame_rate_hz / min_bpm)
     if shortest < 2 or longest < shortest:
         raise ValueError(
-            f"{min_bpm}-{max_bpm} bpm at {frame_rate_hz} frames/s needs intervals of {shortest} to {longest} frames; "
-            "beats closer than 2 frames cannot be told apart: lower max_bpm or use a finer frame rate"
+            f"{min_bpm}-{max_bpm} bpm at {frame_rate_hz} frames/s needs intervals of {shortest} to {longest} frames, "
+            "but beats closer than 2 frames cannot be decoded; lower max_bpm or use a higher frame rate"
         )
     intervals_I = np.arange(shortest, longest + 1)
     first_I = np.concatenate([[0], np.cumsum(intervals_I)[:-1]])
     last_I = first_I + intervals_I - 1
-    position_S = np.concatenate([np.arange(n) / n for n in intervals_I])
+    position_S = np.concatenate([np.arange(n) / n for n in intervals_I])  # share of the interval, [0, 1)
     return BeatSpace(
         intervals_I=intervals_I,
         first_I=first_I,
@@ -77,13 +76,13 @@ def decode_beats(
 ) -> list[np.ndarray]:
     """Returns the beat times in seconds of every clip.
 
-    At 25 frames/s a beat of 120 bpm lasts 12.5 frames: an interval that the states lack, so that every beat pays for a
-    change of tempo and half the tempo wins. Decoding activations that were interpolated to a finer grid repairs that.
+    At 25 frames/s a beat of 120 bpm lasts 12.5 frames, an interval without a state: every beat then costs a change of
+    tempo, and half the tempo wins. Interpolating the activations to a finer grid avoids that.
 
     Args:
         activation_BT: beat probabilities in [0, 1].
-        bpm_range: the slowest and the fastest tempo.
-        decode_rate_hz: interpolate by the whole factor that comes nearest to this rate; None decodes as it is.
+        bpm_range: slowest and fastest tempo.
+        decode_rate_hz: interpolate by the integer factor nearest to this rate; None does not.
     """
     factor = max(1, round((decode_rate_hz or frame_rate_hz) / frame_rate_hz))
     rate_hz = frame_rate_hz * factor
@@ -97,18 +96,19 @@ def decode_beats(
 
 
 def viterbi(activation_BT: np.ndarray, space: BeatSpace) -> np.ndarray:
-    """Returns the most likely state of every frame, [B, T]; all states are equally likely at the start."""
+    """Returns the most likely state of every frame, [B, T]; all states are equally likely in the first frame."""
     clips, frames = activation_BT.shape
     beat_BT, other_BT = _log_observation(activation_BT)
     score_BS = np.where(space.is_beat_S, beat_BT[:, :1], other_BT[:, :1])
+    # only starts of intervals have a choice of predecessor; elsewhere it is the state before
     came_from_TBI = np.zeros((frames, clips, len(space.intervals_I)), dtype=np.int16)
     for t in range(1, frames):
         # [B, I from, I to]
         jump_BII = score_BS[:, space.last_I, None] + space.log_transition_II
         came_from_TBI[t] = jump_BII.argmax(axis=1)
         moved_BS = np.empty_like(score_BS)
-        moved_BS[:, 1:] = score_BS[:, :-1]
-        moved_BS[:, space.first_I] = jump_BII.max(axis=1)
+        moved_BS[:, 1:] = score_BS[:, :-1]  # the first states are overwritten below
+        moved_BS[:, space.first_I] = jump_BII.max(axis=1)  # a new beat starts
         score_BS = moved_BS + np.where(space.is_beat_S, beat_BT[:, t : t + 1], other_BT[:, t : t + 1])
     return _trace_back(score_BS.argmax(axis=1), came_from_TBI, space)
 
@@ -127,7 +127,7 @@ def _trace_back(state_B: np.ndarray, came_from_TBI: np.ndarray, space: BeatSpace
 
 
 def _interpolate(activation_BT: np.ndarray, factor: int) -> np.ndarray:
-    """Returns [B, (T - 1) * factor + 1]: frames keep their values, straight lines between them."""
+    """Returns activations on a finer grid, [B, (T - 1) * factor + 1], linear between frames."""
     if factor == 1:
         return activation_BT
     frames = activation_BT.shape[1]

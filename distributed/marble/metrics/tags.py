@@ -1,7 +1,7 @@
-"""Metrics of tags: ROC-AUC, average precision and F1, over the classes that have them or, as upstream, over all.
+"""Metrics of tags: ROC-AUC, average precision and F1, over the defined classes or, as upstream, over all.
 
-A class without a positive item has no curve, one without a negative item no ROC curve. Protocol clean leaves such
-classes out of the mean. MARBLE v2's library counts them as 0 (`roc_auc_all`, `average_precision_all`).
+A class without positive items has no curve, one without negative items no ROC curve. Protocol clean excludes such
+classes from the mean. MARBLE v2's library counts them as 0 (`roc_auc_all`, `average_precision_all`).
 
 Legend: N items, C classes, R resamples.
 """
@@ -10,11 +10,11 @@ import numpy as np
 from sklearn import metrics as sklearn_metrics
 
 from distributed.marble.datasets.targets import Targets
-from distributed.marble.metrics.resampling import Statistics, divide, mean_of_defined, unweighted
+from distributed.marble.metrics.resampling import Statistics, divide, mean_of_defined
 
 
 def curve_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
-    """Keeps the classes that have both a positive and a negative item: the others have no curve."""
+    """Returns scores and targets of the classes with both positive and negative items; others have no curve."""
     positives_C = targets.values.sum(axis=0)
     kept_C = (positives_C > 0) & (positives_C < len(targets.values))
     return {"score": logits_NC[:, kept_C].astype(np.float64), "target": targets.values[:, kept_C] > 0}
@@ -31,11 +31,13 @@ def roc_auc_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 
 
 def _roc_auc_of_class(target_N: np.ndarray, score_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Weight of (positive, negative) pairs in the right order; a tie counts half."""
+    """Returns the weighted share of (positive, negative) pairs in the right order, [R]; a tie counts half."""
     order = np.argsort(score_N, kind="stable")
-    start_N, end_N = _tie_bounds(score_N[order])
+    start_N, end_N = _tie_bounds(score_N[order])  # of the tie that each item is in
     positive_RN = weights_RN[:, order] * target_N[order]
+    # negatives_RN[:, i] is the weight of negatives before place i
     negatives_RN = np.cumsum(np.pad(weights_RN[:, order] * ~target_N[order], ((0, 0), (1, 0))), axis=1)
+    # the mean of those before and up to the tie: tied negatives count half
     ordered_R = (positive_RN * (negatives_RN[:, start_N] + negatives_RN[:, end_N])).sum(axis=1) / 2
     return divide(ordered_R, positive_RN.sum(axis=1) * negatives_RN[:, -1])
 
@@ -55,48 +57,39 @@ def average_precision_resampled(s: Statistics, weights_RN: np.ndarray) -> np.nda
 
 
 def _average_precision_of_class(target_N: np.ndarray, score_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Precision at each positive's threshold, averaged over the positives' weight."""
+    """Returns the precision at each positive's threshold, averaged by the positives' weights, [R]."""
     order = np.argsort(-score_N, kind="stable")
     _, end_N = _tie_bounds(score_N[order])
     sorted_RN = weights_RN[:, order]
     positive_RN = sorted_RN * target_N[order]
+    # threshold at the end of the tie, so that tied items share a precision
     hits_RN, seen_RN = np.cumsum(positive_RN, axis=1)[:, end_N - 1], np.cumsum(sorted_RN, axis=1)[:, end_N - 1]
     precision_RN = np.divide(hits_RN, seen_RN, out=np.zeros_like(hits_RN), where=seen_RN > 0)
     return divide((positive_RN * precision_RN).sum(axis=1), positive_RN.sum(axis=1))
 
 
 def all_class_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
-    """Keeps every class, empty or not."""
+    """Returns scores and targets of all classes."""
     return {"score": logits_NC.astype(np.float64), "target": targets.values > 0}
 
 
-def roc_auc_all(s: Statistics) -> float:
-    """Returns macro ROC-AUC over all classes; one without positives or without negatives counts as 0."""
-    return unweighted(roc_auc_all_resampled, s)
-
-
 def roc_auc_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns `roc_auc_all` of weighted items, [R]."""
+    """Returns macro ROC-AUC of weighted items over all classes, [R]; undefined classes count as 0."""
     return np.nan_to_num(np.stack([_roc_auc_of_class(y, x, weights_RN) for y, x in _columns(s)])).mean(axis=0)
 
 
-def average_precision_all(s: Statistics) -> float:
-    """Returns macro average precision over all classes; one without positives counts as 0."""
-    return unweighted(average_precision_all_resampled, s)
-
-
 def average_precision_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns `average_precision_all` of weighted items, [R]."""
+    """Returns macro average precision of weighted items over all classes, [R]; undefined classes count as 0."""
     return np.nan_to_num(np.stack([_average_precision_of_class(y, x, weights_RN) for y, x in _columns(s)])).mean(axis=0)
 
 
 def decision_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
-    """Keeps which classes are decided for: those whose probability is above one half."""
+    """Returns decisions (probability above one half) and targets of all classes."""
     return {"decided": logits_NC > 0, "target": targets.values > 0}
 
 
 def f1_macro(s: Statistics) -> float:
-    """Returns scikit-learn's macro F1 of all classes; one that is neither there nor decided for counts as 0."""
+    """Returns scikit-learn's macro F1 of all classes; absent classes without decisions count as 0."""
     return float(sklearn_metrics.f1_score(s["target"], s["decided"], average="macro", zero_division=0))
 
 
@@ -128,7 +121,7 @@ def _columns(s: Statistics) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _tie_bounds(sorted_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each place of a sorted array where its run of equal values starts and ends (exclusive)."""
+    """Returns start and (exclusive) end of the run of equal values at each place of a sorted array."""
     changes = np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1
     edges = np.concatenate([[0], changes, [len(sorted_N)]])
     run_of_N = np.repeat(np.arange(len(edges) - 1), np.diff(edges))

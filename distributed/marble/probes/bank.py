@@ -1,13 +1,13 @@
-"""The probe bank: readouts x seeds x learning rates of a task train together, as batched tensor programs.
+"""Probe bank: the readouts x seeds x learning rates of a task, trained together as batched tensors.
 
-A probe is tiny and a bank holds dozens of them; trained one after the other they would spend their time on reading the
-same features again and on starting kernels. Here their weights are stacked, one batch of features serves every layer,
-readout and learning rate, and each probe still ends where it would have ended alone (test: to 1e-5).
+A probe is tiny and a bank has dozens; one after the other they would mostly reread features and launch kernels. Here
+their weights are stacked, and one batch of features serves every layer, readout and learning rate. Each probe still
+gets the weights that it would get alone (test: to 1e-5).
 
-A frozen feature is a slice of T frames, and clip tasks are the case T = 1: one program serves both.
+The feature of a slice has T frames; clip tasks are the case T = 1.
 
 Legend: L layers, R rows of heads (layers, then readouts of all layers), S seeds, K learning rates, C outputs, B slices
-in a batch, N slices, T frames, D width, U hidden units. Seeds differ in initial weights, order of batches and dropout.
+in a batch, N slices, T frames, D width, U hidden units. Seeds differ in initial weights, batch order and dropout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,27 +17,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed.marble.features.reading import FrozenFeatures, spans, standardise, statistics_of
-from distributed.marble.probes.adam import StackedAdam
+from distributed.marble.features.reading import FrozenFeatures, spans, standardise_features, statistics_of
 from distributed.marble.probes.draws import Variants, dropout_masks, order
 from distributed.marble.probes.heads import Heads, new_heads, numbers_of
 from distributed.marble.probes.outputs import as_outputs, loss_of_heads, pool_items
 from distributed.marble.probes.stopping import StoppingRule
-from distributed.marble.tasks.tasks import Fit, Protocol, Readout, TargetKind
+from distributed.marble.tasks.tasks import ProbeFit, Protocol, Readout, TargetKind
 
-# numbers of one pass: weights, hidden units of a batch, outputs of the validation split
+# maximum count of numbers in one pass: weights, hidden units of a batch, outputs of the validation split
 MAX_NUMBERS = 250_000_000
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features with what a probe is to say about them.
+    """Features with their targets.
 
     Attributes:
         targets: class numbers [N] or [N, T], or float targets [N, C] or [N, T, C].
-        item_of_slice: the item of every slice, 0 ... items - 1.
+        item_of_slice: item number of every slice, 0 ... items - 1.
         item_targets: targets of the items.
-        variants: where a slice has several equally likely features, their rows; None where row and slice are one.
+        variants: rows of the equally likely features of a slice; None if each slice has one row.
     """
 
     features: FrozenFeatures
@@ -47,7 +47,7 @@ class Labelled:
     variants: Variants | None = None
 
 
-# (slice logits [R, S, K, N, T, C]) -> one number for each head, larger is better
+# slice logits [R, S, K, N, T, C] -> a number for each head [R, S, K]; larger is better
 Monitor = Callable[[Tensor], np.ndarray]
 
 
@@ -56,12 +56,12 @@ class Bank:
     """Trained probes.
 
     Attributes:
-        heads: their rows follow each other: the layers in order, then the other readouts.
+        heads: heads in row order: the layers, then the other readouts.
         mean_LD: subtracted from the features.
-        scale_LD: what they are divided by.
-        best_monitor: of the epoch kept, [R, S, K].
-        kept_epoch: the epoch each probe was kept from, [R, S, K], counted from 0.
-        epochs: epochs until the last probe stopped.
+        scale_LD: divisor of the features.
+        best_monitor: best monitor [R, S, K].
+        kept_epoch: epoch that each probe's weights are from, [R, S, K], counted from 0.
+        epochs: number of epochs until the last probe stopped.
     """
 
     heads: tuple[Heads, ...]
@@ -74,13 +74,13 @@ class Bank:
 
     @property
     def of_layers(self) -> range:
-        """The layers whose features `logits` wants."""
+        """Layers that `logits` needs features of."""
         return range(min(h.of_layers.start for h in self.heads), max(h.of_layers.stop for h in self.heads))
 
     def logits(self, features: FrozenFeatures) -> Iterator[Tensor]:
-        """Yields the outputs of some rows after others for every slice, [R, S, K, N, T, C]; as many as memory holds."""
+        """Yields outputs [R, S, K, N, T, C] for every slice, group of rows by group of rows to save memory."""
         for heads in self.heads:
-            own = self._place(heads.of_layers)
+            own = self._own(heads.of_layers)
             statistics = (self.mean_LD[own], self.scale_LD[own])
             [logits] = _all_logits([heads], features.layers(own.start, own.stop), statistics, bf16=self.bf16)
             yield logits
@@ -93,7 +93,7 @@ class Bank:
                 break
             within -= heads.rows
         chosen = heads.only(within, rate)
-        layers = self._place(chosen.of_layers)
+        layers = self._own(chosen.of_layers)
         rows, columns = slice(row, row + 1), slice(rate, rate + 1)
         return replace(
             self,
@@ -104,23 +104,23 @@ class Bank:
             kept_epoch=self.kept_epoch[rows, :, columns],
         )
 
-    def _place(self, layers: range) -> slice:
+    def _own(self, layers: range) -> slice:
         first = self.of_layers.start
         return slice(layers.start - first, layers.stop - first)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained and how, besides the data.
+    """Settings of a bank's training, without the data.
 
     Attributes:
         outputs: C.
-        name: keys the randomness, so that two tasks do not share initial weights.
-        monitor: called on validation logits after every epoch; None stands for minus the loss of the items.
-        bf16: forward and backward under bf16 autocast, weights and optimiser in float32.
+        name: key of the random draws, so that two tasks do not share initial weights.
+        monitor: called on validation logits after every epoch; None is minus the loss of the items.
+        bf16: run forward and backward under bf16 autocast, with weights and optimiser in float32.
     """
 
-    fit: Fit
+    fit: ProbeFit
     kind: TargetKind
     outputs: int
     protocol: Protocol
@@ -130,10 +130,10 @@ class Training:
 
 
 def train_bank(training: Training, train: Labelled, valid: Labelled, *, on_epoch: Callable[[int], None]) -> Bank:
-    """Trains every probe of a task; they go in several passes when they would not fit into memory together.
+    """Trains every probe of a task, in several passes if they do not fit into memory together.
 
     Args:
-        on_epoch: told the number of every finished epoch.
+        on_epoch: called with the number of every finished epoch.
     """
     layers, _, _, width = train.features.shape
     sizes = (width, training.outputs)
@@ -163,11 +163,11 @@ def train_bank(training: Training, train: Labelled, valid: Labelled, *, on_epoch
 
 
 def _passes(training: Training, train: Labelled, valid: Labelled) -> list[tuple[tuple[Readout, ...], range]]:
-    """Returns the readouts and layers of every pass: all in one if memory allows, else each readout by itself."""
+    """Returns the readouts and layers of every pass: one pass if memory allows, else one or more per readout."""
     fit, outputs = training.fit, training.outputs
     layers, _, frames, width = train.features.shape
     heads = len(fit.seeds) * len(fit.learning_rates)
-    # of a row of heads besides its weights
+    # numbers of a row of heads besides its weights
     row_numbers = heads * frames * (fit.loader_batch * (fit.hidden or outputs) + valid.features.shape[1] * outputs)
     readouts = fit.readouts_of(layers)
     numbers = {r: numbers_of(fit, r, layers=layers, sizes=(width, outputs)) + row_numbers for r in readouts}
@@ -194,11 +194,12 @@ def _train_pass(
     heads = [replace(h, weights=tuple(w.to(device).requires_grad_() for w in h.weights)) for h in fresh]
     kept = [replace(h, weights=tuple(w.detach().clone() for w in h.weights)) for h in heads]
     optimisers = [StackedAdam(h.weights) for h in heads]
-    rates = torch.tensor(fit.learning_rates, dtype=torch.float32, device=device)
-    shape = (sum(h.rows for h in heads), len(fit.seeds), len(fit.learning_rates))
+    rates = torch.tensor(fit.learning_rates, dtype=torch.float32, device=device)  # [K]
+    shape = (sum(h.rows for h in heads), len(fit.seeds), len(fit.learning_rates))  # [R, S, K]
     rule = StoppingRule(shape, fit=fit, protocol=training.protocol)
     epoch = 0
     while rule.running.any() and epoch < fit.max_epochs:
+        # the rule lowers the rate of each head at its own plateaus
         rate_heads = _by_readout(rates * torch.from_numpy(rule.rate.astype(np.float32)).to(device), heads)
         for gradients in _steps(training, heads, train, epoch=epoch):
             for optimiser, gradient, rate in zip(optimisers, gradients, rate_heads, strict=True):
@@ -206,7 +207,7 @@ def _train_pass(
         keep = torch.from_numpy(rule.update(epoch, _monitor(training, heads, valid))).to(device)
         for stored, current, mask in zip(kept, heads, _by_readout(keep, heads), strict=True):
             for old, new in zip(stored.weights, current.weights, strict=True):
-                old[mask] = new.detach()[mask]
+                old[mask] = new.detach()[mask]  # each head keeps its own epoch
         on_epoch(epoch)
         epoch += 1
     return _Trained(kept, rule, epoch)
@@ -215,7 +216,7 @@ def _train_pass(
 def _steps(
     training: Training, heads: Sequence[Heads], train: Labelled, *, epoch: int
 ) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Yields the gradients of each step of an epoch, one tuple a readout; the weights move in between."""
+    """Yields the gradients of each step of an epoch, one tuple per readout; the caller updates the weights between."""
     fit, name, slices = training.fit, training.name, len(train.targets)
     device = train.targets.device
     order_SN = torch.stack([order(name, seed, epoch, slices) for seed in fit.seeds]).to(device)
@@ -224,27 +225,27 @@ def _steps(
         added: list[tuple[Tensor, ...]] = []
         for begin in range(start, min(start + fit.batch_size, slices), fit.loader_batch):
             batch = slice(begin, min(begin + fit.loader_batch, slices))
-            x_LSNTD = train.features.rows(features_SN[:, batch])
-            rows = x_LSNTD.shape[2] * x_LSNTD.shape[3]
+            x_LSNTD = train.features.rows(features_SN[:, batch])  # each seed has its own slices
+            rows = x_LSNTD.shape[2] * x_LSNTD.shape[3]  # N * T
             dropout = dropout_masks(name, fit, rows, (epoch, begin // fit.loader_batch))
-            # targets [S, B, ...] stand beside heads [R, S, K, B, ...]
+            # [S, 1, B, ...] broadcasts against outputs [R, S, K, B, ...]
             targets = train.targets[order_SN[:, batch]].unsqueeze(1)
             found = [_gradients(training, h, x_LSNTD, targets, dropout) for h in heads]
-            added = [_sum(a, b) for a, b in zip(added, found, strict=True)] if added else found
+            if added:
+                found = [tuple(a + b for a, b in zip(*pair, strict=True)) for pair in zip(added, found, strict=True)]
+            added = found
         yield added
 
 
 def _gradients(
     training: Training, heads: Heads, x_LSNTD: Tensor, targets: Tensor, dropout_SRU: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Returns a batch's share of a step's gradients; upstream divides by the whole number also where fewer follow."""
+    """Returns a loader batch's share of a step's gradients."""
     logits = as_outputs(heads.logits(x_LSNTD, dropout_SRU, bf16=training.bf16), training.kind)
+    # heads do not share weights, so the gradient of the sum is each head's own
     loss = loss_of_heads(logits, targets, training.kind).sum()
+    # upstream divides by `accumulate` even in the last step of an epoch, which has fewer batches
     return torch.autograd.grad(loss / training.fit.accumulate, heads.weights)
-
-
-def _sum(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
 def _by_readout(values_RSK: Tensor, heads: Sequence[Heads]) -> tuple[Tensor, ...]:
@@ -254,14 +255,14 @@ def _by_readout(values_RSK: Tensor, heads: Sequence[Heads]) -> tuple[Tensor, ...
 def _all_logits(
     heads: Sequence[Heads], features: FrozenFeatures, statistics: tuple[Tensor, Tensor] | None, *, bf16: bool
 ) -> list[Tensor]:
-    """Returns logits [R, S, K, N, T, C] of each readout; without statistics the features are standardised already."""
+    """Returns logits [R, S, K, N, T, C] of each readout; None for features that are already standardised."""
     parts: list[list[Tensor]] = [[] for _ in heads]
     with torch.no_grad():
         for values_LNTD in spans(features):
-            x_LNTD = values_LNTD if statistics is None else standardise(values_LNTD, *statistics)
+            x_LNTD = values_LNTD if statistics is None else standardise_features(values_LNTD, *statistics)
             for part, h in zip(parts, heads, strict=True):
                 part.append(h.logits(x_LNTD.unsqueeze(1), bf16=bf16))
-    return [torch.cat(part, dim=3) for part in parts]
+    return [torch.cat(part, dim=3) for part in parts]  # dimension 3 is the slices
 
 
 def _monitor(training: Training, heads: Sequence[Heads], valid: Labelled) -> np.ndarray:
@@ -275,3 +276,38 @@ def _minus_loss(training: Training, valid: Labelled) -> Monitor:
         return -loss_of_heads(as_outputs(items, training.kind), valid.item_targets, training.kind).cpu().numpy()
 
     return watch
+
+
+class StackedAdam:
+    """Adam (Kingma and Ba 2015) without weight decay, with a learning rate per head.
+
+    Adam is elementwise, so stacked heads do not affect each other. `torch.optim.Adam` would need one parameter group,
+    and one small kernel, per head.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        self._parameters = list(parameters)
+        self._first = [torch.zeros_like(p) for p in parameters]
+        self._second = [torch.zeros_like(p) for p in parameters]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], rate_heads: Tensor) -> None:
+        """Updates the parameters in place.
+
+        Args:
+            gradients: one for each parameter.
+            rate_heads: learning rates, in the leading shape of every parameter.
+        """
+        self._steps += 1
+        correction1, correction2 = 1 - _BETA1**self._steps, 1 - _BETA2**self._steps
+        torch._foreach_lerp_(self._first, list(gradients), 1 - _BETA1)
+        torch._foreach_mul_(self._second, _BETA2)
+        torch._foreach_addcmul_(self._second, list(gradients), list(gradients), 1 - _BETA2)
+        scale = torch._foreach_sqrt(self._second)
+        torch._foreach_div_(scale, correction2**0.5)
+        torch._foreach_add_(scale, _EPSILON)
+        for parameter, first, denominator in zip(self._parameters, self._first, scale, strict=True):
+            # broadcast the rates over the trailing dimensions of the parameter
+            rate = (rate_heads / correction1).reshape(*rate_heads.shape, *[1] * (parameter.ndim - rate_heads.ndim))
+            parameter.addcmul_(first / denominator, rate, value=-1.0)

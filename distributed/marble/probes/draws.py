@@ -1,6 +1,6 @@
-"""What a probe draws: initial weights, order of its batches, dropout, and which channel of a slice it hears.
+"""Random draws of a probe: initial weights, batch order, dropout, and the channel of each slice.
 
-Everything is keyed by the task's name and the seed, so that a probe draws the same alone and in a bank.
+All draws are keyed by the task's name and the seed, so that a probe draws the same alone and in a bank.
 
 Legend: L layers, S seeds, K learning rates, N slices, V variants of a slice, U hidden units.
 """
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distributed.marble.tasks.tasks import Fit, Readout
+from distributed.marble.tasks.tasks import ProbeFit, Readout
 from pupujepa.randomness import torch_seed
 
 
 @dataclass(frozen=True)
 class Variants:
-    """The rows of features that stand for each slice, one of which is drawn every epoch, all equally likely.
+    """Equally likely feature rows of each slice; one is drawn every epoch.
 
     Attributes:
         rows_NV: rows; those beyond a slice's count are never drawn.
-        count_N: how many rows each slice has.
+        count_N: number of rows of each slice.
     """
 
     rows_NV: Tensor
@@ -33,7 +33,7 @@ class Variants:
         for seed, order_N in zip(seeds, order_SN, strict=True):
             generator = torch.Generator().manual_seed(torch_seed("probe channel", name, seed, epoch))
             share_N = torch.rand(len(self.count_N), generator=generator).to(self.count_N.device)
-            chosen_N = self.rows_NV.gather(1, (share_N * self.count_N).long().unsqueeze(1)).squeeze(1)
+            chosen_N = self.rows_NV.gather(1, (share_N * self.count_N).long().unsqueeze(1)).squeeze(1)  # uniform
             rows.append(chosen_N[order_N])
         return torch.stack(rows)
 
@@ -44,8 +44,8 @@ def order(name: str, seed: int, epoch: int, slices: int) -> Tensor:
     return torch.randperm(slices, generator=generator)
 
 
-def dropout_masks(name: str, fit: Fit, rows: int, when: tuple[int, int]) -> Tensor | None:
-    """Returns factors [S, rows, U]: one mask a seed, shared by its layers and rates, as if each trained alone."""
+def dropout_masks(name: str, fit: ProbeFit, rows: int, when: tuple[int, int]) -> Tensor | None:
+    """Returns factors [S, rows, U]: one mask per seed, shared by its layers and rates; None without dropout."""
     if not fit.hidden or not fit.dropout:
         return None
     masks = []
@@ -56,8 +56,8 @@ def dropout_masks(name: str, fit: Fit, rows: int, when: tuple[int, int]) -> Tens
     return torch.stack(masks)
 
 
-def initial_mixing(name: str, fit: Fit, readout: Readout, *, sizes: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Returns what a readout starts from, [1, S, K, ...]: equal shares [L], or torch's `Linear` from L * D to D.
+def initial_mixing(name: str, fit: ProbeFit, readout: Readout, *, sizes: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Returns initial tensors [1, S, K, ...] of a readout: equal shares [L], or torch's `Linear` from L * D to D.
 
     Args:
         sizes: layers and width.
@@ -70,8 +70,10 @@ def initial_mixing(name: str, fit: Fit, readout: Readout, *, sizes: tuple[int, i
     return _linear(("probe reduction", name, 0), fit, heads=heads, size=(width, layers * width))
 
 
-def initial_weights(name: str, fit: Fit, heads: tuple[int, int, int], sizes: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Returns torch's default initialisation of `Linear`, the same for every layer and rate of a seed.
+def initial_weights(
+    name: str, fit: ProbeFit, heads: tuple[int, int, int], sizes: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """Returns weights and biases with torch's default initialisation of `Linear`, equal for all rows and rates.
 
     Args:
         heads: L, S, K.
@@ -84,16 +86,18 @@ def initial_weights(name: str, fit: Fit, heads: tuple[int, int, int], sizes: tup
 
 
 def _linear(
-    what: tuple[str, str, int], fit: Fit, *, heads: tuple[int, int, int], size: tuple[int, int]
+    what: tuple[str, str, int], fit: ProbeFit, *, heads: tuple[int, int, int], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Returns weight [*heads, *size] and bias [*heads, rows], uniform within 1 / sqrt(columns): a draw a seed."""
+    """Returns weight [*heads, *size] and bias [*heads, size[0]], uniform within 1 / sqrt(columns), per seed."""
     use, name, number = what
 
     def drawn(*dims: int) -> Tensor:
         draws = []
         for seed in fit.seeds:
             generator = torch.Generator().manual_seed(torch_seed(use, name, seed, number, len(dims)))
+            # torch's default for `Linear`: uniform within 1 / sqrt(inputs), weights and bias
             draws.append((torch.rand(dims, generator=generator) * 2 - 1) / size[1] ** 0.5)
+        # equal for all rows and rates, but with separate memory: each head trains its own
         return torch.stack(draws).reshape(1, heads[1], 1, *dims).expand(*heads, *dims).contiguous()
 
     return drawn(*size), drawn(size[0])

@@ -1,8 +1,8 @@
-"""What the heads of a bank compute: layers become one input, the input becomes outputs, for all heads at once.
+"""Heads of a bank: the readout of layers, then linear or MLP heads, for all heads at once.
 
-A readout says how: "layers" is one head for each layer by itself; the others are one head for all layers together,
-their mean, a sum with learned softmax weights, or a learned linear map of all layers side by side to the width of one
-(MARBLE's `MLPReduce`). What a readout learns trains with its head.
+Readout "layers" has a head for each layer alone. The others have one head for all layers: "mean", "weighted" (a sum
+with learned softmax weights) and "reduced" (a learned linear map of all layers side by side to the width of one,
+MARBLE's `MLPReduce`). A readout is trained together with its head.
 
 Legend: L layers, R rows of heads (the layers, or one), S seeds, K learning rates, X = 1 where the rates share an input
 and K where they do not, N slices, T frames, D width, U hidden units, C outputs.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distributed.marble.probes.draws import initial_mixing, initial_weights
-from distributed.marble.tasks.tasks import Fit, Readout
+from distributed.marble.tasks.tasks import ProbeFit, Readout
 from pupujepa.precision import hardware_bf16
 
 _MIXING_TENSORS: dict[Readout, int] = {"layers": 0, "mean": 0, "weighted": 1, "reduced": 2}
@@ -23,11 +23,11 @@ _MIXING_TENSORS: dict[Readout, int] = {"layers": 0, "mean": 0, "weighted": 1, "r
 
 @dataclass(frozen=True)
 class Heads:
-    """The probes of one readout.
+    """Probes of one readout.
 
     Attributes:
-        of_layers: the layers it reads.
-        weights: what the readout learned, then one or two (weight, bias) pairs; all lead with [R, S, K].
+        of_layers: layers that it reads.
+        weights: tensors of the readout, then one or two (weight, bias) pairs; all start with [R, S, K].
     """
 
     readout: Readout
@@ -43,8 +43,8 @@ class Heads:
         """Returns the outputs [R, S, K, N, T, C], float32.
 
         Args:
-            x_LSNTD: the layers of these heads; S may be 1 for all seeds alike.
-            bf16: compute under bf16 autocast, as the reference does, rounding inputs and outputs of every product.
+            x_LSNTD: features of the layers of these heads; S may be 1 for all seeds.
+            bf16: compute under bf16 autocast, as upstream does, rounding inputs and outputs of every product.
         """
         mixing = _MIXING_TENSORS[self.readout]
         with torch.autocast(x_LSNTD.device.type, torch.bfloat16, enabled=bf16):
@@ -58,11 +58,11 @@ class Heads:
         return replace(self, of_layers=layers, weights=weights)
 
 
-def new_heads(name: str, fit: Fit, readout: Readout, *, of_layers: range, sizes: tuple[int, int]) -> Heads:
+def new_heads(name: str, fit: ProbeFit, readout: Readout, *, of_layers: range, sizes: tuple[int, int]) -> Heads:
     """Returns untrained heads.
 
     Args:
-        name: keys the draws.
+        name: key of the random draws.
         sizes: width of the features and number of outputs.
     """
     rows = len(of_layers) if readout == "layers" else 1
@@ -71,8 +71,8 @@ def new_heads(name: str, fit: Fit, readout: Readout, *, of_layers: range, sizes:
     return Heads(readout, of_layers, (*mixing, *initial_weights(name, fit, shape, sizes)))
 
 
-def numbers_of(fit: Fit, readout: Readout, *, layers: int, sizes: tuple[int, int]) -> int:
-    """Returns about how many weights a row of heads has: its first matrices are nearly all of them."""
+def numbers_of(fit: ProbeFit, readout: Readout, *, layers: int, sizes: tuple[int, int]) -> int:
+    """Returns the approximate number of weights in a row of heads: its first matrices have nearly all."""
     width, outputs = sizes
     heads = len(fit.seeds) * len(fit.learning_rates)
     reduction = layers * width * width if readout == "reduced" else 0
@@ -88,10 +88,10 @@ def _mixed(readout: Readout, learned: tuple[Tensor, ...], x_LSNTD: Tensor) -> Te
     if readout == "weighted":
         shares_SKL = learned[0][0].softmax(-1)
         x_LSNTD = x_LSNTD.expand(-1, len(shares_SKL), -1, -1, -1)
-        # a weighted sum is no product of matrices to autocast
+        # upstream's autocast leaves a weighted sum in float32; einsum would be a matrix product in bf16
         with torch.autocast(x_LSNTD.device.type, enabled=False):
             return torch.einsum("skl,lsntd->skntd", shares_SKL.float(), x_LSNTD).unsqueeze(0)
-    weight, bias = (tensor[0] for tensor in learned)
+    weight, bias = (tensor[0] for tensor in learned)  # drop R, which is 1
     seeds, heads, width, _ = weight.shape
     slices, frames = x_LSNTD.shape[2:4]
     # [S, N * T, L * D], layer by layer, as upstream concatenates them
@@ -101,34 +101,34 @@ def _mixed(readout: Readout, learned: tuple[Tensor, ...], x_LSNTD: Tensor) -> Te
 
 
 def _forward(weights: tuple[Tensor, ...], x_RSXNTD: Tensor, dropout_SRU: Tensor | None) -> Tensor:
-    """Returns outputs [R, S, K, N, T, C]; the seeds of `x` may be one for all."""
+    """Returns outputs [R, S, K, N, T, C]; `x` may have one seed for all."""
     first, bias = weights[:2]
     rows, seeds, heads, units, width = first.shape
     inputs, slices, frames = x_RSXNTD.shape[2:5]
     x_GND = x_RSXNTD.expand(rows, seeds, *x_RSXNTD.shape[2:]).reshape(rows * seeds * inputs, slices * frames, width)
     stacked = (len(x_GND), heads // inputs * units)
     out = _affine(first.reshape(*stacked, width), x_GND, bias.reshape(stacked))
-    # [R * S * X, N * T, K / X * U], whether the rates share their inputs or not
+    # out is [R * S * X, N * T, K / X * U]: rates that share an input are one wide product
     out = out.unflatten(2, (heads // inputs, units)).movedim(2, 1).reshape(rows, seeds, heads, slices * frames, units)
     if len(weights) == 4:
         hidden = torch.relu(out)
         if dropout_SRU is not None:
-            hidden = hidden * dropout_SRU.to(hidden)[None, :, None]
+            hidden = hidden * dropout_SRU.to(hidden)[None, :, None]  # one mask for all layers and rates of a seed
         out = _affine(weights[2].flatten(0, 2), hidden.flatten(0, 2), weights[3].flatten(0, 2))
     return out.reshape(rows, seeds, heads, slices, frames, -1)
 
 
 def _affine(weight_GMI: Tensor, x_GNI: Tensor, bias_GM: Tensor) -> Tensor:
-    """Returns x W^T + bias, [G, N, M]; under autocast to bf16 it is rounded once, at the end, as torch's `Linear` does.
+    """Returns x W^T + bias, [G, N, M]; bf16 autocast rounds once, at the end, as torch's `Linear` does.
 
-    Weights stand on the left: the gradient of a right operand as narrow as theirs is an order of magnitude slower.
+    Weights are the left operand: the gradient of a narrow right operand is an order of magnitude slower.
     """
     if torch.is_autocast_enabled(x_GNI.device.type):
         operands = (bias_GM.unsqueeze(2), weight_GMI, x_GNI.transpose(1, 2))
         if _multiplies_bf16(x_GNI.device):
             return torch.baddbmm(*operands).transpose(1, 2)
-        # Products of two bf16 numbers are exact in float32, so the same values are rounded at the same places.
-        # Emulated bf16 products take up to a hundred times as long.
+        # Emulated bf16 products are up to a hundred times slower. Products of two bf16 numbers are exact in float32, so
+        # this rounds the same values at the same places.
         with torch.autocast(x_GNI.device.type, enabled=False):
             return torch.baddbmm(*(x.bfloat16().float() for x in operands)).bfloat16().transpose(1, 2)
     return torch.bmm(weight_GMI, x_GNI.transpose(1, 2)).transpose(1, 2) + bias_GM.unsqueeze(1)

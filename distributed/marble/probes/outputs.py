@@ -1,4 +1,4 @@
-"""What the outputs of many heads are worth: losses by head, slices averaged into items.
+"""Losses per head, and averages of slices into items, for the outputs of many heads.
 
 Legend: N slices or items, T frames, C outputs; heads are any leading dimensions.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distributed.marble.tasks.tasks import TargetKind, Task
 
-# what bf16 probabilities of exactly 0 and 1 become: farther out than any other
+# log-odds for bf16 probabilities of exactly 0 and 1: beyond all others
 _LARGEST_LOG_ODDS = 1e3
 
 
@@ -17,12 +17,13 @@ def loss_of_heads(logits: Tensor, targets: Tensor, kind: TargetKind) -> Tensor:
 
     Args:
         logits: [..., N, C] or [..., N, T, C].
-        targets: class numbers [..., N] or [..., N, T], or floats shaped as the logits, broadcast over the heads.
-            Frames of class -1 are left out of the mean.
+        targets: class numbers [..., N] or [..., N, T], or floats in the shape of the logits; broadcast over heads.
+            Frames of class -1 are ignored.
     """
     if kind == "frame_classes":
-        counts = targets >= 0
+        counts = targets >= 0  # frames with a class
         log_p = logits.log_softmax(-1)
+        # gather needs valid indices; `counts` removes the clamped ones
         chosen = log_p.gather(-1, targets.clamp(min=0).expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
         return -(chosen * counts).sum((-2, -1)) / counts.sum((-2, -1)).clamp(min=1)
     if kind == "multiclass":
@@ -45,7 +46,7 @@ def _target_dimensions(kind: TargetKind) -> int:
 def pool_items(logits: Tensor, item_of_slice: Tensor, items: int) -> Tensor:
     """Averages the logits of the slices of each item: [..., N slices, T, C] -> [..., N items, T, C]."""
     if items == len(item_of_slice):
-        return logits  # slices are numbered in order of appearance, so one slice an item is the identity
+        return logits  # items are numbered in order of appearance, so one slice per item is the identity
     pooled = logits.new_zeros(*logits.shape[:-3], items, *logits.shape[-2:])
     pooled.index_add_(-3, item_of_slice, logits)
     counts = torch.bincount(item_of_slice, minlength=items)
@@ -58,11 +59,11 @@ def as_outputs(logits: Tensor, kind: TargetKind) -> Tensor:
 
 
 def item_outputs(task: Task, logits: Tensor, item_of_slice: Tensor, items: int) -> Tensor:
-    """Returns what a task's items are scored by: [..., N slices, T, C] -> [..., N items, C] (or [..., N, T, C]).
+    """Returns the outputs of items for scoring: [..., N slices, T, C] -> [..., N items, C] (or [..., N, T, C]).
 
-    Pooling "probabilities" averages softmax outputs and returns their logarithm. "logits_bf16" does what autocast does
-    to upstream's averages: logits and their mean are rounded to bf16, and so are the probabilities of tags, which are
-    returned as log-odds, so that outputs which bf16 cannot tell apart are tied.
+    Pooling "probabilities" averages softmax outputs and returns their logarithm. "logits_bf16" rounds as autocast does
+    upstream: logits and their mean to bf16, and the probabilities of tags too. Those are returned as log-odds, so that
+    outputs with equal bf16 probabilities are tied.
     """
     if task.pooling == "probabilities":
         pooled = pool_items(logits.softmax(-1), item_of_slice, items).clamp_min(torch.finfo(logits.dtype).tiny).log()

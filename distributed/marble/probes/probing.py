@@ -1,7 +1,7 @@
-"""One task on one encoder: train the bank, choose on validation, then read the test split, once.
+"""Probing of one encoder on one task: train the bank, choose on validation, then read the test split, once.
 
-The order is in `probe`: everything up to `Choice` is computed from the training and validation splits; features of the
-test split are loaded only after it, for the one layer (or readout of all layers) and learning rate that it names.
+`probe` computes everything up to `Choice` from the training and validation splits. Only then does it load features of
+the test split, for the chosen layer (or readout of all layers) and learning rate.
 
 Legend: L layers, R layers and readouts of all of them, S seeds, K learning rates, N items.
 """
@@ -27,14 +27,14 @@ from pupujepa.errors import UserError
 
 @dataclass(frozen=True)
 class Choice:
-    """The probe that is tested, chosen on validation alone.
+    """The probe to test, chosen on validation alone.
 
     Attributes:
-        layer: place among the layers and, after them, the readouts of all layers that were probed.
-        rate: place in the task's learning rates.
+        layer: index into the probed layers followed by the readouts of all layers.
+        rate: index into the task's learning rates.
         score: validation score of the choice, mean over seeds.
-        layer_profile: best validation score of each of them.
-        kept_epochs: of the chosen probes, one a seed, counted from 1.
+        layer_profile: best validation score of each layer and readout.
+        kept_epochs: kept epochs of the chosen probes, one per seed, counted from 1.
     """
 
     layer: int
@@ -46,15 +46,16 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What is known after the test split was read.
+class ProbeOutcome:
+    """Choice and test results of one task on one encoder.
 
     Attributes:
         statistics: for every metric, per-item statistics of each seed.
-        validation: statistics of the selection metric on the validation split, of each seed of the chosen probe.
-        validation_units: what the bootstrap resamples there.
-        width: of the features.
-        train_items: items of the training split.
+        units: bootstrap unit of each test item.
+        validation: validation statistics of the selection metric, for each seed of the chosen probe.
+        validation_units: bootstrap unit of each validation item.
+        width: width of the features.
+        train_items: number of items of the training split.
     """
 
     task: str
@@ -89,8 +90,8 @@ def probe(
     protocol: Protocol,
     device: torch.device,
     on_epoch: Callable[[int], None] = lambda epoch: None,
-) -> Outcome:
-    """Measures one task on one encoder."""
+) -> ProbeOutcome:
+    """Trains probes of one task on one encoder and tests the one chosen on validation."""
     reader = _Reader(data, subject, protocol, device)
     train, _, _ = reader.read("train")
     valid, of_slices, of_items = reader.read("valid")
@@ -113,13 +114,13 @@ def probe(
 
 
 def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Choice:
-    """Picks row and learning rate by the validation score of the items, mean over seeds; ties go to the first.
+    """Returns the row and learning rate with the best validation score, mean over seeds; the first of equals.
 
     Raises:
-        UserError: no probe has a score, e.g. because validation holds one class only.
+        UserError: no probe has a score, e.g. because validation has a single class.
     """
     scores_RSK = [
-        _per_head(_item_logits(data, logits, valid), lambda x: _score(data.task.selection, x, of_items))
+        _per_head(_item_logits(data, logits, valid), lambda x: METRICS[data.task.selection].score(x, of_items))
         for logits in bank.logits(valid.features)
     ]
     scores_RK = np.concatenate(scores_RSK).mean(axis=1)
@@ -141,11 +142,11 @@ def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Ch
 
 def _test(
     data: TaskData, reader: "_Reader", chosen: Bank, choice: Choice, validation: tuple[Statistics, ...]
-) -> Outcome:
-    """Reads the test split: the only place that does, and only for the chosen probe."""
+) -> ProbeOutcome:
+    """Tests the chosen probe; the only function that reads the test split."""
     test, _, of_items = reader.read("test", layers=chosen.of_layers)
     names = (data.task.metric, *data.task.extra_metrics)
-    return Outcome(
+    return ProbeOutcome(
         task=data.task.name,
         encoder=reader.subject.name,
         choice=choice,
@@ -162,10 +163,10 @@ def _test(
 def _statistics_of_seeds(
     data: TaskData, chosen: Bank, labelled: Labelled, of_items: Targets, names: Sequence[str]
 ) -> dict[str, tuple[Statistics, ...]]:
-    """Returns, for every metric, the statistics of each seed of the one probe in `chosen`."""
+    """Returns, for every metric, the statistics of each seed of the chosen probe."""
     [of_slices] = chosen.logits(labelled.features)
     logits = _item_logits(data, of_slices, labelled)
-    per_seed_SN = logits[0, :, 0].cpu().numpy()
+    per_seed_SN = logits[0, :, 0].cpu().numpy()  # one row and one rate are left
     return {n: tuple(METRICS[n].statistics(x, of_items) for x in per_seed_SN) for n in names}
 
 
@@ -177,7 +178,7 @@ class _Reader:
     device: torch.device
 
     def read(self, name: str, layers: range | None = None) -> tuple[Labelled, Targets, Targets]:
-        """Returns a split with its targets of slices and of items; `layers` keeps only those."""
+        """Returns a split with its targets of slices and of items, with features of `layers` only (None: all)."""
         split = self.data.splits[name]
         slices = split.every_slice if split.variants else split.slices
         framed = self.data.task.by_frame
@@ -204,34 +205,31 @@ def _variants(split: Split, slices: Sequence[Slice], device: torch.device) -> Va
         return None
     row_of = {s: row for row, s in enumerate(slices)}
     most = max(len(v) for v in split.variants)
-    rows = [[row_of[s] for s in v] + [0] * (most - len(v)) for v in split.variants]
+    rows = [[row_of[s] for s in v] + [0] * (most - len(v)) for v in split.variants]  # padding is never drawn
     counts = [len(v) for v in split.variants]
     return Variants(torch.tensor(rows, device=device), torch.tensor(counts, device=device))
 
 
 def _upstream_monitor(data: TaskData, of_slices: Targets, of_items: Targets, valid: Labelled) -> Monitor:
-    """Returns what MARBLE watches: the metric, for most tasks as the mean over batches of slices."""
+    """Returns MARBLE's monitor: the metric, for most tasks averaged over batches of slices."""
     fit, name = data.task.fit, data.task.selection
-    batch = fit.loader_batch or fit.batch_size
+    batch = fit.loader_batch
 
     def of_batches(logits: np.ndarray) -> float:
         rows = [np.arange(s, min(s + batch, len(logits))) for s in range(0, len(logits), batch)]
-        values = np.array([_score(name, logits[r], of_slices.take(r)) for r in rows])
+        values = np.array([METRICS[name].score(logits[r], of_slices.take(r)) for r in rows])
         sizes = np.array([len(r) for r in rows], dtype=np.float64)
+        # upstream weights batches by their slices; undefined batches are left out
         defined = ~np.isnan(values)
         return float(np.average(values[defined], weights=sizes[defined])) if defined.any() else np.nan
 
     if fit.batch_mean_monitor:
         return lambda logits: _per_head(as_outputs(logits, data.task.target), of_batches)
-    return lambda logits: _per_head(_item_logits(data, logits, valid), lambda x: _score(name, x, of_items))
+    return lambda logits: _per_head(_item_logits(data, logits, valid), lambda x: METRICS[name].score(x, of_items))
 
 
 def _item_logits(data: TaskData, logits: Tensor, labelled: Labelled) -> Tensor:
     return item_outputs(data.task, logits, labelled.item_of_slice, len(labelled.item_targets))
-
-
-def _score(metric: str, logits: np.ndarray, targets: Targets) -> float:
-    return METRICS[metric].exact(METRICS[metric].statistics(logits, targets))
 
 
 def _per_head(logits: Tensor, score: Callable[[np.ndarray], float]) -> np.ndarray:

@@ -1,24 +1,24 @@
-"""When a probe stops and which epoch it keeps, for all heads of a bank at once.
+"""Early stopping and the epoch that a probe keeps, for all heads of a bank at once.
 
-Protocol clean keeps the epoch with the best monitor. Protocol marble does what MARBLE v2 does: its checkpoint callback
-monitors nothing, so the weights that are tested are those of the last epoch before the early stop; a plateau of the
-monitor lowers the learning rate (torch's ReduceLROnPlateau, mode max, relative threshold 1e-4).
+Protocol clean keeps the epoch with the best monitor. Protocol marble follows MARBLE v2: its checkpoint callback has no
+monitor, so it tests the weights of the last epoch before the early stop. A plateau of the monitor lowers the learning
+rate (torch's ReduceLROnPlateau, mode max, relative threshold 1e-4).
 """
 
 import numpy as np
 
-from distributed.marble.tasks.tasks import Fit, Protocol
+from distributed.marble.tasks.tasks import ProbeFit, Protocol
 
 _PLATEAU_THRESHOLD = 1e-4
-# torch's `eps`: a rate that would fall by less than this stays
+# torch's `eps`: smaller changes of the rate are skipped
 _LEAST_FALL = 1e-8
 
 
 class StoppingRule:
-    """Follows one monitor per head; larger is better.
+    """Stopping rule with one monitor per head; larger is better.
 
     Args:
-        shape: of the heads; its last dimension is the learning rates.
+        shape: shape of the heads; the last dimension is the learning rates.
 
     Attributes:
         rate: factor on each head's learning rate.
@@ -27,7 +27,7 @@ class StoppingRule:
         kept_epoch: the epoch whose weights each head keeps, counted from 0.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, fit: Fit, protocol: Protocol):
+    def __init__(self, shape: tuple[int, ...], *, fit: ProbeFit, protocol: Protocol):
         self._fit = fit
         self._protocol = protocol
         self.rate = np.ones(shape)
@@ -39,7 +39,7 @@ class StoppingRule:
         self._plateau_waited = np.zeros(shape, dtype=np.int64)
 
     def update(self, epoch: int, monitor: np.ndarray) -> np.ndarray:
-        """Takes the monitors of an epoch and returns the heads whose present weights are to be kept."""
+        """Takes the monitors of an epoch and returns a mask of the heads whose current weights to keep."""
         was_running = self.running.copy()
         improved = was_running & (monitor > self.best)
         self.best = np.where(improved, monitor, self.best)
@@ -52,12 +52,10 @@ class StoppingRule:
         return keep
 
     def _lower_rates(self, monitor: np.ndarray) -> None:
-        with np.errstate(invalid="ignore"):
-            threshold = np.where(np.isinf(self._plateau_best), -np.inf, self._plateau_best * (1 + _PLATEAU_THRESHOLD))
-        improved = monitor > threshold
+        improved = monitor > self._plateau_best * (1 + _PLATEAU_THRESHOLD)
         self._plateau_best = np.where(improved, monitor, self._plateau_best)
         self._plateau_waited = np.where(improved, 0, self._plateau_waited + 1)
-        tired = self._plateau_waited > self._fit.plateau_patience
+        tired = self._plateau_waited > self._fit.plateau_patience  # strictly more, as in torch
         factor = self._fit.plateau_factor
         fall = self.rate * self._fit.learning_rates * (1 - factor)
         self.rate[tired & (fall > _LEAST_FALL)] *= factor

@@ -1,9 +1,9 @@
-"""One task on one encoder without training: kNN, few-shot and spectra, layer by layer.
+"""Checks of one encoder on one task without training: kNN, few-shot and spectra, layer by layer.
 
-What is chosen (a layer, a number of neighbours) is chosen on validation; features of the test split are read only for
-it. One layer is in memory at a time.
+Layer and number of neighbours are chosen on validation; test features are read only for the chosen ones. One layer is
+in memory at a time.
 
-Legend: N slices or items, D width, C classes, P what is chosen from, V draws of labelled items, R resamples.
+Legend: N slices or items, D width, C classes, P options to choose from, V draws of labelled items, R resamples.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distributed.marble.datasets.targets import Targets, item_targets, slice_targets
 from distributed.marble.features.reading import Features, statistics_of
-from distributed.marble.jobs import Job
+from distributed.marble.jobs import ProbeJob
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.metrics.resampling import central_interval, resample_weights
 from distributed.marble.probes.outputs import pool_items
@@ -35,13 +35,13 @@ from pupujepa.errors import UserError
 
 KNN, FEW_SHOT, SPECTRUM = "knn", "few-shot", "spectrum"
 
-# (train_ND, asked_ND), rows of length 1 -> scores of the asked items [P, V, N, C]
+# (train_ND, asked_ND), both with rows of norm 1 -> scores of the asked items [P, V, N, C]
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Check:
-    """How quick checks are made."""
+    """Settings of quick checks."""
 
     protocol: Protocol
     sampling: Sampling
@@ -49,7 +49,7 @@ class Check:
 
 @dataclass(frozen=True)
 class _Method:
-    """A way to score items, and what its row says of the chosen one of its options."""
+    """A way to score items; the row shows its facts and the chosen option."""
 
     name: str
     scores: Scorer
@@ -57,7 +57,7 @@ class _Method:
     facts: dict[str, int]
 
 
-def check_job(job: Job, check: Check) -> list[Row]:
+def check_job(job: ProbeJob, check: Check) -> list[Row]:
     """Returns the rows of one task on one encoder.
 
     Raises:
@@ -65,13 +65,13 @@ def check_job(job: Job, check: Check) -> list[Row]:
     """
     features = _ItemFeatures(job)
     targets = {name: _targets(job, name, check.protocol) for name in ("train", "valid")}
-    methods = _methods(job, targets["train"], check.sampling.seed)
+    methods, selection = _methods(job, targets["train"], check.sampling.seed), METRICS[job.data.task.selection]
     profiles: list[list[np.ndarray]] = [[] for _ in methods]
     for layer in range(features.layers) if methods else ():
         train_ND, valid_ND = features.directions(layer, "valid")
         for profile_LP, method in zip(profiles, methods, strict=True):
             scores_PVNC = method.scores(train_ND, valid_ND)
-            values_PV = [[_value(job.data.task.selection, s, targets["valid"]) for s in draws] for draws in scores_PVNC]
+            values_PV = [[selection.score(s, targets["valid"]) for s in draws] for draws in scores_PVNC]
             profile_LP.append(np.mean(values_PV, axis=1))
     rows = [_head(job, check, SPECTRUM) | _spectrum(job, features)]
     for method, profile_LP in zip(methods, profiles, strict=True):
@@ -79,7 +79,7 @@ def check_job(job: Job, check: Check) -> list[Row]:
     return rows
 
 
-def _methods(job: Job, train: Targets, seed: int) -> list[_Method]:
+def _methods(job: ProbeJob, train: Targets, seed: int) -> list[_Method]:
     task = job.data.task
     if task.target not in ("multiclass", "multilabel"):
         return []
@@ -88,7 +88,7 @@ def _methods(job: Job, train: Targets, seed: int) -> list[_Method]:
     )
 
     def neighbours(train_ND: np.ndarray, asked_ND: np.ndarray) -> np.ndarray:
-        return knn_scores(train_ND, labels_NC, asked_ND)[:, None]
+        return knn_scores(train_ND, labels_NC, asked_ND)[:, None]  # [P, 1, N, C]: no draws
 
     methods = [_Method(KNN, neighbours, tuple({"k": k} for k in neighbour_counts(len(labels_NC))), {})]
     if task.target == "multiclass":
@@ -108,14 +108,14 @@ def _few_shot(task: str, train: Targets, labels_NC: np.ndarray, shots: int, seed
     return _Method(FEW_SHOT, few, ({"shots": shots},), facts)
 
 
-def _tested(job: Job, check: Check, features: "_ItemFeatures", method: _Method, profile_LP: np.ndarray) -> Row:
+def _tested(job: ProbeJob, check: Check, features: "_ItemFeatures", method: _Method, profile_LP: np.ndarray) -> Row:
     task, sampling = job.data.task, check.sampling
     if np.isnan(profile_LP).all():
         raise UserError(
             f"task {task.name!r}: {task.selection} is not defined on the validation split, so no layer can be chosen; "
             "use a corpus with more pieces"
         )
-    layer, option = (int(place) for place in np.unravel_index(np.nanargmax(profile_LP), profile_LP.shape))
+    layer, option = (int(i) for i in np.unravel_index(np.nanargmax(profile_LP), profile_LP.shape))  # first of equals
     scores_VNC = method.scores(*features.directions(layer, "test"))[option]
     metric, targets = METRICS[task.metric], _targets(job, "test", check.protocol)
     units = job.data.splits["test"].units
@@ -138,8 +138,8 @@ def _tested(job: Job, check: Check, features: "_ItemFeatures", method: _Method, 
     }
 
 
-def _spectrum(job: Job, features: "_ItemFeatures") -> Row:
-    """RankMe and LiDAR of every layer, over the slices of the training split."""
+def _spectrum(job: ProbeJob, features: "_ItemFeatures") -> Row:
+    """Returns RankMe and LiDAR of every layer, over the slices of the training split."""
     groups = groups_of(job.data.splits["train"])
     ranks, lidars = [], []
     for layer in range(features.layers):
@@ -157,7 +157,7 @@ def _spectrum(job: Job, features: "_ItemFeatures") -> Row:
     }
 
 
-def _head(job: Job, check: Check, name: str) -> Row:
+def _head(job: ProbeJob, check: Check, name: str) -> Row:
     return {
         "task": job.data.task.name,
         "encoder": job.subject.name,
@@ -168,20 +168,16 @@ def _head(job: Job, check: Check, name: str) -> Row:
     }
 
 
-def _targets(job: Job, name: str, protocol: Protocol) -> Targets:
+def _targets(job: ProbeJob, name: str, protocol: Protocol) -> Targets:
     split = job.data.splits[name]
     return item_targets(slice_targets(job.data, split, protocol=protocol, frames=None), split)
 
 
-def _value(metric: str, scores_NC: np.ndarray, targets: Targets) -> float:
-    return METRICS[metric].exact(METRICS[metric].statistics(scores_NC, targets))
-
-
 @dataclass(frozen=True)
 class _ItemFeatures:
-    """Reads one layer at a time."""
+    """Features of one job, read one layer at a time."""
 
-    job: Job
+    job: ProbeJob
 
     @property
     def layers(self) -> int:
@@ -193,7 +189,7 @@ class _ItemFeatures:
         return self.job.subject.features.read(slices, "pooled", layers=range(layer, layer + 1))[0, :, 0]
 
     def directions(self, layer: int, asked: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the items of the training split and of another, scaled with the former, as rows of length 1."""
+        """Returns the items of the training split and of `asked`, scaled by the former, with rows of norm 1."""
         train = self._items("train", layer)
         statistics = statistics_of(train)
         return _directions(train, *statistics), _directions(self._items(asked, layer), *statistics)

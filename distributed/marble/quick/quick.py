@@ -1,10 +1,10 @@
-"""Quick checks of frozen encoders, without training: neighbours, a few labels, and the spectra of the same features.
+"""Quick checks of frozen encoders without training: neighbours, a few labels, and spectra of the features.
 
     python -m distributed evaluate --quick --encoders runs/demo random_init --data corpora/scores --out runs/demo
 
-Layer and number of neighbours are chosen on validation; the test split is read once, for them. kNN applies to tasks
-with classes or tags, few-shot to tasks with classes, spectra to all tasks that ask for one answer a clip; frame tasks
-(beats, chords) have none of them, and regression has no classes. Writes O/quick.jsonl and O/quick.md.
+Layer and number of neighbours are chosen on validation; the test split is read once, for the choice. kNN applies to
+tasks with classes or tags, few-shot to tasks with classes, spectra to all tasks on clips; frame tasks (beats, chords)
+have no quick checks. Writes OUT/quick.jsonl and OUT/quick.md.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts, to_markdown
 from distributed.drawing.wording import fixed, interval
 from distributed.marble.datasets.targets import TaskData
-from distributed.marble.jobs import Job, deal
+from distributed.marble.jobs import ProbeJob, deal_jobs
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.quick.light_probes import FEW_SHOT, KNN, SPECTRUM, Check, check_job
 from distributed.marble.quick.neighbours import DRAWS, SHOTS
@@ -30,24 +30,20 @@ QUICK, TABLE = "quick.jsonl", "quick.md"
 
 
 def whole_clips(prepared: Sequence[TaskData]) -> list[TaskData]:
-    """Returns the tasks that can be checked.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Returns the tasks on clips; raises UserError without any."""
     kept = [data for data in prepared if not data.task.by_frame]
     if not kept:
         raise UserError(
-            "--quick compares whole clips, and all of these tasks speak about frames; name others with --tasks, or "
-            "leave out --quick"
+            "--quick compares whole clips, but all of these tasks label frames; "
+            "name others with --tasks, or omit --quick"
         )
     return kept
 
 
-def check_all(jobs: Sequence[Job], check: Check, topology: Topology) -> list[Row]:
+def check_all(jobs: Sequence[ProbeJob], check: Check, topology: Topology) -> list[Row]:
     """Checks this rank's jobs and returns the rows of all ranks, in the order of the jobs."""
     own: dict[int, list[Row]] = {}
-    mine = deal(jobs, topology.world_size)[topology.rank]
+    mine = deal_jobs(jobs, topology.world_size)[topology.rank]
     with (
         Progress(len(mine), title="checks", unit="tasks", shown=topology.is_first) as progress,
         all_or_none(topology, "checks"),
@@ -60,7 +56,7 @@ def check_all(jobs: Sequence[Job], check: Check, topology: Topology) -> list[Row
 
 
 def write_quick(folder: Path, rows: Sequence[Row]) -> list[Row]:
-    """Writes quick.jsonl and quick.md and returns all rows now in them."""
+    """Writes quick.jsonl and quick.md; returns all rows, old and new."""
     folder.mkdir(parents=True, exist_ok=True)
     merged = merged_rows(folder / QUICK, rows, _place)
     write_rows(folder / QUICK, merged)
@@ -69,11 +65,11 @@ def write_quick(folder: Path, rows: Sequence[Row]) -> list[Row]:
 
 
 def quick_table(rows: Sequence[Row]) -> str:
-    """Returns a Markdown table with a line for every task and encoder."""
+    """Returns a Markdown table with a line for every task, encoder and protocol."""
     lines = []
     for place in dict.fromkeys((r["task"], r["encoder"], r["protocol"]) for r in rows):
         own = {_place(r)[3:]: r for r in rows if (r["task"], r["encoder"], r["protocol"]) == place}
-        spectrum = own[SPECTRUM, None]
+        spectrum = own[SPECTRUM, None]  # every task on clips has one
         cells = [_cell(own.get((KNN, None))), *(_cell(own.get((FEW_SHOT, n))) for n in SHOTS)]
         ranks = [f"{spectrum[name][-1]:.1f}" if spectrum[name] else ABSENT.text for name in ("rank", "lidar")]
         name = f"{place[0]} ({METRICS[spectrum['metric']].title})"

@@ -1,8 +1,7 @@
 """RankMe and LiDAR of the features that probes are trained on, layer by layer.
 
-RankMe (arXiv 2210.02885) takes all rows. LiDAR (arXiv 2312.04000) asks how much of what varies tells clips apart; its
-clips are tracks with several slices, or pieces with several takes where tracks have one slice each, and it does not
-apply where neither exists.
+RankMe (arXiv 2210.02885) uses all rows. LiDAR (arXiv 2312.04000) measures the variance that separates clips. Its clips
+are tracks with several slices, or else pieces with several takes; without either it is undefined.
 
 Legend: N slices, D width, G groups, Q slices of a group.
 """
@@ -17,7 +16,7 @@ from torch import Tensor
 from distributed.marble.datasets.targets import Split
 from pupujepa.training.diagnostics import effective_rank, lidar
 
-# rows of a singular value decomposition, spread over the split; more change a rank little and cost much
+# maximum rows of a singular value decomposition, spread over the split; more rows hardly change a rank
 MAX_ROWS = 4096
 _MOST_SLICES = 10
 
@@ -26,10 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Groups:
-    """Slices that belong together, equally many of each group.
+    """Groups of slices, of equal size.
 
     Attributes:
-        rows_GQ: among the slices of a split.
+        rows_GQ: indices of slices in a split.
         kind: "tracks" or "pieces".
     """
 
@@ -38,7 +37,7 @@ class Groups:
 
 
 def groups_of(split: Split) -> Groups | None:
-    """Returns the groups that keep most slices; None where no two have two slices each."""
+    """Returns the grouping that keeps most slices; None without two groups of two slices."""
     piece_of = {t.uid: t.group for t in split.tracks}
     for kind, names in (
         ("tracks", [s.uid for s in split.slices]),
@@ -47,6 +46,7 @@ def groups_of(split: Split) -> Groups | None:
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(names):
             rows.setdefault(name, []).append(row)
+        # groups must be equal in size: larger ones are cut, smaller ones left out
         size = max(range(2, _MOST_SLICES + 1), key=lambda q: q * _groups_with(rows.values(), q))
         if _groups_with(rows.values(), size) >= 2:
             kept = [r[:size] for r in rows.values() if len(r) >= size]
@@ -55,13 +55,13 @@ def groups_of(split: Split) -> Groups | None:
 
 
 def rank_of(features_ND: Tensor) -> float:
-    """Returns RankMe of the slices, at most MAX_ROWS of them."""
+    """Returns RankMe of at most MAX_ROWS slices."""
     rows = torch.tensor(_spread(list(range(len(features_ND))), MAX_ROWS))
     return float(effective_rank(features_ND[rows]))
 
 
 def lidar_of(features_ND: Tensor, groups: Groups) -> float:
-    """Returns LiDAR; it cannot exceed the number of groups less one."""
+    """Returns LiDAR, which is at most the number of groups minus one."""
     return float(lidar(features_ND[groups.rows_GQ]))
 
 
@@ -70,5 +70,5 @@ def _groups_with(rows: Iterable[list[int]], size: int) -> int:
 
 
 def _spread(values: list[T], most: int) -> list[T]:
-    stride = -(-len(values) // most)
+    stride = -(-len(values) // most)  # rounded up, so that at most `most` remain
     return values[::stride]

@@ -1,8 +1,8 @@
-"""A leaderboard of many results: encoders down, tasks across, beside what was published.
+"""Leaderboard of many results and of published numbers: encoders down, tasks across.
 
-Global tasks (a probe speaks about a slice) and local ones (about every frame) have tables of their own, and so have the
-offline tasks, of which nothing was ever published. Inside a table, rows are grouped by what may be compared: a protocol
-is a group, and so are the published numbers. What is not comparable for another reason carries a mark.
+Global tasks (one output a slice), local tasks (one a frame) and the offline tasks, without published numbers, have
+separate tables. Rows of a group are comparable: each protocol is a group, and so are the published numbers. A mark
+shows scores that are not comparable for another reason.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from distributed.drawing.tables import ABSENT, Cell, Group, Table, texts
 from distributed.drawing.wording import EN_DASH, fixed, interval
 from distributed.marble.metrics.metrics import METRICS
-from distributed.marble.results.paired import Entry, paired_difference
+from distributed.marble.results.paired import PairedEntry, paired_difference
 from distributed.marble.results.published import MARBLE_COLUMNS, Column, PublishedModel, caveats, published_models
 from distributed.marble.results.results import Row
 from distributed.marble.tasks.marble_tasks import ALL_TASKS
@@ -23,29 +23,29 @@ _LOCAL = frozenset(t.name for t in ALL_TASKS if t.by_frame)
 _ABOUT = ("encoder", "protocol", "layer", "learning rate", "source")
 OTHER_DATA = "†"
 _HEADINGS = {
-    "marble": "Measured here under protocol marble, which is MARBLE's own and comes nearest to the published numbers; "
-    "how most of their authors chose layers and learning rates is not known.",
-    "clean": "Measured here under protocol clean: other stopping, metrics and learning rates, so these do not compare "
-    "with the published numbers, nor with protocol marble.",
+    "marble": "Measured here under protocol marble, MARBLE's own and the nearest to the published numbers; "
+    "most of their authors do not say how they chose layers and learning rates.",
+    "clean": "Measured here under protocol clean: other stopping, metrics and learning rates, so not comparable "
+    "with the published numbers or with protocol marble.",
     "published": "Published, not measured here; no intervals are known.",
 }
 
 
 @dataclass(frozen=True)
-class Part:
-    """A table's tasks: of MARBLE or offline, global or local."""
+class BoardPart:
+    """Tasks of a table: MARBLE's or offline, global or local."""
 
     title: str
     columns: tuple[Column, ...]
     with_published: bool
 
 
-def leaderboard(entries: Sequence[Entry], *, reference: str | None) -> list[Table]:
-    """Returns for each part that was measured the scores, the differences to a reference, and what was chosen.
+def leaderboard(entries: Sequence[PairedEntry], *, reference: str | None) -> list[Table]:
+    """Returns, for each part with results, tables of scores, of differences to a reference, and of choices.
 
     Args:
-        entries: of all encoders, tasks and protocols.
-        reference: the encoder that the others are compared with; None leaves the differences out.
+        entries: rows of all encoders, tasks and protocols.
+        reference: encoder to compare the others with; None omits the differences.
     """
     tables = []
     for part in _parts({e.row["task"] for e in entries}):
@@ -57,7 +57,7 @@ def leaderboard(entries: Sequence[Entry], *, reference: str | None) -> list[Tabl
     return tables
 
 
-def _parts(measured: set[str]) -> list[Part]:
+def _parts(measured: set[str]) -> list[BoardPart]:
     parts = []
     for name, columns, published in (("MARBLE", MARBLE_COLUMNS, True), ("Offline", _OFFLINE_COLUMNS, False)):
         there = [c for c in columns if c.task in measured]
@@ -66,11 +66,11 @@ def _parts(measured: set[str]) -> list[Part]:
             ("local", tuple(c for c in there if c.task in _LOCAL)),
         ):
             if of_kind:
-                parts.append(Part(f"{name}, {kind} tasks", of_kind, published))
+                parts.append(BoardPart(f"{name}, {kind} tasks", of_kind, published))
     return parts
 
 
-def _scores(part: Part, entries: Sequence[Entry]) -> Table:
+def _scores(part: BoardPart, entries: Sequence[PairedEntry]) -> Table:
     groups = {}
     for protocol in _protocols(entries):
         encoders = _by_label(entries, protocol)
@@ -89,30 +89,31 @@ def _scores(part: Part, entries: Sequence[Entry]) -> Table:
     return Table(part.title, texts(*_ABOUT, *(c.title for c in part.columns)), ordered, tuple(notes))
 
 
-def _best(encoders: Iterable[Mapping[str, Entry]], column: Column) -> float:
+def _best(encoders: Iterable[Mapping[str, PairedEntry]], column: Column) -> float:
     return max((_scored(own[column.task], column)["value"] for own in encoders if column.task in own), default=math.nan)
 
 
-def _by_label(entries: Sequence[Entry], protocol: str) -> dict[str, dict[str, Entry]]:
-    """Returns the entries of a protocol by label, and then by task."""
-    found: dict[str, dict[str, Entry]] = {}
+def _by_label(entries: Sequence[PairedEntry], protocol: str) -> dict[str, dict[str, PairedEntry]]:
+    """Returns the entries of a protocol by label and task."""
+    found: dict[str, dict[str, PairedEntry]] = {}
     for entry in entries:
         if entry.row["protocol"] == protocol:
             found.setdefault(entry.label, {})[entry.row["task"]] = entry
     return found
 
 
-def _protocols(entries: Sequence[Entry]) -> list[str]:
+def _protocols(entries: Sequence[PairedEntry]) -> list[str]:
     return [p for p in ("marble", "clean") if any(e.row["protocol"] == p for e in entries)]
 
 
-def _about(entries: Sequence[Entry]) -> tuple[Cell, ...]:
-    """Returns what is said of a row: encoder, protocol, how layer and learning rate were chosen, whose numbers."""
+def _about(entries: Sequence[PairedEntry]) -> tuple[Cell, ...]:
+    """Returns the first cells of a row: encoder, protocol, choice of layer and learning rate, source."""
     first = entries[0].row
     probed = [e.row["extra"].get("layers", ()) for e in entries]
     layers = sorted({sum(isinstance(i, int) for i in p) for p in probed})
     together = sorted({sum(isinstance(i, str) for i in p) for p in probed})
     rates = {tuple(e.row["extra"].get("learning_rates", (e.row["learning_rate"],))) for e in entries}
+    # tasks of one row may differ in layers and rates: show ranges
     tried = sorted({len(r) for r in rates})
     fixed_rates = sorted({r[0] for r in rates if len(r) == 1})
     rate = ", ".join(f"{r:g}" for r in fixed_rates) if tried == [1] else f"best of {_range(tried)}"
@@ -126,17 +127,17 @@ def _range(counts: Sequence[int]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]}{EN_DASH}{counts[-1]}"
 
 
-def _metric(entry: Entry, column: Column) -> str:
-    """Returns the name under which a row has a column's metric: the row's own one first."""
+def _metric(entry: PairedEntry, column: Column) -> str:
+    """Returns the metric of a column that a row has; the row's main metric first."""
     names = (entry.row["metric"], *(n for n in column.metrics if n in entry.row["extra"]))
     return next(n for n in names if n in column.metrics)
 
 
-def _scored(entry: Entry, column: Column) -> Row:
+def _scored(entry: PairedEntry, column: Column) -> Row:
     return entry.scored(_metric(entry, column))
 
 
-def _value(entry: Entry | None, column: Column, best: float, part: Part) -> Cell:
+def _value(entry: PairedEntry | None, column: Column, best: float, part: BoardPart) -> Cell:
     if entry is None:
         return ABSENT
     found = _scored(entry, column)
@@ -160,11 +161,11 @@ def _about_published(model: PublishedModel) -> tuple[Cell, ...]:
     return texts(name, "as published", model.layer_policy, model.rate_policy, model.source)
 
 
-def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table | None:
+def _differences(part: BoardPart, entries: Sequence[PairedEntry], reference: str) -> Table | None:
     groups = []
     for protocol in _protocols(entries):
         encoders = _by_label(entries, protocol)
-        others = encoders.pop(reference, {})
+        others = encoders.pop(reference, {})  # no row for the reference itself
         rows = []
         for label, own in encoders.items():
             found = [_difference(own.get(c.task), others.get(c.task), c) for c in part.columns]
@@ -176,20 +177,20 @@ def _differences(part: Part, entries: Sequence[Entry], reference: str) -> Table 
         return None
     notes = (
         "Paired: both encoders are scored on the same resampled items (the unit is the piece or the file, never the "
-        "slice). Bold: the 95 % interval leaves out zero; of many such differences one in twenty does so by chance.",
+        "slice). Bold: the 95 % interval excludes zero; one such difference in twenty does so by chance.",
     )
     head = texts("encoder", "protocol", *(c.title for c in part.columns))
     return Table(f"{part.title}: differences to {reference}, in points", head, tuple(groups), notes)
 
 
-def _difference(entry: Entry | None, reference: Entry | None, column: Column) -> Cell:
+def _difference(entry: PairedEntry | None, reference: PairedEntry | None, column: Column) -> Cell:
     if entry is None or reference is None:
         return ABSENT
     return difference_cell(entry, reference, _metric(entry, column))
 
 
-def difference_cell(entry: Entry, reference: Entry, metric: str) -> Cell:
-    """Returns a difference in points with its interval, or why there is none; strong where zero is left out."""
+def difference_cell(entry: PairedEntry, reference: PairedEntry, metric: str) -> Cell:
+    """Returns a difference in points with its interval, or why there is none; strong if the interval excludes 0."""
     found = paired_difference(entry, reference, metric)
     if isinstance(found, str):
         return Cell(ABSENT.text, found)
@@ -198,7 +199,7 @@ def difference_cell(entry: Entry, reference: Entry, metric: str) -> Cell:
     return Cell(text, bounds, strong=low > 0 or high < 0)
 
 
-def _choices(part: Part, entries: Sequence[Entry]) -> Table:
+def _choices(part: BoardPart, entries: Sequence[PairedEntry]) -> Table:
     rows = []
     tasks = list(dict.fromkeys(c.task for c in part.columns))
     for protocol in _protocols(entries):
@@ -208,7 +209,7 @@ def _choices(part: Part, entries: Sequence[Entry]) -> Table:
     return Table(f"{part.title}: what was chosen on validation", head, (Group("", tuple(rows)),))
 
 
-def _choice(entry: Entry | None) -> Cell:
+def _choice(entry: PairedEntry | None) -> Cell:
     if entry is None:
         return ABSENT
     row = entry.row
@@ -216,13 +217,13 @@ def _choice(entry: Entry | None) -> Cell:
     return Cell(str(row["extra"].get("layer_name", row["layer"])), f"lr {row['learning_rate']:g} {head}".rstrip())
 
 
-def _reading(part: Part, entries: Sequence[Entry]) -> str:
+def _reading(part: BoardPart, entries: Sequence[PairedEntry]) -> str:
     names = dict.fromkeys(_metric(e, c) for c in part.columns for e in entries if e.row["task"] == c.task)
     titles = "; ".join(METRICS[n].title for n in names if n in METRICS)
     return f"All values times 100, larger is better, 95 % intervals below them. Metrics: {titles}."
 
 
-def _policies(entries: Sequence[Entry]) -> list[str]:
+def _policies(entries: Sequence[PairedEntry]) -> list[str]:
     seeds = sorted({len(e.row["seeds"]) for e in entries})
     mean = f"Mean of {_range(seeds)} seeds. " if seeds != [1] else "One seed. "
     return [
@@ -232,9 +233,9 @@ def _policies(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _data_notes(entries: Sequence[Entry]) -> list[str]:
+def _data_notes(entries: Sequence[PairedEntry]) -> list[str]:
     told = dict.fromkeys(
-        f"{OTHER_DATA} {e.row['task']}, protocol {e.row['protocol']}: {reason}; it compares with no published number."
+        f"{OTHER_DATA} {e.row['task']}, protocol {e.row['protocol']}: {reason}; not comparable with published numbers."
         for e in entries
         for reason in caveats(e.row)
         if reason.startswith(("other", "another"))

@@ -1,4 +1,4 @@
-"""The score of every layer as a chart, and how pages name and colour encoders."""
+"""Charts of the score of every layer, and names and colours of encoders in pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Baseline:
-    """How pages show one."""
+    """Label, colour and explanation of a baseline in pages."""
 
     label: str
     tone: str
@@ -34,7 +34,7 @@ _OTHER_TONES = ("tone-1", "tone-4", "tone-6", "tone-7", "tone-8")
 def layer_profiles(rows: Sequence[Row]) -> tuple[Chart, ...]:
     """Draws the validation score of every layer, for each task and encoder that recorded them.
 
-    The best layer is a dot; what reads all layers together is a dashed line, for it has no place among them.
+    The best layer is a dot; a readout of all layers is a dashed line, because it has no layer number.
     """
     charts = []
     others = [name for name in dict.fromkeys(r["encoder"] for r in rows) if name not in BASELINES]
@@ -51,7 +51,7 @@ def layer_profiles(rows: Sequence[Row]) -> tuple[Chart, ...]:
 
 
 def ordered_encoders(rows: Sequence[Row]) -> list[str]:
-    """Returns trained encoders first, then the baselines in their fixed order."""
+    """Returns trained encoders, then the baselines in their fixed order."""
     names = list(dict.fromkeys(r["encoder"] for r in rows))
     return [n for n in names if n not in BASELINES] + [n for n in BASELINES if n in names]
 
@@ -64,7 +64,7 @@ def encoder_label(encoder: str) -> str:
 
 
 def _profile(row: Row, tone: str) -> tuple[Series, list[Series], str] | None:
-    """Returns an encoder's line, what is marked beside it, and the marks in words; None for a single layer."""
+    """Returns an encoder's line, its marks, and the marks in words; None for a single layer."""
     extra = row.get("extra") or {}
     scores = [float(v) for v in extra.get("layer_profile") or ()]
     places = extra.get("layers") or range(len(scores))
@@ -73,6 +73,7 @@ def _profile(row: Row, tone: str) -> tuple[Series, list[Series], str] | None:
         return None
     name = encoder_label(row["encoder"])
     x, y = zip(*single, strict=True)
+    # max() would keep a leading NaN, since every comparison with it is false
     best = max(range(len(y)), key=lambda i: -math.inf if math.isnan(y[i]) else y[i])
     together = [(p, v) for p, v in zip(places, scores, strict=True) if isinstance(p, str)]
     dashed = [Series("", (x[0], x[-1]), (v, v), tone, dashed=True) for _, v in together]

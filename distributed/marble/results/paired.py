@@ -1,7 +1,7 @@
-"""Paired differences between any two encoders, from the resampled values that their evaluations left.
+"""Paired differences between two encoders, from the resampled values of their evaluations.
 
-Two rows are paired when the same items were drawn equally often in every resample: same task, protocol, metric and
-corpus, same units, same seed. Whatever differs is said instead of a number.
+Two rows are paired if every resample drew the same items equally often: same task, protocol, metric, corpus, units and
+seed. Otherwise the result names the difference instead of a number.
 
 Legend: R resamples, M metrics of a task.
 """
@@ -18,12 +18,12 @@ from pupujepa.errors import UserError
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A row of results with the resampled values behind it.
+class PairedEntry:
+    """A row of results with its resampled values.
 
     Attributes:
-        label: the encoder's name, with its folder where two encoders have one name.
-        values_MR: of the metrics that the row's bootstrap names; None where an older evaluation kept none.
+        label: the encoder's name, with its folder if two encoders have that name.
+        values_MR: values of the metrics in the row's bootstrap; None if an older evaluation kept none.
     """
 
     label: str
@@ -35,18 +35,18 @@ class Entry:
         return self.row if metric == self.row["metric"] else self.row["extra"][metric]
 
 
-def read_entries(folders: Sequence[Path]) -> list[Entry]:
-    """Returns the rows of several results folders; rows that are there twice count once.
+def read_entries(folders: Sequence[Path]) -> list[PairedEntry]:
+    """Returns the rows of several results folders, without duplicates.
 
     Raises:
-        UserError: a folder without results.
+        UserError: a folder has no results, or a task was measured on two corpora.
     """
     found: list[tuple[Path, Row, np.ndarray | None]] = []
     for folder in folders:
         rows = read_results(folder)
         if not rows:
             raise UserError(
-                f"no {RESULTS} in {folder}, so there is nothing to show; measure something first: "
+                f"no {RESULTS} in {folder}, so there is nothing to show; evaluate encoders first: "
                 f"python -m distributed evaluate --encoders ... --data DIR --out {folder}"
             )
         resamples = read_resamples(folder)
@@ -54,18 +54,18 @@ def read_entries(folders: Sequence[Path]) -> list[Entry]:
     checkpoints: dict[str, set[str]] = {}
     for _, row, _ in found:
         checkpoints.setdefault(row["encoder"], set()).add(row["digests"]["checkpoint"])
-    entries: dict[tuple[str, str, str, str], Entry] = {}
+    entries: dict[tuple[str, str, str, str], PairedEntry] = {}
     for folder, row, values_MR in found:
         name = row["encoder"]
         label = name if len(checkpoints[name]) == 1 else f"{name} ({folder})"
         entries.setdefault(
-            (label, row["task"], row["protocol"], row["digests"]["corpus"]), Entry(label, row, values_MR)
+            (label, row["task"], row["protocol"], row["digests"]["corpus"]), PairedEntry(label, row, values_MR)
         )
     return _of_one_corpus(list(entries.values()))
 
 
-def paired_difference(entry: Entry, reference: Entry, metric: str) -> tuple[float, float, float] | str:
-    """Returns entry - reference and its 95 % interval, or why there is none."""
+def paired_difference(entry: PairedEntry, reference: PairedEntry, metric: str) -> tuple[float, float, float] | str:
+    """Returns entry - reference and its 95 % interval, or the reason why there is none."""
     one, other = entry.row, reference.row
     for what, same in (
         ("other protocol", one["protocol"] == other["protocol"]),
@@ -83,8 +83,8 @@ def paired_difference(entry: Entry, reference: Entry, metric: str) -> tuple[floa
     return entry.scored(metric)["value"] - reference.scored(metric)["value"], low, high
 
 
-def _of_one_corpus(entries: list[Entry]) -> list[Entry]:
-    """Refuses two test sets of one task: their scores in one column would be read as a comparison."""
+def _of_one_corpus(entries: list[PairedEntry]) -> list[PairedEntry]:
+    """Returns the entries; raises UserError for two test sets of one task, whose scores must not share a column."""
     corpora: dict[tuple[str, str], dict[str, str]] = {}
     for entry in entries:
         place = (entry.row["task"], entry.row["protocol"])
@@ -93,7 +93,7 @@ def _of_one_corpus(entries: list[Entry]) -> list[Entry]:
         if len(labels) > 1:
             names = " and ".join(list(labels.values())[:2])
             raise UserError(
-                f"{task} was measured on different data for {names}, so their scores do not belong in one column; "
+                f"{task} was measured on different data for {names}, so their scores are not comparable; "
                 "evaluate both on one --data DIR, or make a leaderboard of each"
             )
     return entries

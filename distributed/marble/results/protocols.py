@@ -1,4 +1,4 @@
-"""The two protocols side by side: what a row does otherwise in each, in words, and what it comes to, in numbers."""
+"""Comparison of the two protocols: the settings that differ, in words, and the scores of both."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.tasks.marble_tasks import ALL_TASKS
 from distributed.marble.tasks.tasks import Task
 
-# of every task, whatever its row says
+# differences of every task, which no row states
 _TRAINING = (
     "the last epoch's weights, upstream's monitors, plateaus, bf16 / the best epoch's, the loss, scaled features"
 )
 
 
-def differences(task: Task) -> list[str]:
-    """Returns what protocols marble and clean do otherwise, as "subject: marble / clean"."""
+def protocol_differences(task: Task) -> list[str]:
+    """Returns the differences between protocols marble and clean, as "subject: marble / clean"."""
     marble, clean = task.under("marble"), task.under("clean")
     told = [
         ("weights and monitors", *_TRAINING.split(" / ")),
@@ -40,7 +40,7 @@ def differences(task: Task) -> list[str]:
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Returns both values of every task and encoder that has them, and what differs; None without any."""
+    """Returns the scores of all tasks and encoders measured under both protocols; None without any."""
     values = {(r["task"], r["encoder"], r["protocol"]): r for r in rows}
     both = [(t, e) for t, e, p in values if p == "marble" and (t, e, "clean") in values]
     if not both:
@@ -52,7 +52,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Table | None:
         lines.append((*texts(task, encoder), *numbers))
     of_name = {t.name: t for t in ALL_TASKS}
     notes = [
-        f"{name} (marble / clean): {'; '.join(differences(of_name[name]))}."
+        f"{name} (marble / clean): {'; '.join(protocol_differences(of_name[name]))}."
         for name in dict.fromkeys(task for task, _ in both)
         if name in of_name
     ]

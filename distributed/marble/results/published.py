@@ -1,8 +1,8 @@
-"""Published scores on MARBLE's tasks, and what is known of the conditions they were made under.
+"""Published scores on MARBLE's tasks, and their known conditions.
 
-The numbers are facts of published.csv, in per cent as printed: those of arXiv:2606.25713 are its tables (whose
-baselines were measured there too), those of MERT-v2 its model card, which says itself that protocols may differ between
-sources. None was reproduced here. The five offline tasks have no published numbers, and nothing here speaks of them.
+published.csv has the numbers in per cent as printed: those of arXiv:2606.25713 are its tables (whose baselines were
+measured there too), those of MERT-v2 its model card, which warns that protocols may differ between sources. None was
+reproduced here. The five offline tasks have no published numbers.
 """
 
 import csv
@@ -16,8 +16,8 @@ from distributed.marble.tasks.marble_tasks import ALL_TASKS, MTG_CLASSES
 
 PATH = Path(__file__).with_name("published.csv")
 
-# of the test splits: GS and GTZAN follow from published accuracies, which are whole fractions of them; EMO and the MTG
-# tasks are counted in the splits that MARBLE took over. The other tasks' counts are not known for sure.
+# sizes of test splits: GS and GTZAN follow from published accuracies, which are multiples of 1 / size; EMO and MTG are
+# counted in the splits that MARBLE adopted. The sizes of the other tasks are uncertain.
 TEST_ITEMS = {
     "EMO": 125,
     "GS": 604,
@@ -34,8 +34,8 @@ class Column:
     """A column of a leaderboard.
 
     Attributes:
-        metrics: the names under which a row of results may have it; protocols differ.
-        published: the column of published.csv; empty when nobody has published it.
+        metrics: possible names in a row of results; protocols differ.
+        published: column of published.csv; "" if unpublished.
     """
 
     task: str
@@ -69,8 +69,8 @@ class PublishedModel:
 
     Attributes:
         parameters_m: millions of parameters.
-        layer_policy, rate_policy: how the source chose layer and learning rate, as far as it says.
-        scores: in per cent as printed, by column of published.csv.
+        layer_policy, rate_policy: the source's choice of layer and learning rate, if stated.
+        scores: per cent as printed, by column of published.csv.
     """
 
     name: str
@@ -101,9 +101,9 @@ def published_models() -> tuple[PublishedModel, ...]:
 
 
 def caveats(row: Mapping[str, Any]) -> list[str]:
-    """Returns why a row of results does not compare with published numbers; empty where no reason is known.
+    """Returns the known reasons why a row of results is not comparable with published numbers.
 
-    The protocol is what the published tables say they follow, the data what MARBLE's manifests hold.
+    The published tables claim protocol marble and the data of MARBLE's manifests.
     """
     reasons = [] if row["protocol"] == "marble" else [f"protocol {row['protocol']}"]
     task = next((t for t in ALL_TASKS if t.name == row["task"]), None)

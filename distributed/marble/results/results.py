@@ -1,7 +1,7 @@
-"""From outcomes to rows of results.jsonl, and the folder that keeps them.
+"""Rows of results.jsonl from outcomes, and the folder that keeps them.
 
-Beside the rows lie the resampled values of their metrics, from which differences between any two encoders follow, whose
-evaluations need not have been one: equal units and seed give equal resamples, so the values are paired.
+The folder also has the resampled values of the metrics. They give paired differences between any two encoders, even of
+separate evaluations: equal units and seed give equal resamples.
 
 Legend: R resamples, N test items, M metrics of a task.
 """
@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from distributed.drawing.tables import Drawings, to_markdown, to_page
 from distributed.marble.metrics.metrics import METRICS, Statistics
 from distributed.marble.metrics.resampling import central_interval, resample_weights
-from distributed.marble.probes.probing import Outcome
+from distributed.marble.probes.probing import ProbeOutcome
 from distributed.marble.results.layer_profiles import layer_profiles
 from distributed.marble.results.tables import result_tables
 from distributed.marble.tasks.marble_tasks import ALL_TASKS
@@ -32,13 +32,13 @@ RESULTS, RESAMPLES = "results.jsonl", "resamples.safetensors"
 TABLE_MARKDOWN, TABLE_HTML = "results.md", "results.html"
 
 Row = dict[str, Any]
-# [M, R], by digest, which rows name in bootstrap.values
+# [M, R] by digest; a row has its digest in bootstrap.values
 Resamples = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The bootstrap's size and seed."""
+    """Size and seed of the bootstrap."""
 
     resamples: int = 1000
     seed: int = 0
@@ -46,12 +46,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a row says about where its features came from.
+    """Origin of a row's features.
 
     Attributes:
-        layer_names: of the layers that the task probed, then of the readouts of all of them.
-        layers: their numbers among all layers of the encoder, then the readouts.
-        digests: checkpoint, corpus, features.
+        layer_names: names of the layers that the task probed, then of the readouts of all layers.
+        layers: layer numbers within the encoder, then the readouts.
+        digests: of checkpoint, corpus and features.
     """
 
     layer_names: tuple[str, ...]
@@ -61,14 +61,14 @@ class Provenance:
 
 def make_rows(
     task: Task,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[ProbeOutcome],
     provenance: Mapping[str, Provenance],
     *,
     protocol: Protocol,
     baselines: Sequence[str],
     sampling: Sampling,
 ) -> tuple[list[Row], Resamples]:
-    """Returns one row per encoder of a task, and the resampled values that they name.
+    """Returns one row per encoder of a task, and their resampled values by digest.
 
     Differences to the baselines are paired over the same resamples.
     """
@@ -82,7 +82,7 @@ def make_rows(
     for outcome in outcomes:
         own = values[outcome.encoder]
         values_MR = np.stack([own[n][1] for n in names])
-        digest = _digest(values_MR.tobytes())
+        digest = _digest(values_MR.tobytes())  # equal values are stored once
         resamples[digest] = values_MR
         rows.append(
             {
@@ -105,10 +105,11 @@ def make_rows(
 
 
 def write_results(folder: Path, rows: Sequence[Row], resamples: Resamples) -> list[Row]:
-    """Writes results.jsonl, resamples.safetensors, results.md and results.html, and returns all rows now in them."""
+    """Writes results.jsonl, resamples.safetensors, results.md and results.html; returns all rows, old and new."""
     folder.mkdir(parents=True, exist_ok=True)
     merged = merged_rows(folder / RESULTS, rows, lambda r: (r["task"], r["encoder"], r["protocol"]))
     all_resamples = read_resamples(folder) | resamples
+    # keep only resamples of rows that stay, or the file would grow with every evaluation
     named = {r["bootstrap"]["values"] for r in merged if "bootstrap" in r}
     with atomic_file(folder / RESAMPLES) as temporary:
         save_file({name: all_resamples[name] for name in sorted(named & set(all_resamples))}, temporary)
@@ -122,11 +123,11 @@ def write_results(folder: Path, rows: Sequence[Row], resamples: Resamples) -> li
 def merged_rows(path: Path, rows: Sequence[Row], place: Callable[[Row], Hashable]) -> list[Row]:
     """Returns the rows of a file and new ones, in the order of tasks.
 
-    Rows of earlier evaluations of the same corpus stay (another protocol, other encoders, tasks on another list) unless
-    they are measured anew; rows of another corpus go, because a table must not mix test sets.
+    New rows replace old rows of the same `place`. Other old rows stay if they have the same corpus or another track
+    list; rows of another corpus are dropped, because a table must not mix test sets.
 
     Args:
-        place: what a row measures; of two that measure the same, the new one counts.
+        place: key of a row.
     """
     new = {place(r) for r in rows}
     lists = {t.name: t.list_name for t in ALL_TASKS}
@@ -136,7 +137,7 @@ def merged_rows(path: Path, rows: Sequence[Row], place: Callable[[Row], Hashable
     def stays(row: Row) -> bool:
         of_list = lists.get(row["task"])
         same_corpus = of_list not in measured or (of_list, row["digests"]["corpus"]) in corpora
-        return same_corpus and place(row) not in new
+        return same_corpus and place(row) not in new  # new rows replace old ones
 
     order = {task.name: i for i, task in enumerate(ALL_TASKS)}
     every = [*filter(stays, read_rows(path)), *rows]
@@ -144,18 +145,18 @@ def merged_rows(path: Path, rows: Sequence[Row], place: Callable[[Row], Hashable
 
 
 def read_results(folder: Path) -> list[Row]:
-    """Returns the rows of a folder; none when it has no results yet."""
+    """Returns the rows of a folder; [] without results."""
     return read_rows(folder / RESULTS)
 
 
 def read_resamples(folder: Path) -> Resamples:
-    """Returns the resampled values that the rows of a folder name; none when it has none."""
+    """Returns the resampled values of a folder by digest; {} without any."""
     path = folder / RESAMPLES
     return load_file(path) if path.is_file() else {}
 
 
 def _profiles(rows: Sequence[Row]) -> list[Drawings]:
-    """Returns what every layer scored on validation, each protocol by itself."""
+    """Returns the charts of layer scores, per protocol."""
     drawn = {
         p: layer_profiles([r for r in rows if r["protocol"] == p]) for p in dict.fromkeys(r["protocol"] for r in rows)
     }
@@ -163,7 +164,7 @@ def _profiles(rows: Sequence[Row]) -> list[Drawings]:
 
 
 def _value(name: str, seeds: Sequence[Statistics], weights_RN: np.ndarray) -> tuple[float, np.ndarray]:
-    """Returns the metric and its resampled values, both means over seeds."""
+    """Returns the metric and its resampled values [R], both averaged over seeds."""
     metric = METRICS[name]
     exact = float(np.mean([metric.exact(s) for s in seeds]))
     return exact, np.mean([metric.resampled(s, weights_RN) for s in seeds], axis=0)
@@ -181,7 +182,7 @@ def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) 
     return _with_interval(own[0] - other[0], own[1] - other[1])
 
 
-def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, sampling: Sampling) -> Row:
+def _choice_fields(task: Task, outcome: ProbeOutcome, provenance: Provenance, sampling: Sampling) -> Row:
     choice = outcome.choice
     weights_RN = resample_weights(outcome.validation_units, resamples=sampling.resamples, seed=sampling.seed)
     _, validation_R = _value(task.selection, outcome.validation, weights_RN)
@@ -202,7 +203,7 @@ def _choice_fields(task: Task, outcome: Outcome, provenance: Provenance, samplin
 
 
 def _extra(
-    task: Task, outcome: Outcome, values: Mapping[str, tuple[float, np.ndarray]], provenance: Provenance
+    task: Task, outcome: ProbeOutcome, values: Mapping[str, tuple[float, np.ndarray]], provenance: Provenance
 ) -> dict[str, Any]:
     extra: dict[str, Any] = {
         "head": task.fit.head,

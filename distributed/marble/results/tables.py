@@ -1,4 +1,4 @@
-"""The tables of one results folder: tasks down, encoders across, and what differs between the protocols."""
+"""Tables of one results folder: tasks down, encoders across, and the differences between the protocols."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,20 +20,20 @@ EXPLAINED = {
 
 
 def result_tables(rows: Sequence[Row]) -> list[Table]:
-    """Returns one table for each protocol, and one of both where tasks were measured under both."""
+    """Returns a table for each protocol, and one that compares them for tasks measured under both."""
     tables = [_table(protocol, rows) for protocol in dict.fromkeys(r["protocol"] for r in rows)]
     both = comparison(rows)
     return [*tables, both] if both else tables
 
 
 def score_cell(row: Row, best: float) -> Cell:
-    """Returns a score with its interval, emphasised where it is the best of its task."""
+    """Returns a score with its interval, emphasised if it is the best of its task."""
     value = row["value"]
     return Cell(fixed(value), interval(*row["interval"]), strong=value == best, value=value)
 
 
 def metric_title(metric: str) -> str:
-    """Returns a metric's title; its name for one that this version does not know."""
+    """Returns a metric's title; its name if this version lacks it."""
     return METRICS[metric].title if metric in METRICS else metric
 
 

@@ -1,8 +1,8 @@
-"""Chord labels: Harte's syntax, read by mir_eval, to 25 classes, and to one class for each frame of a slice.
+"""Chord labels in Harte's syntax, read by mir_eval, as 25 classes and as one class for each frame of a slice.
 
-Two rules for frames exist. `exact_frames` believes the annotation: a frame has the chord whose segment holds it.
-`upstream_frames` does what MARBLE v2 does: segments last until the next one begins, whatever their end says, and "no
-chord" is replaced by the chord before it, unless it is what the slice begins with.
+There are two rules for frames. `exact_frames` follows the annotation: a frame has the chord of the segment around it.
+`upstream_frames` is MARBLE v2's rule: a segment lasts until the next one starts, and its annotated end is ignored; "no
+chord" becomes the chord before it, except at the start of the slice.
 
 Legend: T frames.
 """
@@ -34,10 +34,9 @@ class ChordSegment:
 
 
 def majmin_class(label: str, *, origin: str = "chord") -> int:
-    """Returns the class of a chord: 0-11 it holds a major triad, 12-23 a minor one, 24 none sounds, -1 anything else.
+    """Returns the class of a chord: 0-11 for a major triad, 12-23 for a minor one, 24 for no chord, else -1.
 
-    Seventh chords and other extensions count by the triad in them. A chord with both triads, such as one with a sharp
-    ninth and minor third written out, is neither.
+    Extended chords such as sevenths count by their triad. A chord that contains both triads is -1.
 
     Raises:
         UserError: the label is not in Harte's syntax.
@@ -46,7 +45,7 @@ def majmin_class(label: str, *, origin: str = "chord") -> int:
         root, bitmap_12, _ = mir_eval.chord.encode(label)
     except mir_eval.chord.InvalidChordException as error:
         raise UserError(
-            f"{origin}: the chord {label!r} cannot be read ({error}), so its frames would have no class; "
+            f"{origin}: the chord {label!r} cannot be read ({error}), so its frames have no class; "
             "write it in Harte's syntax, such as C:maj7 or N"
         ) from error
     if root < 0:
@@ -63,8 +62,8 @@ def upstream_frames(
     """Returns the classes [T] that MARBLE v2 gives the frames of a slice.
 
     Args:
-        segments: of the whole track, by start.
-        start_s: of the slice.
+        segments: chords of the whole track, by start.
+        start_s: start of the slice.
     """
     starts = [s.start_s for s in segments]
     times_T = start_s + np.arange(frames) / frame_rate_hz
@@ -73,8 +72,9 @@ def upstream_frames(
     before = [i for i, t in enumerate(starts) if t < start_s]
     own: list[tuple[float, int]] = [(starts[i], majmin_class(segments[i].label)) for i in inside]
     if not own or own[0][0] > start_s:
-        # the last chord that began earlier goes on, though it may have ended
+        # the last chord before the slice continues, even if its annotated end has passed
         own.insert(0, (start_s, majmin_class(segments[before[-1]].label) if before else NO_CHORD))
+    # upstream replaces N by the label before it, which may itself be N: one step back, not repeated
     classes = [own[0][1]]
     for (_, previous), (_, current) in pairwise(own):
         classes.append(previous if current == NO_CHORD else current)
@@ -83,7 +83,7 @@ def upstream_frames(
 
 
 def exact_frames(segments: Sequence[ChordSegment], *, start_s: float, frames: int, frame_rate_hz: float) -> np.ndarray:
-    """Returns the classes [T] of the segments that hold the frames' times; -1 where there is none or its label is X."""
+    """Returns the classes [T] of the segments at the frames' times; -1 without a segment or for label X."""
     times_T = start_s + np.arange(frames) / frame_rate_hz
     classes_T = np.full(frames, IGNORED, dtype=np.int64)
     for segment in segments:

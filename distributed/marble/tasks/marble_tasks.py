@@ -1,9 +1,9 @@
 """MARBLE v2's tasks, as rows of data: manifests, slicing, channels, label maps, heads, stopping, aggregation, metrics.
 
-A row is what protocol marble does, after github.com/a43992899/MARBLE at 938c03a (configs/probe.*.yaml and
-marble/tasks/*); its `clean` holds what protocol clean does otherwise. What each difference is, and why, is told task by
-task in docs/marble.md. Numbers that upstream sets for each encoder are those of its MERT-v1-95M configs; the layer or
-the reduction of all, which it sets by hand as well, is chosen on validation here.
+A row describes protocol marble, after github.com/a43992899/MARBLE at 938c03a (configs/probe.*.yaml and
+marble/tasks/*); its `clean` lists the fields that protocol clean changes. docs/marble.md explains each difference.
+Settings that upstream has per encoder are those of its MERT-v1-95M configs, except the layer (or the reduction of all
+layers), which is chosen on validation here.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from distributed.marble.tasks.chords import CHORD_CLASSES
-from distributed.marble.tasks.tasks import KEYS, TASKS, Clips, Fit, Frames, Readout, Source, Task, select_tasks
+from distributed.marble.tasks.tasks import KEYS, TASKS, Clips, Frames, ProbeFit, Readout, Task, TaskSource, select_tasks
 from pupujepa.errors import UserError
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
 SECTIONS = ("intro", "verse", "pre-chorus", "chorus", "bridge", "outro", "instrumental")
-# a section's name, or names joined by "_", that upstream counts as another
+# section names, alone or joined by "_", that upstream maps to another
 SECTION_ALIASES = {
     "solo": "instrumental",
     "pre-chorus_chorus": "chorus",
@@ -30,12 +30,12 @@ MTT_TAGS = tuple(
     solo,man,classic,choir,voice,new age,dance,male voice,female vocal,beats,harp,cello,no voice,weird,country,metal,
     female voice,choral""".replace("\n    ", "").split(",")
 )
-# of upstream's search scripts (scripts/run3.sh to run5.sh); protocol clean tries them all
+# from upstream's search scripts (scripts/run3.sh to run5.sh); protocol clean tries all of them
 LEARNING_RATES = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
-# upstream has a layer or `MLPReduce` in its configs, and code for the other two; protocol clean tries them all
+# upstream's configs have a layer or `MLPReduce`, its code the other two; protocol clean tries all of them
 READOUTS: tuple[Readout, ...] = ("layers", "mean", "weighted", "reduced")
 
-_FIT = Fit(
+_FIT = ProbeFit(
     hidden=512,
     dropout=0.2,
     readouts=("layers", "reduced"),
@@ -47,12 +47,12 @@ _FIT = Fit(
     patience=10,
 )
 _KEY_FIT = replace(_FIT, plateau_factor=0.1)
-# four GPUs with batches of 32, whose gradients are averaged: one batch of 128
+# upstream averages gradients of four GPUs with batches of 32: one batch of 128
 _TAG_FIT = replace(_FIT, batch_size=128, accumulate=1, plateau_patience=3, batch_mean_monitor=False)
 
 
-def _clean(fit: Fit, clips: Clips, **changes: Any) -> dict[str, Any]:
-    """Returns what protocol clean changes in every row, and what it changes in one."""
+def _clean(fit: ProbeFit, clips: Clips, **changes: Any) -> dict[str, Any]:
+    """Returns the fields that protocol clean changes in every row, and `changes` of one row."""
     return {
         "fit": replace(fit, learning_rates=LEARNING_RATES, readouts=READOUTS, accumulate=1),
         "clips": replace(clips, keep_short=True),
@@ -64,8 +64,8 @@ def _clean(fit: Fit, clips: Clips, **changes: Any) -> dict[str, Any]:
     }
 
 
-def _tagging(name: str, title: str, source: Source, *, classes: tuple[str, ...] = (), fit: Fit) -> Task:
-    """Returns a multi-label row: macro ROC-AUC and average precision of the mean logits of each file."""
+def _tagging(name: str, title: str, source: TaskSource, *, classes: tuple[str, ...] = (), fit: ProbeFit) -> Task:
+    """Returns a multi-label row, scored by macro ROC-AUC and average precision of each file's mean logits."""
     clips = Clips(seconds=30.0, max_slices=None, min_ratio=0.8)
     return Task(
         name=name,
@@ -106,7 +106,7 @@ def _emo() -> Task:
         extra_metrics=("r2_arousal", "r2_valence"),
         clips=clips,
         fit=fit,
-        source=Source("EMO", "EMO", "arousal_valence"),
+        source=TaskSource("EMO", "EMO", "arousal_valence"),
         channels=("first", "first"),
         clean=_clean(fit, clips),
     )
@@ -127,7 +127,7 @@ def _gs() -> Task:
         clips=clips,
         pooling="logits_bf16",
         fit=fit,
-        source=Source("GS", "GS", "key", item_key="ori_uid"),
+        source=TaskSource("GS", "GS", "key", item_key="ori_uid"),
         channels=("first", "first"),
         clean=_clean(fit, clips),
     )
@@ -148,7 +148,7 @@ def _gtzan_genre() -> Task:
         clips=clips,
         pooling="probabilities",
         fit=fit,
-        source=Source("GTZAN", "GTZANGenre", "genre"),
+        source=TaskSource("GTZAN", "GTZANGenre", "genre"),
         channels=("first", "first"),
         clean=_clean(fit, clips, pooling="probabilities"),
     )
@@ -169,7 +169,7 @@ def _gtzan_beats() -> Task:
         frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
         aggregate="slice",
         fit=_FIT,
-        source=Source("GTZAN", "GTZANBeatTracking", "beats"),
+        source=TaskSource("GTZAN", "GTZANBeatTracking", "beats"),
         channels=("first", "first"),
         clean=_clean(
             _FIT,
@@ -183,7 +183,7 @@ def _gtzan_beats() -> Task:
 
 def _hooktheory_key() -> Task:
     clips = Clips(15.0, None, 0.8)
-    source = Source("HookTheory", "HookTheoryKey", "key", item_key="ori_uid", gated=True)
+    source = TaskSource("HookTheory", "HookTheoryKey", "key", item_key="ori_uid", gated=True)
     return Task(
         name="HookTheoryKey",
         title="HookTheory: key",
@@ -218,7 +218,7 @@ def _hooktheory_structure() -> Task:
         clips=clips,
         pooling="logits_bf16",
         fit=fit,
-        source=Source("HookTheory", "HookTheoryStructure", "section", gated=True),
+        source=TaskSource("HookTheory", "HookTheoryStructure", "section", gated=True),
         channels=("random", "mix"),
         clean=_clean(fit, clips),
     )
@@ -240,7 +240,7 @@ def _chords() -> Task:
         frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
         aggregate="slice",
         fit=_FIT,
-        source=Source("Chords1217", "Chords1217", "chords", gated=True),
+        source=TaskSource("Chords1217", "Chords1217", "chords", gated=True),
         channels=("random_half_mix", "mix"),
         clean=_clean(_FIT, clips, metric="frame_accuracy", selection="frame_accuracy", extra_metrics=()),
     )
@@ -253,9 +253,9 @@ MARBLE_TASKS: tuple[Task, ...] = (
     _gtzan_beats(),
     _hooktheory_key(),
     _hooktheory_structure(),
-    _tagging("MTT", "MagnaTagATune: tags", Source("MTT", "MTT", "tags"), classes=MTT_TAGS, fit=_TAG_FIT),
+    _tagging("MTT", "MagnaTagATune: tags", TaskSource("MTT", "MTT", "tags"), classes=MTT_TAGS, fit=_TAG_FIT),
     *(
-        _tagging(f"MTG{kind}", f"MTG-Jamendo: {what}", Source("MTG", f"MTG{kind}", "tags"), fit=fit)
+        _tagging(f"MTG{kind}", f"MTG-Jamendo: {what}", TaskSource("MTG", f"MTG{kind}", "tags"), fit=fit)
         for fit in (replace(_TAG_FIT, max_epochs=20),)
         for kind, what in (
             ("Genre", "genres"),
@@ -267,23 +267,23 @@ MARBLE_TASKS: tuple[Task, ...] = (
     _chords(),
 )
 ALL_TASKS: tuple[Task, ...] = (*TASKS, *MARBLE_TASKS)
-# classes of MARBLE's own manifests, for tasks that read their classes from the training split
+# number of classes in MARBLE's manifests, for tasks with classes from the training split
 MTG_CLASSES = {"MTGGenre": 87, "MTGInstrument": 40, "MTGMood": 56, "MTGTop50": 50}
 _GROUPS = {"all": ALL_TASKS, "offline": TASKS, "marble": MARBLE_TASKS}
 
 
 def choose_tasks(names: Sequence[str]) -> tuple[Task, ...]:
-    """Returns the rows that `names` asks for, in table order: names of tasks, or all, offline, marble.
+    """Returns the named rows in table order; names are tasks or the groups all, offline, marble.
 
     Raises:
-        UserError: a name that no row has, with the nearest one.
+        UserError: no row has the name; the nearest one is suggested.
     """
     if not names:
-        raise UserError("--tasks names no task; all is every task, offline and marble are the two groups")
+        raise UserError("--tasks is empty, so nothing can be measured; name tasks, or all, offline or marble")
     expanded = [task.name for name in names for task in _GROUPS.get(name, ())]
     return select_tasks([*expanded, *(name for name in names if name not in _GROUPS)], ALL_TASKS)
 
 
 def task_title(name: str) -> str:
-    """Returns a task's title; its name for one that is in no table."""
+    """Returns a task's title; its name if it is in no table."""
     return next((task.title for task in ALL_TASKS if task.name == name), name)

@@ -1,8 +1,8 @@
-"""The tasks, as rows of data: a new task is a new row here, never a new program.
+"""Tasks as rows of data: a new task is a new row, never a new program.
 
-The five rows below run offline, on the corpus that `python -m data scores` renders. Each follows the MARBLE task named
-beside it in what is measured and how items are aggregated. They differ from MARBLE in the head: theirs is linear, so
-that a score says what the representation holds and not what 512 hidden units can dig out of it.
+The five rows below run offline, on the corpus that `python -m data scores` renders. Each has the metric and the
+aggregation of the MARBLE task in `follows`. Their head is linear, unlike MARBLE's: a score then measures the
+representation, not what 512 hidden units can extract from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,13 @@ KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in _TONI
 
 @dataclass(frozen=True)
 class Clips:
-    """How a track is cut into slices, and nothing about what is done with them.
+    """Rule for cutting a track into slices.
 
     Attributes:
         seconds: length of a slice; slices do not overlap.
         max_slices: slices kept per track, spread evenly over it (one: the middle); None keeps all.
-        min_ratio: a last, partial slice is kept and zero-padded when it holds this share of a whole one.
-        keep_short: a track that would have no slice at all keeps one, zero-padded.
+        min_ratio: keep a last, partial slice, zero-padded, from this share of a whole one.
+        keep_short: keep one zero-padded slice of a track that would have none.
     """
 
     seconds: float = 5.12
@@ -46,15 +46,15 @@ class Clips:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a task of MARBLE finds its manifests and what is in them.
+class TaskSource:
+    """Manifests of a MARBLE task: their paths and fields.
 
     Attributes:
-        folder: below MARBLE's data folder.
-        stem: of the manifests' names: STEM.train.jsonl, STEM.val.jsonl, STEM.test.jsonl.
-        label: how the field `label` is read.
-        item_key: the field whose equal values make slices one item.
-        gated: its publisher wants to be asked for access first.
+        folder: folder below MARBLE's data folder.
+        stem: start of the manifests' names: STEM.train.jsonl, STEM.val.jsonl, STEM.test.jsonl.
+        label: reader of the field `label`.
+        item_key: field that rows of one item share.
+        gated: True if the publisher grants access on request only.
     """
 
     folder: str
@@ -65,28 +65,27 @@ class Source:
 
     @property
     def name(self) -> str:
-        """All three manifests in one path."""
+        """Path pattern of all three manifests."""
         return f"data/{self.folder}/{self.stem}.{{train,val,test}}.jsonl"
 
     def manifest(self, split: str) -> str:
-        """Returns the path of a split's manifest as MARBLE's configs have it, relative to its checkout."""
+        """Returns the path of a split's manifest in MARBLE's configs, relative to its checkout."""
         return f"data/{self.folder}/{self.stem}.{'val' if split == 'valid' else split}.jsonl"
 
 
 @dataclass(frozen=True)
 class Frames:
-    """How times become frame targets, and frame outputs times again.
+    """Rules for frame targets and for decoding frame outputs to times.
 
     Attributes:
-        neighbours: targets are 1, 1/2, 1/4, ... at this many frames on each side of an event.
-        bpm_ranges: protocol clean: tempo range of the decoder, one for each channel; the second fits bars.
-        decode_rates_hz: protocol clean: activations of each channel are interpolated to about this rate before
-            decoding, so that no tempo falls between two intervals. Bars are long enough at 25 frames/s.
-        marble_bpm_ranges: protocol marble, which decodes downbeats as if they were beats, at the encoder's rate.
-        train_tracks: tracks used for training, drawn by a hash of their id; all layers of all frames would not fit.
-            None keeps all.
-        valid_tracks: the same for validation. The test split is never thinned.
-        layers: layers probed, evenly spread from the first to the last; None for all.
+        neighbours: frames on each side of an event with targets 1/2, 1/4, ...
+        bpm_ranges: protocol clean: tempo range of the decoder for each channel; the second is for bars.
+        decode_rates_hz: protocol clean: interpolate each channel's activations to about this rate before decoding, so
+            that no tempo is between two intervals. Bars are long enough at 25 frames/s.
+        marble_bpm_ranges: protocol marble, which decodes downbeats like beats, at the encoder's rate.
+        train_tracks: tracks used for training, drawn by a hash of their id, to save storage; None keeps all.
+        valid_tracks: the same for validation; the test split keeps all.
+        layers: number of layers probed, evenly spread from the first to the last; None for all.
     """
 
     neighbours: int = 2
@@ -99,23 +98,23 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How the probes of a task are trained.
+class ProbeFit:
+    """Training settings of a task's probes.
 
     Attributes:
-        hidden: 0 for a linear head; 512 for MARBLE's Linear-ReLU-Dropout-Linear.
-        readouts: what is probed: every layer by itself, and all of them together in one or more ways (heads.py).
+        hidden: hidden units; 0 for a linear head, 512 for MARBLE's Linear-ReLU-Dropout-Linear.
+        readouts: inputs to probe: every layer alone, and combinations of all layers (heads.py).
         learning_rates: one probe each, for every layer or readout and seed.
-        batch_size: slices of a step.
-        accumulate: batches of the loader whose gradients add up to one step, each divided by this number, also in the
-            last and smaller group of an epoch. Over batches of the loader upstream's monitors are means.
-        patience: epochs without a better monitor after which a probe stops.
-        plateau_factor: protocol marble: what the rate is multiplied with on a plateau.
-        plateau_patience: protocol marble: epochs without a better monitor that are borne before that.
-        batch_mean_monitor: protocol marble: the monitor is the mean of the metric over batches of slices, as upstream
-            logs it, not the metric of all items.
-        standardise: protocol clean: features are centred and scaled per dimension with statistics of the training
-            split, so that one set of learning rates suits encoders of any scale. Protocol marble never does.
+        batch_size: slices per step.
+        accumulate: loader batches per step; their gradients are divided by this number and summed, also in the last,
+            smaller group of an epoch. Upstream's monitors are means over loader batches.
+        patience: epochs without a better monitor before a probe stops.
+        plateau_factor: protocol marble: factor on the rate at a plateau.
+        plateau_patience: protocol marble: epochs without a better monitor before that.
+        batch_mean_monitor: protocol marble: the monitor is the metric's mean over batches of slices, as upstream logs
+            it, not the metric of all items.
+        standardise: protocol clean: centre and scale features per dimension with statistics of the training split, so
+            that the same learning rates suit encoders of any scale. Protocol marble never does.
     """
 
     hidden: int = 0
@@ -135,22 +134,22 @@ class Fit:
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulate:
             raise ValueError(
-                f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}, so a step would end "
-                "inside a batch of the loader"
+                f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}, so a step would end "
+                "inside a loader batch"
             )
 
     @property
     def loader_batch(self) -> int:
-        """Slices in a batch of the reference's loader."""
+        """Slices in a batch of upstream's loader."""
         return self.batch_size // self.accumulate
 
     def readouts_of(self, layers: int) -> tuple[Readout, ...]:
-        """Returns the readouts of an encoder with so many layers: one layer is all there is to read out of one."""
+        """Returns the readouts for an encoder with `layers` layers; a single layer has only itself."""
         return self.readouts if layers > 1 else ("layers",)
 
     @property
     def head(self) -> str:
-        """The head's name in results."""
+        """Name of the head in results."""
         return f"mlp{self.hidden}" if self.hidden else "linear"
 
 
@@ -159,24 +158,24 @@ class Task:
     """One row of the benchmark.
 
     Attributes:
-        title: what a table calls it.
-        follows: the MARBLE task whose measure it takes.
+        title: name in tables.
+        follows: the MARBLE task with the same metric.
         manifest: file name of the track list in the corpus folder.
-        labels: keys of a track's labels; a track without all of them is left out.
-        transforms: of each label, regression only; "log" for what people judge by ratios and what has a long tail.
-            Both this and "identity" are standardised on the training split, "raw" is not.
-        classes: fixed order of the classes; empty means those of the training split.
-        class_order: of classes that come from the training split: sorted, or as they first appear in it.
-        metric: the reported one. All metrics are larger-is-better and live in `metrics.py`.
-        selection: metric on validation that chooses layer and learning rate.
-        aggregate: slices whose logits are averaged into one item; frame tasks score slices as they are.
-        pooling: what is averaged: logits, logits and their mean rounded to bf16, or softmax probabilities.
-        unit: what the bootstrap resamples: pieces (groups), or tracks where no two share one.
-        source: MARBLE's manifests; None for a track list of ours.
-        channels: of multi-channel files: in training, and elsewhere.
-        header_facts: sample rate, length and channels come from the files, not from the manifest.
-        drop_leaks: a group in several splits stays in the last of train, valid, test only.
-        clean: fields that protocol clean has otherwise; the row itself is what protocol marble does.
+        labels: keys of a track's labels; tracks without all of them are left out.
+        transforms: transform of each label, regression only; "log" for ratios and long tails. "log" and "identity" are
+            standardised on the training split, "raw" is not.
+        classes: classes in order; empty for those of the training split.
+        class_order: order of classes from the training split: sorted, or by first appearance.
+        metric: reported metric. All metrics are in `metrics.py`, and larger is better.
+        selection: validation metric that chooses layer and learning rate.
+        aggregate: "track" averages the outputs of a track's slices into one item; frame tasks score slices alone.
+        pooling: average of logits, of logits rounded to bf16 (as is the mean), or of softmax probabilities.
+        unit: unit of the bootstrap: pieces (groups), or tracks if no two share a piece.
+        source: MARBLE's manifests; None for our track list.
+        channels: channels of multi-channel files, in training and elsewhere.
+        header_facts: take sample rate, length and channels from the files, not from the manifest.
+        drop_leaks: keep a group that is in several splits only in the last of train, valid, test.
+        clean: fields that protocol clean changes; the row itself is protocol marble.
     """
 
     name: str
@@ -196,8 +195,8 @@ class Task:
     aggregate: Literal["track", "slice"] = "track"
     pooling: Literal["logits", "logits_bf16", "probabilities"] = "logits"
     unit: Literal["group", "track"] = "group"
-    fit: Fit = field(default_factory=Fit)
-    source: Source | None = None
+    fit: ProbeFit = field(default_factory=ProbeFit)
+    source: TaskSource | None = None
     channels: tuple[ChannelMode, ChannelMode] = ("mix", "mix")
     header_facts: bool = False
     drop_leaks: bool = False
@@ -205,16 +204,16 @@ class Task:
 
     @property
     def list_name(self) -> str:
-        """The name of its track list among those of an evaluation."""
+        """Name of its track list, unique in an evaluation."""
         return self.manifest if self.source is None else self.source.name
 
     def under(self, protocol: Protocol) -> "Task":
-        """Returns the row as a protocol has it."""
+        """Returns the row under a protocol."""
         return replace(self, **self.clean, clean={}) if protocol == "clean" else replace(self, clean={})
 
     @property
     def by_frame(self) -> bool:
-        """Whether a probe speaks about every frame (a local task) and not about whole slices (a global one)."""
+        """True for a local task, with an output for every frame; False for a global one, with one a slice."""
         return self.frames is not None
 
 
@@ -242,7 +241,7 @@ TASKS: tuple[Task, ...] = (
         clips=Clips(seconds=10.24),
         frames=Frames(),
         aggregate="slice",
-        fit=Fit(learning_rates=(3e-3, 1e-2, 3e-2), seeds=(0,), max_epochs=30, batch_size=8, patience=5),
+        fit=ProbeFit(learning_rates=(3e-3, 1e-2, 3e-2), seeds=(0,), max_epochs=30, batch_size=8, patience=5),
     ),
     Task(
         name="instruments",
@@ -253,7 +252,7 @@ TASKS: tuple[Task, ...] = (
         metric="roc_auc",
         selection="roc_auc",
         extra_metrics=("average_precision",),
-        fit=Fit(plateau_patience=3, batch_mean_monitor=False),
+        fit=ProbeFit(plateau_patience=3, batch_mean_monitor=False),
     ),
     Task(
         name="tempo",
@@ -280,15 +279,15 @@ TASKS: tuple[Task, ...] = (
 
 
 def select_tasks(names: Sequence[str], table: tuple[Task, ...] = TASKS) -> tuple[Task, ...]:
-    """Returns the rows of a table that `names` asks for, in table order; "all" means every row.
+    """Returns the named rows of a table, in table order; "all" means every row.
 
     Raises:
-        UserError: a name that no row has, with the nearest one.
+        UserError: no row has the name; the nearest one is suggested.
     """
     known = {task.name: task for task in table}
     for name in names:
         if name != "all" and name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else "no task is near to it."
-            raise UserError(f"no task is called {name!r}; {hint} Tasks: all, {', '.join(known)}")
+            hint = f"did you mean {near[0]}?" if near else ""
+            raise UserError(f"no task is called {name!r}; {hint} choose from: all, {', '.join(known)}")
     return tuple(task for task in table if "all" in names or task.name in names)

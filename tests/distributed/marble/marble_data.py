@@ -1,4 +1,4 @@
-"""A small MARBLE checkout: the manifests of all twelve tasks with real wav, flac and mp3 files whose labels sound."""
+"""A small MARBLE checkout: manifests of all twelve tasks, with real wav, flac and mp3 files that match the labels."""
 
 import json
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Checkout:
         self.root = root
 
     def audio(self, written: str, audio_CS: np.ndarray, rate_hz: int) -> dict:
-        """Writes an audio file and returns the facts that a manifest gives."""
+        """Writes an audio file and returns its fields of a manifest."""
         path = self.root / written
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, np.atleast_2d(audio_CS).T, rate_hz)
@@ -94,7 +94,7 @@ def _emo(checkout: Checkout) -> None:
 
 
 def _keys(checkout: Checkout) -> None:
-    """Two clips of 30 s for each song: they are one item."""
+    """Two clips of 30 s for each song, which are one item."""
     rows = []
     for song in range(6):
         label = f"{ROOTS[song]} {'major' if song % 2 else 'minor'}"
@@ -126,7 +126,7 @@ def _gtzan(checkout: Checkout) -> None:
 
 
 def _hooktheory(checkout: Checkout) -> None:
-    """Stereo mp3 of 16 s; each channel sounds alike but for its noise."""
+    """Stereo mp3 of 16 s; the channels differ in noise only."""
     keys, sections = [], []
     names = (["verse"], ["chorus"], ["pre-chorus", "chorus"], ["solo"])
     for i in range(9):

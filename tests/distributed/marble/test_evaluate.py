@@ -9,7 +9,7 @@ import torch
 from distributed.marble.evaluate import add_arguments, run
 from distributed.marble.evaluation import Evaluation, evaluate
 from distributed.marble.features.features import FeatureSet
-from distributed.marble.jobs import deal
+from distributed.marble.jobs import deal_jobs
 from distributed.marble.probes import probing
 from distributed.marble.tasks.tasks import select_tasks
 from distributed.processes.collectives import all_or_none
@@ -47,7 +47,7 @@ def results(corpus_folder: Path, run_folder: Path, tmp_path_factory: pytest.Temp
 
 
 def test_every_task_is_measured_on_every_encoder_that_supports_it(results: Path):
-    """Four encoders on key, three on the rest; each row has an interval around its value and says its protocol."""
+    """Four encoders on key, three on the rest; each row has its protocol and an interval around its value."""
     rows = read(results)
     assert len(rows) == 4 + 4 * 3
     assert {r["encoder"] for r in rows if r["task"] == "key"} == {"tiny", *ENCODERS}
@@ -65,7 +65,7 @@ def test_every_task_is_measured_on_every_encoder_that_supports_it(results: Path)
 
 
 def test_beats_are_heard_in_clicks(results: Path):
-    """The whole chain of frames, widened targets, decoder and matching finds clicks that a spectrogram shows."""
+    """Frames, widened targets, decoder and matching together find clicks that a spectrogram shows."""
     [row] = [r for r in read(results) if (r["task"], r["encoder"]) == ("beats", "log_mel")]
     assert row["value"] > 0.8
     assert row["extra"]["downbeat_f1"]["value"] >= 0
@@ -74,7 +74,7 @@ def test_beats_are_heard_in_clicks(results: Path):
 def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
     results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Everything is seeded and cached: the same rows again, without one pass of an encoder.
+    """Everything is seeded and cached: the rows are the same, without a pass of an encoder.
 
     That holds to the last bit when no split fits into memory and every batch is read from the store.
     """
@@ -91,7 +91,7 @@ def test_a_second_evaluation_computes_no_features_and_gives_the_same_rows(
 def test_the_test_split_is_read_once_and_for_the_choice_alone(
     corpus_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Before layer and rate are chosen no feature of a test track is read; then those of the chosen layer are, once."""
+    """No test feature is read before layer and rate are chosen; then only the chosen layer's are, once."""
     tested = {row["track"] for row in read_rows(corpus_folder) if row["split"] == "test"}
     read_features, choose, events = FeatureSet.read, probing.choose, []
 
@@ -114,7 +114,7 @@ def test_the_test_split_is_read_once_and_for_the_choice_alone(
 
 
 def test_ranks_give_the_rows_of_one_process(results: Path, corpus_folder: Path, run_folder: Path, tmp_path: Path):
-    """torchrun with 3 ranks, which divide neither slices nor banks, writes the same results, byte for byte.
+    """torchrun with 3 ranks, which do not divide slices or banks, writes the same results, byte for byte.
 
     So do the quick checks of two ranks and of three.
     """
@@ -131,7 +131,7 @@ def test_ranks_give_the_rows_of_one_process(results: Path, corpus_folder: Path, 
 
 
 def test_the_upstream_protocol_is_marked_and_keeps_the_last_epoch(corpus_folder: Path, tmp_path: Path):
-    """--protocol both runs through every kind of task twice; upstream's rows say so and the kept epoch is the last one.
+    """--protocol both runs every kind of task twice; rows of protocol marble keep the last epoch.
 
     What differs is written below the tables.
     """
@@ -147,14 +147,14 @@ def test_the_upstream_protocol_is_marked_and_keeps_the_last_epoch(corpus_folder:
 
 
 def test_jobs_are_dealt_evenly():
-    """The longest banks go first, each to the rank with least to do; every bank is dealt once."""
+    """The longest banks go first, each to the rank with the least work; every bank is assigned once."""
     jobs = [argparse.Namespace(cost=c) for c in (1.0, 9.0, 3.0, 5.0, 2.0)]
-    assert deal(jobs, 2) == [[1, 0], [3, 2, 4]]
-    assert sorted(number for hand in deal(jobs, 7) for number in hand) == [0, 1, 2, 3, 4]
+    assert deal_jobs(jobs, 2) == [[1, 0], [3, 2, 4]]
+    assert sorted(number for hand in deal_jobs(jobs, 7) for number in hand) == [0, 1, 2, 3, 4]
 
 
 def test_where_one_rank_fails_the_others_stop(monkeypatch: pytest.MonkeyPatch):
-    """A rank whose neighbour failed stops with a sentence; the failing rank keeps its own error."""
+    """If one rank fails, others stop with a UserError; the failing rank keeps its own error."""
     monkeypatch.setattr("distributed.processes.collectives.gather", lambda failed, topology: [failed, True])
     with (
         pytest.raises(UserError, match="features: rank 1 failed, so this rank stops too"),

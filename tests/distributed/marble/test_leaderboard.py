@@ -1,4 +1,4 @@
-"""The leaderboard of made-up results: what is compared, what must not be, and how it looks in a browser."""
+"""Leaderboard of made-up results: its comparisons, its refusals, and its look in a browser."""
 
 import argparse
 import json
@@ -38,13 +38,13 @@ LEGIBLE = """(() => {
 
 
 def hits(encoder: str, task: str) -> np.ndarray:
-    """Which of 60 items an encoder gets right; the better ones get right what the worse ones do."""
+    """Mask of 60 items that an encoder gets right; better encoders also get those of worse ones right."""
     draws = np.random.default_rng(len(task)).random(60)
     return (draws < SHARES[encoder]).astype(np.float64)
 
 
 def result(task: Task, encoder: str, protocol: str, *, corpus: str = "c") -> tuple[Row, Resamples]:
-    """A row as the evaluator writes it; every metric is a share of right items."""
+    """A row in the evaluator's format; every metric is a share of correct items."""
     own = task.under(protocol)
     hits_N = hits(encoder, task.name)
     weights_RN = resample_weights(UNITS, resamples=200, seed=0)
@@ -97,7 +97,7 @@ def task(name: str) -> Task:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All tasks, three encoders, both protocols, and the leaderboard of them."""
+    """A leaderboard of all tasks, three encoders and both protocols."""
     out = write(tmp_path_factory.mktemp("boards"), ALL_TASKS, tuple(SHARES), "marble", "clean")
     assert board(out) == 0
     return out
@@ -114,7 +114,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_global_and_local_tasks_have_tables_of_their_own(folder: Path):
-    """Beats and chords are told frame by frame; all others slice by slice; MARBLE's and the offline ones are apart."""
+    """Beats and chords are local, all others global; MARBLE's and the offline tasks have separate tables."""
     found = sections(folder)
     heads = {title: next(line for line in lines if line.startswith("| encoder")) for title, lines in found.items()}
     assert cells(heads["MARBLE, local tasks"])[5:] == ["GTZAN beat F1", "Chords1217, frame accuracy"]
@@ -124,7 +124,7 @@ def test_global_and_local_tasks_have_tables_of_their_own(folder: Path):
 
 
 def test_every_row_states_protocol_layer_and_learning_rate(folder: Path):
-    """Measured ones by what was tried, published ones as far as their source says."""
+    """Measured rows state what was tried, published ones what their source states."""
     lines = sections(folder)["MARBLE, local tasks"]
     rows = {tuple(cells(line)[:2]): cells(line) for line in lines if line.startswith("| ")}
     assert rows["base", "marble"][1:5] == ["marble", "best of 3", "lr 0.001", "measured here"]
@@ -137,14 +137,14 @@ def test_every_row_states_protocol_layer_and_learning_rate(folder: Path):
 
 
 def test_published_numbers_stand_beside_protocol_marble_and_apart_from_clean(folder: Path):
-    """Three groups in this order, the last of which says that it compares with neither of the others."""
+    """There are three groups in this order; the last states that it is not comparable with the others."""
     headings = [cells(x)[0] for x in sections(folder)["MARBLE, global tasks"] if x.startswith("| *")]
     assert [h.split(",")[0].strip("*") for h in headings] == [
         "Measured here under protocol marble",
         "Published",
         "Measured here under protocol clean: other stopping",
     ]
-    assert "do not compare with the published numbers, nor with protocol marble" in headings[2]
+    assert "not comparable with the published numbers or with protocol marble" in headings[2]
 
 
 def test_the_offline_tables_suggest_no_published_numbers(folder: Path):
@@ -156,7 +156,7 @@ def test_the_offline_tables_suggest_no_published_numbers(folder: Path):
 
 
 def test_other_data_carries_a_mark_and_a_note(folder: Path):
-    """GTZAN's genre was measured on 100 tracks, where MARBLE tests on 290; GiantSteps on all its songs."""
+    """GTZAN's genre has 100 test tracks instead of MARBLE's 290 and is marked; GiantSteps has all."""
     lines = sections(folder)["MARBLE, global tasks"]
     head = cells(next(x for x in lines if x.startswith("| encoder")))
     row = cells(next(x for x in lines if x.startswith("| base | marble")))
@@ -169,7 +169,7 @@ def test_other_data_carries_a_mark_and_a_note(folder: Path):
 
 
 def test_differences_are_paired_by_unit(folder: Path, capsys: pytest.CaptureFixture[str]):
-    """The interval of a difference is that of resampled differences of the same items, and narrower than unpaired."""
+    """A difference's interval is that of resampled differences of the same items, narrower than unpaired."""
     assert board(folder, "--compare", "large", "random_init") == 0
     line = next(
         x for x in capsys.readouterr().out.splitlines() if x.startswith("| GiantSteps: key | marble | weighted")
@@ -188,7 +188,7 @@ def test_differences_are_paired_by_unit(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_encoders_of_two_evaluations_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Their folders are named together; the differences are those of one evaluation of both."""
+    """Results in two folders give the differences of one evaluation of both."""
     one = write(tmp_path / "one", (task("GS"),), ("base", "random_init"), "clean")
     other = write(tmp_path / "other", (task("GS"), task("EMO")), ("large", "random_init"), "clean")
     board(one, other / "results.jsonl", "--compare", "large", "base")
@@ -200,7 +200,7 @@ def test_encoders_of_two_evaluations_are_compared(tmp_path: Path, capsys: pytest
 
 
 def test_what_cannot_be_paired_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Other seeds of the bootstrap, or none kept: no interval is made up."""
+    """With other bootstrap seeds, or none kept, there is a reason instead of an interval."""
     folder = write(tmp_path, (task("GS"),), ("base", "large"), "clean")
     rows = read_results(folder)
     for change, reason in (({"seed": 1}, "other resamples"), ({"values": "gone"}, "no resamples kept")):
@@ -218,7 +218,7 @@ def test_two_test_sets_of_one_task_are_refused(tmp_path: Path):
 
 
 def test_wrong_names_are_answered(tmp_path: Path, folder: Path):
-    """A folder without results, an encoder that is near to another one, and two encoders of one name."""
+    """A folder without results, a misspelt encoder and an ambiguous name are clear errors."""
     with pytest.raises(UserError, match=r"no results.jsonl in .*nowhere.*python -m distributed evaluate"):
         board(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no encoder 'bose' was measured.*did you mean 'base'"):
@@ -232,7 +232,7 @@ def test_wrong_names_are_answered(tmp_path: Path, folder: Path):
 
 
 def test_all_three_formats_hold_the_same_numbers(folder: Path):
-    """A row's scores and intervals are in Markdown, HTML and LaTeX alike."""
+    """Markdown, HTML and LaTeX have the same scores and intervals."""
     line = next(x for x in sections(folder)["MARBLE, global tasks"] if x.startswith("| large | marble"))
     page, latex = (folder / "leaderboard.html").read_text(), (folder / "leaderboard.tex").read_text()
     for cell in cells(line)[5:]:
@@ -254,7 +254,7 @@ def browser() -> Iterator[Browser]:
 )
 @pytest.mark.parametrize("page", ["leaderboard.html", "results.html"])
 def test_the_pages_fit_every_screen_and_can_be_read(browser: Browser, folder: Path, page: str, view: View):
-    """Nothing sticks out, wide tables scroll under their first column, and every text has WCAG's contrast."""
+    """Nothing overflows, wide tables scroll under their first column, and all text has WCAG's contrast."""
     visit = browser.visit((folder / page).as_uri(), LEGIBLE, view=view)
     assert visit.errors == []
     assert [url for url in visit.requests if url.startswith("http")] == []
@@ -266,6 +266,6 @@ def test_the_pages_fit_every_screen_and_can_be_read(browser: Browser, folder: Pa
 
 
 def test_marbles_tasks_are_all_on_the_board(folder: Path):
-    """Each has at least one column of scores, in the table of its kind."""
+    """Each task has at least one column of scores, in the table of its kind."""
     chosen = [cells(x) for title, lines in sections(folder).items() if "chosen" in title for x in lines[1:2]]
     assert {t.name for t in MARBLE_TASKS} <= {name for head in chosen for name in head}

@@ -17,7 +17,7 @@ ITEMS = {"GTZANBeatTracking": 6, "Chords1217": 4}
 
 
 def short(task: Task, protocol: str) -> Task:
-    """The row as a protocol has it, but for the length of its training, and for frames the size of the head."""
+    """The row under a protocol, with shorter training and, for frames, a smaller head."""
     row = task.under(protocol)
     quick = {"max_epochs": 12, "batch_size": 4, "accumulate": 2, "hidden": 64} if row.frames else {"max_epochs": 3}
     return replace(row, fit=replace(row.fit, learning_rates=(1e-3,), **quick))
@@ -48,7 +48,7 @@ def rows_of(folder: Path, protocol: str) -> dict[str, dict]:
 
 @pytest.mark.parametrize("protocol", ["marble", "clean"])
 def test_every_task_goes_from_its_manifest_to_a_score(folder: Path, protocol: str):
-    """Twelve rows, each with the metrics and the number of test items that its protocol has."""
+    """There are twelve rows, each with the metrics and number of test items of its protocol."""
     rows = rows_of(folder, protocol)
     assert list(rows) == [t.name for t in MARBLE_TASKS]
     for task in MARBLE_TASKS:
@@ -76,7 +76,7 @@ def test_upstreams_empty_classes_count_as_zero(folder: Path):
 
 
 def test_beats_are_heard(folder: Path):
-    """Clicks are where the labels say, so that a wrong slice or label would show."""
+    """Clicks at the labelled times are found; a wrong slice or label would lower the score."""
     for protocol, metric in (("marble", "beat_f1"), ("clean", "beat_f1_tracks")):
         row = rows_of(folder, protocol)["GTZANBeatTracking"]
         assert (row["metric"], row["test_items"], row["extra"]["test_units"]) == (metric, 6, 2)
@@ -84,7 +84,7 @@ def test_beats_are_heard(folder: Path):
 
 
 def test_one_feature_pass_serves_the_four_jamendo_tasks_and_both_protocols(folder: Path):
-    """Their rows name the same features, whatever list and protocol; what hears other channels is a pass of its own."""
+    """Their rows have the same features for every list and protocol; other channels need another pass."""
     of_task = {
         name: {p: rows_of(folder, p)[name]["digests"]["features"] for p in ("marble", "clean")}
         for name in (t.name for t in MARBLE_TASKS)

@@ -6,7 +6,7 @@ import pytest
 
 from distributed.build import warn_of_missing_data
 from distributed.experiment import Experiment, load_experiment
-from distributed.marble.datasets.corpus import read_corpus
+from distributed.marble.datasets.corpus import read_labelled_corpus
 from distributed.watch.config import ProbeConfig
 from distributed.watch.probes import probing_corpus
 from pupujepa.config import from_yaml, to_yaml
@@ -61,7 +61,7 @@ def test_a_preset_without_data_says_so(caplog):
 
 def test_the_test_split_is_never_seen(tmp_path):
     """Training pieces train; the pieces that validate are divided, without sharing one; the test split stays out."""
-    corpus = read_corpus(make_corpus(tmp_path / "corpus", Recipe(pieces=48, takes=2, duration_s=0.1)))
+    corpus = read_labelled_corpus(make_corpus(tmp_path / "corpus", Recipe(pieces=48, takes=2, duration_s=0.1)))
     subset = probing_corpus(corpus, tracks=20)
     of_split = {split: subset.of_split(split) for split in ("train", "valid", "test")}
     assert len(of_split["train"]) == 20

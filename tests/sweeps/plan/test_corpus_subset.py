@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distributed.marble.datasets.corpus import SPLITS, read_corpus
+from distributed.marble.datasets.corpus import SPLITS, read_labelled_corpus
 from pupujepa.errors import UserError
 from sweeps.plan.corpus_subset import subset, write_subset
 
@@ -44,8 +44,8 @@ def test_all_are_kept_when_more_are_asked_for():
 
 def test_the_subset_is_a_corpus_over_the_same_audio(corpus, tmp_path):
     """The evaluator reads it like any other; no audio is copied."""
-    part = read_corpus(write_subset(corpus, tmp_path / "part", tracks=8))
-    whole = {t.uid: t.path.resolve() for t in read_corpus(corpus).tracks}
+    part = read_labelled_corpus(write_subset(corpus, tmp_path / "part", tracks=8))
+    whole = {t.uid: t.path.resolve() for t in read_labelled_corpus(corpus).tracks}
     assert len(part.tracks) == 8
     assert all(whole[t.uid] == t.path for t in part.tracks)
     assert [p.name for p in (tmp_path / "part").iterdir()] == ["tracks.jsonl"]

@@ -1,1 +1,5 @@
-"""Encoders of other people, one small file each; `NAME:ARGUMENT` on the command line calls NAME.py's `open_encoder`."""
+"""Plugins for encoders of other projects, one file each.
+
+`NAME:ARGUMENT` on the command line calls `open_encoder(ARGUMENT, how)` of NAME.py. Every plugin has a function of this
+name, and so has a user's own file.
+"""

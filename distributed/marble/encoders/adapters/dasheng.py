@@ -1,7 +1,7 @@
 """Dasheng (arXiv 2406.06992): `dasheng:base`, `dasheng:06B`, `dasheng:12B`, or `dasheng:FILE.pt` as its authors save.
 
-Raw waveforms of 16 kHz in; out come frames of 40 ms of the last layer, normed, the only one that MARBLE reads. The
-package encodes audio beyond its training length (about 10 s) piece by piece.
+It takes raw waveforms at 16 kHz and returns frames of 40 ms from the last layer, normed, the only one that MARBLE uses.
+The package splits audio longer than its training length (about 10 s).
 """
 
 from importlib.metadata import version
@@ -18,7 +18,7 @@ SIZES = ("base", "06B", "12B")
 
 
 def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
-    """Loads released weights, which are downloaded, or a file.
+    """Loads released weights (downloads them) or a file.
 
     Raises:
         UserError: the package is missing, or the argument is neither a size nor a file.
@@ -31,7 +31,7 @@ def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
         pretrained = need_package("dasheng.pretrained.pretrained", encoder="dasheng")
         model, name = pretrained.Dasheng.from_pretrained(which), Path(which).stem
     else:
-        raise UserError(f"dasheng:{which} is neither a file nor one of the sizes {', '.join(SIZES)}")
+        raise UserError(f"dasheng:{which} is neither a file nor one of the sizes {', '.join(SIZES)}; give one of them")
     model = model.float().eval().to(how.device)
 
     def states_of(audio_BS: Tensor) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
 """MERT v1 (arXiv 2306.00107): `mert:m-a-p/MERT-v1-95M`, `mert:m-a-p/MERT-v1-330M` or `mert:FOLDER`.
 
-Its published code is transformers' HuBERT, tensor for tensor, with options that the released models leave off. So
-HuBERT itself loads it: that runs no code from the hub, and works with releases of transformers which that code does
-not. States are those of `output_hidden_states`: what enters the transformer, then each layer.
+Its published code is transformers' HuBERT, tensor for tensor, with options that the released models do not use. HuBERT
+itself therefore loads it, which runs no code from the hub and works with more releases of transformers. States are
+those of `output_hidden_states`: the transformer's input, then each layer.
 
 Legend: B slices, S samples.
 """
@@ -25,7 +25,7 @@ from pupujepa.errors import UserError
 DEFAULT = "m-a-p/MERT-v1-95M"
 SAMPLE_RATE_HZ = 24_000
 _VARIANCE_FLOOR = 1e-7
-# what HuBERT does not have
+# options that HuBERT lacks
 _OPTIONS = ("feature_extractor_cqt", "deepnorm")
 
 
@@ -33,11 +33,11 @@ def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
     """Loads a folder or a hub id.
 
     Raises:
-        UserError: transformers cannot be loaded, there is nothing to load, or it is not what HuBERT can run.
+        UserError: transformers or the weights cannot be loaded, or HuBERT cannot run them.
     """
     need_package("transformers", encoder="mert")
-    # The package itself imports this late, within `from_pretrained`'s reach: a torchaudio that does not fit raises an
-    # OSError too, and would pass for a missing file.
+    # Import this before `from_pretrained`: there the OSError of an unfit torchaudio would look like that of a
+    # missing file.
     hubert = need_package("transformers.models.hubert.modeling_hubert", encoder="mert").HubertModel
     source = argument or DEFAULT
     try:
@@ -50,15 +50,15 @@ def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
     differences += [option for option in _OPTIONS if getattr(model.config, option, False)]
     if differences:
         raise UserError(
-            f"mert: {source} is not HuBERT with MERT's weights ({', '.join(differences[:6])}), so its features would "
-            "be wrong; give a release of MERT v1"
+            f"mert: {source} is not HuBERT with MERT's weights ({', '.join(differences[:6])}), so features would be "
+            "wrong; give a release of MERT v1"
         )
     model = model.float().eval().to(how.device)
     config = model.config
 
     def states_of(audio_BS: Tensor) -> tuple[Tensor, ...]:
         output = model(normalised(audio_BS), output_hidden_states=True)
-        # releases disagree whether the last hidden state is normed; this one always is
+        # releases of transformers differ in norming the last hidden state; this one is always normed
         return *output.hidden_states[:-1], output.last_hidden_state
 
     description = Description(

@@ -1,6 +1,6 @@
 """MuQ (arXiv 2501.01108): `muq:OpenMuQ/MuQ-large-msd-iter`, or `muq:FOLDER` with config.json and weights.
 
-Raw waveforms in; out come 25 frames a second of what enters the conformer and of its layers. Its authors advise
+It takes raw waveforms and returns 25 frames per second of the conformer's input and of its layers. Its authors advise
 float32 (`--precision fp32`); MARBLE ran it under bf16 autocast.
 """
 
@@ -26,7 +26,7 @@ def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
     """Loads a folder or a hub id.
 
     Raises:
-        UserError: the package is missing, or transformers is newer than it can use.
+        UserError: the package is missing, or transformers is too new for it.
     """
     muq = need_package("muq", encoder="muq")
     transformers = need_transformers_4(encoder="muq")

@@ -1,8 +1,8 @@
 """MusicFM (arXiv 2311.03318), 25 Hz: `musicfm:CHECKOUT`, a clone of github.com/minzwon/musicfm named `musicfm`.
 
-It is no package: its modules import each other below the name of the clone. Weights and statistics are those of the
-Million Song Dataset, in CHECKOUT/data/ as its README has it. Its code fetches the conformer's settings from the hub, so
-the first time needs a network.
+It is not a package: its modules import each other by the name of the clone. Weights and statistics are those of the
+Million Song Dataset, in CHECKOUT/data/ as in its README. Its code downloads the conformer's settings from the hub on
+first use.
 """
 
 import sys
@@ -41,8 +41,8 @@ def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
     missing = [name for name in (CODE, STATISTICS, WEIGHTS) if not (checkout / name).is_file()]
     if missing or checkout.name != FOLDER:
         raise UserError(
-            f"musicfm: {checkout} must be a clone of github.com/minzwon/musicfm that is called {FOLDER}, with the "
-            f"files of its README in data/; missing: {', '.join(missing) or 'nothing, but it has another name'}"
+            f"musicfm: {checkout} must be a clone of github.com/minzwon/musicfm named {FOLDER}, with the files of its "
+            f"README in data/; missing: {', '.join(missing) or 'nothing, but it has another name'}"
         )
     transformers = need_transformers_4(encoder="musicfm")
     with _importable(checkout.parent):
@@ -58,7 +58,7 @@ def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
 
     description = Description(
         name="musicfm-msd",
-        # the statistics that the input is normalised with are no tensors
+        # the statistics for normalising the input are not in the module's state
         digest=lambda: weights_digest(model) + (checkout / STATISTICS).read_text(),
         front_end=f"raw waveform; transformers {transformers.__version__}",
         sample_rate_hz=SAMPLE_RATE_HZ,

@@ -14,7 +14,7 @@ HOUR_NS = 3600 * 10**9
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Five files of unlike content."""
+    """Five files with different content."""
     (tmp_path / "audio").mkdir()
     paths = [tmp_path / "audio" / f"{i}.wav" for i in range(5)]
     for i, path in enumerate(paths):
@@ -29,7 +29,7 @@ def digests_of(files: list[Path], cache: Path, *, hours_later: int = 1) -> dict[
 
 
 def test_files_that_did_not_change_are_read_once(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The second time their marks are enough; a file that was written meanwhile is read, and no other."""
+    """Equal marks avoid a second reading; only a file that was written meanwhile is read."""
     first = digests_of(files, tmp_path)
     assert len(set(first.values())) == 5
     read: list[str] = []
@@ -46,7 +46,7 @@ def test_files_that_did_not_change_are_read_once(files: list[Path], tmp_path: Pa
 
 
 def test_a_file_that_changed_a_moment_ago_is_not_remembered(files: list[Path], tmp_path: Path):
-    """Clocks tick coarsely: a second write in the same tick would leave the same mark."""
+    """A file changed just now is not stored: a second write in the same clock tick would keep its mark."""
     digests_of(files, tmp_path, hours_later=0)
     assert not (tmp_path / LIST).is_file()
     digests_of(files, tmp_path)
@@ -54,7 +54,7 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(files: list[Path], t
 
 
 def test_ranks_share_the_files(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Each file is read by one of three ranks, and every rank learns the digests of all."""
+    """One of three ranks reads each file, and every rank gets all digests."""
     shares: list = []
     monkeypatch.setattr(module, "gather", lambda value, topology: shares.append(value) or [value])
     parts = [audio_digests(files, cache=tmp_path, topology=Topology(rank, 3, rank)) for rank in range(3)]

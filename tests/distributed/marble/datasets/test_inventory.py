@@ -12,7 +12,7 @@ from tests.distributed.marble.test_evaluate import arguments
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
-    """GiantSteps alone, two clips in every split."""
+    """A checkout with GiantSteps alone, two clips in every split."""
     made = Checkout(tmp_path)
     for split in SPLITS:
         rows = [
@@ -28,7 +28,7 @@ def texts(root: Path, *names: str) -> dict[str, str]:
 
 
 def test_what_is_there_is_told_with_its_size(checkout: Checkout):
-    """Manifest, tracks of each split, and that all files are there."""
+    """A complete task reports its manifest, the tracks of each split, and that all files are there."""
     assert texts(checkout.root, "GS")["GS"] == (
         "GS: found data/GS/GS.{train,val,test}.jsonl: 2 train, 2 valid, 2 test tracks; all 6 audio files are there"
     )
@@ -36,7 +36,7 @@ def test_what_is_there_is_told_with_its_size(checkout: Checkout):
 
 @pytest.mark.parametrize("task", [t.name for t in MARBLE_TASKS])
 def test_a_missing_manifest_is_named_and_whence_it_is(tmp_path: Path, task: str):
-    """For every task: the path that was looked for, and what MARBLE's instructions do to put it there."""
+    """Every absent task reports the expected path and MARBLE's instructions for getting it."""
     (tmp_path / "data").mkdir()
     source = choose_tasks([task])[0].source
     assert source is not None
@@ -53,7 +53,7 @@ def test_missing_audio_is_counted_and_the_first_files_are_named(checkout: Checko
 
 
 def test_other_classes_than_marbles_are_remarked(tmp_path: Path):
-    """MTG-Jamendo's classes come from its training split; a cut-down one gives scores that nobody can compare."""
+    """A reduced training split of MTG-Jamendo has fewer classes, which the report calls not comparable."""
     made = Checkout(tmp_path)
     row = made.audio("data/MTG/a.wav", noise(800, 0), RATE_HZ) | {"label": ["genre---a", "genre---b"]}
     for split in SPLITS:
@@ -62,7 +62,7 @@ def test_other_classes_than_marbles_are_remarked(tmp_path: Path):
 
 
 def test_a_group_takes_what_is_there_and_a_name_must_be_there(checkout: Checkout):
-    """A group measures what there is of it; a task that is named, or there in part, must be complete."""
+    """A group skips absent tasks; a named or partly present task must be complete."""
     tasks = choose_tasks(["marble"])
     findings = take_inventory(tasks, checkout.root)
     assert [t.name for t in measurable(findings, ["marble"], checkout.root)] == ["GS"]
@@ -76,7 +76,7 @@ def test_a_group_takes_what_is_there_and_a_name_must_be_there(checkout: Checkout
 def test_check_says_all_of_it_and_computes_nothing(
     checkout: Checkout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """One line for each of the seventeen tasks; the exit code tells scripts whether all that was asked for is there."""
+    """--check prints a line for each of the seventeen tasks; its exit code is 0 only if all are complete."""
     monkeypatch.setattr("distributed.marble.evaluate.evaluate", lambda *a, **k: pytest.fail("something was computed"))
     assert run(arguments("--tasks", "all", "--data", checkout.root, "--check")) == 1
     printed = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""MARBLE's manifests as they are: fields, slicing, every quirk of labels and items and the protocol that has it."""
+"""MARBLE's manifests: fields, slicing, and every quirk of labels and items with its protocol."""
 
 import json
 import logging
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed.marble.datasets.corpus import Corpus, Slice, Track, cut, union
+from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack, Slice, cut, union
 from distributed.marble.datasets.manifests import read_marble
-from distributed.marble.datasets.targets import Split, item_targets, prepare, slice_targets
+from distributed.marble.datasets.targets import Split, item_targets, prepare_targets, slice_targets
 from distributed.marble.tasks.marble_tasks import MARBLE_TASKS
 from distributed.marble.tasks.tasks import Protocol, Task
 from pupujepa.errors import UserError
@@ -24,8 +24,10 @@ def row(name: str, protocol: Protocol) -> Task:
     return ROWS[name].under(protocol)
 
 
-def track(rate_hz: int, num_samples: int) -> Track:
-    return Track("a", Path("a.wav"), "train", "a", num_samples / rate_hz, {}, rate_hz=rate_hz, num_samples=num_samples)
+def track(rate_hz: int, num_samples: int) -> LabelledTrack:
+    return LabelledTrack(
+        "a", Path("a.wav"), "train", "a", num_samples / rate_hz, {}, rate_hz=rate_hz, num_samples=num_samples
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def track(rate_hz: int, num_samples: int) -> Track:
     ],
 )
 def test_slices_are_those_of_the_reference(task: str, rate_hz: int, num_samples: int, marble: int, clean: int):
-    """Whole windows at the file's rate, a partial last one from the task's ratio on, nothing overlaps."""
+    """Windows are whole at the file's rate, without overlap; a partial last one needs the task's ratio."""
     for protocol, expected in (("marble", marble), ("clean", clean)):
         slices = cut(track(rate_hz, num_samples), row(task, protocol).clips)
         assert [s.index for s in slices] == list(range(expected))
@@ -82,7 +84,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.mark.parametrize("as_data_folder", [False, True])
 def test_data_is_the_checkout_or_its_data_folder(checkout: Checkout, as_data_folder: bool):
-    """Paths in manifests begin with data/; both ways of naming the place find the same tracks."""
+    """Checkout and data folder give the same tracks, though paths in manifests begin with data/."""
     write(checkout, "GS", KEYS)
     corpus = read_marble(checkout.root / "data" if as_data_folder else checkout.root, row("GS", "marble"))
     first = corpus.of_split("train")[0]
@@ -96,7 +98,7 @@ def test_data_is_the_checkout_or_its_data_folder(checkout: Checkout, as_data_fol
 
 
 def test_labels_are_read_as_each_task_writes_them(checkout: Checkout):
-    """[arousal, valence]; lists of tags, empty ones too; times; sections joined by "_"; chords by start."""
+    """Labels are [arousal, valence], lists of tags (even empty), times, sections joined by "_", and chords by start."""
     chords = [
         {"start_time": 5.0, "end_time": 9.0, "chord_str": "F"},
         {"start_time": 0.0, "end_time": 5.0, "chord_str": "C:maj7"},
@@ -129,61 +131,61 @@ def test_labels_are_read_as_each_task_writes_them(checkout: Checkout):
     ],
 )
 def test_sections_are_seven_classes(checkout: Checkout, label: object, section: str):
-    """The label map of both protocols: a compound is the class that upstream counts it to."""
+    """In both protocols a compound section is the class that upstream maps it to."""
     write(checkout, "HookTheoryStructure", everywhere([label]), seconds=0.1)
     assert read_marble(checkout.root, row("HookTheoryStructure", "clean")).tracks[0].labels == {"section": section}
 
 
 def test_an_unknown_section_stops_the_reading_as_it_does_upstream(checkout: Checkout):
     write(checkout, "HookTheoryStructure", everywhere([["chorus", "solo"]]), seconds=0.1)
-    with pytest.raises(UserError, match=r"train\.jsonl:1: 'chorus_solo' is no section that MARBLE knows"):
+    with pytest.raises(UserError, match=r"train\.jsonl:1: 'chorus_solo' is not a section of MARBLE's"):
         read_marble(checkout.root, row("HookTheoryStructure", "marble"))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_keys_in_other_modes_are_left_out(checkout: Checkout, protocol: Protocol):
-    """Both protocols keep the 24 major and minor keys; dorian and its like are left out of every split and counted."""
+    """Both protocols keep the 24 major and minor keys; other modes are left out of every split and counted."""
     labels = {split: [*KEYS[split], "D dorian", "E phrygianDominant"] for split in SPLITS}
     write(checkout, "HookTheoryKey", labels)
-    data = prepare(row("HookTheoryKey", protocol), read_marble(checkout.root, row("HookTheoryKey", protocol)))
+    data = prepare_targets(row("HookTheoryKey", protocol), read_marble(checkout.root, row("HookTheoryKey", protocol)))
     assert [(len(s.tracks), s.left_out) for s in data.splits.values()] == [(2, 2)] * 3
 
 
 def test_a_tag_outside_the_fifty_is_refused(checkout: Checkout):
-    """Upstream stops at it too; silently it would be a track without that tag."""
+    """An unknown tag is refused, as upstream does: otherwise it would silently be lost."""
     write(checkout, "MTT", everywhere([["guitar"], ["banjo"]]), seconds=29.5)
     task = row("MTT", "marble")
-    with pytest.raises(UserError, match=r"\['banjo'\] are none of the 50 classes of task 'MTT'"):
-        prepare(task, read_marble(checkout.root, task))
+    with pytest.raises(UserError, match=r"\['banjo'\] are not among the 50 classes of task 'MTT'"):
+        prepare_targets(task, read_marble(checkout.root, task))
 
 
 def test_jamendos_classes_are_numbered_as_they_appear_in_training(checkout: Checkout):
-    """The order of upstream's label map; tags of other splits add none."""
+    """Classes have the order of upstream's label map; tags of other splits add none."""
     tags = {"train": [["genre---rock", "genre---pop"], ["genre---ambient"]], "val": [["genre---x"], ["genre---pop"]]}
     write(checkout, "MTGGenre", tags | {"test": [["genre---pop"], ["genre---rock"]]}, seconds=30.0)
     task = row("MTGGenre", "marble")
-    data = prepare(task, read_marble(checkout.root, task))
+    data = prepare_targets(task, read_marble(checkout.root, task))
     assert data.space.classes == ("genre---rock", "genre---pop", "genre---ambient")
 
 
 def test_arousal_and_valence_are_not_standardised_again(checkout: Checkout):
-    """The labels of EMO are z-scores already; the loss is on them as they are, in both protocols."""
+    """EMO's labels are z-scores and are not standardised, in both protocols."""
     write(checkout, "EMO", {"train": [[3.0, 1.0], [5.0, 2.0]], "val": [[0, 0], [1, 1]], "test": [[-1, 4], [2, 0]]})
     for protocol in PROTOCOLS:
         task = row("EMO", protocol)
-        data = prepare(task, read_marble(checkout.root, task))
+        data = prepare_targets(task, read_marble(checkout.root, task))
         values = slice_targets(data, data.splits["test"], protocol=protocol, frames=None).values
         np.testing.assert_array_equal(values, [[-1, 4], [2, 0]])
 
 
 def test_clips_of_one_song_are_one_item_of_giantsteps(checkout: Checkout):
-    """Both protocols average the clips with the same ori_uid: that is the song whose key is asked for."""
+    """Both protocols average the clips with the same ori_uid, which is the song."""
     labels = {split: [("C major", "1"), ("C major", "1"), ("A minor", "2")] for split in SPLITS}
     labels = {split: [(label, split + uid) for label, uid in entries] for split, entries in labels.items()}
     write(checkout, "GS", labels, seconds=30.0)
     for protocol in PROTOCOLS:
         task = row("GS", protocol)
-        test = prepare(task, read_marble(checkout.root, task)).splits["test"]
+        test = prepare_targets(task, read_marble(checkout.root, task)).splits["test"]
         assert test.item_of_slice.tolist() == [0, 0, 1]
         assert test.units == ("test1", "test2")
 
@@ -195,7 +197,7 @@ def test_quirk_clips_of_one_video_are_one_item_whatever_their_keys(checkout: Che
     expected = {"marble": (["G major", "C major"], [0, 0, 1]), "clean": (["G major", "A minor", "C major"], [0, 1, 2])}
     for protocol in PROTOCOLS:
         task = row("HookTheoryKey", protocol)
-        data = prepare(task, read_marble(checkout.root, task))
+        data = prepare_targets(task, read_marble(checkout.root, task))
         test = data.splits["test"]
         items = item_targets(slice_targets(data, test, protocol=protocol, frames=None), test)
         keys, item_of_slice = expected[protocol]
@@ -204,7 +206,7 @@ def test_quirk_clips_of_one_video_are_one_item_whatever_their_keys(checkout: Che
 
 
 def test_quirk_recordings_in_several_splits(checkout: Checkout, caplog: pytest.LogCaptureFixture):
-    """Upstream trains on clips of videos that it tests on; clean keeps a video in its last split only, and says so."""
+    """Upstream trains on clips of test videos; clean keeps a video in its last split only, and logs it."""
     caplog.set_level(logging.INFO, logger="distributed.marble.datasets.manifests")
     labels = {
         "train": [("C major", "a"), ("A minor", "b"), ("G major", "c")],
@@ -229,7 +231,7 @@ def test_quirk_recordings_in_several_splits(checkout: Checkout, caplog: pytest.L
     [("HookTheoryKey", ["mix", "0", "1"]), ("Chords1217", ["mix", "mix", "0", "1"]), ("GS", ["0"]), ("MTT", ["mix"])],
 )
 def test_quirk_channels_of_stereo_files(task: str, channels: list[str]):
-    """Upstream trains HookTheory on left, right or mix at random (Chords: the mix half of the time), elsewhere the mix.
+    """Upstream trains HookTheory on left, right or mix at random (Chords: half the time the mix); else the mix.
 
     Tasks with mode first hear the left channel. Clean hears the mix everywhere. Mono files have no choice.
     """
@@ -246,18 +248,18 @@ def test_quirk_channels_of_stereo_files(task: str, channels: list[str]):
         assert {s.channel for s in mono["train"].slices} == {"mix"}
 
 
-def _channels_of(task: Task, one: Track) -> dict[str, Split]:
+def _channels_of(task: Task, one: LabelledTrack) -> dict[str, Split]:
     other = {"key": "A minor", "tags": ["rock"], "chords": []}
     tracks = tuple(
         replace(one, uid=f"{split}{i}", split=split, group=f"{split}{i}", labels=one.labels if i else other)
         for split in ("train", "valid", "test")
         for i in range(2)
     )
-    return prepare(task, Corpus(tracks, "digest")).splits
+    return prepare_targets(task, LabelledCorpus(tracks, "digest")).splits
 
 
 def test_quirk_the_manifests_facts_are_believed_or_the_files(checkout: Checkout):
-    """Upstream cuts by the manifest's num_samples; clean reads the file's header: 16 s instead of a claimed 31 s."""
+    """Upstream cuts by the manifest's num_samples; clean by the file's header: 16 s instead of 31 s."""
     write(checkout, "GS", KEYS)
     path = checkout.root / "data/GS/GS.train.jsonl"
     rows = [json.loads(line) | {"num_samples": 31 * RATE_HZ, "channels": 2} for line in path.read_text().splitlines()]
@@ -269,7 +271,7 @@ def test_quirk_the_manifests_facts_are_believed_or_the_files(checkout: Checkout)
 
 
 def test_chord_frames_of_a_padded_slice(checkout: Checkout):
-    """22 s at one frame a second: the second slice has 7 s of audio; upstream labels its padding, clean does not."""
+    """Of 22 s the second slice has 7 s of audio; upstream labels its padding, clean does not."""
     segments = [
         {"start_time": 0.0, "end_time": 20.0, "chord_str": "C"},
         {"start_time": 20.0, "end_time": 22.0, "chord_str": "N"},
@@ -278,25 +280,25 @@ def test_chord_frames_of_a_padded_slice(checkout: Checkout):
     second = {}
     for protocol in PROTOCOLS:
         task = row("Chords1217", protocol)
-        data = prepare(task, read_marble(checkout.root, task))
+        data = prepare_targets(task, read_marble(checkout.root, task))
         second[protocol] = slice_targets(data, data.splits["test"], protocol=protocol, frames=(15, 1.0)).values[1]
     assert second["marble"].tolist() == [0] * 15
     assert second["clean"].tolist() == [0] * 5 + [24] * 2 + [-1] * 8
 
 
 def test_a_file_that_stands_twice_is_two_tracks_of_one_item(checkout: Checkout):
-    """Upstream counts both rows; features of one must not overwrite the other's."""
+    """A file listed twice gives two tracks, as upstream, with separate features."""
     write(checkout, "GS", KEYS, seconds=30.0)
     path = checkout.root / "data/GS/GS.test.jsonl"
     path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
     task = row("GS", "marble")
-    test = prepare(task, read_marble(checkout.root, task)).splits["test"]
+    test = prepare_targets(task, read_marble(checkout.root, task)).splits["test"]
     assert [s.uid for s in test.slices][2] == "data/GS/audio/test0.wav#2"
     assert test.item_of_slice.tolist() == [0, 1, 0]
 
 
 def test_several_lists_of_the_same_audio_are_one_corpus(checkout: Checkout):
-    """The union has every file once and a digest of its own that labels do not change."""
+    """The union has every file once, and a digest that does not depend on labels."""
     write(checkout, "MTGGenre", everywhere([["genre---a"], ["genre---b"]]), seconds=0.1)
     genre = read_marble(checkout.root, row("MTGGenre", "marble"))
     for split in SPLITS:
@@ -312,7 +314,7 @@ def test_several_lists_of_the_same_audio_are_one_corpus(checkout: Checkout):
 
 
 def test_broken_manifests_are_refused_with_the_line(checkout: Checkout):
-    """A line that is not JSON, no object, a row without a field, and a lost file are four clear errors."""
+    """A line that is not JSON or not an object, a missing field and a missing file are clear errors."""
     write(checkout, "GS", KEYS)
     path = checkout.root / "data/GS/GS.train.jsonl"
     good = path.read_text().splitlines()[0]
@@ -330,5 +332,5 @@ def test_broken_manifests_are_refused_with_the_line(checkout: Checkout):
 
 
 def test_slices_of_other_channels_have_names_of_their_own():
-    """The mix is written as before channels were known, so that features of older evaluations stay valid."""
+    """The mix has its old name without a channel, so that features of older evaluations stay valid."""
     assert (Slice("a", 1).name, Slice("a", 1, "0").name) == (["a", 1], ["a", 1, "0"])

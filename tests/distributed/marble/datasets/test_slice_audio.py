@@ -6,7 +6,7 @@ import soundfile
 import torch
 import torchaudio
 
-from distributed.marble.datasets.corpus import Slice, Track
+from distributed.marble.datasets.corpus import LabelledTrack, Slice
 from distributed.marble.datasets.slice_audio import load_slice
 from distributed.marble.tasks.tasks import Clips
 from pupujepa.errors import UserError
@@ -14,12 +14,16 @@ from pupujepa.errors import UserError
 CLIPS = Clips(seconds=0.5001, max_slices=None)
 
 
-def stereo_track(tmp_path: Path, *, claimed_hz: int = 8_000, claimed_samples: int = 10_000) -> tuple[Track, np.ndarray]:
-    """10,000 samples at 8 kHz whose channels differ, and what its manifest claims."""
+def stereo_track(
+    tmp_path: Path, *, claimed_hz: int = 8_000, claimed_samples: int = 10_000
+) -> tuple[LabelledTrack, np.ndarray]:
+    """10,000 samples at 8 kHz with different channels, and the facts of its manifest."""
     audio_CS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 10_000)).astype(np.float32)
     path = tmp_path / "a.wav"
     soundfile.write(path, audio_CS.T, 8_000, subtype="FLOAT")
-    track = Track("a", path, "train", "a", 1.25, {}, rate_hz=claimed_hz, num_samples=claimed_samples, num_channels=2)
+    track = LabelledTrack(
+        "a", path, "train", "a", 1.25, {}, rate_hz=claimed_hz, num_samples=claimed_samples, num_channels=2
+    )
     return track, audio_CS
 
 
@@ -41,7 +45,7 @@ def test_one_channel_can_be_asked_for(tmp_path: Path):
 
 
 def test_a_window_is_resampled_after_it_was_cut_and_then_padded(tmp_path: Path):
-    """The last, partial window: 2000 samples, resampled alone as torchaudio's default does, zeros up to 12002."""
+    """The last, partial window has 2000 samples, resampled as torchaudio's default, with zeros up to 12002."""
     track, audio_CS = stereo_track(tmp_path)
     window = load_slice(track, Slice("a", 2), CLIPS, rate_hz=24_000)
     alone = torchaudio.transforms.Resample(8_000, 24_000)(torch.from_numpy(audio_CS[:, 8000:].mean(axis=0))).numpy()
@@ -55,7 +59,7 @@ def test_a_window_is_resampled_after_it_was_cut_and_then_padded(tmp_path: Path):
 def test_quirk_a_window_that_the_manifest_promises_and_the_file_lacks_is_silence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    """Decoders disagree about the length of mp3, and upstream believes num_samples: such a window is said and empty."""
+    """A window after the end of the file is silent and logged: decoders disagree on the length of mp3."""
     track, _ = stereo_track(tmp_path, claimed_samples=12_000)
     assert not load_slice(track, Slice("a", 3), CLIPS, rate_hz=8_000).any()
     assert "has no audio in window 3, though its manifest counts 12000 samples" in caplog.text
@@ -63,7 +67,7 @@ def test_quirk_a_window_that_the_manifest_promises_and_the_file_lacks_is_silence
 
 def test_a_manifest_with_another_sample_rate_is_refused(tmp_path: Path):
     track, _ = stereo_track(tmp_path, claimed_hz=16_000)
-    with pytest.raises(UserError, match="has 8000 Hz but its manifest says 16000, so every window would be elsewhere"):
+    with pytest.raises(UserError, match="has 8000 Hz but its manifest says 16000, so every window would be shifted"):
         load_slice(track, Slice("a", 0), CLIPS, rate_hz=8_000)
 
 

@@ -4,23 +4,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed.marble.datasets.corpus import Corpus, Track
+from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack
 from distributed.marble.datasets.frame_targets import widened
-from distributed.marble.datasets.targets import item_targets, prepare, slice_targets
+from distributed.marble.datasets.targets import item_targets, prepare_targets, slice_targets
 from distributed.marble.tasks.tasks import TASKS, Clips, Task
 from pupujepa.errors import UserError
 
 ROWS = {t.name: t for t in TASKS}
 
 
-def corpus_of(labels: list[dict], splits: str, *, duration_s: float = 10.24) -> Corpus:
-    """A corpus without audio: letters of `splits` are t(rain), v(alid), e (test)."""
+def corpus_of(labels: list[dict], splits: str, *, duration_s: float = 10.24) -> LabelledCorpus:
+    """A corpus without audio; the letters of `splits` are t(rain), v(alid) and (t)e(st)."""
     names = {"t": "train", "v": "valid", "e": "test"}
     tracks = tuple(
-        Track(f"t{i}", Path("x.wav"), names[s], f"g{i // 2}", duration_s, label)
+        LabelledTrack(f"t{i}", Path("x.wav"), names[s], f"g{i // 2}", duration_s, label)
         for i, (label, s) in enumerate(zip(labels, splits, strict=True))
     )
-    return Corpus(tracks, "digest")
+    return LabelledCorpus(tracks, "digest")
 
 
 def sliced(task: Task, clips: Clips) -> Task:
@@ -28,26 +28,26 @@ def sliced(task: Task, clips: Clips) -> Task:
 
 
 def test_tracks_without_a_label_are_left_out_and_counted():
-    """Pieces whose key the score does not settle stay out of the key task, in every split."""
+    """Pieces without a known key are left out of the key task, in every split."""
     keys = ["C major", None, "A minor", "C major", "A minor", "G major", None, "F major"]
-    data = prepare(ROWS["key"], corpus_of([{"key": k} for k in keys], "tttvveee"))
+    data = prepare_targets(ROWS["key"], corpus_of([{"key": k} for k in keys], "tttvveee"))
     assert {n: len(s.units) for n, s in data.splits.items()} == {"train": 2, "valid": 2, "test": 2}
     assert (data.splits["train"].left_out, data.splits["test"].left_out) == (1, 1)
 
 
 def test_a_collection_that_training_never_saw_is_left_out():
-    """Classes are those of the training split; a test track of another class cannot be right."""
+    """Classes are those of the training split; test tracks of other classes are left out."""
     names = ["bach", "haydn", "bach", "haydn", "bach", "haydn", "folk"]
-    data = prepare(ROWS["collection"], corpus_of([{"collection": n} for n in names], "ttvveee"))
+    data = prepare_targets(ROWS["collection"], corpus_of([{"collection": n} for n in names], "ttvveee"))
     assert data.space.classes == ("bach", "haydn")
     assert data.splits["test"].left_out == 1
 
 
 def test_regression_targets_are_logs_standardised_on_training():
-    """Mean 0 and deviation 1 on the training split, the same map elsewhere."""
+    """Targets have mean 0 and deviation 1 on the training split; other splits get the same map."""
     tempi, densities = [60.0, 90.0, 140.0, 80.0, 100.0, 70.0, 120.0], [1.0, 3.0, 8.0, 2.0, 5.0, 4.0, 6.0]
     labels = [{"tempo_bpm": t, "note_density_hz": d} for t, d in zip(tempi, densities, strict=True)]
-    data = prepare(ROWS["tempo"], corpus_of(labels, "tttvvee"))
+    data = prepare_targets(ROWS["tempo"], corpus_of(labels, "tttvvee"))
     train = slice_targets(data, data.splits["train"], protocol="clean", frames=None).values
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=1e-6)
     np.testing.assert_allclose(train.std(axis=0), 1, atol=1e-6)
@@ -58,7 +58,7 @@ def test_regression_targets_are_logs_standardised_on_training():
 
 
 def test_beat_targets_fade_over_two_frames():
-    """1 at the beat, a half and a quarter beside it; overlapping slopes keep the larger value."""
+    """Activations are 1 at a beat, then 1/2 and 1/4; overlapping slopes keep the larger value."""
     np.testing.assert_array_equal(
         widened(np.array([0.2, 0.32]), frames=12, frame_rate_hz=25.0, neighbours=2),
         [0, 0, 0, 0.25, 0.5, 1, 0.5, 0.5, 1, 0.5, 0.25, 0],
@@ -66,10 +66,10 @@ def test_beat_targets_fade_over_two_frames():
 
 
 def test_events_are_those_of_the_slice():
-    """A slice sees the beats inside it, in seconds from its own start; upstream's protocol rounds and decodes as is."""
+    """A slice has the beats inside it, in seconds from its start; protocol marble rounds and does not interpolate."""
     labels = [{"beats": [0.5 + i, 10.3 + 0.01 * i, 12.0], "downbeats": [10.4]} for i in range(3)]
     task = sliced(ROWS["beats"], Clips(seconds=10.0, max_slices=None, min_ratio=0.1))
-    data = prepare(task, corpus_of(labels, "tve", duration_s=12.5))
+    data = prepare_targets(task, corpus_of(labels, "tve", duration_s=12.5))
     test = data.splits["test"]
     clean = slice_targets(data, test, protocol="clean", frames=(250, 25.0))
     assert clean.events is not None
@@ -82,10 +82,10 @@ def test_events_are_those_of_the_slice():
 
 
 def test_slices_of_one_track_are_one_item():
-    """Clip tasks aggregate by track; the item's target is its slices' target, its unit the piece."""
+    """Clip tasks aggregate by track; an item has the target of its slices, and its unit is the piece."""
     task = sliced(ROWS["key"], Clips(seconds=3.0, max_slices=None))
     keys = ["C major", "A minor", "C major", "A minor", "G major", "F major"]
-    data = prepare(task, corpus_of([{"key": k} for k in keys], "ttvvee"))
+    data = prepare_targets(task, corpus_of([{"key": k} for k in keys], "ttvvee"))
     test = data.splits["test"]
     assert test.item_of_slice.tolist() == [0, 0, 0, 1, 1, 1]
     assert test.units == ("g2", "g2")
@@ -97,23 +97,23 @@ def test_training_is_thinned_for_frames_and_test_is_not():
     labels = [{"beats": [0.5], "downbeats": [0.5]} for _ in range(9)]
     assert ROWS["beats"].frames is not None
     task = replace(ROWS["beats"], frames=replace(ROWS["beats"].frames, train_tracks=2, valid_tracks=1))
-    data = prepare(task, corpus_of(labels, "tttvvveee"))
+    data = prepare_targets(task, corpus_of(labels, "tttvvveee"))
     assert {n: len(s.tracks) for n, s in data.splits.items()} == {"train": 2, "valid": 1, "test": 3}
 
 
 def test_a_task_without_labelled_test_items_says_so():
     labels = [{"key": "C major"}, {"key": "A minor"}, {"key": "C major"}, {"key": "A minor"}, {"key": None}]
     with pytest.raises(UserError, match=r"no labelled item in the test split \(1 tracks without a usable key"):
-        prepare(ROWS["key"], corpus_of(labels, "ttvve"))
+        prepare_targets(ROWS["key"], corpus_of(labels, "ttvve"))
 
 
 def test_tracks_that_are_too_short_are_named():
     labels = [{"key": "C major"}, {"key": "A minor"}]
     with pytest.raises(UserError, match=r"0 tracks without a usable key, 2 shorter than 4.096 s"):
-        prepare(ROWS["key"], corpus_of(labels, "tt", duration_s=2.0))
+        prepare_targets(ROWS["key"], corpus_of(labels, "tt", duration_s=2.0))
 
 
 def test_labels_that_are_all_alike_are_refused_before_anything_is_computed():
     labels = [{"instruments": ["piano"]}, {"instruments": ["organ"]}, *[{"instruments": ["piano"]}] * 4]
     with pytest.raises(UserError, match="all 2 labelled tracks of the valid split have the same instruments"):
-        prepare(ROWS["instruments"], corpus_of(labels, "ttvvee"))
+        prepare_targets(ROWS["instruments"], corpus_of(labels, "ttvvee"))

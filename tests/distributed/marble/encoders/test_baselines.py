@@ -13,7 +13,7 @@ def noise(seconds: float, batch: int = 2) -> torch.Tensor:
 
 
 def test_chroma_is_librosas():
-    """Pitch-class energies equal librosa's chroma_stft, tuning left out, to 1e-4."""
+    """Pitch-class energies equal librosa's chroma_stft without tuning, to 1e-4."""
     audio_BS = noise(2.0)
     ours = pitch_classes(audio_BS, RATE_HZ)
     for clip, chroma in zip(audio_BS, ours, strict=True):
@@ -24,7 +24,7 @@ def test_chroma_is_librosas():
 
 
 def test_chroma_hears_the_pitch_class():
-    """A tone of any octave has its energy in its own class (C is 0), and silence is silent, not noise."""
+    """A tone of any octave has its energy in its own class (C is 0), and silence has none."""
     time_s = torch.arange(RATE_HZ) / RATE_HZ
     tones = torch.stack([torch.sin(2 * torch.pi * 440.0 * 2.0 ** ((n - 9) / 12) * time_s) for n in (0, 7, 16)])
     classes = Chroma().embed(tones, frame_layers=()).pooled_BLD[:, 0, :12].argmax(-1)

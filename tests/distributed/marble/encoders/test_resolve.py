@@ -28,7 +28,7 @@ def audio(frames: int) -> torch.Tensor:
 
 
 def test_features_are_the_teachers_states_crop_by_crop(run_folder: Path):
-    """A slice of two crops and a rest gives all layers, each crop encoded by itself, and their time mean."""
+    """A slice of two crops and a rest gives all layers and their time mean, each crop encoded alone."""
     [encoder] = resolve_encoders([str(run_folder)], FP32)
     audio_BS = audio(64 + 64 + 32)
     features = encoder.embed(audio_BS, frame_layers=(0, 2))
@@ -46,7 +46,7 @@ def test_features_are_the_teachers_states_crop_by_crop(run_folder: Path):
 
 
 def test_random_init_is_the_same_network_untrained(run_folder: Path):
-    """It shares shape, layers and front end with the run, and only the weights and the digest differ."""
+    """random_init has the run's shape, layers and front end; only weights and digest differ."""
     trained, untrained = resolve_encoders([str(run_folder), "random_init"], FP32)
     assert (trained.name, untrained.name) == ("tiny", "random_init")
     assert trained.layer_names == untrained.layer_names == ("patch embedding", "block 1", "last block, normed")
@@ -78,7 +78,7 @@ def test_bf16_features_stay_close(run_folder: Path):
 
 
 def test_each_encoder_states_what_it_can_be_asked(run_folder: Path):
-    """Chroma is for key alone; everything else has frames."""
+    """Chroma supports key tasks only; other encoders have frames."""
     encoders = resolve_encoders([str(run_folder), "random_init", "log_mel", "chroma"], FP32)
     able = {e.name: [name for name, task in ROWS.items() if supports(e, task)] for e in encoders}
     assert able["chroma"] == ["key"]
@@ -108,7 +108,7 @@ def test_layers_for_frames_are_spread_over_the_network():
 
 
 def changed_student(run_folder: Path, tmp_path: Path) -> Path:
-    """A run whose student is not its teacher."""
+    """A run with different student and teacher."""
     folder = tmp_path / "apart"
     copytree(run_folder, folder)
     weights = load_file(folder / "export" / "model.safetensors")
@@ -120,7 +120,7 @@ def changed_student(run_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_one_table_may_hold_a_student_and_its_teacher(run_folder: Path, tmp_path: Path):
-    """What follows the folder says which, and the name tells them apart."""
+    """The option after the folder selects teacher or student, and the name shows it."""
     folder = changed_student(run_folder, tmp_path)
     teacher, student, again = resolve_encoders(
         [str(folder), f"{folder}:student", f"{folder}:teacher:mean"], HowToEncode(precision="fp32")
@@ -132,7 +132,7 @@ def test_one_table_may_hold_a_student_and_its_teacher(run_folder: Path, tmp_path
 
 
 def test_readouts_are_those_of_the_embedding(run_folder: Path):
-    """mean and region equal the readouts of embeddings, for every layer; regions in time have no frames."""
+    """mean and region equal the embedding readouts of every layer; regions in time have no frames."""
     specs = [f"{run_folder}{suffix}" for suffix in ("", ":mean", ":region:4x1", ":region:8x1", ":region:2x3")]
     encoders = resolve_encoders(specs, FP32)
     frames, mean, quarter, whole, region = (
@@ -173,7 +173,7 @@ def test_weights_are_found_wherever_they_lie(run_folder: Path, tmp_path: Path):
 
 
 def test_random_init_has_a_readout_too(run_folder: Path):
-    """So that the baseline of a readout is the untrained network with the same one."""
+    """The baseline of a readout is the untrained network with the same readout."""
     _, plain, mean = resolve_encoders([str(run_folder), "random_init", "random_init:mean"], FP32)
     assert mean.name == "random_init:mean"
     torch.testing.assert_close(
@@ -183,14 +183,16 @@ def test_random_init_has_a_readout_too(run_folder: Path):
 
 
 def test_what_cannot_be_understood_is_refused(run_folder: Path):
-    with pytest.raises(UserError, match=r"'flat' is no readout \(frames, mean, region:FxT\) and 'mrt' is no adapter"):
+    with pytest.raises(
+        UserError, match=r"'flat' is not a readout \(frames, mean, region:FxT\) and 'mrt' is not an adapter"
+    ):
         resolve_encoders(["mrt:flat"], FP32)
     with pytest.raises(UserError, match="region:9x1 needs 1 to 8 blocks"):
         resolve_encoders([f"{run_folder}:region:9x1"], FP32)
 
 
 def test_adding_an_encoder_is_one_file(tmp_path: Path):
-    """The example of the documentation, saved as a file of the user's, is an encoder."""
+    """The example of the documentation, saved as a user's file, is an encoder."""
     text = (ROOT / "docs" / "encoders.md").read_text()
     example = text.split("```python\n")[1].split("```")[0]
     (tmp_path / "my_encoder.py").write_text(example)
@@ -219,7 +221,7 @@ def test_a_file_that_gives_no_encoder_says_what_it_lacks(tmp_path: Path):
 
 
 def test_states_and_their_names_must_agree():
-    """A wrong count would put scores down to the wrong layers."""
+    """A wrong number of states is refused: scores would have wrong layer names."""
     description = Description("e", lambda: "", "", 16_000, 25.0, ("one", "two"))
     encoder = HiddenStates(lambda audio_BS: [audio_BS[:, :, None]], description, FP32)
     with pytest.raises(UserError, match="names 2 layers but gives the states of 1"):
@@ -227,7 +229,7 @@ def test_states_and_their_names_must_agree():
 
 
 def test_positions_and_window_are_part_of_how_a_model_is_looked_at(run_folder):
-    """Windows of the trained length are what there is by default; twice as long, the two layouts differ."""
+    """The default window is the trained length; at twice the length the two layouts differ."""
     window = 2 * resolve_encoders([str(run_folder)], FP32)[0].model.config.crop_frames
     words = ["", f":window={window}", f":rope=clip_relative:window={window}"]
     encoders = resolve_encoders([f"{run_folder}{word}" for word in words], FP32)
@@ -237,7 +239,7 @@ def test_positions_and_window_are_part_of_how_a_model_is_looked_at(run_folder):
     torch.testing.assert_close(exact[:, 0], plain[:, 0])  # the patch embedding knows no positions
     assert not torch.allclose(exact[:, -1], plain[:, -1])
     assert not torch.allclose(exact[:, -1], stretched[:, -1])
-    with pytest.raises(UserError, match="window=x is no number of frames"):
+    with pytest.raises(UserError, match="window=x is not a number of frames"):
         resolve_encoders([f"{run_folder}:window=x"], FP32)
     with pytest.raises(UserError, match="a window of 3 frames cannot be cut into patches"):
         resolve_encoders([f"{run_folder}:window=3"], FP32)

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from distributed.marble.datasets.audio_digests import with_audio_digests
-from distributed.marble.datasets.corpus import Corpus, Slice, read_corpus
+from distributed.marble.datasets.corpus import LabelledCorpus, Slice, read_labelled_corpus
 from distributed.marble.encoders.pupujepa import HowToEncode, load_frozen
 from distributed.marble.encoders.readout import SliceFeatures
-from distributed.marble.features.features import FeatureSet, Plan, compute_features, gather_features, make_plan
+from distributed.marble.features.features import (
+    FeaturePlan,
+    FeatureSet,
+    compute_features,
+    gather_features,
+    plan_features,
+)
 from distributed.marble.features.store import PartStore
 from distributed.marble.tasks.tasks import Clips
 from distributed.processes.topology import Topology
@@ -31,7 +37,7 @@ CLIPS = Clips(seconds=0.1, max_slices=None)
 
 @dataclass
 class Fingerprint:
-    """An encoder whose features tell which audio they come from, and that counts its work."""
+    """An encoder with features that identify their audio; it counts its work."""
 
     name: str = "fingerprint"
     digest: str = "fingerprint/1"
@@ -51,18 +57,22 @@ class Fingerprint:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """27 tracks of 0.51 s: five slices each, 135 in all, which no batch, part or world size divides."""
-    return read_corpus(make_corpus(tmp_path_factory.mktemp("c") / "c", Recipe(pieces=27, duration_s=0.51)))
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> LabelledCorpus:
+    """27 tracks of 0.51 s with five slices each; batch, part and world size do not divide the 135 slices."""
+    return read_labelled_corpus(make_corpus(tmp_path_factory.mktemp("c") / "c", Recipe(pieces=27, duration_s=0.51)))
 
 
-def plan_of(corpus: Corpus) -> Plan:
+def plan_of(corpus: LabelledCorpus) -> FeaturePlan:
     slices = [Slice(t.uid, i) for t in corpus.tracks for i in range(5)]
-    return make_plan(CLIPS, slices, with_frames=slices[:37], frame_layers=2)
+    return plan_features(CLIPS, slices, with_frames=slices[:37], frame_layers=2)
 
 
 def run_ranks(
-    corpus: Corpus, cache: Path | str, world_size: int, encoder: Fingerprint | None = None, plan: Plan | None = None
+    corpus: LabelledCorpus,
+    cache: Path | str,
+    world_size: int,
+    encoder: Fingerprint | None = None,
+    plan: FeaturePlan | None = None,
 ) -> PartStore:
     """Runs the ranks one after the other."""
     for rank in reversed(range(world_size)):
@@ -76,7 +86,7 @@ def run_ranks(
     return store
 
 
-def computed(corpus: Corpus, cache: Path, world_size: int, encoder: Fingerprint | None = None) -> Path:
+def computed(corpus: LabelledCorpus, cache: Path, world_size: int, encoder: Fingerprint | None = None) -> Path:
     """Returns the folder of the parts."""
     return Path(run_ranks(corpus, cache, world_size, encoder).location)
 
@@ -86,31 +96,34 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_any_number_of_ranks_writes_the_same_bytes(corpus: Corpus, tmp_path: Path, world_size: int):
+def test_any_number_of_ranks_writes_the_same_bytes(corpus: LabelledCorpus, tmp_path: Path, world_size: int):
     """1 rank == N ranks exactly, though neither batches nor parts divide evenly."""
     assert bytes_of(computed(corpus, tmp_path / "one", 1)) == bytes_of(computed(corpus, tmp_path / "many", world_size))
 
 
-def test_features_come_back_by_slice_in_any_order(corpus: Corpus, tmp_path: Path):
-    """Reading by (uid, slice) gives each slice its own audio's features, pooled for all and frames where planned."""
+def test_features_come_back_by_slice_in_any_order(corpus: LabelledCorpus, tmp_path: Path):
+    """Reading by (uid, slice) returns the features of that slice's audio, pooled and frames."""
     plan = plan_of(corpus)
     features = gather_features(run_ranks(corpus, tmp_path, 2), plan)
     asked = [plan.slices[i] for i in (100, 3, 36, 77, 3)]
-    pooled = features.pooled(asked)
+    pooled = features.read(asked, "pooled")
     assert pooled.shape == (3, 5, 1, 6)
-    alone = torch.cat([features.pooled([s]) for s in asked], dim=1)
+    alone = torch.cat([features.read([s], "pooled") for s in asked], dim=1)
     assert torch.equal(pooled, alone)
     assert torch.equal(pooled[:, 1], pooled[:, 4])
     assert not torch.equal(pooled[:, 0], pooled[:, 1])
-    frames = features.frames([plan.slices[36], plan.slices[0]])
+    frames = features.read([plan.slices[36], plan.slices[0]], "frames")
     assert frames.shape == (2, 2, 4, 6)
     torch.testing.assert_close(
-        frames[1].float().mean(1), features.pooled([plan.slices[36], plan.slices[0]])[2, :, 0], atol=1e-3, rtol=1e-2
+        frames[1].float().mean(1),
+        features.read([plan.slices[36], plan.slices[0]], "pooled")[2, :, 0],
+        atol=1e-3,
+        rtol=1e-2,
     )
 
 
-def test_what_is_there_is_not_computed_again(corpus: Corpus, tmp_path: Path):
-    """After a kill only the missing part is made, and the result is that of an unbroken run."""
+def test_what_is_there_is_not_computed_again(corpus: LabelledCorpus, tmp_path: Path):
+    """After a kill only the missing part is computed, and the result equals that of an uninterrupted run."""
     folder = computed(corpus, tmp_path, 1)
     whole = bytes_of(folder)
     (folder / "part-00002.safetensors").unlink()
@@ -122,8 +135,8 @@ def test_what_is_there_is_not_computed_again(corpus: Corpus, tmp_path: Path):
     assert bytes_of(folder) == whole
 
 
-def test_a_damaged_part_is_made_again(corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A truncated file is noticed, named and replaced."""
+def test_a_damaged_part_is_made_again(corpus: LabelledCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A truncated file is detected, named and replaced."""
     folder = computed(corpus, tmp_path, 1)
     whole = bytes_of(folder)
     part = folder / "part-00001.safetensors"
@@ -133,11 +146,11 @@ def test_a_damaged_part_is_made_again(corpus: Corpus, tmp_path: Path, caplog: py
     assert "part-00001.safetensors cannot be read" in caplog.text
 
 
-def test_another_encoder_corpus_or_plan_has_another_key(corpus: Corpus, tmp_path: Path):
-    """Nothing that could change a feature is missing from the key."""
+def test_another_encoder_corpus_or_plan_has_another_key(corpus: LabelledCorpus, tmp_path: Path):
+    """The key depends on everything that could change a feature."""
     plan = plan_of(corpus)
-    other_corpus = Corpus(corpus.tracks, "other")
-    shorter = make_plan(CLIPS, plan.slices[:-1], with_frames=plan.slices[:37], frame_layers=2)
+    other_corpus = LabelledCorpus(corpus.tracks, "other")
+    shorter = plan_features(CLIPS, plan.slices[:-1], with_frames=plan.slices[:37], frame_layers=2)
     folders = {
         compute_features(e, c, p, cache=tmp_path, topology=Topology()).location
         for e, c, p in (
@@ -151,8 +164,8 @@ def test_another_encoder_corpus_or_plan_has_another_key(corpus: Corpus, tmp_path
     assert len(folders) == 5
 
 
-def test_holes_and_duplicates_are_refused(corpus: Corpus, tmp_path: Path):
-    """A missing part, a part that is there twice and a part of another plan are errors that say what to do."""
+def test_holes_and_duplicates_are_refused(corpus: LabelledCorpus, tmp_path: Path):
+    """A missing part, a surplus part and a part of another plan are errors with a remedy."""
     plan = plan_of(corpus)
     store = run_ranks(corpus, tmp_path, 1)
     folder = Path(store.location)
@@ -162,26 +175,26 @@ def test_holes_and_duplicates_are_refused(corpus: Corpus, tmp_path: Path):
         gather_features(store, plan)
     (folder / "part-00009.safetensors").unlink()
     shutil.copy(part, folder / "part-00002.safetensors")
-    with pytest.raises(UserError, match=r"part-00002.safetensors holds other slices than its number says"):
-        gather_features(store, plan).pooled(plan.slices)
+    with pytest.raises(UserError, match=r"part-00002.safetensors has other slices than its number implies"):
+        gather_features(store, plan).read(plan.slices, "pooled")
     part.unlink()
     with pytest.raises(UserError, match=r"32 of 135 slices have no features.*--cache"):
         gather_features(store, plan)
 
 
 def test_a_partial_last_window_is_padded_with_silence(tmp_path: Path):
-    """Windows are cut first and resampled then; a last one of 80 % or more is filled up."""
-    corpus = read_corpus(make_corpus(tmp_path / "c", Recipe(pieces=1, duration_s=0.19)))
+    """Windows are cut before resampling; a last one of 80 % or more is padded."""
+    corpus = read_labelled_corpus(make_corpus(tmp_path / "c", Recipe(pieces=1, duration_s=0.19)))
     uid = corpus.tracks[0].uid
-    plan = make_plan(CLIPS, [Slice(uid, 0), Slice(uid, 1)], with_frames=[Slice(uid, 1)], frame_layers=1)
+    plan = plan_features(CLIPS, [Slice(uid, 0), Slice(uid, 1)], with_frames=[Slice(uid, 1)], frame_layers=1)
     encoder = Fingerprint(sample_rate_hz=16_000)
     store = compute_features(encoder, corpus, plan, cache=tmp_path / "f", topology=Topology())
     features: FeatureSet = gather_features(store, plan)
-    assert features.pooled(plan.slices).isfinite().all()
+    assert features.read(plan.slices, "pooled").isfinite().all()
 
 
-def test_features_that_overflow_are_refused(corpus: Corpus, tmp_path: Path):
-    """Values that float16 cannot hold would become infinite and silently ruin a probe."""
+def test_features_that_overflow_are_refused(corpus: LabelledCorpus, tmp_path: Path):
+    """Values beyond float16 are refused: as infinities they would silently ruin a probe."""
 
     class Loud(Fingerprint):
         def embed(self, audio_BS: Tensor, *, frame_layers: Sequence[int]) -> SliceFeatures:
@@ -193,15 +206,17 @@ def test_features_that_overflow_are_refused(corpus: Corpus, tmp_path: Path):
 
 
 @pytest.mark.parametrize("slices", [1, 7, 31, 32, 33, 65])
-def test_awkward_counts_are_gathered_alike_from_one_two_and_three_ranks(corpus: Corpus, tmp_path: Path, slices: int):
-    """Fewer slices than ranks or than a batch, a part that is just full or just not: the values are equal, exactly."""
+def test_awkward_counts_are_gathered_alike_from_one_two_and_three_ranks(
+    corpus: LabelledCorpus, tmp_path: Path, slices: int
+):
+    """Features are exactly equal with fewer slices than ranks or a batch, and around a full part."""
     every = plan_of(corpus).slices[:slices]
-    plan = make_plan(CLIPS, every, with_frames=every[: slices // 2], frame_layers=None)
+    plan = plan_features(CLIPS, every, with_frames=every[: slices // 2], frame_layers=None)
     read = []
     for world_size in (1, 2, 3):
         features = gather_features(run_ranks(corpus, tmp_path / str(world_size), world_size, plan=plan), plan)
-        framed = features.frames(plan.slices[: plan.with_frames]) if plan.with_frames else torch.zeros(0)
-        read.append((features.pooled(plan.slices[::-1]), framed))
+        framed = features.read(plan.slices[: plan.with_frames], "frames") if plan.with_frames else torch.zeros(0)
+        read.append((features.read(plan.slices[::-1], "pooled"), framed))
     for pooled, frames in read[1:]:
         assert torch.equal(pooled, read[0][0])
         assert torch.equal(frames, read[0][1])
@@ -210,7 +225,7 @@ def test_awkward_counts_are_gathered_alike_from_one_two_and_three_ranks(corpus: 
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from distributed.marble.datasets.corpus import read_corpus
+from distributed.marble.datasets.corpus import read_labelled_corpus
 from distributed.marble.features.features import compute_features
 from distributed.processes.topology import Topology
 from tests.distributed.marble.features import test_features
@@ -222,14 +237,14 @@ class Stuck(test_features.Fingerprint):
             time.sleep(3600)
         return super().embed(audio_BS, frame_layers=frame_layers)
 
-corpus = read_corpus(Path(sys.argv[1]))
+corpus = read_labelled_corpus(Path(sys.argv[1]))
 rank = 0 if os.fork() else 1
 compute_features(Stuck(), corpus, test_features.plan_of(corpus), cache=sys.argv[2], topology=Topology(rank, 2, rank))
 """
 
 
-def test_after_a_kill_only_the_parts_that_were_not_whole_are_computed(corpus: Corpus, tmp_path: Path):
-    """Two ranks are killed (-9) in the middle of their second parts: the two that are whole stay, three are made."""
+def test_after_a_kill_only_the_parts_that_were_not_whole_are_computed(corpus: LabelledCorpus, tmp_path: Path):
+    """Two ranks are killed (-9) in their second parts: the two complete parts stay, three are computed."""
     folder = corpus.tracks[0].path.parents[1]
     command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -248,11 +263,11 @@ def test_after_a_kill_only_the_parts_that_were_not_whole_are_computed(corpus: Co
     assert sum(encoder.batches) == 135 - 2 * 32
     whole = gather_features(run_ranks(corpus, tmp_path / "unbroken", 1), plan_of(corpus))
     resumed = gather_features(store, plan_of(corpus))
-    assert torch.equal(resumed.pooled(plan_of(corpus).slices), whole.pooled(plan_of(corpus).slices))
+    assert torch.equal(resumed.read(plan_of(corpus).slices, "pooled"), whole.read(plan_of(corpus).slices, "pooled"))
 
 
 def test_a_weight_a_line_or_a_byte_of_audio_makes_features_new(run_folder: Path, tmp_path: Path):
-    """What is stored is used again when nothing changed, and never when a weight, the list or the audio did.
+    """Stored features are reused if nothing changed, and never if a weight, the list or the audio did.
 
     The byte is in the middle of a file, whose length and time of change stay what they were.
     """
@@ -261,9 +276,9 @@ def test_a_weight_a_line_or_a_byte_of_audio_makes_features_new(run_folder: Path,
     shutil.copytree(run_folder, run)
 
     def count_of_new_parts() -> int:
-        corpus = with_audio_digests(read_corpus(folder), cache=tmp_path / "f", topology=Topology())
+        corpus = with_audio_digests(read_labelled_corpus(folder), cache=tmp_path / "f", topology=Topology())
         encoder = load_frozen(run, HowToEncode())
-        plan = make_plan(
+        plan = plan_features(
             CLIPS, [Slice(t.uid, i) for t in corpus.tracks for i in (0, 40)], with_frames=[], frame_layers=0
         )
         new: list[bool] = []

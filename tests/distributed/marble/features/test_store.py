@@ -8,7 +8,7 @@ import torch
 
 from data.store.store import open_store
 from distributed.marble.datasets.corpus import Slice
-from distributed.marble.features.features import MAX_PARTS, Plan, gather_features, make_plan
+from distributed.marble.features.features import MAX_PARTS, FeaturePlan, gather_features, plan_features
 from distributed.marble.features.store import PartStore
 from distributed.marble.tasks.tasks import Clips
 from pupujepa.errors import UserError
@@ -17,20 +17,20 @@ CLIPS = Clips(30.0, None)
 JAMENDO = 435_648
 
 
-def plan_of(slices: int) -> Plan:
-    return make_plan(CLIPS, [Slice(f"t{i // 8:06d}", i % 8) for i in range(slices)], with_frames=[], frame_layers=0)
+def plan_of(slices: int) -> FeaturePlan:
+    return plan_features(CLIPS, [Slice(f"t{i // 8:06d}", i % 8) for i in range(slices)], with_frames=[], frame_layers=0)
 
 
-def fill(store: PartStore, plan: Plan) -> None:
-    """Writes features that tell the slice they belong to: its place in the plan."""
+def fill(store: PartStore, plan: FeaturePlan) -> None:
+    """Writes features that identify their slice: its position in the plan."""
     for number in range(plan.num_parts):
         start = number * plan.slices_per_part
         values = torch.arange(start, start + len(plan.part(number)), dtype=torch.float32)
         store.save(number, {"pooled": values[:, None, None].expand(-1, 2, 3).contiguous()}, plan.part(number))
 
 
-def places(plan: Plan, store: PartStore, slices: list[Slice]) -> list[float]:
-    return gather_features(store, plan).pooled(slices)[0, :, 0, 0].tolist()
+def places(plan: FeaturePlan, store: PartStore, slices: list[Slice]) -> list[float]:
+    return gather_features(store, plan).read(slices, "pooled")[0, :, 0, 0].tolist()
 
 
 def test_an_object_store_gives_what_a_folder_gives(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -75,7 +75,7 @@ def test_a_part_that_was_damaged_later_is_named(tmp_path: Path):
 
 
 def test_what_a_rank_holds_to_find_all_of_jamendo_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Plan and index take below 450 bytes a slice, 200 MB for 435,648 slices, which lie in at most 4,096 parts.
+    """Plan and index take below 450 bytes a slice, 200 MB for 435,648 slices, in at most 4,096 parts.
 
     The parts are named and not written; `python -m benchmarks feature_store` goes through all of them.
     """

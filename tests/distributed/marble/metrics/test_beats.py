@@ -12,7 +12,7 @@ def metronome(bpm: float, *, offset_s: float = 0.2, duration_s: float = 10.24) -
 
 
 def activation(beats_s: np.ndarray, *, noise: float, seed: int, frames: int = 256) -> np.ndarray:
-    """A smeared, imperfect activation: what a probe puts out."""
+    """A smeared, imperfect activation, like a probe's output."""
     rng = np.random.default_rng(seed)
     values = np.full(frames, 0.05)
     for frame in np.round(beats_s * RATE_HZ).astype(int):
@@ -78,14 +78,14 @@ def best_log_probability(activation_T, space, transition) -> float:
 
 @pytest.mark.parametrize("bpm", [60, 75, 100, 125, 150, 187.5])
 def test_a_clean_metronome_is_tracked(bpm: float):
-    """At a tempo of whole frames all beats but those at the edges are found within 70 ms."""
+    """At a tempo of whole frames all beats except those at the edges are found within 70 ms."""
     beats = metronome(bpm)
     [estimate] = decode_beats(activation(beats, noise=0.0, seed=0)[None], RATE_HZ)
     assert pooled_f1([beats], [estimate]) > 0.95
 
 
 def test_a_tempo_between_two_intervals_needs_the_finer_grid():
-    """120 bpm is 12.5 frames at 25 frames/s and decodes as 60 bpm; interpolated to 50 frames/s it is found."""
+    """At 25 frames/s, 120 bpm is 12.5 frames and decodes as 60 bpm; at 50 frames/s it is found."""
     beats = metronome(120)
     clip = activation(beats, noise=0.0, seed=0)[None]
     assert pooled_f1([beats], decode_beats(clip, RATE_HZ)) < 0.75
@@ -101,7 +101,7 @@ def test_an_encoder_that_is_fine_enough_is_decoded_as_it_is():
 
 
 def test_noise_is_smoothed_by_the_tempo_model():
-    """Under noise that makes picking peaks useless the decoder still finds the pulse."""
+    """The decoder finds the pulse under noise that makes peak picking useless."""
     tempi = np.linspace(62, 170, 24)
     references = [metronome(bpm, offset_s=0.1 + 0.01 * i) for i, bpm in enumerate(tempi)]
     noisy_BT = np.stack([activation(r, noise=0.25, seed=i) for i, r in enumerate(references)])
@@ -112,7 +112,7 @@ def test_noise_is_smoothed_by_the_tempo_model():
 
 
 def test_clips_do_not_influence_each_other():
-    """A batch gives the beats that each clip gives alone."""
+    """The beats of a clip are the same in a batch and alone."""
     batch = np.stack([activation(metronome(b), noise=0.2, seed=int(b)) for b in (70, 111, 163)])
     together = decode_beats(batch, RATE_HZ)
     for clip, beats in zip(batch, together, strict=True):
@@ -120,7 +120,7 @@ def test_clips_do_not_influence_each_other():
 
 
 def test_the_downbeat_range_follows_bars():
-    """With 18-72 bpm the decoder finds bars of 2.4 s, which the beat range of 55-215 bpm cannot hold."""
+    """With 18-72 bpm the decoder finds bars of 2.4 s, which are outside the beat range of 55-215 bpm."""
     bars = metronome(25.0)
     clip = activation(bars, noise=0.05, seed=1)[None]
     assert pooled_f1([bars], decode_beats(clip, RATE_HZ, bpm_range=(18.0, 72.0))) > 0.95

@@ -15,7 +15,7 @@ def clicks(bpm: float, *, seconds: float = 10.0, offset_s: float = 0.2) -> np.nd
 
 
 def logits_of(beats: list[np.ndarray], frames: int = 500) -> np.ndarray:
-    """What a good probe says: high at the frames of the beats, fading over two frames, as its targets do."""
+    """Logits of a good probe: high at the frames of beats, fading over two frames, like its targets."""
     values = np.full((len(beats), frames, 1), -4.0)
     for row, times in enumerate(beats):
         for offset, height in ((0, 3.0), (-1, 0.0), (1, 0.0), (-2, -1.0), (2, -1.0)):
@@ -39,7 +39,7 @@ def targets_of(beats: list[np.ndarray], tracks: list[int], *, on_grid: bool = Fa
 
 @pytest.mark.parametrize("bpm", [60, 75, 100, 120, 150, 200])
 def test_a_metronome_has_mir_evals_f_measure(bpm: float):
-    """Decoded and matched, a metronome of known beats scores what mir_eval's beat F-measure scores, and nearly 1."""
+    """The F1 of a metronome with known beats equals mir_eval's beat F-measure and is nearly 1."""
     beats = clicks(bpm)
     statistics = METRICS["beat_f1"].statistics(logits_of([beats]), targets_of([beats], [0]))
     [estimate] = decode_beats(1 / (1 + np.exp(-logits_of([beats])[:, :, 0])), RATE_HZ)
@@ -49,7 +49,7 @@ def test_a_metronome_has_mir_evals_f_measure(bpm: float):
 
 
 def test_quirk_upstream_pools_counts_and_clean_takes_the_mean_of_tracks():
-    """A long track that is right and a short one that is half wrong: micro F1 is nearer to the long one's."""
+    """With a correct long track and a half-wrong short one, micro F1 is nearer to the long one's."""
     beats = [clicks(120), clicks(100), clicks(150), clicks(75)]
     counts = {
         "matched": np.array([20.0, 20.0, 20.0, 2.0]),
@@ -66,7 +66,7 @@ def test_quirk_upstream_pools_counts_and_clean_takes_the_mean_of_tracks():
 
 
 def test_quirk_events_that_round_beyond_the_last_frame_are_lost_upstream():
-    """A beat at 9.995 s is frame 500 of 0 ... 499: upstream's mask does not hold it; clean looks for it."""
+    """A beat at 9.995 s rounds to frame 500 of 0 ... 499: upstream loses it, clean counts it."""
     beats = np.array([0.5, 9.995])
     for on_grid, expected in ((True, 1.0), (False, 2.0)):
         statistics = METRICS["beat_f1"].statistics(logits_of([beats]), targets_of([beats], [0], on_grid=on_grid))
@@ -74,7 +74,7 @@ def test_quirk_events_that_round_beyond_the_last_frame_are_lost_upstream():
 
 
 def chord_example(seed: int) -> tuple[np.ndarray, Targets]:
-    """Nineteen slices, of which some have few frames that count: three batches of 8, 8 and 3."""
+    """Nineteen slices, some with few counted frames, in three batches of 8, 8 and 3."""
     rng = np.random.default_rng(seed)
     classes_NT = rng.integers(-1, 25, (19, 40))
     classes_NT[:5, 4:] = -1
@@ -83,7 +83,7 @@ def chord_example(seed: int) -> tuple[np.ndarray, Targets]:
 
 
 def test_frame_accuracy_is_the_share_of_all_frames_that_count():
-    """Frames of class -1 are neither right nor wrong."""
+    """Frames of class -1 are neither correct nor wrong."""
     logits, targets = chord_example(0)
     counted = targets.values >= 0
     expected = (logits.argmax(-1) == targets.values)[counted].mean()
@@ -93,7 +93,7 @@ def test_frame_accuracy_is_the_share_of_all_frames_that_count():
 
 
 def test_quirk_upstreams_chord_accuracy_is_a_mean_of_batches():
-    """Accuracy of each batch of 8 slices, weighted by slices and not by frames: another number than the share."""
+    """Batches of 8 slices are weighted by slices, not by frames, so the value differs from the share."""
     logits, targets = chord_example(1)
     statistics = METRICS["frame_accuracy_batches"].statistics(logits, targets)
     right, counted = logits.argmax(-1) == targets.values, targets.values >= 0

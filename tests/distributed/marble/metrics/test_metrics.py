@@ -12,7 +12,7 @@ ITEMS = 60
 
 
 def example(name: str, rng: np.random.Generator) -> tuple[np.ndarray, Targets]:
-    """Logits with ties, and targets of the kind that the metric takes."""
+    """Logits with ties, and targets of the metric's kind."""
     coarse = np.round(rng.standard_normal((ITEMS, 5)), 1)
     if name in ("accuracy", "balanced_accuracy"):
         return coarse, Targets(rng.integers(0, 4, ITEMS), tuple("abcde"))
@@ -47,7 +47,7 @@ def reference(name: str, logits: np.ndarray, targets: Targets, weights: np.ndarr
     "name", ["accuracy", "balanced_accuracy", "roc_auc", "average_precision", "r2", "r2_first", "r2_second"]
 )
 def test_resampled_values_are_scikit_learns_with_sample_weight(name: str):
-    """For every metric, weighting the items gives what scikit-learn gives with `sample_weight`, ties included."""
+    """Every metric agrees with scikit-learn's `sample_weight` for weighted items, ties included."""
     rng = np.random.default_rng(1)
     logits, targets = example(name, rng)
     weights_RN = rng.integers(0, 4, (8, ITEMS)).astype(np.float64)
@@ -73,7 +73,7 @@ def test_key_score_is_the_mean_of_mir_evals():
 
 
 def test_pooled_f1_counts_what_mir_eval_matches_over_all_items():
-    """Matches, estimates and references are added up first: the F1 of the whole, not the mean of F1s."""
+    """Matches, estimates and references are summed first: the F1 of all events, not the mean of F1s."""
     references = [np.array([1.0, 2.0, 3.0]), np.array([]), np.array([0.5])]
     estimates = [np.array([1.05, 2.2]), np.array([4.0]), np.array([0.5])]
     counts = match_counts(references, estimates)
@@ -84,7 +84,7 @@ def test_pooled_f1_counts_what_mir_eval_matches_over_all_items():
 
 
 def test_references_lie_on_the_grid_only_under_the_upstream_protocol():
-    """A reference between two frames is 60 ms from the estimate as it is, and 80 ms away once it is rounded."""
+    """A reference between two frames is 60 ms from the estimate, and 80 ms after rounding to a frame."""
     logits = np.full((1, 250, 1), -9.0)
     logits[0, 10::12, 0] = 9.0
     times = ((np.arange(10, 250, 12) / 25 + 0.061,),)
@@ -107,7 +107,7 @@ def test_arousal_and_valence_have_an_r2_each():
 
 
 def test_a_metric_without_a_defined_class_is_nan():
-    """ROC-AUC of labels that are all alike is no number; it must never pass as 0.5."""
+    """ROC-AUC of equal labels is NaN; it must never be 0.5."""
     targets = Targets(np.ones((4, 2), dtype=np.float32), ("a", "b"))
     statistics = METRICS["roc_auc"].statistics(np.zeros((4, 2)), targets)
     assert np.isnan(METRICS["roc_auc"].exact(statistics))

@@ -11,14 +11,14 @@ def test_items_of_one_unit_are_drawn_together():
 
 
 def test_the_seed_alone_decides():
-    """Equal seeds give equal resamples, other seeds others."""
+    """Equal seeds give equal resamples; different seeds differ."""
     draw = {s: resample_weights(list("abcdef"), resamples=20, seed=s) for s in (0, 1)}
     np.testing.assert_array_equal(draw[0], resample_weights(list("abcdef"), resamples=20, seed=0))
     assert not np.array_equal(draw[0], draw[1])
 
 
 def test_the_interval_covers_a_known_mean_as_often_as_it_says():
-    """Over many samples of 40 independent values, about 95 % of intervals hold the true mean."""
+    """Over many samples of 40 independent values, about 95 % of intervals contain the true mean."""
     rng = np.random.default_rng(3)
     units = [str(i) for i in range(40)]
     weights_RN = resample_weights(units, resamples=400, seed=4)
@@ -31,7 +31,7 @@ def test_the_interval_covers_a_known_mean_as_often_as_it_says():
 
 
 def test_takes_of_one_piece_widen_the_interval():
-    """Four copies of each piece carry no more evidence than one, and the interval knows."""
+    """Four copies of each piece give the interval of one copy: they are no additional evidence."""
     values_U = np.random.default_rng(5).standard_normal(30)
     values_N = np.repeat(values_U, 4)
     widths = []

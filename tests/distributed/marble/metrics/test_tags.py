@@ -10,7 +10,7 @@ EMPTY, FULL = 4, 5  # a class that no item has and one that every item has
 
 
 def example(seed: int) -> tuple[np.ndarray, Targets]:
-    """Logits with ties; class 4 has no positive item, class 5 no negative one."""
+    """Logits with ties; class 4 has no positive items, class 5 no negative ones."""
     rng = np.random.default_rng(seed)
     logits = np.round(rng.standard_normal((ITEMS, CLASSES)), 1)
     values = (logits + rng.standard_normal((ITEMS, CLASSES)) > 0.3).astype(np.float32)
@@ -24,7 +24,7 @@ def value(name: str, logits: np.ndarray, targets: Targets) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_quirk_upstream_counts_classes_without_a_curve_as_zero(seed: int):
-    """ROC-AUC is 0 for a class without positives or without negatives; AP is 0 for the first and 1 for the second.
+    """ROC-AUC is 0 for a class without positives or negatives; AP is 0 without positives and 1 without negatives.
 
     Protocol clean takes the mean over the classes that have a curve.
     """
@@ -39,7 +39,7 @@ def test_quirk_upstream_counts_classes_without_a_curve_as_zero(seed: int):
 
 @pytest.mark.parametrize("average", ["macro", "micro"])
 def test_f1_is_scikit_learns_at_a_probability_of_one_half(average: str):
-    """Weighted items give what scikit-learn gives with `sample_weight`; an empty class counts 0 in the macro mean."""
+    """Weighted items agree with scikit-learn's `sample_weight`; an empty class counts as 0 in the macro mean."""
     logits, targets = example(7)
     name = f"f1_{average}"
     statistics = METRICS[name].statistics(logits, targets)
@@ -57,7 +57,7 @@ def test_f1_is_scikit_learns_at_a_probability_of_one_half(average: str):
 
 @pytest.mark.parametrize("name", ["roc_auc_all", "average_precision_all"])
 def test_drawing_an_item_twice_is_having_it_twice(name: str):
-    """The resampled value is the exact value of the resampled items, also when a class loses its last positive."""
+    """The resampled value is the exact value of the resampled items, even if a class loses its last positive."""
     logits, targets = example(5)
     weights_RN = np.random.default_rng(2).integers(0, 3, (6, ITEMS)).astype(np.float64)
     weights_RN[0, targets.values[:, 0] > 0] = 0

@@ -5,10 +5,9 @@ import torch
 
 from benchmarks.probe_alone import Place, Probe, Slices, outputs_of, train_alone
 from distributed.marble.features.reading import Features
-from distributed.marble.probes.adam import StackedAdam
-from distributed.marble.probes.bank import Bank, Labelled, Training, train_bank
+from distributed.marble.probes.bank import Bank, Labelled, StackedAdam, Training, train_bank
 from distributed.marble.probes.heads import new_heads
-from distributed.marble.tasks.tasks import Fit, Readout
+from distributed.marble.tasks.tasks import ProbeFit, Readout
 
 LAYERS, SLICES, WIDTH = 3, 70, 10
 READOUTS: tuple[Readout, ...] = ("layers", "mean", "weighted", "reduced")
@@ -40,8 +39,8 @@ def logits_of(bank: Bank, data: Labelled) -> torch.Tensor:
     return torch.cat(list(bank.logits(data.features)))
 
 
-def places(fit: Fit) -> list[tuple[tuple[int, int, int], Place]]:
-    """Every probe of a bank: its place [R, S, K] and what it is."""
+def places(fit: ProbeFit) -> list[tuple[tuple[int, int, int], Place]]:
+    """Every probe of a bank: its index [R, S, K] and its description."""
     rows = [("layers", layer) for layer in range(LAYERS)] + [(r, 0) for r in fit.readouts if r != "layers"]
     return [
         ((r, s, k), Place(readout, layer, rate, seed))
@@ -52,7 +51,7 @@ def places(fit: Fit) -> list[tuple[tuple[int, int, int], Place]]:
 
 
 def by_slice(data: Labelled, like: Labelled | None = None) -> Slices:
-    """The same data for a probe in plain torch; `like` is the split whose mean and deviation scale the features."""
+    """The same data for a probe in plain torch; mean and deviation of `like` scale the features."""
     x_LNTD = data.features.values_LNTD
     if like is not None:
         of_LNTD = like.features.values_LNTD.double()
@@ -75,12 +74,12 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "hidden", "protocol", "frames", "accumulate", "rate"), CASES)
 def test_a_bank_trains_each_probe_as_plain_torch_trains_it_alone(kind, hidden, protocol, frames, accumulate, rate):
-    """Every (layer or readout, seed, rate) ends within 1e-5 of the same probe in torch.nn with torch.optim.Adam.
+    """Every (layer or readout, seed, rate) is within 1e-5 of the same probe in torch.nn with torch.optim.Adam.
 
     Dropout, stopping, plateaus, and the gradients of the reference's small batches included: 70 slices in batches of 4,
     four to a step, leave a group of two batches, of which the last has two slices, at the end of each epoch.
     """
-    fit = Fit(
+    fit = ProbeFit(
         hidden=hidden,
         dropout=0.2 if hidden else 0.0,
         readouts=READOUTS,
@@ -106,13 +105,15 @@ def test_a_bank_trains_each_probe_as_plain_torch_trains_it_alone(kind, hidden, p
 
 @pytest.mark.parametrize("in_hardware", [True, False])
 def test_heads_train_under_bf16_autocast_as_upstream(monkeypatch: pytest.MonkeyPatch, in_hardware):
-    """Outputs are bf16 numbers, weights and optimiser stay float32, and torch's own autocast gives the same probes.
+    """Outputs are bf16, weights and optimiser stay float32, and torch's own autocast gives the same probes.
 
     They agree to the precision of bf16: a sum in another order may round to its other neighbour. Where the hardware has
     no bf16, the same roundings are made around float32 products.
     """
     monkeypatch.setattr("distributed.marble.probes.heads._multiplies_bf16", lambda device: in_hardware)
-    fit = Fit(hidden=16, dropout=0.2, readouts=READOUTS, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=8)
+    fit = ProbeFit(
+        hidden=16, dropout=0.2, readouts=READOUTS, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=8
+    )
     train, valid = labelled("multiclass", seed=0), labelled("multiclass", seed=1)
     training = Training(fit=fit, kind="multiclass", outputs=3, protocol="marble", name="t", bf16=True)
     bank = trained(training, train, valid)
@@ -129,9 +130,9 @@ def test_heads_train_under_bf16_autocast_as_upstream(monkeypatch: pytest.MonkeyP
 
 
 def test_passes_change_nothing(monkeypatch: pytest.MonkeyPatch):
-    """A bank that is too large for memory trains a layer or readout at a time and gives the same probes."""
+    """A bank too large for memory trains one layer or readout at a time and gives the same probes."""
     train, valid = labelled("multiclass", seed=0), labelled("multiclass", seed=1)
-    fit = Fit(readouts=READOUTS, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=16)
+    fit = ProbeFit(readouts=READOUTS, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=16)
     training = Training(fit=fit, kind="multiclass", outputs=3, protocol="clean", name="t")
     whole = trained(training, train, valid)
     monkeypatch.setattr("distributed.marble.probes.bank.MAX_NUMBERS", 1)
@@ -146,9 +147,9 @@ def test_passes_change_nothing(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_informative_layer_is_learned():
-    """The one layer that carries the labels scores far better than the others, and the weighted sum turns to it."""
+    """The layer with the labels scores far better than the others, and the weighted sum selects it."""
     train, valid = labelled("multiclass", seed=0), labelled("multiclass", seed=1)
-    fit = Fit(readouts=READOUTS, learning_rates=(3e-2,), seeds=(0,), max_epochs=60, batch_size=16, patience=20)
+    fit = ProbeFit(readouts=READOUTS, learning_rates=(3e-2,), seeds=(0,), max_epochs=60, batch_size=16, patience=20)
     bank = trained(Training(fit=fit, kind="multiclass", outputs=3, protocol="clean", name="t"), train, valid)
     hits_R = (logits_of(bank, valid)[:, 0, 0, :, 0].argmax(-1) == valid.targets).float().mean(-1)
     assert hits_R[1] > hits_R[[0, 2]].max() + 0.1
@@ -157,7 +158,7 @@ def test_the_informative_layer_is_learned():
 
 
 def test_stacked_adam_equals_torchs():
-    """One step rule for all heads is torch's Adam for each, at its own learning rate."""
+    """StackedAdam equals torch's Adam for each head at its own learning rate."""
     g = torch.Generator().manual_seed(0)
     start, rates = torch.randn(4, 5, generator=g), torch.tensor([1e-3, 1e-2, 1e-1, 3e-4])
     gradients = [torch.randn(4, 5, generator=g) for _ in range(7)]
@@ -179,7 +180,7 @@ def test_rounding_float32_products_is_bf16_autocast(monkeypatch: pytest.MonkeyPa
     """Outputs and every gradient equal those of bf16 products to one rounding, 2^-8 of the largest value."""
     g = torch.Generator().manual_seed(0)
     x_LSNTD = torch.randn(LAYERS, 1, SLICES, 1, WIDTH, generator=g)
-    fit = Fit(hidden=hidden, readouts=("layers",), learning_rates=(1e-2,), seeds=(0,))
+    fit = ProbeFit(hidden=hidden, readouts=("layers",), learning_rates=(1e-2,), seeds=(0,))
     results = []
     for in_hardware in (True, False):
         monkeypatch.setattr(

@@ -3,11 +3,11 @@ import torch
 from distributed.marble.features.reading import Features
 from distributed.marble.probes.bank import Labelled, Training, train_bank
 from distributed.marble.probes.draws import Variants
-from distributed.marble.tasks.tasks import Fit
+from distributed.marble.tasks.tasks import ProbeFit
 
 
 def test_each_epoch_hears_one_of_a_slices_channels_and_all_are_equally_likely():
-    """Slice 0 has three rows, slice 1 one, slice 2 a row that stands twice among three: shares 1/3, 1 and 2/3."""
+    """Slice 0 has three rows, slice 1 one, slice 2 a row twice among three: shares 1/3, 1 and 2/3."""
     variants = Variants(torch.tensor([[0, 1, 2], [3, 0, 0], [4, 4, 5]]), torch.tensor([3, 1, 3]))
     straight = torch.arange(3).unsqueeze(0)
     drawn = torch.cat([variants.drawn("t", (7,), epoch, straight) for epoch in range(3000)])
@@ -18,17 +18,17 @@ def test_each_epoch_hears_one_of_a_slices_channels_and_all_are_equally_likely():
 
 
 def test_rows_follow_the_order_of_the_slices():
-    """Whatever order an epoch has, a slice gets one of its own rows."""
+    """In any order of an epoch, a slice gets one of its own rows."""
     variants = Variants(torch.tensor([[0, 1], [2, 3], [4, 5]]), torch.tensor([2, 2, 2]))
     order_SN = torch.tensor([[2, 0, 1], [1, 2, 0]])
     assert torch.equal(variants.drawn("t", (0, 1), 3, order_SN) // 2, order_SN)
 
 
 def test_a_slice_with_one_channel_trains_as_without_a_choice():
-    """Rows that are all alike give the same probes, to the bit."""
+    """Equal rows give the same probes, to the bit."""
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 20, 1, 4, generator=g), torch.randint(0, 3, (20,), generator=g)
-    fit = Fit(hidden=6, dropout=0.2, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=8)
+    fit = ProbeFit(hidden=6, dropout=0.2, learning_rates=(1e-2,), seeds=(0,), max_epochs=3, batch_size=8)
     training = Training(fit=fit, kind="multiclass", outputs=3, protocol="marble", name="t")
     plain = Labelled(Features(x), y, torch.arange(20), y)
     rows = torch.arange(20).unsqueeze(1)

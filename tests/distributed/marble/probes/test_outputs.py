@@ -24,14 +24,14 @@ def test_losses_are_torchs_for_each_head():
 
 
 def test_items_are_the_means_of_their_slices():
-    """Slices of one track average their logits, whatever their order."""
+    """Logits of a track's slices are averaged, in any order of slices."""
     logits = torch.arange(12.0).reshape(1, 6, 1, 2)
     items = pool_items(logits, torch.tensor([0, 1, 0, 2, 2, 2]), 3)
     np.testing.assert_allclose(items[0, :, 0, 0], [2.0, 2.0, 8.0])
 
 
 def test_the_loss_of_frames_leaves_out_those_without_a_class():
-    """Cross entropy over the frames that count, as torch has it with ignore_index; none at all is no loss."""
+    """Cross entropy of counted frames equals torch's with ignore_index; without counted frames the loss is 0."""
     g = torch.Generator().manual_seed(1)
     logits, classes = torch.randn(2, 8, 6, 4, generator=g), torch.randint(-1, 4, (8, 6), generator=g)
     theirs = [torch.nn.functional.cross_entropy(x.flatten(0, 1), classes.flatten(), ignore_index=-1) for x in logits]
@@ -40,7 +40,7 @@ def test_the_loss_of_frames_leaves_out_those_without_a_class():
 
 
 def test_quirk_upstream_averages_logits_in_bf16():
-    """256 and 257 are one number in bf16: the slices' mean ties two classes that clean tells apart."""
+    """256 and 257 are equal in bf16: the slices' mean ties two classes that clean separates."""
     logits = torch.tensor([[256.0, 257.0], [256.0, 257.0]]).reshape(1, 2, 1, 2)
     both = torch.tensor([0, 0])
     marble = item_outputs(ROWS["GS"].under("marble"), logits, both, 1)
@@ -50,7 +50,7 @@ def test_quirk_upstream_averages_logits_in_bf16():
 
 
 def test_quirk_upstream_rounds_the_probabilities_of_tags_to_bf16():
-    """Logits 7 and 8 have probabilities .9991 and .9997, which bf16 calls 1: ties that clean does not have."""
+    """Logits 7 and 8 have probabilities .9991 and .9997, both 1 in bf16: a tie that clean does not have."""
     logits = torch.tensor([[7.0, 8.0, -6.0, 0.0]]).reshape(1, 1, 1, 4)
     one = torch.tensor([0])
     marble = item_outputs(ROWS["MTT"].under("marble"), logits, one, 1).flatten()
@@ -62,7 +62,7 @@ def test_quirk_upstream_rounds_the_probabilities_of_tags_to_bf16():
 
 
 def test_genres_are_averaged_as_probabilities():
-    """Softmax first, then the mean of a file's slices: one sure slice does not outvote two that are less sure."""
+    """Softmax precedes the mean of slices: one confident slice does not outvote two less confident ones."""
     logits = torch.tensor([[9.0, 0.0], [0.0, 1.5], [0.0, 1.5]]).reshape(1, 3, 1, 2)
     items = torch.tensor([0, 0, 0])
     for protocol in ("marble", "clean"):
@@ -72,7 +72,7 @@ def test_genres_are_averaged_as_probabilities():
 
 
 def test_predictions_of_emotion_are_averaged_in_float32():
-    """Upstream casts before it averages: 256 and 257 are 256.5, which bf16 does not have."""
+    """Upstream casts before averaging: the mean of 256 and 257 is 256.5, which bf16 cannot represent."""
     predictions = torch.tensor([[256.0, 1.0], [257.0, 1.0]]).reshape(1, 2, 1, 2)
     for protocol in ("marble", "clean"):
         mean = item_outputs(ROWS["EMO"].under(protocol), predictions, torch.tensor([0, 0]), 1)

@@ -6,7 +6,7 @@ import torch
 
 from distributed.marble.probes.stopping import StoppingRule
 from distributed.marble.tasks.marble_tasks import MARBLE_TASKS
-from distributed.marble.tasks.tasks import Fit
+from distributed.marble.tasks.tasks import ProbeFit
 
 CURVE = [0.1, 0.5, 0.4, 0.3, 0.2, 0.9]
 
@@ -15,7 +15,7 @@ def test_clean_keeps_the_best_epoch_and_marble_the_last_before_the_stop():
     """With patience 3 both stop after epoch 4; clean keeps epoch 1, marble keeps epoch 4, as MARBLE v2 does."""
     kept = {}
     for protocol in ("clean", "marble"):
-        rule = StoppingRule((1,), fit=Fit(learning_rates=(1e-3,), patience=3), protocol=protocol)
+        rule = StoppingRule((1,), fit=ProbeFit(learning_rates=(1e-3,), patience=3), protocol=protocol)
         for epoch, value in enumerate(CURVE):
             rule.update(epoch, np.array([value]))
         assert not rule.running[0]
@@ -24,8 +24,8 @@ def test_clean_keeps_the_best_epoch_and_marble_the_last_before_the_stop():
 
 
 def test_heads_stop_independently():
-    """A head that stopped keeps its epoch while its neighbour goes on."""
-    rule = StoppingRule((2,), fit=Fit(learning_rates=(1e-3, 1e-2), patience=2), protocol="clean")
+    """A stopped head keeps its epoch while another continues."""
+    rule = StoppingRule((2,), fit=ProbeFit(learning_rates=(1e-3, 1e-2), patience=2), protocol="clean")
     for epoch in range(6):
         rule.update(epoch, np.array([-epoch, epoch], dtype=np.float64))
     np.testing.assert_array_equal(rule.kept_epoch, [0, 5])
@@ -33,8 +33,8 @@ def test_heads_stop_independently():
 
 
 def test_a_monitor_that_is_not_finite_stops_its_head():
-    """A diverged probe stops instead of being waited for."""
-    rule = StoppingRule((1,), fit=Fit(learning_rates=(1e-3,), patience=9), protocol="clean")
+    """A diverged probe stops at once, before its patience ends."""
+    rule = StoppingRule((1,), fit=ProbeFit(learning_rates=(1e-3,), patience=9), protocol="clean")
     rule.update(0, np.array([np.nan]))
     assert not rule.running[0]
 
@@ -75,9 +75,9 @@ EARLY_STOPS = {
 
 @pytest.mark.parametrize("name", EARLY_STOPS)
 def test_item_early_stopping_is_lightnings(name: str):
-    """Traces by hand of EarlyStopping(mode="max", min_delta=0, check_finite=True), and its last epoch is tested."""
+    """Hand-made traces match EarlyStopping(mode="max", min_delta=0, check_finite=True); the last epoch is kept."""
     values, patience, last, kept = EARLY_STOPS[name]
-    rule = StoppingRule((1,), fit=Fit(learning_rates=(1e-3,), patience=patience), protocol="marble")
+    rule = StoppingRule((1,), fit=ProbeFit(learning_rates=(1e-3,), patience=patience), protocol="marble")
     ended = []
     for epoch, value in enumerate(values):
         rule.update(epoch, np.array([value]))
@@ -88,7 +88,7 @@ def test_item_early_stopping_is_lightnings(name: str):
 
 @pytest.mark.parametrize("task", MARBLE_TASKS, ids=lambda t: t.name)
 def test_item_early_stop_of_each_config(task):
-    """With a monitor that only falls, a row trains 1 + patience epochs, however its plateaus lower the rate."""
+    """With a falling monitor a row trains 1 + patience epochs, even if plateaus lower the rate."""
     fit = task.under("marble").fit
     rule = StoppingRule((1,), fit=fit, protocol="marble")
     for epoch in range(fit.max_epochs):

@@ -22,7 +22,7 @@ def directions(rng: np.random.Generator, count: int, width: int = 6) -> np.ndarr
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(5, 40))
 def test_knn_is_scikit_learns(seed: int, items: int):
-    """For every number of neighbours, shares are those of its classifier with the same weights."""
+    """For every number of neighbours, shares equal those of scikit-learn's classifier with the same weights."""
     rng = np.random.default_rng(seed)
     train_ND, asked_ND = directions(rng, items), directions(rng, 7)
     classes_N = np.arange(items) % 3
@@ -40,7 +40,7 @@ def test_numbers_of_neighbours_fit_the_training_split():
 
 
 def test_tags_are_shares_of_neighbours():
-    """Two tags may both be likely: rows do not add up to one."""
+    """Two tags can both be likely: rows do not sum to one."""
     train_ND = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     labels_NC = np.array([[1, 1], [1, 0], [0, 0]])
     nearest, three = knn_scores(train_ND, labels_NC, np.array([[1.0, 0.0]]))
@@ -49,7 +49,7 @@ def test_tags_are_shares_of_neighbours():
 
 
 def test_each_class_gives_as_many_items_as_asked():
-    """Every class of the training split is drawn, the small one whole, the same for equal keys and not for others."""
+    """Draws include every training class, all of a small one, and depend on the key alone."""
     classes_N = np.repeat([0, 2, 3], [30, 30, 2])
     drawn = draw_shots(classes_N, shots=5, key=(0, "task", 1))
     assert np.bincount(classes_N[drawn]).tolist() == [5, 0, 5, 2]
@@ -69,7 +69,7 @@ def test_class_means_point_to_their_class():
 
 
 def test_intervals_hold_the_spread_of_draws():
-    """Draws that differ widen the interval of their mean; draws that agree leave that of the test split."""
+    """Different draws widen the interval of their mean; equal draws keep that of the test split."""
     alike, apart = np.full((20, 2000), 0.5), np.repeat(np.linspace(0, 1, 20), 2000).reshape(20, 2000)
     assert resampled_mean(alike, seed=0) == pytest.approx(np.full(2000, 0.5))
     drawn = resampled_mean(apart, seed=0)

@@ -34,7 +34,7 @@ def out(takes: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_each_kind_of_task_gets_the_checks_that_apply(out: Path):
-    """Classes: all; tags: kNN and spectra; regression: spectra; frames: nothing. Nothing is trained."""
+    """Classes get all checks, tags kNN and spectra, regression spectra, frames none; nothing is trained."""
     rows = read_rows(out / QUICK)
     checks = {
         t: sorted({(r["check"], r.get("shots", 0)) for r in rows if r["task"] == t}) for t in {r["task"] for r in rows}
@@ -50,7 +50,7 @@ def test_each_kind_of_task_gets_the_checks_that_apply(out: Path):
 
 
 def test_rows_say_what_was_chosen_and_on_what(out: Path):
-    """An interval around the value, the layer with the best validation score, k within the training split."""
+    """Each row has an interval around its value, the best layer on validation, and a possible k."""
     for row in read_rows(out / QUICK):
         if row["check"] == "spectrum":
             continue
@@ -82,7 +82,7 @@ def test_spectra_are_of_every_layer(out: Path):
 
 
 def test_rows_stay_until_they_are_measured_anew(out: Path, takes: Path):
-    """Another encoder adds its rows, the same one replaces its own; the table has a line for each."""
+    """Another encoder adds rows, the same one replaces its own; the table has a line for each."""
     before = read_rows(out / QUICK)
     evaluate("--quick", "--encoders", "log_mel", "--tasks", "collection", "--data", takes, "--out", out)
     evaluate("--quick", "--encoders", "chroma", "--tasks", "key", "--data", takes, "--out", out, "--resamples", 200)
@@ -96,5 +96,5 @@ def test_rows_stay_until_they_are_measured_anew(out: Path, takes: Path):
 
 
 def test_frame_tasks_alone_are_refused(takes: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="--quick compares whole clips, and all of these tasks speak about frames"):
+    with pytest.raises(UserError, match="--quick compares whole clips, but all of these tasks label frames"):
         evaluate("--quick", "--encoders", "log_mel", "--tasks", "beats", "--data", takes, "--out", tmp_path)

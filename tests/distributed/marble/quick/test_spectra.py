@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from distributed.marble.datasets.corpus import Slice, Track
+from distributed.marble.datasets.corpus import LabelledTrack, Slice
 from distributed.marble.datasets.targets import Split
 from distributed.marble.quick.spectra import MAX_ROWS, groups_of, lidar_of, rank_of
 from pupujepa.training.diagnostics import effective_rank, lidar
 
 
 def split(slices: dict[str, int], groups: dict[str, str] | None = None) -> Split:
-    """Tracks with so many slices each."""
-    tracks = tuple(Track(u, Path(u), "train", (groups or {}).get(u, u), 10.0, {}) for u in slices)
+    """Tracks with the given numbers of slices."""
+    tracks = tuple(LabelledTrack(u, Path(u), "train", (groups or {}).get(u, u), 10.0, {}) for u in slices)
     names = tuple(Slice(u, i) for u, count in slices.items() for i in range(count))
     return Split(tracks, names, np.arange(len(names)), tuple(s.uid for s in names), 0, 0)
 
 
 def test_groups_are_tracks_of_several_slices():
-    """As many slices of each as keeps most: three of two tracks are six, two of three would be six, four are less."""
+    """The group size keeps most slices: three of two tracks are six, two of three also six, four fewer."""
     found = groups_of(split({"a": 4, "b": 3, "c": 1, "d": 3}))
     assert found is not None and found.kind == "tracks"
     assert found.rows_GQ.tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]

@@ -6,7 +6,7 @@ def row(encoder: str, layers: list, profile: list[float]) -> dict:
 
 
 def test_the_best_layer_is_marked_and_readouts_of_all_layers_are_dashed():
-    """Two lines over the layers, a dot at the best of each, and the readouts that one of them was probed with."""
+    """A chart has two lines over the layers, a dot at the best of each, and one encoder's readouts."""
     rows = [
         row("runs/base", [0, 6, 12, "mean", "reduced"], [0.5, 0.7, 0.6, 0.65, 0.72]),
         row("random_init", [0, 6, 12], [0.4, 0.3, float("nan")]),
@@ -19,7 +19,7 @@ def test_the_best_layer_is_marked_and_readouts_of_all_layers_are_dashed():
 
 
 def test_encoders_have_colours_of_their_own():
-    """Baselines keep theirs on every page; others take what is left, in the order of the rows."""
+    """Baselines have fixed colours on every page; others take the remaining ones, in order of rows."""
     names = ("runs/base", "random_init", "mert", "muq")
     [chart] = layer_profiles([row(name, [0, 1], [0.5, 0.6]) for name in names])
     assert [tone for tone, _, _ in chart.legend] == ["tone-1", "tone-5", "tone-4", "tone-6"]

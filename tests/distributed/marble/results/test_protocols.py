@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from distributed.drawing.tables import to_markdown
-from distributed.marble.results.protocols import comparison, differences
+from distributed.marble.results.protocols import comparison, protocol_differences
 from distributed.marble.tasks.marble_tasks import ALL_TASKS, choose_tasks
 
 
@@ -21,8 +21,8 @@ def row(task: str, protocol: str, value: float, metric: str, items: int = 10) ->
 
 @pytest.mark.parametrize("task", ALL_TASKS, ids=lambda t: t.name)
 def test_every_field_in_which_a_rows_protocols_differ_is_told(task):
-    """As many things are told as `clean` changes, and the training, in which all differ."""
-    told = differences(task)
+    """The text lists every change of `clean`, and the training, which always differs."""
+    told = protocol_differences(task)
     assert told[0].startswith("weights and monitors: the last epoch's weights")
     assert any("learning rates" in t for t in told) == ("fit" in task.clean)
     assert any("metric" in t for t in told) == ("metric" in task.clean)
@@ -31,14 +31,14 @@ def test_every_field_in_which_a_rows_protocols_differ_is_told(task):
 
 
 def test_key_of_hooktheory_names_its_own_quirks():
-    told = differences(choose_tasks(["HookTheoryKey"])[0])
+    told = protocol_differences(choose_tasks(["HookTheoryKey"])[0])
     assert "an item is: recording / file" in told
     assert "tracks too short for a slice: dropped / kept, padded" in told
     assert "averaged over slices: logits_bf16 / logits" in told
 
 
 def test_both_values_stand_side_by_side():
-    """A task that was measured under both protocols has one line with both numbers, and its differences in words."""
+    """A task measured under both protocols has one line with both numbers, and its differences in words."""
     rows = [
         row("MTT", "marble", 0.8, "roc_auc_all"),
         row("MTT", "clean", 0.9, "roc_auc"),
@@ -56,7 +56,7 @@ def test_both_values_stand_side_by_side():
 
 
 def test_every_item_of_the_manual_names_its_tests():
-    """Each line of docs/marble.md that tells protocols apart ends with tests, and all of them exist."""
+    """Each line of docs/marble.md about a difference of protocols ends with existing tests."""
     here = Path(__file__).parents[1]
     defined = {
         name for path in here.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)

@@ -9,7 +9,7 @@ MODELS = {m.name: m for m in published_models()}
 
 
 def test_published_numbers_are_those_of_the_sources():
-    """Samples of both sources, as printed; what a source does not have is absent and not zero."""
+    """Samples of both sources are as printed; missing values are absent, not zero."""
     assert MODELS["PupuJEPA-Large"].scores["gtzan_genre_acc"] == "86.9"
     assert MODELS["MERT-Base"].scores["hooktheory_key_refined"] == "73.4"
     assert MODELS["MERT-v2-30s"].scores["chords1217_acc"] == "78.48"
@@ -19,7 +19,7 @@ def test_published_numbers_are_those_of_the_sources():
 
 
 def test_every_published_score_has_a_column_and_every_column_a_metric():
-    """No number is left out of the leaderboard, and each column is a metric that its task has in both protocols."""
+    """The leaderboard has every published number, and each column a metric of its task in both protocols."""
     assert {c.published for c in MARBLE_COLUMNS} == {name for m in MODELS.values() for name in m.scores}
     tasks = {t.name: t for t in MARBLE_TASKS}
     assert {c.task for c in MARBLE_COLUMNS} == set(tasks)
@@ -45,7 +45,7 @@ def test_offline_tasks_have_no_published_column():
     ],
 )
 def test_what_does_not_compare_says_why(changes: dict, reason: str | None):
-    """Protocol, data and head must be those of the published table; everything else is not known to differ."""
+    """Protocol, data or head that differ from the published table are caveats."""
     row = {
         "task": "MTGMood",
         "protocol": "marble",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distributed.drawing.tables import ABSENT, to_markdown, to_page
-from distributed.marble.probes.probing import Choice, Outcome
+from distributed.marble.probes.probing import Choice, ProbeOutcome
 from distributed.marble.results.results import (
     Provenance,
     Resamples,
@@ -22,8 +22,8 @@ COLLECTION = next(t for t in TASKS if t.name == "collection")
 UNITS = tuple(f"piece{i // 2}" for i in range(80))
 
 
-def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
-    """A classifier that is right on a share of 80 items, two seeds."""
+def outcome(encoder: str, accuracy: float, *, seed: int) -> ProbeOutcome:
+    """A classifier with a share of 80 items correct, for two seeds."""
     rng = np.random.default_rng(seed)
     target = rng.integers(0, 3, 80)
     statistics = []
@@ -31,7 +31,7 @@ def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
         predicted = np.where(rng.permutation(80) < round(80 * accuracy), target, (target + 1) % 3)
         statistics.append({"predicted": predicted, "target": target})
     both = tuple(statistics)
-    return Outcome(
+    return ProbeOutcome(
         task="collection",
         encoder=encoder,
         choice=Choice(1, 2, 0.7, (0.5, 0.7), (3, 5), 9),
@@ -45,7 +45,7 @@ def outcome(encoder: str, accuracy: float, *, seed: int) -> Outcome:
     )
 
 
-def made(*outcomes: Outcome, corpus: str = "c1", protocol: str = "clean") -> tuple[list[Row], Resamples]:
+def made(*outcomes: ProbeOutcome, corpus: str = "c1", protocol: str = "clean") -> tuple[list[Row], Resamples]:
     provenance = {
         o.encoder: Provenance(("first", "last"), (0, 4), {"checkpoint": o.encoder, "corpus": corpus, "features": "f"})
         for o in outcomes
@@ -60,12 +60,12 @@ def made(*outcomes: Outcome, corpus: str = "c1", protocol: str = "clean") -> tup
     )
 
 
-def rows_of(*outcomes: Outcome) -> list[Row]:
+def rows_of(*outcomes: ProbeOutcome) -> list[Row]:
     return made(*outcomes)[0]
 
 
 def test_a_row_says_what_was_measured_and_how():
-    """Value, interval, layer by its number in the encoder, rate, seeds, selection and extra metrics are there."""
+    """A row has value, interval, layer number in the encoder, rate, seeds, selection and extra metrics."""
     [row] = rows_of(outcome("mine", 0.8, seed=0))
     assert row["value"] == pytest.approx(0.8)
     assert row["interval"][0] < 0.8 < row["interval"][1]
@@ -83,7 +83,7 @@ def test_a_row_says_what_was_measured_and_how():
 
 
 def test_differences_are_paired_over_the_same_pieces():
-    """The difference of an encoder to one that errs on the same items has a narrower interval than either value."""
+    """The difference of two encoders with the same errors has a narrower interval than either value."""
     base = outcome("random_init", 0.6, seed=0)
     better = []
     for statistics in base.statistics["accuracy"]:
@@ -91,7 +91,9 @@ def test_differences_are_paired_over_the_same_pieces():
         predicted = statistics["predicted"].copy()
         predicted[wrong] = statistics["target"][wrong]
         better.append({"predicted": predicted, "target": statistics["target"]})
-    mine = Outcome(**{**vars(base), "encoder": "mine", "statistics": dict.fromkeys(base.statistics, tuple(better))})
+    mine = ProbeOutcome(
+        **{**vars(base), "encoder": "mine", "statistics": dict.fromkeys(base.statistics, tuple(better))}
+    )
     row = rows_of(base, mine)[1]
     difference = row["difference_to"]["random_init"]
     assert difference["value"] == pytest.approx(0.1)
@@ -101,7 +103,7 @@ def test_differences_are_paired_over_the_same_pieces():
 
 
 def test_results_of_other_protocols_stay_and_old_ones_are_replaced(tmp_path: Path):
-    """Evaluating again replaces equal rows; another protocol is added; another corpus starts afresh."""
+    """A second evaluation replaces equal rows and adds another protocol; another corpus drops old rows."""
     write_results(tmp_path, *made(outcome("mine", 0.5, seed=0)))
     write_results(tmp_path, *made(outcome("mine", 0.8, seed=0)))
     rows = write_results(tmp_path, *made(outcome("mine", 0.6, seed=0), protocol="marble"))
@@ -115,7 +117,7 @@ def test_results_of_other_protocols_stay_and_old_ones_are_replaced(tmp_path: Pat
 
 
 def test_resampled_values_lie_beside_the_rows(tmp_path: Path):
-    """The interval of every metric of a row follows from what is stored for it, in the order that the row gives."""
+    """Stored resamples give the interval of every metric of a row, in the row's order."""
     [row] = write_results(tmp_path, *made(outcome("mine", 0.8, seed=0)))
     values_MR = read_resamples(tmp_path)[row["bootstrap"]["values"]]
     assert row["bootstrap"]["metrics"] == ["accuracy", "balanced_accuracy"]
@@ -127,7 +129,7 @@ def test_resampled_values_lie_beside_the_rows(tmp_path: Path):
 
 
 def test_tables_show_value_interval_and_protocol():
-    """Markdown and HTML hold the same numbers; the best is bold; what was not measured is a dash; names are escaped."""
+    """Markdown and HTML have the same numbers, the best in bold, dashes for gaps, and escaped names."""
     rows = rows_of(outcome("mine<b>", 0.8, seed=0), outcome("random_init", 0.6, seed=1))
     rows.append(rows[1] | {"task": "key", "metric": "key_weighted"})
     tables = result_tables(rows)
@@ -143,7 +145,7 @@ def test_tables_show_value_interval_and_protocol():
 
 
 def test_both_protocols_and_what_differs_are_on_the_page(tmp_path: Path):
-    """results.html, like results.md, shows both values of a task and says in words what each protocol does."""
+    """results.html and results.md show both values of a task and describe the differences in words."""
     write_results(tmp_path, *made(outcome("mine", 0.8, seed=0)))
     assert "What differs between" not in (tmp_path / "results.html").read_text()
     write_results(tmp_path, *made(outcome("mine", 0.6, seed=0), protocol="marble"))

@@ -32,12 +32,12 @@ def segments(*parts: tuple[float, float, str]) -> list[ChordSegment]:
     ],
 )
 def test_chords_become_25_classes_by_the_triad_in_them(label: str, expected: int):
-    """Major 0-11, minor 12-23, N 24; a chord with neither triad or with both is -1, and counts nowhere."""
+    """Major is 0-11, minor 12-23, N 24; a chord with neither triad or with both is -1, which is ignored."""
     assert majmin_class(label) == expected
 
 
 def test_triads_are_those_of_mir_eval():
-    """Of every quality that mir_eval's major-minor comparison judges, the class is the one that it equals."""
+    """The class of every quality agrees with mir_eval's major-minor comparison, where that is defined."""
     judged = 0
     for quality in mir_eval.chord.QUALITIES:
         label = f"D:{quality}" if quality else "D"
@@ -54,7 +54,7 @@ def test_a_label_outside_hartes_syntax_is_named():
 
 
 def test_quirk_no_chord_inside_a_slice_is_the_chord_before_it():
-    """Upstream: N is replaced by the chord before it unless the slice begins with it. Clean: N is N."""
+    """Upstream replaces N by the chord before it, except at the start of a slice; clean keeps N."""
     annotated = segments((0, 1, "N"), (1, 2, "C"), (2, 3, "N"), (3, 4, "F"))
     rule = {"start_s": 0.0, "frames": 4, "frame_rate_hz": 1.0}
     assert upstream_frames(annotated, **rule).tolist() == [N, C, C, F]
@@ -62,13 +62,13 @@ def test_quirk_no_chord_inside_a_slice_is_the_chord_before_it():
 
 
 def test_quirk_of_two_silences_the_second_stays():
-    """Upstream looks one annotated segment back: after C, N, N the second N follows an N and stays one."""
+    """Upstream looks back one annotated segment: in C, N, N the second N follows an N and stays N."""
     annotated = segments((0, 1, "C"), (1, 2, "N"), (2, 3, "N"))
     assert upstream_frames(annotated, start_s=0.0, frames=3, frame_rate_hz=1.0).tolist() == [C, C, N]
 
 
 def test_quirk_ends_of_segments_are_ignored():
-    """Upstream: a chord lasts until the next begins, into padding and across slices. Clean: gaps count nowhere."""
+    """Upstream: a chord lasts until the next one, into padding and across slices. Clean ignores gaps."""
     annotated = segments((0, 1, "C"), (3, 4, "F"))
     rule = {"frames": 3, "frame_rate_hz": 1.0}
     assert upstream_frames(annotated, start_s=0.0, **rule).tolist() == [C, C, C]
@@ -88,14 +88,14 @@ def test_quirk_before_the_first_chord_there_is_no_chord():
 
 
 def test_quirk_unknown_chords_are_silence():
-    """Upstream: X has no root and is N. Clean: X says that nobody knows, and counts nowhere."""
+    """Upstream: X has no root and is N. Clean: X is unknown and ignored."""
     rule = {"start_s": 0.0, "frames": 2, "frame_rate_hz": 1.0}
     assert upstream_frames(segments((0, 2, "X")), **rule).tolist() == [N, N]
     assert exact_frames(segments((0, 2, "X")), **rule).tolist() == [-1, -1]
 
 
 def test_a_chord_begins_with_the_first_frame_at_or_after_it():
-    """At 25 frames/s a chord that begins at 0.1 s is heard from frame 3 (0.12 s) on, in both rules."""
+    """At 25 frames/s a chord that begins at 0.1 s starts at frame 3 (0.12 s) under both rules."""
     annotated = segments((0, 0.1, "C"), (0.1, 1, "F"))
     for rule in (upstream_frames, exact_frames):
         classes = rule(annotated, start_s=0.0, frames=5, frame_rate_hz=25.0)

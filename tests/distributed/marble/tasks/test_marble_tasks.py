@@ -1,4 +1,4 @@
-"""The rows of MARBLE's tasks, against the table of its configs."""
+"""Rows of MARBLE's tasks against the table of its configs."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_protocol_marble_has_the_configs_numbers(name: str):
 
 @pytest.mark.parametrize("task", MARBLE_TASKS, ids=lambda t: t.name)
 def test_both_protocols_of_a_row_are_whole(task):
-    """Metrics exist, frames go with frame tasks, the protocols share slicing, head and labels, and differ as told."""
+    """Metrics exist, only frame tasks have frames, and protocols share slicing, head and labels."""
     marble, clean = task.under("marble"), task.under("clean")
     for row in (marble, clean):
         assert {row.metric, row.selection, *row.extra_metrics} <= set(METRICS)

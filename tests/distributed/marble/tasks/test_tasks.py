@@ -6,7 +6,7 @@ from pupujepa.errors import UserError
 
 
 def test_the_five_offline_rows_are_there_and_consistent():
-    """Every row names metrics that exist, has frames exactly when it is a frame task, and one transform an output."""
+    """Metrics of every row exist, exactly the frame tasks have frames, and each output has one transform."""
     assert [t.name for t in TASKS] == ["key", "beats", "instruments", "tempo", "collection"]
     for task in TASKS:
         assert {task.metric, task.selection, *task.extra_metrics} <= set(METRICS)

@@ -15,7 +15,7 @@ SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
 def test_its_last_layer_comes_in_frames_of_40_ms(tmp_path: Path):
-    """16 kHz in; 25 frames a second out, also beyond the ten seconds that it was trained on; one layer."""
+    """Audio at 16 kHz gives 25 frames a second of one layer, even beyond the training length of 10 s."""
     torch.manual_seed(0)
     model = Dasheng(**SMALL).eval()
     torch.save({"model": model.state_dict(), "config": SMALL}, tmp_path / "small.pt")

@@ -1,4 +1,4 @@
-"""MERT's adapter on small HuBERTs saved as MERT is published: its config, its older names of weight norm."""
+"""MERT's adapter on small HuBERTs in MERT's published format: its config and older names of weight norm."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def audio(seconds: float) -> torch.Tensor:
 
 
 def publish(folder: Path, *, stable: bool = False, without: str = "", **options: object) -> HubertModel:
-    """Writes a small model as MERT's repositories have theirs, and returns it."""
+    """Writes a small model in the format of MERT's repositories, and returns it."""
     torch.manual_seed(0)
     config = HubertConfig(
         hidden_size=16,
@@ -48,7 +48,7 @@ def publish(folder: Path, *, stable: bool = False, without: str = "", **options:
 
 @pytest.mark.parametrize("stable", [False, True], ids=["95M's order of norms", "330M's order of norms"])
 def test_states_are_what_enters_the_transformer_and_each_layer(tmp_path: Path, stable: bool):
-    """13 states for 12 layers, here 4 for 3, at 75 Hz: 749 frames in ten seconds; the last is the model's result."""
+    """There is one state more than layers, at 75 Hz (749 frames in ten seconds); the last is the output."""
     model = publish(tmp_path / "MERT-v1-small", stable=stable)
     encoder = open_encoder(str(tmp_path / "MERT-v1-small"), FP32)
     entering: list[torch.Tensor] = []
@@ -69,7 +69,7 @@ def test_states_are_what_enters_the_transformer_and_each_layer(tmp_path: Path, s
 
 
 def test_input_is_normalised_as_its_feature_extractor_does():
-    """Zero mean and unit variance of a slice, its zero padding included."""
+    """A slice gets zero mean and unit variance, its zero padding included."""
     slices = audio(1)
     slices[:, SAMPLE_RATE_HZ // 2 :] = 0
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE_HZ, do_normalize=True)
@@ -78,7 +78,7 @@ def test_input_is_normalised_as_its_feature_extractor_does():
 
 
 def test_weights_tell_digests_apart(tmp_path: Path):
-    """Equal weights have one digest, others another; so has another precision."""
+    """The digest depends on the weights and the precision."""
     publish(tmp_path / "a")
     publish(tmp_path / "b")
     publish(tmp_path / "c", stable=True)
@@ -88,7 +88,7 @@ def test_weights_tell_digests_apart(tmp_path: Path):
 
 
 def test_what_hubert_cannot_run_is_refused(tmp_path: Path):
-    """A constant-Q branch, a weight that is missing, a folder that is none."""
+    """A constant-Q branch, a missing weight and a missing folder are refused."""
     publish(tmp_path / "cqt", feature_extractor_cqt=True)
     with pytest.raises(UserError, match=r"is not HuBERT with MERT's weights .*feature_extractor_cqt"):
         open_encoder(str(tmp_path / "cqt"), FP32)

@@ -20,7 +20,7 @@ HOP_SAMPLES = 960
 
 
 class MuQ(nn.Module):
-    """As muq.MuQ, with layers that only scale."""
+    """Stand-in for muq.MuQ with layers that only scale."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ def test_states_are_what_enters_the_conformer_and_each_layer(monkeypatch: pytest
 
 def test_a_transformers_that_it_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch):
     install(monkeypatch, transformers="5.23.0")
-    with pytest.raises(UserError, match=r"transformers 5.23.0 no longer knows.*'transformers>=4.48,<5'"):
+    with pytest.raises(UserError, match=r"transformers 5.23.0 no longer supports.*'transformers>=4.48,<5'"):
         muq.open_encoder("", FP32)
 
 

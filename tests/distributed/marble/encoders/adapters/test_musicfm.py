@@ -79,6 +79,6 @@ def test_a_checkout_that_lacks_files_says_which(checkout: Path):
 
 
 def test_a_checkout_of_another_name_is_refused(checkout: Path):
-    """Its modules import each other below that name."""
+    """A clone of another name is refused: its modules import each other by that name."""
     with pytest.raises(UserError, match="missing: nothing, but it has another name"):
         open_encoder(str(checkout.rename(checkout.parent / "MusicFM-main")), FP32)
