@@ -1,4 +1,4 @@
-"""Front door of the sweeps room: ablations as data, trials as ordinary runs, differences with intervals.
+"""Front door of the sweeps room: ablations as data, trials as ordinary runs, intervals.
 
 python -m sweeps run sweeps/ablations/quick.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
 python -m sweeps run sweeps/ablations/quick.yaml ... --resume        resumes a sweep that was stopped

@@ -1,4 +1,4 @@
-"""The table and the page of a sweep: the effect of each change on each task, with intervals, and its cost.
+"""The table and the page of a sweep: the effect of each change on each task, and its cost.
 
   python -m sweeps report runs/sweep          writes sweep.jsonl, sweep.md, sweep.tex and sweep.html into runs/sweep
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_report(out: Path) -> str:
-    """Writes sweep.jsonl, sweep.md, sweep.tex and sweep.html into a sweep directory and returns the Markdown.
+    """Writes sweep.jsonl, .md, .tex and .html into a sweep directory and returns the Markdown.
 
     Raises:
         UserError: there is no sweep.

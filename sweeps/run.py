@@ -184,7 +184,7 @@ def sweep_summary(plan: Plan, out: Path) -> str:
 
 
 def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
-    """Runs the driver under a leash until it ends, or ends it on SIGINT and SIGTERM; returns the exit code.
+    """Runs the driver under a leash, and ends it on SIGINT and SIGTERM; returns the exit code.
 
     Args:
         head: the address at which the other nodes join this Ray; None for a sweep of one node.

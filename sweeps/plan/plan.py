@@ -239,7 +239,7 @@ def read_plan(out: Path) -> Plan:
 
 
 def fill_plan(template: Sequence[str], values: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns the argv of a template: replaces `{name}` inside words, and a whole word `{list}` by its items."""
+    """Returns the argv of a template: replaces `{name}` inside words, and a word `{list}` by its items."""
     argv: list[str] = []
     for word in template:
         if word.strip("{}") in lists and word.startswith("{"):

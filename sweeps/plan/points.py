@@ -1,4 +1,4 @@
-"""Trials from axes: one axis at a time, the whole grid, or random draws; pure functions of the sweep file.
+"""Trials from axes: one axis at a time, the whole grid, or random draws; pure functions.
 
 A point is at most one setting of each axis. An axis with a condition (`when`) exists only beside the values that it
 names. One at a time, its values come with them; in a grid and in draws, points without them leave it out.
@@ -96,7 +96,7 @@ def settings(sweep: SweepConfig) -> dict[str, tuple[Setting, ...]]:
 
 
 def expand(sweep: SweepConfig, *, shared: Sequence[str] = ()) -> list[Trial]:
-    """Returns the trials of a sweep: for each seed the base, then the points of the plan; a search has only the base.
+    """Returns the trials of a sweep: for each seed the base, then the points of the plan, if any.
 
     Args:
         shared: overrides of all trials, after the base's and before the axes', which have priority.
@@ -150,7 +150,7 @@ def drawn(sweep: SweepConfig) -> list[Point]:
 
 
 def draw_point(sweep: SweepConfig, choose: Callable[[str, AxisConfig], Setting | float]) -> Point:
-    """Returns the point of the settings that `choose` gives, in the order of the axes; a number for a range."""
+    """Returns the point of the settings that `choose` gives for each axis; a number for a range."""
     point: Point = ()
     for name, axis in sweep.axes.items():
         if exists(axis, point):

@@ -1,4 +1,4 @@
-"""A part of a shard set, for an axis over the amount of data: its first shards with their own manifest.
+"""A part of a shard set, for an axis over the amount of data: its first shards with a manifest.
 
 The build shuffles samples over all shards, so the first shards are a random draw of the corpus. The part is a folder of
 links. It keeps the mean and deviation of the whole, so that all trials normalise alike.

@@ -1,4 +1,4 @@
-"""The sweep file: a base and the axes that vary it, in YAML; pure functions expand it (sweeps/plan/points.py).
+"""The sweep file: a base and the axes that vary it, in YAML; sweeps/plan/points.py expands it.
 
     question: Do the strategies beat random masks?       shown on the report
     base:
@@ -103,7 +103,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class CommandsConfig:
-    """Argv templates of a trial's commands, with the placeholders of `sweeps.plan.plan.Commands`; empty by default."""
+    """Argv templates of a trial's commands (`sweeps.plan.plan.Commands`); empty for the ordinary ones."""
 
     train: list[str] = field(default_factory=list)
     evaluate: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Outcomes of a sweep: a row per trial, and per axis value the difference to the base with its interval.
+"""Outcomes of a sweep: a row per trial, and the difference of each axis value to the base.
 
 There are two kinds of interval, and each names its kind. With two or more seeds: Student's t over the differences,
 paired by seed, which has the spread between runs. With one seed the interval covers only the choice of test items, not

@@ -1,4 +1,4 @@
-"""Charts of a sweep's page, as inline SVG: differences, parallel coordinates, quality over crops, and the front.
+"""Charts of a sweep's page: differences, parallel coordinates, quality over crops, and the front.
 
 They share sizes, colours and axes with the charts of a run's page (distributed/drawing).
 """
@@ -48,7 +48,7 @@ class Change(Difference):
 
 
 def delta_table(task: str, title: str, found: Sequence[Point]) -> Table | None:
-    """Returns a forest plot of the differences to the base on one task, a row per value; None without any."""
+    """Returns a forest plot of the differences to the base on a task, a row per value; None without any."""
     deltas = [(point.label, point.deltas[task]) for point in found if task in point.deltas]
     if not deltas:
         return None

@@ -1,4 +1,4 @@
-"""A leash ends a command and all its descendants with its owner: `python leash.py [--grace S] -- COMMAND ...`.
+"""A leash ends a command and its descendants with its owner: `python leash.py -- COMMAND ...`.
 
 Killing a process group is not enough to end a training run: torchrun puts each rank in its own session, and a killed
 supervisor kills nothing. So the leash is a process between owner and command. Only the owner holds the other end of
@@ -139,7 +139,7 @@ def owner_is_gone(wait_s: float) -> bool:
 
 
 def _terminate(child: subprocess.Popen, grace_s: float) -> None:
-    """Sends SIGTERM to the command and waits, then kills its group; the others are for `_end_descendants`."""
+    """Sends SIGTERM to the command and waits, then kills its process group."""
     child.terminate()
     deadline = time.monotonic() + grace_s
     while child.poll() is None and time.monotonic() < deadline:

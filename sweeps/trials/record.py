@@ -1,4 +1,4 @@
-"""The record of a trial, trial.json; a failed trial always leaves its reason and the tail of its log there."""
+"""The record of a trial, trial.json; a failed trial leaves its reason and the tail of its log there."""
 
 import json
 import math

@@ -52,7 +52,7 @@ class Site:
 
 
 def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
-    """Trains and probes one trial, unless it is finished, and returns its record, also written to trial.json.
+    """Trains and probes one trial, unless it is finished; writes and returns its record.
 
     A trial that diverged, collapsed, was pruned, or failed in this session is not tried again. A trial that crashed in
     an earlier session is.
@@ -74,7 +74,7 @@ def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable
 
 
 def final_metrics(results: Sequence[Mapping[str, Any]], *, split: str) -> dict[str, float]:
-    """Returns the value of each task on the compared split, and `score`, their mean, which a search maximises."""
+    """Returns the value of each task on the split, and `score`, their mean, which a search maximises."""
     values = {f"task/{row['task']}": score_on(split, row)["value"] for row in results}
     return values | ({"score": fmean(values.values())} if values else {})
 
@@ -116,7 +116,7 @@ def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, s
 
 
 def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int]) -> dict[str, list[str]]:
-    """Returns the argv of the trainer and of the evaluator, with the port at which the ranks of each meet."""
+    """Returns the argv of trainer and evaluator, each with the port of its ranks."""
     launch, trial = plan.launch, planned.trial
     lists = {
         "presets": [word for preset in (launch.preset, *trial.presets) for word in ("--preset", preset)],

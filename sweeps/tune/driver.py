@@ -1,8 +1,9 @@
-"""The process that holds Ray: `python -m sweeps.tune.driver OUT --ray-dir DIR --cpus N` runs the plan in OUT.
+"""The process that holds Ray: `python -m sweeps.tune.driver OUT --ray-dir DIR --cpus N`.
 
-`sweeps run` starts it under a leash, with the environment that Ray reads when it is imported (`ray_environment`). With
-`--host ADDRESS --nodes N` it first waits for the other nodes. Exit code: 0 when every trial has its results, 1 when one
-failed, 130 when it was stopped, 2 when no node can hold a trial, 86 when a node did not join or was lost.
+It runs the plan in OUT. `sweeps run` starts it under a leash, with the environment that Ray reads when it is imported
+(`ray_environment`). With `--host ADDRESS --nodes N` it first waits for the other nodes. Exit code: 0 when every trial
+has its results, 1 when one failed, 130 when it was stopped, 2 when no node can hold a trial, 86 when a node did not
+join or was lost.
 """
 
 import argparse
@@ -38,7 +39,7 @@ class MissingNodeError(UserError):
 
 
 def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None = None) -> dict[str, str]:
-    """Returns the environment of a private Ray: nobody else can join it, and it sends no usage statistics.
+    """Returns the environment of a private Ray, which nobody else can join; it sends no statistics.
 
     Ray runs any code of a client with its token, so each sweep draws a token, which only its processes see. Tune's
     console output and log files are off: metrics.jsonl and the records hold more.
@@ -63,7 +64,7 @@ def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None
 
 
 def private_directory() -> Path:
-    """Returns a new directory for Ray's sockets, in the temporary folder, or in /tmp if that path is too long."""
+    """Returns a new directory for Ray's sockets: temporary folder, or /tmp if its path is too long."""
     preferred = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="sweep-", dir=preferred if len(preferred) < LONGEST_RAY_DIR - 16 else "/tmp"))
 
@@ -130,7 +131,7 @@ def _alive(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
-    """Runs the plan between the start and the stop of Ray; returns True if a signal or a lost node ended it."""
+    """Starts Ray, runs the plan, and stops Ray; returns True if a signal or a lost node ended it."""
     import ray  # here, so that a wrong argument fails before Ray's slow import
 
     from sweeps.tune.tune import fit
@@ -165,7 +166,7 @@ def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
 
 
 def _stop_tune(stopped: list[int], number: int, frame: FrameType | None) -> None:
-    """Calls the handler of Ctrl-C: inside Tune it saves the state and returns, outside it raises KeyboardInterrupt."""
+    """Calls the handler of Ctrl-C: Tune saves its state and returns, else it raises KeyboardInterrupt."""
     stopped.append(number)
     handler = signal.getsignal(signal.SIGINT)
     if callable(handler):

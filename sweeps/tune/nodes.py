@@ -53,7 +53,7 @@ def head_of(environ: Mapping[str, str]) -> Head | None:
 
 
 def lend_node(head: Head, *, cpus: int, grace_s: float) -> int:
-    """Lends this node to the sweep until standard input ends; returns 0 if it ends before the sweep begins.
+    """Lends this node to the sweep until standard input ends; returns 0 if that is before its start.
 
     Otherwise this process becomes the leash of Ray.
 

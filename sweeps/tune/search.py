@@ -1,4 +1,4 @@
-"""Optuna's search over the axes of a sweep, through Ray's wrapper; each suggestion becomes a planned trial.
+"""Optuna's search over the axes of a sweep; each suggestion becomes a planned trial.
 
 A search has no state beside its trials: plan.json holds the suggestions, the run directories the results. A resumed
 search tells Optuna every finished trial, runs the unfinished ones, and asks for the rest.
@@ -24,7 +24,7 @@ SCORE = "score"  # mean over the tasks, on validation
 
 
 class PlanningSearch(Searcher):
-    """A searcher that gives Tune the unfinished trials of OUT/plan.json, then trials that Optuna suggests.
+    """A searcher that gives Tune the unfinished trials of the plan, then those that Optuna suggests.
 
     Optuna needs one space, so it also suggests axes with a condition that does not hold; the trial leaves them out.
 
@@ -72,7 +72,7 @@ class PlanningSearch(Searcher):
         return {"trial": name, "out": str(self._out)}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Tells Optuna the score of a suggestion, or that it failed."""
+        """Gives Optuna the score of a suggestion, or its failure."""
         name, score = self._running.pop(trial_id), (result or {}).get(SCORE)
         if trial_id in self._suggested:
             # without a score it failed, or the scheduler ended it while it was running
@@ -92,7 +92,7 @@ class PlanningSearch(Searcher):
             self._optuna.add_evaluated_point(drawn, score)
 
     def _plan(self, drawn: dict[str, Any]) -> str:
-        """Adds the trial of a suggestion to the plan; returns its name, or the name of the trial it would repeat."""
+        """Adds the trial of a suggestion to the plan; returns its name, or that of the one it would repeat."""
         plan = read_plan(self._out)
         planner = Planner(self._sweep, plan.launch, inputs=self._search.inputs, known=plan.trials)
         trial = trial_at(self._sweep, self._point(drawn), self._sweep.seeds[0], shared=self._search.shared)
