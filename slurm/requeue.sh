@@ -1,9 +1,9 @@
-# Runs the command of a job, and asks SLURM to start the job again where that helps; the jobs source it after env.sh.
+# Runs the command of a job, and asks SLURM to requeue the job where that helps; the jobs source it after env.sh.
 #
-# `run_or_requeue COMMAND...` ends the job. It is started again after 85 (saved before the end of its time) and, for the
-# first PUPUJEPA_MAX_RESTARTS starts, after what tells of a lost task: 86 (another one is gone or stands still) and more
-# than 128 (killed by a signal). SLURM requeues by itself what exits with 85 when slurm.conf has RequeueExit=85; where it
-# may, the job asks for it too. After scancel nothing is asked: the signal ends this shell.
+# `run_or_requeue COMMAND...` ends the job. It requeues after 85 (saved before the end of its time). For the first
+# PUPUJEPA_MAX_RESTARTS starts it also requeues after a lost task: 86 (another task is gone or hangs) or more than 128
+# (killed by a signal). All other codes end the job, such as 87 (the guard stopped the run). SLURM itself requeues 85 when
+# slurm.conf has RequeueExit=85; the job also asks for it where it may. After scancel, the signal ends this shell.
 
 start=$((${SLURM_RESTART_COUNT:-0} + 1))
 

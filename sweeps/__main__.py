@@ -1,8 +1,8 @@
-"""Front door of the sweeps room: ablations as data, trials as ordinary runs, deltas with intervals.
+"""Front door of the sweeps room: ablations as data, trials as ordinary runs, intervals.
 
 python -m sweeps run sweeps/ablations/quick.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
-python -m sweeps run sweeps/ablations/quick.yaml ... --resume        after anything that stopped it
-python -m sweeps report runs/sweep                                  the table and the page
+python -m sweeps run sweeps/ablations/quick.yaml ... --resume        resumes a sweep that was stopped
+python -m sweeps report runs/sweep                                  writes the table and the page
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""The table and the page of a sweep: what each change did to each task, with intervals, and what it cost.
+"""The table and the page of a sweep: the effect of each change on each task, and its cost.
 
   python -m sweeps report runs/sweep          writes sweep.jsonl, sweep.md, sweep.tex and sweep.html into runs/sweep
 
-It can be run at any time; trials that are not finished, diverged or crashed are in the table as such. The page is one
-file that needs no network.
+It can run at any time: the table also has the trials that failed or are not finished. The page is one file that needs
+no network.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_report(out: Path) -> str:
-    """Writes sweep.jsonl, sweep.md, sweep.tex and sweep.html into a sweep directory and returns the Markdown.
+    """Writes sweep.jsonl, .md, .tex and .html into a sweep directory and returns the Markdown.
 
     Raises:
         UserError: there is no sweep.
@@ -50,12 +50,12 @@ def write_report(out: Path) -> str:
     write_rows(out / "sweep.jsonl", rows)
     write_atomically(out / "sweep.md", markdown)
     write_atomically(out / "sweep.tex", to_latex([table]))
-    write_atomically(out / "sweep.html", to_html(plan, table, rows=rows, found=found))
+    write_atomically(out / "sweep.html", sweep_page(plan, table, rows=rows, found=found))
     return markdown
 
 
-def to_html(plan: Plan, table: Table, *, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
-    """Returns the page: drawings, the table of the values, and that of the trials."""
+def sweep_page(plan: Plan, table: Table, *, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> str:
+    """Returns the HTML page: charts, the table of the axis values, and the table of the trials."""
     return render_page(
         HERE / "page.html.j2",
         title=f"{plan.name} · PupuJEPA sweep",

@@ -1,19 +1,18 @@
-"""Run the trials of an ablation on Ray Tune: each is trained and probed with the ordinary commands.
+"""Run the trials of an ablation on Ray Tune; the ordinary commands train and probe each trial.
 
   python -m sweeps run sweeps/ablations/quick.yaml --shards shards/train --corpus corpora/scores --out runs/sweep
-  python -m sweeps run sweeps/ablations/quick.yaml --shards ... --corpus ... --dry-run       what would run
+  python -m sweeps run sweeps/ablations/quick.yaml --shards ... --corpus ... --dry-run       lists the trials
   python -m sweeps run ABLATION.yaml --shards s3://music/shards/train --corpus D --ranks 2 --gpus-per-trial 2
 
-A sweep file names a base, the axes along which it is varied, seeds, tasks and a budget; sweeps/plan/sweep_file.py
-describes it. Trials run beside each other as far as cores and GPUs hold, on a Ray that is started for this sweep alone
-and stopped with it. Ctrl-C or SIGTERM end everything that was started; so does the death of this process. The nodes of
-a SLURM job share one Ray (slurm/sweep.sbatch).
+A sweep file names a base, the axes that vary it, seeds, tasks and a budget; sweeps/plan/sweep_file.py describes it. As
+many trials run at once as cores and GPUs hold, on a Ray of this sweep alone. Ctrl-C, SIGTERM or the death of this
+process end all processes of the sweep. The nodes of a SLURM job share one Ray (slurm/sweep.sbatch).
 
-The same command, run again, goes on: what is finished is kept, what was interrupted continues from its checkpoint, what
-crashed is tried again. When the sweep file has changed since, --resume says that you mean it: equal trials are kept.
+The same command resumes a sweep: it keeps finished trials, continues interrupted ones from their checkpoints, and tries
+crashed ones again. If the sweep file has changed, --resume confirms it: equal trials are kept.
 
-Exit code: 0 when every trial has its results, 1 when one diverged or crashed, 2 for a wrong input, 130 when stopped, 86
-when a node was lost. Then: python -m sweeps report runs/sweep
+Exit code: 0 when every trial has its results, 1 when one diverged, collapsed or crashed, 2 for a wrong input, 130 when
+stopped, 86 when a node was lost. Then: python -m sweeps report runs/sweep
 """
 
 import argparse
@@ -31,7 +30,7 @@ from distributed.marble.tasks.tasks import select_tasks
 from distributed.run.directory import RunDirectory, lock_run, write_atomically
 from distributed.run.log import configure_logging
 from pupujepa.errors import UserError
-from sweeps.plan.compose import make_plan
+from sweeps.plan.compose import plan_sweep
 from sweeps.plan.corpus_subset import write_subset
 from sweeps.plan.plan import PLAN_NAME, SWEEP_NAME, Commands, Launch, Plan, commands_for, read_plan, write_plan
 from sweeps.plan.shard_parts import write_part
@@ -49,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="what is varied, e.g. one of sweeps/ablations")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="sweep file, e.g. one of sweeps/ablations")
     parser.add_argument("--shards", required=True, metavar="URL", help="training split of a shard set, path or s3://")
     parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="labelled corpus for the probes")
     parser.add_argument(
@@ -62,12 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus-per-trial", type=float, default=1, help="cores of one trial (default: %(default)s)")
     parser.add_argument("--gpus-per-trial", type=float, default=0, help="GPUs of one trial (default: 0, on the CPU)")
     parser.add_argument("--cpus", type=int, help="cores of a node that the sweep may use (default: all)")
-    parser.add_argument("--grace", type=float, default=20, help="seconds a stopped trial has to save (default: 20)")
-    parser.add_argument("--resume", action="store_true", help="go on although the sweep file has changed since")
+    parser.add_argument("--grace", type=float, default=20, help="seconds for a stopped trial to save (default: 20)")
+    parser.add_argument("--resume", action="store_true", help="resume although the sweep file has changed")
     parser.add_argument("--lend", action="store_true", help="lend this node to the sweep (slurm/sweep.sbatch)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the trials, start nothing")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for all trials; an axis goes before"
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for all trials; axes have priority"
     )
 
 
@@ -79,17 +78,17 @@ def run(args: argparse.Namespace) -> int:
     cpus = args.cpus or len(os.sched_getaffinity(0))
     if args.lend:
         if head is None:
-            raise UserError(f"--lend joins the sweep that {HEAD_NAME} names, which is not set; use slurm/sweep.sbatch")
+            raise UserError(f"--lend joins the sweep at {HEAD_NAME}, which is not set; use slurm/sweep.sbatch")
         return lend_node(head, cpus=cpus, grace_s=args.grace)
     if args.cpus_per_trial > cpus:
         raise UserError(
-            f"--cpus-per-trial {args.cpus_per_trial:g} is more than the {cpus} cores of this sweep, so no trial would "
-            f"ever start; lower it, or raise --cpus"
+            f"--cpus-per-trial {args.cpus_per_trial:g} exceeds the {cpus} cores of this sweep, so no trial could "
+            f"start; lower it, or raise --cpus"
         )
     sweep = read_sweep(args.sweep)
     if sweep.plan == OPTUNA and find_spec("optuna") is None:
         raise UserError(f"plan {OPTUNA} needs Optuna, which is not installed; pip install 'pupujepa[search]'")
-    plan = make_plan(
+    plan = plan_sweep(
         sweep,
         launch_of(args, sweep, out),
         corpus=args.corpus,
@@ -98,21 +97,21 @@ def run(args: argparse.Namespace) -> int:
         extra=args.set,
     )
     if args.dry_run:
-        print(describe(plan, out))  # noqa: T201 - the list is the product
+        print(describe_sweep(plan, out))  # noqa: T201 - the list is the product
         return 0
     require_same_sweep(plan, out, resume=args.resume)
     with lock_run(RunDirectory(out)):
-        plan = prepare(plan, sweep, args, out)
-        logger.info("%s", describe(plan, out))
+        plan = prepare_sweep(plan, sweep, args, out)
+        logger.info("%s", describe_sweep(plan, out))
         code = drive(out, head, cpus=cpus, grace_s=args.grace)
-    logger.info("%s; the table: python -m sweeps report %s", summary(read_plan(out), out), out)
+    logger.info("%s; the table: python -m sweeps report %s", sweep_summary(read_plan(out), out), out)
     return code
 
 
 def launch_of(args: argparse.Namespace, sweep: SweepConfig, out: Path) -> Launch:
-    """Returns what all trials share."""
+    """Returns the inputs, commands and resources that all trials share."""
     if args.ranks < 1:
-        raise UserError(f"--ranks {args.ranks} starts nothing; a trial has at least one process")
+        raise UserError(f"--ranks {args.ranks} starts no process; give 1 or more")
     shards = args.shards if "://" in args.shards else str(Path(args.shards).resolve())
     ordinary, own = commands_for(args.ranks), sweep.commands
     return Launch(
@@ -130,8 +129,8 @@ def launch_of(args: argparse.Namespace, sweep: SweepConfig, out: Path) -> Launch
     )
 
 
-def prepare(plan: Plan, sweep: SweepConfig, args: argparse.Namespace, out: Path) -> Plan:
-    """Writes what the trials read, and returns the plan with what a search has found before."""
+def prepare_sweep(plan: Plan, sweep: SweepConfig, args: argparse.Namespace, out: Path) -> Plan:
+    """Writes the inputs of the trials, and returns the plan with the trials that a search found before."""
     if sweep.probe_tracks is not None:
         write_subset(args.corpus, out / "corpus", tracks=sweep.probe_tracks)
     for share in {planned.trial.share for planned in plan.trials} - {1.0}:
@@ -144,7 +143,7 @@ def prepare(plan: Plan, sweep: SweepConfig, args: argparse.Namespace, out: Path)
 
 
 def with_found(plan: Plan, out: Path) -> Plan:
-    """Returns a plan with the trials that its search has found in `out` so far; those of another search are none."""
+    """Returns the plan with the trials that the same search has found in `out` so far."""
     if not (out / PLAN_NAME).is_file():
         return plan
     before = read_plan(out)
@@ -154,44 +153,41 @@ def with_found(plan: Plan, out: Path) -> Plan:
 
 
 def require_same_sweep(plan: Plan, out: Path, *, resume: bool) -> None:
-    """Raises UserError when `out` holds a sweep of other trials and nobody said that it may change."""
+    """Raises UserError if `out` holds a sweep of other trials and --resume was not given."""
     if not (out / PLAN_NAME).is_file() or resume:
         return
     before = read_plan(out)
     if before.digest != plan.digest:
         old, new = ({p.directory for p in each.trials} for each in (before, plan))
         raise UserError(
-            f"{out} holds a sweep of other trials ({len(old - new)} of its {len(old)} are not in this one, and "
-            f"{len(new - old)} are new); to keep what is equal and run the rest add --resume, or give another --out"
+            f"{out} holds a sweep of other trials ({len(old - new)} of its {len(old)} are not in this one, "
+            f"{len(new - old)} are new); add --resume to keep the equal ones, or give another --out"
         )
 
 
-def describe(plan: Plan, out: Path) -> str:
-    """Returns the trials as text: how long or at whose model, and whether it is finished."""
+def describe_sweep(plan: Plan, out: Path) -> str:
+    """Returns the trials as text, each with its length or its model, and those that are finished."""
     lines = [f"{plan.name}: {plan.question}" if plan.question else plan.name]
     lines.append(f"{len(plan.trials)} trials, probed on {', '.join(plan.launch.tasks)}; directory {out}")
     for planned in plan.trials:
         done = ", finished" if is_finished(planned, out) else ""
-        what = f"looks at {planned.model}" if planned.model else f"{planned.steps} steps, {planned.samples} crops"
+        what = f"evaluates {planned.model}" if planned.model else f"{planned.steps} steps, {planned.samples} crops"
         lines.append(f"  {planned.trial.name}: {what}{done}")
-    lines += [f"  {name}: the same as {other}, not run twice" for name, other in plan.same_as.items()]
+    lines += [f"  {name}: the same as {other}, runs once" for name, other in plan.same_as.items()]
     return "\n".join(lines)
 
 
-def summary(plan: Plan, out: Path) -> str:
-    """Returns how many trials ended in which way."""
+def sweep_summary(plan: Plan, out: Path) -> str:
+    """Returns the number of trials with each status."""
     statuses = [read_record(planned, out).status for planned in plan.trials]
     return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
 
 
 def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
-    """Runs the driver under a leash until it ends, or ends it on SIGINT and SIGTERM.
+    """Runs the driver under a leash, and ends it on SIGINT and SIGTERM; returns the exit code.
 
     Args:
-        head: where the other nodes of the sweep join its Ray; None when there are none.
-
-    Returns:
-        the exit code.
+        head: the address at which the other nodes join this Ray; None for a sweep of one node.
     """
     asked: list[int] = []
     previous = {number: signal.signal(number, _remember(asked)) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -209,7 +205,7 @@ def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
         cwd=ROOT,
         remove=ray_dir,
         grace_s=grace_s + 10,  # the driver stops Ray after its trials
-        linger_s=grace_s + 1,  # trials that lost their driver have leashes of their own
+        linger_s=grace_s + 1,  # the leashes of trials that lost their driver need this long
     )
     try:
         while leash.poll() is None and not asked:

@@ -1,1 +1,1 @@
-"""Doctor: what a machine has and what would fail on it, before anything is started."""
+"""The doctor: checks of a machine before a run starts on it."""

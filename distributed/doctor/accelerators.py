@@ -1,4 +1,4 @@
-"""GPUs, NCCL, bf16 and the compiler: from torch's facts and nvidia-smi's rows to findings."""
+"""Findings on GPUs, NCCL, bf16 and the compiler, from torch's facts and nvidia-smi's rows."""
 
 import csv
 import shutil
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
-from distributed.doctor.trial import Trial
+from distributed.doctor.trial import ImportTrial
 
-# of a GPU, used before we start; a desktop's display takes less
+# share of a GPU's memory in use before a run starts; a desktop's display takes less
 _MUCH_USED = 0.1
 _QUERY = ("name", "driver_version", "memory.total", "memory.used")
 
 
 @dataclass(frozen=True)
 class SmiGpu:
-    """A GPU as the driver sees it; memory in MiB."""
+    """A GPU in nvidia-smi's list; memory in MiB."""
 
     name: str
     driver: str
@@ -28,12 +28,12 @@ class SmiGpu:
 
 
 def accelerator_findings(
-    trial: Trial | None, driver_gpus: Sequence[SmiGpu], *, aim: str, environ: Mapping[str, str]
+    trial: ImportTrial | None, driver_gpus: Sequence[SmiGpu], *, aim: str, environ: Mapping[str, str]
 ) -> list[Finding]:
     """Judges GPUs, NCCL and bf16.
 
     Args:
-        trial: of TORCH_FACTS; None if torch itself could not be imported.
+        trial: of TORCH_FACTS; None if torch does not load.
         driver_gpus: from `read_driver_gpus`.
         environ: CUDA_VISIBLE_DEVICES may hide GPUs on purpose.
     """
@@ -51,13 +51,13 @@ def accelerator_findings(
 
 
 def compiler_finding(environ: Mapping[str, str], *, headers: Path | None = None) -> Finding:
-    """Looks for what engine.compile=inductor needs; nothing else compiles, DeepSpeed's operators are left alone."""
+    """Looks for a compiler and Python's headers, which only engine.compile=inductor needs."""
     compiler = shutil.which(environ.get("CXX", "g++"), path=environ.get("PATH"))
     header = (headers or Path(sysconfig.get_path("include"))) / "Python.h"
     missing = [] if compiler else ["C++ compiler"]
     missing += [] if header.is_file() else ["Python.h"]
     if not missing:
-        return Finding("compiler", OK, f"{compiler}, for engine.compile=inductor alone")
+        return Finding("compiler", OK, f"{compiler}, only for engine.compile=inductor")
     return Finding(
         "compiler",
         ABSENT,
@@ -67,7 +67,7 @@ def compiler_finding(environ: Mapping[str, str], *, headers: Path | None = None)
 
 
 def read_driver_gpus() -> list[SmiGpu]:
-    """Asks nvidia-smi for the GPUs; there are none where the program is missing or fails."""
+    """Reads the GPUs from nvidia-smi; returns none if the program is missing or fails."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
@@ -79,7 +79,7 @@ def read_driver_gpus() -> list[SmiGpu]:
 
 
 def parse_driver_gpus(listed: str) -> list[SmiGpu]:
-    """Reads nvidia-smi's rows; memory that it does not know ("[N/A]") is 0."""
+    """Parses nvidia-smi's rows; unknown memory ("[N/A]") is 0."""
     rows = [[cell.strip() for cell in row] for row in csv.reader(listed.splitlines()) if len(row) == len(_QUERY)]
     return [SmiGpu(name, driver, _number(total), _number(used)) for name, driver, total, used in rows]
 
@@ -107,7 +107,7 @@ def _gpus(facts: dict[str, Any], driver_gpus: Sequence[SmiGpu], *, aim: str, hid
     else:
         reason = f"torch {facts['torch']} cannot use CUDA {facts['cuda']} ({facts['no_gpu'] or 'it does not say why'})"
         remedy = "update the driver, or install a torch built for an older CUDA"
-    # a training would start, on the CPU, and take months
+    # a training would start on the CPU and take months
     return Finding("GPUs", FAILED if aim == "train" else WARNING, f"{there}, but {reason}", remedy)
 
 
@@ -132,16 +132,16 @@ def _collectives(facts: dict[str, Any]) -> Finding:
     remedy = "install the torch of requirements.lock"
     if not gpus:
         if facts["gloo"]:
-            return Finding("NCCL", ABSENT, "not needed without GPUs: ranks meet over gloo, which is here")
-        return Finding("NCCL", FAILED, "this torch has no gloo, so ranks on CPUs cannot meet", remedy)
+            return Finding("NCCL", ABSENT, "not needed without GPUs: ranks use gloo, which is here")
+        return Finding("NCCL", FAILED, "this torch has no gloo, so ranks on CPUs cannot communicate", remedy)
     if facts["nccl"]:
         return Finding("NCCL", OK, f"{facts['nccl']}, for {gpus} GPU{'s' if gpus > 1 else ''}")
-    return Finding("NCCL", FAILED, f"this torch has no NCCL, so ranks on {gpus} GPUs cannot meet", remedy)
+    return Finding("NCCL", FAILED, f"this torch has no NCCL, so ranks on {gpus} GPUs cannot communicate", remedy)
 
 
 def _bf16(bf16: dict[str, Any]) -> Finding:
     if bf16["supported"]:
-        return Finding("bf16", OK, f"multiplied in hardware: {bf16['reason']}")
+        return Finding("bf16", OK, f"supported by the hardware: {bf16['reason']}")
     return Finding(
         "bf16",
         ABSENT,

@@ -1,4 +1,4 @@
-"""SLURM: inside a job its tasks, whether srun started us, and the time left; outside, whether sbatch is here."""
+"""The check of SLURM: inside a job its tasks, srun and the time left; outside a job, sbatch."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from distributed.doctor.findings import ABSENT, OK, WARNING, Finding
 from distributed.processes.stop import NOTICE_S, duration_s
 from pupujepa.errors import UserError
 
-# a run saves and leaves a little before its time is over, so a part shorter than this does hardly anything
+# a run saves and ends before its time is over, so a shorter job trains hardly at all
 _SHORT_S = 10 * 60.0
 _SRUN = "put srun before the command: srun python -m distributed train ..."
 
@@ -20,18 +20,18 @@ def slurm_finding(
     has_sbatch: bool,
     ask_time_left: Callable[[str], str] | None = None,
 ) -> Finding:
-    """Judges where this process is.
+    """Judges the job of this process, or the access to SLURM.
 
     Args:
         environ: SLURM's variables.
         now_s: seconds since 1970.
-        ask_time_left: returns SLURM's words for the time that a job has left, "" if unknown; asks squeue by default.
+        ask_time_left: returns SLURM's text for the time left of a job, "" if unknown; asks squeue by default.
     """
     job = environ.get("SLURM_JOB_ID")
     if not job:
         if has_sbatch:
-            return Finding("SLURM", OK, "sbatch is here, and this is no job: slurm/train.sbatch starts one")
-        return Finding("SLURM", ABSENT, "no sbatch on PATH, and this is no job")
+            return Finding("SLURM", OK, "sbatch is here, outside a job: slurm/train.sbatch starts one")
+        return Finding("SLURM", ABSENT, "no sbatch on PATH, and not in a job")
     tasks, nodes = environ.get("SLURM_NTASKS", "1"), environ.get("SLURM_NNODES", "1")
     by_srun = "SLURM_STEP_ID" in environ
     left_s = _time_left_s(environ, job, now_s=now_s, ask=ask_time_left or ask_squeue)
@@ -46,12 +46,12 @@ def slurm_finding(
 
 
 def has_sbatch() -> bool:
-    """Returns whether jobs can be sent from here."""
+    """Returns True if sbatch is on PATH."""
     return shutil.which("sbatch") is not None
 
 
 def ask_squeue(job: str) -> str:
-    """Returns squeue's words for the time that a job has left; "" where it cannot be asked."""
+    """Returns squeue's text for the time left of a job; "" if squeue fails."""
     command = ["squeue", "--noheader", "--jobs", job, "--format", "%L"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -1,17 +1,18 @@
-"""Tell what is here and what would fail, before anything is started: one line a check, each with its remedy.
+"""Check a machine before a run: one line a check, with a remedy for each that does not pass.
 
   python -m distributed doctor                                          before a training on this machine
-  python -m distributed doctor --for demo --run-dir runs/demo           before `make demo`, which starts it by itself
+  python -m distributed doctor --for demo --run-dir runs/demo           before `make demo`, which runs it first
   python -m distributed doctor --for embed                              before `python -m pupujepa embed`
   python -m distributed doctor --url s3://bucket/shards/train           the store too: reach, rights, clock, bandwidth
-  python -m distributed doctor --url s3://bucket/checkpoints --write    and whether it can be written to
+  python -m distributed doctor --url s3://bucket/checkpoints --write    the right to write there too
   srun --ntasks-per-node 1 python -m distributed doctor --json          on each node of a job
 
-Python and packages, whether torch, torchaudio and DeepSpeed load together and are those of requirements.lock; bf16,
-GPUs, NCCL; cores, memory, disk, /dev/shm and open files, with the limits of containers; SLURM; the store of --url.
+It checks Python and packages (torch, torchaudio and DeepSpeed load together, with the versions of requirements.lock);
+bf16, GPUs, NCCL; cores, memory, disk, /dev/shm and open files, with the limits of containers; SLURM; the store of
+--url.
 
-A check is `ok`; a `warning` where something may fail or be slow; `failed` when something needed is missing; `not here`
-when it is missing and nobody needs it. Exit code 1 if a check failed, else 0. Without --url it takes a few seconds.
+A check is `ok`; `warning` if something may fail or be slow; `failed` if something needed is missing; `not here` if
+something missing is not needed. Exit code 1 if a check failed, else 0. Without --url it takes a few seconds.
 """
 
 import argparse
@@ -25,24 +26,24 @@ from pathlib import Path
 
 from distributed.doctor.accelerators import accelerator_findings, compiler_finding, read_driver_gpus
 from distributed.doctor.cluster import has_sbatch, slurm_finding
-from distributed.doctor.findings import AIMS, FAILED, OK, Finding, as_json, as_text, exit_code
+from distributed.doctor.findings import AIMS, FAILED, OK, Finding, as_json, as_text, doctor_exit_code
 from distributed.doctor.machine import machine_findings
 from distributed.doctor.packages import PYTHON_FIRST, find_weed, package_findings, python_finding, read_environment
 from distributed.doctor.storage import store_findings
-from distributed.doctor.trial import TORCH_FACTS, Trial, try_steps
+from distributed.doctor.trial import TORCH_FACTS, ImportTrial, try_steps
 from pupujepa.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line of `doctor`."""
     parser.add_argument(
-        "--for", dest="aim", choices=AIMS, default="train", help="what the machine is to do (default: %(default)s)"
+        "--for", dest="aim", choices=AIMS, default="train", help="task of the machine (default: %(default)s)"
     )
     parser.add_argument(
-        "--run-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (default: %(default)s)"
+        "--run-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: %(default)s)"
     )
-    parser.add_argument("--url", metavar="URL", help="a store to try as well: s3://bucket/prefix, file:// or a path")
-    parser.add_argument("--write", action="store_true", help="also write to --url, 4 MiB, and remove it again")
+    parser.add_argument("--url", metavar="URL", help="a store to check too: s3://bucket/prefix, file:// or a path")
+    parser.add_argument("--write", action="store_true", help="also write 4 MiB to --url and remove them")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -53,20 +54,22 @@ def run(args: argparse.Namespace) -> int:
         UserError: --write without --url, or an empty --url.
     """
     if args.url == "":
-        raise UserError("--url is empty, so no store would be tried; name one, such as s3://bucket/prefix, or drop it")
+        raise UserError(
+            "--url is empty, so no store would be checked; give one, such as s3://bucket/prefix, or drop it"
+        )
     if args.write and not args.url:
-        raise UserError("--write has nowhere to write to; add --url s3://bucket/prefix")
+        raise UserError("--write needs a store; add --url s3://bucket/prefix")
     findings = examine(args.aim, run_dir=args.run_dir, url=args.url, write=args.write)
     context = {"host": socket.gethostname(), "for": args.aim, "python": platform.python_version()}
     print(as_json(findings, context) if args.json else as_text(findings))  # noqa: T201 - the text is the product
-    return exit_code(findings)
+    return doctor_exit_code(findings)
 
 
 def examine(aim: str, *, run_dir: Path, url: str | None = None, write: bool = False) -> list[Finding]:
-    """Returns all findings in the order in which they are shown."""
+    """Returns all findings, in the order of the output."""
     python = python_finding(tuple(sys.version_info[:3]))
     with ThreadPoolExecutor(2) as pool:
-        # importing takes most of the time: two processes do it, while this one looks at the machine
+        # imports take most of the time: two processes do them, while this one checks the machine
         packages = pool.submit(_packages_and_accelerators, aim, pool) if sys.version_info >= PYTHON_FIRST else None
         machine = machine_findings(aim, run_dir=run_dir)
         rest = [slurm_finding(os.environ, now_s=time.time(), has_sbatch=has_sbatch())]
@@ -76,7 +79,7 @@ def examine(aim: str, *, run_dir: Path, url: str | None = None, write: bool = Fa
 
 
 def s3_server_finding() -> Finding:
-    """Looks for the program of the demo's own store."""
+    """Looks for the S3 server of the demo."""
     try:
         return Finding("S3 server", OK, str(find_weed()))
     except UserError as error:
@@ -89,6 +92,6 @@ def _packages_and_accelerators(aim: str, pool: ThreadPoolExecutor) -> list[Findi
     others = pool.submit(try_steps, environment.other_steps)
     with_torch = try_steps(environment.steps_with_torch, first_needed=True)
     trials = with_torch | others.result()
-    facts: Trial | None = with_torch.get(TORCH_FACTS)
+    facts: ImportTrial | None = with_torch.get(TORCH_FACTS)
     accelerators = accelerator_findings(facts, read_driver_gpus(), aim=aim, environ=os.environ)
     return [*package_findings(environment, trials, aim=aim), *accelerators, compiler_finding(os.environ)]

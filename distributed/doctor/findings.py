@@ -1,4 +1,4 @@
-"""Findings of the doctor: a level, what was found, and the remedy; as text, as JSON and as an exit code."""
+"""Findings of the doctor: level, fact and remedy; as text, as JSON and as an exit code."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 OK, WARNING, FAILED, ABSENT = "ok", "warning", "failed", "not here"
 LEVELS = (OK, WARNING, FAILED, ABSENT)
-# what the machine is asked for, from little to much
+# tasks of a machine, from little to much
 AIMS = ("embed", "train", "demo")
 
 _LEVEL_WIDTH = 10
@@ -19,10 +19,10 @@ class Finding:
 
     Attributes:
         name: of the check, such as "memory".
-        level: "ok"; "warning" for what may fail or is slow; "failed" when something needed is missing; "not here" when
-            something is missing that nobody needs.
+        level: "ok"; "warning" if something may fail or be slow; "failed" if something needed is missing; "not here" if
+            something missing is not needed.
         found: the fact, in words.
-        remedy: what to do about it; "" if there is nothing to do.
+        remedy: "" if there is nothing to do.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Finding:
         assert self.level in LEVELS, self.level
 
 
-def exit_code(findings: Iterable[Finding]) -> int:
+def doctor_exit_code(findings: Iterable[Finding]) -> int:
     """Returns 1 if something needed is missing, else 0."""
     return int(any(finding.level == FAILED for finding in findings))
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """Returns one aligned line per finding, its remedy indented below, and a last line that counts the levels."""
+    """Returns an aligned line per finding with its remedy below, and a last line with the counts."""
     name_width = 2 + max((len(finding.name) for finding in findings), default=0)
     lines: list[str] = []
     for finding in findings:
@@ -54,4 +54,4 @@ def as_text(findings: Sequence[Finding]) -> str:
 def as_json(findings: Sequence[Finding], context: Mapping[str, Any]) -> str:
     """Returns one JSON object: the context, the exit code, and the findings in their order."""
     rows = [asdict(finding) for finding in findings]
-    return json.dumps({**context, "exit_code": exit_code(findings), "findings": rows}, indent=1)
+    return json.dumps({**context, "exit_code": doctor_exit_code(findings), "findings": rows}, indent=1)

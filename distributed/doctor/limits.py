@@ -1,4 +1,4 @@
-"""Limits that containers and batch systems set: cores and memory of control groups, in both versions."""
+"""Limits of containers and batch systems: cores and memory of control groups, in both versions."""
 
 import re
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ _NO_LIMIT_BYTES = 1 << 60
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Memory in bytes that this process may use, what of it is free, and what sets the limit."""
+class MachineMemory:
+    """Memory that this process may use, the free part of it, and the origin of the limit."""
 
     limit_bytes: int
     available_bytes: int
@@ -20,7 +20,7 @@ class Memory:
 
 
 def core_limit(proc: Path = PROC, root: Path = CGROUP_ROOT) -> float | None:
-    """Returns how many cores' time the control groups allow, such as 1.5 for `docker run --cpus 1.5`; None for all."""
+    """Returns the cores that control groups allow, 1.5 for `docker run --cpus 1.5`; None for all."""
     limits = []
     for folder in _folders("cpu", proc, root):
         # version 2: "150000 100000" or "max 100000", in microseconds
@@ -32,8 +32,8 @@ def core_limit(proc: Path = PROC, root: Path = CGROUP_ROOT) -> float | None:
     return min(limits, default=None)
 
 
-def memory(proc: Path = PROC, root: Path = CGROUP_ROOT) -> Memory | None:
-    """Returns the memory of the machine, or of the tightest control group; None where /proc does not tell."""
+def machine_memory(proc: Path = PROC, root: Path = CGROUP_ROOT) -> MachineMemory | None:
+    """Returns the memory of the machine or of the tightest control group; None without /proc/meminfo."""
     told: dict[str, str] = dict(re.findall(r"^(Mem\w+):\s+(\d+) kB", _text(proc / "meminfo") or "", re.MULTILINE))
     if not {"MemTotal", "MemAvailable"} <= told.keys():
         return None
@@ -47,38 +47,38 @@ def memory(proc: Path = PROC, root: Path = CGROUP_ROOT) -> Memory | None:
         available_bytes = min(available_bytes, free)
         if own_limit < limit_bytes:
             limit_bytes, limited_by = own_limit, "the container or job (cgroup)"
-    return Memory(limit_bytes, available_bytes, limited_by)
+    return MachineMemory(limit_bytes, available_bytes, limited_by)
 
 
 def _group_memory(folder: Path) -> tuple[int, int] | None:
-    """Limit and free bytes of one control group; None where it has no limit."""
+    """Returns limit and free bytes of one control group; None if it has no limit."""
     limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes") or ""
     used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes") or ""
     if not (limit.isdecimal() and used.isdecimal()) or int(limit) >= _NO_LIMIT_BYTES:
         return None
-    # files in the cache count as used, and make room when it is needed
+    # the page cache counts as used, but the kernel frees it on demand
     statistics: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", _text(folder / "memory.stat") or "", re.MULTILINE))
     cached = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
     return int(limit), max(0, int(limit) - int(used) + cached)
 
 
 def _folders(controller: str, proc: Path, root: Path) -> Iterator[Path]:
-    """Folders of this process's control group and of those around it, whose limits hold too."""
+    """Yields the folders of this process's control group and of its ancestors, which limit it too."""
     for line in (_text(proc / "self" / "cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        # version 2 has one tree for all and no names; version 1 one for each, by its names
+        # version 2 has one tree without controller names; version 1 has a tree per controller
         base = root / controllers if controllers else root
         if controllers and not base.is_dir():
             base = root / controller
         inside = base / path.strip("/")
-        # in a container the path is often that of the host, while the container's own group is the base
+        # in a container, the path is often the host's, while the container's group is the base
         yield from (folder for folder in (inside, *inside.parents) if folder.is_dir() and folder.is_relative_to(base))
 
 
 def _text(path: Path) -> str | None:
     try:
         return path.read_text().strip()
-    except OSError:  # there is no such controller, or it is not shown to us
+    except OSError:  # no such controller, or no access to it
         return None

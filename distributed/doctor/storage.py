@@ -1,8 +1,7 @@
-"""The store behind a url: reach, clock, the rights to list, read and write, and the bandwidth of one connection.
+"""Checks of a store: reach, clock, rights to list, read and write, and bandwidth of one connection.
 
-The store's own errors are sentences that end with a remedy (data/store/s3.py); each is taken apart into what was found
-and what to do. A folder of this machine has no clock and no rights of its own: it is looked at as the other folders
-are.
+The store's errors are sentences that end with a remedy (data/store/s3.py); a finding splits them into fact and remedy.
+A local folder has no clock and no rights to list: it is checked like the other folders.
 """
 
 import secrets
@@ -17,22 +16,22 @@ from data.store.retries import RetryPolicy
 from data.store.s3 import S3Store
 from data.store.store import open_store
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
-from distributed.doctor.machine import read_place
+from distributed.doctor.machine import read_folder
 
-# somebody waits for the answer, so a store that fails for the moment is not insisted on
+# a user waits for the answer, so retries end early
 _IMPATIENT = RetryPolicy(deadline_s=8.0, connect_timeout_s=5.0, read_timeout_s=5.0)
-# S3 refuses signatures that are made with a clock so far off
+# S3 refuses signatures from a clock that is this far off
 _MOST_SKEW_S, _MUCH_SKEW_S = 15 * 60.0, 5 * 60.0
 _READ_BYTES, _WRITTEN_BYTES = 16 * 2**20, 4 * 2**20
 _MEGA = 1e6
 
 
 def store_findings(url: str, *, write: bool, now_s: Callable[[], float] = time.time) -> list[Finding]:
-    """Tries a store and judges it.
+    """Connects to a store and judges it.
 
     Args:
-        url: where shards are or will be: a path, file:// or s3://bucket/prefix.
-        write: whether the right to write is tried too.
+        url: location of shards: a path, file:// or s3://bucket/prefix.
+        write: also check the right to write.
         now_s: this machine's clock, seconds since 1970.
     """
     with _sentence("store") as failures:
@@ -47,9 +46,9 @@ def store_findings(url: str, *, write: bool, now_s: Callable[[], float] = time.t
 
 
 def clock_finding(store_s: float | None, now_s: float) -> Finding:
-    """Compares this machine's clock with the store's, both in seconds since 1970; None if the store sends no date."""
+    """Compares the clocks of this machine and the store, in seconds since 1970; None without a date."""
     if store_s is None:
-        return Finding("clock", WARNING, "the store sends no date", "see that this machine's clock is right")
+        return Finding("clock", WARNING, "the store sends no date", "check that this machine's clock is right")
     skew_s = now_s - store_s
     found = f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the store's"
     remedy = "set this machine's clock, and keep it right with chrony or systemd-timesyncd"
@@ -57,12 +56,12 @@ def clock_finding(store_s: float | None, now_s: float) -> Finding:
         return Finding("clock", FAILED, f"{found}; S3 refuses signatures from 15 minutes on", remedy)
     if abs(skew_s) >= _MUCH_SKEW_S:
         return Finding("clock", WARNING, f"{found}; from 15 minutes on S3 will refuse signatures", remedy)
-    # dates have whole seconds, and an answer takes a moment
+    # the store's date has whole seconds, and an answer takes a moment
     return Finding("clock", OK, found if abs(skew_s) > 2 else "agrees with the store's")
 
 
 def _merged(findings: Iterable[Finding]) -> list[Finding]:
-    """Puts failures that have one remedy, such as a wrong key, into one line."""
+    """Merges failures with the same remedy, such as a wrong key, into one line."""
     merged: dict[str, Finding] = {}
     for finding in findings:
         key = finding.remedy if finding.level == FAILED else finding.name
@@ -75,7 +74,7 @@ def _merged(findings: Iterable[Finding]) -> list[Finding]:
 
 @contextmanager
 def _sentence(name: str) -> Iterator[list[Finding]]:
-    """Gives a list, which gets a finding when the block fails for a reason that the user can mend."""
+    """Yields a list, which gets a finding if the block fails for a reason that the user can mend."""
     failures: list[Finding] = []
     try:
         yield failures
@@ -91,13 +90,13 @@ def _folder(store: LocalStore, *, write: bool) -> Finding:
         return Finding("store", OK, f"{store.root} is a folder here")
     if store.root.exists():
         return Finding("store", FAILED, f"{store.root} is a file", "name the folder that holds manifest.json")
-    # what is to be written may not be there yet; what is to be read must be
+    # a folder to write may not exist yet; a folder to read must
     level = ABSENT if write else FAILED
     return Finding("store", level, f"{store.root} does not exist", "python -m data build makes it; or correct --url")
 
 
 def _server(store: Store, now_s: Callable[[], float]) -> list[Finding]:
-    """Connects. The clock comes first: a wrong one is why all that follows is refused."""
+    """Connects and compares clocks first, because a wrong clock makes the store refuse the rest."""
     assert isinstance(store, S3Store)
     began = time.perf_counter()
     store_s = store.time_s()
@@ -107,13 +106,13 @@ def _server(store: Store, now_s: Callable[[], float]) -> list[Finding]:
 
 def _list(store: Store) -> list[Finding]:
     with _sentence("store: list") as failures:
-        # by the narrowest prefix: the list of a million objects is a thousand answers long
+        # the narrowest prefix, because the list of a million objects takes a thousand requests
         store.list(MANIFEST_NAME)
     return failures or [Finding("store: list", OK, "allowed")]
 
 
 def _read(store: Store) -> list[Finding]:
-    """Reads a manifest, of the url or of the first split below it, and the beginning of its first shard."""
+    """Reads the manifest of the url or of its first split, and the beginning of its first shard."""
     name = "store: read"
     with _sentence(name) as failures:
         for folder in ("", *(f"{split}/" for split in SPLITS)):
@@ -136,12 +135,12 @@ def _read_shard(store: Store, folder: str, manifest: Manifest, *, name: str) -> 
     length = min(first.bytes, _READ_BYTES)
     began = time.perf_counter()
     store.read_range(folder + first.name, 0, length=length)
-    return Finding(name, OK, f"{held}; one connection brought {_speed(length, time.perf_counter() - began)}")
+    return Finding(name, OK, f"{held}; one connection read {_speed(length, time.perf_counter() - began)}")
 
 
 def _write_folder(store: LocalStore) -> Finding:
-    """Tries the nearest folder that exists, so that none has to be made."""
-    place = read_place("store: write", store.root)
+    """Tests the nearest folder that exists, so that the check makes none."""
+    place = read_folder("store: write", store.root)
     if place.error:
         found = f"no file can be made in {place.folder}: {place.error}"
         return Finding(place.name, FAILED, found, "correct --url, or mend the folder's rights")
@@ -149,7 +148,7 @@ def _write_folder(store: LocalStore) -> Finding:
 
 
 def _write(store: Store) -> list[Finding]:
-    """Writes an object, reads it back, tries to make it a second time, and removes it."""
+    """Writes an object, reads it back, tries to create it again, and removes it."""
     name, path, content = "store: write", f"doctor-{secrets.token_hex(8)}", secrets.token_bytes(_WRITTEN_BYTES)
     with _sentence(name) as failures:
         began = time.perf_counter()
@@ -167,9 +166,9 @@ def _write(store: Store) -> list[Finding]:
 def _written(store: Store, path: str, content: bytes, *, seconds: float) -> Finding:
     name = "store: write"
     if store.read(path) != content:
-        found = f"{store.locate(path)} came back with other bytes than were written"
-        return Finding(name, FAILED, found, "do not use this store before its operator has mended it")
-    speed = f"one connection took {_speed(len(content), seconds)}"
+        found = f"{store.locate(path)} returned other bytes than were written"
+        return Finding(name, FAILED, found, "do not use this store until its operator has mended it")
+    speed = f"one connection wrote {_speed(len(content), seconds)}"
     if store.create(path, content):
         found = f"allowed, {speed}; but it ignores If-None-Match, so two starts of a run can take one generation"
         return Finding(name, WARNING, found, "start a run once at a time, or use a store with conditional writes")

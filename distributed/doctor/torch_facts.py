@@ -1,6 +1,6 @@
-"""Torch's own account of this machine: bf16, GPUs that it can really use, and the libraries over which ranks meet.
+"""Torch's facts on this machine: bf16, GPUs that it can use, and communication libraries.
 
-Runs in a trial process (trial.py), because torch may not load, and a GPU that does not fit kills what touches it.
+It runs in a trial process (trial.py), because torch may not load, and an unsupported GPU may kill the process.
 """
 
 import warnings
@@ -15,17 +15,17 @@ _MIB = 2**20
 
 
 def torch_facts() -> dict[str, Any]:
-    """Returns what torch says of this machine, as plain JSON.
+    """Returns torch's facts on this machine, as plain JSON.
 
     Keys:
-        torch, cuda: versions; cuda is None for a build without it. A build for ROCm counts as its own version.
+        torch, cuda: versions; cuda is None for a build without it, and ROCm's version for a build with that.
         no_gpu: why CUDA cannot be used, in torch's words; "" if it can, or if torch says nothing.
-        gpus: name, capability and memory_mib of each GPU, on each of which a sum was computed.
-        bf16: supported, reason, and slowdown against float32 where it is not supported (else None).
+        gpus: name, capability and memory_mib of each GPU, each tested with a sum.
+        bf16: supported, reason, and slowdown against float32 if it is not supported (else None).
         gloo, nccl: False or None if this build has none; nccl is a version.
 
     Raises:
-        RuntimeError: a GPU is there and cannot compute.
+        RuntimeError: a GPU cannot compute.
     """
     no_gpu, gpus = _gpus()
     device = torch.device("cuda", 0) if gpus else torch.device("cpu")
@@ -49,14 +49,14 @@ def _gpus() -> tuple[str, list[dict[str, Any]]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if not torch.cuda.is_available():
-            # an old driver is only told in a warning
+            # torch reports an old driver only in a warning
             return (" ".join(str(caught[-1].message).split()) if caught else ""), []
     return "", [_gpu(index) for index in range(torch.cuda.device_count())]
 
 
 def _gpu(index: int) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(index)
-    # raises where the build has no kernels for this GPU, or another process has it for itself
+    # raises if the build has no kernels for this GPU, or another process holds it exclusively
     torch.ones(8, device=f"cuda:{index}").sum().item()
     return {
         "name": properties.name,

@@ -1,8 +1,8 @@
-"""Trial imports in a process of their own: a library that does not fit may raise anything, or kill its process.
+"""Trial imports in a child process, because a broken library may raise any error or kill its process.
 
-`python -m distributed.doctor.trial STEP ...` takes the steps in their order and reports on each. A step is a module to
-import, or one of our checks. It catches nothing: the parent reads the error's last line, or the signal, and starts
-another process for the steps behind the one that failed.
+`python -m distributed.doctor.trial STEP ...` runs the steps in order and reports on each. A step is a module to import,
+or one of our checks. It catches nothing: the parent reads the error's last line, or the signal, and starts another
+process for the steps after the failed one.
 """
 
 import json
@@ -21,54 +21,56 @@ from pupujepa.json_lines import parse_rows
 
 ROOT = Path(__file__).parents[2]
 TORCH_FACTS, DEEPSPEED_START = "torch facts", "deepspeed start"
-# a cold network disk takes minutes for torch's libraries; what takes longer hangs
+# a cold network disk takes minutes for torch's libraries
 TIMEOUT_S = 180.0
 
 _ERROR_LINE = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning)\b.*")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Outcome of one step: why it failed, "" if it did not, and what the step reports."""
+class ImportTrial:
+    """The outcome of one step: why it failed, "" if it did not, and its facts."""
 
     error: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def try_steps(steps: Sequence[str], *, first_needed: bool = False, timeout_s: float = TIMEOUT_S) -> dict[str, Trial]:
-    """Takes the steps in child processes and returns the outcome of each that was taken.
+def try_steps(
+    steps: Sequence[str], *, first_needed: bool = False, timeout_s: float = TIMEOUT_S
+) -> dict[str, ImportTrial]:
+    """Runs the steps in child processes and returns the outcome of each that ran.
 
     Args:
-        first_needed: the others are not taken when the first one fails.
-        timeout_s: for one process; what runs longer is killed, and no further step is taken.
+        first_needed: stop if the first step fails.
+        timeout_s: of one process; a slower one is killed, and no further step runs.
     """
-    done: dict[str, Trial] = {}
+    done: dict[str, ImportTrial] = {}
     while rest := [step for step in steps if step not in done]:
         reports, reason, timed_out = _run_child(rest, timeout_s)
-        done.update({step: Trial(facts=facts) for step, facts in reports.items()})
+        done.update({step: ImportTrial(facts=facts) for step, facts in reports.items()})
         if len(reports) == len(rest):
             break
         failed = rest[len(reports)]
-        done[failed] = Trial(error=reason)
+        done[failed] = ImportTrial(error=reason)
         if timed_out or (first_needed and failed == steps[0]):
             break
     return done
 
 
 def main(steps: Sequence[str]) -> None:
-    """The child: takes the steps and writes one JSON line for each that succeeds."""
-    # libraries print to standard output while they are imported, so reports get a copy of it and they get stderr
+    """Runs the steps in the child, and writes one JSON line for each that succeeds."""
+    # libraries print while they are imported: reports get a copy of standard output, and libraries get stderr
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for step in steps:
         facts = _CHECKS[step]() if step in _CHECKS else _import(step)
         print(json.dumps({"step": step, "facts": facts}), file=reports, flush=True)
-    # past the interpreter's own end, which some libraries do not survive
+    # without the interpreter's teardown, in which some libraries abort
     os._exit(0)
 
 
 def _run_child(steps: Sequence[str], timeout_s: float) -> tuple[dict[str, dict[str, Any]], str, bool]:
-    """Returns the facts of the steps that succeeded, why the next one did not, and whether its time was up."""
+    """Returns the facts of successful steps, the reason of the next failure, and True for a timeout."""
     command = [sys.executable, "-m", "distributed.doctor.trial", *steps]
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     environment = {**os.environ, "PYTHONPATH": path}
@@ -80,17 +82,17 @@ def _run_child(steps: Sequence[str], timeout_s: float) -> tuple[dict[str, dict[s
 
 
 def _reports(output: bytes) -> dict[str, dict[str, Any]]:
-    # a process that is killed may leave half a line
+    # a killed process may leave half a line
     reports = parse_rows(output.decode(), origin="the trial", growing=True)
     return {report["step"]: report["facts"] for report in reports}
 
 
 def _reason(code: int, stderr: str) -> str:
-    """Why a child ended early: the signal, or the error that its traceback ends with."""
+    """Returns why a child failed: the signal, or the error at the end of its traceback."""
     if code < 0:
         return f"the process was killed by {signal.Signals(-code).name}"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    # messages may have several lines, and something may be printed after the traceback
+    # a message may have several lines, and output may follow the traceback
     errors = [line for line in lines if _ERROR_LINE.match(line)]
     if errors:
         return errors[-1]
@@ -109,7 +111,7 @@ def _torch_facts() -> dict[str, Any]:
 
 
 def _deepspeed_start() -> dict[str, Any]:
-    """Does what a training does before it hands its model to DeepSpeed; both use names that DeepSpeed may change."""
+    """Applies our settings to DeepSpeed, because they use names that DeepSpeed may change."""
     from distributed.engine.deepspeed_settings import leave_muon_uncompiled, leave_operators_uncompiled
 
     leave_operators_uncompiled()

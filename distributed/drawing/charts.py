@@ -1,9 +1,8 @@
 """Line charts as inline SVG: pure functions from numbers to text.
 
-All charts have one size, 380 x 220 units, and are laid out in a grid whose columns are about that wide, so their text
-keeps its size from a phone to a wide screen. Colours are classes (`tone-1` .. `tone-8`), which the page's style sheet
-fills for light, dark and print. The points travel with the drawing as JSON, for the crosshair that runs through all
-charts at the same step.
+All charts have one size, 380 x 220 units, and the page puts them into columns of about that width, so their text keeps
+its size from a phone to a wide screen. Colours are classes (`tone-1` .. `tone-8`) of the page's style sheet, for light,
+dark and print. The drawing holds its points as JSON, for the crosshair through all charts at one step.
 """
 
 import json
@@ -55,7 +54,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template lays out: title and sentence around a drawing with its legend."""
+    """A drawing with its title, sentence and legend, for the template."""
 
     title: str
     sentence: str
@@ -95,10 +94,10 @@ def line_chart(
     """Draws lines over steps.
 
     Args:
-        sentence: what one sees and why it matters; also the drawing's description for screen readers.
-        marks: drawn like series, but neither in the legend nor under the crosshair.
+        sentence: the meaning of the chart; also its description for screen readers.
+        marks: drawn like series, but without legend and crosshair.
         include: values that the vertical axis must show (a zero, a threshold).
-        lowest: the axis ends here at the latest; what lies below is cut off, not squeezed in.
+        lowest: lower limit of the vertical axis; smaller values are cut off.
         log: logarithmic vertical axis; values that are not positive break the line.
 
     Raises:
@@ -110,7 +109,7 @@ def line_chart(
     x_values = [v for s in series for v in s.x]
     x = _padded(Axis(min(x_values), max(x_values), LEFT, WIDTH - RIGHT))
     y = _vertical([max(v, lowest) for v in [*values, *include]], log=log)
-    thinned = [thin(s) for s in series]
+    thinned = [thin_points(s) for s in series]
     parts = [
         *_grid(x, y, x_label),
         *(_threshold(t, x, y) for t in thresholds),
@@ -125,14 +124,14 @@ def line_chart(
 
 
 def frame_clip() -> str:
-    """Returns the definition of the frame that lines are cut to; a page with charts holds it once."""
+    """Returns the definition of the frame that cuts lines; a page with charts holds it once."""
     return (
         f'<clipPath id="{FRAME}"><rect x="{LEFT - 1}" y="{TOP - 1}" width="{WIDTH - LEFT - RIGHT + 2}"'
         f' height="{HEIGHT - TOP - BOTTOM + 2}"/></clipPath>'
     )
 
 
-def thin(series: Series, limit: int = MAX_POINTS) -> Series:
+def thin_points(series: Series, limit: int = MAX_POINTS) -> Series:
     """Returns the series as the means of at most `limit` runs of neighbours; a short one unchanged."""
     count = len(series.x)
     if count <= limit:
@@ -154,12 +153,12 @@ def ticks(lo: float, hi: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(lo / step - 1e-9)
-    # multiples of an integer index, so that 0.1 + 0.2 is not a label
+    # multiples of an integer, because a sum such as 0.1 + 0.2 would make a long label
     return [round(i * step, 12) for i in range(first, math.floor(hi / step + 1e-9) + 1)]
 
 
 def log_ticks(lo: float, hi: float) -> list[float]:
-    """Returns powers of ten inside [lo, hi], or 1-2-5 values when fewer than two powers lie inside."""
+    """Returns powers of ten inside [lo, hi], or 1-2-5 values if fewer than two powers are inside."""
     low, high = math.floor(math.log10(lo)), math.ceil(math.log10(hi))
     inside = [v for v in (10.0**p for p in range(low, high + 1)) if lo <= v <= hi]
     if len(inside) >= 2:
@@ -178,6 +177,7 @@ def _vertical(values: list[float], *, log: bool) -> Axis:
     if log:
         return Axis(lo / 1.15, hi * 1.15, HEIGHT - BOTTOM, TOP, log=True)
     margin = 0.08 * (hi - lo) or 0.1 * abs(hi) or 1.0
+    # a quantity without negative values starts at zero
     floor = 0.0 if lo >= 0 and lo - margin < 0 else lo - margin
     return Axis(floor, hi + margin, HEIGHT - BOTTOM, TOP)
 
@@ -218,7 +218,7 @@ def _threshold(threshold: Threshold, x: Axis, y: Axis) -> str:
     if not y.lo <= threshold.y <= y.hi:
         return ""
     at, edge = y(threshold.y), TOP if threshold.alarm_above else HEIGHT - BOTTOM
-    # the label sits on the quiet side of the line
+    # the label is outside the alarm zone
     label_y = at + 12 if threshold.alarm_above else at - 5
     return (
         f'<rect class="alarm" x="{LEFT}" y="{min(at, edge):.1f}" width="{x.stop - LEFT:.1f}"'
@@ -248,7 +248,7 @@ def _line(series: Series, x: Axis, y: Axis) -> str:
             path.append(f"{'L' if pen_down else 'M'}{point[0]:.1f} {point[1]:.1f}")
         pen_down = point is not None
     classes = f"line {series.tone}" + (" dashed" if series.dashed else "")
-    # a series of one value is a dot: a path of one point draws nothing
+    # a path of one point draws nothing, so a single value is a dot
     dots = [p for p in drawn if p is not None]
     if len(dots) == 1:
         return f'<circle class="dot {series.tone}" cx="{dots[0][0]:.1f}" cy="{dots[0][1]:.1f}" r="3"/>'

@@ -1,4 +1,4 @@
-"""Intervals and shares as inline SVG: forest plots of differences, and the bar of seconds per phase."""
+"""Intervals and shares as inline SVG: forest plots of differences, and a bar of seconds per phase."""
 
 import math
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ class Difference:
 
     @property
     def exceeds(self) -> bool:
-        """True when the gain is larger than the interval's half-width."""
+        """True for a gain above the interval's half-width."""
         return self.value > self.half_width
 
 
 def shared_axis(differences: Sequence[Difference], start: float, stop: float) -> Axis:
-    """Returns one axis for all rows, zero included, so that lengths can be compared down the column."""
+    """Returns one axis with zero for all rows, so that a reader can compare lengths down the column."""
     ends = [0.0, *(v for d in differences for v in (d.lo, d.hi, d.value) if math.isfinite(v))]
     lo, hi = min(ends), max(ends)
     margin = 0.08 * (hi - lo) or 1.0
@@ -48,14 +48,14 @@ def shared_axis(differences: Sequence[Difference], start: float, stop: float) ->
 
 
 def forest_column(title: str, differences: Sequence[Difference | None]) -> tuple[Cell, list[Cell], str]:
-    """Returns a column of a table: its head with the scale, a drawing for each difference, and `Table.zero`."""
+    """Returns a table column: its head with the scale, a drawing per difference, and `Table.zero`."""
     axis = shared_axis([d for d in differences if d], 6, CELL_WIDTH - 6)
     cells = [Cell("", drawing=forest_cell(d, axis)) if d else ABSENT for d in differences]
     return Cell(title, drawing=forest_axis(axis)), cells, f"{axis(0) / CELL_WIDTH:.2%}"
 
 
 def forest_cell(difference: Difference, axis: Axis) -> str:
-    """Draws one row of a forest plot for a table cell; the zero line is the cell's background, down the column."""
+    """Draws one row of a forest plot for a table cell; the cell's background is the zero line."""
     label = f"{difference.label}: {difference.words}"
     body = whisker(difference, axis, CELL_HEIGHT / 2)
     return (
@@ -65,7 +65,7 @@ def forest_cell(difference: Difference, axis: Axis) -> str:
 
 
 def forest_axis(axis: Axis) -> str:
-    """Draws the scale that belongs to a column of `forest_cell`."""
+    """Draws the scale of a column of `forest_cell`."""
     marks = "".join(
         f'<line class="grid" x1="{axis(v):.1f}" x2="{axis(v):.1f}" y1="14" y2="18"/>'
         f'<text class="tick middle" x="{axis(v):.1f}" y="11">{escape(_signed_tick(v))}</text>'
@@ -75,7 +75,7 @@ def forest_axis(axis: Axis) -> str:
 
 
 def forest_plot(differences: Sequence[Difference], *, title: str, scale_of: Sequence[Difference] = ()) -> str:
-    """Draws labelled differences under one another; `scale_of` widens the axis to what other plots show."""
+    """Draws labelled differences in rows; `scale_of` widens the axis to the range of other plots."""
     height = ROW_HEIGHT * len(differences) + 26
     axis = shared_axis([*differences, *scale_of], 156, WIDTH - 8)
     scale = "".join(
@@ -97,7 +97,7 @@ def forest_plot(differences: Sequence[Difference], *, title: str, scale_of: Sequ
 
 
 def whisker(difference: Difference, axis: Axis, y: float) -> str:
-    """Draws the interval as a line and the value as a dot, hollow when the interval's half-width swallows it."""
+    """Draws the interval as a line and the value as a dot, hollow unless it exceeds the half-width."""
     title = f"{difference.label}: {difference.words}"
     hollow = "" if difference.exceeds else " hollow"
     return (
@@ -108,7 +108,7 @@ def whisker(difference: Difference, axis: Axis, y: float) -> str:
 
 
 def share_bar(seconds: Sequence[tuple[str, float]]) -> str:
-    """Draws seconds per phase as one stacked bar; the legend beside it carries the numbers."""
+    """Draws seconds per phase as one stacked bar; the legend beside it has the numbers."""
     total = sum(value for _, value in seconds)
     parts, at = [], 0.0
     for index, (phase, value) in enumerate(seconds):

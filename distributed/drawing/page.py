@@ -1,4 +1,4 @@
-"""A page is one HTML file that holds all it shows, for light and dark, phones, wide screens and paper."""
+"""A page: one self-contained HTML file, for light and dark, phones, wide screens and paper."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ def render_page(template: Path, *, policy: str = NO_SCRIPTS, **values: Any) -> s
     """Returns the HTML of a template that extends base.html.j2.
 
     Args:
-        template: a file; it may import the other templates of this folder. Text is escaped, unless marked `|safe`.
+        template: a file that may import the templates of this folder. Text is escaped, unless marked `|safe`.
         policy: content security policy.
-        values: variables of the template; one that is missing is an error. Every page has `title`.
+        values: variables of the template, `title` among them; a missing one is an error.
     """
     environment = Environment(
         loader=FileSystemLoader((template.parent, HERE)),

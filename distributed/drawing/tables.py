@@ -1,7 +1,7 @@
-"""One table, three formats: Markdown for a terminal and a README, HTML for a browser, LaTeX for a paper.
+"""A table in three formats: Markdown for a terminal and a README, HTML for a page, LaTeX for a paper.
 
-What must be said beside a number (what it does not compare with, what its interval covers) is part of the table, so
-that no format can leave it out. Pages show three things more: exact values, details and drawings.
+Notes beside the numbers (comparability, coverage of intervals) are part of the table, so that no format leaves them
+out. Pages also show exact values, details and drawings.
 """
 
 import re
@@ -18,14 +18,14 @@ _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
 
 @dataclass(frozen=True)
 class Cell:
-    """A text of a table.
+    """A cell of a table.
 
     Attributes:
-        small: said more quietly behind it, as an interval is.
+        small: text in smaller type behind it, such as an interval.
         strong: emphasised.
         mark: a sign that a note explains.
         value: the exact number, for scripts that read the page.
-        detail: on pages only, such as how the number was chosen.
+        detail: on pages only, such as the layer of a score.
         drawing: SVG, on pages only.
         look: a class of page.css, e.g. a tone.
     """
@@ -41,12 +41,12 @@ class Cell:
 
     @property
     def is_number(self) -> bool:
-        """True for what is set flush right."""
+        """True for a number, which is set flush right."""
         return bool(re.match(rf"[+{MINUS}]?\d", self.text))
 
     @property
     def is_absent(self) -> bool:
-        """True where nothing was measured."""
+        """True for a missing value."""
         return self.text in ("", EN_DASH) and not self.small and not self.drawing
 
 
@@ -55,7 +55,7 @@ ABSENT = Cell(EN_DASH)
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that may be compared with each other; the heading says so, and with what they may not."""
+    """Rows that are comparable with each other, but not with other groups."""
 
     heading: str
     rows: tuple[tuple[Cell, ...], ...]
@@ -67,7 +67,7 @@ class Table:
 
     Attributes:
         notes: sentences below it.
-        zero: of its drawings, from the left, in CSS, e.g. "40%".
+        zero: position of its drawings' zero line, from the left, in CSS, e.g. "40%".
     """
 
     title: str
@@ -85,7 +85,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Charts of one kind, which only a page has."""
+    """Charts of one kind, on pages only."""
 
     title: str
     charts: tuple[Chart, ...]
@@ -97,7 +97,7 @@ def texts(*words: str) -> tuple[Cell, ...]:
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
-    """Returns the tables as GitHub's Markdown; a group's heading is a row of its own."""
+    """Returns the tables as GitHub's Markdown; a group's heading is a row."""
     return "\n".join(line for table in tables for line in _markdown_lines(table))
 
 

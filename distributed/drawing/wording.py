@@ -1,6 +1,6 @@
-"""Numbers as people read them: fixed digits, a real minus sign, thin groups of thousands, durations in words.
+"""Numbers as text: fixed digits, a typographic minus, grouped thousands, durations in words.
 
-Every number on the page passes through here, so that equal quantities look equal everywhere.
+All numbers of pages and tables use these functions, so that equal quantities look equal.
 """
 
 import math
@@ -19,7 +19,7 @@ _LATEX = str.maketrans(
 def fixed(value: float, digits: int = 3, *, sign: bool = False) -> str:
     """Returns `value` with `digits` decimals and a typographic minus; `sign` also writes the plus.
 
-    A value that rounds to zero has no sign: "−0.000" would claim a direction that the digits do not show.
+    A value that rounds to zero has no sign, because its digits show no direction.
     """
     if not math.isfinite(value):
         return "not finite"
@@ -32,7 +32,7 @@ def fixed(value: float, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def latex(text: str) -> str:
-    """Returns a text as LaTeX that prints it."""
+    """Returns the text escaped for LaTeX."""
     return text.translate(_LATEX)
 
 
@@ -42,7 +42,7 @@ def interval(lo: float, hi: float, digits: int = 3) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Returns `value` with `digits` significant digits; grouped when large, a power of ten when tiny."""
+    """Returns `value` with `digits` significant digits; grouped if large, a power of ten if tiny."""
     if not math.isfinite(value):
         return "not finite"
     if value == 0:
@@ -56,7 +56,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def scientific(value: float, digits: int = 1) -> str:
-    """Returns "2.0e−3" without padding of the exponent."""
+    """Returns "2.0e−3", without zeros before the exponent."""
     mantissa, exponent = f"{value:.{digits}e}".split("e")
     power = int(exponent)
     return f"{mantissa}e{power}".replace("-", MINUS) if power else mantissa.replace("-", MINUS)
@@ -82,7 +82,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time span in its two largest units: 0.8 s, 42 s, 4 min 12 s, 3 h 05 min."""
+    """Returns a duration in its two largest units: 0.8 s, 42 s, 4 min 12 s, 3 h 05 min."""
     if seconds < 10:
         return f"{fixed(seconds, 1)} s"
     whole = round(seconds)

@@ -1,9 +1,9 @@
-"""The section on attention: where the predictor's mask tokens of a hidden region look.
+"""The section on attention: the patches to which the mask tokens of a hidden region attend.
 
-Every patch outside the region is looked at as content (see `pupujepa.attention.maps.region_attention`); attention
-between mask tokens, which carry nothing but a position, is left out, and the rest is scaled to sum to one.
+Every patch outside the region takes part as content (see `pupujepa.attention.maps.region_attention`). Attention between
+mask tokens, which hold only a position, is left out, and the rest is scaled to sum to one.
 
-Shapes: N patches, L predictor blocks, H heads; a grid is [steps, bands].
+Shapes: L predictor blocks, H heads, T frames, F mel bands; a grid is [steps, bands] of patches.
 """
 
 import json
@@ -37,7 +37,8 @@ from pupujepa.weights.weights import load
 
 TILES_ALONG_TIME = 8
 TILES_ALONG_BANDS = 4
-# an untrained predictor has no preference to resolve finely; a stride coprime to the rows visits all of these
+# an untrained predictor has no fine preferences, so a third of the tiles is enough; 3 is coprime to the 4 rows, so it
+# visits all of them
 UNTRAINED_STRIDE = 3
 NEIGHBOURHOOD_S = 0.25
 MAX_HEADS = 8
@@ -66,8 +67,8 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Everything the section shows."""
+class AttentionSection:
+    """Drawings, data and sentences of the section."""
 
     svg: str
     payload: str
@@ -79,13 +80,13 @@ class Attention:
     similarity: Similarity
 
 
-def attention_section(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, masks: MaskConfig) -> Attention:
-    """Computes and draws the section for one normalised crop, beside an untrained model of the same shape."""
+def attention_section(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, masks: MaskConfig) -> AttentionSection:
+    """Draws the section for one normalised crop, beside an untrained model of the same shape."""
     untrained = PupuJEPA(model.config, seed=0).eval()
     tiles = tile_grid(model.config)
     maps = {
         name: [
-            region_attention(net, mel_TF, tile, masks=masks)
+            tile_attention(net, mel_TF, tile, masks=masks)
             for tile in follow(chosen, total=len(chosen), title=f"attention, {name}", unit="regions")
         ]
         for name, net, chosen in (("trained", model, tiles), ("untrained", untrained, tiles[::UNTRAINED_STRIDE]))
@@ -110,22 +111,23 @@ def load_export(run_dir: str) -> PupuJEPA:
 
 
 def tile_grid(config: ModelConfig) -> list[Tile]:
-    """Returns the regions that can be chosen, column by column, low bands first."""
+    """Returns the regions that a reader can choose, column by column, low bands first."""
     along_time = min(TILES_ALONG_TIME, config.grid_steps)
     along_bands = min(TILES_ALONG_BANDS, config.grid_bands)
     steps, bands = config.grid_steps // along_time, config.grid_bands // along_bands
     return [Tile(t * steps, steps, b * bands, bands) for t in range(along_time) for b in range(along_bands)]
 
 
-def region_attention(model: PupuJEPA, mel_TF: Tensor, tile: Tile, *, masks: MaskConfig) -> np.ndarray:
-    """Returns where each head looks from a hidden tile: [L, H, steps, bands], summing to 1, zero inside the tile."""
+def tile_attention(model: PupuJEPA, mel_TF: Tensor, tile: Tile, *, masks: MaskConfig) -> np.ndarray:
+    """Returns each head's attention from a hidden tile, [L, H, steps, bands]: sums to 1, zero inside."""
     inside = tile.mask((len(mel_TF) // model.config.patch_frames, model.config.grid_bands))
     return library.region_attention(model, mel_TF, inside, ratio=masks.ratio)
 
 
-def place_of(tile: Tile, grid: tuple[int, int], *, step_s: float) -> np.ndarray:
-    """Returns for each patch the index of its place in PLACES as seen from the tile, -1 inside it."""
+def patch_places(tile: Tile, grid: tuple[int, int], *, step_s: float) -> np.ndarray:
+    """Returns the index in PLACES of each patch, relative to the tile; -1 inside it."""
     step, band = np.indices(grid)
+    # steps between a patch and the tile; 0 beside it
     distance = np.maximum(tile.step - step, step - (tile.step + tile.steps - 1)).clip(0)
     same_band = (band >= tile.band) & (band < tile.band + tile.bands)
     places = np.full(grid, 3)
@@ -141,19 +143,19 @@ def place_shares(maps: Sequence[np.ndarray], tiles: Sequence[Tile], *, step_s: f
     shares = []
     for tile, grid in zip(tiles, maps, strict=True):
         mean = grid.mean((0, 1))
-        places = place_of(tile, mean.shape, step_s=step_s)
+        places = patch_places(tile, mean.shape, step_s=step_s)
         shares.append([mean[places == i].sum() for i in range(len(PLACES))])
     return np.mean(shares, axis=0)
 
 
 def times_even(shares: np.ndarray, even: np.ndarray) -> np.ndarray:
-    """Returns shares as multiples of an even spread's; 0 for a place that is not there, as in a grid of one band."""
+    """Returns shares as multiples of an even spread's; 0 for a place without patches."""
     return np.divide(shares, even, out=np.zeros_like(even), where=even > 0)
 
 
 def _arrange(
     model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, tiles: list[Tile], maps: dict[str, list[np.ndarray]]
-) -> Attention:
+) -> AttentionSection:
     grid = (len(mel_TF) // model.config.patch_frames, model.config.grid_bands)
     step_s = canvas.duration_s / grid[0]
     start = _start(tiles)
@@ -175,7 +177,7 @@ def _arrange(
         "readouts": readouts,
         "maps": packed(np.stack(shown), 255, np.uint8),
     }
-    return Attention(
+    return AttentionSection(
         svg=explorer(
             canvas,
             shown[start],
@@ -199,13 +201,13 @@ def _share_table(shares: dict[str, np.ndarray]) -> Table:
 
 
 def _start(tiles: Sequence[Tile]) -> int:
-    """Returns the tile in the middle of the crop, in the second-lowest row, where melodies and chords lie."""
+    """Returns the index of the middle tile in the second-lowest row, where melodies and chords are."""
     rows = tiles[-1].band // tiles[0].bands + 1
     return (len(tiles) // rows // 2) * rows + min(1, rows - 1)
 
 
 def _brightness(grid: np.ndarray) -> np.ndarray:
-    """Returns a map in [0, 1]: clear up to the attention of an even spread, full at the strongest patches."""
+    """Returns a map in [0, 1]: 0 up to the attention of an even spread, 1 at the strongest patches."""
     even = 1 / np.count_nonzero(grid)
     top = np.quantile(grid, 0.995)
     return np.clip((grid - even) / max(top - even, 1e-12), 0, 1)
@@ -214,7 +216,7 @@ def _brightness(grid: np.ndarray) -> np.ndarray:
 def _readout(tile: Tile, maps: np.ndarray, canvas: Canvas, grid: tuple[int, int], step_s: float) -> str:
     mean = maps.mean((0, 1))
     peak_step, peak_band = np.unravel_index(int(mean.argmax()), mean.shape)
-    places = place_of(tile, mean.shape, step_s=step_s)
+    places = patch_places(tile, mean.shape, step_s=step_s)
     near = mean[(places == 0) | (places == 1)].sum()
     lowest, highest = canvas.band_edges(tile.band, tile.bands, grid[1])
     return (
@@ -230,9 +232,8 @@ def _sentence(shares: dict[str, np.ndarray], tiles: int) -> str:
     first = int(np.argmax(lift))
     return (
         f"Share of attention by place, averaged over {tiles} hidden regions of this crop, all layers and heads. An "
-        f"even spread is what no preference would give. Of all places, “{PLACES[first]}” stands out most: the trained "
-        f"predictor gives it {fixed(lift[first], 1)} times its even share, the untrained one "
-        f"{fixed(untrained[first], 1)} times."
+        f"even spread has no preference. The trained predictor prefers “{PLACES[first]}” most: "
+        f"{fixed(lift[first], 1)} times the even share, against {fixed(untrained[first], 1)} times untrained."
     )
 
 
@@ -240,7 +241,7 @@ def _multiples(canvas: Canvas, maps_LHTF: np.ndarray) -> tuple[tuple[tuple[Plate
     layers, heads = maps_LHTF.shape[:2]
     rows = []
     for layer in range(layers):
-        # total variation: the heads that depart most from their layer's mean
+        # the heads with the largest total variation from their layer's mean
         departure = np.abs(maps_LHTF[layer] - maps_LHTF[layer].mean(0)).sum((-2, -1))
         chosen = sorted(np.argsort(-departure, kind="stable")[:MAX_HEADS])
         rows.append(tuple(_head(canvas, maps_LHTF[layer, h], layer, int(h)) for h in chosen))

@@ -1,7 +1,6 @@
-"""What a report is made from: the files of a run directory, read once, and a name for each that is not there.
+"""Inputs of a report: the files of a run directory, a path or URL, read once.
 
-A run directory is a path or an object-store URL; both are read through `data.store.store`. A missing input is a
-`Missing` with the command that makes it: the page prints it in place of the section, so that a gap is never silent.
+A missing input is a `Missing` with the command that makes it; the page shows it in place of the section.
 """
 
 import json
@@ -21,12 +20,12 @@ Row = dict[str, Any]
 
 
 class ReportError(UserError):
-    """A run directory or one of its files that a report cannot be made from."""
+    """A run directory, or a file of it, that cannot be read."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """An input that is not there: what it is, and the command that makes it."""
+    """A missing input: its name, and the command that makes it."""
 
     what: str
     command: str
@@ -47,7 +46,7 @@ class RunInputs:
     has_export: bool
 
     def fact(self, *path: str, default: Any = None) -> Any:
-        """Returns a fact, or else the configuration's value at the dotted path, or else `default`."""
+        """Returns the fact `path[-1]`, else the configuration's value at `path`, else `default`."""
         node: Any = self.facts.get(path[-1])
         if node is not None:
             return node
@@ -67,7 +66,8 @@ def read_run(location: str, results_url: str | None = None) -> RunInputs:
         results_url: results.jsonl elsewhere; by default the one in the run directory.
 
     Raises:
-        ReportError: none of the run's files is there, or one of them cannot be read. LineError: a row cannot be.
+        ReportError: the run has none of its files, or one cannot be read.
+        LineError: a row cannot be read.
     """
     store = open_store(location)
 
@@ -75,14 +75,14 @@ def read_run(location: str, results_url: str | None = None) -> RunInputs:
         return store.read(path).decode() if store.exists(path) else None
 
     def rows(name: str, text: str | None) -> list[Row]:
-        # a run that is writing right now, or was killed while writing, ends in half a line
+        # a run that is writing, or was killed while writing, leaves half a line
         return parse_rows(text or "", origin=f"{name} of the run", growing=True)
 
     config_text, metrics, facts = read("config.yaml"), read("metrics.jsonl"), read("facts.json")
     if config_text is None and metrics is None and facts is None:
         raise ReportError(
-            f"{location} is not a run directory: it holds no config.yaml, metrics.jsonl or facts.json, so there is "
-            "nothing to report; give the folder that `python -m distributed train` wrote, e.g. runs/demo"
+            f"{location} is not a run directory: it has no config.yaml, metrics.jsonl or facts.json; give the folder "
+            "that `python -m distributed train` wrote, e.g. runs/demo"
         )
     results = _read_elsewhere(results_url) if results_url else read("results.jsonl")
     phases = _parse("phases.json", read("phases.json"), json.loads) or {}
@@ -100,9 +100,9 @@ def read_run(location: str, results_url: str | None = None) -> RunInputs:
 
 
 def latest_of_each_step(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Returns the rows by ascending step; of the steps that a killed run logged twice, the later writing wins.
+    """Returns one row per step, by ascending step, merged from all rows of the step.
 
-    Rows of one step that hold different keys (losses here, diagnostics there) are one row.
+    A killed run logs some steps twice: the later value of a key wins.
     """
     merged: dict[int, Row] = {}
     for row in rows:
@@ -111,7 +111,7 @@ def latest_of_each_step(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def column(rows: Sequence[Row], key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the steps that logged `key`, and its values."""
+    """Returns the steps that logged `key`, and the values."""
     found = [(float(r["step"]), float(r[key])) for r in rows if isinstance(r.get(key), int | float)]
     return tuple(x for x, _ in found), tuple(y for _, y in found)
 
@@ -130,7 +130,7 @@ def _parse(name: str, text: str | None, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except (json.JSONDecodeError, YAMLError, OmegaConfBaseException, KeyError) as error:
-        raise ReportError(f"{name} of the run cannot be read ({error}); was it cut off while written?") from error
+        raise ReportError(f"{name} of the run cannot be read ({error}); it may be cut off: restore it") from error
 
 
 def _plain_yaml(text: str) -> dict[str, Any]:

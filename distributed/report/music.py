@@ -1,4 +1,4 @@
-"""The section on the music: crops as the model reads them, and what the three mask strategies hide of one crop.
+"""The section on the music: crops as the model reads them, and the masks of each strategy.
 
 Shapes: T frames, F mel bands; a grid is [steps, bands] of patches, time first.
 """
@@ -23,7 +23,7 @@ from distributed.report.pictures import (
     symbol,
     veil,
 )
-from distributed.report.samples import Crop, Gallery
+from distributed.report.samples import Gallery, SampleCrop
 from distributed.report.sound import audio_of, audio_uri
 from distributed.run.installed import TorchaudioError
 from pupujepa.audio.log_mel import FrontendConfig
@@ -38,15 +38,15 @@ LOUDEST_PERCENTILE = 99.7
 QUIETEST_PERCENTILE = 4.0
 
 STRATEGY_SENTENCES = {
-    "random": "Scattered patches. Their neighbours give most of the answer away, so this is the easiest task.",
-    "block": "Rectangles, long in time or in frequency. The middle of a block needs knowledge of how music goes on.",
+    "random": "Scattered patches. Their neighbours show most of the answer, so this is the easiest task.",
+    "block": "Rectangles, long in time or in frequency. The middle of a block needs knowledge of how music continues.",
     "time_frequency": "Whole spans of time, or one band throughout. Only the music before and after can help.",
 }
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A picture with its words, and sound as a data URI where there is any."""
+    """A picture with its words, and sound as a data URI; "" without sound."""
 
     title: str
     sentence: str
@@ -57,9 +57,9 @@ class Plate:
 
 @dataclass(frozen=True)
 class Music:
-    """Pictures of the section; `symbols` are embedded once at the top of the page.
+    """Pictures of the section; the page embeds `symbols` once, at its top.
 
-    no_sound: why the crops cannot be listened to; "" where they can.
+    no_sound: why the crops have no sound; "" if they have.
     """
 
     symbols: tuple[str, ...]
@@ -73,7 +73,7 @@ class Music:
 
 
 def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig) -> Music:
-    """Draws the first crops of a gallery, and masks over the first of all."""
+    """Draws the first crops of a gallery, and masks over the first one."""
     shown = gallery.crops[:SHOWN_CROPS]
     canvases = tuple(_canvas(i, c, gallery) for i, c in enumerate(shown))
     grid = (model.grid_steps, model.grid_bands)
@@ -91,7 +91,7 @@ def music_section(gallery: Gallery, model: ModelConfig, *, masks: MaskConfig) ->
 
 
 def spectrogram_uri(mel_TF: np.ndarray) -> str:
-    """Returns the crop as an image; the colour range is the crop's own, so that quiet music is visible too."""
+    """Returns the crop as an image; each crop has its own colour range, so that quiet music is visible."""
     lo, hi = np.percentile(mel_TF, [QUIETEST_PERCENTILE, LOUDEST_PERCENTILE])
     return image_uri(colour(mel_TF, float(lo), float(hi)))
 
@@ -106,16 +106,16 @@ def coverage(config: MaskConfig, strategy: int, *, grid: tuple[int, int], draws:
     return (1 - visible / draws).reshape(steps, bands)
 
 
-def _canvas(number: int, crop: Crop, gallery: Gallery) -> Canvas:
+def _canvas(number: int, crop: SampleCrop, gallery: Gallery) -> Canvas:
     frontend = gallery.manifest.frontend
     frames, bands = crop.mel_TF.shape
     return Canvas(f"crop-{number}", frames * gallery.frame_s, bands, frontend["fmin_hz"], frontend["fmax_hz"])
 
 
-def _sounds(crops: Sequence[Crop], frontend: FrontendConfig) -> tuple[tuple[str, ...], str]:
+def _sounds(crops: Sequence[SampleCrop], frontend: FrontendConfig) -> tuple[tuple[str, ...], str]:
     """Returns the audio of each crop as a data URI, and "" or why there is none.
 
-    A page comes after hours of training, and is not given up for the want of sound.
+    Without torchaudio the page has no sound: it follows hours of training, and must not fail for this.
     """
     try:
         return tuple(audio_uri(audio_of(crop.mel_TF, frontend), frontend.sample_rate_hz) for crop in crops), ""
@@ -124,7 +124,7 @@ def _sounds(crops: Sequence[Crop], frontend: FrontendConfig) -> tuple[tuple[str,
         return ("",) * len(crops), str(error)
 
 
-def _crop_plate(canvas: Canvas, crop: Crop, sound: str) -> Plate:
+def _crop_plate(canvas: Canvas, crop: SampleCrop, sound: str) -> Plate:
     beats, downbeats = ([t - crop.offset_s for t in crop.labels.get(key) or ()] for key in ("beats", "downbeats"))
     chips = label_chips(crop)
     described = f"Log-mel spectrogram of {fixed(canvas.duration_s, 1)} s from {crop.track}; {listed(list(chips))}"
@@ -132,8 +132,8 @@ def _crop_plate(canvas: Canvas, crop: Crop, sound: str) -> Plate:
     return Plate(crop.track.replace("_", " "), f"{crop.source}, from {fixed(crop.offset_s, 1)} s", svg, chips, sound)
 
 
-def label_chips(crop: Crop) -> tuple[str, ...]:
-    """Returns the labels that a reader can check by looking, as short texts."""
+def label_chips(crop: SampleCrop) -> tuple[str, ...]:
+    """Returns the labels that a reader can check in the picture, as short texts."""
     labels = crop.labels
     chips = [str(labels["key"])] if labels.get("key") else []
     if labels.get("tempo_bpm"):
@@ -156,14 +156,14 @@ def _mask_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: tupl
 
 
 def visible_patches(config: MaskConfig, strategy: int, *, grid: tuple[int, int]) -> np.ndarray:
-    """Returns the boolean grid of one mask's context; the mask is the one that `prediction.py` fills in first."""
+    """Returns the boolean grid of the context of the mask that `prediction.py` fills first."""
     visible = np.zeros(grid[0] * grid[1], bool)
     visible[shown_mask(config, strategy, grid=grid, crop=0).context] = True
     return visible.reshape(grid)
 
 
 def shown_mask(config: MaskConfig, strategy: int, *, grid: tuple[int, int], crop: int) -> Mask:
-    """Returns the mask of a strategy over the crop of that number."""
+    """Returns the mask of a strategy over crop number `crop`."""
     rng = generator(0, "report", "mask", strategy, crop)
     return draw_mask(rng, config, steps=grid[0], bands=grid[1], progress=1.0, strategy=strategy)
 
@@ -183,7 +183,7 @@ def _coverage_plate(canvas: Canvas, config: MaskConfig, strategy: int, *, grid: 
 
 
 def coverage_strip(shares: np.ndarray, description: str) -> str:
-    """Draws hiding rates as a map on the scale 0 to 1: a hole in the design would show as a dark cell."""
+    """Draws hiding rates as a map from 0 to 1; a dark cell is rarely a target."""
     uri = image_uri(colour(shares, 0.0, 1.0, name="cividis"), lossless=True)
     return (
         f'<svg class="strip" viewBox="0 0 340 48" role="img" aria-label="{escape(description, quote=True)}">'

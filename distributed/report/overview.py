@@ -1,4 +1,4 @@
-"""The head of the page: the verdict in one line, the facts of the run, where it was killed and where the time went."""
+"""The head of the page: the verdict, the facts of the run, its interruptions and its time by phase."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Overview:
-    """Everything above the first section."""
+    """The page above its first section."""
 
     headline: str
     lead: str
@@ -59,7 +59,7 @@ class Overview:
 
 
 def overview(run: RunInputs) -> Overview:
-    """Returns the head of the page; facts that nobody wrote are left out and named."""
+    """Returns the head of the page; it names facts that the run did not record."""
     verdict = judge(run.metrics, terms_of(run))
     gains = trained_gains(run)
     facts, absent = _facts(run)
@@ -82,7 +82,7 @@ def overview(run: RunInputs) -> Overview:
 
 
 def trained_gains(run: RunInputs) -> list[Difference]:
-    """Returns trained minus random init per task, of the first trained encoder and the first protocol."""
+    """Returns trained minus random init per task, for the first trained encoder and its first protocol."""
     rows = [r for r in run.results if r["encoder"] not in BASELINES]
     if rows:
         rows = [r for r in rows if (r["encoder"], r.get("protocol")) == (rows[0]["encoder"], rows[0].get("protocol"))]
@@ -90,7 +90,7 @@ def trained_gains(run: RunInputs) -> list[Difference]:
 
 
 def headline(verdict: Verdict, gains: Sequence[Difference]) -> str:
-    """Returns the verdict in one line; an alarm comes before any gain."""
+    """Returns the verdict in one line; an alarm has priority over any gain."""
     if verdict.state == "alarm":
         return "Watch out: the diagnostics of this run show signs of collapse"
     gained = sum(d.exceeds for d in gains)
@@ -104,7 +104,7 @@ def headline(verdict: Verdict, gains: Sequence[Difference]) -> str:
 
 
 def lead(run: RunInputs, gains: Sequence[Difference]) -> str:
-    """Returns what was trained on what, and what improved, with intervals."""
+    """Returns a summary of the training and the gains of the probes, with intervals."""
     hours, steps = run.fact("audio_hours"), run.fact("train", "steps")
     parts = ["PupuJEPA learns from music without labels"]
     if hours is not None:
@@ -122,11 +122,11 @@ def lead(run: RunInputs, gains: Sequence[Difference]) -> str:
 
 
 def interruptions(resumed: Sequence[dict] | None) -> str:
-    """Returns where the run was killed and continued, in one sentence."""
+    """Returns a sentence on the interruptions of the run and their checkpoints."""
     if resumed is None:
         return ""
     if not resumed:
-        return "The run went through without an interruption."
+        return "The run had no interruption."
     steps = [grouped(int(r["step"])) for r in resumed]
     times = "once" if len(steps) == 1 else count_of(len(steps), "time")
     return (
@@ -136,7 +136,7 @@ def interruptions(resumed: Sequence[dict] | None) -> str:
 
 
 def _facts(run: RunInputs) -> tuple[tuple[Fact, ...], str]:
-    """Candidates are (label, value or None, text, note); what has no value is named instead of drawn."""
+    """Returns the facts with a value, and a sentence that names those without."""
     _, losses = column(run.metrics, "loss")
     _, crops = column(run.metrics, "crops_per_s")
     first, last = run.fact("loss_first"), run.fact("loss_last")

@@ -1,12 +1,12 @@
-"""Build the page of a run: one HTML file that holds everything it shows.
+"""Build the page of a run: one self-contained HTML file.
 
   python -m distributed report runs/demo                                   writes runs/demo/report.html
   python -m distributed report runs/demo --shards s3://bucket/shards/test  pictures from held-out music
   python -m distributed report runs/demo --out page.html
 
 It reads config.yaml, metrics.jsonl, facts.json, phases.json and export/ of the run, results.jsonl of the evaluator, and
-a few samples of the shards. What is missing is named on the page, with the command that makes it. The file needs no
-network, works from a disk or an e-mail, in light and dark, on a phone and on paper.
+a few samples of the shards. The page names each missing input, with the command that makes it. The file needs no
+network, and works from a disk or an e-mail, in light and dark, on a phone and on paper.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from data.store.store import StoreError, open_store
 from distributed.drawing.charts import frame_clip
 from distributed.drawing.page import render_page
-from distributed.report.attention import Attention, attention_section, load_export
+from distributed.report.attention import AttentionSection, attention_section, load_export
 from distributed.report.inputs import Missing, ReportError, RunInputs, read_run
 from distributed.report.music import Music, music_section
 from distributed.report.overview import overview
@@ -54,10 +54,10 @@ MARKS = {"good": "✓", "alarm": "!", "open": "?"}
 
 @dataclass(frozen=True)
 class Sections:
-    """The parts of the page that need the shards or the weights."""
+    """The sections that need the shards or the weights."""
 
     music: Music | Missing
-    attention: Attention | Missing
+    attention: AttentionSection | Missing
     filled: Predictions | None = None
 
 
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds the page and says where it is."""
+    """Builds the page and prints its path."""
     out = build_report(args.run_dir, args.results, args.out, shards=args.shards)
     print(out)  # noqa: T201 - the path is the product
     return 0
@@ -85,19 +85,19 @@ def build_report(
     *,
     shards: str | None = None,
 ) -> str:
-    """Writes the page of a run and returns where.
+    """Writes the page of a run and returns its path or URL.
 
     Args:
         run_dir: path or URL.
-        results_path: results.jsonl; by default the one in the run directory.
+        results_path: results.jsonl; by default the run's.
         out: path or URL of the page; by default report.html in the run directory.
-        shards: shard set or corpus root for the pictures; by default what the run was trained on, held-out split first.
+        shards: shard set or corpus root for the pictures; by default the run's, held-out split first.
 
     Raises:
-        ReportError: no run there, or a file of it that cannot be read.
+        ReportError: no run, or a file of it that cannot be read.
     """
     inputs = read_run(str(run_dir), str(results_path) if results_path else None)
-    html = render(inputs, visible_sections(inputs, shards), shards=shards)
+    html = render_report(inputs, visible_sections(inputs, shards), shards=shards)
     out = str(out) if out else f"{inputs.location.rstrip('/')}/report.html"
     folder, _, name = out.rpartition("/")
     open_store(folder or ("/" if out.startswith("/") else ".")).write(name, html.encode())
@@ -105,7 +105,7 @@ def build_report(
 
 
 def visible_sections(inputs: RunInputs, shards: str | None) -> Sections:
-    """Reads shards and weights and draws what needs them; a part that cannot be had becomes a `Missing`."""
+    """Draws the sections that need shards or weights; a section without its input is a `Missing`."""
     url = shards or inputs.fact("stream", "url")
     configs = _configs(inputs)
     remedy = f"python -m distributed report {inputs.location} --shards SHARDS"
@@ -123,7 +123,7 @@ def visible_sections(inputs: RunInputs, shards: str | None) -> Sections:
     return _with_weights(inputs, gallery, music, masks)
 
 
-def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) -> str:
+def render_report(inputs: RunInputs, sections: Sections, *, shards: str | None = None) -> str:
     """Returns the page's HTML."""
     script = (HERE / "page.js").read_text()
     return render_page(
@@ -151,7 +151,7 @@ def render(inputs: RunInputs, sections: Sections, *, shards: str | None = None) 
 
 
 def policy(script: str) -> str:
-    """Returns the content security policy: nothing is loaded, and only our own script runs, known by its digest."""
+    """Returns the content security policy: load nothing, and run only this script, by its digest."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -176,7 +176,7 @@ def _with_weights(inputs: RunInputs, gallery: Gallery, music: Music, masks: Mask
 
 
 def _configs(inputs: RunInputs) -> tuple[ModelConfig, MaskConfig] | None:
-    """Returns the model's and the masks' configuration of the run, or None without config.yaml."""
+    """Returns the configurations of the run's model and masks; None without config.yaml."""
     if "model" not in inputs.config:
         return None
     return (

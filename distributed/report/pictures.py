@@ -1,7 +1,7 @@
 """Spectrograms, masks and heat maps as small WebP images inside inline SVG.
 
-A crop's picture is embedded once, as a symbol, and drawn many times with `<use>`: under a mask, in grey under an
-attention map. Axes, veils and beat marks are vectors over it, so they follow the page's theme and stay sharp.
+The page embeds each crop once, as a symbol, and draws it many times with `<use>`. Axes, veils and beat marks are
+vectors over it, so they follow the page's theme and stay sharp.
 
 Shapes: T frames, F mel bands; a grid is [steps, bands] of patches, time first.
 """
@@ -29,7 +29,7 @@ PLOT_WIDTH = WIDTH - LEFT - RIGHT
 
 @dataclass(frozen=True)
 class Canvas:
-    """What a picture needs to know of its crop: the symbol's id and the physical extent of the axes."""
+    """The ground of a crop's pictures: the symbol's id and the physical extent of the axes."""
 
     symbol: str
     duration_s: float
@@ -56,12 +56,12 @@ class Canvas:
 
 @cache
 def palette(name: str) -> np.ndarray:
-    """Returns one of matplotlib's colour maps as [256, 3] uint8; those used here are perceptually uniform."""
+    """Returns a colour map of matplotlib as [256, 3] uint8; use perceptually uniform ones."""
     return (matplotlib.colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def colour(values: np.ndarray, lo: float, hi: float, *, name: str = "magma") -> np.ndarray:
-    """Returns [F, T, 3] uint8 of [T, F] values, low frequencies at the bottom; values are clipped to [lo, hi]."""
+    """Returns [T, F] values, clipped to [lo, hi], as [F, T, 3] uint8 with low frequencies at the bottom."""
     codes = np.clip((values - lo) / max(hi - lo, 1e-12) * 255, 0, 255).astype(np.uint8)
     return palette(name)[codes.T[::-1]]
 
@@ -74,7 +74,7 @@ def image_uri(pixels: np.ndarray, *, lossless: bool = False) -> str:
 
 
 def symbol(identity: str, uri: str) -> str:
-    """Returns the definition that `picture` refers to by its id."""
+    """Returns the definition of an image that `picture` refers to by its id."""
     return (
         f'<symbol id="{escape(identity, quote=True)}" viewBox="0 0 100 100" preserveAspectRatio="none">'
         f'<image href="{uri}" width="100" height="100" preserveAspectRatio="none"/></symbol>'
@@ -86,7 +86,7 @@ def picture(canvas: Canvas, description: str, *, layers: Sequence[str] = (), gre
 
     Args:
         description: the alternative text.
-        grey: draw the spectrogram in quiet greys, as ground for a heat map.
+        grey: draw the spectrogram in greys, as ground for a heat map.
     """
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description, quote=True)}">'
@@ -95,7 +95,7 @@ def picture(canvas: Canvas, description: str, *, layers: Sequence[str] = (), gre
 
 
 def emblem(canvas: Canvas, layers: Sequence[str], *, grey: bool = False, label: str = "") -> str:
-    """Draws a crop and its layers without axes, small; without a label it decorates words that say the same."""
+    """Draws a crop and its layers small, without axes; screen readers skip it without a label."""
     name = f'role="img" aria-label="{escape(label, quote=True)}"' if label else 'aria-hidden="true"'
     return (
         f'<svg viewBox="{LEFT} {TOP} {PLOT_WIDTH} {PLOT_HEIGHT}" preserveAspectRatio="none" {name}>'
@@ -127,6 +127,7 @@ def veil(targets: np.ndarray) -> str:
     width, height = PLOT_WIDTH / steps, PLOT_HEIGHT / bands
     path = []
     for band in range(bands):
+        # starts and ends of the runs of hidden patches in this row, in turn
         edges = np.flatnonzero(np.diff(np.concatenate([[0], targets[:, band].astype(np.int8), [0]])))
         top = TOP + PLOT_HEIGHT - (band + 1) * height
         path += [
@@ -155,7 +156,7 @@ def heat(grid: np.ndarray) -> str:
 
 
 def glow(grid: np.ndarray) -> np.ndarray:
-    """Returns [bands, steps, 4] uint8: amber whose opacity is the value."""
+    """Returns [bands, steps, 4] uint8: amber with the value as its opacity."""
     alpha = np.nan_to_num(np.clip(grid, 0, 1))
     pixels = np.empty((*grid.shape, 4), np.uint8)
     pixels[..., 0] = 255
@@ -171,17 +172,17 @@ def packed(values: np.ndarray, scale: int, dtype: type) -> str:
 
 
 def explorer(canvas: Canvas, shown: np.ndarray, region: tuple[int, int, int, int], *, label: str) -> str:
-    """Draws a map in [0, 1] over a grey crop, with a region (see `outline`) that the script of the page can move."""
+    """Draws a map in [0, 1] over a grey crop, with a region (see `outline`) that the page's script moves."""
     plot = escape(json.dumps({"left": LEFT, "top": TOP, "width": PLOT_WIDTH, "height": PLOT_HEIGHT}), quote=True)
     layers = [heat(shown), outline(region, shown.shape)]
     svg = picture(canvas, f"{label}; arrow keys move it", layers=layers, grey=True)
-    # an application gets the arrow keys, which screen readers keep from a plain image
+    # role application: screen readers do not pass arrow keys to a plain image
     interactive = svg.replace('role="img"', 'role="application"', 1)
     return interactive.replace("<svg ", f'<svg tabindex="0" data-plot="{plot}" ', 1)
 
 
 def playhead() -> str:
-    """Draws the line that the page's script moves while the crop is heard."""
+    """Draws the line that the page's script moves while the crop plays."""
     span = f'x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{TOP + PLOT_HEIGHT}"'
     return f'<line class="playhead" {span} data-width="{PLOT_WIDTH}"/>'
 

@@ -1,9 +1,8 @@
-"""How well the gaps are filled: how much the predictor gets right of each hidden patch's feature, or of the patch.
+"""Explained variance of each hidden patch: of its feature, or of the patch for a model of kind mae.
 
-Features are predicted by a joint-embedding model, patches by one of kind mae.
-The measure is strict: a prediction that knows only which band a patch is in, and not what happens there, gets zero.
-The same step as in training is run on held-out crops, without gradient: student on the visible patches, predictor on
-the hidden ones, teacher as the truth. Shapes: D width, M target patches; a grid is [steps, bands].
+The measure is strict: a prediction that knows only the band of a patch gets zero. The step is that of training, without
+gradients, on held-out crops: student on the visible patches, predictor on the hidden ones, teacher as the truth.
+Shapes: D width, M target patches; a grid is [steps, bands].
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 
 @dataclass(frozen=True)
 class Filled:
-    """One mask filled in: predicted and true features [M, D] of the hidden patches, which are `target` on the grid."""
+    """A filled mask: predicted and true features [M, D] of the hidden patches, at `target` on the grid."""
 
     prediction_MD: Tensor
     target_MD: Tensor
@@ -40,7 +39,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One plate for each strategy, and the first of them small."""
+    """One plate for each strategy, and a small one of the random strategy."""
 
     plates: tuple[Plate, ...]
     emblem: str
@@ -54,18 +53,18 @@ def prediction_plates(
     masks: MaskConfig,
     objective: ObjectiveConfig,
 ) -> Predictions:
-    """Draws one filled mask of the first crop for each strategy, with the explained variance over all crops.
+    """Draws a filled mask of the first crop for each strategy, with the variance explained in all crops.
 
     Args:
         mels_BTF: normalised log-mel of each crop.
     """
     step = TrainingStep(model, objective).eval()
-    # every hidden patch is asked for, also when training samples a part of them to save time
+    # predict every hidden patch, even if training samples a part of them to save time
     masks = replace(masks, target_fraction=1.0)
     mean = (PATCHES if objective.kind == MAE else FEATURES).mean
     plates, emblems = [], []
     for strategy in range(len(STRATEGIES)):
-        filled = [fill(step, mel_TF, masks, strategy=strategy, crop=i) for i, mel_TF in enumerate(mels_BTF)]
+        filled = [fill_mask(step, mel_TF, masks, strategy=strategy, crop=i) for i, mel_TF in enumerate(mels_BTF)]
         maps, total = explained(filled)
         plates.append(_plate(canvas, maps[0], strategy, total=total, count=len(filled), mean=mean))
         emblems.append(emblem(canvas, [heat(maps[0])], grey=True))
@@ -73,8 +72,8 @@ def prediction_plates(
 
 
 @torch.no_grad()
-def fill(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int, crop: int) -> Filled:
-    """Draws the mask of crop number `crop` and predicts its hidden patches."""
+def fill_mask(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int, crop: int) -> Filled:
+    """Predicts the hidden patches of the mask of crop number `crop`."""
     config = step.config
     grid = (len(mel_TF) // config.patch_frames, config.grid_bands)
     mask = shown_mask(masks, strategy, grid=grid, crop=crop)
@@ -83,10 +82,10 @@ def fill(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int
 
 
 def explained(filled: Sequence[Filled]) -> tuple[list[np.ndarray], float]:
-    """Returns for each mask the explained share of its hidden patches [steps, bands], and the share over all masks.
+    """Returns the explained share of each mask's hidden patches [steps, bands], and that of all masks.
 
     The share of a patch is 1 - (its squared error) / (mean squared distance of its band's features, over all masks, to
-    their mean): 1 perfect, 0 what knowing the band would give. Visible patches are NaN.
+    their mean): 1 is perfect, 0 is the mean of the band. Visible patches are NaN.
     """
     target_nD = torch.cat([f.target_MD for f in filled])
     spread = band_spread(target_nD, np.concatenate([f.band for f in filled]), bands=filled[0].grid[1])
@@ -101,7 +100,7 @@ def explained(filled: Sequence[Filled]) -> tuple[list[np.ndarray], float]:
 
 
 def band_spread(target_nD: Tensor, band_n: np.ndarray, *, bands: int) -> np.ndarray:
-    """Returns the mean squared distance of each band's features to their mean, [bands]; 0 for a band without any."""
+    """Returns the mean squared distance of each band's features to their mean, [bands]."""
     spread = np.zeros(bands)
     for band in np.unique(band_n):
         own_nD = target_nD[torch.from_numpy(band_n == band)]

@@ -1,7 +1,7 @@
-"""The probe table: what the frozen features know, beside baselines that a reader should ask for.
+"""The probe table: scores of probes on the frozen features, beside baselines.
 
-A number alone says little: the table holds the untrained network of the same shape and plain audio statistics next to
-the trained encoder, and the paired difference over the same test items with its interval.
+The baselines are the untrained network of the same shape and plain audio statistics. Each row also has the paired
+difference over the same test items with its interval.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Probes:
 
 
 def probe_section(run: RunInputs) -> Probes | Missing:
-    """Returns the tables, one for each protocol found in results.jsonl."""
+    """Returns the tables, one for each protocol in results.jsonl."""
     if not run.results:
         return Missing(
             "results.jsonl, the scores of the probes",
@@ -52,7 +52,7 @@ def probe_section(run: RunInputs) -> Probes | Missing:
 
 
 def probe_table(rows: Sequence[Row], protocol: str) -> ProbeTable:
-    """Arranges rows of one protocol: tasks down, encoders across, the difference and its drawing at the end."""
+    """Returns the table of one protocol: a row per task, a column per encoder, then the difference."""
     encoders = ordered_encoders(rows)
     by_place = {(r["task"], r["encoder"]): r for r in rows}
     tasks = list(dict.fromkeys(r["task"] for r in rows))
@@ -66,21 +66,21 @@ def probe_table(rows: Sequence[Row], protocol: str) -> ProbeTable:
     ]
     return ProbeTable(
         protocol,
-        Table(f"Probe table, protocol {protocol}", head, (Group("", tuple(lines)),), tuple(reading(gains)), zero),
+        Table(f"Probe table, protocol {protocol}", head, (Group("", tuple(lines)),), tuple(probe_notes(gains)), zero),
         tuple(_forests([by_place[t, trained] for t in tasks if (t, trained) in by_place])),
     )
 
 
 def difference_to(row: Row | None, baseline: str) -> Difference | None:
-    """Returns the paired difference of a row to a baseline, when the evaluator computed one."""
+    """Returns the evaluator's paired difference of a row to a baseline; None without one."""
     entry = ((row or {}).get("difference_to") or {}).get(baseline)
     if row is None or not entry:
         return None
     return Difference(task_title(row["task"]), entry["value"], *entry["interval"])
 
 
-def reading(gains: Sequence[Difference | None]) -> list[str]:
-    """Says in words which tasks gained, which did not, and which lost."""
+def probe_notes(gains: Sequence[Difference | None]) -> list[str]:
+    """Returns sentences on the tasks that gained, those that did not, and those that lost."""
     known = [d for d in gains if d is not None]
     if not known:
         return ["The results hold no paired difference to the untrained network, so no gain can be claimed."]
@@ -95,24 +95,24 @@ def reading(gains: Sequence[Difference | None]) -> list[str]:
         ]
     else:
         sentences = ["On no task does training help by more than the interval's half-width."]
-    for which, differences in (
+    for claim, rest in (
         ("No difference that these test items could show", level),
         ("Worse than the untrained network", lost),
     ):
-        if differences:
-            sentences.append(f"{which}: {listed([f'{d.label.lower()} ({d.words})' for d in differences])}.")
+        if rest:
+            sentences.append(f"{claim}: {listed([f'{d.label.lower()} ({d.words})' for d in rest])}.")
     return sentences
 
 
 def _encoder(name: str) -> Cell:
-    """Returns the head of a column; a trained encoder has the first tone."""
+    """Returns the head of an encoder's column; a trained encoder has the first tone."""
     if name in BASELINES:
         return Cell(BASELINES[name].label, BASELINES[name].explanation, look=f"encoder {BASELINES[name].tone}")
     return Cell(encoder_label(name), "frozen teacher of this run", look="encoder tone-1")
 
 
 def _scores(rows: Sequence[Row | None]) -> list[Cell]:
-    """Returns a task's name with its test items, and its scores."""
+    """Returns the cells of a task: its name with its test items, then its scores."""
     known = [r for r in rows if r is not None]
     first, best = known[0], max(r["value"] for r in known)
     items = f"{count_of(first['test_items'], 'test item')} of {count_of(first['extra']['test_units'], 'piece')}"

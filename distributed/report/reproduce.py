@@ -1,4 +1,4 @@
-"""How to get the same numbers again: commands, the resolved configuration, digests and versions."""
+"""The section on reproduction: commands, the resolved configuration, digests and versions."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchaudio", "deepspeed", "webdataset", "numpy", "scikit-l
 class Reproduce:
     """The last section."""
 
-    commands: tuple[tuple[str, str], ...]  # (what it does, command)
+    commands: tuple[tuple[str, str], ...]  # (purpose, command)
     config_text: str
     digests: tuple[tuple[str, str], ...]
     versions: tuple[tuple[str, str], ...]
@@ -23,7 +23,7 @@ class Reproduce:
 
 
 def reproduce_section(run: RunInputs, shards: str | None) -> Reproduce:
-    """Returns the section; commands that the run recorded itself come before those put together here."""
+    """Returns the section; the training command is the run's own record, where it has one."""
     facts = run.facts
     digests = [
         (label, str(facts[key]))
@@ -46,7 +46,7 @@ def reproduce_section(run: RunInputs, shards: str | None) -> Reproduce:
 
 
 def commands(run: RunInputs, shards: str | None) -> list[tuple[str, str]]:
-    """Returns the commands that lead from audio to this page."""
+    """Returns the commands from the shards to this page."""
     url = run.fact("stream", "url", default="SHARDS/train")
     ranks, home = run.fact("ranks", default=1), run.location
     launcher = "python -m" if ranks == 1 else f"torchrun --standalone --nproc-per-node={ranks} -m"
@@ -63,12 +63,12 @@ def commands(run: RunInputs, shards: str | None) -> list[tuple[str, str]]:
 
 
 def ordered(rows: Sequence[dict], home: str) -> list[str]:
-    """Returns the encoders as the evaluator's command line takes them: the run, then its baselines."""
+    """Returns the encoders for the evaluator's command line: the run, then its baselines."""
     names = {r["encoder"] for r in rows}
     return [home, *(b for b in BASELINES if b in names or not rows)]
 
 
 def without_secrets(text: str) -> str:
-    """Blanks user:password in URLs and values of keys that look secret; contract: none should be there at all."""
+    """Returns the text without user:password in URLs and values of keys that look secret; a last resort."""
     text = re.sub(r"(\w+://)[^/\s:@]+:[^/\s@]+@", r"\1", text)
     return re.sub(r"(?im)^(\s*[\w.]*(?:secret|password|token|access_key)[\w.]*\s*:).+$", r"\1 (hidden)", text)

@@ -1,6 +1,6 @@
-"""A few crops of music for the page, read from a shard set by their index: no shard is downloaded whole.
+"""A few crops of music for the page, read by the index of a shard set, never a whole shard.
 
-The test split is preferred, then validation: pictures of music that the model was not trained on.
+The test split comes first, then validation: the model was not trained on this music.
 """
 
 import json
@@ -20,7 +20,7 @@ PREFERENCE = ("test", "valid", "train")
 
 
 @dataclass(frozen=True)
-class Crop:
+class SampleCrop:
     """A crop of one sample.
 
     Args:
@@ -39,11 +39,11 @@ class Crop:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Crops and the shard set they come from."""
+    """Crops with their shard set."""
 
     url: str
     manifest: Manifest
-    crops: tuple[Crop, ...]
+    crops: tuple[SampleCrop, ...]
 
     @property
     def frame_s(self) -> float:
@@ -52,13 +52,13 @@ class Gallery:
 
 
 def read_gallery(url: str, *, crop_frames: int, count: int) -> Gallery:
-    """Reads `count` crops of different sources where there are several; always the same ones.
+    """Reads `count` crops, of different sources if possible; always the same ones.
 
     Args:
-        url: a shard set, or a corpus root that holds one per split.
+        url: a shard set, or a corpus root with one per split.
 
     Raises:
-        ReportError: no shard set there, or no sample as long as a crop.
+        ReportError: no shard set, or no sample as long as a crop.
         StoreError: the store cannot be reached.
     """
     home = held_out(url)
@@ -75,7 +75,7 @@ def read_gallery(url: str, *, crop_frames: int, count: int) -> Gallery:
 
 
 def held_out(url: str) -> str:
-    """Returns the shard set to show: the split that is least trained on, among those beside or below `url`."""
+    """Returns the first split of PREFERENCE beside or below `url`, else `url` itself."""
     url = url.rstrip("/")
     parent, _, last = url.rpartition("/")
     roots = [parent] if last == "train" else []
@@ -86,10 +86,10 @@ def held_out(url: str) -> str:
                 return f"{root}/{split}"
     if open_store(url).exists("manifest.json"):
         return url
-    raise ReportError(f"no shard set at {url}: neither manifest.json nor {', '.join(PREFERENCE)} below it")
+    raise ReportError(f"no shard set at {url}: it has neither manifest.json nor {', '.join(PREFERENCE)}")
 
 
-def _read_crop(store: Store, manifest: Manifest, name: str, index, i: int, crop_frames: int, rng) -> Crop:
+def _read_crop(store: Store, manifest: Manifest, name: str, index, i: int, crop_frames: int, rng) -> SampleCrop:
     mel = store.read_range(name, index.mel_offset[i], length=index.mel_bytes[i])
     info = store.read_range(name, index.json_offset[i], length=index.json_bytes[i])
     check_member(mel, index.mel_crc32[i], uid=index.uid[i], member="mel.npy")
@@ -98,7 +98,7 @@ def _read_crop(store: Store, manifest: Manifest, name: str, index, i: int, crop_
     start = int(rng.integers(len(mel_TF) - crop_frames + 1))
     described = json.loads(info)
     frame_s = manifest.frontend["hop_samples"] / manifest.frontend["sample_rate_hz"]
-    return Crop(
+    return SampleCrop(
         uid=described["uid"],
         track=described["track"],
         source=described["source"],
@@ -108,8 +108,8 @@ def _read_crop(store: Store, manifest: Manifest, name: str, index, i: int, crop_
     )
 
 
-def _varied(candidates: list[Crop], count: int) -> list[Crop]:
-    """Returns `count` crops: first one of every source, then the rest, loud before silent."""
+def _varied(candidates: list[SampleCrop], count: int) -> list[SampleCrop]:
+    """Returns `count` crops: first one of every source, then the rest, each by descending contrast."""
     ranked = sorted(candidates, key=lambda c: -float(c.mel_TF.std()))
     first = {c.source: c for c in reversed(ranked)}
     chosen = sorted(first.values(), key=ranked.index)

@@ -1,7 +1,7 @@
-"""Which patches the frozen teacher holds to be alike: the cosine of their features, without the crop's mean feature.
+"""Similarity of patches: the cosine of the teacher's features, without the crop's mean feature.
 
-The page carries the features themselves, reduced to their leading principal components in one byte each, so that a
-reader can choose any patch. Shapes: N patches, D width; a grid is [steps, bands].
+The page holds the features, reduced to their leading principal components in one byte each, so that a reader can
+choose any patch. Shapes: T frames, F mel bands, N patches, D width; a grid is [steps, bands].
 """
 
 import json
@@ -20,7 +20,7 @@ FEATURE_DIMENSIONS = 32
 
 @dataclass(frozen=True)
 class Similarity:
-    """The map of feature similarity: drawing for the first patch, and the features for all others."""
+    """The map of feature similarity: the drawing for the first patch, and the features for the others."""
 
     svg: str
     payload: str
@@ -28,7 +28,7 @@ class Similarity:
 
 
 def similarity(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, patch: tuple[int, int]) -> Similarity:
-    """Returns the map of cosines to one patch (step, band), and the features for choosing another.
+    """Returns the map of cosines to one patch (step, band), and the features for other patches.
 
     Args:
         mel_TF: normalised log-mel.
@@ -54,13 +54,13 @@ def similarity(model: PupuJEPA, canvas: Canvas, mel_TF: Tensor, *, patch: tuple[
     return Similarity(
         svg=explorer(canvas, shown, (step, 1, band, 1), label=label),
         payload=json.dumps(payload, ensure_ascii=False),
-        readout=f"Patch at {fixed(step * step_s, 2)} s, {names[band]}. The page carries {vectors_ND.shape[1]} "
+        readout=f"Patch at {fixed(step * step_s, 2)} s, {names[band]}. The page holds {vectors_ND.shape[1]} "
         f"principal components, {percent(kept, 0)} of the features' energy.",
     )
 
 
 def compressed(features_ND: np.ndarray, dimensions: int) -> tuple[np.ndarray, float]:
-    """Returns unit features without their mean, in their leading principal components, and the energy these keep."""
+    """Returns centred unit features in their leading principal components, and the share of energy kept."""
     centred = features_ND - features_ND.mean(0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     left, scale, _ = np.linalg.svd(unit, full_matrices=False)

@@ -1,7 +1,7 @@
-"""What the model reads, made audible: a crop's log-mel turned back into sound.
+"""Sound from a crop's log-mel: a reader hears the information that the model gets.
 
-The shards hold no audio, so the phases are guessed (Griffin and Lim, 1984): it sounds hollow, but melody, rhythm and
-instruments can be recognised, and a reader hears exactly what is left for the model.
+The shards hold no audio, so the phases are estimated (Griffin and Lim, 1984): it sounds hollow, but melody, rhythm and
+instruments are recognisable.
 
 Shapes: T frames, F mel bands, S samples of audio.
 """
@@ -20,7 +20,7 @@ from pupujepa.audio.log_mel import FrontendConfig, mel_filter_bank
 ITERATIONS = 48
 MOMENTUM = 0.99
 PEAK = 0.8
-# what is quieter than this is silence with rounding errors, and is not scaled up
+# a smaller peak is silence with rounding errors, and is not scaled up
 QUIET = 1e-3
 FADE_S = 0.01
 
@@ -29,7 +29,7 @@ def audio_of(mel_TF: np.ndarray, config: FrontendConfig) -> np.ndarray:
     """Returns mono audio [S] at the front end's rate, with a peak of 0.8, (T - 1) * hop samples long.
 
     Raises:
-        TorchaudioError: torchaudio, whose Griffin-Lim this is, cannot be loaded.
+        TorchaudioError: torchaudio, which has Griffin-Lim, cannot be loaded.
     """
     griffinlim = torchaudio_functional(without="the page has no sound").griffinlim
     # the floor of the logarithm is silence, not noise
@@ -46,14 +46,14 @@ def audio_of(mel_TF: np.ndarray, config: FrontendConfig) -> np.ndarray:
         n_iter=ITERATIONS,
         momentum=MOMENTUM,
         length=None,
-        # a random start would take numbers from the global generator
+        # a random start would draw from the global generator
         rand_init=False,
     )
     return _faded(audio_S, round(FADE_S * config.sample_rate_hz)).numpy()
 
 
 def audio_uri(audio_S: np.ndarray, rate_hz: int) -> str:
-    """Returns the audio as an MP3 data URI, which every browser plays; as WAV where libsndfile has no MP3."""
+    """Returns the audio as an MP3 data URI, which every browser plays; as WAV if libsndfile has no MP3."""
     format_, kind = ("MP3", "mpeg") if "MP3" in soundfile.available_formats() else ("WAV", "wav")
     buffer = io.BytesIO()
     soundfile.write(buffer, audio_S, rate_hz, format=format_)

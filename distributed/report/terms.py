@@ -1,4 +1,4 @@
-"""The words for what a run fills its gaps with: features of the teacher, or, in a run of kind mae, the patches."""
+"""The page's words for the targets of a run: the teacher's features, or patches for kind mae."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from pupujepa.model.architecture import MAE
 class Terms:
     """Phrases of the page that depend on the objective; `goal` alone is HTML.
 
-    verb, goal: what is done with a hidden patch, and what with it exactly.
-    task: of the student and predictor, in a sentence that ends on the veiled patches.
-    loss: what the loss measures and how it should go.
-    share: whose variance is explained, by what.
-    hidden, mean, part: what is predicted of hidden patches; the guess to beat; what glows.
+    verb, goal: the verb for the task, and the target of a hidden patch.
+    task: of student and predictor, a sentence that ends on the veiled patches.
+    loss: the quantity that the loss measures, and its expected course.
+    share: the explained variance.
+    hidden, mean, part: sentence on the explained variance; the guess to beat; the meaning of the glow.
     cheat: why the loss alone proves nothing.
-    rise, lag: what a rising loss, and a teacher that hardly moved, mean.
+    rise, lag: the meaning of a rising loss, and of a teacher that hardly moved.
     """
 
     verb: str
@@ -59,13 +59,12 @@ PATCHES = Terms(
     mean="mean patch",
     part="the more of it was reconstructed right",
     cheat="A reconstruction cannot be cheated by features that are all the same, but it can be good while the "
-    "features are poor: they may use few directions, or tell places and not music.",
-    rise="The target stands still here, so the model has become worse: look at the learning rate and the gradient "
-    "norm.",
+    "features are poor: they may use few directions, or encode positions and not music.",
+    rise="The target is fixed here, so the model has become worse: look at the learning rate and the gradient norm.",
     lag="so far the teacher, which the probes read, is nearly an untrained network",
 )
 
 
 def terms_of(run: RunInputs) -> Terms:
-    """Returns the words for a run; without a configuration those of a joint-embedding model."""
+    """Returns the words for a run; those of a joint-embedding model without a configuration."""
     return PATCHES if (run.config.get("objective") or {}).get("kind") == MAE else FEATURES

@@ -1,4 +1,4 @@
-"""The sections on training: curves of loss, schedules and speed, and the curves that tell learning from collapse."""
+"""The sections on training: loss, schedules and speed, and the diagnostics of learning or collapse."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from distributed.report.terms import terms_of
 from distributed.watch.config import PROBE_MEAN, GuardConfig
 from pupujepa.config import compose
 
-# an untrained predictor is far below zero, which would flatten all that follows
+# an untrained predictor is far below zero, which would flatten the rest of the curve
 LOWEST_EXPLAINED = -0.1
 BANDS = tuple(f"band-{i}" for i in range(8))
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Charts of one section; for the diagnostics with their verdict."""
+    """Charts of one section, with a verdict for the diagnostics; `absent` names charts without data."""
 
     charts: tuple[Chart, ...]
     verdict: Verdict | None = None
@@ -27,30 +27,30 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Alarm:
-    """A threshold that the run's guard has: the name of its setting, and the label."""
+class AlarmMark:
+    """A threshold of the run's guard in a chart: the name of the setting, and the label."""
 
     setting: str
     label: str
     above: bool
 
     def threshold(self, guard: GuardConfig) -> Threshold:
-        """Returns the line as this run has it."""
+        """Returns the line at this run's setting."""
         at = getattr(guard, self.setting)
         return Threshold(at, self.label.format(at), alarm_above=self.above)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """One chart: which columns it draws and how. A chart without any logged column is left out and named.
+    """The columns and the look of one chart; the page names a chart without any logged column.
 
-    sentence: may name phrases of `Terms` in braces.
+    sentence: may have phrases of `Terms` in braces.
     """
 
     title: str
     sentence: str
     lines: tuple[tuple[str, str, str], ...]  # (key of the row, label, tone)
-    thresholds: tuple[Threshold | Alarm, ...] = ()
+    thresholds: tuple[Threshold | AlarmMark, ...] = ()
     log: bool = False
     include: tuple[float, ...] = ()
     lowest: float = -math.inf
@@ -156,14 +156,14 @@ DIAGNOSTICS = (
         "Spread of features",
         "Normalised standard deviation; 1 means that every dimension varies equally.",
         (("diag/std_teacher", "teacher", "tone-1"), ("diag/std_student", "student", "tone-2")),
-        (Alarm("std_below", "alarm below {:g}", above=False),),
+        (AlarmMark("std_below", "alarm below {:g}", above=False),),
         include=(0.0, 1.0),
     ),
     _Plan(
         "Mean cosine",
         "How alike the features of different patches are; 1 means all the same.",
         (("diag/cosine_teacher", "teacher", "tone-1"), ("diag/cosine_student", "student", "tone-2")),
-        (Alarm("cosine_above", "alarm above {:g}", above=True),),
+        (AlarmMark("cosine_above", "alarm above {:g}", above=True),),
         include=(0.0, 1.0),
     ),
     _Plan(
@@ -179,7 +179,7 @@ def training_section(run: RunInputs) -> Curves | Missing:
     """Returns the curves of the training itself."""
     if not run.metrics:
         return Missing("metrics.jsonl, the log of the training", "python -m distributed train --preset demo ...")
-    # a run is probed only where there is something to probe it on, so without a curve nothing is missing
+    # most runs have no corpus to probe on, so without a curve nothing is missing
     probed = any(PROBE_MEAN in row for row in run.metrics)
     charts, absent = _draw((*TRAINING, QUALITY) if probed else TRAINING, _with_shares(run.metrics), run)
     return Curves(charts, absent=absent)
@@ -196,7 +196,7 @@ def collapse_section(run: RunInputs) -> Curves | Missing:
 
 
 def guard_of(run: RunInputs) -> GuardConfig:
-    """Returns the guard's settings of a run; the defaults for one that is older than they are."""
+    """Returns the guard's settings of a run, with the defaults for those that an old run lacks."""
     return compose(GuardConfig, presets=[run.config.get("guard") or {}])
 
 
@@ -214,7 +214,7 @@ def _draw(plans: Sequence[_Plan], rows: Sequence[Row], run: RunInputs) -> tuple[
                 plan.title,
                 plan.sentence.format_map(phrases),
                 series=series,
-                thresholds=[t.threshold(guard) if isinstance(t, Alarm) else t for t in plan.thresholds],
+                thresholds=[t.threshold(guard) if isinstance(t, AlarmMark) else t for t in plan.thresholds],
                 events=events,
                 log=plan.log,
                 include=plan.include,
@@ -225,7 +225,7 @@ def _draw(plans: Sequence[_Plan], rows: Sequence[Row], run: RunInputs) -> tuple[
 
 
 def _with_shares(rows: Sequence[Row]) -> list[Row]:
-    """Adds what is drawn but not logged: the waiting share of a step, and one minus the momentum."""
+    """Returns the rows with two columns more: the waiting share of a step, and one minus the momentum."""
     extended = []
     for row in rows:
         row = dict(row)

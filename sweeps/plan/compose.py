@@ -1,4 +1,4 @@
-"""From a sweep file to a plan: every trial is composed into a full experiment before anything starts."""
+"""Planning of a sweep: composes every trial into a full experiment before any trial starts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,14 +16,14 @@ from sweeps.plan.points import FLOPS, STEPS, TOKENS, Trial, expand
 from sweeps.plan.shard_parts import part_of, part_url
 from sweeps.plan.sweep_file import NO_SCHEDULER, OPTUNA, SweepConfig, override
 
-# what does not decide a trial's result: where the same shards and labels lie, and what is written on the way
+# settings that do not change a trial's result: locations of the same data, and what the run writes
 IRRELEVANT = ("stream.url", "stream.cache_dir", "stream.cache_bytes", "checkpoint.", "telemetry.", "probe.")
 STEPS_KEY, BATCH_KEY = "train.steps", "stream.global_batch"
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much a trial trains."""
+    """Amount of training of a trial."""
 
     steps: int
     samples: int
@@ -32,11 +32,11 @@ class Size:
 
 
 class Planner:
-    """Plans the trials of a sweep one after the other and knows which of them would repeat another.
+    """A planner of trials, one after the other, that finds those that would repeat another.
 
     Args:
-        inputs: what decides the result beside the settings, such as the digests of the sweep's shards and the corpus;
-            an axis over stream.url leads to other shards.
+        inputs: what decides the result beside the settings, such as the digests of shards and corpus; an axis over
+            stream.url replaces the shards.
         known: trials of this sweep that were planned before.
     """
 
@@ -50,14 +50,14 @@ class Planner:
         self._bases = {planned.trial.seed: planned for planned in known if planned.trial.is_base}
 
     def add(self, trial: Trial, *, drawn: Mapping[str, Any] | None = None) -> PlannedTrial:
-        """Composes a trial and returns it, or the one that it would repeat; the base of a seed comes first.
+        """Composes a trial and returns it, or the trial that it would repeat. Add the base of a seed first.
 
         Raises:
-            UserError: a key that no configuration declares (with the nearest name), or fields that contradict each
-                other or the number of ranks. It names the axis and the value.
+            UserError: an unknown key (with the nearest name), or fields that contradict each other or the number of
+                ranks. It names the axis and the value.
         """
         candidate = self._plan(trial)
-        # an axis value that the base has already would train the base once more
+        # an axis value that equals the base's would train the base again
         kept = self.planned.get(candidate.digest)
         if kept is not None:
             self.same_as[trial.name] = kept.trial.name
@@ -73,6 +73,7 @@ class Planner:
         trial = self._with_data(trial)
         experiment = _compose(trial, self._launch)
         length = self._length(trial, experiment)
+        # the distance of probes in steps follows from the batch, which `_length` may change
         own = length | self._probes(length.get(BATCH_KEY, experiment.stream.global_batch))
         trial = replace(trial, overrides=(*trial.overrides, *(override(key, value) for key, value in own.items())))
         experiment = _with(experiment, own)
@@ -95,16 +96,16 @@ class Planner:
         )
 
     def _with_data(self, trial: Trial) -> Trial:
-        """Points a trial that takes a part of the shards to it."""
+        """Points a trial with a share of the shards to the folder of that part."""
         if trial.share == 1:
             return trial
         url = part_url(self._launch.shards, self._launch.parts, trial.share)
         return replace(trial, overrides=(*trial.overrides, override("stream.url", url)))
 
     def _length(self, trial: Trial, experiment: Experiment) -> dict[str, Any]:
-        """Returns what spends the budget, or what the trial shares with the base instead.
+        """Returns the steps (and batch) that spend the budget, or that equal the base in `trial.equal`.
 
-        An override of train.steps, as an axis has it, goes before.
+        An override of train.steps by an axis has priority.
         """
         if any(text.startswith(f"{STEPS_KEY}=") for text in trial.overrides):
             return {}
@@ -121,7 +122,7 @@ class Planner:
         return {STEPS_KEY: base.steps}
 
     def _probes(self, global_batch: int) -> dict[str, Any]:
-        """Returns what probes the trial while it trains, where a scheduler wants to know."""
+        """Returns the settings of the probes in training, if a scheduler needs them."""
         scheduler = self._sweep.scheduler
         if scheduler.kind == NO_SCHEDULER:
             return {}
@@ -129,17 +130,17 @@ class Planner:
         return {"probe.data": self._launch.corpus, "probe.every_steps": every}
 
 
-def make_plan(
+def plan_sweep(
     sweep: SweepConfig, launch: Launch, *, corpus: Path, name: str, session: str, extra: Sequence[str] = ()
 ) -> Plan:
     """Composes every trial and returns the plan.
 
     Args:
-        corpus: the whole labelled corpus; `launch` names the part of it that is probed, which may not exist yet.
+        corpus: the whole labelled corpus; `launch` names the probed subset, which may not exist yet.
         extra: overrides for all trials, such as a cache directory.
 
     Raises:
-        UserError: as `Planner.add`, or shards, corpus or tasks that are not there.
+        UserError: as `Planner.add`, or missing shards, corpus or tasks.
     """
     shared = (override("stream.url", launch.shards), *extra)
     inputs = {
@@ -165,14 +166,14 @@ def make_plan(
 
 
 def size_of(experiment: Experiment) -> Size:
-    """Returns how much an experiment trains; operations are those of pupujepa/cost/cost.py."""
+    """Returns the amount of training of an experiment; pupujepa/cost/cost.py counts the operations."""
     samples = experiment.train.steps * experiment.stream.global_batch
     per_crop = training_cost(experiment.model, experiment.masks, experiment.objective).total
     return Size(experiment.train.steps, samples, samples * experiment.model.num_patches, samples * per_crop)
 
 
 def _with(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment with values by dotted key; composing it again would take as long as all the rest."""
+    """Returns the experiment with values by dotted key, without composing it again, which is slow."""
     for key, value in values.items():
         section, _, name = key.partition(".")
         changed = replace(getattr(experiment, section), **{name: value})
@@ -189,7 +190,7 @@ def _compose(trial: Trial, launch: Launch) -> Experiment:
         raise ConfigError(f"{which}: {error}") from error
     if experiment.checkpoint.url:
         raise ConfigError(
-            f"checkpoint.url={experiment.checkpoint.url} would be one place for the checkpoints of all trials; leave "
-            f"it out, and each keeps its own below the sweep's directory"
+            f"checkpoint.url={experiment.checkpoint.url} would mix the checkpoints of all trials; leave it out, and "
+            f"each trial keeps its own in the sweep's directory"
         )
     return experiment

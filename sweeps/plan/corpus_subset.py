@@ -1,7 +1,7 @@
-"""A smaller labelled corpus for a sweep: whole pieces, the same share of every split, the same ones for every trial.
+"""A subset of a labelled corpus, the same for every trial: whole pieces, an equal share of each split.
 
-A full evaluation after every short trial would cost more than the training. The subset is another track list over the
-same audio, so the evaluator's ordinary command reads it.
+A full evaluation after every short trial would cost more than its training. The subset is a track list over the same
+audio, so the evaluator's ordinary command reads it.
 """
 
 from hashlib import blake2b
@@ -18,8 +18,8 @@ TRACKS = "tracks.jsonl"
 def subset(rows: list[dict[str, Any]], tracks: int) -> list[dict[str, Any]]:
     """Returns about `tracks` of the rows, in their order.
 
-    Each split keeps its share; within a split whole groups are taken in the order of a hash of their name, which no
-    seed and no trial can influence.
+    Each split keeps its share. Within a split, whole groups are taken in the order of a hash of their name, which no
+    seed or trial changes.
     """
     share = min(1.0, tracks / max(1, len(rows)))
     kept: set[str] = set()
@@ -37,18 +37,18 @@ def subset(rows: list[dict[str, Any]], tracks: int) -> list[dict[str, Any]]:
 
 
 def write_subset(corpus: Path, out: Path, *, tracks: int) -> Path:
-    """Writes OUT/tracks.jsonl with a subset of a corpus, whose audio stays where it is, and returns OUT.
+    """Writes OUT/tracks.jsonl with a subset of a corpus, without its audio, and returns OUT.
 
     Raises:
-        UserError: `tracks` is too small for anything to be trained and tested on.
+        UserError: `tracks` leaves a split empty.
     """
     rows = read_rows(corpus / TRACKS)
     kept = subset(rows, tracks)
     empty = [split for split in SPLITS if not any(row["split"] == split for row in kept)]
     if empty:
         raise UserError(
-            f"probe_tracks: {tracks} leaves no track in {', '.join(empty)} of {corpus}, so the probes could not be "
-            f"trained and tested; raise it, or drop it to use all {len(rows)} tracks"
+            f"probe_tracks: {tracks} leaves no track in {', '.join(empty)} of {corpus}, so no probe can be trained "
+            f"and tested; raise it, or drop it to use all {len(rows)} tracks"
         )
     placed = [row | {"path": str((corpus / row["path"]).resolve())} for row in kept]
     out.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,15 @@
-"""The plan of a sweep: what will run, with which commands, in which directories. Written before Ray starts.
+"""The plan of a sweep: trials, commands and directories, written before Ray starts.
 
-The plan is all that a trial's process reads; it composes no configuration and reads no sweep file. A trial's directory
-carries a digest of everything that decides its result, so a sweep file may be changed and run again: equal trials are
-found finished, changed ones get a new directory, and nothing is ever mixed.
+A trial's process reads only the plan; it composes no configuration and reads no sweep file. A trial's directory has a
+digest of all that decides its result. So a sweep file may change and run again: equal trials are found finished, and
+changed ones get a new directory.
 
     OUT/plan.json                the plan
         sweep.yaml               the sweep file that it was made from
         trials/<name>-<digest>/  an ordinary run directory, with trial.json, train.log, evaluate.log and results.jsonl
-        parts/                   manifests of parts of the shards, where an axis varies the amount of data
-        corpus/                  the part of the labelled corpus that is probed, where the sweep asks for a part
-        tune/                    Ray Tune's own state, from which an interrupted sweep goes on
+        parts/                   links to parts of the shards, if an axis varies the amount of data
+        corpus/                  the probed subset of the labelled corpus, if the sweep asks for one
+        tune/                    Ray Tune's state, from which an interrupted sweep resumes
         sweep.jsonl, sweep.md, sweep.html    the report
 """
 
@@ -41,9 +41,9 @@ _EVALUATE = ("evaluate", "--encoders", "{encoder}", "--tasks", "{tasks}", "--dat
 class Commands:
     """Argv templates of the two commands of a trial.
 
-    Placeholders: {python} {preset} {run_dir} {encoder} {shards} {corpus} {ranks} {port} {seed}; {presets} (with
-    --preset before each), {overrides} and {tasks}, alone in their word, become as many words as there are. {encoder} is
-    the run directory with what varies in how it is looked at, or that of the trial whose model is looked at once more.
+    Placeholders: {python} {preset} {run_dir} {encoder} {shards} {corpus} {ranks} {port} {seed}. Each of {presets} (with
+    --preset before each), {overrides} and {tasks} is a whole word, which becomes a word for each item. {encoder} is the
+    run directory of the model, with the trial's options of the evaluator.
     """
 
     train: tuple[str, ...]
@@ -51,18 +51,18 @@ class Commands:
 
 
 def commands_for(ranks: int) -> Commands:
-    """Returns the ordinary trainer and evaluator, in one process or under torchrun."""
+    """Returns the templates of the ordinary trainer and evaluator: one process, or torchrun."""
     launcher = ("{python}", *(_DISTRIBUTED if ranks == 1 else _TORCHRUN))
     return Commands(train=(*launcher, *_TRAIN), evaluate=(*launcher, *_EVALUATE))
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What all trials have in common: inputs, commands, resources.
+    """Inputs, commands and resources that all trials share.
 
     Attributes:
         parts: folder for parts of the shards.
-        compare_on: the split whose scores the report shows. A recipe that is chosen by its scores is chosen on `valid`.
+        compare_on: split of the scores in the report; `valid` if scores choose a recipe.
     """
 
     preset: str
@@ -80,7 +80,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How trials are compared on the way; see `sweeps.plan.sweep_file.SchedulerConfig`.
+    """Comparison of trials in training; see `sweeps.plan.sweep_file.SchedulerConfig`.
 
     Attributes:
         every_samples: crops between two probes of a trial.
@@ -95,14 +95,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Search:
-    """What planning a further trial needs, for a plan that grows while it runs.
+    """Inputs for the planning of further trials, for a plan that grows while it runs.
 
     Attributes:
-        draws: trials that are to be found.
-        space: identifies the axes that it searches.
-        planned_before: trials that were in the plan before the search; the others were found.
+        draws: number of trials to find.
+        space: digest of the axes.
+        planned_before: number of trials in the plan before the search; the others were found.
         inputs: what decides the result of a trial beside its settings.
-        shared: overrides that all trials get.
+        shared: overrides of all trials.
     """
 
     draws: int
@@ -114,17 +114,17 @@ class Search:
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial with what the planner knows about it.
+    """A trial with its digest, length and settings.
 
     Attributes:
-        steps: optimiser steps that it trains.
-        samples: crops that it sees in them.
-        settings: its resolved experiment, flat, by dotted key, and what it adds to that.
+        steps: optimiser steps.
+        samples: crops in these steps.
+        settings: the resolved experiment and the sweep's own settings, flat, by dotted key.
         tokens: patches of these crops.
-        flops: operations of its training, by arithmetic (pupujepa/cost/cost.py).
-        training: identifies what decides its model.
-        model: name of the trial whose model it looks at in another way; "" for one that trains its own.
-        drawn: what a search said of each axis.
+        flops: operations of the training, by arithmetic (pupujepa/cost/cost.py).
+        training: digest of all that decides the model.
+        model: name of the trial with the model to evaluate; "" for a trial that trains its own.
+        drawn: value of each axis in a search.
     """
 
     trial: Trial
@@ -140,12 +140,12 @@ class PlannedTrial:
 
     @property
     def directory(self) -> str:
-        """Its run directory, relative to the sweep's."""
+        """Run directory, relative to the sweep's."""
         return f"trials/{self.trial.name}-{self.digest[:8]}"
 
     @property
     def samples_per_step(self) -> float:
-        """Its global batch."""
+        """Global batch."""
         return self.samples / self.steps
 
 
@@ -154,8 +154,8 @@ class Plan:
     """A sweep that is ready to run.
 
     Attributes:
-        same_as: names of trials that would repeat another one, and that one's name.
-        session: changes with every start of the sweep; tells a failure of this start from one of an earlier start.
+        same_as: {name of a trial that would repeat another: name of the other}.
+        session: start of the sweep; separates failures of this start from those of earlier ones.
     """
 
     name: str
@@ -169,7 +169,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Identifies the set of trials, those that are found later left out; Ray Tune's state belongs to one."""
+        """Digest of the set of trials, without those that a search finds; Ray Tune's state belongs to one."""
         if self.search is None:
             return digest_of([planned.digest for planned in self.trials])
         before = self.trials[: self.search.planned_before]
@@ -181,7 +181,7 @@ class Plan:
         return [planned for planned in self.trials if not planned.model]
 
     def looks_at(self, name: str) -> list[PlannedTrial]:
-        """Returns the trials that look at the model of the trial called `name` in other ways."""
+        """Returns the trials that evaluate the model of the trial called `name`."""
         return [planned for planned in self.trials if planned.model == name]
 
     def planned(self, name: str) -> PlannedTrial:
@@ -217,13 +217,11 @@ def read_plan(out: Path) -> Plan:
     """Reads what `write_plan` wrote.
 
     Raises:
-        UserError: there is no plan in `out`, or one of another version.
+        UserError: `out` has no plan, or a plan of another version.
     """
     path = out / PLAN_NAME
     if not path.is_file():
-        raise UserError(
-            f"{out} holds no sweep (no plan.json); start one with: python -m sweeps run SWEEP.yaml --out {out}"
-        )
+        raise UserError(f"{out} holds no sweep (no plan.json); start one: python -m sweeps run SWEEP.yaml --out {out}")
     raw = json.loads(path.read_text())
     if raw.pop("format_version") != FORMAT_VERSION:
         raise UserError(
@@ -240,8 +238,8 @@ def read_plan(out: Path) -> Plan:
     return Plan(launch=Launch(**launch), trials=trials, schedule=schedule, search=search, **raw)
 
 
-def fill(template: Sequence[str], values: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns the argv of a template: `{name}` is replaced inside words, a word that is a list's name by its items."""
+def fill_plan(template: Sequence[str], values: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns the argv of a template: replaces `{name}` inside words, and a word `{list}` by its items."""
     argv: list[str] = []
     for word in template:
         if word.strip("{}") in lists and word.startswith("{"):

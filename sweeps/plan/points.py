@@ -1,7 +1,7 @@
-"""From axes to trials: one at a time, the whole grid, or drawn at random; pure functions of the sweep file.
+"""Trials from axes: one axis at a time, the whole grid, or random draws; pure functions.
 
 A point is at most one setting of each axis. An axis with a condition (`when`) exists only beside the values that it
-names: one at a time, its values come with them; in a grid and in draws, points without them go without it.
+names. One at a time, its values come with them; in a grid and in draws, points without them leave it out.
 """
 
 import random
@@ -25,7 +25,7 @@ from sweeps.plan.sweep_file import (
 
 SEED_KEYS = ("train.seed", "stream.seed")  # initial weights; order, crops and masks
 STEPS, TOKENS, FLOPS = EQUALS = ("steps", "tokens", "flops")
-# how the evaluator looks at a model, and what that is when nobody says otherwise
+# options of the evaluator that an axis may vary, with their defaults
 EVALUATE_DEFAULTS = {
     "evaluate.which": "teacher",
     "evaluate.readout": "frames",
@@ -33,13 +33,13 @@ EVALUATE_DEFAULTS = {
     "evaluate.window": "a training crop",
 }
 SHARE = "data.share"
-# draws that repeat an earlier point are drawn again, but not for ever: axes of few values have few points
+# a draw that repeats an earlier point is drawn again, within limits: axes of few values have few points
 _DRAWS_PER_POINT = 50
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of one axis: how it is called, and the overrides that make it."""
+    """One value of one axis: its label and its overrides."""
 
     axis: str
     value: str
@@ -51,16 +51,16 @@ Point = tuple[Setting, ...]
 
 @dataclass(frozen=True)
 class Trial:
-    """One run to train and probe: the base with at most a few keys changed.
+    """One run to train and probe: the base with a few keys changed.
 
-    `axis` and `value` are "base" and "" for the base itself; a point of several axes joins them with " + ".
+    `axis` and `value` are "base" and "" for the base; a point of several axes joins them with " + ".
 
     Attributes:
-        overrides: the trainer's.
+        overrides: of the trainer.
         presets: recipes on top of the base's.
-        equal: what it shares with the base instead of the budget: "" (nothing), steps, tokens or flops.
-        share: of the shards that it trains on.
-        evaluate: how the evaluator looks at the model, as (name, value), in the order of EVALUATE_DEFAULTS.
+        equal: quantity shared with the base instead of the budget: "" (none), steps, tokens or flops.
+        share: of the shards to train on.
+        evaluate: options of the evaluator as (name, value), in the order of EVALUATE_DEFAULTS.
     """
 
     name: str
@@ -75,36 +75,34 @@ class Trial:
 
     @property
     def is_base(self) -> bool:
-        """True for the trial that all deltas refer to."""
+        """True for the trial that all differences refer to."""
         return self.axis == BASE
 
     @property
     def own_settings(self) -> dict[str, Any]:
-        """What the trial is made of beside the trainer's experiment, by dotted key, defaults included."""
+        """The sweep's own settings, by dotted key, with defaults."""
         chosen = {f"evaluate.{name}": value for name, value in self.evaluate}
         return EVALUATE_DEFAULTS | chosen | {SHARE: self.share}
 
     def encoder(self, model_dir: str) -> str:
-        """Returns what the evaluator calls the model in `model_dir`, looked at in this trial's way."""
+        """Returns the evaluator's name of the model in `model_dir` with this trial's options."""
         words = [value if name in ("which", "readout") else f"{name}={value}" for name, value in self.evaluate]
         return ":".join([model_dir, *words])
 
 
 def settings(sweep: SweepConfig) -> dict[str, tuple[Setting, ...]]:
-    """Returns the settings of every axis, by the axis' name, in the order of the file; none for a range."""
+    """Returns the settings of every axis by its name, in the order of the file; none for a range."""
     return {name: tuple(_settings_of(name, axis)) for name, axis in sweep.axes.items()}
 
 
 def expand(sweep: SweepConfig, *, shared: Sequence[str] = ()) -> list[Trial]:
-    """Returns the trials of a sweep: for each seed the base, then what the plan makes of the axes.
-
-    A plan that searches begins with the base alone.
+    """Returns the trials of a sweep: for each seed the base, then the points of the plan, if any.
 
     Args:
-        shared: overrides that all trials get after the base's and before the axes', which have the last word.
+        shared: overrides of all trials, after the base's and before the axes', which have priority.
 
     Raises:
-        UserError: a value's own keys that mean nothing.
+        UserError: an unknown key or value of the sweep's own settings.
     """
     points: Iterable[Point] = ()
     if sweep.plan == ONE_AT_A_TIME:
@@ -117,7 +115,7 @@ def expand(sweep: SweepConfig, *, shared: Sequence[str] = ()) -> list[Trial]:
 
 
 def one_at_a_time(sweep: SweepConfig) -> list[Point]:
-    """Returns each setting alone, a conditional one beside the first value that lets it exist."""
+    """Returns each setting alone, a conditional one beside the first value that allows it."""
     by_axis = settings(sweep)
 
     def needed(name: str) -> Point:
@@ -131,7 +129,7 @@ def one_at_a_time(sweep: SweepConfig) -> list[Point]:
 
 
 def grid(sweep: SweepConfig) -> list[Point]:
-    """Returns the product of all axes, without settings that could not exist."""
+    """Returns the product of all axes, without settings that cannot exist."""
     points: list[Point] = [()]
     for name, several in settings(sweep).items():
         axis = sweep.axes[name]
@@ -142,7 +140,7 @@ def grid(sweep: SweepConfig) -> list[Point]:
 
 
 def drawn(sweep: SweepConfig) -> list[Point]:
-    """Returns `draws` different points at random, the same ones for the same file; fewer where there are fewer."""
+    """Returns `draws` different random points, the same for the same file; fewer if fewer exist."""
     rng, by_axis = random.Random(0), settings(sweep)
     found: dict[Point, None] = {}
     for _ in range(sweep.draws * _DRAWS_PER_POINT):
@@ -152,7 +150,7 @@ def drawn(sweep: SweepConfig) -> list[Point]:
 
 
 def draw_point(sweep: SweepConfig, choose: Callable[[str, AxisConfig], Setting | float]) -> Point:
-    """Returns a point whose settings `choose` gives, in the order of the axes; for a range it gives a number."""
+    """Returns the point of the settings that `choose` gives for each axis; a number for a range."""
     point: Point = ()
     for name, axis in sweep.axes.items():
         if exists(axis, point):
@@ -162,13 +160,13 @@ def draw_point(sweep: SweepConfig, choose: Callable[[str, AxisConfig], Setting |
 
 
 def in_range(name: str, axis: AxisConfig, value: float) -> Setting:
-    """Returns the setting of a number, to three digits, which is what its trial is called and trained with."""
+    """Returns the setting of a number, rounded to three digits for the label and the training alike."""
     rounded = float(f"{value:.3g}")
     return Setting(name, f"{rounded:g}", (override(str(axis.key), rounded),))
 
 
 def exists(axis: AxisConfig, point: Point) -> bool:
-    """Tells whether an axis exists beside the settings of a point."""
+    """Returns True if an axis exists beside the settings of a point."""
     here = {setting.axis: setting.value for setting in point}
     return all(here.get(parent) in allowed(condition) for parent, condition in axis.when.items())
 
@@ -186,7 +184,7 @@ def trial_at(sweep: SweepConfig, point: Point, seed: int, *, shared: Sequence[st
 
 
 def _with_overrides(trial: Trial, texts: Sequence[str]) -> Trial:
-    """Sorts the overrides into the trainer's and the sweep's own."""
+    """Returns the trial with the trainer's overrides and the sweep's own settings set apart."""
     trainers: list[str] = []
     presets: list[str] = []
     looks: dict[str, str] = {}
@@ -196,7 +194,7 @@ def _with_overrides(trial: Trial, texts: Sequence[str]) -> Trial:
             presets.append(value)
         elif key == "equal":
             if value not in EQUALS:
-                raise UserError(f"axis {trial.axis!r}: equal: {value} is none of {', '.join(EQUALS)}")
+                raise UserError(f"axis {trial.axis!r}: equal: {value} is not one of {', '.join(EQUALS)}")
             trial = replace(trial, equal=value)
         elif key == SHARE:
             trial = replace(trial, share=_share(trial, value))
@@ -204,7 +202,7 @@ def _with_overrides(trial: Trial, texts: Sequence[str]) -> Trial:
             looks[key] = value.strip('"')
         elif key.startswith("evaluate."):
             raise UserError(
-                f"axis {trial.axis!r}: {key} is no option of a sweep; known: {', '.join(EVALUATE_DEFAULTS)}"
+                f"axis {trial.axis!r}: {key} is not an option of a sweep; known: {', '.join(EVALUATE_DEFAULTS)}"
             )
         else:
             trainers.append(text)

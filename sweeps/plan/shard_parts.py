@@ -1,8 +1,7 @@
-"""A part of a shard set, for an axis over the amount of data: its first shards, under a manifest of their own.
+"""A part of a shard set, for an axis over the amount of data: its first shards with a manifest.
 
-Samples were shuffled over all shards when these were built, so the first of them are a random draw of the corpus. The
-shards are not copied: the part is a folder of links. Mean and deviation stay those of the whole, so that the input of
-all trials is the same.
+The build shuffles samples over all shards, so the first shards are a random draw of the corpus. The part is a folder of
+links. It keeps the mean and deviation of the whole, so that all trials normalise alike.
 """
 
 from dataclasses import replace
@@ -17,7 +16,7 @@ from pupujepa.errors import UserError
 def part_of(manifest: Manifest, share: float) -> Manifest:
     """Returns the manifest of the first shards, at least one, that hold about `share` of them.
 
-    Hours and tracks are taken in proportion to the frames; which tracks have a piece in them is not known.
+    Hours and tracks are in proportion to the frames, as the manifest does not list the tracks of a shard.
     """
     shards = manifest.shards[: max(1, round(share * len(manifest.shards)))]
     frames = sum(shard.frames for shard in shards) / manifest.frames
@@ -30,15 +29,15 @@ def part_of(manifest: Manifest, share: float) -> Manifest:
 
 
 def part_url(shards: str, parts: str, share: float) -> str:
-    """Returns where `write_part` puts a part of the shards at `shards`.
+    """Returns the folder of a part of `shards`.
 
     Raises:
-        UserError: the shards lie in an object store, which has no links.
+        UserError: the shards are in an object store, which has no links.
     """
     if is_remote(shards):
         raise UserError(
-            f"data.share takes a part of {shards} by links, which an object store does not have; build or copy smaller "
-            f"sets and vary stream.url, or give --shards a folder"
+            f"data.share links to shards, and {shards} is in an object store without links; build smaller sets and "
+            f"vary stream.url, or give --shards a folder"
         )
     return str(Path(parts) / f"{share:g}")
 

@@ -1,12 +1,12 @@
-"""Axes as data: a YAML file says what is varied around which base; pure functions expand it (sweeps/plan/points.py).
+"""The sweep file: a base and the axes that vary it, in YAML; sweeps/plan/points.py expands it.
 
     question: Do the strategies beat random masks?       shown on the report
     base:
       preset: demo                                       of distributed/presets
-      overrides: {train.global_batch: 16}                what the base changes in it
+      overrides: {train.global_batch: 16}                of the base
     axes:
       mask_ratio: {key: masks.ratio, values: [0.6, 0.8]}             one key
-      masks:                                                         several keys that move together, by name
+      masks:                                                         named bundles of keys
         values:
           random_only: {masks.random: 1, masks.block: 0, masks.time_frequency: 0}
       rate: {key: schedule.peak_lr, low: 1.0e-4, high: 1.0e-2, log: true}    for plans that draw
@@ -15,20 +15,20 @@
     draws: 20                                            of random and optuna
     seeds: [0]
     tasks: [collection, tempo]                           of the evaluator
-    probe_tracks: 400                                    so many of the corpus' tracks; all when left out
-    compare_on: test                                     or valid, to search for a recipe without looking at the test
+    probe_tracks: 400                                    number of the corpus' tracks to probe; all by default
+    compare_on: test                                     or valid, to choose a recipe without the test split
     budget: {samples: 4800}                              or {steps: 300}
     scheduler: {kind: asha}                              ends trials that are behind, by their probes in training
-    commands: {train: [...], evaluate: [...]}            only for a launcher of one's own
+    commands: {train: [...], evaluate: [...]}            only for another launcher
 
-A budget in samples keeps trials comparable when an axis moves the batch size: each trial takes as many steps as the
-budget holds global batches. Every trial is composed into a full experiment before anything starts, so a misspelt key
-costs a second and not a night (sweeps/plan/compose.py).
+A budget in samples keeps trials comparable when an axis changes the batch size: each trial takes as many steps as the
+budget holds global batches. Every trial is composed into a full experiment before any starts, so a misspelt key fails
+at once (sweeps/plan/compose.py).
 
-Keys of a base or a value are the trainer's, but for those that are the sweep's own (sweeps/plan/points.py): `preset`
-puts a recipe on top of the base's, `equal` says what the value shares with the base instead of the budget (steps,
-tokens or flops), `data.share` trains on the first shards only, and `evaluate.*` are options of the evaluator, such as
-`evaluate.readout: mean`: a value that changes nothing else is a second look at a model that is trained once.
+Keys of a base or a value belong to the trainer, but for the sweep's own (sweeps/plan/points.py). `preset` puts a recipe
+on top of the base's. `equal` names the quantity shared with the base instead of the budget (steps, tokens or flops).
+`data.share` trains on the first shards only. `evaluate.*` are options of the evaluator, such as
+`evaluate.readout: mean`: a value with only these evaluates a model again, without training.
 """
 
 import json
@@ -52,7 +52,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What all trials share: a preset of the training room and overrides of it."""
+    """The base of all trials: a preset of the training room and overrides of it."""
 
     preset: str = "demo"
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -60,10 +60,10 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class AxisConfig:
-    """One thing that is varied: a `key` with a list of values, or named bundles of keys (`values` is a mapping).
+    """An axis: a `key` with a list of values, or named bundles of keys (`values` is a mapping).
 
-    low, high, log: instead of values, a range that plans which draw take numbers of `key` from.
-    when: {another axis, declared before: one of its values, or a list of them}; elsewhere this axis does not exist.
+    low, high, log: instead of values, a range from which random and optuna plans draw numbers for `key`.
+    when: {an axis declared before: one of its values, or a list of them}; elsewhere this axis does not exist.
     """
 
     key: str | None = None
@@ -75,13 +75,13 @@ class AxisConfig:
 
     @property
     def is_range(self) -> bool:
-        """True for an axis of numbers between two bounds."""
+        """True for a range of numbers."""
         return self.low is not None or self.high is not None
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each trial trains; exactly one of the two."""
+    """Length of each trial's training; exactly one of the two."""
 
     steps: int | None = None
     samples: int | None = None
@@ -89,12 +89,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """What happens to trials on the way, judged by `probe/mean`, the quality of their probes in training.
+    """Scheduler of trials in training, by `probe/mean`, the quality of their probes.
 
-    kind: "watch" probes and ends nobody, for the curves of the report; "asha" ends those that are behind others at an
-        equal number of samples (sweeps/tune/schedulers.py).
-    every: share of the budget between two probes, which is also that between two comparisons.
-    reduction_factor: of asha; about one of so many goes on at each comparison, the first after `every`.
+    kind: "watch" probes and ends no trial, for the curves of the report; "asha" ends trials that are behind others at
+        an equal number of samples (sweeps/tune/tune.py).
+    every: share of the budget between two probes, and between two comparisons.
+    reduction_factor: of asha; about one in this many trials continues at each comparison, the first after `every`.
     """
 
     kind: str = NO_SCHEDULER
@@ -104,10 +104,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class CommandsConfig:
-    """Argv templates of a trial's two commands, for a launcher of one's own; empty for the ordinary ones.
-
-    The placeholders are those of `sweeps.plan.plan.Commands`.
-    """
+    """Argv templates of a trial's commands (`sweeps.plan.plan.Commands`); empty for the ordinary ones."""
 
     train: list[str] = field(default_factory=list)
     evaluate: list[str] = field(default_factory=list)
@@ -115,7 +112,7 @@ class CommandsConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """A sweep file; see the module's docstring for the meaning of the fields."""
+    """A sweep file; the module's docstring explains the fields."""
 
     question: str = ""
     base: BaseConfig = field(default_factory=BaseConfig)
@@ -135,8 +132,8 @@ def read_sweep(path: Path) -> SweepConfig:
     """Reads and checks a sweep file.
 
     Raises:
-        UserError: no such file, an unknown key (with the nearest name), an axis without values, a plan that does not
-            exist, or a budget that is missing or given twice.
+        UserError: no such file, an unknown key (with the nearest name), an axis without values, an unknown plan, or a
+            budget that is missing or given twice.
     """
     sweep = compose(SweepConfig, file=path)
     for complaint in (*_about_axes(sweep), *_about_plan(sweep), *_about_scheduler(sweep), *_about_the_rest(sweep)):
@@ -145,24 +142,24 @@ def read_sweep(path: Path) -> SweepConfig:
 
 
 def override(key: str, value: Any) -> str:
-    """Returns `key=value` with the value written as YAML, the way the trainer's command line reads it."""
+    """Returns `key=value` with the value as YAML, as the trainer's command line reads it."""
     text = value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
     return f"{key}={text}"
 
 
 def allowed(condition: Any) -> tuple[str, ...]:
-    """Returns the labels that a condition of `when` names: one or a list."""
+    """Returns the labels in a condition of `when`."""
     several = condition if isinstance(condition, Sequence) and not isinstance(condition, str) else [condition]
     return tuple(label_of(value) for value in several)
 
 
 def label_of(value: Any) -> str:
-    """Returns how a value of a list is called."""
+    """Returns the label of a value in a list."""
     return value if isinstance(value, str) else override("", value)[1:]
 
 
 def labels(axis: AxisConfig) -> tuple[str, ...]:
-    """Returns what the values of an axis are called; none for a range."""
+    """Returns the labels of an axis; none for a range."""
     if axis.values is None:
         return ()
     return tuple(str(label) if isinstance(axis.values, Mapping) else label_of(label) for label in axis.values)
@@ -171,12 +168,12 @@ def labels(axis: AxisConfig) -> tuple[str, ...]:
 def _about_axes(sweep: SweepConfig) -> Iterable[str]:
     for name, axis in sweep.axes.items():
         if name == BASE:
-            yield f"an axis cannot be called {BASE!r}: that is the trial without any axis"
+            yield f"an axis cannot be called {BASE!r}, the name of the trial without axes; rename it"
         if axis.is_range:
             yield from _about_range(name, axis, sweep.plan)
         elif isinstance(axis.values, Mapping):
             if axis.key is not None:
-                yield f"axis {name!r} has a key and named values; named values carry their own keys, so drop `key`"
+                yield f"axis {name!r} has a key and named values; named values have their own keys, so drop `key`"
             for label, bundle in axis.values.items():
                 if not isinstance(bundle, Mapping) or not bundle:
                     yield f"axis {name!r}: {label!r} must map dotted keys to values, e.g. {{masks.ratio: 0.6}}"
@@ -189,18 +186,18 @@ def _about_axes(sweep: SweepConfig) -> Iterable[str]:
 
 def _about_range(name: str, axis: AxisConfig, plan: str) -> Iterable[str]:
     if axis.low is None or axis.high is None or not axis.low < axis.high or axis.key is None or axis.values is not None:
-        yield f"axis {name!r} is a range, which has a `key`, `low` < `high` and no `values`"
+        yield f"axis {name!r} is a range, which needs a `key`, `low` < `high` and no `values`"
     elif axis.log and not axis.low > 0:
-        yield f"axis {name!r} cannot be drawn by its logarithm from {axis.low:g} on; raise `low` above 0"
+        yield f"axis {name!r} has log: true and low: {axis.low:g}, which has no logarithm; raise `low` above 0"
     elif plan not in (RANDOM, OPTUNA):
-        yield f"axis {name!r} is a range, which plan {plan} cannot go through; list `values`, or draw: plan: {RANDOM}"
+        yield f"axis {name!r} is a range, which plan {plan} cannot list; give `values`, or plan: {RANDOM}"
 
 
 def _about_condition(name: str, axis: AxisConfig, sweep: SweepConfig) -> Iterable[str]:
     before = list(sweep.axes)[: list(sweep.axes).index(name)]
     for parent, condition in axis.when.items():
         if parent not in before:
-            yield f"axis {name!r} depends on {parent!r}, which is no axis declared before it"
+            yield f"axis {name!r} depends on {parent!r}, which is not declared before it; declare it first"
             continue
         for label in allowed(condition):
             if label not in labels(sweep.axes[parent]):
@@ -212,11 +209,11 @@ def _about_plan(sweep: SweepConfig) -> Iterable[str]:
     if sweep.plan not in PLANS:
         yield f"plan {sweep.plan!r} does not exist; choose one of {', '.join(PLANS)}"
     if sweep.plan in (RANDOM, OPTUNA) and (sweep.draws < 1 or not sweep.axes):
-        yield f"plan {sweep.plan} draws from axes; say how often, e.g. draws: 20"
+        yield f"plan {sweep.plan} draws from axes; give the number of draws, e.g. draws: 20"
     if sweep.plan == OPTUNA and (sweep.compare_on != "valid" or len(sweep.seeds) != 1):
         yield (
-            "plan optuna chooses by the scores it sees, so it needs compare_on: valid, or the test split would be "
-            "fitted; and one seed: confirm what it finds with a plan of several"
+            "plan optuna chooses by scores, so it needs compare_on: valid, or it would fit the test split; and one "
+            "seed: confirm its result with several seeds"
         )
 
 
@@ -235,7 +232,7 @@ def _about_scheduler(sweep: SweepConfig) -> Iterable[str]:
 
 def _about_the_rest(sweep: SweepConfig) -> Iterable[str]:
     if sweep.compare_on not in SPLITS:
-        yield f"compare_on: {sweep.compare_on} is no split that probes are scored on; choose {' or '.join(SPLITS)}"
+        yield f"compare_on: {sweep.compare_on} is not a split of the scores; choose {' or '.join(SPLITS)}"
     if (sweep.budget.steps is None) == (sweep.budget.samples is None):
         yield "budget needs exactly one of steps and samples, e.g. budget: {samples: 4800}"
     if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
@@ -243,9 +240,9 @@ def _about_the_rest(sweep: SweepConfig) -> Iterable[str]:
     if sweep.probe_tracks is not None and sweep.probe_tracks < 1:
         yield f"probe_tracks: {sweep.probe_tracks} leaves nothing to probe; leave it out to use all tracks"
     if not sweep.tasks:
-        yield "tasks names what the evaluator measures after training, e.g. tasks: [collection, tempo]"
+        yield "tasks is empty, so no trial would be evaluated; name some, e.g. tasks: [collection, tempo]"
 
 
 def _reads_back(text: str) -> bool:
-    """True when YAML takes `text` for the string it is, and not for a number, a list or null."""
+    """Returns True if YAML reads `text` as a string, not as a number, a list or null."""
     return bool(re.fullmatch(r"[\w./][\w./:+-]*", text)) and OmegaConf.from_dotlist([f"x={text}"]).x == text

@@ -1,9 +1,9 @@
-"""What a sweep found: a row per trial, and per axis value the difference to the base with its interval. Pure functions.
+"""Outcomes of a sweep: a row per trial, and the difference of each axis value to the base.
 
-Two kinds of interval exist, and each says which it is. With two seeds or more: Student's t over the differences, paired
-by seed, so the spread between runs is in it. With one seed there is no interval over seeds; what can be given covers
-the choice of the items only (both runs' bootstrap intervals, combined as if the runs were independent, which is on the
-safe side because they share their items) and says nothing about what another seed would do.
+There are two kinds of interval, and each names its kind. With two or more seeds: Student's t over the differences,
+paired by seed, which has the spread between runs. With one seed the interval covers only the choice of test items, not
+other seeds. It combines both runs' bootstrap intervals as if the runs were independent: conservative, because they
+share their items.
 """
 
 import math
@@ -20,7 +20,7 @@ from sweeps.plan.compose import IRRELEVANT
 from sweeps.plan.plan import Plan, PlannedTrial
 from sweeps.plan.points import SEED_KEYS
 from sweeps.plan.sweep_file import BASE
-from sweeps.trials.record import read_record, read_results, score_on
+from sweeps.trials.record import read_record, read_trial_results, score_on
 from sweeps.trials.trial import METRICS, qualities
 
 LEVEL = 0.95
@@ -28,7 +28,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Delta:
-    """A difference to the base. `over` is what its 95 % interval covers."""
+    """A difference to the base with its 95 % interval, over seeds or over items."""
 
     value: float
     lo: float
@@ -37,7 +37,7 @@ class Delta:
 
     @property
     def is_clear(self) -> bool:
-        """True when the interval leaves out zero."""
+        """True when the interval excludes zero."""
         return self.lo > 0 or self.hi < 0
 
 
@@ -46,11 +46,11 @@ class Point:
     """One value of one axis, over all seeds.
 
     Attributes:
-        rows: its trials' rows, as `trial_row` makes them.
-        differs: what sets it apart from the base, `{key: (base, here)}`.
+        rows: rows of its trials, from `trial_rows`.
+        differs: settings that differ from the base, `{key: (base, here)}`.
         values: mean over seeds, by task.
-        deltas: by task; none for the base, and for a value without results.
-        curve: quality of its probes in training, (crops, mean over seeds); empty where none were asked for.
+        deltas: by task; empty for the base, and for a value without results.
+        curve: quality of the probes in training, (crops, mean over seeds); empty without such probes.
     """
 
     axis: str
@@ -63,7 +63,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """How a table calls it."""
+        """Name in tables."""
         return BASE if self.axis == BASE else f"{self.axis} = {self.value}"
 
     @property
@@ -73,12 +73,12 @@ class Point:
 
     @property
     def flops(self) -> int:
-        """Operations of the training of one of its models."""
+        """Operations of one training."""
         return int(self.rows[0]["flops"])
 
 
 def trial_rows(plan: Plan, out: Path) -> list[dict[str, Any]]:
-    """Returns the rows of sweep.jsonl, one per trial, failed and interrupted ones included."""
+    """Returns the rows of sweep.jsonl, one per trial, with failed and interrupted ones."""
     bases = {planned.trial.seed: planned for planned in plan.trials if planned.trial.is_base}
     rows = [_row(planned, bases[planned.trial.seed], plan, out) for planned in plan.trials]
     of_base = {row["seed"]: row["results"] for row in rows if row["axis"] == BASE}
@@ -95,7 +95,7 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Returns the points that no other beats in quality at no more operations, the cheapest first."""
+    """Returns the Pareto front of quality over operations, the cheapest point first."""
     best: list[Point] = []
     scored = [(point, point.score) for point in points]
     for point, score in sorted(scored, key=lambda pair: (pair[0].flops, -(pair[1] or 0.0))):
@@ -105,7 +105,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def seed_delta(differences: Sequence[float]) -> Delta:
-    """Returns the mean of differences paired by seed, with Student's t interval; at least two of them."""
+    """Returns the mean of two or more differences paired by seed, with Student's t interval."""
     count = len(differences)
     mean = sum(differences) / count
     deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (count - 1))
@@ -114,7 +114,7 @@ def seed_delta(differences: Sequence[float]) -> Delta:
 
 
 def item_delta(here: Mapping[str, Any], base: Mapping[str, Any]) -> Delta:
-    """Returns here - base with an interval recovered from both results' own (Zou and Donner 2008, MOVER)."""
+    """Returns here - base with an interval from both results' intervals (Zou and Donner 2008, MOVER)."""
     value = here["value"] - base["value"]
     below = math.hypot(here["value"] - here["interval"][0], base["interval"][1] - base["value"])
     above = math.hypot(here["interval"][1] - here["value"], base["value"] - base["interval"][0])
@@ -123,7 +123,7 @@ def item_delta(here: Mapping[str, Any], base: Mapping[str, Any]) -> Delta:
 
 def _row(planned: PlannedTrial, base: PlannedTrial, plan: Plan, out: Path) -> dict[str, Any]:
     record = read_record(planned, out)
-    results = {row["task"]: score_on(plan.launch.compare_on, row) for row in read_results(planned, out)}
+    results = {row["task"]: score_on(plan.launch.compare_on, row) for row in read_trial_results(planned, out)}
     stands_for = [name for name, other in plan.same_as.items() if other == planned.trial.name]
     return {
         "name": planned.trial.name,
@@ -154,7 +154,7 @@ def _curve(planned: PlannedTrial, out: Path) -> list[list[float]]:
 
 
 def differing(base: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Returns `{key: [base, here]}` for all settings that can matter; seeds and places are left out."""
+    """Returns `{key: [base, here]}` for all settings that can change a result, without seeds."""
     keys = [key for key in here if not key.startswith(IRRELEVANT) and key not in SEED_KEYS]
     return {key: [base.get(key), here[key]] for key in keys if base.get(key) != here[key]}
 
@@ -172,6 +172,7 @@ def _point(rows: Sequence[dict[str, Any]], of_base: Mapping[int, Mapping[str, An
         measured = [row for row in rows if task in row["results"]]
         values[task] = sum(row["results"][task]["value"] for row in measured) / len(measured)
         pairs = [(r["results"][task], of_base[r["seed"]]["results"].get(task)) for r in measured]
+        # a seed counts only if its base has results too
         whole = [(here, base) for here, base in pairs if base is not None]
         if whole and not is_base:
             differences = [here["value"] - base["value"] for here, base in whole]
@@ -181,7 +182,7 @@ def _point(rows: Sequence[dict[str, Any]], of_base: Mapping[int, Mapping[str, An
 
 
 def _mean_curve(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float], ...]:
-    """The mean over the seeds that have come as far."""
+    """Returns (crops, mean quality) over the seeds that have reached these crops."""
     at: dict[float, list[float]] = {}
     for row in rows:
         for samples, quality in row["curve"]:

@@ -1,6 +1,6 @@
-"""The drawings of a sweep's page, as inline SVG: differences, parallel coordinates, quality over crops, and the front.
+"""Charts of a sweep's page: differences, parallel coordinates, quality over crops, and the front.
 
-They share sizes, colours and axes with the drawings of a run's page (distributed/drawing).
+They share sizes, colours and axes with the charts of a run's page (distributed/drawing).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from sweeps.results.tables import TERA
 
 TONES = 8
 SCORE = "mean of the tasks"
-# parallel coordinates: between two axes, above and below them, and characters of a label
+# parallel coordinates: units between two axes, above, below and beside them, and characters of a label
 GAP, HEAD, FOOT, SIDE, MOST = 150, 44, 16, 80, 20
 TALL = 260
 
@@ -43,12 +43,12 @@ class Change(Difference):
 
     @property
     def exceeds(self) -> bool:
-        """True when the interval leaves out zero."""
+        """True when the interval excludes zero."""
         return self.lo > 0 or self.hi < 0
 
 
 def delta_table(task: str, title: str, found: Sequence[Point]) -> Table | None:
-    """Returns a forest plot of all differences to the base on one task, a row per value; None when there are none."""
+    """Returns a forest plot of the differences to the base on a task, a row per value; None without any."""
     deltas = [(point.label, point.deltas[task]) for point in found if task in point.deltas]
     if not deltas:
         return None
@@ -59,7 +59,7 @@ def delta_table(task: str, title: str, found: Sequence[Point]) -> Table | None:
 
 
 def quality_chart(found: Sequence[Point]) -> Chart | None:
-    """Returns the quality of probes in training over crops, a line per value; None without such probes."""
+    """Returns the quality of probes in training over crops, a line per value; None without probes."""
     curves = [point for point in found if len(point.curve) > 1]
     if not curves:
         return None
@@ -68,14 +68,14 @@ def quality_chart(found: Sequence[Point]) -> Chart | None:
     ]
     return line_chart(
         "Quality over crops",
-        "Mean of the probes in training, on pieces of the validation split; trials are compared at equal crops.",
+        "Mean of the probes in training, on pieces of the validation split. Compare trials at equal crops.",
         series=series,
         x_label="crops",
     )
 
 
 def pareto_chart(found: Sequence[Point]) -> Chart | None:
-    """Returns quality over operations, and the front of what nothing beats at no more of them; None without results."""
+    """Returns quality over operations with its Pareto front; None without results."""
     scored = [(point, point.score) for point in found if point.score is not None]
     if not scored:
         return None
@@ -94,14 +94,14 @@ def pareto_chart(found: Sequence[Point]) -> Chart | None:
             f'<circle class="{kind}" cx="{x(point.flops / TERA):.1f}" cy="{y(score):.1f}" r="4.5"/></g>'
         )
     spoken = "; ".join(f"{p.label} {fixed(p.score or 0.0)} at {significant(p.flops / TERA)} TFLOP" for p in best)
-    sentence = f"{SCORE.capitalize()} over operations of training. Filled: no other value is as good for as little."
+    sentence = f"{SCORE.capitalize()} over operations of training. Filled: no other value is as good at this cost."
     legend = tuple((tone(0 if p.axis == BASE else 1), p.label, fixed(p.score or 0.0)) for p in best)
     svg = _drawing(WIDTH, HEIGHT, f"{sentence} On the front: {spoken}", parts, "pareto")
     return Chart("Quality and operations", sentence, svg, legend)
 
 
 def parallel_coordinates(found: Sequence[Point]) -> str:
-    """Draws a line per value through all that is varied, and ends it at its quality; empty without results."""
+    """Draws a line per value through all varied settings to its quality; "" without results."""
     scored = [point for point in found if point.score is not None]
     keys = list(dict.fromkeys(key for point in scored for key in point.differs))
     if not keys:
@@ -115,6 +115,7 @@ def parallel_coordinates(found: Sequence[Point]) -> str:
     parts = [_column(SIDE + GAP * i, key, levels[key]) for i, key in enumerate(keys)]
     parts.append(_score_column(width - SIDE, quality))
     best = max(scores)
+    # the base last, so that its line is on top
     for point, score in sorted(zip(scored, scores), key=lambda pair: pair[0].axis == BASE):
         here = [point.differs[key][1] if key in point.differs else usual[key] for key in keys]
         path = [(SIDE + GAP * i, _level_y(levels[k], v)) for i, (k, v) in enumerate(zip(keys, here))]
@@ -127,7 +128,7 @@ def parallel_coordinates(found: Sequence[Point]) -> str:
 
 
 def tone(number: int) -> str:
-    """Returns the class of the colour of a line."""
+    """Returns the CSS class of a line's colour."""
     return f"tone-{number % TONES + 1}"
 
 
@@ -136,7 +137,7 @@ def _columns(curve: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], t
 
 
 def _levels(usual: Any, others: Sequence[Any]) -> list[Any]:
-    """Returns the different values, numbers by size, others in their order."""
+    """Returns the distinct values: numbers sorted, others in their order."""
     values = [usual]
     for value in others:
         if value not in values:

@@ -1,4 +1,4 @@
-"""The tables of a sweep, and sentences on what they can and cannot say."""
+"""Tables of a sweep, with sentences on the evidence that the numbers give."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,18 +13,18 @@ TERA = 1e12
 
 
 def points_table(plan: Plan, rows: Sequence[dict[str, Any]], found: Sequence[Point]) -> Table:
-    """Returns the base and every axis value: what each task scored, what differs, what it cost."""
+    """Returns the table of the base and every axis value: scores, settings that differ, and cost."""
     tasks = tasks_of(rows)
     head = texts("trial", *(title(t, rows) for t in tasks), "differs from the base in", "crops", "TFLOP", "time")
     lines = [
-        (Cell(p.label), *(cell(p, t) for t in tasks), Cell(differences(p) or ABSENT.text), *texts(*cost(p)))
+        (Cell(p.label), *(cell(p, t) for t in tasks), Cell(setting_differences(p) or ABSENT.text), *texts(*cost(p)))
         for p in found
     ]
-    return Table("Every value of every axis", head, (Group("", tuple(lines)),), tuple(reading(plan, found)))
+    return Table("Every value of every axis", head, (Group("", tuple(lines)),), tuple(sweep_notes(plan, found)))
 
 
 def trials_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Returns what became of each trial, and where it is."""
+    """Returns the table of the trials: status, length, times and directory."""
     lines = [
         texts(
             row["name"],
@@ -42,7 +42,7 @@ def trials_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def markdown_page(plan: Plan, table: Table, failed: Sequence[dict[str, Any]]) -> str:
-    """Returns the table with what it can and cannot say, and what went wrong."""
+    """Returns the table with its notes, and the failed trials with the tails of their logs."""
     lines = [f"# {plan.name}", "", *([plan.question, ""] if plan.question else []), to_markdown([table])]
     for row in failed:
         lines += [f"**{row['name']} {row['status']}**: {row['reason'] or 'not finished'}", ""]
@@ -51,7 +51,7 @@ def markdown_page(plan: Plan, table: Table, failed: Sequence[dict[str, Any]]) ->
 
 
 def tasks_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the tasks that any trial has results for, in the order of the evaluator."""
+    """Returns the tasks with results of any trial, in the order of the evaluator."""
     return list(dict.fromkeys(task for row in rows for task in row["results"]))
 
 
@@ -71,17 +71,17 @@ def cell(point: Point, task: str) -> Cell:
     return Cell(fixed(point.values[task]), f"({fixed(delta.value, sign=True)} {interval(delta.lo, delta.hi)})")
 
 
-def differences(point: Point) -> str:
-    """Returns the hyperparameters that differ, `key: base -> here`."""
+def setting_differences(point: Point) -> str:
+    """Returns the settings that differ from the base, `key: base → here`."""
     differ = [f"{key}: {before} → {here}" for key, (before, here) in point.differs.items()]
     also = sorted({name.rpartition("-seed")[0] for row in point.rows for name in row["also"]})
     return "; ".join([*differ, *([f"also stands for {listed(also)}"] if also else [])])
 
 
 def cost(point: Point) -> tuple[str, str, str]:
-    """Returns what a trial cost on average: crops seen, 10^12 operations of training, and time with its probes.
+    """Returns the mean cost of a trial: crops, TFLOP of training, and time with its probes.
 
-    A second look at a model trained nothing.
+    A trial that only evaluates a model has no crops and operations.
     """
     seconds = sum(row["train_s"] + row["evaluate_s"] for row in point.rows) / len(point.rows)
     if point.rows[0]["model"]:
@@ -89,8 +89,8 @@ def cost(point: Point) -> tuple[str, str, str]:
     return grouped(point.rows[0]["crops"]), significant(point.flops / TERA), duration(seconds)
 
 
-def reading(plan: Plan, found: Sequence[Point]) -> list[str]:
-    """Returns sentences on what the numbers can and cannot say."""
+def sweep_notes(plan: Plan, found: Sequence[Point]) -> list[str]:
+    """Returns sentences on the intervals, the split, and the differences that are clear of zero."""
     seeds = sorted({planned.trial.seed for planned in plan.trials})
     sentences = [_about_intervals(seeds), _about_split(plan.launch.compare_on)]
     clear = [(p, {task: d for task, d in p.deltas.items() if d.is_clear}) for p in found]
@@ -99,7 +99,7 @@ def reading(plan: Plan, found: Sequence[Point]) -> list[str]:
         if changes:
             sentences.append(f"{point.label} {listed(changes)}.")
     if any(p.deltas for p in found) and not any(deltas for _, deltas in clear):
-        sentences.append("No difference is clear of zero: at this size and length nothing here tells the values apart.")
+        sentences.append("No difference is clear of zero: at this size and length no value is better or worse.")
     return sentences
 
 
@@ -117,20 +117,20 @@ def _size(delta: Delta) -> str:
 def _about_split(split: str) -> str:
     if split == "valid":
         return (
-            "Scores are those of the validation split, which also chose each probe's layer and learning rate: they "
-            "serve to choose between trials, and are too high as results."
+            "Scores are those of the validation split, which also chose each probe's layer and learning rate. Use them "
+            "to choose between trials; as results they are too high."
         )
-    return "Scores are those of the test split; layer and learning rate of each probe were chosen on validation."
+    return "Scores are those of the test split; validation chose the layer and learning rate of each probe."
 
 
 def _about_intervals(seeds: Sequence[int]) -> str:
     if len(seeds) > 1:
         return (
             f"Differences are paired by seed over {count_of(len(seeds), 'seed')}; intervals are Student's t, 95 %, and "
-            f"hold the spread between runs."
+            f"have the spread between runs."
         )
     return (
-        f"There is one seed ({seeds[0]}), so there is no interval over seeds: another seed may move every number. "
+        f"There is one seed ({seeds[0]}), so there is no interval over seeds: another seed may change every number. "
         f"Intervals cover the choice of items only (95 %, both runs' bootstrap intervals combined as if "
-        f"independent, which is on the safe side)."
+        f"independent, which is conservative)."
     )

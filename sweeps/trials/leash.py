@@ -1,15 +1,14 @@
-"""Ties everything that a command starts to the life of its owner: `python leash.py [--grace S] -- COMMAND ...`.
+"""A leash ends a command and its descendants with its owner: `python leash.py -- COMMAND ...`.
 
-Killing a process group is not enough to end a training run: torchrun puts each rank in a session of its own, and a
-supervisor that is itself killed cannot kill anything. So the leash is a process between owner and command. Its
-standard input is a pipe whose other end only the owner holds; when the owner dies, whatever the way, the pipe ends and
-so does the command. The leash is also the subreaper of all it started (Linux), so no descendant gets away by changing
-its session or by losing its parent. It imports hardly more than the standard library, to start in a few hundredths
-of a second.
+Killing a process group is not enough to end a training run: torchrun puts each rank in its own session, and a killed
+supervisor kills nothing. So the leash is a process between owner and command. Only the owner holds the other end of
+its standard input: when the owner dies in any way, this pipe ends, and the leash ends the command. The leash is also
+the subreaper of its descendants (Linux), so none escapes by a new session or a lost parent. It imports little beyond
+the standard library, to start in a few hundredths of a second.
 
-Ending means SIGTERM to the command alone (a trainer that is asked to save still needs its data workers) and up to
-`--grace` seconds to leave; then the same, `--linger` seconds, for all that it left behind; then SIGKILL for whoever is
-still there. The exit code is the command's (128 + signal when it was killed).
+The command alone gets SIGTERM first (a trainer that saves still needs its data workers) and `--grace` seconds to leave.
+Then its remaining descendants get SIGTERM and `--linger` seconds, then SIGKILL. The exit code is the command's
+(128 + signal if it was killed).
 """
 
 import argparse
@@ -24,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    # run as a file, in the command's own folder: rooms are found from here
+    # this file runs as a script, so Python would not find the rooms
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from pupujepa.orphans import adopt_orphans, die_with_parent
@@ -33,14 +32,14 @@ POLL_S = 0.1
 
 
 class Leash:
-    """The owner's end: starts `argv` under a leash, and ends it with all its descendants.
+    """The owner's end of a leash: starts `argv`, and ends it with all its descendants.
 
     Args:
         env: the whole environment of the command.
-        log: takes the command's output, appended; None leaves it on the owner's.
-        remove: a directory that the leash removes in the end, whatever the end was.
+        log: file to which the command's output is appended; None keeps the owner's output.
+        remove: directory that the leash removes in the end.
         grace_s: between SIGTERM and SIGKILL.
-        linger_s: the same for what the command leaves behind; by default as long.
+        linger_s: the same for the remaining descendants; grace_s by default.
     """
 
     def __init__(
@@ -76,11 +75,11 @@ class Leash:
                 output.close()
 
     def poll(self) -> int | None:
-        """Returns the exit code of the command, None while it runs."""
+        """Returns the exit code of the command; None while it runs."""
         return self._process.poll()
 
     def end(self) -> int:
-        """Ends the command if it still runs and returns its exit code, when no descendant is left."""
+        """Ends the command if it still runs; returns its exit code once no descendant is left."""
         if self._write_end is not None:
             os.close(self._write_end)
             self._write_end = None
@@ -88,11 +87,11 @@ class Leash:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command of `argv` until it ends or the owner does; returns its exit code."""
+    """Runs the command of `argv` until it or the owner ends; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grace", type=float, default=10.0, help="seconds between SIGTERM and SIGKILL")
-    parser.add_argument("--linger", type=float, default=10.0, help="the same for what the command leaves behind")
-    parser.add_argument("--remove", help="a directory to remove in the end, whatever the end was")
+    parser.add_argument("--linger", type=float, default=10.0, help="the same for the command's descendants")
+    parser.add_argument("--remove", help="a directory to remove in the end")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args(argv)
     asked: list[int] = []
@@ -116,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """Returns the living processes under `ancestor`, zombies left out; empty where there is no /proc."""
+    """Returns the living processes under `ancestor`, without zombies; empty where there is no /proc."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -135,12 +134,12 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def owner_is_gone(wait_s: float) -> bool:
-    """Waits up to `wait_s` for the pipe to end; nobody ever writes to it."""
+    """Waits up to `wait_s` seconds for standard input to end; returns True if it did."""
     return bool(select.select([0], [], [], wait_s)[0])
 
 
 def _terminate(child: subprocess.Popen, grace_s: float) -> None:
-    """Asks the command to leave and waits, then kills its group; who left the group is for `_end_descendants`."""
+    """Sends SIGTERM to the command and waits, then kills its process group."""
     child.terminate()
     deadline = time.monotonic() + grace_s
     while child.poll() is None and time.monotonic() < deadline:
@@ -151,7 +150,7 @@ def _terminate(child: subprocess.Popen, grace_s: float) -> None:
 
 
 def _end_descendants(linger_s: float) -> None:
-    """Asks whom the command left behind to leave, then kills until nobody is left: a process may start others."""
+    """Sends SIGTERM to all descendants, then kills until none is left, as one may start others."""
     _signal_each(descendants(os.getpid()), signal.SIGTERM)
     deadline = time.monotonic() + linger_s
     while _has_children():
@@ -161,10 +160,10 @@ def _end_descendants(linger_s: float) -> None:
 
 
 def _has_children() -> bool:
-    """Returns whether anybody is left, and reaps who has ended.
+    """Reaps ended children; returns True if any child is left.
 
-    All orphans below the leash are its own children, so the kernel knows. A look through /proc does not: who is started
-    between the listing and the reading, by a process that ends in that time, is seen by neither.
+    All orphans below the leash are its children, so the kernel knows them. A scan of /proc may miss a process that
+    starts during the scan while its parent ends.
     """
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -183,7 +182,7 @@ def _signal_each(pids: Sequence[int], number: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """In the child: should the leash itself be killed, the command is asked to leave."""
+    """Asks the kernel, in the child, to send SIGTERM to the command if the leash is killed."""
     die_with_parent(signal.SIGTERM)
 
 

@@ -1,9 +1,8 @@
 """A trial is an ordinary run: the trainer's command, then the evaluator's, in its own run directory.
 
 Nothing here knows Ray. `run_trial` starts each command under a leash (sweeps/trials/leash.py), so that all ranks end
-with the process that runs the trial, follows metrics.jsonl, hands its rows to `report`, and leaves a record. What the
-commands do is theirs: the trainer continues from its newest checkpoint when a trial is started again. A trial that only
-looks at another one's model in its own way runs the evaluator alone.
+with the process that runs the trial. It reports the rows of metrics.jsonl and leaves a record. A trial that starts
+again resumes from the trainer's newest checkpoint. A trial that only evaluates another trial's model does not train.
 """
 
 import socket
@@ -17,16 +16,18 @@ from typing import Any
 
 from distributed.processes.stop import EXIT_CODE_REQUEUE
 from distributed.watch.config import PROBE_MEAN
-from sweeps.plan.plan import Plan, PlannedTrial, fill
+from distributed.watch.respond import EXIT_CODE_COLLAPSED
+from sweeps.plan.plan import Plan, PlannedTrial, fill_plan
 from sweeps.trials.leash import Leash
 from sweeps.trials.record import (
     MetricsTail,
     Record,
     divergence,
+    guard_stop,
     is_finished,
     lost_its_loss,
     read_record,
-    read_results,
+    read_trial_results,
     score_on,
     tail,
     write_record,
@@ -35,31 +36,30 @@ from sweeps.trials.record import (
 METRICS = "metrics.jsonl"
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.25
-# what a launcher around the sweep says about the sweep's process must not be read by a trial's ranks
+# torchrun's exit code when a rank fails, whatever the rank's own was
+EXIT_CODE_LAUNCHER = 1
+# a trial's ranks must not read what a launcher says about the sweep's process
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAUNCHER_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_")
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a trial runs: the sweep's directory and the environment of its commands."""
+    """The sweep's directory and the environment of its commands."""
 
     out: Path
     environ: Mapping[str, str]
 
 
 def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
-    """Trains and probes one trial, unless it is finished already.
+    """Trains and probes one trial, unless it is finished; writes and returns its record.
 
-    A trial that diverged, was pruned, or failed in this session is not tried again; one that crashed in an earlier
-    session is.
+    A trial that diverged, collapsed, was pruned, or failed in this session is not tried again. A trial that crashed in
+    an earlier session is.
 
     Args:
-        report: is given {"step", "samples", "loss"} while the trial trains, {"samples", "quality"} for each of its
+        report: receives {"step", "samples", "loss"} while the trial trains, {"samples", "quality"} for each of its
             probes, those of earlier sessions too, and {"status", "score", "task/..."} in the end.
-
-    Returns:
-        the record, also written to trial.json, whether the commands succeeded or not.
     """
     record = read_record(planned, site.out)
     settled = record.is_over or (record.failed and record.session == plan.session)
@@ -68,19 +68,19 @@ def run_trial(plan: Plan, planned: PlannedTrial, *, site: Site, report: Callable
             report(row)
     else:
         record = write_record(_attempt(plan, planned, site, report), planned, site.out)
-    metrics = final_metrics(read_results(planned, site.out), split=plan.launch.compare_on)
+    metrics = final_metrics(read_trial_results(planned, site.out), split=plan.launch.compare_on)
     report({"step": planned.steps, "samples": planned.samples, "status": record.status, **metrics})
     return record
 
 
 def final_metrics(results: Sequence[Mapping[str, Any]], *, split: str) -> dict[str, float]:
-    """Returns the value of each task on the split that is compared, and `score`, their mean, which a search raises."""
+    """Returns the value of each task on the split, and `score`, their mean, which a search maximises."""
     values = {f"task/{row['task']}": score_on(split, row)["value"] for row in results}
     return values | ({"score": fmean(values.values())} if values else {})
 
 
 def qualities(planned: PlannedTrial, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns {"step", "samples", "quality"} for each row that holds a probe of the model in training."""
+    """Returns {"step", "samples", "quality"} for each row with probes of the model in training."""
     per_step = planned.samples_per_step
     return [
         {"step": row["step"], "samples": row["step"] * per_step, "quality": row[PROBE_MEAN], "status": "running"}
@@ -92,8 +92,8 @@ def qualities(planned: PlannedTrial, rows: Sequence[Mapping[str, Any]]) -> list[
 def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment of a trial's commands.
 
-    The root is importable, threads share the trial's cores, wandb groups the runs by sweep, and no variable of an outer
-    launcher remains: two trials on one node are two worlds.
+    Threads share the trial's cores, and wandb groups the runs by sweep. Variables of an outer launcher are removed: two
+    trials on one node are two worlds.
     """
     inherited = {
         name: value
@@ -101,7 +101,7 @@ def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, s
         if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
     }
     threads = max(1, int(plan.launch.cpus / plan.launch.ranks))
-    # trials that asked for no GPU would all take the first one
+    # without this, trials that asked for no GPU would all take the first one
     devices = {} if plan.launch.gpus else {"CUDA_VISIBLE_DEVICES": ""}
     return (
         inherited
@@ -116,7 +116,7 @@ def trial_environment(plan: Plan, planned: PlannedTrial, environ: Mapping[str, s
 
 
 def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequence[int]) -> dict[str, list[str]]:
-    """Returns the argv of the trainer and of the evaluator; `ports` are where their ranks meet."""
+    """Returns the argv of trainer and evaluator, each with the port of its ranks."""
     launch, trial = plan.launch, planned.trial
     lists = {
         "presets": [word for preset in (launch.preset, *trial.presets) for word in ("--preset", preset)],
@@ -136,13 +136,13 @@ def command_lines(plan: Plan, planned: PlannedTrial, *, out: Path, ports: Sequen
     }
     templates = {"train": launch.commands.train, "evaluate": launch.commands.evaluate}
     return {
-        phase: fill(template, values | {"port": str(port)}, lists)
+        phase: fill_plan(template, values | {"port": str(port)}, lists)
         for (phase, template), port in zip(templates.items(), ports, strict=True)
     }
 
 
 def _attempt(plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None]) -> Record:
-    """Runs both commands and returns how it went."""
+    """Runs both commands and returns the record."""
     commands = command_lines(plan, planned, out=site.out, ports=[free_port(), free_port()])
     previous = read_record(planned, site.out)
     record = Record(
@@ -168,18 +168,19 @@ def _attempt(plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[di
 
 
 def _missing_model(model: PlannedTrial, site: Site) -> dict[str, Any] | None:
-    """Returns what the record says when there is no model to look at."""
+    """Returns the failure for the record if the trial of the model is not finished."""
     if is_finished(model, site.out):
         return None
     status = read_record(model, site.out).status
-    return {"status": "crashed", "reason": f"there is no model to look at: {model.trial.name} is {status}"}
+    return {"status": "crashed", "reason": f"there is no model to evaluate: {model.trial.name} is {status}"}
 
 
 def _train(
     argv: list[str], plan: Plan, planned: PlannedTrial, site: Site, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any] | None:
-    """Runs the trainer; returns None, or what the record says about its failure."""
-    metrics = MetricsTail(site.out / planned.directory / METRICS)
+    """Runs the trainer; returns None, or the failure for the record."""
+    run_dir = site.out / planned.directory
+    metrics = MetricsTail(run_dir / METRICS)
 
     def follow() -> str:
         new_rows = metrics.new_rows()
@@ -196,17 +197,21 @@ def _train(
         return ""
 
     code, diverged = _run(argv, plan, planned, site, "train.log", follow)
-    log = site.out / planned.directory / "train.log"
-    diverged = diverged or (code != 0 and divergence(site.out / planned.directory)) or ""
+    log = run_dir / "train.log"
+    diverged = diverged or (code != 0 and divergence(run_dir)) or ""
     if diverged:
         return {"status": "diverged", "reason": diverged, "log_tail": tail(log)}
+    alarm = guard_stop(run_dir) if code in (EXIT_CODE_COLLAPSED, EXIT_CODE_LAUNCHER) else ""
+    if alarm or code == EXIT_CODE_COLLAPSED:
+        reason = f"the guard stopped it{alarm and f' ({alarm})'}; see the alarm in {log}"
+        return {"status": "collapsed", "reason": reason, "log_tail": tail(log)}
     if code == EXIT_CODE_REQUEUE:
-        return {"status": "stopped", "reason": "the trainer was asked to stop, and saved; it goes on from there"}
+        return {"status": "stopped", "reason": "the trainer was asked to stop, and saved; it resumes from there"}
     return _crash("trainer", code, log)
 
 
 def _evaluate(argv: list[str], plan: Plan, planned: PlannedTrial, site: Site) -> dict[str, Any] | None:
-    """Runs the evaluator; returns None, or what the record says about its failure."""
+    """Runs the evaluator; returns None, or the failure for the record."""
     directory = site.out / planned.directory
     code, _ = _run(argv, plan, planned, site, "evaluate.log", lambda: "")
     if code == 0 and not (directory / "results.jsonl").is_file():
@@ -227,7 +232,7 @@ def _run(
     """Runs a command under a leash until it ends, or until `follow` gives a reason to end it.
 
     Returns:
-        the exit code and the reason, empty when it ended by itself.
+        the exit code and the reason; the reason is "" if the command ended by itself.
     """
     leash = Leash(
         argv,
@@ -241,13 +246,14 @@ def _run(
             if reason := follow():
                 return leash.end(), reason
             time.sleep(POLL_S)
+        # rows that were written since the last look
         return leash.end(), follow()
     finally:
         leash.end()
 
 
 def free_port() -> int:
-    """Returns a TCP port that nobody listens on at this moment."""
+    """Returns a TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,1 +1,1 @@
-"""Ray Tune: driver, schedulers, search."""
+"""Ray Tune: driver, nodes, trials, search."""

@@ -1,8 +1,9 @@
-"""The process that holds Ray: `python -m sweeps.tune.driver OUT --ray-dir DIR --cpus N` runs the plan in OUT and exits.
+"""The process that holds Ray: `python -m sweeps.tune.driver OUT --ray-dir DIR --cpus N`.
 
-`sweeps run` starts it under a leash, with the environment that Ray reads when it is imported (`ray_environment`). With
-`--host ADDRESS --nodes N` it waits for the other nodes first. Exit code: 0 when every trial has its results, 1 when one
-failed, 130 when it was stopped before, 2 when no node could hold a trial, 86 when a node did not come or was lost.
+It runs the plan in OUT. `sweeps run` starts it under a leash, with the environment that Ray reads when it is imported
+(`ray_environment`). With `--host ADDRESS --nodes N` it first waits for the other nodes. Exit code: 0 when every trial
+has its results, 1 when one failed, 130 when it was stopped, 2 when no node can hold a trial, 86 when a node did not
+join or was lost.
 """
 
 import argparse
@@ -27,9 +28,9 @@ from sweeps.trials.record import read_record
 OBJECT_STORE_BYTES = 80 * 2**20  # trials exchange files, not objects; Ray's default takes 30 % of the memory
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 TOKEN_NAME = "RAY_AUTH_TOKEN"
-MEET_S = 300.0  # Ray gives a node 30 s to join, after its import; a node that is too slow tries again
+MEET_S = 300.0  # Ray gives a node 30 s to join, after its import; a slower node tries again
 POLL_S = 0.5
-# Ray's sockets lie below its directory, and Linux cuts socket paths at 107 characters; Ray needs about 70 of them
+# Linux cuts socket paths at 107 characters, of which Ray needs about 70 below its directory
 LONGEST_RAY_DIR = 36
 
 
@@ -38,14 +39,13 @@ class MissingNodeError(UserError):
 
 
 def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None = None) -> dict[str, str]:
-    """Returns the environment of a Ray that nobody else can join and that tells nobody about itself.
+    """Returns the environment of a private Ray, which nobody else can join; it sends no statistics.
 
-    Ray runs any code that a client with its token sends, so a private Ray has a token that was drawn for it alone and
-    lives in the environment of its processes. Tune's own console output and log files are off: metrics.jsonl and the
-    records hold more.
+    Ray runs any code of a client with its token, so each sweep draws a token, which only its processes see. Tune's
+    console output and log files are off: metrics.jsonl and the records hold more.
 
     Args:
-        token: that the nodes of a sweep share; None draws one.
+        token: shared by the nodes of a sweep; None draws one.
     """
     outer = {name: value for name, value in environ.items() if not name.startswith("RAY_")}
     return outer | {
@@ -53,7 +53,7 @@ def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None
         "RAY_AUTH_MODE": "token",
         TOKEN_NAME: token or secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # a worker that loses its node would kill the leash, and with it nobody would end who is on it
+        # a worker that loses its node would kill the leash, which alone ends the trial's processes
         "RAY_kill_child_processes_on_worker_exit": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -64,19 +64,19 @@ def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None
 
 
 def private_directory() -> Path:
-    """Returns a new directory for Ray's sockets, in the system's place for such, or in /tmp when that path is long."""
+    """Returns a new directory for Ray's sockets: temporary folder, or /tmp if its path is too long."""
     preferred = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="sweep-", dir=preferred if len(preferred) < LONGEST_RAY_DIR - 16 else "/tmp"))
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the plan of a sweep directory on a Ray of its own; returns the exit code."""
+    """Runs the plan of a sweep directory on its own Ray; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--ray-dir", required=True, help="where Ray keeps sockets and logs; a short path")
+    parser.add_argument("--ray-dir", required=True, help="directory of Ray's sockets and logs; a short path")
     parser.add_argument("--cpus", type=int, required=True, help="cores of this node that the trials share")
-    parser.add_argument("--host", help="the address of this node, for others that join")
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of the sweep, this one included")
+    parser.add_argument("--host", help="address of this node, for the nodes that join")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of the sweep, with this one")
     args = parser.parse_args(argv)
     lost = threading.Event()
     try:
@@ -86,39 +86,39 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_CODE_LOST if isinstance(error, MissingNodeError) else EXIT_INPUT
     if lost.is_set():
         return EXIT_CODE_LOST
-    # a search has added to it meanwhile
-    return EXIT_STOPPED if stopped else exit_code(read_plan(args.out), args.out)
+    # read again: a search adds trials to the plan
+    return EXIT_STOPPED if stopped else driver_exit_code(read_plan(args.out), args.out)
 
 
-def exit_code(plan: Plan, out: Path) -> int:
-    """Returns 0, or EXIT_FAILED / EXIT_STOPPED when a trial has no results because it failed / was not reached."""
+def driver_exit_code(plan: Plan, out: Path) -> int:
+    """Returns EXIT_FAILED if a trial failed, EXIT_STOPPED if one was not reached, else 0."""
     statuses = {read_record(planned, out).status for planned in plan.trials}
-    if statuses & {"crashed", "diverged"}:
+    if statuses & {"crashed", "diverged", "collapsed"}:
         return EXIT_FAILED
     return EXIT_STOPPED if statuses - {"finished", "pruned"} else 0
 
 
 def wait_for_nodes(count: int, nodes: Callable[[], Sequence[Mapping[str, Any]]], *, patience_s: float) -> None:
-    """Waits until `count` nodes of `ray.nodes()` live.
+    """Waits until `count` nodes of `ray.nodes()` are alive.
 
     Raises:
-        MissingNodeError: some did not come in time.
+        MissingNodeError: some did not join in time.
     """
     deadline = time.monotonic() + patience_s
     while len(there := _alive(nodes())) < count:
         if time.monotonic() > deadline:
             raise MissingNodeError(
-                f"only {len(there)} of {count} nodes came within {patience_s:.0f} s ({', '.join(there.values())}), so "
-                f"the sweep did not start; see what the tasks of the others say"
+                f"only {len(there)} of {count} nodes joined within {patience_s:.0f} s ({', '.join(there.values())}), "
+                f"so the sweep did not start; see the log of the other tasks"
             )
         time.sleep(POLL_S)
 
 
 def watch_nodes(nodes: Callable[[], Sequence[Mapping[str, Any]]], lost: threading.Event, over: threading.Event) -> None:
-    """Waits until one of the nodes is gone, then sets `lost` and stops this process; or until `over` is set."""
+    """Sets `lost` and stops this process when a node is gone; returns when `over` is set."""
     met = _alive(nodes())
     while not over.wait(POLL_S):
-        # a node that comes back is another one to Ray
+        # Ray gives a node that comes back a new id, so it counts as lost
         if met.keys() - _alive(nodes()):
             lost.set()
             os.kill(os.getpid(), signal.SIGTERM)
@@ -126,13 +126,13 @@ def watch_nodes(nodes: Callable[[], Sequence[Mapping[str, Any]]], lost: threadin
 
 
 def _alive(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Returns the hosts of the living nodes of `ray.nodes()`, by the nodes' ids."""
+    """Returns the hosts of the living nodes of `ray.nodes()`, by node id."""
     return {node["NodeID"]: node["NodeManagerHostname"] for node in nodes if node["Alive"]}
 
 
 def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
-    """Starts Ray, fits, stops Ray; returns whether a signal asked for the end, or sets `lost` for a node that did."""
-    import ray  # here, so that a wrong argument costs no second of Ray's import
+    """Starts Ray, runs the plan, and stops Ray; returns True if a signal or a lost node ended it."""
+    import ray  # here, so that a wrong argument fails before Ray's slow import
 
     from sweeps.tune.tune import fit
 
@@ -146,7 +146,7 @@ def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
         _node_ip_address=args.host,
     )
     stopped: list[int] = []
-    # after ray.init, which installs a handler of its own that exits at once
+    # after ray.init, because its own handler exits at once
     signal.signal(signal.SIGTERM, lambda number, frame: _stop_tune(stopped, number, frame))
     over = threading.Event()
     watch = threading.Thread(target=watch_nodes, args=(ray.nodes, lost, over))
@@ -166,7 +166,7 @@ def _run(plan: Plan, args: argparse.Namespace, lost: threading.Event) -> bool:
 
 
 def _stop_tune(stopped: list[int], number: int, frame: FrameType | None) -> None:
-    """Does what Ctrl-C does at this moment: Tune saves its state and returns; outside of it, KeyboardInterrupt."""
+    """Calls the handler of Ctrl-C: Tune saves its state and returns, else it raises KeyboardInterrupt."""
     stopped.append(number)
     handler = signal.getsignal(signal.SIGINT)
     if callable(handler):

@@ -1,10 +1,10 @@
-"""The other nodes of a sweep: each lends its cores and GPUs to the first one's Ray.
+"""The other nodes of a sweep: each lends its cores and GPUs to the Ray of the first node.
 
-The script of the job, slurm/sweep.sbatch, holds the standard input of their tasks open. When it ends, whatever the way,
-their Ray ends with all that it runs. The driver on the first node waits for all, and ends the sweep when one is lost.
+slurm/sweep.sbatch holds the standard input of their tasks open. When the script ends in any way, their Ray ends with
+all its processes. The driver on the first node waits for all nodes, and ends the sweep when one is lost.
 
-Not by `ray symmetric-run`: it exits with 0 when Ray does not start, ends trials without time to save, and ends every
-other Ray of the node too.
+`ray symmetric-run` does not serve: it exits with 0 when Ray does not start, gives trials no time to save, and ends
+every other Ray of the node.
 """
 
 import os
@@ -18,13 +18,13 @@ from sweeps.trials import leash
 from sweeps.trials.trial import ROOT
 from sweeps.tune.driver import OBJECT_STORE_BYTES, TOKEN_NAME, private_directory, ray_environment
 
-HEAD_NAME, NODES_NAME = "PUPUJEPA_HEAD", "PUPUJEPA_NODES"  # IP:PORT, and how many nodes there are
+HEAD_NAME, NODES_NAME = "PUPUJEPA_HEAD", "PUPUJEPA_NODES"  # IP:PORT, and the number of nodes
 POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Head:
-    """Where the other nodes reach Ray of the first one, and how many nodes the sweep has."""
+    """The address of Ray on the first node, and the number of nodes of the sweep."""
 
     address: str
     port: int
@@ -32,10 +32,10 @@ class Head:
 
 
 def head_of(environ: Mapping[str, str]) -> Head | None:
-    """Returns what the job's script says about its nodes; None for a sweep of one node.
+    """Reads the head node from the job's environment; None for a sweep of one node.
 
     Raises:
-        UserError: several tasks that know nothing of each other, or nodes without a token that they share.
+        UserError: several tasks without a head, or nodes without a shared token.
     """
     head = environ.get(HEAD_NAME)
     if not head:
@@ -45,7 +45,7 @@ def head_of(environ: Mapping[str, str]) -> Head | None:
         return None
     if not environ.get(TOKEN_NAME):
         raise UserError(
-            f"{HEAD_NAME} is set and {TOKEN_NAME} is not, so anybody could run code on these nodes; start the sweep "
+            f"{HEAD_NAME} is set without {TOKEN_NAME}, so anybody could run code on these nodes; start the sweep "
             f"with slurm/sweep.sbatch"
         )
     address, _, port = head.rpartition(":")
@@ -53,20 +53,20 @@ def head_of(environ: Mapping[str, str]) -> Head | None:
 
 
 def lend_node(head: Head, *, cpus: int, grace_s: float) -> int:
-    """Gives this node to the sweep until standard input ends; returns 0 when that is before the sweep began.
+    """Lends this node to the sweep until standard input ends; returns 0 if that is before its start.
 
-    Otherwise this process becomes the leash that Ray is on, which ends like any leash.
+    Otherwise this process becomes the leash of Ray.
 
     Args:
-        grace_s: for trials to save when the sweep ends before them.
+        grace_s: time for trials to save when the sweep ends first.
     """
     while not (own := _address_towards(head)):
         if leash.owner_is_gone(POLL_S):
             return 0
     ray_dir = private_directory()
-    # trials have leashes of their own, which need as long
+    # the trials' own leashes need as long
     patience = ("--grace", str(grace_s), "--linger", str(grace_s + 1), "--remove", str(ray_dir))
-    # a node that Ray finds too slow to join tries again
+    # Ray refuses a node that joins too slowly: try again
     again = ("sh", "-c", 'until "$@"; do sleep 1; done', "sh")
     ray = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={head.address}:{head.port}")
     node = (f"--node-ip-address={own}", f"--num-cpus={cpus}", f"--temp-dir={ray_dir}")
@@ -76,7 +76,7 @@ def lend_node(head: Head, *, cpus: int, grace_s: float) -> int:
 
 
 def _address_towards(head: Head) -> str:
-    """Returns the address of this node on the way to Ray of the first one; "" while nobody answers there."""
+    """Returns this node's address on the route to the first node's Ray; "" while Ray does not answer."""
     try:
         with socket.create_connection((head.address, head.port), timeout=POLL_S) as connection:
             return str(connection.getsockname()[0])

@@ -1,8 +1,7 @@
-"""Optuna's search over the axes of a sweep, by way of Ray's wrapper; each suggestion becomes a planned trial.
+"""Optuna's search over the axes of a sweep; each suggestion becomes a planned trial.
 
-The state of a search is what its trials left: plan.json holds what was suggested, the run directories what came of it.
-So a search that is started again is told of every finished trial, goes on with the unfinished ones and asks for the
-rest; it needs no state of Optuna's or Tune's, and nothing that is finished runs twice.
+A search has no state beside its trials: plan.json holds the suggestions, the run directories the results. A resumed
+search tells Optuna every finished trial, runs the unfinished ones, and asks for the rest.
 """
 
 from collections import deque
@@ -18,19 +17,19 @@ from sweeps.plan.compose import Planner
 from sweeps.plan.plan import SWEEP_NAME, read_plan, write_plan
 from sweeps.plan.points import Point, Setting, draw_point, settings, trial_at
 from sweeps.plan.sweep_file import AxisConfig, read_sweep
-from sweeps.trials.record import is_finished, read_record, read_results
+from sweeps.trials.record import is_finished, read_record, read_trial_results
 from sweeps.trials.trial import final_metrics
 
 SCORE = "score"  # mean over the tasks, on validation
 
 
 class PlanningSearch(Searcher):
-    """Hands out the trials of OUT/plan.json that are not finished, then those that Optuna suggests, which it adds.
+    """A searcher that gives Tune the unfinished trials of the plan, then those that Optuna suggests.
 
-    Axes whose condition does not hold are suggested all the same and left out of the trial: Optuna needs one space.
+    Optuna needs one space, so it also suggests axes with a condition that does not hold; the trial leaves them out.
 
     Attributes:
-        left: trials that are still to be handed out.
+        left: number of trials that Tune has still to ask for.
     """
 
     def __init__(self, out: Path):
@@ -49,7 +48,7 @@ class PlanningSearch(Searcher):
         self._waiting: deque[str] = deque()
         for planned in plan.trials:
             if is_finished(planned, out):
-                score = final_metrics(read_results(planned, out), split="valid")[SCORE]
+                score = final_metrics(read_trial_results(planned, out), split="valid")[SCORE]
                 self._tell(planned.drawn, score)
             elif not read_record(planned, out).is_over:
                 self._waiting.append(planned.trial.name)
@@ -57,15 +56,15 @@ class PlanningSearch(Searcher):
         self.left = len(self._waiting) + max(0, plan.search.draws - found)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Returns the configuration of Tune's trial: the name of ours."""
+        """Returns the configuration of a Tune trial; None to ask again later."""
         if self._waiting:
             name = self._waiting.popleft()
         else:
             drawn = self._optuna.suggest(trial_id)
-            assert drawn is not None  # Optuna has no limit of its own here
+            assert drawn is not None  # Optuna has no limit here
             name = self._plan(drawn)
             if name in self._running.values():
-                # Optuna says it once more before the answer: ask again when there is one
+                # Optuna repeats a suggestion that still runs: ask again when its score is known
                 self._optuna.on_trial_complete(trial_id, error=True)
                 return None
             self._suggested.add(trial_id)
@@ -73,7 +72,7 @@ class PlanningSearch(Searcher):
         return {"trial": name, "out": str(self._out)}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Tells Optuna what came of a suggestion."""
+        """Gives Optuna the score of a suggestion, or its failure."""
         name, score = self._running.pop(trial_id), (result or {}).get(SCORE)
         if trial_id in self._suggested:
             # without a score it failed, or the scheduler ended it while it was running
@@ -86,14 +85,14 @@ class PlanningSearch(Searcher):
         """Does nothing: the plan and the run directories are the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Does nothing, likewise."""
+        """Does nothing: see `save`."""
 
     def _tell(self, drawn: dict[str, Any], score: float) -> None:
         if drawn:
             self._optuna.add_evaluated_point(drawn, score)
 
     def _plan(self, drawn: dict[str, Any]) -> str:
-        """Adds the trial of a suggestion to the plan and returns its name, or that of the one it would repeat."""
+        """Adds the trial of a suggestion to the plan; returns its name, or that of the one it would repeat."""
         plan = read_plan(self._out)
         planner = Planner(self._sweep, plan.launch, inputs=self._search.inputs, known=plan.trials)
         trial = trial_at(self._sweep, self._point(drawn), self._sweep.seeds[0], shared=self._search.shared)
@@ -113,7 +112,7 @@ class PlanningSearch(Searcher):
 
 
 def distribution(axis: AxisConfig, labels: list[str]) -> BaseDistribution:
-    """Returns what Optuna draws an axis from: its labels, or the numbers of its range."""
+    """Returns Optuna's distribution of an axis: its labels, or its range of numbers."""
     if axis.is_range:
         assert axis.low is not None and axis.high is not None
         return FloatDistribution(axis.low, axis.high, log=axis.log)

@@ -1,9 +1,12 @@
 """The sweep on Ray Tune: one Tune trial per model, Tune's state in OUT/tune, progress in the driver.
 
-A Tune trial trains one model and probes it in every way that the plan asks for.
+A Tune trial trains one model and runs all evaluations of it. Tune knows only the trial's name and the sweep's
+directory; all else comes from the plan, so that a trial can be repeated without Ray. Only the driver and the trials'
+processes import this module.
 
-Tune's configuration of a trial is its name and the sweep's directory; all else is read from the plan, so that what a
-trial does can be read from files and repeated without Ray. Imported by the driver and by the trials' processes only.
+A scheduler compares trials by the quality of their probes at equal samples, never by the loss, which does not rank
+models: a larger one ends at a higher loss and probes better. All trials are probed at the same numbers of crops
+(sweeps/plan/compose.py), at any batch size and speed.
 """
 
 import os
@@ -15,21 +18,22 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from pupujepa.errors import UserError
 from pupujepa.progress import Progress, write_line
 from sweeps.plan.plan import Plan, read_plan
 from sweeps.plan.sweep_file import ASHA
-from sweeps.trials.record import Record, read_record, read_results, write_record
+from sweeps.trials.record import Record, read_record, read_trial_results, write_record
 from sweeps.trials.trial import Site, final_metrics, run_trial
-from sweeps.tune.schedulers import scheduler_of
 
-# a trial whose Ray worker is lost (killed, node gone) is started again so often; a trial whose command fails is not
+# restarts of a trial after a lost Ray worker (killed, node gone); a trial with a failed command is not restarted
 WORKER_LOSSES = 3
+QUALITY, SAMPLES = "quality", "samples"
 
 
 def tune_trial(config: dict[str, Any]) -> None:
-    """The function trainable: runs one planned trial, and those that look at its model, in a Ray worker."""
+    """Runs one planned trial, and those that evaluate its model, in a Ray worker."""
     out = Path(config["out"])
     plan = read_plan(out)
     planned = plan.planned(config["trial"])
@@ -40,16 +44,15 @@ def tune_trial(config: dict[str, Any]) -> None:
 
 
 def fit(plan: Plan, out: Path) -> None:
-    """Runs every trial of the plan that is not finished, beside each other as far as the cores and GPUs hold.
+    """Runs every unfinished trial of the plan, as many at once as the cores and GPUs hold.
 
-    Where Tune left its state for the same set of trials, the sweep goes on from there; a search goes on from what its
-    trials left.
+    The sweep resumes from Tune's state if it belongs to the same set of trials. A search resumes from its trials.
 
     Raises:
-        UserError: no node of this Ray could hold a trial, which would wait for ever.
+        UserError: no node of this Ray can hold a trial.
     """
-    require_room(plan, ray.nodes())
-    # all ranks of a trial share one bundle, so that they are on one node
+    require_resources(plan, ray.nodes())
+    # one bundle for all ranks of a trial puts them on one node
     bundle = {"CPU": plan.launch.cpus, "GPU": plan.launch.gpus}
     trainable = tune.with_resources(tune_trial, tune.PlacementGroupFactory([bundle]))
     results = _tuner(plan, out, trainable).fit()
@@ -66,10 +69,11 @@ def _tuner(plan: Plan, out: Path, trainable: Any) -> tune.Tuner:
         search = PlanningSearch(out)
         how = {"search_alg": search, "num_samples": search.left, "scheduler": scheduler_of(plan)}
         return _new_tuner(plan, out, trainable, space={}, tune_config=how)
-    # to Tune a trial whose command failed or stopped is over, so a sweep that starts such trials again needs a new
-    # state; what is finished ends at once in it
-    over = any(read_record(planned, out).status in ("crashed", "diverged", "stopped") for planned in plan.trials)
-    # can_restore is content with the tuner alone, but a restored one without the trials' state has no trials
+    # to Tune, a trial with a failed or stopped command is over: starting it again needs a new state, in which
+    # finished trials end at once
+    records = [read_record(planned, out) for planned in plan.trials]
+    over = any(record.failed or record.status == "stopped" for record in records)
+    # can_restore accepts the tuner alone, but without the trials' state a restored tuner has no trials
     has_state = any(path.glob("experiment_state-*.json"))
     if tune.Tuner.can_restore(path) and has_state and not over:
         return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
@@ -96,22 +100,53 @@ def _new_tuner(
     )
 
 
-def require_room(plan: Plan, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError when no living node of `ray.nodes()` has the cores and GPUs of one trial."""
+def require_resources(plan: Plan, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError if no living node of `ray.nodes()` has the cores and GPUs of one trial."""
     wanted = {"CPU": plan.launch.cpus, "GPU": plan.launch.gpus}
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in alive):
         there = "; ".join(f"{node.get('CPU', 0):g} cores, {node.get('GPU', 0):g} GPUs" for node in alive)
         raise UserError(
             f"a trial takes {wanted['CPU']:g} cores and {wanted['GPU']:g} GPUs on one node, and no node has them "
-            f"({there}), so no trial would ever start; lower --cpus-per-trial or --gpus-per-trial"
+            f"({there}), so no trial could start; lower --cpus-per-trial or --gpus-per-trial"
         )
 
 
-class TrialsProgress(tune.Callback):
-    """One line per trial that ends, and a bar over all trials on a terminal.
+class FairAsha(AsyncHyperBandScheduler):
+    """Asynchronous successive halving that never ends a base, because all differences refer to it."""
 
-    Tune pickles its callbacks with its state, so the bar is made when the experiment starts, not when this is.
+    def __init__(self, bases: frozenset[str], **options: Any):
+        super().__init__(**options)
+        self._of_base = bases
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict) -> str:
+        """Records the result and returns the decision, which is always to continue a base."""
+        verdict = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if trial.config["trial"] in self._of_base else verdict
+
+
+def scheduler_of(plan: Plan) -> TrialScheduler | None:
+    """Returns the scheduler of a plan; None runs every trial to its end."""
+    schedule = plan.schedule
+    if schedule.kind != ASHA:
+        return None
+    return FairAsha(
+        frozenset(planned.trial.name for planned in plan.trials if planned.trial.is_base),
+        time_attr=SAMPLES,
+        metric=QUALITY,
+        mode="max",
+        grace_period=schedule.every_samples,
+        reduction_factor=schedule.reduction_factor,
+        # a trial that has trained to its end is evaluated, however it compares
+        max_t=schedule.total_samples - 1,
+        stop_last_trials=False,
+    )
+
+
+class TrialsProgress(tune.Callback):
+    """A line for each trial that ends, and on a terminal a bar over all trials.
+
+    Tune pickles its callbacks with its state, so `setup` makes the bar.
     """
 
     def __init__(self, out: Path):
@@ -136,7 +171,7 @@ class TrialsProgress(tune.Callback):
         self._progress.skip(finished)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Says that a trial starts."""
+        """Writes that a trial starts."""
         self._say(f"{trial.config['trial']}: started")
 
     def on_trial_result(
@@ -147,14 +182,14 @@ class TrialsProgress(tune.Callback):
             self._progress.say(f"{trial.config['trial']} step {result['step']} loss {result['loss']:.4f}")
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Says how long a trial took and what came out, or why it failed, with the end of its log."""
+        """Writes the duration and results of a trial, or the reason of its failure with the end of its log."""
         plan = read_plan(self._out)
         name = trial.config["trial"]
         for planned in (plan.planned(name), *plan.looks_at(name)):
             record = read_record(planned, self._out)
             if plan.schedule.kind == ASHA and record.status in ("waiting", "running"):
                 record = write_record(_pruned(record, trial.last_result), planned, self._out)
-            metrics = final_metrics(read_results(planned, self._out), split=plan.launch.compare_on)
+            metrics = final_metrics(read_trial_results(planned, self._out), split=plan.launch.compare_on)
             found = ", ".join(f"{key.removeprefix('task/')} {value:.3f}" for key, value in metrics.items())
             seconds = record.train_s + record.evaluate_s
             self._say(f"{planned.trial.name}: {record.status} after {seconds:.0f} s: {record.reason or found}", done=1)
@@ -162,7 +197,7 @@ class TrialsProgress(tune.Callback):
                 self._say(f"    | {line}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Says that a trial was lost for good."""
+        """Writes that a trial has no restarts left."""
         self._say(f"{trial.config['trial']}: its Ray worker was lost {WORKER_LOSSES + 1} times", done=1)
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
@@ -177,7 +212,7 @@ class TrialsProgress(tune.Callback):
 
 
 def _pruned(record: Record, last_result: Mapping[str, Any]) -> Record:
-    """Returns the record of a trial that the scheduler has ended, or that looks at the model of one."""
+    """Returns the record of a trial that the scheduler ended, or that evaluates the model of one."""
     at = f"after {last_result['samples']:.0f} crops, at a quality of {last_result['quality']:.3f}"
     train_s = record.train_s + last_result["time_total_s"] if record.status == "running" else 0.0
     return record.but(status="pruned", reason=f"behind others {at}", train_s=train_s)
@@ -188,7 +223,7 @@ def _name(trial: TuneTrial) -> str:
 
 
 def _record_lost_worker(plan: Plan, out: Path, name: str, error: Exception) -> Record:
-    """Gives a trial whose worker ended without writing a record the record of that."""
+    """Writes the record of a trial if its worker ended without one."""
     planned = plan.planned(name)
     record = read_record(planned, out)
     if record.status in ("waiting", "running"):

@@ -1,6 +1,8 @@
 """SLURM launches it: a real two-node cluster trains, and whatever stops a job, it is requeued and resumes exactly."""
 
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,25 @@ def test_a_job_outlives_its_time_a_lost_rank_and_preemption(cluster, shards, str
     assert job.wait_for_end() == "COMPLETED", job.log
     assert "start 4, " in job.log
     assert losses(job.run_dir) == straight_losses
+
+
+@pytest.mark.parametrize(
+    ("code", "start", "requeued"),
+    [(85, 99, True), (86, 1, True), (137, 1, True), (86, 20, False), (87, 1, False), (1, 1, False), (0, 1, False)],
+)
+def test_only_a_saved_job_and_a_lost_task_are_requeued(tmp_path, code, start, requeued):
+    """85 always, 86 and signals for the first starts; never 87: a run that its guard stopped would collapse again."""
+    asked = tmp_path / "asked"
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$*" >> {asked}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_NTASKS": "2", "SLURM_RESTART_COUNT": str(start - 1)}
+    environ = job | {"PUPUJEPA_MAX_RESTARTS": "20", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    script = f"set -euo pipefail; source slurm/requeue.sh; run_or_requeue sh -c 'exit {code}'"
+    ran = subprocess.run(["bash", "-c", script], check=False, cwd=Path(__file__).parents[2], env=environ)
+    assert ran.returncode == (85 if requeued else code)
+    assert asked.exists() is requeued
+    if requeued:
+        assert asked.read_text() == "requeue 7\n"
 
 
 def test_dry_run_prints_the_launch(cluster, shards, tmp_path):

@@ -209,7 +209,7 @@ def test_a_dry_run_starts_nothing(sweep_command, tmp_path):
     done = launch(sweep_command("--dry-run", axes=axes))
     assert done.returncode == 0, done.stderr
     assert "ratio=0.6-seed0: 5 steps, 40 crops" in done.stdout
-    assert "ratio=0.8-seed0: the same as base-seed0, not run twice" in done.stdout
+    assert "ratio=0.8-seed0: the same as base-seed0, runs once" in done.stdout
     assert not (tmp_path / "out").exists()
     wrong = launch(sweep_command("--dry-run", axes={"ratio": {"key": "masks.ration", "values": [0.6]}}))
     assert wrong.returncode == 2

@@ -4,7 +4,7 @@ import pytest
 
 from distributed.doctor.accelerators import SmiGpu, accelerator_findings, compiler_finding, parse_driver_gpus
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING
-from distributed.doctor.trial import Trial
+from distributed.doctor.trial import ImportTrial
 
 H100 = {"name": "NVIDIA H100", "capability": "9.0", "memory_mib": 81_559}
 IN_DRIVER = SmiGpu("NVIDIA H100", "580.95.05", 81_559, 4)
@@ -20,13 +20,13 @@ FACTS = {
 
 
 def judged(facts, driver=(), *, aim="train", environ=None):
-    found = accelerator_findings(Trial(facts=FACTS | facts), driver, aim=aim, environ=environ or {})
+    found = accelerator_findings(ImportTrial(facts=FACTS | facts), driver, aim=aim, environ=environ or {})
     assert [finding.name for finding in found] == ["GPUs", "NCCL", "bf16"]
     return found
 
 
 def test_a_machine_without_gpus():
-    """Nothing is missing: ranks meet over gloo."""
+    """Nothing is missing: ranks use gloo."""
     gpus, nccl, bf16 = judged({})
     assert (gpus.level, nccl.level, bf16.level) == (ABSENT, ABSENT, OK)
     assert "gloo" in nccl.found
@@ -88,7 +88,7 @@ def test_hidden_gpus_are_meant_to_be(hidden):
 
 def test_a_gpu_that_kills_what_touches_it():
     """The trial's reason is told, and the rest is not guessed."""
-    trial = Trial("RuntimeError: CUDA error: no kernel image is available for execution on the device")
+    trial = ImportTrial("RuntimeError: CUDA error: no kernel image is available for execution on the device")
     gpus, nccl, bf16 = accelerator_findings(trial, [IN_DRIVER], aim="train", environ={})
     assert gpus.level == FAILED
     assert "no kernel image" in gpus.found

@@ -138,7 +138,7 @@ def test_a_failure_is_exit_code_1(fixed_findings, capsys):
 
 
 def test_write_needs_a_url(capsys):
-    """It would have nowhere to write to."""
+    """There would be no place to write to."""
     assert enter("distributed", COMMANDS, manual="m", argv=["doctor", "--write"]) == 2
     assert "add --url s3://bucket/prefix" in capsys.readouterr().err
 

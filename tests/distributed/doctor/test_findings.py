@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distributed.doctor.findings import ABSENT, FAILED, LEVELS, OK, WARNING, Finding, as_json, as_text, exit_code
+from distributed.doctor.findings import ABSENT, FAILED, LEVELS, OK, WARNING, Finding, as_json, as_text, doctor_exit_code
 
 FINDINGS = [
     Finding("cores", OK, "2"),
@@ -38,7 +38,7 @@ def test_json_holds_what_the_text_says():
 @pytest.mark.parametrize(("level", "code"), list(zip(LEVELS, (0, 0, 1, 0), strict=True)))
 def test_only_failures_count(level, code):
     """Warnings and what nobody needs leave exit code 0."""
-    assert exit_code([FINDINGS[0], Finding("x", level, "y")]) == code
+    assert doctor_exit_code([FINDINGS[0], Finding("x", level, "y")]) == code
 
 
 def test_a_level_that_does_not_exist_is_a_bug():

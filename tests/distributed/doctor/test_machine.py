@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from distributed.doctor.findings import FAILED, OK, WARNING
-from distributed.doctor.limits import Memory, core_limit, memory
+from distributed.doctor.limits import MachineMemory, core_limit, machine_memory
 from distributed.doctor.machine import (
     GIB,
     MIB,
-    Place,
+    WorkFolder,
     cores_finding,
     files_finding,
+    folder_finding,
     machine_findings,
     memory_finding,
-    place_finding,
-    read_place,
+    read_folder,
     shared_memory_finding,
 )
 
@@ -47,8 +47,8 @@ def test_a_machine_without_limits(system):
     """No control group says anything: /proc counts."""
     proc, groups = system(proc__self__cgroup="0::/user.slice\n")
     assert core_limit(proc, groups) is None
-    assert memory(proc, groups) == Memory(16 * GIB, 8 * GIB, "the machine")
-    assert memory(proc / "none", groups) is None
+    assert machine_memory(proc, groups) == MachineMemory(16 * GIB, 8 * GIB, "the machine")
+    assert machine_memory(proc / "none", groups) is None
 
 
 def test_limits_of_version_2(system):
@@ -64,7 +64,7 @@ def test_limits_of_version_2(system):
         cgroup__jobs__task__memory_current=f"{GIB}\n",
     )
     assert core_limit(proc, groups) == 1.5
-    assert memory(proc, groups) == Memory(4 * GIB, GIB + GIB // 2, "the container or job (cgroup)")
+    assert machine_memory(proc, groups) == MachineMemory(4 * GIB, GIB + GIB // 2, "the container or job (cgroup)")
 
 
 def test_limits_of_version_1_in_a_container(system, tmp_path):
@@ -80,7 +80,7 @@ def test_limits_of_version_1_in_a_container(system, tmp_path):
     (folder / "cpu.cfs_quota_us").write_text("50000")
     (folder / "cpu.cfs_period_us").write_text("100000")
     assert core_limit(proc, groups) == 0.5
-    assert memory(proc, groups) == Memory(2 * GIB, GIB + MIB, "the container or job (cgroup)")
+    assert machine_memory(proc, groups) == MachineMemory(2 * GIB, GIB + MIB, "the container or job (cgroup)")
     (folder / "cpu.cfs_quota_us").write_text("-1")
     assert core_limit(proc, groups) is None
 
@@ -92,7 +92,7 @@ def test_version_1_without_a_limit_has_a_huge_one(system):
         cgroup__memory__memory_limit_in_bytes="9223372036854771712",
         cgroup__memory__memory_usage_in_bytes="1",
     )
-    assert memory(proc, groups) == Memory(16 * GIB, 8 * GIB, "the machine")
+    assert machine_memory(proc, groups) == MachineMemory(16 * GIB, 8 * GIB, "the machine")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_cores(cores, limit, level, words):
 @pytest.mark.parametrize(("free_gib", "level"), [(4, OK), (3, WARNING), (1, FAILED)])
 def test_memory(free_gib, level):
     """Less than what is needed is a warning, less than half of it a failure."""
-    found = memory_finding(Memory(8 * GIB, free_gib * GIB, "the machine"), needed_bytes=4 * GIB)
+    found = memory_finding(MachineMemory(8 * GIB, free_gib * GIB, "the machine"), needed_bytes=4 * GIB)
     assert found.level == level
     assert found.found.startswith(f"{free_gib}.0 GiB free of 8.0 GiB that the machine has")
 
@@ -128,18 +128,26 @@ def test_unknown_memory_is_said():
 @pytest.mark.parametrize(
     ("place", "level", "words"),
     [
-        (Place("run directory", Path("/x"), 9 * GIB), OK, "9.0 GiB free in /x"),
-        (Place("run directory", Path("/x"), 4 * GIB), WARNING, "4.0 GiB free in /x, and 5.0 GiB are needed"),
-        (Place("run directory", Path("/x"), GIB // 3), FAILED, "0.3 GiB free in /x, and 5.0 GiB are needed"),
-        (Place("temporary files", Path("/x"), 9 * GIB, 12), WARNING, "only 12 more files can be made (inodes)"),
-        (Place("shard cache", Path("/x"), 9 * GIB, error="Read-only file system"), FAILED, "in /x: Read-only file"),
-        (Place("shard cache", Path("/x"), 9 * GIB, locks=False), FAILED, "file locks (flock) do not work there"),
-        (Place("run directory", Path("/x"), 9 * GIB, locks=False), WARNING, "file locks (flock) do not work there"),
+        (WorkFolder("run directory", Path("/x"), 9 * GIB), OK, "9.0 GiB free in /x"),
+        (WorkFolder("run directory", Path("/x"), 4 * GIB), WARNING, "4.0 GiB free in /x, and 5.0 GiB are needed"),
+        (WorkFolder("run directory", Path("/x"), GIB // 3), FAILED, "0.3 GiB free in /x, and 5.0 GiB are needed"),
+        (WorkFolder("temporary files", Path("/x"), 9 * GIB, 12), WARNING, "only 12 more files can be made (inodes)"),
+        (
+            WorkFolder("shard cache", Path("/x"), 9 * GIB, error="Read-only file system"),
+            FAILED,
+            "in /x: Read-only file",
+        ),
+        (WorkFolder("shard cache", Path("/x"), 9 * GIB, locks=False), FAILED, "file locks (flock) do not work there"),
+        (
+            WorkFolder("run directory", Path("/x"), 9 * GIB, locks=False),
+            WARNING,
+            "file locks (flock) do not work there",
+        ),
     ],
 )
 def test_places(place, level, words):
     """Room, rights, inodes and locks; each failure says where else to go."""
-    found = place_finding(place, needed_bytes=5 * GIB)
+    found = folder_finding(place, needed_bytes=5 * GIB)
     assert (found.name, found.level) == (place.name, level)
     assert words in found.found
     option = {"run directory": "--run-dir", "shard cache": "PUPUJEPA_CACHE_DIR", "temporary files": "TMPDIR"}
@@ -148,7 +156,7 @@ def test_places(place, level, words):
 
 def test_a_real_folder_is_tried_and_left_as_it_was(tmp_path):
     """The nearest folder that exists stands for one that does not; neither is a folder made nor a file left."""
-    place = read_place("run directory", tmp_path / "a" / "b")
+    place = read_folder("run directory", tmp_path / "a" / "b")
     assert (place.folder, place.error, place.locks) == (tmp_path, "", True)
     assert place.free_bytes > 0
     assert list(tmp_path.iterdir()) == []
@@ -156,18 +164,18 @@ def test_a_real_folder_is_tried_and_left_as_it_was(tmp_path):
 
 def test_a_folder_without_rights_is_found():
     """Not by its mode, which means nothing to root, but by trying."""
-    place = read_place("run directory", Path("/proc/1"))
+    place = read_folder("run directory", Path("/proc/1"))
     assert place.error
-    assert place_finding(place, needed_bytes=0).level == FAILED
+    assert folder_finding(place, needed_bytes=0).level == FAILED
 
 
 @pytest.mark.parametrize(
     ("place", "level", "words"),
     [
-        (Place("/dev/shm", Path("/dev/shm"), 8 * GIB), OK, "8.0 GiB free"),
-        (Place("/dev/shm", Path("/dev/shm"), 64 * MIB), WARNING, "64 MiB free"),
-        (Place("/dev/shm", Path("/dev/shm"), MIB), FAILED, "1 MiB free"),
-        (Place("/dev/shm", Path("/dev/shm"), GIB, error="Permission denied"), FAILED, "Permission denied"),
+        (WorkFolder("/dev/shm", Path("/dev/shm"), 8 * GIB), OK, "8.0 GiB free"),
+        (WorkFolder("/dev/shm", Path("/dev/shm"), 64 * MIB), WARNING, "64 MiB free"),
+        (WorkFolder("/dev/shm", Path("/dev/shm"), MIB), FAILED, "1 MiB free"),
+        (WorkFolder("/dev/shm", Path("/dev/shm"), GIB, error="Permission denied"), FAILED, "Permission denied"),
         (None, FAILED, "it is not here"),
     ],
 )

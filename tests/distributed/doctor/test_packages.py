@@ -15,7 +15,7 @@ from distributed.doctor.packages import (
     read_environment,
     read_lock,
 )
-from distributed.doctor.trial import DEEPSPEED_START, ROOT, TORCH_FACTS, Trial
+from distributed.doctor.trial import DEEPSPEED_START, ROOT, TORCH_FACTS, ImportTrial
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HEALTHY = Environment(
@@ -32,7 +32,7 @@ HEALTHY = Environment(
         "absent": frozenset({"1.0"}),
     },
 )
-LOADED = dict.fromkeys([*HEALTHY.steps_with_torch, *HEALTHY.other_steps], Trial())
+LOADED = dict.fromkeys([*HEALTHY.steps_with_torch, *HEALTHY.other_steps], ImportTrial())
 
 
 def judged(environment=HEALTHY, **trials):
@@ -60,7 +60,7 @@ def test_steps_are_what_is_needed_and_there():
 
 def test_a_torchaudio_that_does_not_fit_names_both_versions_and_a_pair_that_does():
     """The remedy installs the lock's two."""
-    found = judged(torchaudio=Trial("OSError: libtorchaudio.so: undefined symbol: torch_x"))
+    found = judged(torchaudio=ImportTrial("OSError: libtorchaudio.so: undefined symbol: torch_x"))
     assert "torch" not in found
     assert found["torchaudio"].level == FAILED
     assert found["torchaudio"].found == (
@@ -72,7 +72,7 @@ def test_a_torchaudio_that_does_not_fit_names_both_versions_and_a_pair_that_does
 def test_a_torch_that_does_not_load_stands_for_its_users():
     """What builds upon it is not tried, and says so."""
     environment = replace(HEALTHY, installed=HEALTHY.installed | {"torch": "2.15.0"})
-    trials = {"torch": Trial("ImportError: libcudart.so.13: cannot open"), "numpy": Trial()}
+    trials = {"torch": ImportTrial("ImportError: libcudart.so.13: cannot open"), "numpy": ImportTrial()}
     found = {f.name: f for f in package_findings(environment, trials, aim="train")}
     assert found["torch"].level == FAILED
     assert "torch 2.15.0 is installed but does not load: ImportError: libcudart.so.13" in found["torch"].found
@@ -86,7 +86,7 @@ def test_a_torch_that_does_not_load_stands_for_its_users():
 
 def test_others_that_do_not_load_are_named():
     """A broken numpy, and a DeepSpeed that our preparations do not know."""
-    found = judged(numpy=Trial("ImportError: x"), **{DEEPSPEED_START: Trial("AttributeError: no compiler")})
+    found = judged(numpy=ImportTrial("ImportError: x"), **{DEEPSPEED_START: ImportTrial("AttributeError: no compiler")})
     assert found["numpy"].level == found["deepspeed"].level == FAILED
     assert found["numpy"].found == "numpy 2.4.6 is installed but does not load: ImportError: x"
     assert "distributed/engine/deepspeed_settings.py: AttributeError: no compiler" in found["deepspeed"].found
@@ -147,7 +147,7 @@ def test_the_first_distribution_on_the_path_counts(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     environment = read_environment("embed")
     assert environment.installed["torch"] == "2.12.1"
-    (lock,) = (f for f in package_findings(environment, {"torch": Trial()}, aim="embed") if f.name == "lock")
+    (lock,) = (f for f in package_findings(environment, {"torch": ImportTrial()}, aim="embed") if f.name == "lock")
     assert lock.level == WARNING
     assert "torch 2.12.1 (lock: " in lock.found
 

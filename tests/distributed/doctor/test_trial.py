@@ -2,7 +2,7 @@
 
 import pytest
 
-from distributed.doctor.trial import DEEPSPEED_START, TORCH_FACTS, Trial, try_steps
+from distributed.doctor.trial import DEEPSPEED_START, TORCH_FACTS, ImportTrial, try_steps
 
 MODULES = {
     "good": "print('hello on standard output')",
@@ -26,13 +26,13 @@ def test_each_step_has_its_own_end(modules):
     """An error, a signal and an exit each concern one step; what modules print is no report."""
     trials = try_steps(["good", "misfit", "aborts", "leaves", "better", "missing", "wordy"])
     assert trials == {
-        "good": Trial(),
-        "misfit": Trial("OSError: /x/lib.so: undefined symbol: torch_exception_get_what"),
-        "aborts": Trial("the process was killed by SIGABRT"),
-        "better": Trial(),
-        "leaves": Trial("the process ended with exit code 3"),
-        "missing": Trial("ModuleNotFoundError: No module named 'missing'"),
-        "wordy": Trial("ImportError: numpy is too new"),
+        "good": ImportTrial(),
+        "misfit": ImportTrial("OSError: /x/lib.so: undefined symbol: torch_exception_get_what"),
+        "aborts": ImportTrial("the process was killed by SIGABRT"),
+        "better": ImportTrial(),
+        "leaves": ImportTrial("the process ended with exit code 3"),
+        "missing": ImportTrial("ModuleNotFoundError: No module named 'missing'"),
+        "wordy": ImportTrial("ImportError: numpy is too new"),
     }
 
 
@@ -45,7 +45,7 @@ def test_what_needs_the_first_step_is_not_tried_without_it(modules):
 def test_an_import_that_hangs_is_ended(modules):
     """The reason names the limit, and what succeeded before it stays."""
     trials = try_steps(["good", "hangs", "better"], timeout_s=20.0)
-    assert trials == {"good": Trial(), "hangs": Trial("did not end within 20 s")}
+    assert trials == {"good": ImportTrial(), "hangs": ImportTrial("did not end within 20 s")}
 
 
 def test_torch_and_deepspeed_are_really_asked():

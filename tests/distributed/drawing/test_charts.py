@@ -25,7 +25,7 @@ from distributed.drawing.charts import (
     frame_clip,
     line_chart,
     log_ticks,
-    thin,
+    thin_points,
     tick_label,
     ticks,
 )
@@ -86,12 +86,12 @@ def test_one_value_is_a_dot():
 def test_thinning_keeps_the_mean_and_the_span(count):
     """Long series become means of neighbouring runs: bounded in number, with the same average."""
     values = np.random.default_rng(count).standard_normal(count)
-    thinned = thin(series(values))
+    thinned = thin_points(series(values))
     assert len(thinned.x) == MAX_POINTS
     assert 0 <= thinned.x[0] <= thinned.x[-1] <= count - 1
     assert list(thinned.x) == sorted(thinned.x)
     assert np.mean(thinned.y) == pytest.approx(values.mean(), abs=0.2)
-    assert thin(series(values[:MAX_POINTS])) == series(values[:MAX_POINTS])
+    assert thin_points(series(values[:MAX_POINTS])) == series(values[:MAX_POINTS])
 
 
 @given(finite, st.floats(1e-6, 1e6), st.integers(2, 8))

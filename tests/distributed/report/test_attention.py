@@ -8,7 +8,7 @@ from distributed.report.attention import (
     PLACES,
     Tile,
     load_export,
-    place_of,
+    patch_places,
     place_shares,
     tile_grid,
     times_even,
@@ -26,7 +26,7 @@ MODEL = ModelConfig(
 
 def test_places_divide_the_grid():
     """Each patch outside the region is in exactly one place; an even map has each place's area as its share."""
-    places = place_of(TILE, GRID, step_s=0.04)
+    places = patch_places(TILE, GRID, step_s=0.04)
     assert ((places == -1) == TILE.mask(GRID)).all()
     assert set(np.unique(places)) == {-1, *range(len(PLACES))}
     assert (places[8:12, [0, 1, 4, 5, 6, 7]] == 0).all()

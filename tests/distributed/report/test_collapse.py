@@ -89,6 +89,6 @@ def test_a_reconstruction_is_not_called_a_feature():
     assert f"explains {percent(0.3)} of the variance of the hidden patches' features" in told[FEATURES]
     assert f"The reconstruction explains {percent(0.3)} of the variance of the hidden patches." in told[PATCHES]
     assert "since the target moves" in told[FEATURES]
-    assert "The target stands still" in told[PATCHES]
+    assert "The target is fixed" in told[PATCHES]
     assert "the targets are those of an untrained network" in told[FEATURES]
     assert "targets are those" not in told[PATCHES]

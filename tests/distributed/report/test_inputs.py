@@ -9,7 +9,7 @@ from distributed.report.inputs import ReportError, column, latest_of_each_step, 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     """The message says what was looked for."""
-    with pytest.raises(ReportError, match=r"is not a run directory: it holds no config\.yaml"):
+    with pytest.raises(ReportError, match=r"is not a run directory: it has no config\.yaml"):
         read_run(str(tmp_path))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distributed.report.music import visible_patches
-from distributed.report.prediction import Filled, explained, fill
+from distributed.report.prediction import Filled, explained, fill_mask
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.training.masks import BLOCK, MaskConfig
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep
@@ -56,7 +56,7 @@ def test_the_filled_mask_is_the_drawn_one():
     )
     step = TrainingStep(PupuJEPA(config, seed=0), ObjectiveConfig())
     mel_TF = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
-    found = fill(step, mel_TF, MaskConfig(), strategy=BLOCK, crop=0)
+    found = fill_mask(step, mel_TF, MaskConfig(), strategy=BLOCK, crop=0)
     hidden = np.zeros(found.grid, bool)
     hidden.ravel()[found.target] = True
     np.testing.assert_array_equal(hidden, ~visible_patches(MaskConfig(), BLOCK, grid=found.grid))

@@ -21,7 +21,7 @@ def test_the_test_split_is_preferred(made_run):
 
 def test_a_place_without_shards_is_named(tmp_path):
     """The message says what was looked for."""
-    with pytest.raises(ReportError, match=r"no shard set at .*: neither manifest\.json"):
+    with pytest.raises(ReportError, match=r"no shard set at .*: it has neither manifest\.json"):
         held_out(str(tmp_path))
 
 

@@ -10,7 +10,7 @@ from data.shards.manifest import read_manifest
 from distributed.experiment import load_experiment
 from pupujepa.config import ConfigError
 from pupujepa.errors import UserError
-from sweeps.plan.compose import make_plan
+from sweeps.plan.compose import plan_sweep
 from sweeps.plan.plan import Launch, commands_for, read_plan, write_plan
 from sweeps.plan.points import expand
 from sweeps.plan.shard_parts import part_url, write_part
@@ -30,7 +30,7 @@ def plan_of(write_sweep, shards, corpus):
         sweep = read_sweep(write_sweep(**fields))
         launch = Launch(str(PRESET), str(shards), str(corpus), tuple(sweep.tasks), commands_for(1))
         launch = dataclasses.replace(launch, **(launch_fields or {}))
-        return make_plan(sweep, launch, corpus=corpus, name="sweep", session=session, extra=extra)
+        return plan_sweep(sweep, launch, corpus=corpus, name="sweep", session=session, extra=extra)
 
     return plan
 
@@ -49,7 +49,7 @@ def test_fields_that_contradict_each_other_are_refused(plan_of):
 
 def test_one_place_for_the_checkpoints_of_all_trials_is_refused(plan_of):
     """Each would find those of another and refuse to go on, or worse, not notice."""
-    with pytest.raises(ConfigError, match=r"checkpoint\.url=s3://b/c would be one place .* leave it out"):
+    with pytest.raises(ConfigError, match=r"checkpoint\.url=s3://b/c would mix the checkpoints .* leave it out"):
         plan_of(extra=("checkpoint.url=s3://b/c",), axes={"ratio": {"key": "masks.ratio", "values": [0.6]}})
 
 
@@ -167,7 +167,7 @@ def test_the_amount_of_data_is_an_axis(plan_of, shards, tmp_path):
 
 def test_a_part_of_an_object_store_is_refused():
     """There are no links in one."""
-    with pytest.raises(UserError, match=r"data\.share takes a part of s3://b/train by links"):
+    with pytest.raises(UserError, match=r"data\.share links to shards, and s3://b/train is in an object store"):
         part_url("s3://b/train", "parts", 0.5)
 
 
@@ -187,7 +187,7 @@ def test_a_ready_made_sweep_composes(name, corpus, shards):
     sweep = read_sweep(ABLATIONS / f"{name}.yaml")
     one_seed = dataclasses.replace(sweep, seeds=sweep.seeds[:1])
     launch = Launch(sweep.base.preset, str(shards), str(corpus), tuple(sweep.tasks), commands_for(1), parts="parts")
-    plan = make_plan(one_seed, launch, corpus=corpus, name=name, session="s")
+    plan = plan_sweep(one_seed, launch, corpus=corpus, name=name, session="s")
     assert len(plan.trials) + len(plan.same_as) == len(expand(one_seed))
     assert {p.trial.name for p in plan.trials} >= {p.model for p in plan.trials} - {""}
 
@@ -196,7 +196,7 @@ def test_the_structure_sweep_makes_the_three_comparisons(corpus, shards):
     """Equal steps, tokens and operations, as counted; every pair of models is read out alike."""
     sweep = read_sweep(ABLATIONS / "structure.yaml")
     launch = Launch(sweep.base.preset, str(shards), str(corpus), tuple(sweep.tasks), commands_for(1))
-    plan = make_plan(dataclasses.replace(sweep, seeds=[0]), launch, corpus=corpus, name="s", session="s")
+    plan = plan_sweep(dataclasses.replace(sweep, seeds=[0]), launch, corpus=corpus, name="s", session="s")
     base, steps, tokens, flops, look = plan.trials
     assert steps.samples == base.samples == 20_480_000
     assert tokens.tokens == base.tokens

@@ -96,9 +96,9 @@ def test_the_sweeps_own_keys_are_not_the_trainers():
 @pytest.mark.parametrize(
     ("bundle", "message"),
     [
-        ({"equal": "minutes"}, "axis 'a': equal: minutes is none of steps, tokens, flops"),
+        ({"equal": "minutes"}, "axis 'a': equal: minutes is not one of steps, tokens, flops"),
         ({"data.share": 0}, r"axis 'a': data\.share=0 must be a share"),
-        ({"evaluate.layer": 3}, r"axis 'a': evaluate\.layer is no option"),
+        ({"evaluate.layer": 3}, r"axis 'a': evaluate\.layer is not an option"),
     ],
 )
 def test_an_own_key_that_means_nothing_is_refused(bundle, message):

@@ -1,4 +1,4 @@
-"""Sweep files: the sentences for what is wrong in them, and values that read back."""
+"""Sweep files: a sentence for each mistake, and values that read back."""
 
 import pytest
 from hypothesis import given
@@ -28,15 +28,21 @@ def test_an_override_reads_back_as_it_was(value):
         ({"axes": {"a": {"key": "masks.ratio"}}}, "axis 'a' needs `values`"),
         ({"axes": {"a": {"values": {"x": 3}}}}, "axis 'a': 'x' must map dotted keys to values"),
         ({"axes": {"a": {"key": "b", "values": {"x": {"c": 1}}}}}, "has a key and named values"),
-        ({"axes": {"a": {"key": "b", "low": 1}}, "plan": "random", "draws": 1}, "is a range, which has a `key`"),
-        ({"axes": {"a": {"key": "b", "low": 0, "high": 1, "log": True}}}, "cannot be drawn by its logarithm"),
-        ({"axes": {"a": {"key": "b", "low": 0, "high": 1}}}, "is a range, which plan one_at_a_time cannot go through"),
-        ({"axes": {"a": {"key": "b", "values": [1], "when": {"c": 1}}}}, "depends on 'c', which is no axis declared"),
+        ({"axes": {"a": {"key": "b", "low": 1}}, "plan": "random", "draws": 1}, "is a range, which needs a `key`"),
+        (
+            {"axes": {"a": {"key": "b", "low": 0, "high": 1, "log": True}}},
+            "has log: true and low: 0, which has no logarithm",
+        ),
+        ({"axes": {"a": {"key": "b", "low": 0, "high": 1}}}, "is a range, which plan one_at_a_time cannot list"),
+        (
+            {"axes": {"a": {"key": "b", "values": [1], "when": {"c": 1}}}},
+            "depends on 'c', which is not declared before it",
+        ),
         (
             {"axes": {"a": {"key": "b", "values": [1, 2]}, "c": {"key": "d", "values": [1], "when": {"a": [1, 3]}}}},
             "axis 'c' depends on a=3, which does not exist; it has: 1, 2",
         ),
-        ({"plan": "random"}, "plan random draws from axes; say how often"),
+        ({"plan": "random"}, "plan random draws from axes; give the number of draws"),
         (
             {"plan": "optuna", "draws": 1, "axes": {"a": {"key": "b", "values": [1]}}},
             "so it needs compare_on: valid",
@@ -48,7 +54,7 @@ def test_an_override_reads_back_as_it_was(value):
         ({"budget": {"steps": 1, "samples": 2}}, "exactly one of steps and samples"),
         ({"budget": {}}, "exactly one of steps and samples"),
         ({"seeds": [1, 1]}, "seeds must be a list of different integers"),
-        ({"tasks": []}, "tasks names what the evaluator measures"),
+        ({"tasks": []}, "tasks is empty, so no trial would be evaluated"),
         ({"probe_tracks": 0}, "leaves nothing to probe"),
     ],
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.plan.plan import Commands, Launch, Plan, PlannedTrial, commands_for, fill
+from distributed.watch.respond import ALARM_NAME, ALARMS_FOLDER
+from sweeps.plan.plan import Commands, Launch, Plan, PlannedTrial, commands_for, fill_plan
 from sweeps.plan.points import Trial
 from sweeps.trials.record import MetricsTail, read_record, tail
 from sweeps.trials.trial import Site, command_lines, run_trial, trial_environment
@@ -104,6 +105,38 @@ def test_a_trainer_that_gives_up_has_diverged(trial_of, tmp_path):
     assert (record.status, record.reason) == ("diverged", "loss nan at step 7, the last of 11 in a row")
 
 
+@pytest.mark.parametrize(
+    ("code", "action", "status", "alarm"),
+    [
+        (87, "stop", "collapsed", " (rank and joint fall at step 40)"),
+        (87, None, "collapsed", ""),  # the run keeps no snapshots
+        (1, "stop", "collapsed", " (rank and joint fall at step 40)"),  # torchrun hides its ranks' exit codes
+        (1, "snapshot", "crashed", None),
+        (1, None, "crashed", None),
+    ],
+)
+def test_a_trainer_that_its_guard_stopped_has_collapsed(trial_of, tmp_path, code, action, status, alarm):
+    """It failed, but did not crash: no session tries it again, and the record points to the alarm."""
+    plan = trial_of(0.8)
+    directory = tmp_path / plan.trials[0].directory
+    if action:
+        for step in (20, 40):
+            said = {"alarms": [{"name": "rank"}, {"name": "joint fall"}], "row": {"step": step}}
+            path = directory / ALARMS_FOLDER / f"step-{step:07d}" / ALARM_NAME
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps(said | {"guard": {"action": action}}))
+    stops = Commands(("{python}", "-c", f"raise SystemExit({code})"), plan.launch.commands.evaluate)
+    stopped = replace(plan, launch=replace(plan.launch, commands=stops))
+    record, reports = run(stopped, tmp_path)
+    assert (record.status, record.failed, reports[-1]["status"]) == (status, True, status)
+    assert record.is_over is (status == "collapsed")
+    if record.is_over:
+        assert record.reason == f"the guard stopped it{alarm}; see the alarm in {directory / 'train.log'}"
+    # the stand-in would finish: only a crash is tried again
+    again = run(trial_of(0.8, session="later"), tmp_path)[0].status
+    assert again == ("collapsed" if status == "collapsed" else "finished")
+
+
 def test_probes_are_reported_by_samples_and_told_again(trial_of, tmp_path):
     """A scheduler compares them at equal samples; when a sweep goes on, it hears those of finished trials once more."""
     plan = trial_of(0.8)
@@ -125,7 +158,7 @@ def test_a_second_look_trains_nothing(trial_of, tmp_path):
     second = PlannedTrial(look, "fedcba9876543210", 5, 40, {}, model=first.trial.name)
     plan = replace(plan, trials=(first, second))
     record = run_trial(plan, second, site=Site(tmp_path, os.environ), report=[].append)
-    assert record.reason == "there is no model to look at: one-seed0 is waiting"
+    assert record.reason == "there is no model to evaluate: one-seed0 is waiting"
     run(plan, tmp_path)
     record = run_trial(replace(plan, session="t"), second, site=Site(tmp_path, os.environ), report=[].append)
     assert (record.status, record.train_s) == ("finished", 0)
@@ -187,7 +220,7 @@ def test_several_ranks_meet_at_the_port_of_their_trial(trial_of, tmp_path):
 
 def test_templates_fill_words_and_lists():
     """{name} inside a word, a list in place of its word; other braces stay."""
-    filled = fill(["{a}/x", "{many}", "{none}", "{}"], {"a": "1"}, {"many": ["p", "q"], "none": []})
+    filled = fill_plan(["{a}/x", "{many}", "{none}", "{}"], {"a": "1"}, {"many": ["p", "q"], "none": []})
     assert filled == ["1/x", "p", "q", "{}"]
 
 

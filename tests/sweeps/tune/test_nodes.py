@@ -33,7 +33,7 @@ def test_a_task_knows_its_place():
     ("environ", "sentence"),
     [
         (STEP, "srun started 2 tasks, and each would run the whole sweep; use slurm/sweep.sbatch"),
-        (NODES | {"RAY_AUTH_TOKEN": ""}, "RAY_AUTH_TOKEN is not, so anybody could run code"),
+        (NODES | {"RAY_AUTH_TOKEN": ""}, "PUPUJEPA_HEAD is set without RAY_AUTH_TOKEN, so anybody could run code"),
     ],
 )
 def test_what_cannot_work_is_refused(environ, sentence):
@@ -60,7 +60,7 @@ def test_the_first_node_waits_for_the_others():
 
 def test_a_missing_node_is_named_by_those_that_came():
     """The sweep does not start."""
-    with pytest.raises(MissingNodeError, match=r"only 2 of 3 nodes came within 0 s \(n1, n3\), so the sweep"):
+    with pytest.raises(MissingNodeError, match=r"only 2 of 3 nodes joined within 0 s \(n1, n3\), so the sweep"):
         wait_for_nodes(3, lambda: nodes(True, False, True), patience_s=0)
 
 
@@ -105,7 +105,7 @@ def test_a_node_lends_itself_to_a_sweep_it_knows(capsys):
     """Without the job's script there is none."""
     words = ["run", "sweep.yaml", "--shards", "s", "--corpus", "c", "--lend"]
     assert enter("sweeps", COMMANDS, manual="", argv=words) == 2
-    assert "--lend joins the sweep that PUPUJEPA_HEAD names, which is not set" in capsys.readouterr().err
+    assert "--lend joins the sweep at PUPUJEPA_HEAD, which is not set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("error", "code"), [(MissingNodeError("no n2"), 86), (UserError("no room"), 2)])

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pupujepa.errors import UserError
-from sweeps.plan.compose import make_plan
+from sweeps.plan.compose import plan_sweep
 from sweeps.plan.plan import Commands, Launch, Plan, write_plan
 from sweeps.plan.sweep_file import read_sweep
 from sweeps.tune.driver import ray_environment
-from sweeps.tune.tune import require_room
+from sweeps.tune.tune import require_resources
 from tests.processes import wait_until_gone
 from tests.sweeps.conftest import PRESET
 from tests.sweeps.test_run import launch, phases_of, records
@@ -25,10 +25,10 @@ def test_a_trial_that_no_node_could_hold_is_refused():
     launch = Launch("demo", "shards", "corpus", ("key",), Commands((), ()), cpus=4, gpus=0.5)
     plan = Plan("sweep", "", launch, (), {})
     small, large = {"CPU": 2.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}
-    require_room(plan, [{"Alive": True, "Resources": small}, {"Alive": True, "Resources": large}])
+    require_resources(plan, [{"Alive": True, "Resources": small}, {"Alive": True, "Resources": large}])
     gone = [{"Alive": True, "Resources": small}, {"Alive": False, "Resources": large}]
     with pytest.raises(UserError, match=r"a trial takes 4 cores and 0\.5 GPUs on one node.*\(2 cores, 1 GPUs\)"):
-        require_room(plan, gone)
+        require_resources(plan, gone)
 
 
 def test_a_lost_node_costs_the_trial_that_ran_on_it_and_nothing_else(
@@ -43,7 +43,7 @@ def test_a_lost_node_costs_the_trial_that_ran_on_it_and_nothing_else(
     commands = Commands(tuple(sweep.commands.train), tuple(sweep.commands.evaluate))
     how = Launch(str(PRESET), str(shards), str(corpus), ("collection",), commands, gpus=0.5, grace_s=1.0)
     out = tmp_path / "out"
-    write_plan(make_plan(sweep, how, corpus=corpus, name="sweep", session="s"), out)
+    write_plan(plan_sweep(sweep, how, corpus=corpus, name="sweep", session="s"), out)
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as ray_dir:
         command = [sys.executable, str(HERE / "two_nodes.py"), str(out), str(tmp_path / "behave")]
         done = launch(command, env=ray_environment(os.environ, root=ROOT) | {"RAY_TMPDIR": ray_dir})
