@@ -1,4 +1,4 @@
-"""Attention in bf16 on one CPU thread: our pieces in the cache against torch's fused kernel, seconds per call.
+"""bf16 attention on one CPU thread: our kernel against torch's fused one, seconds per call.
 
   python -m benchmarks attention
 

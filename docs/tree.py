@@ -1,6 +1,6 @@
-"""Writes the file tree of the README from the first line of every module's docstring: `python docs/tree.py --write`.
+"""File tree of the README, from the first lines of docstrings: `python docs/tree.py --write`.
 
-Without --write it prints the tree; a test compares it with the README, so that the map never lags behind the house.
+Without --write it prints the tree; a test compares it with the README.
 """
 
 import ast
@@ -23,7 +23,7 @@ WIDTH = 120
 
 
 def tree() -> str:
-    """Returns one line per file: its path below the room, and what it is for."""
+    """Returns one line per file: its path below the room, and its purpose."""
     lines = []
     for room in ROOMS:
         lines.append(f"{room}/")
@@ -54,7 +54,7 @@ def _summary(path: Path) -> str:
 
 
 def _line(name: str, summary: str) -> str:
-    """A summary that is too long ends at its last clause that fits."""
+    """Returns a line of the tree; a long summary ends at the last clause that fits."""
     room = WIDTH - 30
     if len(summary) > room:
         ends = [m.start() for m in re.finditer(r"[:;.,] | - ", summary[:room])]

@@ -45,5 +45,5 @@ def test_the_page_has_a_table_for_every_measurement():
 
 def test_a_missing_mark_is_an_error():
     """A table that has no marks in the page is not dropped silently."""
-    with pytest.raises(SystemExit, match="has no part between <!-- lost"):
+    with pytest.raises(SystemExit, match=r"the page lacks <!-- lost: python docs/.* restore both lines"):
         write({"lost": "| |"})

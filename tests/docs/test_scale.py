@@ -77,7 +77,7 @@ def test_lanes_are_enough_for_workers_and_divide_the_batch():
 
 def test_a_missing_mark_is_an_error():
     """A table that has no marks in the page is not dropped silently."""
-    with pytest.raises(SystemExit, match="has no part between <!-- lost"):
+    with pytest.raises(SystemExit, match=r"the page lacks <!-- lost: python docs/.* restore both lines"):
         write({"lost": "| |"})
 
 
