@@ -1,12 +1,12 @@
 # Two commands: `make demo` shows the system on real music, `make test` proves it. Both set up what they need first,
 # in a virtual environment inside the checkout (.venv); `make help` lists the rest.
 SHELL := /bin/bash
-# The newest usable Python 3.11 to 3.13 on PATH (.ci/find-python), unless named: make PYTHON=/path/to/python3.12
+# Default: the newest usable Python 3.11 to 3.13 on PATH (.ci/find-python). Other: make PYTHON=/path/to/python3.12
 export PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# One thread per process: tests and the demo start several ranks on few cores, and threads that fight for cores are slower.
+# One thread per process: tests and the demo start several ranks on few cores, and competing threads are slower.
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -20,13 +20,13 @@ help:
 	@echo "make test    install (SLURM and Chromium included), then lint, types and all tests"
 	@echo "make lint    ruff, mypy and the arrows between rooms"
 	@echo "make bench   the benchmarks, side by side with our peers (results: benchmarks/RESULTS.md)"
-	@echo "make setup   install requirements.lock into .venv, which the other targets do themselves"
+	@echo "make setup   install requirements.lock into .venv; the other targets do this themselves"
 	@echo "make lock    renew requirements.lock from pyproject.toml; UPGRADE=1 takes the newest versions"
 	@echo "make compat  test the lowest and the highest versions that pyproject.toml allows"
-	@echo "make gpu     one GPU in nine minutes: tests, step times, data wait; BIN=/env/bin takes an environment that is there"
+	@echo "make gpu     one GPU in nine minutes: tests, step times, data wait; BIN=/env/bin uses an existing environment"
 	@echo "make clean   remove .venv, runs/ and caches of this checkout"
 
-# Always looks, because it is the remedy for packages that were changed by hand; the other targets trust the stamp.
+# Always runs, because it repairs packages that were changed by hand; the other targets trust the stamp.
 setup:
 	@.ci/setup $(VENV) venv uv packages project
 	@touch $(INSTALLED)
@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml requirements.lock $(if $(PYTHON),FORCE)
 
 FORCE:
 
-# Keeps the versions that still fit pyproject.toml; `make lock UPGRADE=1` takes the newest of everything.
+# Keeps versions that still fit pyproject.toml; `make lock UPGRADE=1` takes the newest of everything.
 lock:
 	@.ci/setup $(VENV) venv uv
 	@[ -x $(BIN)/uv ] || $(BIN)/pip install --quiet uv
@@ -45,12 +45,12 @@ lock:
 	  --python-version 3.11 --extra dev --group build --group sound $(if $(UPGRADE),--upgrade) \
 	  --output-file requirements.lock pyproject.toml
 
-# The lowest and the highest versions that pyproject.toml allows, each in a virtual environment of its own.
+# The lowest and the highest versions that pyproject.toml allows, each in its own virtual environment.
 compat:
 	@.ci/setup $(VENV) venv uv
 	@.ci/compat $(BIN)/uv $(COMPAT_TESTS)
 
-# Tests run on a real two-node SLURM and in a real browser. Installed when missing and when we may; said plainly when not.
+# Tests need a real two-node SLURM and a real browser. Root installs missing ones; others get the command.
 system:
 	@missing=(); for tool in $(SYSTEM_TOOLS); do PATH=$$PATH:/usr/sbin:/sbin command -v $$tool >/dev/null || missing+=($$tool); done; \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \

@@ -1,7 +1,7 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...]`; without a name, all of them. Prints Markdown.
 
 Long ones (step, memory, stream, build, simulate, codes, diagnostics, engine, faults, training_faults,
-feature_store, probe, gpu) run only when named. What follows a name and begins with a dash is that benchmark's own, such
+feature_store, probe, gpu) run only when named. Options after a name belong to that benchmark, such
 as --models large of step.
 """
 
@@ -28,7 +28,7 @@ def main(names: list[str]) -> None:
 
 
 def module_of(name: str) -> str:
-    """Returns the module with the benchmark's `main`: its own, or `command` where the benchmark is a folder."""
+    """Returns the module with a benchmark's `main`: its own, or `command` of its folder."""
     folder = Path(__file__).parent / name
     return f"benchmarks.{name}.command" if (folder / "command.py").exists() else f"benchmarks.{name}"
 

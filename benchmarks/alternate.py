@@ -1,6 +1,6 @@
-"""Timing by alternation: A B A B ..., so that a machine whose speed drifts slows both sides alike.
+"""Timing by alternation: A B A B ..., so a machine whose speed drifts slows both sides equally.
 
-What counts is the median of the pairwise ratios; single times are printed beside it for orientation.
+The result is the median of the pairwise ratios; single times are printed for orientation.
 """
 
 import os
@@ -29,7 +29,7 @@ class Comparison:
         return sorted(peer / ours for ours, peer in zip(self.ours_s, self.peer_s, strict=True))
 
     def row(self, name: str) -> str:
-        """A Markdown table row: name, medians, ratio with its range."""
+        """Returns a row of a Markdown table: name, medians, ratio with its range."""
         ours, peer, ratio = (statistics.median(x) for x in (self.ours_s, self.peer_s, self.ratios))
         return f"| {name} | {ours:.4f} | {peer:.4f} | {ratio:.2f} [{self.ratios[0]:.2f}, {self.ratios[-1]:.2f}] |"
 
@@ -44,7 +44,7 @@ def alternate(ours: Callable[[], object], peer: Callable[[], object], *, runs: i
 
 
 def machine() -> str:
-    """One line that describes this machine, with the fact that says whether its processor multiplies bf16."""
+    """Returns one line about this machine: processor, its support of bf16, cores, system, Python."""
     info = Path("/proc/cpuinfo")
     model = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), "?")
     return (

@@ -1,13 +1,12 @@
-"""`data build` against a librosa pipeline on the same files: hours of audio per core-hour, one core each.
+"""`data build` against a librosa pipeline, one core each: hours of audio per core-hour.
 
   python -m benchmarks build                                      synthetic songs as wav, flac and mp3; about 4 minutes
   python -m benchmarks build --audio my/songs --rounds 3          a folder of yours
-  python -m benchmarks build --profile                            where the time of our side goes, file format by format
+  python -m benchmarks build --profile                            profile of our side, by file format
 
-Both go from files to WebDataset shards of uint8 log-mel. Ours is the whole command: digests, checks for what cannot be
-used, statistics, search for duplicates, a spool to resume from, fsync. The peer is what one would write in an
-afternoon: librosa.load at 24 kHz (soxr_hq, its default), librosa's mel spectrogram, logarithm, np.save, webdataset's
-writer. What both have stored is compared as well: frames and values.
+Both go from files to WebDataset shards of uint8 log-mel. Ours is the whole command: digests, checks, statistics, search
+for duplicates, a spool to resume from, fsync. The peer is a short script: librosa.load at 24 kHz (soxr_hq, its
+default), librosa's mel spectrogram, logarithm, np.save, webdataset's writer. Stored frames and values are compared too.
 """
 
 import argparse
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from benchmarks import arguments_of
 from benchmarks.alternate import HEADER, Comparison, machine
 from benchmarks.build_side import stored
 from benchmarks.profiled import profile
@@ -42,7 +42,7 @@ FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "mp3": "MPEG_LAYER_III"}
 
 def main() -> None:
     """Prints the comparison as Markdown."""
-    args = parse(sys.argv[sys.argv.index("build") + 1 :] if "build" in sys.argv else [])
+    args = parse(arguments_of("build"))
     print(f"{machine()}; each side on one core\n\nprediction: {PREDICTION} Aim: {AIM:g}x.\n")
     with tempfile.TemporaryDirectory(prefix="build-") as temporary:
         corpora = dict(corpora_of(args, Path(temporary)))
@@ -93,7 +93,7 @@ def write_songs(folders: Mapping[str, Path], *, songs: int, seconds: float) -> N
 
 
 def song(number: int, seconds: float) -> np.ndarray:
-    """Returns stereo audio [S, 2] that `number` decides: notes with overtones and decay over a little noise."""
+    """Returns stereo audio [S, 2], a function of `number`: decaying notes with overtones over quiet noise."""
     rng = np.random.default_rng(number)
     audio_SC = 0.003 * rng.standard_normal((round(seconds * RATE_HZ), 2))
     note_samples = RATE_HZ // 2
@@ -106,7 +106,7 @@ def song(number: int, seconds: float) -> np.ndarray:
 
 
 def compare(folder: Path, warm_up: Path, out: Path, *, rounds: int) -> tuple[Comparison, str]:
-    """Builds with both sides in turn, each in a fresh process, and returns the times and how far the results agree."""
+    """Builds with both sides in turn, each in a fresh process; returns the times and the agreement."""
     seconds: dict[str, list[float]] = {"ours": [], "librosa": []}
     agreement = ""
     for _ in range(rounds):
@@ -118,7 +118,7 @@ def compare(folder: Path, warm_up: Path, out: Path, *, rounds: int) -> tuple[Com
 
 
 def one_side(side: str, folder: Path, warm_up: Path, out: Path) -> float:
-    """Runs one side in a process of its own and returns the seconds that it took."""
+    """Runs one side in a fresh process and returns its seconds."""
     out.mkdir(parents=True)
     command = [sys.executable, "-m", "benchmarks.build_side", side, str(folder), str(warm_up), str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -127,7 +127,7 @@ def one_side(side: str, folder: Path, warm_up: Path, out: Path) -> float:
 
 
 def agree(ours: Path, peer: Path) -> str:
-    """Returns in words how far the stored codes of both sides differ.
+    """Returns a sentence about the difference between the stored codes of both sides.
 
     Raises:
         ValueError: other tracks, or lengths that differ by more than the peer's one frame of padding.
@@ -157,6 +157,6 @@ def rates(compared: Comparison, hours: float) -> str:
 
 
 def features(folder: Path) -> None:
-    """Does our side's work on every file, but for spool and shards."""
+    """Does our side's work on every file, without spool and shards."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         extract(path, FeatureConfig())

@@ -1,9 +1,9 @@
-"""One side of the build benchmark in a process of its own, on one core: `data build`, or a plain librosa loop.
+"""One side of the build benchmark in its own process on one core: `data build` or a librosa loop.
 
   python -m benchmarks.build_side ours|librosa AUDIO_FOLDER WARM_UP_FOLDER OUT
 
-First a short corpus is built uncounted, so that neither imports nor compilation nor the start of worker processes
-count. Shapes: S samples, T frames, F mel bands.
+A short corpus is built first and not counted, so imports, compilation and the start of workers do not count. Shapes: S
+samples, T frames, F mel bands.
 """
 
 import argparse

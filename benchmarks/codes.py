@@ -1,13 +1,13 @@
 """uint8 codes against float16 values: bytes, the error of a round trip, and whether probes move.
 
   python -m data scores corpora/scores --pieces 800 --takes 2 --seconds 20.48      the demo's corpus, if there is none
-  python -m benchmarks codes --corpus corpora/scores --out runs/codes              about 15 minutes on two quiet cores
+  python -m benchmarks codes --corpus corpora/scores --out runs/codes              about 15 minutes on two idle cores
   python -m benchmarks codes --corpus corpora/scores --out runs/codes --no-probes  bytes and errors alone, two minutes
-  python -m benchmarks codes --plan                                                what would be done, and how long
+  python -m benchmarks codes --plan                                                the plan, and its duration
 
-Builds the corpus in both forms, takes the error of each against the float32 front end, trains the demo's recipe on both
-with the same seeds (sweeps/ablations/codes.yaml) and probes all of them on the five offline tasks. Whatever is done is
-not done again, so after an interruption the same command goes on.
+Builds the corpus in both forms, measures the error of each against the float32 front end, trains the demo's recipe on
+both with the same seeds (sweeps/ablations/codes.yaml) and probes all of them on the five offline tasks. After an
+interruption the same command resumes.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from benchmarks import arguments_of
 from benchmarks.alternate import machine
 from data.building.features import FeatureConfig
 from data.shards.format import decode_mel, encode_mel
@@ -39,12 +40,12 @@ from sweeps.results.outcomes import points, trial_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP = ROOT / "sweeps" / "ablations" / "codes.yaml"
-# equally many samples to a shard, so that both sets are cut alike
+# the same number of samples per shard, so both sets are cut alike
 SHARD_MIB = {"float16": 16, "uint8": 8}
 BUILD_S, CROPS_PER_S, PROBE_S, TRIALS_AT_ONCE = 50, 50, 70, 2
 PREDICTION = (
     "uint8: half of the bytes within 1 %; largest error half a step, .028 nats, rms .016; float16 at most .004. In "
-    "units of the corpus' deviation below .01 and .002. No value is cut. No task moves clear of its interval, and "
+    "units of the corpus' deviation below .01 and .002. No value is clipped. No task moves clear of its interval, and "
     "the mean difference is below the one between two seeds."
 )
 
@@ -54,7 +55,7 @@ class RoundTrip:
     """Errors of stored values against the front end's float32, in units of the corpus' deviation.
 
     rms, largest: over all values. rms_of_band, largest_of_band: by mel band [F].
-    above, below: shares of values beyond the range of the codes.
+    above, below: shares of values outside the range of the codes.
     """
 
     dtype: str
@@ -68,14 +69,14 @@ class RoundTrip:
 
 
 def main() -> None:
-    """Does what is not done yet and prints all tables."""
-    args = parse(sys.argv[sys.argv.index("codes") + 1 :] if "codes" in sys.argv else [])
+    """Completes all steps and prints all tables."""
+    args = parse(arguments_of("codes"))
     print(f"{machine()}\n\nprediction: {PREDICTION}\n\n{plan_text(args)}\n", flush=True)
     if args.plan:
         return
     if not (args.corpus / "tracks.jsonl").is_file():
         raise UserError(
-            f"{args.corpus} holds no tracks.jsonl, so there is no corpus to store; render one with "
+            f"{args.corpus} holds no tracks.jsonl, so there is no corpus; render one with "
             f"`python -m data scores {args.corpus}`, or name another with --corpus"
         )
     manifests = {dtype: build(args.corpus, args.out / dtype, dtype) for dtype in SHARD_MIB}
@@ -94,10 +95,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, default=ROOT / "runs" / "demo" / "corpus", metavar="DIR")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "codes", metavar="DIR")
     parser.add_argument("--no-probes", action="store_true", help="bytes and errors alone")
-    parser.add_argument("--plan", action="store_true", help="say what would be done, and how long it takes; do nothing")
+    parser.add_argument("--plan", action="store_true", help="print the plan and its duration, and stop")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (default: 0 1 2)")
     parser.add_argument("--crops", type=int, default=10_000, help="of each training (default: %(default)s)")
-    parser.add_argument("--tracks", type=int, help="probe on so many tracks (default: all)")
+    parser.add_argument("--tracks", type=int, help="number of tracks to probe on (default: all)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every training")
     args = parser.parse_args(arguments)
     args.corpus, args.out = args.corpus.resolve(), args.out.resolve()
@@ -105,7 +106,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def plan_text(args: argparse.Namespace) -> str:
-    """Returns what will be done and about how long it takes on two quiet cores."""
+    """Returns the plan and its approximate duration on two idle cores."""
     trials = 2 * len(args.seeds)
     probes_s = 0 if args.no_probes else -(-trials // TRIALS_AT_ONCE) * (args.crops / CROPS_PER_S + PROBE_S)
     lines = [
@@ -121,14 +122,14 @@ def plan_text(args: argparse.Namespace) -> str:
 
 
 def build(corpus: Path, out: Path, dtype: str) -> Manifest:
-    """Stores the corpus as `dtype`, unless that is done, and returns the training split's manifest."""
+    """Stores the corpus as `dtype` unless it exists; returns the manifest of the training split."""
     size = ("--shard-mib", str(SHARD_MIB[dtype]))
     _run("data", "build", str(corpus / "tracks.jsonl"), str(out), "--dtype", dtype, *size, "--workers", "2")
     return read_manifest(str(out / "train"))
 
 
 def round_trips(corpus: Path, record: Path, *, std: float) -> list[RoundTrip]:
-    """Returns the errors of both forms over the training split, measured once and kept in `record`."""
+    """Returns the errors of both forms over the training split; `record` caches them."""
     rows = read_rows(corpus / "tracks.jsonl")
     paths = [corpus / row["path"] for row in rows if row["split"] == "train"]
     identity = {"std": std, "tracks": len(paths)}
@@ -165,7 +166,7 @@ def measure(mels_TF: Iterable[NDArray[np.float32]], *, std: float) -> list[Round
             largest=float(largest[dtype].max() / std),
             rms_of_band=(np.sqrt(squares[dtype] / frames) / std).tolist(),
             largest_of_band=(largest[dtype] / std).tolist(),
-            # float16 holds what lies beyond the range of the codes
+            # float16 has no limited range
             above=above / values if dtype == "uint8" else 0.0,
             below=below / values if dtype == "uint8" else 0.0,
         )
@@ -199,7 +200,7 @@ def error_table(trips: Sequence[RoundTrip]) -> str:
 
 
 def run_sweep(args: argparse.Namespace) -> Path:
-    """Trains and probes on both sets, as far as that is not done, and returns the sweep's directory."""
+    """Completes training and probes on both sets; returns the sweep's directory."""
     sweep = yaml.safe_load(SWEEP.read_text())
     sweep["axes"]["codes"]["values"]["uint8"]["stream.url"] = str(args.out / "uint8" / "train")
     sweep["seeds"], sweep["budget"] = args.seeds, {"samples": args.crops}
@@ -214,7 +215,7 @@ def run_sweep(args: argparse.Namespace) -> Path:
 
 
 def probe_table(sweep: Path) -> str:
-    """Returns the scores of both, their difference paired by seed, and how far apart seeds are by themselves."""
+    """Returns the scores of both, their difference paired by seed, and the spread over seeds."""
     found = points(trial_rows(read_plan(sweep), sweep))
     base, codes = (next(p for p in found if (p.axis == BASE) == is_base) for is_base in (True, False))
     lines = ["| task | float16 | uint8 | uint8 - float16, 95 % | over | seeds of float16 differ by |"]

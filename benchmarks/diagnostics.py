@@ -1,23 +1,22 @@
-"""What the diagnostics cost, as a share of the training: counted in operations for all sizes, measured for some.
+"""Cost of the diagnostics as a share of training: counted for all sizes, measured for some.
 
   python -m benchmarks diagnostics                        measured for the demo, on one CPU thread or on a GPU
   python -m benchmarks diagnostics --models demo tiny     a step of Tiny takes some seconds on a CPU
 
 Counted: passes of the fixed crops through student, teacher and predictor, and the decompositions behind the effective
-ranks, against the training of a rank's own crops between two of them; the passes are dealt to the ranks, the
-decompositions are not. Measured: CPU seconds (on a GPU seconds) of one round of diagnostics, and of what a logged step
-looks at, against those of a training step.
+ranks, against the training of a rank's own crops between two of them; the ranks share the passes, but not the
+decompositions. Measured: CPU seconds (on a GPU, seconds) of one round of diagnostics against those of a training step.
 """
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks import arguments_of
 from benchmarks.alternate import machine
 from distributed.engine.teacher import Teacher
 from distributed.experiment import Experiment, load_experiment
@@ -34,8 +33,7 @@ from pupujepa.training.objective import TrainingStep
 AIM = 0.02
 PREDICTION = (
     "about 1.5 % for the demo, whose steps are small, and below 0.1 % for the paper's sizes on 8 ranks. Ranks share "
-    "the passes in parts of 2 crops, so the share grows once there are more ranks than parts: below 1 % on 512. What "
-    "a logged step looks at is below 1 % of that step."
+    "the passes in groups of 2 crops, so the share grows once there are more ranks than groups: below 1 % on 512."
 )
 COUNTED = ("demo", "tiny", "small", "base", "large", "huge", "giant")
 RANKS = (1, 8, 64, 512)
@@ -46,8 +44,8 @@ class Measured:
     """Seconds of a training step on all crops of the global batch, and of diagnostics.
 
     Attributes:
-        diagnostics_s: of one round with one crop of each clip.
-        lidar_s: what one with all of them takes more.
+        diagnostics_s: one round with one crop of each clip.
+        lidar_s: additional seconds with all crops of each clip.
     """
 
     step_s: float
@@ -57,14 +55,14 @@ class Measured:
 
     @property
     def share(self) -> float:
-        """Of the training time, at the default intervals, on one rank."""
+        """Share of the training time, at the default intervals, on one rank."""
         look_s = self.diagnostics_s + self.lidar_s / self.config.lidar_every
         return look_s / self.config.every / self.step_s
 
 
 def main() -> None:
     """Prints both tables as Markdown."""
-    args = parse(sys.argv[sys.argv.index("diagnostics") + 1 :] if "diagnostics" in sys.argv else [])
+    args = parse(arguments_of("diagnostics"))
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else machine()
@@ -93,12 +91,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def experiment_of(model: str) -> Experiment:
-    """Returns the recipe that a model size is trained by: `demo` has one of its own."""
+    """Returns the recipe of a model size: the preset `demo` for demo, else `paper`."""
     return load_experiment(["demo"]) if model == "demo" else load_experiment(["paper"], overrides=[f"model={model}"])
 
 
 def counted_share(experiment: Experiment, *, ranks: int) -> float | None:
-    """Returns the diagnostics' operations over the training's between two of them; None where crops do not divide."""
+    """Returns operations of diagnostics over those of training; None if crops do not divide."""
     own_crops, rest = divmod(experiment.stream.global_batch, ranks)
     if rest or not own_crops:
         return None
@@ -113,7 +111,7 @@ def counted_share(experiment: Experiment, *, ranks: int) -> float | None:
 
 
 def rank_flops(experiment: Experiment) -> int:
-    """Operations of the singular values: of student and teacher, and of the teacher once per band.
+    """Returns operations of the singular values: student, teacher, and the teacher per band.
 
     A tall matrix is first reduced to a square one, 2 n D^2, whose values take about 8/3 D^3 (Golub and Van Loan).
     """
@@ -125,7 +123,7 @@ def rank_flops(experiment: Experiment) -> int:
 
 
 def _busiest(crops: int, ranks: int) -> int:
-    """Crops of the rank that has most, when parts are dealt."""
+    """Returns the crops of the rank that has most."""
     parts = -(-crops // CROPS_AT_ONCE)
     return min(crops, -(-parts // ranks) * CROPS_AT_ONCE)
 
@@ -159,7 +157,7 @@ def measure(experiment: Experiment, *, device: torch.device, runs: int) -> Measu
 
 
 def made_up(experiment: Experiment, clips: int, *, crops_per_clip: int = 1) -> FixedCrops:
-    """Noise in place of music: the same operations."""
+    """Returns fixed crops of noise: the same operations as with music."""
     model, rng, crops = experiment.model, generator("diagnostics benchmark", clips), clips * crops_per_clip
     masks = [
         draw_mask(rng, experiment.masks, steps=model.grid_steps, bands=model.grid_bands, progress=1.0)
@@ -172,7 +170,7 @@ def made_up(experiment: Experiment, clips: int, *, crops_per_clip: int = 1) -> F
 
 
 def seconds(work: Callable[[], object], *, runs: int, device: torch.device) -> float:
-    """Returns the median after one uncounted run: of CPU time, which other processes do not slow, or on a GPU."""
+    """Returns the median after an uncounted run: CPU time, or on a GPU wall time."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     taken = []
     for _ in range(runs + 1):

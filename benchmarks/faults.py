@@ -1,23 +1,23 @@
-"""What each fault of object storage costs a stream, measured against a real server through a proxy that breaks things.
+"""Cost of each fault of object storage for a stream: a real server behind a proxy with faults.
 
-  python -m benchmarks faults            with the policy of a training: some cases last a deadline, in all about 20 min
-  python -m benchmarks faults --quick    with a hasty policy, about 2 min: the same outcomes, other seconds
+  python -m benchmarks faults            with the retries of a training, about 20 min: some cases last a deadline
+  python -m benchmarks faults --quick    with short retries, about 2 min: the same outcomes, other seconds
   python -m benchmarks faults --write    also puts the table into docs/faults.md
 
-The cases are those of the tests (tests/data/fault_cases.py). Seconds lost are those of the stream with the fault less
-those of the same stream without, on shards of some 40 kB, so that what is lost is waiting and not transfer.
+The cases are those of the tests (tests/data/fault_cases.py). Seconds lost are those of the stream with the fault minus
+those without, on shards of about 40 kB, so they are waiting and not transfer.
 """
 
 import argparse
 import logging
 import re
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks import arguments_of
 from data.store.retries import RetryPolicy
 from examples.local_s3 import LocalS3
 from tests.data.fault_cases import CASES, EXACT, Case, healthy
@@ -46,9 +46,9 @@ class Heard(logging.Handler):
 def main() -> None:
     """Plays all cases and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="with a hasty policy")
+    parser.add_argument("--quick", action="store_true", help="with short retries")
     parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
-    args = parser.parse_args([word for word in sys.argv[1:] if word.startswith("-")])
+    args = parser.parse_args(arguments_of("faults"))
     policy = RetryPolicy()
     deadline_s, silence_s = (1.5, 1.0) if args.quick else (policy.deadline_s, policy.read_timeout_s)
     lines = [f"Cases that are given up were insisted on for {deadline_s:g} s; silence was taken for lost after "]
@@ -84,7 +84,7 @@ def _rows(folder: Path, policy: RetryPolicy, limits_s: tuple[float, float], hear
         environment(**server.environment(), AWS_PROFILE=None, AWS_SESSION_TOKEN=None),
     ):
         site = Site(server, url, build_shard_set(url, SAMPLES_PER_SHARD), folder, policy, *limits_s)
-        healthy(site)  # the client library is imported
+        healthy(site)  # imports the client library
         usual_s = statistics.median(healthy(site).seconds for _ in range(3))
         for case in CASES:
             heard.clear()
@@ -93,7 +93,7 @@ def _rows(folder: Path, policy: RetryPolicy, limits_s: tuple[float, float], hear
 
 
 def row_of(case: Case, outcome: Outcome, lines: list[str], *, lost_s: float) -> str:
-    """Returns a row of the table: what came of the case, as it was seen and not as it was foreseen."""
+    """Returns a row of the table: the observed outcome of a case, not the expected one."""
     said = outcome.error or next((line for line in lines if case.said and re.search(case.said, line)), "-")
     said = re.sub(r"127\.0\.0\.1:\d+", "HOST", re.sub(r"/\S*/cache-\d+", "CACHE", said)).replace("|", "/")
     counter = f"{case.counter} {outcome.counters[case.counter]:.0f}" if case.counter else "-"

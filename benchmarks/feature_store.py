@@ -1,24 +1,24 @@
-"""The feature store at the size of all of MTG-Jamendo: memory and seconds of a rank, features of a few bytes a slice.
+"""The feature store at the size of MTG-Jamendo: memory and seconds of a rank, tiny features.
 
-  python -m benchmarks feature_store                       435,648 slices of 55,525 tracks, as the four MTG tasks have
+  python -m benchmarks feature_store                       435,648 slices of 55,525 tracks, as in the four MTG tasks
   python -m benchmarks feature_store --slices 20000        quicker
 
-Audio and encoder do not exist; the plan, its key, the parts on disk, the index and the reading are the real thing. What
-is measured is what does not shrink with the width of the features: everything else is width times the slices that are
-read at once. Peak memory is that of this process above what it had before.
+There is no audio and no encoder. The plan, its key, the files, the index and the reading are real. This measures the
+cost that does not depend on the width of the features; the rest is width times the slices that are read at once. Peak
+memory is that of this process above its start.
 """
 
 import argparse
 import resource
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from benchmarks import arguments_of
 from benchmarks.alternate import machine
 from distributed.marble.datasets.corpus import LabelledCorpus, Slice
 from distributed.marble.encoders.baselines import Chroma
@@ -32,17 +32,16 @@ BATCH, BATCHES = 128, 100
 MIB = 2**20
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(prog="feature_store", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks feature_store", description=__doc__)
     parser.add_argument("--slices", type=int, default=SLICES)
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    args = parser.parse_args([word for word in words if word != "feature_store"])
+    args = parser.parse_args(arguments_of("feature_store"))
     print("\n".join(report(args.slices)))
 
 
 def report(count: int) -> list[str]:
-    """Returns the lines of a table: each step with its seconds and the peak of memory after it, in MiB."""
+    """Returns the lines of a table: each step with its seconds and the peak memory after it, in MiB."""
     lines = [f"{count} slices on {machine()}", "", "| step | s | peak above the start, MiB |", "|---|---|---|"]
     before = _peak_mib()
 

@@ -1,9 +1,9 @@
-"""The front end against librosa's mel spectrogram with the same parameters: seconds for the same 60 s of audio.
+"""The front end against librosa's mel spectrogram: seconds for the same 60 s of audio.
 
   python -m benchmarks frontend
 
-Both compute STFT, mel bands and logarithm of six 10 s clips on one thread; ours as one batch, librosa clip by clip, as
-each is meant to be used.
+Both compute STFT, mel bands and logarithm of six 10 s clips on one thread; ours as one batch, librosa clip by clip,
+the intended use of each.
 """
 
 import librosa
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def librosa_log_mel(audio_S: np.ndarray, config: FrontendConfig) -> np.ndarray:
-    """The same features by librosa: [T, mel_bands]."""
+    """Computes the same features with librosa: [T, mel_bands]."""
     padded = np.pad(audio_S, config.padding_samples, mode="reflect")
     spectrum = librosa.stft(padded, n_fft=config.n_fft, hop_length=config.hop_samples, center=False)
     mel = librosa.feature.melspectrogram(

@@ -1,9 +1,9 @@
-"""Masks of a batch against a loop with attempts on tensors, one sample after the other: seconds for 256 masks.
+"""Masks of a batch against a loop over samples with attempts on tensors: seconds for 256 masks.
 
   python -m benchmarks masks
 
-The peer follows the same rules in the manner of the released training code: on torch tensors, every random number and
-every count fetched as a Python number, shape after shape until the count is met. It takes its numbers from torch's
+The peer follows the same rules in the style of the release: on torch tensors, it fetches every random number and every
+count as a Python number, and adds shapes until the count is reached. It takes its numbers from torch's
 global generator; ours derives a generator for each sample from (seed, epoch, uid, draw), which is part of its time.
 Both run on one thread of the CPU, the grid is the released one of 256 x 8 patches.
 """
@@ -50,7 +50,7 @@ def main(*, batch_size: int = 256, runs: int = 7) -> None:
 
 
 def keyed_masks(config: MaskConfig, batch_size: int, *, strategy: int) -> list[Mask]:
-    """Our masks of a batch, each from its own key, as the stream draws them."""
+    """Draws our masks of a batch, each from its own key, as the stream does."""
     return [
         draw_mask(
             generator(0, 0, f"uid-{row}", 0, "mask"), config, steps=STEPS, bands=BANDS, progress=1.0, strategy=strategy
@@ -60,14 +60,14 @@ def keyed_masks(config: MaskConfig, batch_size: int, *, strategy: int) -> list[M
 
 
 def loop_random(batch_size: int) -> tuple[Tensor, Tensor]:
-    """Context and target of a batch: a random order of all patches, cut in two."""
+    """Returns context and target of a batch: a random order of all patches, cut in two."""
     order_BN = torch.rand(batch_size, STEPS * BANDS).argsort(dim=1)
     kept = round(STEPS * BANDS * (1 - RATIO))
     return order_BN[:, :kept], order_BN[:, kept:]
 
 
 def loop_blocks(batch_size: int) -> tuple[Tensor, Tensor]:
-    """Context and target of a batch by rectangles."""
+    """Returns context and target of a batch by rectangles."""
 
     def next_block(lacking: int) -> tuple[slice, slice]:
         low, high = (2.0, 5.0) if uniform() < 0.5 else (0.2, 0.5)
@@ -79,7 +79,7 @@ def loop_blocks(batch_size: int) -> tuple[Tensor, Tensor]:
 
 
 def loop_stripes(batch_size: int) -> tuple[Tensor, Tensor]:
-    """Context and target of a batch by time spans and bands."""
+    """Returns context and target of a batch by time spans and bands."""
 
     def next_stripe(lacking: int) -> tuple[slice, slice]:
         if uniform() >= STEPS / (STEPS + BANDS):
@@ -91,19 +91,19 @@ def loop_stripes(batch_size: int) -> tuple[Tensor, Tensor]:
 
 
 def uniform() -> float:
-    """A number in [0, 1) from the global generator."""
+    """Returns a number in [0, 1) from the global generator."""
     return torch.rand(1).item()
 
 
 def span(length: int, along: int) -> slice:
-    """A span of at least one patch anywhere on an axis."""
+    """Returns a span of at least one patch anywhere on an axis."""
     length = min(max(length, 1), along)
     start = int(torch.randint(0, along - length + 1, (1,)).item())
     return slice(start, start + length)
 
 
 def laid(next_shape: Callable[[int], tuple[slice, slice]]) -> Tensor:
-    """One mask [STEPS * BANDS]: shapes until one exceeds what is lacking, the rest at random."""
+    """Returns one mask [STEPS * BANDS]: shapes until one exceeds the missing count, the rest at random."""
     hidden = torch.zeros(STEPS, BANDS, dtype=torch.bool)
     lacking = STEPS * BANDS - round(STEPS * BANDS * (1 - RATIO))
     for _ in range(MAX_SHAPES):
@@ -123,7 +123,7 @@ def laid(next_shape: Callable[[int], tuple[slice, slice]]) -> Tensor:
 
 
 def stacked(masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Indices of the visible and of the hidden patches, a row a sample."""
+    """Returns indices of the visible and of the hidden patches, one row per sample."""
     return (
         torch.stack([torch.nonzero(~flat).squeeze(1) for flat in masks]),
         torch.stack([torch.nonzero(flat).squeeze(1) for flat in masks]),

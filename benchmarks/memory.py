@@ -1,15 +1,14 @@
-"""Memory of embedding a long clip on the CPU: peak of a fresh process above the weights, by length, against arithmetic.
+"""Memory of embedding a long clip on the CPU: peak of a fresh process above the weights, by length.
 
-  python -m benchmarks memory                                    Large, one and ten minutes, frames and mean: takes long
-  python -m benchmarks memory --size tiny --seconds 60 120       quicker: does it grow?
+  python -m benchmarks memory                                    Large, one and ten minutes, frames and mean: slow
+  python -m benchmarks memory --size tiny --seconds 60 120       quicker: does memory grow with length?
 
-Weights are random, in float32, whole in memory (student, teacher, predictor), and only their own bytes are taken off
-the peak: what Python and torch need counts against us. The clip is a stereo file at 44.1 kHz.
+Weights are random, in float32, whole in memory (student, teacher, predictor), and only their bytes are
+subtracted from the peak: Python and torch count against us. The clip is a stereo file at 44.1 kHz.
 """
 
 import argparse
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from benchmarks import arguments_of
 from benchmarks.alternate import machine
 from pupujepa.cost.sizes import model_size, size_names
 from pupujepa.embedding.encoder import Encoder
@@ -29,7 +29,7 @@ from pupujepa.model.model import ModelConfig, PupuJEPA
 GIB = 2**30
 AIM_GIB = 4.0
 PYTHON_AND_TORCH = round(0.55 * GIB)
-# In a block's MLP, tensors of the width of a token that live at once: the residual, its norm, gate and value (8), the
+# Tensors of a token's width that a block's MLP holds at the same time: the residual, its norm, gate and value (8), the
 # activated gate (4), the product (4).
 WIDTHS_IN_MLP = 18
 FILE_RATE_HZ = 44_100
@@ -54,8 +54,8 @@ class Measurement:
 
 
 def main() -> None:
-    """Prints a row for every length and readout, each measured in its own process."""
-    args = parse(sys.argv[sys.argv.index("memory") + 1 :] if "memory" in sys.argv else [])
+    """Prints a row for every length and readout, each measured in a fresh process."""
+    args = parse(arguments_of("memory"))
     print(f"{machine()}\n\nprediction: {PREDICTION} Aim: below {AIM_GIB:g} GiB.\n")
     print("| size | clip, s | readout | weights, GiB | arithmetic, GiB above | measured, GiB above | encoding, s |")
     print("|---|---|---|---|---|---|---|")
@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(size: str, seconds: float, *, readout: str, batch_size: int) -> Measurement:
-    """Encodes a clip in a fresh process and returns what that took."""
+    """Encodes a clip in a fresh process and returns its memory and seconds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.wav"
         _write_noise(path, seconds)
@@ -106,9 +106,9 @@ def _encode(size: str, path: Path, readout: str, batch_size: int) -> Measurement
 
 
 def _peak_bytes() -> int:
-    """Returns the high-water mark of this process's resident memory; ru_maxrss would count the parent before exec."""
+    """Returns this process's peak of resident memory; ru_maxrss would include the parent before exec."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match, "the kernel tells no VmHWM; this benchmark needs Linux"
+    assert match, "the kernel reports no VmHWM; this benchmark needs Linux"
     return int(match[1]) * 1024
 
 

@@ -1,18 +1,17 @@
-"""The whole probe grid of a task: the bank on features computed once, against probe after probe with the encoder.
+"""The probe grid of a task: the bank on stored features against one probe after another.
 
   python -m benchmarks probe                                    about five minutes, synthetic chords
   python -m benchmarks probe --corpus corpora/scores            the same on a corpus of `python -m data scores`
-  python -m benchmarks probe --runs 1 --tracks 24 --epochs 2    a quick look, half a minute
+  python -m benchmarks probe --runs 1 --tracks 24 --epochs 2    quicker, half a minute
 
 Both sides train every probe of the grid (each layer, the mean, the weighted sum and the reduction of all layers, times
 learning rates, times seeds) with the same initial weights, order of batches, stopping rule and encoder, choose on
-validation and read the test split for the chosen one. The peer does it as MARBLE does: no feature is kept, the encoder
-runs on every batch of training and validation in every epoch, one probe at a time, all of them to their end; it is
-handed its audio in memory, where ours reads files. That both end at the same probes is checked and printed.
+validation and read the test split for the chosen one. The peer does it as MARBLE does: it stores no features,
+runs the encoder on every batch of training and validation in every epoch, and trains one probe at a time. It gets its
+audio in memory, while ours reads files. Both choices are printed.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from benchmarks import arguments_of
 from benchmarks.alternate import HEADER, alternate, machine
 from benchmarks.probe_alone import Place, Probe, Slices, outputs_of, train_alone
 from distributed.marble.datasets.corpus import LabelledCorpus, read_labelled_corpus
@@ -42,8 +42,8 @@ from pupujepa.randomness import generator
 
 AIM = 20.0
 PREDICTION = (
-    "about the number of probes times epochs over one and a bit: the peer runs the encoder for each of them, we run it "
-    "once; what is left of ours is the bank and reading the audio. 30 to 60 for this grid, more for a larger one."
+    "slightly less than the number of probes times epochs: the peer runs the encoder for each of them, ours runs it "
+    "once. The rest of ours is the bank and reading audio. 30 to 60 for this grid, more for a larger one."
 )
 RATE_HZ = 24_000
 SECONDS = 2.56
@@ -52,7 +52,7 @@ SPLITS = ("train", "train", "train", "valid", "test")
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a side ends with: the place of the chosen probe in the grid, and its scores."""
+    """The chosen probe of a side: its position in the grid, and its scores."""
 
     layer: int
     rate: int
@@ -62,7 +62,7 @@ class Chosen:
 
 def main() -> None:
     """Prints the comparison as Markdown."""
-    args = parse(sys.argv[sys.argv.index("probe") + 1 :] if "probe" in sys.argv else [])
+    args = parse(arguments_of("probe"))
     torch.set_num_threads(1)
     print(f"{machine()}, one thread\n\nprediction: {PREDICTION}\n")
     with tempfile.TemporaryDirectory() as folder:
@@ -111,14 +111,14 @@ class Grid:
 
     @property
     def rows(self) -> list[Place]:
-        """The layers, then the readouts of all of them, at any rate and seed."""
+        """Rows of the grid: each layer, then the readouts of all layers."""
         layers = range(len(self.encoder.layer_names))
         together = [r for r in self.data.task.fit.readouts if r != "layers"]
         return [Place("layers", i, 0.0, 0) for i in layers] + [Place(r, 0, 0.0, 0) for r in together]
 
 
 def make_grid(args: argparse.Namespace, folder: Path) -> Grid:
-    """Returns the grid on a small untrained encoder; the bank does not ask what a network has learned."""
+    """Returns the grid on a small untrained encoder; time does not depend on training."""
     corpus = (
         read_labelled_corpus(args.corpus) if args.corpus else chords(folder / "chords", tracks=args.tracks * 5 // 3)
     )
@@ -147,7 +147,7 @@ def key_task(*, epochs: int, seeds: int) -> Task:
 
 
 def bank_of_all(grid: Grid) -> Chosen:
-    """Our side: files to features to the chosen probe's test score."""
+    """Runs our side, from files over features to the chosen probe's test score."""
     every = [s for split in grid.data.splits.values() for s in split.slices]
     plan = plan_features(grid.data.task.clips, every, with_frames=(), frame_layers=0)
     with tempfile.TemporaryDirectory() as cache:
@@ -160,7 +160,7 @@ def bank_of_all(grid: Grid) -> Chosen:
 
 
 def one_by_one(grid: Grid) -> Chosen:
-    """The peer: every probe by itself, the encoder in its loop."""
+    """Runs the peer: one probe at a time, with the encoder in its loop."""
     fit, outputs = grid.data.task.fit, len(grid.data.space.classes)
     training = Training(fit=fit, kind="multiclass", outputs=outputs, protocol="clean", name=grid.data.task.name)
     splits = {name: through_encoder(grid, name) for name in grid.audio}
@@ -188,7 +188,7 @@ def score(grid: Grid, probes: Sequence[Probe], splits: dict[str, Slices], name: 
 
 
 def through_encoder(grid: Grid, name: str) -> Slices:
-    """Returns a split whose features are computed whenever they are asked for."""
+    """Returns a split that computes features on every access."""
     audio_NS, of_slices, _ = grid.audio[name]
 
     def features(rows_B: Tensor) -> Tensor:

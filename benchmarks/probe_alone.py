@@ -1,8 +1,7 @@
-"""One probe in plain torch, trained as MARBLE does it: what the bank is compared with, in results and in time.
+"""One probe in plain torch, trained as MARBLE does: the reference of the bank in results and time.
 
-Nothing is shared with the bank but what is drawn (initial weights, order, dropout), so that both can end at the same
-probe. Features come from a function of the slices' numbers: MARBLE runs its encoder there, for every batch of every
-epoch.
+It shares only random draws with the bank (initial weights, order, dropout), so that both can end at the same probe.
+Features come from a function of the slices' numbers: MARBLE runs its encoder there, for every batch of every epoch.
 
 Legend: N slices, B slices in a batch, L layers, T frames, D width, U hidden units, C outputs.
 """
@@ -33,7 +32,7 @@ class Slices:
 
 @dataclass(frozen=True)
 class Place:
-    """Which probe of a grid: the layer counts for readout "layers" alone."""
+    """Position of a probe in a grid; `layer` matters for readout "layers" only."""
 
     readout: Readout
     layer: int
@@ -79,7 +78,7 @@ def alone(training: Training, place: Place) -> Training:
 
 
 def train_alone(probe: Probe, train: Slices, valid: Slices) -> int:
-    """Trains a probe in place and returns the epoch it is from, counted from 0."""
+    """Trains a probe in place and returns the epoch of its weights, counted from 0."""
     training, fit = probe.training_of, probe.training_of.fit
     optimiser = torch.optim.Adam(probe.parameters(), lr=probe.place.rate)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -135,7 +134,7 @@ def _monitor(probe: Probe, valid: Slices) -> float:
 
 
 def loss_of(outputs_BTC: Tensor, targets: Tensor, kind: TargetKind) -> Tensor:
-    """Returns torch's own loss of a batch; frames of class -1 are left out of it."""
+    """Returns torch's loss of a batch, without frames of class -1."""
     if kind in ("multiclass", "frame_classes"):
         return functional.cross_entropy(outputs_BTC.flatten(0, 1), targets.flatten(), ignore_index=-1)
     outputs: Any = outputs_BTC if kind == "frames" else outputs_BTC.squeeze(1)

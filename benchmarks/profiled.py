@@ -1,4 +1,4 @@
-"""Where the time of one process goes: cProfile's functions by their own time, as a Markdown table."""
+"""A profile of one process: functions by own time from cProfile, as a Markdown table."""
 
 import cProfile
 import pstats
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def profile(work: Callable[[], object], *, rows: int = 14) -> str:
-    """Runs `work` once uncounted and once under the profiler, which makes short functions look slower than they are."""
+    """Runs `work` once uncounted and once under the profiler, which exaggerates short functions."""
     work()
     profiler = cProfile.Profile()
     profiler.runcall(work)

@@ -1,18 +1,16 @@
-"""Resuming in the middle of an epoch of ten million samples: seconds from the manifest on disk to the first order.
+"""Resuming within an epoch of ten million samples: seconds from the manifest to the first order.
 
   python -m benchmarks seek                                     10 million samples in 10,000 and in 50,000 shards
   python -m benchmarks seek --samples 100000 --shards 500       quicker
 
-The shards do not exist: their manifest does, and everything from reading it to the list of samples of a step in the
-middle of the fourth epoch is the real thing, in a fresh process. What a resumed run does beyond that depends on the
-store: one index and one sample for each row of the first micro-batch (`tests/data/stream/test_stream.py` counts the
-bytes).
+Only the manifest exists, not its shards. Everything from reading it to the list of samples of a step in the middle of
+the fourth epoch is real, in a fresh process. The rest of a resume depends on the store: one index and one sample for
+each row of the first micro-batch (`tests/data/stream/test_stream.py` counts the bytes).
 """
 
 import argparse
 import pickle
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks import arguments_of
 from benchmarks.alternate import machine
 from data.order.mix import MixOrder
 from data.order.ranks import lanes_of_rank
@@ -42,7 +41,7 @@ PREDICTION = (
 
 @dataclass(frozen=True)
 class Seek:
-    """Seconds of each part of a resume, and what the manifest takes: bytes on disk, in memory, and sent to a worker."""
+    """Seconds of each phase of a resume; bytes of the manifest on disk, in memory, and sent to a worker."""
 
     manifest_bytes: int
     resident_bytes: int
@@ -56,13 +55,13 @@ class Seek:
 
     @property
     def total_s(self) -> float:
-        """From the manifest on disk to the list of samples."""
+        """Seconds from the manifest on disk to the list of samples."""
         return self.read_s + self.digest_s + self.seek_s + self.order_s
 
 
 def main() -> None:
     """Prints a row for every number of shards and ranks."""
-    args = parse(sys.argv[sys.argv.index("seek") + 1 :] if "seek" in sys.argv else [])
+    args = parse(arguments_of("seek"))
     print(f"{machine()}\n\nprediction: {PREDICTION}. Aim: below {AIM_S:g} s in all.\n")
     print(
         "| samples | shards | ranks | manifest, MB | in memory, MiB | read, s | digest, s | seek, s | order, s "
@@ -91,7 +90,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(samples: int, shards: int, *, ranks: int) -> Seek:
-    """Writes the manifest of such a set, and resumes one rank of a run on it in a fresh process."""
+    """Writes a synthetic manifest, and resumes one rank on it in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         write_manifest(folder, synthetic_manifest(samples, shards))
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
@@ -99,7 +98,7 @@ def measure(samples: int, shards: int, *, ranks: int) -> Seek:
 
 
 def synthetic_manifest(samples: int, shards: int) -> Manifest:
-    """The manifest of a set that was never built; its shards hold `samples / shards` samples, or one more."""
+    """Returns a manifest without shards, each of `samples / shards` samples or one more."""
     entries = []
     for shard in range(shards):
         held = samples // shards + (shard < samples % shards)
@@ -146,5 +145,5 @@ def _resume(folder: str, ranks: int) -> Seek:
 
 def _resident_bytes() -> int:
     match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match, "the kernel tells no VmRSS; this benchmark needs Linux"
+    assert match, "the kernel reports no VmRSS; this benchmark needs Linux"
     return int(match[1]) * 1024

@@ -1,16 +1,15 @@
-"""Our training step against a straightforward one in the manner of the release: seconds per step, at Tiny and Base.
+"""Our training step against a straightforward one in the style of the release: seconds per step.
 
-  python -m benchmarks step                                on a GPU where there is one, else on one CPU thread
-  python -m benchmarks step --models large --batch 32      with the share of the GPU's bf16 peak that is reached
+  python -m benchmarks step                                on a GPU if there is one, else on one CPU thread
+  python -m benchmarks step --models large --batch 32      with the share of the GPU's bf16 peak
 
 A step is masks, forward and backward in bf16; the optimiser is the same on both sides and left out. The peer follows
 the same method on the same parameters: masks sample by sample on tensors (benchmarks/masks.py), tokens gathered by
-boolean masks, angles computed anew by every stack, rotation on complex numbers, torch's attention, the loss fetched as
-a number after every step. With equal masks both sides give the same loss; the difference is printed first.
+boolean masks, angles computed again by every stack, rotation on complex numbers, torch's attention, the loss fetched as
+a number after every step. With equal masks both sides give the same loss; the difference is printed.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks import arguments_of
 from benchmarks.alternate import HEADER, Comparison, alternate, machine
 from benchmarks.masks import loop_blocks, loop_random, loop_stripes
 from distributed.run.speed import peak_flops_of
@@ -40,7 +40,7 @@ MASKS = MaskConfig()
 
 def main() -> None:
     """Prints the comparison as Markdown."""
-    args = parse(sys.argv[sys.argv.index("step") + 1 :] if "step" in sys.argv else [])
+    args = parse(arguments_of("step"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def ours_of(step: TrainingStep, mel_BTF: Tensor, *, compiled: bool) -> Callable[[], None]:
-    """Returns our step: masks by the stream's own way, each from its key."""
+    """Returns our step, with masks drawn from keys as in the stream."""
     forward = torch.compile(step, fullgraph=True) if compiled else step
     calls = iter(range(1 << 30))
 
@@ -92,7 +92,7 @@ def our_masks(config: ModelConfig, batch: int, number: int, device: torch.device
 
 
 def straightforward_step(model: PupuJEPA, mel_BTF: Tensor) -> None:
-    """The peer's step: one strategy for the batch, as released."""
+    """Runs the peer's step, with one masking strategy for the batch, as released."""
     draw = (loop_random, loop_random, loop_blocks, loop_stripes)[int(torch.randint(4, (1,)).item())]
     hidden_BN = torch.zeros(len(mel_BTF), model.config.num_patches, dtype=torch.bool)
     hidden_BN.scatter_(1, draw(len(mel_BTF))[1], value=True)
@@ -103,7 +103,7 @@ def straightforward_step(model: PupuJEPA, mel_BTF: Tensor) -> None:
 
 
 def straightforward_loss(model: PupuJEPA, mel_BTF: Tensor, hidden_BN: Tensor) -> Tensor:
-    """Returns the loss of a batch whose hidden patches are True; as many in every sample."""
+    """Returns the loss of a batch; hidden patches are True, the same number in every sample."""
     config = model.config
     with torch.autocast(mel_BTF.device.type, dtype=torch.bfloat16):
         tokens_BND = model.patch_embed(mel_BTF)
@@ -159,7 +159,7 @@ def turned(x_BHND: Tensor, angles: Tensor) -> Tensor:
 
 @torch.no_grad()
 def loss_gap(model: PupuJEPA, mel_BTF: Tensor) -> float:
-    """Returns by how much the two sides' losses differ on equal masks, relative."""
+    """Returns the relative difference of both losses on equal masks."""
     context_BK, target_BM = our_masks(model.config, len(mel_BTF), 0, mel_BTF.device)
     ours, _ = TrainingStep(model, OBJECTIVE, torch.bfloat16)(mel_BTF, context_BK, target_BM)
     hidden_BN = torch.zeros(len(mel_BTF), model.config.num_patches, dtype=torch.bool, device=mel_BTF.device)
@@ -168,7 +168,7 @@ def loss_gap(model: PupuJEPA, mel_BTF: Tensor) -> float:
 
 
 def throughput(config: ModelConfig, compared: Comparison, batch: int, device: torch.device) -> str:
-    """Returns crops and operations per second of our side, and their share of the GPU's peak where it is known."""
+    """Returns crops and operations per second of our side, and their share of a known GPU's peak."""
     seconds = sorted(compared.ours_s)[len(compared.ours_s) // 2]
     tflops = training_cost(config, MASKS, OBJECTIVE).total * batch / seconds / 1e12
     text = f"{batch / seconds:.2f} crops/s, {tflops:.2f} TFLOP/s"
@@ -179,11 +179,11 @@ def throughput(config: ModelConfig, compared: Comparison, batch: int, device: to
 
 
 def where(device: torch.device) -> str:
-    """Returns the machine in words."""
+    """Returns the name of the device and the machine."""
     return f"{torch.cuda.get_device_name()}; {machine()}" if device.type == "cuda" else f"{machine()}, one thread"
 
 
 def wait(device: torch.device) -> None:
-    """Waits for what was started on a GPU."""
+    """Waits for the kernels of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,20 +1,20 @@
-"""What each fault of a training on two ranks costs: the run with the fault, to its end, against the run without.
+"""Cost of each fault of a training on two ranks: the run with the fault against the run without.
 
   python -m benchmarks training_faults            all cases, about 8 min
   python -m benchmarks training_faults --write    also puts the rows into docs/training_faults.md
-  python -m benchmarks training_faults --only=NaN --write    plays those cases alone, and keeps the other rows
+  python -m benchmarks training_faults --only NaN --write    plays those cases alone and keeps the other rows
 
-The cases are those of the tests (tests/distributed/fault_cases.py): a small model on two CPU ranks, started again as
-often as it takes to finish. Seconds lost contain what a start costs, the steps since the last checkpoint, and waiting.
+The cases are those of the tests (tests/distributed/fault_cases.py): a small model on two CPU ranks, restarted until it
+finishes. Seconds lost include the starts, the steps since the last checkpoint, and waiting.
 """
 
 import argparse
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from benchmarks import arguments_of
 from tests.distributed.fault_cases import CASES, Case, Outcome, Site, build_shards, start_anew, straight
 
 PAGE = Path(__file__).parents[1] / "docs" / "training_faults.md"
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the rows into docs/training_faults.md")
     parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
-    args = parser.parse_args([word for word in sys.argv[1:] if word.startswith("-")])
+    args = parser.parse_args(arguments_of("training_faults"))
     print(HEADER, end="", flush=True)
     rows = {}
     with tempfile.TemporaryDirectory(prefix="training-faults-") as folder:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def updated(page: str, rows: Mapping[str, str]) -> str:
-    """Returns the page with new rows, by fault; cases that have none keep the one they had."""
+    """Returns the page with new rows by fault; other cases keep their rows."""
     before, _, rest = page.partition(MARKS[0])
     table, _, after = rest.partition(MARKS[1])
     known = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines(keepends=True)} | dict(rows)
@@ -50,7 +50,7 @@ def updated(page: str, rows: Mapping[str, str]) -> str:
 def _rows(folder: Path, only: str) -> Iterator[tuple[Case, str]]:
     shards = str(folder / "shards")
     build_shards(shards)
-    straight(Site(folder / "warm", shards, start_anew))  # files are read from disk once
+    straight(Site(folder / "warm", shards, start_anew))  # warms the page cache
     usual_s = straight(Site(folder / "straight", shards, start_anew)).seconds
     for number, case in enumerate(CASES):
         if re.search(only, case.fault):
@@ -59,10 +59,10 @@ def _rows(folder: Path, only: str) -> Iterator[tuple[Case, str]]:
 
 
 def row_of(case: Case, outcome: Outcome, *, lost_s: float) -> str:
-    """Returns a row of the table: what came of the case, as it was seen.
+    """Returns a row of the table: the observed outcome of a case.
 
     Raises:
-        RuntimeError: it did not end as foreseen, or the fault did not strike.
+        RuntimeError: it did not end as expected, or the fault did not occur.
     """
     lines = [line for text in outcome.said for line in text.splitlines() if re.search(case.said, line)]
     if not lines or outcome.codes[0] != case.codes:

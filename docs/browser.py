@@ -1,7 +1,7 @@
-"""A page in a real browser, for pictures of a report and for its tests: headless Chromium over its DevTools protocol.
+"""A page in a real browser: headless Chromium over its DevTools protocol, for pictures and tests.
 
 The protocol is JSON over one WebSocket (https://chromedevtools.github.io/devtools-protocol/); the few commands used
-here need no driver library. The browser gets a profile of its own, in a temporary folder, and no network is needed.
+here need no driver library. The browser gets a new profile in a temporary folder, and needs no network.
 """
 
 import asyncio
@@ -41,12 +41,12 @@ LEAVE_DEADLINE_S = 30.0
 
 
 class BrowserError(UserError):
-    """No browser, or one that did not answer."""
+    """There is no browser, or it did not answer."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What the page is looked at with."""
+    """Size, colour scheme and medium of the page."""
 
     width: int = 1280
     height: int = 900
@@ -57,7 +57,7 @@ class View:
 
 @dataclass
 class Visit:
-    """What happened during a visit: the script's result, console errors, requested URLs, pictures by selector."""
+    """Record of a visit: the script's result, console errors, requested URLs, pictures by selector."""
 
     result: Any = None
     errors: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Browser:
         self._profile.cleanup()
 
     def visit(self, url: str, script: str = "null", *, view: View = View(), pictures: Sequence[str] = ()) -> Visit:
-        """Opens `url` in a new tab, evaluates `script` there and takes a picture of the first match of each selector.
+        """Opens `url` in a new tab, evaluates `script` and takes a picture of each selector's first match.
 
         Args:
             script: a JavaScript expression; a promise is awaited; its value must be JSON.

@@ -1,12 +1,11 @@
-"""Measures what differs from the release, for docs/differences.md: `python docs/differences.py --write`
+"""Measurement of the differences from the release: `python docs/differences.py --write`
 
-Prints the tables, or with --write puts them between their marks in the page. Features are those of Tiny with its
-initial weights of seed 0 and audio of seed 0, so that anybody gets the same numbers without a download; with
-`--weights FOLDER` they are those of your weights (printed, never written). Takes about a minute on two cores.
+Prints the tables, or with --write puts them into docs/differences.md. Features are those of Tiny with initial weights
+and audio of seed 0, so everybody gets the same numbers without a download. With `--weights FOLDER` they are those of
+your weights (printed, never written). It takes about a minute on two cores.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from docs.differences_measured import SECTIONS, SEED  # noqa: E402 - run as a script, the root is not on the path before
+from docs.marks import with_section  # noqa: E402
 from pupujepa.cost.sizes import model_size  # noqa: E402
 from pupujepa.model.model import PupuJEPA  # noqa: E402
 from pupujepa.weights.weights import load  # noqa: E402
@@ -26,11 +26,7 @@ def write(tables: dict[str, str]) -> None:
     """Puts every table between its marks in the page."""
     text = PAGE.read_text()
     for name, content in tables.items():
-        begin, end = f"<!-- {name}: python docs/differences.py --write -->", f"<!-- /{name} -->"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        if not re.search(pattern, text, flags=re.DOTALL):
-            raise SystemExit(f"error: {PAGE} has no part between {begin} and {end}")
-        text = re.sub(pattern, lambda _, b=begin, c=content, e=end: f"{b}\n{c}\n{e}", text, flags=re.DOTALL)
+        text = with_section(text, name, content, command="python docs/differences.py --write")
     PAGE.write_text(text)
 
 
@@ -41,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--weights", help="measure features of these weights instead of untrained ones")
     args = parser.parse_args(argv)
     if args.write and args.weights:
-        parser.error("the page holds what anybody can measure; print the numbers of your own weights without --write")
+        parser.error("the page holds numbers that everybody can measure; omit --write to print those of your weights")
     model = load(args.weights) if args.weights else PupuJEPA(model_size("tiny"), seed=SEED).eval()
     tables = {name: section(model) for name, section in SECTIONS.items()}
     if args.write:

@@ -1,4 +1,4 @@
-"""What differs from the release, measured: one function for each table of docs/differences.md, by `SECTIONS`.
+"""Differences from the release, measured: `SECTIONS` has a function for each table of the page.
 
 Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width, S samples.
 """
@@ -34,7 +34,7 @@ ARGS_EXAMPLE = '{"preprocess": {"sample_rate": 24000, "n_mels": 128,}, "model": 
 
 
 def rope(model: PupuJEPA) -> str:
-    """Positions relative to the clip: how far they stretch time, and what that does to the features."""
+    """Measures how much positions relative to the clip stretch time and change features."""
     rows = []
     for seconds in CLIPS_S:
         mel_BTF = music_like(model, seconds)
@@ -53,7 +53,7 @@ def rope(model: PupuJEPA) -> str:
 
 
 def qk_norm(model: PupuJEPA) -> str:
-    """Believing args.json: the tensors that would be missing, and the features with queries and keys normed."""
+    """Counts tensors that args.json promises in vain, and measures features with norms."""
     missing = {}
     for size in ("tiny", "large"):
         config = model_size(size)
@@ -76,7 +76,7 @@ def qk_norm(model: PupuJEPA) -> str:
 
 
 def args_json(model: PupuJEPA) -> str:
-    """The released args.json is no JSON."""
+    """Shows that the released args.json is not JSON."""
     try:
         json.loads(ARGS_EXAMPLE)
         plain = "reads it"
@@ -90,7 +90,7 @@ def args_json(model: PupuJEPA) -> str:
 
 
 def silence(model: PupuJEPA) -> str:
-    """A clip filled up to a crop with silence and with zeros: what becomes of the features of its own second."""
+    """Measures the features of a second that is padded to a crop with silence and with zeros."""
     mel_BTF = music_like(model, 1.0)
     alone_ND = features(model, mel_BTF)
     quiet_BTF = spectrogram(model, np.zeros(model.frontend.sample_rate_hz, np.float32))
@@ -105,7 +105,7 @@ def silence(model: PupuJEPA) -> str:
 
 
 def predictor_heads(model: PupuJEPA) -> str:
-    """Weights do not say how many heads they have: a wrong number loads without an error."""
+    """Measures predictions with a wrong number of heads, which loads without an error."""
     mel_BTF = music_like(model, model.config.crop_frames / model.frontend.frames_per_s)
     rng = generator(SEED, "differences", "heads")
     mask = draw_mask(rng, MaskConfig(), steps=model.config.grid_steps, bands=model.config.grid_bands, progress=0.0)
@@ -119,7 +119,7 @@ def predictor_heads(model: PupuJEPA) -> str:
 
 
 def mask_counts(model: PupuJEPA) -> str:
-    """How many patches stay visible, by strategy."""
+    """Counts visible patches by strategy."""
     patches, ratio = 2048, 0.8
     released = f"{math.floor(patches * (1 - ratio))} (random), {patches - int(patches * ratio)} (others)"
     ours = {len(_mask(MaskConfig(), i, strategy).context) for i in range(50) for strategy in range(3)}
@@ -133,7 +133,7 @@ def mask_counts(model: PupuJEPA) -> str:
 
 
 def mask_coverage(model: PupuJEPA) -> str:
-    """How often the edges of the grid are hidden, and how often a whole band is."""
+    """Measures how often edges of the grid, and whole bands, are hidden."""
     rows = []
     for balanced in (False, True):
         for strategy in (BLOCK, TIME_FREQUENCY):
@@ -158,7 +158,7 @@ def mask_coverage(model: PupuJEPA) -> str:
 
 
 def strategy_draws(model: PupuJEPA) -> str:
-    """How many steps of a run see no block mask at all, after the warm-up."""
+    """Computes the share of steps without any block mask, after the warm-up."""
     share, batch = 0.25, 1024
     return table(
         ("strategy is drawn", f"steps without a single block mask (share {share:g}, batch {batch})"),
@@ -167,7 +167,7 @@ def strategy_draws(model: PupuJEPA) -> str:
 
 
 def sizes(model: PupuJEPA) -> str:
-    """Parameters of the encoders beside those of a plain ViT of their width and depth."""
+    """Counts parameters of the encoders beside those of a plain ViT of equal width and depth."""
     rows = []
     for size in SIZES:
         config = model_size(size)
@@ -178,7 +178,7 @@ def sizes(model: PupuJEPA) -> str:
 
 
 def precision(model: PupuJEPA) -> str:
-    """What bf16 does to the teacher's average and to rotary angles."""
+    """Measures the effect of bf16 on the teacher's average and on rotary angles."""
     momentum, updates = 0.99999, 1000
     draw = torch.Generator().manual_seed(SEED)
     start = torch.randn(100_000, generator=draw) * 0.02

@@ -1,10 +1,9 @@
-"""Puts a finished demo into the README: pictures, facts and the probe table. `python docs/figures.py runs/demo`
+"""Pictures, facts and probe table of the README, from a finished demo: `python docs/figures.py RUN`
 
-No figure in the README is typed by hand: each comes from the run's summary.json, results.jsonl or page.
+Each figure of the README comes from the run's summary.json, results.jsonl or page.
 """
 
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -16,10 +15,11 @@ from benchmarks.alternate import machine  # noqa: E402 - run as a script, the ro
 from data.store.store import open_store  # noqa: E402
 from distributed.report.inputs import ReportError  # noqa: E402
 from docs.browser import Browser, View  # noqa: E402
+from docs.marks import with_section  # noqa: E402
 
 README = ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
-# parts of a run's page, by the name of their picture
+# selectors in the page of a run, by the name of their picture
 FIGURES = {
     "overview": "header.head",
     "masks": "#music .masks",
@@ -40,12 +40,12 @@ TITLES = {
 
 
 def main(run_dir: Path) -> None:
-    """Renews docs/images and the two marked parts of the README."""
+    """Renews docs/images and the two marked sections of the README."""
     summary = json.loads((run_dir / "summary.json").read_text())
     figure_files(run_dir, IMAGES)
     text = README.read_text()
-    text = _between(text, "facts", facts(summary))
-    text = _between(text, "table", table(summary["probes"]))
+    for name, content in (("facts", facts(summary)), ("table", table(summary["probes"]))):
+        text = with_section(text, name, content, command="python docs/figures.py")
     README.write_text(text)
 
 
@@ -74,7 +74,7 @@ def figure_files(run_dir: str | Path, out: Path) -> list[Path]:
 
 
 def facts(summary: dict) -> str:
-    """The run in three lines."""
+    """Returns the facts of a run, in one paragraph."""
     seconds = summary["seconds"]
     phases = ", ".join(f"{phase} {took:.0f} s" for phase, took in seconds.items())
     return (
@@ -86,7 +86,7 @@ def facts(summary: dict) -> str:
 
 
 def table(probes: dict) -> str:
-    """Trained beside the baselines; the gain over random init with its paired 95 % interval over pieces."""
+    """Returns the probe table: trained, the baselines, and the gain with its paired 95 % interval."""
     lines = ["| task | trained | random init | log-mel | chroma | trained - random init |", "|---|---|---|---|---|---|"]
     for task, title in TITLES.items():
         row = probes[task]
@@ -95,14 +95,6 @@ def table(probes: dict) -> str:
         low, high = row["gain_interval"]
         lines.append(f"| {title} | {cells} | {row['gain']:+.3f} [{low:+.3f}, {high:+.3f}] |")
     return "\n".join(lines)
-
-
-def _between(text: str, mark: str, content: str) -> str:
-    begin, end = f"<!-- {mark}: python docs/figures.py -->", f"<!-- /{mark} -->"
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    if not re.search(pattern, text, flags=re.DOTALL):
-        raise SystemExit(f"error: the README has no part between {begin} and {end}")
-    return re.sub(pattern, lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

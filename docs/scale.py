@@ -1,8 +1,8 @@
-"""Works out what training at scale needs, for docs/scale.md: `python docs/scale.py --write`
+"""Computation of the needs of training at scale: `python docs/scale.py --write`
 
-Prints the tables, or with --write puts them between their marks in the page and draws its picture. Most are arithmetic,
-from the code's own counts and the constants of benchmarks/simulate/setting.py; two are simulated and take a few
-minutes (`--without-simulation` leaves them as they are).
+Prints the tables, or with --write puts them into docs/scale.md and draws its picture. Most are arithmetic from the
+code's counts and the constants of benchmarks/simulate/setting.py. Two are simulated and take a few minutes
+(`--without-simulation` skips them).
 """
 
 import argparse
@@ -35,6 +35,7 @@ from benchmarks.simulate.setting import (  # noqa: E402
 from data.building.build import BuildConfig  # noqa: E402
 from data.stream.config import StreamConfig  # noqa: E402
 from distributed.experiment import Experiment, load_experiment  # noqa: E402
+from docs.marks import with_section  # noqa: E402
 from docs.scale_limits import in_words, limits  # noqa: E402
 from pupujepa.cost.cost import count_parameters  # noqa: E402
 from pupujepa.cost.memory import memory_per_rank  # noqa: E402
@@ -48,7 +49,7 @@ MEGA, GIGA, TERA, GIB = 1e6, 1e9, 1e12, 2**30
 
 
 def constants() -> str:
-    """Every number that the code does not decide."""
+    """Returns the table of all numbers that the code does not decide."""
     rows = [
         (name, f"{number.value:.4g} {number.unit}".strip(), kind, number.source)
         for kind, numbers in (("measured", MEASURED), ("assumed", ASSUMED))
@@ -58,7 +59,7 @@ def constants() -> str:
 
 
 def gpu() -> str:
-    """What one GPU eats, by model size."""
+    """Returns the table of data rates of one GPU, by model size."""
     rows = []
     for size in SIZES:
         one, three = (Setting(size, gpus=1, hours=1e5, crops_per_sample=crops) for crops in (1, 3))
@@ -77,7 +78,7 @@ def gpu() -> str:
 
 
 def cluster() -> str:
-    """What all GPUs read together."""
+    """Returns the table of data rates of a cluster."""
     rows = []
     for size in SIZES:
         for gpus in GPUS:
@@ -100,7 +101,7 @@ def cluster() -> str:
 
 
 def corpus() -> str:
-    """A corpus by its hours: bytes, shards, and what 512 GPUs with 1,024 lanes make of it."""
+    """Returns the table of corpora by hours: bytes, shards, and reads by 512 GPUs with 1,024 lanes."""
     rows = []
     for hours in HOURS:
         codes, values = (Setting("base", gpus=512, hours=hours, dtype=dtype) for dtype in BYTES_OF_VALUE)
@@ -126,7 +127,7 @@ def corpus() -> str:
 
 
 def node() -> str:
-    """What a node's cache must hold, and what a rank must fetch ahead."""
+    """Returns the table of a node's cache and a rank's prefetching."""
     rows = []
     for gpus, lanes in ((8, 16), (8, 64), (64, 64), (64, 128), (512, 512), (512, 1024)):
         setting = Setting("base", gpus=gpus, hours=1e5, lanes=lanes)
@@ -151,7 +152,7 @@ def node() -> str:
 
 
 def checkpoints() -> str:
-    """What checkpoints write."""
+    """Returns the table of checkpoints: sizes, intervals, seconds to write."""
     every = _paper().checkpoint.every
     rows = []
     for size in SIZES:
@@ -198,7 +199,7 @@ def simulated() -> dict[str, str]:
 
 
 def draw(shares: Sequence[Sequence[float]]) -> None:
-    """Draws the share of waiting against the prefetch depth, a curve for each latency."""
+    """Draws the share of waiting over the prefetch depth, one curve per latency."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -221,12 +222,7 @@ def write(tables: dict[str, str]) -> None:
     """Puts every table between its marks in the page."""
     text = PAGE.read_text()
     for name, content in tables.items():
-        begin, end = f"<!-- {name}: python docs/scale.py --write -->", f"<!-- /{name} -->"
-        before, found_begin, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found_begin and found_end):
-            raise SystemExit(f"error: {PAGE} has no part between {begin} and {end}")
-        text = f"{before}{begin}\n{content}\n{end}{after}"
+        text = with_section(text, name, content, command="python docs/scale.py --write")
     PAGE.write_text(text)
 
 

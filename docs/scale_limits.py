@@ -1,4 +1,4 @@
-"""Where the design of the stream gives out at scale, with the numbers that say so: a table of docs/scale.md."""
+"""Limits of the stream at scale, with their numbers: a table of docs/scale.md."""
 
 from benchmarks.simulate.command import as_markdown
 from benchmarks.simulate.setting import ASSUMED, MEASURED, Setting
@@ -9,7 +9,7 @@ MEGA, GIGA, GIB = 1e6, 1e9, 2**30
 
 
 def limits() -> str:
-    """Where the design gives out, with the numbers that say so."""
+    """Returns the table of limits, each with its remedy."""
     one_node = Setting("base", gpus=8, hours=1e5, lanes=64)
     wide = Setting("base", gpus=512, hours=1e5)
     tiny = Setting("tiny", gpus=512, hours=1e5)
@@ -91,7 +91,7 @@ def limits() -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Returns a time in the unit that suits it."""
+    """Returns a time in a suitable unit."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:

@@ -1,4 +1,4 @@
-"""Engines on synthetic batches: ours as the trainer builds it, and a bare torch loop of the same arithmetic."""
+"""Engines on synthetic batches: the trainer's, and a bare torch loop with the same arithmetic."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Inputs:
 
 
 def experiment_of(settings: dict[str, Any], *, ranks: int) -> Experiment:
-    """Returns the experiment of a setting: {"preset", "overrides"}, the global batch being what the ranks hold."""
+    """Returns the experiment of {"preset", "overrides"}; global batch = micro-batch x ranks."""
     experiment = load_experiment([settings["preset"]], overrides=settings["overrides"])
     batch = max(experiment.engine.micro_batch, 1) * ranks
     overrides = [*settings["overrides"], f"stream.global_batch={batch}"]
@@ -79,7 +79,7 @@ class OurEngine:
         return loss
 
     def set_rate(self) -> None:
-        """Before each step."""
+        """Sets the learning rate, before each step."""
         set_learning_rate(self.engine, RATE)
 
     def apply(self) -> None:
@@ -87,7 +87,7 @@ class OurEngine:
         self.engine.step()
 
     def update(self, inputs: Inputs) -> None:
-        """One whole step."""
+        """Runs one whole step."""
         self.set_rate()
         self.engine.backward(self.forward(inputs))
         self.apply()
@@ -97,7 +97,7 @@ class OurEngine:
 def bare_loop(
     experiment: Experiment, device: torch.device, *, ranks: int, fused: bool | None = None
 ) -> Callable[[Inputs], None]:
-    """Returns the step of a plain loop: forward, backward, clip, torch's AdamW, teacher; DDP where there are ranks.
+    """Returns the step of a plain loop: forward, backward, clip, AdamW, teacher; DDP on several ranks.
 
     Args:
         fused: AdamW's kernel; None is torch's choice, on a CPU a loop over tensors.

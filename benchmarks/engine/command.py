@@ -1,9 +1,9 @@
-"""The training engine: overhead over a bare loop, checkpoints, resuming, diagnostics, scaling, memory against its plan.
+"""The training engine: overhead over a bare loop, checkpoints, resuming, scaling, planned memory.
 
   python -m benchmarks engine                         all of it on CPU ranks of one thread: about half an hour
   python -m benchmarks engine --overhead --checkpoints           some of it
   python -m benchmarks engine --plan-memory           peaks of ranks against `distributed plan`: ten minutes
-  python -m benchmarks engine --quick ...             few repetitions: shows that it works, measures nothing
+  python -m benchmarks engine --quick ...             few repetitions: a smoke test
 
 Both sides of the overhead run in one process, on the same batch, in turn: ours is Trainer's step with its reductions,
 its guard and its log; the bare loop is forward, backward, clipping, AdamW and the teacher's average on the same model,
@@ -12,7 +12,6 @@ under DistributedDataParallel where there are two ranks.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,20 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import arguments_of
 from benchmarks.engine import memory as engine_memory
 from benchmarks.engine import trainer as engine_trainer
 from benchmarks.engine.launch import on_ranks
 from benchmarks.step import where
 from benchmarks.stream.corpus import CorpusConfig, make_corpus
+from distributed.engine.engine import ZERO_STAGES
 from pupujepa.randomness import generator
 
 PREDICTION = (
-    "overhead 1 % at stage 0 and 2 % at stage 1, since DeepSpeed's hooks and copies of the gradients are small beside "
+    "overhead 2 % at stage 1, since DeepSpeed's hooks and copies of the gradients are small beside "
     "0.3 s of computation; on two ranks the same, because DDP copies gradients too. A synchronous save of the demo "
     "model stalls for 0.3 s, a step; one in the background for a third of a step. Resuming takes 10 s, of which 8 are "
     "imports and rendezvous. Diagnostics cost 1.5 % at the demo's intervals. Two ranks reach 1.85 times the crops of "
     "one, losing to the memory bus. Planned memory is within 10 % of the measured peak everywhere, within 3 % at "
-    "stages 0 to 2."
+    "stages 1 and 2."
 )
 PARTS = ("overhead", "checkpoints", "resume", "diagnostics", "scaling", "plan-memory")
 # name, overrides, steps a run, runs
@@ -53,7 +54,7 @@ MEMORY_SETTINGS = (
 
 def main() -> None:
     """Prints the chosen parts as Markdown."""
-    args = parse(sys.argv[sys.argv.index("engine") + 1 :] if "engine" in sys.argv else [])
+    args = parse(arguments_of("engine"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{where(device)}\n\nprediction: {PREDICTION}\n")
     with tempfile.TemporaryDirectory() as folder:
@@ -69,14 +70,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks engine", description=__doc__)
     for part in PARTS:
         parser.add_argument(f"--{part}", dest="parts", action="append_const", const=part, help=f"the part {part}")
-    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, as a smoke test")
     args = parser.parse_args(argv)
     args.parts = args.parts or list(PARTS)
     return args
 
 
 def overhead(folder: Path, *, quick: bool) -> Iterator[str]:
-    """Our step against the bare loop, at stage 1, on one and on two ranks; the demo's model and Tiny."""
+    """Compares our step with the bare loop at stage 1, on one and two ranks, for demo and Tiny."""
     yield "| what | AdamW of the bare loop | ours, s a step | bare loop, s a step | overhead, median | 95 % interval |"
     yield "|---|---|---|---|---|---|"
     for name, overrides, steps, runs in OVERHEAD_SETTINGS:
@@ -95,7 +96,7 @@ def overhead(folder: Path, *, quick: bool) -> Iterator[str]:
 
 
 def checkpoints(folder: Path, *, quick: bool) -> Iterator[str]:
-    """What a save costs the steps around it, on two ranks at stage 2."""
+    """Measures how long a save delays the steps around it, on two ranks at stage 2."""
     settings = setting(folder, "checkpoints", "engine.zero_stage=2") | {"steps": 10 if quick else 40}
     found = on_ranks(engine_trainer.checkpoints, settings | {"runs": 1 if quick else 9}, ranks=2)
     yield "| save | stall, s | steps | of it the call, s | a step, s |\n|---|---|---|---|---|"
@@ -105,7 +106,7 @@ def checkpoints(folder: Path, *, quick: bool) -> Iterator[str]:
 
 
 def resume(folder: Path, *, quick: bool) -> Iterator[str]:
-    """From the launch to the first resumed step, on two ranks at stage 2."""
+    """Measures the time from launch to the first resumed step, on two ranks at stage 2."""
     settings = setting(folder, "resume", "engine.zero_stage=2")
     on_ranks(engine_trainer.one_checkpoint, settings, ranks=2)
     times = [
@@ -118,16 +119,16 @@ def resume(folder: Path, *, quick: bool) -> Iterator[str]:
 
 
 def diagnostics(folder: Path, *, quick: bool) -> Iterator[str]:
-    """What looking costs at the preset's own intervals, on one rank."""
+    """Measures the cost of diagnostics at the preset's intervals, on one rank."""
     settings = setting(folder, "diagnostics") | {"runs": 3 if quick else 41}
     found = on_ranks(engine_trainer.diagnostics, settings, ranks=1)
     yield f"- a step {found['step_s']:.4f} s, a logged one {found['logged_extra_s']:.4f} s more"
-    yield f"- a look at the fixed crops {found['look_s']:.3f} s"
+    yield f"- one round of diagnostics {found['look_s']:.3f} s"
     yield f"- together {found['share']:.2%} of the time"
 
 
 def scaling(folder: Path, *, quick: bool) -> Iterator[str]:
-    """Crops per second of one rank and of two, in turn; 16 crops a step, and 8 a rank."""
+    """Measures crops per second of one and two ranks in turn: 16 crops per step, and 8 per rank."""
     yield "| what | 1 rank, crops/s | 2 ranks, crops/s | ratio, median | [min, max] |\n|---|---|---|---|---|"
     for name, batch_of in (("16 crops a step", lambda ranks: 16), ("8 crops a rank", lambda ranks: 8 * ranks)):
         pairs = []
@@ -145,16 +146,16 @@ def scaling(folder: Path, *, quick: bool) -> Iterator[str]:
 
 
 def plan_memory(folder: Path, *, quick: bool) -> Iterator[str]:
-    """Peaks against the plan: one rank and two, every stage, kept and recomputed."""
+    """Compares peaks with the plan: one and two ranks, every stage, with and without recomputation."""
     yield engine_memory.HEADER
     for name, overrides in MEMORY_SETTINGS[: 1 if quick else None]:
-        for ranks, stage in product((1, 2), (0, 1, 2, 3)):
+        for ranks, stage in product((1, 2), ZERO_STAGES):
             settings = {"name": name, "preset": "paper", "overrides": [*overrides, f"engine.zero_stage={stage}"]}
             yield engine_memory.compare(settings, ranks=ranks)
 
 
 def setting(folder: Path, run: str, *overrides: str) -> dict[str, Any]:
-    """The preset demo over synthetic shards, in a run directory of its own."""
+    """Returns the preset demo over synthetic shards, with its own run directory."""
     shards = folder / "corpus"
     make_corpus(shards, CorpusConfig("uint8", samples=128, shard_bytes=4 << 20, epochs=0))
     fixed = ["stream.workers=0", "guard.action=warn"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# for a process that was asked to end to write down what it has
+# time for an interrupted process to write its results
 GRACE_S = 15.0
 
 
@@ -21,7 +21,7 @@ class RanksFailedError(RuntimeError):
 
 
 class OutOfTimeError(RanksFailedError):
-    """A launch was ended because its time was over."""
+    """A launch that exceeded its time."""
 
 
 def on_ranks(
@@ -32,14 +32,14 @@ def on_ranks(
     environ: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
 ) -> Any:
-    """Calls `function(settings, topology, device)` on fresh processes, one thread each, and returns the first's result.
+    """Calls `function(settings, topology, device)` on fresh ranks and returns the result of rank 0.
 
     Args:
-        ranks: a single one is started without a launcher, as a training of one process is.
-        environ: variables of theirs beside those of this process.
+        ranks: processes of one thread each; a single one starts without a launcher.
+        environ: additional environment variables.
 
     Raises:
-        RanksFailedError: with the end of what they said; OutOfTimeError if they took longer than `timeout_s`.
+        RanksFailedError: with the end of their output; OutOfTimeError if they took longer than `timeout_s`.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "task.json"
@@ -61,14 +61,14 @@ def on_ranks(
 def run_within(
     command: Sequence[str], *, timeout_s: float | None, environ: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Runs a command in the checkout and returns its exit code and output; no process of it is left.
+    """Runs a command in the checkout; returns exit code and output, and leaves no process behind.
 
     Args:
-        timeout_s: after so long it is interrupted, as by Ctrl-C, and some seconds later killed.
-        environ: variables of its own beside those of this process.
+        timeout_s: after this time it is interrupted, as by Ctrl-C, and killed some seconds later.
+        environ: additional environment variables.
 
     Raises:
-        OutOfTimeError: with the end of what it said.
+        OutOfTimeError: with the end of its output.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
@@ -77,7 +77,7 @@ def run_within(
             env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(environ or {}),
             stdout=output,
             stderr=subprocess.STDOUT,
-            # so that what it started can be ended with it
+            # a session of its own, so its children can be killed with it
             start_new_session=True,
         )
         try:
@@ -89,7 +89,7 @@ def run_within(
         output.seek(0)
         said = output.read()
     if not in_time:
-        raise OutOfTimeError(f"{said[-5000:]}\nended after {timeout_s:.0f} s, all the time that it had")
+        raise OutOfTimeError(f"{said[-5000:]}\nended after {timeout_s:.0f} s, its time limit")
     return process.returncode, said
 
 

@@ -1,10 +1,10 @@
 """Memory of a training step against its plan: peaks of ranks, by moment of the step.
 
-On a GPU the counter is torch.cuda.max_memory_allocated. On a CPU it is the same thing for torch's CPU allocator: every
-allocation and release that it reports to the profiler, summed from before the model is built. The process's own peak
-(VmHWM) is no substitute: it leaves out what was allocated and never written, as most of DeepSpeed's bucket, and holds
-half a gigabyte of libraries; it is shown beside. Blocks that gloo's threads give back are not reported; those are the
-ones that nobody holds at the end, and they are taken off when the operation that made them ends.
+On a GPU the counter is torch.cuda.max_memory_allocated. On a CPU it is the sum of every allocation and release that
+torch's CPU allocator reports to the profiler, from before the model is built. The peak of the process (VmHWM) is shown
+too but is no substitute: it excludes memory that was never written, such as most of DeepSpeed's bucket, and includes
+half a gigabyte of libraries. Blocks that gloo's threads release are not reported. They are blocks without an owner at
+the end, and are subtracted when the operation that allocated them ends.
 """
 
 import gc
@@ -25,7 +25,7 @@ from distributed.processes.topology import Topology
 from pupujepa.cost.memory import peak_memory
 
 MIB = 2**20
-# so that VmHWM is what the process holds: blocks that are given back go back to the system, which is slow
+# released blocks return to the system, so VmHWM is what the process holds; this is slow
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 _PHASE = "phase:"
 # two steps: the optimiser's states are made in the first
@@ -33,7 +33,7 @@ _STEPS = 2
 
 
 def measure(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
-    """Trains two steps; returns the second's peak bytes, by phase, of the rank that holds most; `peak` is over all."""
+    """Trains two steps; returns the second's peak bytes by phase, the maximum over ranks."""
     measured = (_on_gpu if device.type == "cuda" else _on_cpu)(settings, topology, device)
     most = torch.tensor(list(measured.values()), dtype=torch.float64, device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
@@ -41,7 +41,7 @@ def measure(settings: dict[str, Any], topology: Topology, device: torch.device) 
 
 
 def measure_each(settings: dict[str, Any], topology: Topology, device: torch.device) -> list[float]:
-    """Returns the peak bytes of every setting of `settings["each"]`, measured in turn by the same processes.
+    """Returns the peak bytes of every setting in `settings["each"]`, measured by the same processes.
 
     Stage 3 comes last: DeepSpeed then replaces torch's linear function for the rest of the process.
     """
@@ -54,7 +54,7 @@ def measure_each(settings: dict[str, Any], topology: Topology, device: torch.dev
 
 
 def compare(settings: dict[str, Any], *, ranks: int) -> str:
-    """Measures a setting and returns a row of a Markdown table: peak as planned, as measured, and the difference."""
+    """Measures a setting and returns a table row: planned and measured peak, and their difference."""
     experiment = experiment_of(settings, ranks=ranks)
     micro_batch = max(experiment.engine.micro_batch, 1)
     sizes = batch_sizes(experiment.stream.global_batch, micro_batch=micro_batch, world_size=ranks)
@@ -104,7 +104,7 @@ def _on_cpu(settings: dict[str, Any], topology: Topology, device: torch.device) 
 
 
 def _phases(ours: OurEngine, inputs: Inputs) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yields the phases of a step in turn, each to be run before the next is asked for."""
+    """Yields the phases of a step; the caller runs each before it asks for the next."""
     ours.set_rate()
     loss = []
     yield "forward", lambda: loss.append(ours.forward(inputs))
@@ -121,7 +121,7 @@ def _peaks(tree: Any, alive: set[int]) -> dict[str, float]:
     for start, pointer, size, operation_end in events:
         if size > 0:
             if pointer in held:
-                # given back unreported, and its address is used again
+                # its release was not reported, and its address is in use again
                 lost_end, lost = held[pointer]
                 changes.append((min(lost_end, start), -lost))
             held[pointer] = (operation_end, size)
@@ -146,7 +146,7 @@ def _peaks(tree: Any, alive: set[int]) -> dict[str, float]:
 
 
 def _events(nodes: Any) -> tuple[list[tuple[int, int, str]], list[tuple[int, int, int, int]]]:
-    """Returns phases (start, end, name) and allocations (start, pointer, bytes, end of their operation), in ns."""
+    """Returns phases (start, end, name) and allocations (start, pointer, bytes, operation's end), in ns."""
     phases, allocations = [], []
     todo = list(nodes)
     while todo:

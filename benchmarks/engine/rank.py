@@ -1,4 +1,4 @@
-"""One rank of the engine's benchmark, started by launch.py: `torchrun -m benchmarks.engine.rank TASK.json`."""
+"""One rank of the engine's benchmark: `torchrun -m benchmarks.engine.rank TASK.json` (launch.py)."""
 
 import json
 import os
@@ -17,7 +17,7 @@ TIMEOUT_S = 1800.0
 
 
 def main(path: Path) -> NoReturn:
-    """Runs the task's function on this rank; what it returns on the first rank is the result."""
+    """Runs the task's function on this rank and writes the result of rank 0."""
     task = json.loads(path.read_text())
     torch.set_num_threads(1)
     topology = discover(os.environ)

@@ -1,7 +1,7 @@
-"""The trainer as it is, on synthetic shards: its step against a bare loop, checkpoints, resuming, diagnostics, scaling.
+"""The real trainer on synthetic shards: its step, checkpoints, resuming, diagnostics and scaling.
 
 Every function runs on fresh ranks (benchmarks/engine/launch.py) and returns plain numbers. One batch is read from the
-shards and then repeated, so that both sides compute the same and nobody waits for data.
+shards and then repeated, so both sides compute the same and never wait for data.
 """
 
 import statistics
@@ -30,12 +30,12 @@ from distributed.sessions.session import Session
 from distributed.trainer import Trainer
 from pupujepa.precision import choose_precision
 
-# no run of the benchmark comes to its end
+# no run of the benchmark reaches it
 _MANY_STEPS = 1_000_000
 
 
 class Replay:
-    """A stream that hands out its first step's batches at every step."""
+    """A stream that repeats the batches of its first step."""
 
     def __init__(self, stream: Any, *, accumulation: int):
         self._stream = stream
@@ -53,7 +53,7 @@ class Replay:
 
 
 class Steps:
-    """A trainer whose steps are taken one by one."""
+    """A trainer that is driven step by step."""
 
     def __init__(self, settings: dict[str, Any], topology: Topology, device: torch.device):
         self.session = session_of(settings, topology, device)
@@ -68,19 +68,19 @@ class Steps:
         self.batches = self.replay.from_step(self.trainer.step)
 
     def take(self, count: int = 1) -> None:
-        """Trains so many steps."""
+        """Trains `count` steps."""
         for _ in range(count):
             self.trainer.train_step(self.batches, self.stop)
             self.trainer.step += 1
 
     def save_in_background(self, background: bool) -> None:
-        """Makes later checkpoints while training goes on, or while it waits."""
+        """Sets whether later checkpoints are written in the background."""
         self.store.config = replace(self.store.config, background=background)
-        self.parts = replace(self.parts, checkpoints=replace(self.parts.checkpoints))  # its snapshot copies, or not
+        self.parts = replace(self.parts, checkpoints=replace(self.parts.checkpoints))  # copies only in the background
         self.trainer = Trainer(self.session.experiment, self.parts, first_step=self.trainer.step)
 
     def log_of(self, *, every: int) -> RunLog:
-        """Returns a log without sinks that has a row every so many steps."""
+        """Returns a log without sinks that makes a row every `every` steps."""
         yardstick = Yardstick(self.session.sizes.global_batch, 1, 1.0, 1)
         device = self.session.device
         return RunLog([], stream=self.replay, device=device, yardstick=yardstick, every=every, total_steps=_MANY_STEPS)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def session_of(settings: dict[str, Any], topology: Topology, device: torch.devic
 
 
 def overhead(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, dict[str, list[float]]]:
-    """Seconds of our step and of the bare loop's, in pairs; logging included, every telemetry.log_every steps.
+    """Returns seconds of our step and of the bare loop in pairs, with logging.
 
     Returns:
         By the kernel of the bare loop's AdamW: torch's "default" and "fused", which ours uses on a CPU.
@@ -127,7 +127,7 @@ def overhead(settings: dict[str, Any], topology: Topology, device: torch.device)
 
 
 def checkpoints(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, Any]:
-    """Seconds that a save adds to `steps` steps, beside those steps without one; synchronous and in the background."""
+    """Returns seconds that a save adds to `steps` steps, synchronous and in the background."""
     steps = Steps(settings, topology, device)
     found: dict[str, Any] = {}
     for name, background in (("synchronous", False), ("background", True)):
@@ -147,14 +147,14 @@ def checkpoints(settings: dict[str, Any], topology: Topology, device: torch.devi
 
 
 def one_checkpoint(settings: dict[str, Any], topology: Topology, device: torch.device) -> None:
-    """Leaves a run with a checkpoint of its first step."""
+    """Makes a run with a checkpoint of its first step."""
     steps = Steps(settings, topology, device)
     steps.take()
     steps.parts.checkpoints.save(steps.trainer.step)
 
 
 def resume(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
-    """Seconds from the launch to the first resumed step, one after the other; the run holds a checkpoint."""
+    """Returns seconds of each phase from launch to the first resumed step of a run with a checkpoint."""
     seconds = {"launch, imports, rendezvous": time.time() - settings["launched"]}
     started = time.perf_counter()
     session = session_of(settings, topology, device)
@@ -174,7 +174,7 @@ def resume(settings: dict[str, Any], topology: Topology, device: torch.device) -
 
 
 def diagnostics(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, float]:
-    """Seconds of a plain step, what a logged one and a look at the fixed crops add, and their share of the time."""
+    """Returns seconds of a plain step, those that logging and diagnostics add, and their share."""
     steps = Steps(settings, topology, device)
     experiment = steps.session.experiment
     # step 1 is due for the one, not for the other
@@ -190,7 +190,7 @@ def diagnostics(settings: dict[str, Any], topology: Topology, device: torch.devi
 
     compared = alternate(lambda: one(logged), lambda: one(plain), runs=settings["runs"])
     every, looks = max(experiment.diagnostics.every, 1), []
-    # each kind of look as often as a run has it
+    # each kind of diagnostic as often as in a run
     for number in range(2 * experiment.diagnostics.lidar_every):
         started = time.perf_counter()
         steps.parts.watch._diagnose(number * every)
@@ -208,7 +208,7 @@ def diagnostics(settings: dict[str, Any], topology: Topology, device: torch.devi
 
 
 def speed(settings: dict[str, Any], topology: Topology, device: torch.device) -> float:
-    """Crops per second of all ranks together."""
+    """Returns crops per second of all ranks together."""
     steps = Steps(settings, topology, device)
     steps.take(3)
     _wait(device)
@@ -219,7 +219,7 @@ def speed(settings: dict[str, Any], topology: Topology, device: torch.device) ->
 
 
 def _saving(steps: Steps, count: int, *, saves: bool) -> tuple[float, float]:
-    """Returns the seconds of `count` steps, with one save at their beginning or none, and those of its call alone."""
+    """Returns seconds of `count` steps, with a save after the first or none, and of the call alone."""
     started = time.perf_counter()
     steps.take()
     called = time.perf_counter()

@@ -1,14 +1,14 @@
-"""One command for one GPU: tests, step times, data wait; at most nine minutes, and it continues where it stopped.
+"""One command for one GPU: tests, step times, data wait; at most nine minutes, resumable.
 
-  make gpu                                  installs first; make gpu BIN=/opt/env/bin takes an environment that is there
-  python -m benchmarks gpu                  what is missing, then the section of benchmarks/RESULTS.md
+  make gpu                                  installs first; make gpu BIN=/opt/env/bin uses an existing environment
+  python -m benchmarks gpu                  missing parts, then the section of benchmarks/RESULTS.md
   python -m benchmarks gpu --fresh          from the beginning
-  python -m benchmarks gpu --only tests     the parts whose names begin with a word
-  python -m benchmarks gpu --device cpu --tiny --out DIR       the same where there is no GPU: shows that it works
+  python -m benchmarks gpu --only tests     parts whose names begin with a word
+  python -m benchmarks gpu --device cpu --tiny --out DIR       a smoke test without a GPU
 
-Each part's result is kept in OUT/parts. A part that does not fit into the time that is left is skipped, which is said;
-one that failed is tried again after those that are missing. Exit code 0: all parts are there; 1: one failed; 3: one is
-missing, so run it again. RESULTS.md is written from a GPU's figures alone, those of a CPU go to OUT/section.md.
+OUT/parts keeps the result of each part. A part that does not fit into the remaining time is skipped with a message.
+Failed parts run again after the missing ones. Exit code 0: all parts are done; 1: one failed; 3: one is missing, so run
+it again. RESULTS.md gets figures of a GPU only; those of a CPU go to OUT/section.md.
 """
 
 import argparse
@@ -20,13 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import arguments_of
+
 if TYPE_CHECKING:
     from benchmarks.gpu.kept import Kept
 
-# nine minutes, less what an interrupted part takes to end
+# nine minutes, minus the time that an interrupted part needs to end
 TIME_S = 520.0
 COMPLETE, FAILED, MISSING = 0, 1, 3
-# modules, which pip knows by the same names
+# modules whose pip packages have the same names
 NEEDED = (
     *("torch", "numpy", "omegaconf", "safetensors", "soundfile", "tqdm", "librosa"),
     *("deepspeed", "webdataset", "pytest", "pytest_timeout"),
@@ -34,12 +36,12 @@ NEEDED = (
 
 
 def main() -> None:
-    """Runs the parts, writes the section, and exits with what came of it."""
-    args = parse(sys.argv[sys.argv.index("gpu") + 1 :] if "gpu" in sys.argv else [])
+    """Runs the parts, writes the section, and exits with COMPLETE, FAILED or MISSING."""
+    args = parse(arguments_of("gpu"))
     began_s = time.monotonic()
     if sentence := missing_sentence():
         sys.exit(f"error: {sentence}")
-    # they import torch and all that may be missing
+    # they import torch and other packages that may be missing
     from benchmarks.gpu import section
     from benchmarks.gpu.kept import Kept, Setting
     from pupujepa.errors import UserError
@@ -62,16 +64,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmarks gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
-    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU takes seconds for; measures nothing")
+    parser.add_argument("--tiny", action="store_true", help="sizes that take a CPU seconds; a smoke test")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="default: %(default)s")
-    parser.add_argument("--fresh", action="store_true", help="forget what was kept")
+    parser.add_argument("--fresh", action="store_true", help="delete earlier results")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="parts whose names begin with a word")
-    parser.add_argument("--seconds", type=float, default=TIME_S, help="of this run (default: %(default)g)")
+    parser.add_argument("--seconds", type=float, default=TIME_S, help="time limit of this run (default: %(default)g)")
     return parser.parse_args(argv)
 
 
 def missing_sentence(needed: Iterable[str] = NEEDED) -> str:
-    """Returns one sentence that names what this Python lacks, and how to get it; "" when all is there."""
+    """Returns a sentence with the missing modules and the command to install them; "" if none is missing."""
     missing = [name for name in needed if find_spec(name) is None]
     if not missing:
         return ""
@@ -82,7 +84,7 @@ def missing_sentence(needed: Iterable[str] = NEEDED) -> str:
 
 
 def run_parts(kept: "Kept", *, only: Sequence[str], ends_s: float) -> None:
-    """Runs what is missing, then what has failed before, as long as the time lasts; prints each part's lines.
+    """Runs missing parts, then failed ones, until the time is over; prints a line per part.
 
     Args:
         ends_s: on the monotonic clock.

@@ -1,4 +1,4 @@
-"""What the parts of `make gpu` gave, a file each, so that the command continues where it stopped."""
+"""Results of the parts of `make gpu`, one file per part, so the command can resume."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -23,10 +23,10 @@ class Setting:
 
     Attributes:
         device: "cuda" or "cpu".
-        tiny: sizes that show that it works, and measure nothing.
+        tiny: sizes of a smoke test.
         out: folder of the results, of this device alone.
-        device_name: as CUDA says it, or "CPU".
-        versions: of what computes.
+        device_name: from CUDA, or "CPU".
+        versions: of torch, its compiler and DeepSpeed.
     """
 
     device: str
@@ -37,35 +37,35 @@ class Setting:
 
     @classmethod
     def of(cls, device: str, *, tiny: bool, out: Path) -> "Setting":
-        """Looks at the machine.
+        """Reads the device's name and the versions.
 
         Raises:
-            UserError: there is no such device, or a CPU is to take a GPU's sizes.
+            UserError: there is no such device, or a CPU would run at a GPU's sizes.
         """
         if device == CUDA and not torch.cuda.is_available():
             raise UserError(
                 "torch sees no CUDA device here, so there is nothing to measure; run it where nvidia-smi lists one, or "
-                "give --device cpu --tiny to see that it works"
+                "give --device cpu --tiny for a smoke test"
             )
         if device == CPU and not tiny:
-            raise UserError("--device cpu would take hours at a GPU's sizes; add --tiny, which shows that it works")
+            raise UserError("--device cpu would take hours at a GPU's sizes; add --tiny for a smoke test")
         name = torch.cuda.get_device_name() if device == CUDA else "CPU"
         return cls(device, tiny, out.absolute() / device, name, _versions(device))
 
     @property
     def environ(self) -> dict[str, str]:
-        """Variables of every process that a part starts: DeepSpeed's choice, and compiled kernels that are kept."""
+        """Environment of every process of a part: DeepSpeed's device, and a cache of compiled kernels."""
         return {"DS_ACCELERATOR": self.device, "TORCHINDUCTOR_CACHE_DIR": str(self.out / "inductor")}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a part gave.
+    """Result of a part.
 
     Attributes:
-        data: of its own; `summary` says it in words.
-        failure: why there is no data, or what is wrong with it; "" for nothing.
-        where: the setting's device and versions; a result of others is not kept.
+        data: measurements; `summary` is a sentence about them.
+        failure: the error; "" if there was none.
+        where: device and versions; results of other settings are ignored.
     """
 
     data: dict[str, Any]
@@ -91,20 +91,20 @@ class Kept:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, name: str) -> bool:
-        """Returns True if the part has run here, well or not."""
+        """Returns True if the part has run here, successfully or not."""
         path = self._path(name)
         return path.is_file() and json.loads(path.read_text())["where"] == self.where
 
     def is_done(self, name: str) -> bool:
-        """Returns True if the part has run here and need not run again."""
+        """Returns True if the part has succeeded here."""
         return self.has(name) and not self.result(name).failure
 
     def result(self, name: str) -> Result:
-        """Returns what a part gave."""
+        """Returns the result of a part."""
         return Result(**json.loads(self._path(name).read_text()))
 
     def keep(self, name: str, result: Result) -> None:
-        """Writes it down."""
+        """Stores the result of a part."""
         with atomic_file(self._path(name)) as temporary:
             temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
 
@@ -118,7 +118,7 @@ def _versions(device: str) -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            continue  # a torch for CPUs alone brings no triton
+            continue  # torch builds for CPUs have no triton
     if device == CUDA:
         found |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
     return found

@@ -1,4 +1,4 @@
-"""The parts of `make gpu`: what each may take of the time, and in which order they run."""
+"""The parts of `make gpu`, their order and their time limits."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ class Part:
     """One part.
 
     Attributes:
-        least_s: it is not begun with less time than this.
-        most_s: it is ended after so long.
+        least_s: it does not start with less time than this.
+        most_s: it is ended after this time.
         measure: (kept, seconds=) -> data; raises RanksFailedError.
     """
 
@@ -32,17 +32,17 @@ class Part:
     measure: Measure
 
 
-# seconds that a part needs at least, and may take; compiling grows with the number of blocks
+# (least, most) seconds of a part; compiling takes longer with more blocks
 _TIMES = {TESTS: (60, 240), EAGER: (30, 75), DATA: (45, 120), STAGE: (30, 75)}
 _COMPILE_TIMES = {"tiny": (60, 150), "small": (60, 150), "base": (80, 180), "large": (120, 300)}
 
 
-# times as long where figures do not matter and the machine may be slow and busy
+# factor for smoke tests: figures do not matter, and the machine may be slow
 _PATIENCE = 10
 
 
 def all_parts(setting: Setting) -> list[Part]:
-    """Returns the parts of a device in their order: Large, which the aim is about, before the other sizes."""
+    """Returns the parts of a device in order: Large, which has the aim, before the other sizes."""
     compiler = "inductor" if setting.device == CUDA else "aot_eager"
     others = () if setting.tiny else ("base", "small", "tiny")
 
@@ -77,7 +77,7 @@ def chosen_parts(setting: Setting, only: Sequence[str]) -> list[Part]:
 
 
 def run_part(part: Part, kept: Kept, *, seconds: float) -> Result | None:
-    """Runs a part; that it failed is its result. None: its own time was not over, but that of the command was."""
+    """Runs a part; a failure is a result too. None: the command's time ended before the part's."""
     started, failure = time.monotonic(), ""
     data: dict[str, Any] = {}
     try:
@@ -94,7 +94,7 @@ def run_part(part: Part, kept: Kept, *, seconds: float) -> Result | None:
 
 
 def step_row(asked: StepSetting, kept: Kept, *, seconds: float) -> dict[str, Any]:
-    """Measures the steps of a setting in a fresh process, with as many crops as its plain row has."""
+    """Measures the steps of a setting in a fresh process, with the crops of its eager row."""
     setting, plain = kept.setting, f"{EAGER} {asked.model}"
     settings = asked.settings(tiny=setting.tiny)
     if kept.is_done(plain):

@@ -1,4 +1,4 @@
-"""The tests of tests/gpu as a part: what passed, what failed, and the first line of why."""
+"""The tests of tests/gpu as a part: counts, and the first line of each failure."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from benchmarks.engine.launch import OutOfTimeError, RanksFailedError, run_within
 from benchmarks.gpu.kept import CUDA, Kept
 
-# of the CPU's, as many as show that the part works; CI runs them all by themselves
+# a few tests for the CPU, as a smoke test; CI runs all of them separately
 FEW = ("tests/gpu/test_encoding.py", "-k", "rotations or front_end")
 _OUTCOMES = ("failure", "error", "skipped")
 
@@ -17,7 +17,7 @@ def measure(kept: Kept, *, seconds: float) -> dict[str, Any]:
     """Runs pytest on the tests of the device.
 
     Raises:
-        RanksFailedError: it ended without a report, or not in time.
+        RanksFailedError: pytest wrote no report, or exceeded its time.
     """
     setting = kept.setting
     report = setting.out / "tests.xml"
@@ -26,9 +26,9 @@ def measure(kept: Kept, *, seconds: float) -> dict[str, Any]:
     command = [
         *(sys.executable, "-m", "pytest", *(("tests/gpu",) if on_gpu else FEW)),
         *("-m", "gpu" if on_gpu else "not gpu", f"--junitxml={report}", "-q"),
-        # on its own: other tests' packages may be missing
+        # without other conftests: their packages may be missing
         *("--confcutdir", "tests/gpu", "-p", "no:cacheprovider"),
-        # a warning is an error with the locked packages alone
+        # warnings are errors only with the locked packages
         *("-W", "default"),
     ]
     environ = setting.environ | {"OMP_NUM_THREADS": "1"}
@@ -40,7 +40,7 @@ def measure(kept: Kept, *, seconds: float) -> dict[str, Any]:
         raise OutOfTimeError(f"{error}; {ended}") from error
     (setting.out / "tests.log").write_text(said)
     if code not in (0, 1) or not report.is_file():
-        # 1 is that tests failed; else it found none, or broke down
+        # code 1: tests failed; others: no tests found, or a crash
         raise RanksFailedError(f"{said[-5000:]}\npytest ended with code {code}")
     return read_report(report) | {"log": said[-8000:] if code else ""}
 

@@ -1,4 +1,4 @@
-"""The section of benchmarks/RESULTS.md that `make gpu` writes, from a GPU's figures and from no others."""
+"""The section of benchmarks/RESULTS.md that `make gpu` writes, from figures of a GPU only."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ PREDICTION = (
 
 
 def write(kept: Kept, results: Path = RESULTS) -> Path:
-    """Writes what is kept: of a GPU between the marks of RESULTS.md, of a CPU into OUT/section.md; returns the file.
+    """Writes the results of a GPU into RESULTS.md, those of a CPU into OUT/section.md; returns the file.
 
     Raises:
         UserError: RESULTS.md has lost its marks.

@@ -1,7 +1,7 @@
-"""Steps of one GPU by size: seconds, share of the bf16 peak, memory against its plan, and the kernels they go into.
+"""Training steps on one GPU by size: seconds, share of the bf16 peak, planned memory, kernels.
 
-The micro-batch is the largest power of two whose planned peak leaves a fifth of the free memory; were it still too
-large, half of it is taken. Every setting runs in a process of its own, so that one that fails takes no other with it.
+The micro-batch is the largest power of two whose planned peak leaves a fifth of the free memory; if that is still
+too large, it is halved. Every setting runs in its own process, so a failure affects no other.
 """
 
 import gc
@@ -23,11 +23,11 @@ from distributed.run.speed import peak_flops_of
 from pupujepa.cost.cost import training_cost
 from pupujepa.cost.memory import peak_memory
 
-# of the free memory; the rest is for libraries' workspaces and what a plan cannot know
+# share of the free memory; the rest is for workspaces of libraries and for errors of the plan
 USABLE = 0.8
 WARM_STEPS, STEPS, ROWS = 3, 10, 12
 MOST_CROPS = 128
-# one crop of some kilobytes: what a CPU takes a second for
+# a small model: a step takes a CPU a second
 TINY = (
     *("model.crop_frames=64", "model.width=32", "model.heads=2", "model.depth=2"),
     *("model.predictor_width=32", "model.predictor_heads=2", "model.predictor_depth=2"),
@@ -36,14 +36,14 @@ TINY = (
 
 @dataclass(frozen=True)
 class StepSetting:
-    """What is measured: a model preset, the ZeRO stage, and what compiles the step."""
+    """A setting to measure: model preset, ZeRO stage, compiler."""
 
     model: str
     stage: int = 1
     compiler: str = "none"
 
     def settings(self, *, tiny: bool) -> dict[str, Any]:
-        """Returns it as JSON for a fresh process (engine_launch.on_ranks)."""
+        """Returns it as JSON for `benchmarks.engine.launch.on_ranks`."""
         overrides = [f"model={self.model}", f"engine.zero_stage={self.stage}", f"engine.compile={self.compiler}"]
         precision = "engine.precision=fp32" if tiny else "engine.precision=bf16"
         return {
@@ -56,7 +56,7 @@ class StepSetting:
 
 
 def measure(settings: dict[str, Any], topology: Topology, device: torch.device) -> dict[str, Any]:
-    """Takes steps with as many crops as fit, and returns what a row of the table needs."""
+    """Runs steps with as many crops as fit, and returns the data of a table row."""
     crops = settings.get("crops") or largest_that_fits(settings, free_bytes=_free_bytes(device))
     too_many = []
     while True:
@@ -80,14 +80,14 @@ def largest_that_fits(settings: dict[str, Any], *, free_bytes: float) -> int:
 
 
 def planned_bytes(settings: dict[str, Any], crops: int, *, on_cpu: bool) -> int:
-    """Returns the planned peak of a rank that trains so many crops at once."""
+    """Returns the planned peak bytes of a rank with this micro-batch."""
     experiment = experiment_of(_with_crops(settings, crops), ranks=1)
     sizes = batch_sizes(crops, micro_batch=crops, world_size=1)
     return peak_memory(step_config(experiment, sizes, world_size=1, on_cpu=on_cpu))[1].total
 
 
 def kernels(profiler: Any, *, rows: int = ROWS) -> list[dict[str, Any]]:
-    """Returns the first kernels of a profile by their own time on the device, or operations where there is no GPU."""
+    """Returns the slowest kernels of a profile by device time, or operations without a GPU."""
     events = list(profiler.key_averages())
     on_gpu = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
     timed = [(e.self_device_time_total if on_gpu else e.self_cpu_time_total, e.count, e.key) for e in on_gpu or events]

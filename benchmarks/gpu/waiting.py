@@ -1,7 +1,7 @@
-"""How long training on one GPU waits for its data: a real run from local shards, and the same steps without a stream.
+"""Data wait of training on one GPU: a run from local shards, and the same steps without a stream.
 
 The run is `python -m distributed train` with worker processes, pinned batches and its log; the other side is the same
-trainer whose first batch comes again and again (engine_trainer.Replay).
+trainer with its first batch repeated (`benchmarks.engine.trainer.Replay`).
 """
 
 import os
@@ -20,13 +20,13 @@ from benchmarks.stream.corpus import CorpusConfig, make_corpus
 from pupujepa.json_lines import read_rows
 
 MODEL = "tiny"
-# the training itself needs a core, and the thread that pins batches another
+# the training needs one core, and the thread that pins batches another
 SPARE_CORES, MOST_WORKERS = 2, 14
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is read. In the first `warm_steps` workers start, so they are not counted."""
+    """Sizes of the run. The first `warm_steps` steps are not counted, because workers start there."""
 
     corpus: CorpusConfig
     crops: int
@@ -82,7 +82,7 @@ def measure(kept: Kept, *, seconds: float) -> dict[str, Any]:
 
 
 def of_rows(run: Path, *, warm_steps: int) -> dict[str, Any]:
-    """Returns speed and share of waiting from the rows of a run after its first steps."""
+    """Returns speed and share of waiting from the rows after the first steps."""
     rows = read_rows(run / "metrics.jsonl", growing=True)
     counted = [row for row in rows if "step_s" in row and row["step"] > warm_steps]
     step_s, wait_s = (statistics.fmean(row[name] for row in counted) for name in ("step_s", "data_wait_s"))

@@ -1,7 +1,7 @@
-"""A node's shard cache in the simulated stream: bytes, pins and eviction by the rules of `data.reading.cache`, no disk.
+"""A node's shard cache in the simulation: bytes, pins and eviction as in `data.reading.cache`.
 
-Room is taken when a download begins. Shards that are pinned or on their way stay; fetching ahead spares what was
-fetched ahead and not read yet, a reader in need does not; the least recently used goes first.
+Space is reserved when a download begins. Pinned shards and those being downloaded stay. Prefetching does not evict
+prefetched shards that are still unread; a waiting reader does. The least recently used shard is evicted first.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Held:
-    """A shard in the cache, or on its way to it."""
+    """A shard in the cache, or being downloaded into it."""
 
     size_bytes: int
     arrived: bool = False
@@ -28,7 +28,7 @@ class NodeCache:
     peak_bytes: int = 0
 
     def reserve(self, shard: int, size_bytes: int, *, ahead: bool) -> bool:
-        """Makes room for a shard that is going to be downloaded; False if there is none."""
+        """Reserves space for a shard before its download; returns False if there is none."""
         lacking = self.used_bytes + size_bytes - self.budget_bytes
         if lacking > 0:
             idle = [
@@ -52,11 +52,11 @@ class NodeCache:
         return True
 
     def has(self, shard: int) -> bool:
-        """Whether the shard is here or on its way."""
+        """Returns True if the shard is here or being downloaded."""
         return shard in self.held
 
     def arrived(self, shard: int) -> bool:
-        """Whether the shard can be read."""
+        """Returns True if the shard can be read."""
         return shard in self.held and self.held[shard].arrived
 
     def pin(self, shard: int, now_s: float) -> None:
@@ -65,5 +65,5 @@ class NodeCache:
         held.pins, held.read, held.used_s = held.pins + 1, True, now_s
 
     def unpin(self, shard: int) -> None:
-        """Lets it go again; one call for each pin."""
+        """Releases a pin."""
         self.held[shard].pins -= 1

@@ -3,19 +3,19 @@
   python -m benchmarks simulate                the tables; a few minutes on one core
   python -m benchmarks simulate --quick        the depth table alone, on 8 GPUs; seconds
   python -m benchmarks simulate --measured     a real stream from a local S3 store, and its simulation
-  python -m benchmarks simulate --start        what a start costs with a large corpus, and a crop
+  python -m benchmarks simulate --start        cost of a start with a large corpus, and of a crop
 
 The order, the lanes, the windows and what is fetched ahead come from `data.order.epoch` and `data.reading.prefetch`
 themselves (benchmarks/simulate/reading.py); latencies and bandwidths are models (benchmarks/simulate/network.py). Runs
-are those of the paper preset, `docs/scale.md` says what its numbers stand on.
+are those of the paper preset; `docs/scale.md` lists the sources of all numbers.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks import arguments_of
 from benchmarks.simulate.engine import simulate
 from benchmarks.simulate.network import Latency, StoreModel
 from benchmarks.simulate.outcome import Outcome
@@ -34,7 +34,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 @dataclass(frozen=True)
 class Scenario:
-    """A row of the table: what is special about it, on a setting, with a store that may depend on the setting."""
+    """A row of the table: name, setting, a store that may depend on the setting, and changes of the site."""
 
     name: str
     setting: Setting
@@ -75,8 +75,8 @@ SCENARIOS = (
 
 
 def main() -> None:
-    """Prints what was asked for."""
-    args = parse(sys.argv[sys.argv.index("simulate_stream") + 1 :] if "simulate_stream" in sys.argv else [])
+    """Prints the requested tables."""
+    args = parse(arguments_of("simulate"))
     if args.measured:
         from benchmarks.simulate import measured
 
@@ -108,7 +108,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def depth_shares(setting: Setting) -> list[list[float]]:
-    """Returns the share of time spent waiting after the first window, by latency (rows) and by prefetch depth."""
+    """Returns the share of waiting after the first window, by latency (rows) and prefetch depth."""
     run = setting.run(windows=WINDOWS)
     return [
         [
@@ -167,7 +167,7 @@ def as_markdown(table: Table) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns a share as a number of percent, none after the point where that says enough."""
+    """Returns a share in percent, with a decimal below 10 %."""
     return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
 
 

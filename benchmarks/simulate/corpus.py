@@ -1,4 +1,4 @@
-"""Synthetic shards and manifests for the simulated stream's measurements: random codes, right sizes, no audio."""
+"""Synthetic shards and manifests for measurements beside the simulation: random codes of real size."""
 
 from dataclasses import asdict
 from hashlib import sha256
@@ -33,7 +33,7 @@ def manifest_of(shards: tuple[ShardEntry, ...], *, hours: float) -> Manifest:
 
 
 def imagined_manifest(shards: int, *, samples_per_shard: int, frames: int, shard_bytes: int, hours: float) -> Manifest:
-    """Returns the manifest of a corpus that nobody has: true lengths of names and digests, no shards behind it."""
+    """Returns a manifest without shards, with names and digests of real length."""
     entries = tuple(
         ShardEntry(
             name=f"train-{number:06d}.tar",

@@ -1,10 +1,10 @@
-"""The event loop of the simulated stream: readers, prefetchers and the training step that waits for the slowest rank.
+"""The event loop of the simulation: readers, prefetchers and a step that waits for the slowest rank.
 
 Every worker of every rank reads its micro-batches in order and stops at the first shard that its node does not hold.
 Beside it runs its prefetcher, one download at a time. A worker is at most `prefetch_batches` of its micro-batches ahead
-of the training. All ranks take micro-batch t together, and compute for `tick_s`: ranks that end a step together by an
-all-reduce cannot run apart by more than one step, and here not at all, which is on the safe side. Making a batch out of
-bytes at hand takes no time; `docs/scale.md` counts the cores that it needs.
+of the training. All ranks take micro-batch t together and compute for `tick_s`. Real ranks end a step together by an
+all-reduce, so they can differ by one step; here they cannot differ, which is conservative. Making a batch from bytes in
+the cache takes no time; `docs/scale.md` counts the cores that it needs.
 """
 
 import heapq
@@ -134,7 +134,7 @@ class _Simulation:
             self._take(now_s)
 
     def _read_on(self, reader: _Reader, now_s: float) -> None:
-        """Lets a reader go on until it lacks a shard or is far enough ahead of the training."""
+        """Advances a reader until it lacks a shard or is far enough ahead of the training."""
         node = self.nodes[reader.node]
         ahead = self.run_.readers_per_rank * self.site.prefetch_batches
         released = False
@@ -155,7 +155,7 @@ class _Simulation:
         self._fetch_ahead(reader.prefetcher, now_s)
 
     def _open(self, reader: _Reader, mark: Mark, now_s: float) -> bool:
-        """Opens a shard, or leaves the reader waiting for it."""
+        """Opens a shard, or lets the reader wait for it."""
         node, shard = self.nodes[reader.node], mark.opens
         if node.cache.arrived(shard):
             node.cache.pin(shard, now_s)
@@ -169,7 +169,7 @@ class _Simulation:
         return False
 
     def _use_room(self, node: _Node, now_s: float) -> None:
-        """After shards were let go of: those in need first."""
+        """Uses released space: waiting readers first, then prefetchers."""
         starved, node.starved = node.starved, []
         for reader in starved:
             self._unblock(reader, now_s)
@@ -214,14 +214,14 @@ class _Simulation:
         self._go_on(now_s)
 
     def _taken_at(self, now_s: float) -> int:
-        """Returns how many batches the training has taken by now, also between two events of its own."""
+        """Returns the number of batches that the training has taken at this time."""
         if self.is_stalled or not self.taken:
             return self.taken
         since = int((now_s - self.taken_at_s) / self.site.tick_s + 1e-9) if self.site.tick_s else 0
         return min(self.taken + since, self._stop())
 
     def _stop(self) -> int:
-        """Returns the next batch that the training cannot take without looking around first."""
+        """Returns the next batch that the training must check before it takes it."""
         while self.blocked and self.blocked[0][2].blocked_tick != self.blocked[0][0]:
             heapq.heappop(self.blocked)
         blocked = self.blocked[0][0] if self.blocked else FOREVER
@@ -229,7 +229,7 @@ class _Simulation:
         return int(min(blocked, max(waking, self.taken), self.run_.ticks))
 
     def _go_on(self, now_s: float) -> None:
-        """Plans when the training comes to its next stop; called whenever something has changed."""
+        """Schedules the next check of the training; called after every change."""
         if self.is_stalled:
             if not self._is_blocked(self.taken):
                 self._take(now_s)
@@ -243,7 +243,7 @@ class _Simulation:
         return bool(self.blocked) and self.blocked[0][0] <= tick
 
     def _take(self, now_s: float) -> None:
-        """The training is free: it takes its next batch, or stalls."""
+        """Takes the next batch of the training, or stalls."""
         if not self.is_stalled:
             self.taken = self._stop()
         if self.taken >= self.run_.ticks:

@@ -1,8 +1,8 @@
-"""The simulation against reality: a real stream from a local S3 store whose answers are held back, on this machine.
+"""The simulation against a real stream from a local S3 store with delayed answers.
 
 A real `Stream` with two workers reads small shards through the tests' fault proxy, which delays every answer; the
-training is a sleep of `STEP_S`. The simulation gets the same order (manifest digest and lengths of the very shards),
-the injected latency, and one number of this machine: the seconds that a shard takes without any injected latency.
+training is a sleep of `STEP_S`. The simulation gets the same order (manifest digest and lengths of the same shards),
+the injected latency, and one number of this machine: the seconds that a shard takes without injected latency.
 """
 
 import os
@@ -31,7 +31,7 @@ from tests.faultproxy import ALWAYS, Fault, FaultProxy
 
 BUCKET = "simulated"
 STEP_S = 0.1
-# of each run, which the two workers start in
+# of each run; the workers start during these
 WARM_STEPS = 16
 SAMPLES_PER_SHARD, FRAMES = 16, 1024
 CONFIG = StreamConfig(global_batch=8, lanes=2, window_shards=2, workers=2)
@@ -39,14 +39,14 @@ DEEP_BYTES = 1 << 30
 # seconds of latency of each request, bytes fetched ahead of the windows at hand
 CASES = ((0.0, DEEP_BYTES), *((latency_s, depth) for latency_s in (0.08, 0.2, 0.4) for depth in (0, DEEP_BYTES)))
 PREDICTION = (
-    "within 5 points of the measured share in every row; without depth the simulation is a little low, because the "
-    "two workers, the proxy and the server share two cores."
+    "within 5 points of the measured share in every row; without prefetching the simulation is slightly low, because "
+    "the two workers, the proxy and the server share two cores."
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A real run: the share of its time after the warm-up that it waited, and what it fetched."""
+    """A real run: its share of waiting after the warm-up, and the bytes that it read."""
 
     wait_share: float
     bytes_read: float
@@ -78,7 +78,7 @@ def main(*, steps: int, repeats: int) -> None:
 
 
 def measure(config: StreamConfig, manifest: Manifest, *, steps: int) -> Measured:
-    """Takes `steps` batches of a real stream, a sleep after each."""
+    """Takes `steps` batches of a real stream and sleeps after each."""
     stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=config.global_batch, total_steps=steps)
     started, waited_before_s = 0.0, 0.0
     for number, _ in enumerate(stream):

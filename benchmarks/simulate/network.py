@@ -1,8 +1,8 @@
-"""The store and the network of the simulated stream: latencies with tails, and bandwidth that flows share fairly.
+"""Store and network of the simulation: latencies with tails, and bandwidth shared fairly by flows.
 
-A request takes a latency, drawn for itself alone from (seed, node, shard), so that it does not depend on what else
-happens, and then its body flows. Every flow of a node gets the same rate: the least of what one connection can do, of
-its share of the node's link, and of its share of what the store gives to everybody (max-min fair).
+A request has a latency, drawn from (seed, node, shard) alone, so it does not depend on other events. Then its body
+flows. Every flow of a node gets the same rate: the minimum of one connection's rate, its share of the node's link, and
+its share of the store's total (max-min fair).
 """
 
 import heapq
@@ -20,11 +20,11 @@ FOREVER = math.inf
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds from a request to the first byte: log-normal, and with probability `tail_share` Pareto instead.
+    """Seconds from a request to the first byte: log-normal, or Pareto with probability `tail_share`.
 
     median_s, sigma: of the log-normal; sigma 0 is a constant.
     tail_from_s, tail_exponent: least value and exponent of the Pareto tail; below 2 its variance is infinite.
-    longest_s: where a client gives up and asks again, which costs that time and a new draw.
+    longest_s: after this time a client gives up and asks again, which costs this time and a new draw.
     """
 
     median_s: float = 0.0
@@ -49,11 +49,11 @@ class Latency:
 
 @dataclass(frozen=True)
 class StoreModel:
-    """What the store gives.
+    """Latency and bandwidth of the store.
 
     latency: of each request.
-    connection_bytes_per_s, node_bytes_per_s, total_bytes_per_s: what one connection, one node and all together get.
-    refused_share: of the requests are answered by "slow down" and tried again, after the waits of the real policy.
+    connection_bytes_per_s, node_bytes_per_s, total_bytes_per_s: limits of a connection, a node, and all nodes.
+    refused_share: of requests that get "slow down"; they retry after the waits of the real policy.
     requests_per_shard: one after the other; the sidecar index, then the shard.
     slow_nodes: how many nodes have a link of `slow_node_bytes_per_s`.
     """
@@ -128,7 +128,7 @@ class Network:
         """Ends the flow of `node` that is due."""
         self._advance(now_s)
         end_bytes, _, flow = heapq.heappop(self._ends[node])
-        # to the byte: rounding must not let a clock run behind the flow that it ended
+        # exact: rounding must not put the clock behind the flow that has ended
         self._clock_bytes[node] = max(self._clock_bytes[node], end_bytes)
         self._active[node] -= 1
         self._due_bytes[node] = self._ends[node][0][0] if self._ends[node] else FOREVER
@@ -153,7 +153,7 @@ class Network:
 
 
 def _fair_share(wanted: np.ndarray, flows: np.ndarray, total: float) -> float:
-    """Returns the rate c for which the flows, each getting the lesser of what it wants and c, add up to `total`."""
+    """Returns the rate c for which flows of min(wanted, c) add up to `total`."""
     left, flows_left = total, int(flows.sum())
     for node in np.argsort(wanted):
         if wanted[node] * flows_left >= left:

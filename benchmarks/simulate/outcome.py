@@ -1,6 +1,6 @@
-"""What a simulated run is given and what comes of it: the machines, and the waits of the training.
+"""Input and outcome of a simulated run: the machines, and the waits of the training.
 
-No time is taken from a clock; a run is a pure function of its order, its site and a seed.
+It uses no clock: a run is a pure function of its order, its site and a seed.
 """
 
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class Site:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a simulated run.
+    """Outcome of a simulated run.
 
-    stall_ticks, stall_s: before which micro-batches all ranks waited, and for how long; 0 is the start.
+    stall_ticks, stall_s: micro-batches before which all ranks waited, and the seconds; 0 is the start.
     fetched_bytes, fetches: over all nodes. repeated: fetches of a shard that another node, or this one, fetched too.
     """
 

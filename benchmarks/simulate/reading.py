@@ -1,8 +1,8 @@
-"""Which shard each simulated reader needs at which moment, and when it lets go: taken from the order itself.
+"""Shards that each simulated reader opens and closes, and when: taken from the real order.
 
-Nothing here is made up: the items of a step come from `data.order.epoch`, their micro-batches and workers from the
-rules of `data.stream.source.ReadPlan`, and what is fetched ahead from `upcoming_shards` and `within_depth`, as the real
-prefetcher has it.
+The items of a step come from `data.order.epoch`, their micro-batches and workers from the rules of
+`data.stream.source.ReadPlan`, and what is fetched ahead from `upcoming_shards` and `within_depth`, as in the real
+prefetcher.
 
 A *tick* is one micro-batch of a rank, counted from the start of the run; worker w of n makes ticks w, w + n, ...
 """
@@ -49,17 +49,17 @@ class Run:
         return self.steps * self.ticks_per_step
 
     def lanes(self, rank: int) -> range:
-        """The lanes that a rank serves."""
+        """Returns the lanes of a rank."""
         return lanes_of_rank(self.layout.lanes, rank, self.world_size)
 
     def prefetched_lanes(self, rank: int, worker: int) -> tuple[int, ...]:
-        """The lanes that a worker fetches ahead for; those of the rank are dealt out among its workers."""
+        """Returns the lanes that a worker prefetches for; the workers of a rank share its lanes."""
         return tuple(self.lanes(rank))[worker :: self.readers_per_rank]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a reader does when it comes to `tick`: let go of the shards `closes`, then open `opens` (-1: none)."""
+    """An action of a reader at `tick`: it closes the shards `closes`, then opens `opens` (-1: none)."""
 
     tick: int
     opens: int
@@ -67,7 +67,7 @@ class Mark:
 
 
 def marks_of_rank(run: Run, rank: int, orders: EpochOrders) -> list[list[Mark]]:
-    """Returns for every worker of a rank what it opens and closes, in the order in which it comes to it."""
+    """Returns the marks of every worker of a rank, in order."""
     steps_per_epoch, marks = run.layout.steps_per_epoch, [[] for _ in range(run.readers_per_rank)]  # type: ignore[var-annotated]
     for first_step in range(0, run.steps, steps_per_epoch):
         order, _ = orders.at(first_step)
@@ -82,7 +82,7 @@ def marks_of_rank(run: Run, rank: int, orders: EpochOrders) -> list[list[Mark]]:
 
 
 def _spans(order: EpochOrder, lane: int, steps: int) -> list[tuple[int, int]]:
-    """Returns [first, last) of each window of a lane that the steps reach, counted in items from the lane's start."""
+    """Returns [first, last) of each window of a lane within the steps, in items from the lane's start."""
     lane_first, _ = order.lane_range(lane)
     last = steps * order.layout.items_per_lane_step
     spans, window = [], order.window(0, lane)
@@ -107,13 +107,13 @@ def _marks_of_lane(
         shards, at = np.unique(order.lane_items(lane, span_first, last).shard[mine], return_index=True)
         for shard, first in sorted(zip(shards.tolist(), at.tolist()), key=lambda pair: pair[1]):
             yield Mark(int(tick[mine][first]), shard)
-        # a step lets go of the windows that are over when it begins: see data.stream.source.SampleSource._enter
+        # a step closes the windows that are over when it begins: see data.stream.source.SampleSource._enter
         over = (first_step - (-last // size)) * run.ticks_per_step
         yield Mark(over + (worker - over) % readers, -1, tuple(shards.tolist()))
 
 
 class Upcoming:
-    """What a prefetcher looks for, remembered for as long as no window of its lanes changes."""
+    """Shards that a prefetcher wants next; recomputed only when a window of its lanes changes."""
 
     def __init__(self, run: Run, orders: EpochOrders, lanes: tuple[int, ...], *, depth_bytes: int):
         self._run, self._orders, self._lanes, self._depth_bytes = run, orders, lanes, depth_bytes
@@ -121,7 +121,7 @@ class Upcoming:
         self._shards: list[int] = []
 
     def at(self, step: int) -> list[int]:
-        """Returns the shards that are coming at `step`, the soonest first."""
+        """Returns the shards that are needed after `step`, the soonest first."""
         step = min(step, self._run.steps - 1)
         order, step_of_epoch = self._orders.at(step)
         key = (order.epoch, *(order.window(step_of_epoch, lane).index for lane in self._lanes))

@@ -1,4 +1,4 @@
-"""A training run at scale, by arithmetic: what it reads and how fast, and the simulated run that belongs to it.
+"""A training run at scale, by arithmetic: bytes, rates, and the simulated run.
 
 Sizes come from the code itself (operations per crop, bytes of a sample, the preset's batch), the rest from `MEASURED`
 and `ASSUMED`, so that a page can list every number with its source.
@@ -29,7 +29,7 @@ BYTES_OF_VALUE = {"uint8": 1, "float16": 2}
 
 @dataclass(frozen=True)
 class Number:
-    """A number that the code does not decide: its unit, and where it is from."""
+    """A number that the code does not decide, with its unit and its source."""
 
     value: float
     unit: str
@@ -58,7 +58,7 @@ ASSUMED = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A run of the paper preset at a size, on so many GPUs and hours of audio.
+    """A run of the paper preset: model size, number of GPUs, hours of audio.
 
     lanes: 0 takes the preset's, doubled until every worker has one.
     """
@@ -74,7 +74,7 @@ class Setting:
 
     @property
     def crops_per_s(self) -> float:
-        """Of all GPUs together, if the assumed share of their peak is reached."""
+        """Crops per second of all GPUs, if the assumed share of their peak is reached."""
         return self.gpus * ASSUMED["mfu"].value * ASSUMED["peak_flops"].value / flops_per_crop(self.size)
 
     @property
@@ -108,7 +108,7 @@ class Setting:
 
     @property
     def bytes_per_s(self) -> float:
-        """What all nodes read from the store, without what is read twice."""
+        """Bytes per second that all nodes read from the store, without repeated reads."""
         return self.crops_per_s / self.crops_per_sample * self.sample_bytes
 
     @property
@@ -123,17 +123,17 @@ class Setting:
 
     @property
     def shards_per_lane(self) -> float:
-        """How many shards a lane reads in an epoch."""
+        """Shards that a lane reads in an epoch."""
         return self.shards / self.num_lanes
 
     @property
     def repeated_share(self) -> float:
-        """Shards that a lane's boundary cuts and two ranks read, as a share of all; an upper bound."""
+        """Share of shards that a boundary between lanes cuts, so two ranks read them; an upper bound."""
         return (self.num_lanes - 1) / self.shards
 
     @property
     def reads_of_shard(self) -> float:
-        """How often an epoch fetches a shard on average: once, and once more for each boundary between lanes in it."""
+        """Mean fetches of a shard in an epoch: one, and one more for each boundary between lanes in it."""
         return 1 + self.repeated_share
 
     @property
@@ -143,14 +143,14 @@ class Setting:
 
     @property
     def prefetch_bytes_per_s_of_rank(self) -> float:
-        """What a rank can fetch ahead: one connection for each worker that has a lane, latencies included."""
+        """Bytes per second that a rank can prefetch: one connection per worker with a lane."""
         connections = min(self.workers, self.num_lanes // self.gpus)
         seconds = BuildConfig.shard_bytes / ASSUMED["connection"].value + 2 * ASSUMED["latency_s"].value
         return connections * BuildConfig.shard_bytes / seconds
 
     @property
     def window_bytes_of_node(self) -> float:
-        """Bytes of the shards that the lanes of one node shuffle together; the next window needs as much again."""
+        """Bytes of the shards that the lanes of one node shuffle together, for one window."""
         return self.num_lanes / self.nodes * min(self.window_shards, self.shards_per_lane) * BuildConfig.shard_bytes
 
     @property
@@ -159,7 +159,7 @@ class Setting:
         return self.crops_per_s / self.gpus * MEASURED["crop_cpu_s"].value
 
     def run(self, *, windows: float = 3.0) -> Run:
-        """Returns the simulated run: so many windows of every lane, at least 20 steps."""
+        """Returns the simulated run: `windows` windows of every lane, at least 20 steps."""
         samples_per_shard = max(1, round(self.samples / self.shards))
         layout = Layout(
             manifest_digest=f"{self.hours:g} hours",
@@ -191,7 +191,7 @@ class Setting:
 
 
 def usual_store(*, median_s: float | None = None, total_bytes_per_s: float = FOREVER, **changes: float) -> StoreModel:
-    """Returns the store that tables assume: log-normal latency, one request in a hundred from a Pareto tail."""
+    """Returns the store of the tables: log-normal latency, one request in a hundred from a Pareto tail."""
     latency = Latency(ASSUMED["latency_s"].value if median_s is None else median_s, 0.5, 0.01)
     return StoreModel(
         latency,

@@ -1,7 +1,7 @@
-"""What a start costs with a large corpus, and what a crop costs: `python -m benchmarks simulate --start`.
+"""Cost of a start with a large corpus, and of a crop: `python -m benchmarks simulate --start`.
 
-Every rank reads and parses the manifest, takes its digest and hands it to its workers, each of which works out the
-order of the epoch. Nothing of that is shared between the ranks of a node, so it is counted for one process.
+Every rank reads and parses the manifest, takes its digest and hands it to its workers, each of which computes the
+order of the epoch. Ranks of a node share none of this, so it is measured for one process.
 """
 
 import pickle
@@ -32,7 +32,7 @@ PREDICTION = (
 
 @dataclass(frozen=True)
 class Start:
-    """What one rank does before its first batch: bytes of the manifest and of its pickle, and seconds."""
+    """The start of one rank, before its first batch: bytes of the manifest and its pickle, and seconds."""
 
     shards: int
     manifest_bytes: int
@@ -44,7 +44,7 @@ class Start:
 
     @property
     def total_s(self) -> float:
-        """Seconds of all of it, the pickle once."""
+        """Total seconds, with one pickle."""
         return self.parse_s + self.digest_s + self.pickle_s + self.order_s
 
 
@@ -66,7 +66,7 @@ def main(*, hours: Sequence[float]) -> None:
 
 
 def measure_start(hours: float) -> Start:
-    """Measures the start of one process with a corpus of so many hours."""
+    """Measures the start of one process with a corpus of `hours`."""
     setting = Setting("base", gpus=512, hours=hours)
     samples = round(setting.samples / setting.shards)
     manifest = imagined_manifest(
@@ -98,7 +98,7 @@ def measure_start(hours: float) -> Start:
 
 
 def crop_cpu_s(*, shards: int = 4, samples_per_shard: int = 96) -> float:
-    """Returns the CPU seconds of one crop in a worker: local shards of full samples, masks of the paper preset."""
+    """Returns the CPU seconds of one crop in a worker: local shards, masks of the paper preset."""
     with tempfile.TemporaryDirectory() as folder:
         url = str(Path(folder) / "train")
         manifest = write_shards(url, shards=shards, samples_per_shard=samples_per_shard, frames=SAMPLE_FRAMES)

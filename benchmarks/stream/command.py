@@ -1,22 +1,21 @@
-"""Our stream against webdataset, mosaicml-streaming and litdata: the same samples, cores and work, alternating.
+"""Our stream against webdataset, mosaicml-streaming and litdata: equal samples, cores and work.
 
-  python -m benchmarks stream --setup ~/.cache/pupujepa/stream-peers     once: the peers, in an environment of their own
+  python -m benchmarks stream --setup ~/.cache/pupujepa/stream-peers     once: installs the peers separately
   python -m benchmarks stream                                            all settings; about a quarter of an hour
   python -m benchmarks stream --places cached --dtypes uint8 --workers 0 --rounds 5
   python -m benchmarks stream --contenders pupujepa webdataset           without the peers' environment
-  python -m benchmarks stream --profile                                  where the time of our side goes
+  python -m benchmarks stream --profile                                  profile of our side
 
 Every contender runs in a fresh process each round. From each sample it takes the stored array, cuts the same crop of
-1,024 frames, makes it float32 and normalised, and hands over batches [B, T, F], shuffled by its own means. What it
-delivers is counted and added up: a run that lost, repeated or changed a sample is void. Places: `cached` (local files
-that the kernel holds), `cold` (local files that it was asked to forget), `s3` (a SeaweedFS on this machine, on the same
-cores), `resume` (a fresh process goes on in the middle of an epoch), `resume-large` (the same in a corpus of many more
-samples, --times over, without webdataset, which would have to read them all).
+1,024 frames, makes it float32 and normalised, and hands over batches [B, T, F], shuffled by its own means. Delivered
+samples are counted and summed: a run that lost, repeated or changed a sample is void. Places: `cached` (local files in
+the kernel's cache), `cold` (local files dropped from it), `s3` (a SeaweedFS on this machine, on the same cores),
+`resume` (a fresh process resumes in the middle of an epoch), `resume-large` (the same in a corpus that is --times
+larger, without webdataset, which would have to read all of it).
 """
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
+from benchmarks import arguments_of
 from benchmarks.alternate import machine
 from benchmarks.profiled import profile
 from benchmarks.stream.contender import LAYOUTS, MODULES, Reading
@@ -54,7 +54,7 @@ PREDICTION = (
 
 @dataclass(frozen=True)
 class Stand:
-    """One corpus and all that its readings share."""
+    """One corpus, and the settings that all its readings share."""
 
     corpus: Path
     facts: Facts
@@ -63,11 +63,11 @@ class Stand:
     epochs: int
 
     def reading(self, contender: str, url: str, cache_dir: str, *, workers: int) -> Reading:
-        """Returns what a contender is to do in one round."""
+        """Returns the task of a contender in one round."""
         return Reading(contender, str(self.corpus), url, cache_dir, workers, self.batch, self.epochs)
 
     def run(self, reading: Reading) -> tuple[Measured | None, str]:
-        """Returns what a reading took, or None and why it does not count."""
+        """Returns the figures of a reading, or None and the reason why it is void."""
         samples = self.facts.config.samples
         try:
             found, result = measure(
@@ -85,7 +85,7 @@ class Stand:
 
 def main() -> None:
     """Prints a table for every setting as Markdown."""
-    args = parse(sys.argv[sys.argv.index("stream") + 1 :] if "stream" in sys.argv else [])
+    args = parse(arguments_of("stream"))
     if args.setup is not None:
         print(f"the peers are in {args.setup}: {set_up(args.setup)}")
         return
@@ -113,7 +113,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads what follows the benchmark's name."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks stream")
     peers = [name for name in MODULES if name != RAW]
-    parser.add_argument("--setup", type=Path, metavar="DIR", help="make the peers' environment there, and stop")
+    parser.add_argument("--setup", type=Path, metavar="DIR", help="install the peers' environment there, and stop")
     parser.add_argument("--peers", type=Path, default=default_folder(), metavar="DIR", help="where it was made")
     parser.add_argument("--contenders", nargs="+", choices=peers, default=peers)
     parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES)
@@ -129,18 +129,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="keeps corpora and S3 objects for the next time (default: nothing)")
     args = parser.parse_args(arguments)
     if args.samples % args.batch:
-        parser.error(f"--samples {args.samples} is no multiple of --batch {args.batch}: a rest would be left out")
+        parser.error(
+            f"--samples {args.samples} is not a multiple of --batch {args.batch}, so samples would be dropped; "
+            f"change one of them"
+        )
     return args
 
 
 def import_shuffle(contender: str) -> str:
-    """Returns how a contender shuffles; of one that this Python does not have, from the text of its module."""
+    """Returns a contender's SHUFFLE from the text of its module, since this Python may lack its packages."""
     source = Path(__file__).with_name(f"{MODULES[contender].split('.')[-1]}.py").read_text()
     return next(line.split("=", 1)[1].strip(' "') for line in source.splitlines() if line.startswith("SHUFFLE"))
 
 
 def prepare(corpus: Path, dtype: str, python: Path, args: argparse.Namespace) -> Stand:
-    """Makes the corpus in every format that is needed, and puts it into the store."""
+    """Makes the corpus in every needed format, and uploads it if the store is measured."""
     config = CorpusConfig(dtype, args.samples, round(args.shard_mib * 2**20), args.epochs)
     facts = make_corpus(corpus, config)
     for layout in {LAYOUTS[name] for name in args.contenders}:
@@ -151,7 +154,7 @@ def prepare(corpus: Path, dtype: str, python: Path, args: argparse.Namespace) ->
 
 
 def upload(folder: Path, url: str, *, digest_of: Path) -> None:
-    """Puts a folder into the store, unless it is there."""
+    """Uploads a folder to the store, unless it is there."""
     store, digest = open_store(url), sha256(digest_of.read_bytes()).hexdigest().encode()
     if store.exists("uploaded") and store.read("uploaded") == digest:
         return
@@ -186,7 +189,7 @@ def read_ours(stand: Stand) -> None:
 
 
 def read_rounds(setting: Setting, stand: Stand, names: Sequence[str], rounds: int) -> None:
-    """Runs whole epochs, the contenders in turn, another one first in every round."""
+    """Runs whole epochs with the contenders in turn; another one is first in every round."""
     way = fastest_way(stand) if setting.place == "s3" else ""
     for name in in_turn(names, rounds):
         layout = LAYOUTS[name]
@@ -204,7 +207,7 @@ def read_rounds(setting: Setting, stand: Stand, names: Sequence[str], rounds: in
 
 
 def resume_rounds(setting: Setting, stand: Stand, names: Sequence[str], *, rounds: int, times: int = 1) -> None:
-    """Leaves a state within an epoch once, then goes on from it in fresh processes, in turn."""
+    """Saves a state within an epoch once, then resumes from it in fresh processes, in turn."""
     middle = stand.facts.config.samples // stand.batch // 2
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         readings = {}
@@ -223,7 +226,7 @@ def resume_rounds(setting: Setting, stand: Stand, names: Sequence[str], *, round
 
 
 def in_turn(names: Sequence[str], rounds: int) -> Iterator[str]:
-    """Yields every name once a round, beginning with the next one each round, so that nobody always comes first."""
+    """Yields every name once per round; each round begins with the next name."""
     for number in range(rounds):
         first = number % max(len(names), 1)
         yield from [*names[first:], *names[:first]]

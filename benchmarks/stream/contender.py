@@ -1,4 +1,4 @@
-"""One contender of the streaming benchmark in a process of its own: reads, checks what it got, and tells the times.
+"""One contender of the streaming benchmark in its own process: reads, checks samples, prints times.
 
   python -m benchmarks.stream.contender READING.json
 
@@ -36,18 +36,18 @@ LAYOUTS = {"pupujepa": "tar", "webdataset": "tar", "mosaicml": "mds", "litdata":
 
 @dataclass(frozen=True)
 class Reading:
-    """What a contender is to do.
+    """Task of a contender.
 
     Args:
         contender: a key of MODULES.
         corpus: folder of the facts.
-        url: where its format lies, a folder or s3://.
+        url: of its format, a folder or s3://.
         cache_dir: an empty folder for what it downloads.
         workers: processes that make batches.
-        epochs: to read, one after the other.
-        pause_after: only find the state after so many batches, and the next batch's uids, and keep both in `state`.
-        state: file; without `pause_after`, go on from what is kept there and stop after one batch.
-        way: of the raw limits, how they read.
+        epochs: number to read.
+        pause_after: read this many batches, then save the state and the next batch's uids in `state`.
+        state: file; without `pause_after`, resume from it and stop after one batch.
+        way: client and connections of the raw limits.
     """
 
     contender: str
@@ -63,20 +63,20 @@ class Reading:
 
 
 class Reader(Protocol):
-    """How a contender is driven."""
+    """Interface of a contender's reader."""
 
     def batches(self) -> Iterator[tuple[list[str], Tensor]]:
         """Opens everything and yields (uids, mel [B, T, F] float32, normalised), epoch after epoch."""
 
     def state(self, batches: int) -> Any:
-        """Returns, as JSON, where it stands after so many batches."""
+        """Returns the state after `batches` batches, as JSON."""
 
     def restore(self, state: Any) -> None:
-        """Makes `batches` go on from there; called before it."""
+        """Makes `batches` resume from a state; called before it."""
 
 
 class Crop:
-    """The peers' work on a sample: the crop that ours would draw, found in a table, and two operations in place."""
+    """The peers' work on a sample: our crop, looked up in a table, and two operations in place."""
 
     def __init__(self, facts: Facts):
         self.starts = facts.starts
@@ -91,12 +91,12 @@ class Crop:
 
 
 def loader_options(workers: int) -> dict[str, Any]:
-    """Returns what every peer's data loader is told, which is what ours does."""
+    """Returns the options of every peer's data loader, equal to what ours does."""
     return {"num_workers": workers, **({"persistent_workers": True, "prefetch_factor": 2} if workers else {})}
 
 
 def tree_cpu_s(pid: int) -> float:
-    """Returns the processor seconds of a process, its descendants, and those of them that have ended."""
+    """Returns the processor seconds of a process and its descendants, including ended ones."""
     total = 0.0
     process = psutil.Process(pid)
     for member in [process, *process.children(recursive=True)]:
@@ -137,7 +137,7 @@ def run(reading: Reading) -> None:
 
 
 def _keep(reader: Reader, reading: Reading) -> None:
-    """Writes the state after so many batches, and the uids of the batch that follows in an unbroken run."""
+    """Writes the state after `pause_after` batches, and the uids of the next batch of an unbroken run."""
     batches = reader.batches()
     for _ in range(reading.pause_after):
         next(batches)
@@ -151,10 +151,10 @@ def _mark(name: str, **facts: Any) -> None:
 
 
 if __name__ == "__main__":
-    # peers hand out arrays that nobody may write to, which torch remarks upon
+    # peers return read-only arrays, about which torch warns
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     run(Reading(**json.loads(Path(sys.argv[1]).read_text())))
     sys.stdout.flush()
-    # what a library does at the end of its process is not measured, and some of them wait there
+    # skips interpreter teardown, which is not measured and in which some libraries wait
     os._exit(0)

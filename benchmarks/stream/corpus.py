@@ -1,7 +1,7 @@
-"""What the streaming benchmark reads: synthetic samples as our shards, and the same samples in the peers' own formats.
+"""Corpora of the streaming benchmark: synthetic samples as our shards and in the peers' formats.
 
 Folder of a corpus: `tar` (our shards, which webdataset reads too), `mds` (mosaicml-streaming), `litdata`, and
-`facts.json` (sizes, crops and what the values must add up to). Codes are random, so no compression would help anybody.
+`facts.json` (sizes, crops and checksums). Codes are random, so compression helps no format.
 Shapes: T frames, F mel bands.
 """
 
@@ -30,18 +30,18 @@ SEED = 0
 MEL_BANDS = 128
 CROP_FRAMES = 1024
 FORMATS = ("tar", "mds", "litdata")
-# every 64th frame and every 16th band of a crop are added up: enough to tell a wrong crop, too few to cost anything
+# every 64th frame and every 16th band of a crop are summed: enough to detect a wrong crop, at almost no cost
 CHECKED = (slice(None, None, 64), slice(None, None, 16))
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """How large a corpus is.
+    """Size of a corpus.
 
     Args:
         dtype: "uint8" or "float16".
-        shard_bytes: about how large a shard, or chunk, is in every format.
-        epochs: for how many epochs of our crops the checksums are worked out.
+        shard_bytes: approximate size of a shard, or chunk, in every format.
+        epochs: number of epochs of our crops that have a checksum.
     """
 
     dtype: str
@@ -54,12 +54,12 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a corpus before anybody reads it.
+    """Expected sizes, crops and checksums of a corpus.
 
     Args:
         payload_bytes: of the stored arrays of all samples.
         starts: first frame of each sample's crop in epoch 0, by uid.
-        checksums: what the checked values of all crops add up to (absolute, normalised), by epoch of our stream.
+        checksums: sum of the checked values of all crops (absolute, normalised), by epoch of our stream.
     """
 
     config: CorpusConfig
@@ -69,13 +69,13 @@ class Facts:
 
 
 def read_facts(corpus: Path) -> Facts:
-    """Returns the facts of a corpus that was made."""
+    """Returns the facts of an existing corpus."""
     raw = json.loads((corpus / "facts.json").read_text())
     return Facts(**{**raw, "config": CorpusConfig(**raw["config"]), "checksums": tuple(raw["checksums"])})
 
 
 def make_corpus(corpus: Path, config: CorpusConfig) -> Facts:
-    """Writes our shards and the facts, unless they are there; returns the facts."""
+    """Writes our shards and the facts unless they exist; returns the facts."""
     if (corpus / "facts.json").is_file() and read_facts(corpus).config == config:
         return read_facts(corpus)
     per_shard = max(1, config.shard_bytes // (stored_bytes(config.dtype) * _mean_frames(config)))
@@ -127,7 +127,7 @@ def start_of(row: dict[str, Any], *, epoch: int) -> int:
 
 
 def checksum_of(row: dict[str, Any], *, epoch: int) -> float:
-    """Returns what the checked values of a sample's crop add up to, in float64 straight from the stored values."""
+    """Returns the sum of the checked values of a sample's crop, in float64 from the stored values."""
     start = start_of(row, epoch=epoch)
     crop = row["mel"][start : start + CROP_FRAMES][CHECKED].astype(np.float64)
     values = LO + crop * ((HI - LO) / 255) if row["mel"].dtype == np.uint8 else crop
@@ -135,7 +135,7 @@ def checksum_of(row: dict[str, Any], *, epoch: int) -> float:
 
 
 def converted(corpus: Path, layout: str, *, python: Path) -> Path:
-    """Returns the folder of the same samples in a peer's format, written by the peer itself unless it is there."""
+    """Returns the folder in a peer's format; the peer writes it unless it exists."""
     folder, done = corpus / layout, corpus / f"{layout}.done"
     facts_digest = sha256((corpus / "facts.json").read_bytes()).hexdigest()
     if layout != "tar" and not (done.is_file() and done.read_text() == facts_digest):

@@ -1,7 +1,7 @@
-"""A corpus of the streaming benchmark many times over, for what depends on the number of samples: going on in an epoch.
+"""Enlarged copies of a corpus of the streaming benchmark, to measure resuming in a large epoch.
 
-The files are hard links under new names, and the lists that each format begins with are as long as those of a corpus of
-that size. Samples of different copies share their uids, which nobody looks at before they are read.
+The files are hard links under new names, and the index of each format has full length. Samples of different copies
+share their uids, which matter only once they are read.
 """
 
 import json
@@ -16,7 +16,7 @@ from data.shards.manifest import read_manifest, write_manifest
 
 
 def enlarged(corpus: Path, layout: str, times: int) -> Path:
-    """Returns the folder of a corpus in one format, `times` over; written unless it is there."""
+    """Returns the folder of a corpus in one format, `times` as large; written unless it exists."""
     source, folder = corpus / layout, corpus / f"{layout}-x{times}"
     done = corpus / f"{folder.name}.done"
     if not done.is_file():

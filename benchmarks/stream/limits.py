@@ -1,6 +1,6 @@
-"""The limits beside the contenders: the same tars read raw, from the disk with one copy in memory, or by plain GETs.
+"""Raw limits beside the contenders: the same tars read from disk with one copy, or by plain GETs.
 
-Nothing is decoded or checked. From a store every way that we know is tried once (`WAYS`) and the fastest one counts.
+Nothing is decoded or checked. From a store, each way in `WAYS` is tried once, and the fastest one counts.
 """
 
 import http.client

@@ -1,4 +1,4 @@
-"""The streaming benchmark's side of litdata: its chunks and its own loader. Runs under the peers' Python."""
+"""Side of litdata in the streaming benchmark: its chunks and loader; runs under the peers' Python."""
 
 import os
 from collections.abc import Iterator

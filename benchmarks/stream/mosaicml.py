@@ -1,4 +1,4 @@
-"""The streaming benchmark's side of mosaicml-streaming: MDS shards and its own loader. Runs under the peers' Python."""
+"""Side of mosaicml-streaming: MDS shards and its loader; runs under the peers' Python."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The streaming benchmark's side of ours: `data.stream.stream` without masks, since no peer draws any."""
+"""Our side of the streaming benchmark: `data.stream.stream` without masks, since no peer draws any."""
 
 import os
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class OurReader:
             yield batch.uids, batch.mel()
 
     def state(self, batches: int) -> Any:
-        """Returns the stream's state, which knows by itself how far it is."""
+        """Returns the stream's state, which includes its step."""
         assert self._stream is not None
         state = self._stream.state()
         assert state.step == batches
@@ -69,7 +69,7 @@ class OurReader:
 
 
 def open_reader(reading: Reading, facts: Facts) -> OurReader:
-    """Returns the reader, once the server of its workers has imported what theirs inherit from this process."""
+    """Returns the reader once its workers' server has imported the modules that peers' workers inherit."""
     if reading.workers:
         start_server()
         first = get_context("forkserver").Process(target=os.getpid)

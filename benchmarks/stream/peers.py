@@ -1,4 +1,4 @@
-"""The peers of the streaming benchmark, installed into an environment of their own that borrows ours for the rest.
+"""Installation of the streaming benchmark's peers in a separate environment on top of ours.
 
 mosaicml-streaming and litdata want other releases of numpy than we have, so they are never installed beside us. Their
 environment sees our packages behind its own, torch included: every contender, ours too, runs on the same Python, torch
@@ -62,7 +62,7 @@ def missing(python: Path) -> list[str]:
 
 
 def chosen_python(folder: Path, contenders: Sequence[str]) -> Path:
-    """Returns the one Python that all contenders run on: this one if it has all of them, else the peers' own.
+    """Returns the Python of all contenders: this one if it has all of them, else the peers'.
 
     Raises:
         UserError: neither has; the message holds the set-up command.
@@ -79,7 +79,7 @@ def chosen_python(folder: Path, contenders: Sequence[str]) -> Path:
 
 
 def versions(python: Path, contenders: Sequence[str]) -> str:
-    """Returns the releases that run, in words."""
+    """Returns the versions of the contenders."""
     packages = ["torch", "numpy", *(_PACKAGE_OF[name] for name in contenders if name in _PACKAGE_OF)]
     code = f"from importlib.metadata import version\nprint(', '.join(f'{{n}} {{version(n)}}' for n in {packages!r}))"
     return subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Runs one contender of the streaming benchmark in a fresh process and measures it and its descendants from outside.
+"""Measurement of one contender in a fresh process, with its descendants, from outside.
 
 Processor seconds come from the contender's own marks; the peak of memory and the start of the traffic from samples that
 this process takes meanwhile. Memory is the sum of proportional set sizes, so pages that processes share count once.
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 300.0
 _SAMPLE_EVERY_S = 0.02
 _MEMORY_EVERY_S = 0.5
-# more than the chatter of an idle store, less than any shard
+# more than the traffic of an idle store, less than any shard
 _TRAFFIC_BEGINS_BYTES = 1 << 20
 
 
@@ -37,14 +37,14 @@ class ContenderError(RuntimeError):
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run of a contender took.
+    """Figures of one run of a contender.
 
     Args:
         first_s: from opening to the first batch.
-        seconds, cpu_s, samples: of the stretch that is counted, see `measure`.
+        seconds, cpu_s, samples: of the counted period, see `measure`.
         megabytes: stored arrays of these samples, in 10^6 bytes.
-        peak_mib: most memory that the process and its descendants held at once.
-        continues: after a resume, whether the batch was the very next one.
+        peak_mib: peak memory of the process and its descendants together.
+        continues: after a resume, True if the batch was the next one.
     """
 
     first_s: float
@@ -57,11 +57,11 @@ class Measured:
 
 
 def measure(reading: Reading, *, python: Path, payload_bytes: int, samples: int) -> tuple[Measured, dict[str, Any]]:
-    """Runs a reading and returns what it took, and the contender's own result.
+    """Runs a reading; returns its figures and the contender's own result.
 
-    Counted is the stretch from the first batch to the last, when the data lies on this machine, because starting
-    processes says nothing about a run of weeks. From a store it is the stretch from the first MiB that crosses the
-    network to the last batch, because some fetch far ahead before they hand out the first.
+    From local files, time counts from the first batch to the last, because the start of processes does not matter in a
+    run of weeks. From a store, it counts from the first MiB on the network to the last batch, because some contenders
+    prefetch a lot before the first batch.
 
     Args:
         payload_bytes, samples: of one epoch.
@@ -75,7 +75,7 @@ def measure(reading: Reading, *, python: Path, payload_bytes: int, samples: int)
         lines, watch = _watched([str(python), "-m", "benchmarks.stream.contender", str(path)], reading.contender)
     marks = {line["mark"]: line for line in lines if "mark" in line}
     result = next((line for line in lines if "mark" not in line), {})
-    if "last" not in marks:  # it was only to leave its state
+    if "last" not in marks:  # its task was only to save its state
         return Measured(0.0, 0.0, 0.0, 0, 0.0, watch.peak_bytes / 2**20), result
     opened, last, first = marks["open"], marks["last"], marks.get("first", marks["open"])
     if reading.url.startswith("s3://") and watch.traffic is not None:
@@ -96,7 +96,7 @@ def measure(reading: Reading, *, python: Path, payload_bytes: int, samples: int)
 
 
 class Watch:
-    """What is seen of a process from outside while it runs."""
+    """An observer of a process: peak memory, and the start of its network traffic."""
 
     def __init__(self, pid: int):
         self.pid = pid
@@ -108,7 +108,7 @@ class Watch:
         self._thread.start()
 
     def end(self) -> None:
-        """Stops looking."""
+        """Stops observing."""
         self._ended.set()
         self._thread.join()
 
@@ -144,7 +144,7 @@ def tree_memory_bytes(pid: int) -> int:
 
 
 def evict(paths: Iterable[Path]) -> float:
-    """Asks the kernel to forget the content of files and returns the share of their pages that it kept all the same."""
+    """Drops files from the kernel's cache and returns the share of their pages that stayed."""
     kept = pages = 0
     for path in paths:
         with path.open("rb") as file:
@@ -156,7 +156,7 @@ def evict(paths: Iterable[Path]) -> float:
 
 
 def warm(paths: Iterable[Path]) -> None:
-    """Reads files once, so that the kernel holds them."""
+    """Reads files once, so that the kernel caches them."""
     block = bytearray(8 << 20)
     for path in paths:
         with path.open("rb", buffering=0) as file:
@@ -165,7 +165,7 @@ def warm(paths: Iterable[Path]) -> None:
 
 
 def resident_pages(file: int) -> list[bool]:
-    """Returns for every page of an open file whether the kernel holds it in memory."""
+    """Returns True for every page of an open file that the kernel has in memory."""
     size = os.fstat(file).st_size
     if not size:
         return []
@@ -179,7 +179,7 @@ def resident_pages(file: int) -> list[bool]:
 
 
 def _watched(command: list[str], contender: str) -> tuple[list[dict[str, Any]], Watch]:
-    """Runs a command, and ends whatever it leaves behind."""
+    """Runs a command, and kills any process that it leaves behind."""
     with tempfile.TemporaryFile("w+") as complaints:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=complaints, text=True, start_new_session=True

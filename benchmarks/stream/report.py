@@ -1,4 +1,4 @@
-"""From runs of contenders to Markdown: medians, ratios round by round, and the aims beside them."""
+"""Markdown tables of contenders' runs: medians, ratios by round, and the aims."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ Rate = Callable[[Measured], float]
 
 @dataclass
 class Setting:
-    """One table: a place, a dtype, a number of workers, and what each contender took, round by round.
+    """One table: place, dtype, number of workers, and the runs of each contender by round.
 
     Args:
         place: one of those of `benchmarks.stream.command`.
-        runs: by contender; None is a round whose figures are void.
-        void: why, by contender.
+        runs: by contender; None is a void round.
+        void: reasons, by contender.
     """
 
     place: str
@@ -29,7 +29,7 @@ class Setting:
     void: dict[str, str] = field(default_factory=dict)
 
     def add(self, contender: str, measured: Measured | None, *, reason: str = "") -> None:
-        """Takes the next round of a contender."""
+        """Adds the next round of a contender."""
         self.runs.setdefault(contender, []).append(measured)
         if measured is None:
             self.void[contender] = reason
@@ -40,17 +40,17 @@ class Setting:
 
 
 def per_cpu_s(run: Measured) -> float:
-    """Samples per processor second."""
+    """Returns samples per processor second."""
     return run.samples / max(run.cpu_s, 1e-9)
 
 
 def megabytes_per_s(run: Measured) -> float:
-    """10^6 bytes of stored arrays per second."""
+    """Returns 10^6 bytes of stored arrays per second."""
     return run.megabytes / max(run.seconds, 1e-9)
 
 
 def quickness(run: Measured) -> float:
-    """One over the seconds to the first batch."""
+    """Returns the inverse of the seconds to the first batch."""
     return 1 / max(run.first_s, 1e-9)
 
 
@@ -140,7 +140,7 @@ def _median(runs: Sequence[Measured], rate: Rate) -> float:
 
 
 def checked(result: Mapping[str, Any], expected: tuple[int, int, float]) -> str:
-    """Returns why a run is void, or "": every sample must have come `epochs` times, with the right values.
+    """Returns the reason why a run is void, or "": each sample must come `epochs` times, unchanged.
 
     Args:
         result: of `benchmarks.stream.contender`.

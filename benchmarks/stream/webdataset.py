@@ -1,4 +1,4 @@
-"""The streaming benchmark's side of webdataset: its own pipeline over our very tars."""
+"""Side of webdataset in the streaming benchmark: its own pipeline over our tars."""
 
 import io
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ class WebdatasetReader:
     def __init__(self, reading: Reading, facts: Facts):
         self.reading, self.facts = reading, facts
         self._skip = 0
-        # it has no way to s3 of its own; the client's stream behind a large buffer is the fastest that we found
+        # it cannot read s3 itself; the client's stream behind a large buffer is the fastest way that we found
         webdataset.gopen_schemes["s3"] = _s3_stream
 
     def batches(self) -> Iterator[tuple[list[str], Tensor]]:
-        """Opens the pipeline; where it is to go on, it reads from the start and throws away."""
+        """Opens the pipeline; to resume, it reads from the start and discards."""
         store = open_store(self.reading.url)
         urls = [store.locate(name) for name in store.list() if name.endswith(".tar")]
         window = 4 * -(-self.facts.config.samples // len(urls))
@@ -53,7 +53,7 @@ class WebdatasetReader:
         return batches
 
     def restore(self, state: Any) -> None:
-        """Has as many batches thrown away."""
+        """Makes `batches` discard this many batches."""
         self._skip = state
 
 
@@ -63,7 +63,7 @@ def open_reader(reading: Reading, facts: Facts) -> WebdatasetReader:
 
 
 def _cropped(sample: dict[str, Any], *, crop: Crop) -> tuple[str, Tensor]:
-    # the info is left as it came: nobody asks for it
+    # the info stays undecoded: nothing reads it
     return crop(sample["__key__"], np.load(io.BytesIO(sample["mel.npy"])))
 
 

@@ -11,7 +11,7 @@ from benchmarks.build_side import build_librosa, build_ours, stored
 from benchmarks.profiled import profile
 
 SECONDS = 4.0
-# librosa's way to decode imports them when it is first asked
+# librosa imports them when it first decodes a file
 pytestmark = pytest.mark.filterwarnings("ignore:'(aifc|audioop|sunau)' is deprecated:DeprecationWarning")
 
 
@@ -26,7 +26,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_sides_store_the_same_tracks_and_nearly_the_same_codes(built):
-    """They differ by the resamplers alone: under one code of 255 on average."""
+    """The resamplers alone make a difference: under one code of 255 on average."""
     assert sorted(stored(built / "ours")) == ["song000", "song001"]
     words = agree(built / "ours", built / "librosa")
     assert words.startswith("2 tracks")
@@ -34,7 +34,7 @@ def test_both_sides_store_the_same_tracks_and_nearly_the_same_codes(built):
 
 
 def test_sides_that_stored_other_tracks_are_not_compared(built, tmp_path):
-    """A side that passes a file over must not look fast."""
+    """A side that skips a file must not look fast."""
     write_songs({"wav": tmp_path / "songs"}, songs=1, seconds=SECONDS)
     build_librosa(tmp_path / "songs", tmp_path / "librosa")
     with pytest.raises(ValueError, match="ours stored the tracks"):
@@ -42,7 +42,7 @@ def test_sides_that_stored_other_tracks_are_not_compared(built, tmp_path):
 
 
 def test_a_side_that_stored_less_of_a_track_is_not_compared(built, tmp_path):
-    """Nor one that stops early."""
+    """Nor must one that stops early."""
     write_songs({"wav": tmp_path / "songs"}, songs=2, seconds=SECONDS - 1)
     build_librosa(tmp_path / "songs", tmp_path / "librosa")
     with pytest.raises(ValueError, match="ours has 400 frames, the peer 300"):
@@ -71,7 +71,7 @@ def test_rates_are_hours_of_audio_per_core_hour():
 
 
 def test_a_profile_names_the_function_that_takes_the_time():
-    """The table is by own time, the slowest first."""
+    """The table is sorted by own time, the slowest first."""
 
     def slow() -> int:
         total = 0

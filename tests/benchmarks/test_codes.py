@@ -1,4 +1,4 @@
-"""The benchmark of uint8 codes: its errors are those of the codes, its table pairs by seed."""
+"""The benchmark of uint8 codes: its errors are right, and its table pairs by seed."""
 
 import json
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def test_errors_of_uniform_values_are_those_of_a_quantiser():
 
 
 def test_values_beyond_the_range_are_counted_and_their_error_is_in_the_largest():
-    """What the codes cut shows: as a share, and in its band."""
+    """Clipped values show as a share, and as the largest error of their band."""
     mel_TF = np.full((100, 128), -4.0, dtype=np.float32)
     mel_TF[7, 5] = HI + 1.0
     float16, uint8 = codes.measure([mel_TF], std=2.0)
@@ -49,14 +49,14 @@ def test_the_plan_says_how_long_it_takes():
 
 
 def test_a_corpus_that_is_not_there_is_named(monkeypatch, tmp_path):
-    """One sentence with the remedy."""
+    """The error is one sentence with the remedy."""
     monkeypatch.setattr("sys.argv", ["benchmarks", "codes", "--corpus", str(tmp_path)])
     with pytest.raises(UserError, match=r"holds no tracks\.jsonl.*python -m data scores"):
         codes.main()
 
 
 def test_the_sweep_is_written_with_the_shards_of_this_run(monkeypatch, tmp_path):
-    """Base float16, the axis uint8, seeds and budget as asked; --resume, so that the same command goes on."""
+    """Base float16, axis uint8, seeds and budget as given; --resume, so the same command continues."""
     called = []
     monkeypatch.setattr(codes, "_run", lambda *command: called.append(command))
     args = codes.parse(["--corpus", str(tmp_path), "--out", str(tmp_path), "--seeds", "3", "4", "--crops", "64"])
@@ -70,7 +70,7 @@ def test_the_sweep_is_written_with_the_shards_of_this_run(monkeypatch, tmp_path)
 
 
 def test_differences_are_paired_by_seed(monkeypatch):
-    """The mean difference with Student's interval, beside how far the seeds of the base lie apart."""
+    """The mean difference has Student's interval, beside the range over the seeds of the base."""
 
     def row(axis, seed, value):
         results = {"tempo": {"value": value, "interval": [value - 0.1, value + 0.1]}}
@@ -84,7 +84,7 @@ def test_differences_are_paired_by_seed(monkeypatch):
 
 
 def test_round_trips_are_measured_once(monkeypatch, tmp_path):
-    """What is on disk for the same corpus is not measured again."""
+    """Errors on disk for the same corpus are not measured again."""
     (tmp_path / "tracks.jsonl").write_text(json.dumps({"path": "a.wav", "split": "train"}) + "\n")
     mel_TF = np.zeros((10, 128), dtype=np.float32)
     monkeypatch.setattr(codes, "_spectrograms", lambda paths, progress: [mel_TF] * len(paths))

@@ -9,20 +9,20 @@ from distributed.experiment import load_experiment
 
 @pytest.mark.parametrize("model", COUNTED)
 def test_diagnostics_cost_less_than_two_per_cent(model):
-    """Of the operations, at the presets' intervals: the demo on one or two ranks, the others on up to 512."""
+    """At the presets' intervals, by operations: the demo on one or two ranks, the others on up to 512."""
     experiment = experiment_of(model)
     ranks = (1, 2) if model == "demo" else (1, 8, 64, 512)
     assert all(0 < counted_share(experiment, ranks=count) < AIM for count in ranks)
 
 
 def test_the_demo_is_looked_at_fifteen_times():
-    """Enough for curves, while training: not counting the last look, at its end."""
+    """There are enough diagnostics for curves, not counting the last one."""
     experiment = load_experiment(["demo"])
     assert experiment.train.steps // experiment.diagnostics.every >= 15
 
 
 def test_the_ranks_share_the_passes():
-    """As long as there are parts for all of them the share stays, but for the decompositions."""
+    """With enough crops for all ranks the share stays the same, except for the decompositions."""
     experiment = experiment_of("base")
     one, two, many = (counted_share(experiment, ranks=ranks) for ranks in (1, 2, 512))
     assert one < two < 1.5 * one
@@ -31,7 +31,7 @@ def test_the_ranks_share_the_passes():
 
 
 def test_lidar_costs_what_its_crops_do():
-    """Ten crops of a clip, each of them a pass of the teacher, cost less when every second look takes them in."""
+    """Ten crops of a clip, each of them a pass of the teacher, cost less if only every second diagnostic uses them."""
     base = ["model=base", "diagnostics.clips=24"]
     without, all_, half = (
         counted_share(load_experiment(["paper"], overrides=[*base, *more]), ranks=1)

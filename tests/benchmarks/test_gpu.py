@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: the same script at tiny sizes, so that the first real run does not fail for little."""
+"""`make gpu` without a GPU: the same script at tiny sizes."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def gpu(*words, out):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """All parts, once."""
+    """Runs all parts once."""
     out = tmp_path_factory.mktemp("gpu")
     return gpu(out=out), out
 
@@ -59,7 +59,7 @@ ROW = {
 
 
 def test_every_part_runs_on_a_cpu(ran):
-    """Tests, steps as they are and compiled, the wait for data: each leaves its result, and the section is written."""
+    """Tests, eager and compiled steps, and the data wait each store a result, and the section is written."""
     done, out = ran
     assert done.returncode == command.COMPLETE, done.stdout + done.stderr
     names = [part.name for part in parts.all_parts(setting_of(out))]
@@ -76,7 +76,7 @@ def test_every_part_runs_on_a_cpu(ran):
 
 
 def test_the_same_command_continues(ran):
-    """What is there is kept, and said; a part that failed or is missing runs again."""
+    """Results are kept, with a message; a part that failed or is missing runs again."""
     _, out = ran
     (out / "cpu" / "parts" / "tests.json").unlink()
     again = gpu("--only", "tests", "data", out=out)
@@ -95,7 +95,7 @@ def test_a_part_that_does_not_fit_is_not_begun_and_is_said(tmp_path):
 
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
-    """By default it wants one; a CPU at a GPU's sizes would take hours."""
+    """By default it needs a GPU; a CPU at a GPU's sizes would take hours."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="torch sees no CUDA device"):
         Setting.of("cuda", tiny=False, out=tmp_path)
@@ -104,7 +104,7 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
 
 
 def test_what_is_missing_is_one_sentence():
-    """Names as pip knows them, and the command for this very Python."""
+    """The error has pip's names and the command for this Python."""
     assert command.missing_sentence() == ""
     said = command.missing_sentence(["torch", "no_such_module", "nor_this"])
     assert said.startswith(f"{sys.executable} lacks no_such_module, nor_this, so ")
@@ -113,7 +113,7 @@ def test_what_is_missing_is_one_sentence():
 
 
 def test_failures_are_tried_again_after_what_is_missing(tmp_path, monkeypatch):
-    """A part that fails leaves why, and the others run; one whose time was cut short is not counted as run."""
+    """A failed part stores its error, and the others run; a part that was cut short does not count as run."""
     calls = []
 
     def measure(name, outcome):
@@ -155,7 +155,7 @@ def test_results_of_another_machine_are_not_kept(tmp_path):
 
 @pytest.fixture
 def measured(tmp_path):
-    """What a GPU might give, a failure and a missing part with it."""
+    """Results that a GPU might give, with a failure and a missing part."""
     kept = Kept(setting_of(tmp_path / "out", "cuda", tiny=False))
     tests = {"summary": "60 passed, 1 failed, 0 skipped", "failures": [{"test": "a::b", "said": "assert 1 == 2"}]}
     kept.keep("tests", result_of(kept, **tests))
@@ -190,7 +190,7 @@ def test_the_section_holds_what_was_measured(measured, tmp_path):
 
 @pytest.mark.parametrize("change", [{"device": "cpu", "device_name": "CPU"}, {"tiny": True}])
 def test_figures_of_a_cpu_never_reach_the_results(measured, tmp_path, change):
-    """Nor those of a GPU at tiny sizes: they go to a file of their own, and who insists is refused."""
+    """Nor do those of a GPU at tiny sizes: they go to another file, and RESULTS.md refuses them."""
     kept = Kept(replace(measured.setting, **change))
     before = section.RESULTS.read_text()
     assert section.write(kept) == kept.setting.out / "section.md"
@@ -200,7 +200,7 @@ def test_figures_of_a_cpu_never_reach_the_results(measured, tmp_path, change):
 
 
 def test_the_results_have_a_place_for_the_section(measured, tmp_path):
-    """One pair of marks in the real file; a file without is not written to."""
+    """The real file has one pair of marks; a file without marks is not changed."""
     page = section.RESULTS.read_text()
     assert (page.count(section.BEGIN), page.count(section.END)) == (1, 1)
     bare = tmp_path / "bare.md"
@@ -236,7 +236,7 @@ def test_waiting_is_counted_after_the_first_steps(tmp_path):
 
 
 def test_kernels_of_a_gpu_are_counted_once():
-    """Of a profile with a GPU its kernels count, not the operations that started them, nor marked stretches."""
+    """In a profile with a GPU only kernels count, not the operations that launched them, nor annotations."""
 
     def event(name, device, us, **more):
         times = {"self_device_time_total": us, "self_cpu_time_total": us, "is_user_annotation": False}
@@ -255,14 +255,14 @@ def test_kernels_of_a_gpu_are_counted_once():
 
 
 def test_the_micro_batch_is_what_the_plan_lets_fit(monkeypatch):
-    """The largest power of two whose peak leaves a fifth of the free memory, from one crop to what is asked."""
+    """The micro-batch is the largest power of two whose peak leaves a fifth of the free memory."""
     monkeypatch.setattr(steps, "planned_bytes", lambda settings, crops, on_cpu: 1000 * crops)
     fits = {free: steps.largest_that_fits({"most_crops": 64}, free_bytes=free) for free in (1e9, 40_000, 39_999, 10)}
     assert fits == {1e9: 64, 40_000: 32, 39_999: 16, 10: 1}
 
 
 def test_no_process_outlives_its_time(tmp_path):
-    """Neither the command that takes too long nor what it has started and left alone."""
+    """Neither the slow command nor its orphaned children survive."""
     started = tmp_path / "pid"
     script = f"sleep 600 & echo $! > {started}; echo begun; exec sleep 600"
     with pytest.raises(OutOfTimeError, match=r"(?s)begun.*ended after 3 s"):

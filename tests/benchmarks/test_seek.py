@@ -1,11 +1,11 @@
-"""The benchmark of resuming: its manifest holds what it says, and its row is made of real parts."""
+"""The benchmark of resuming: its manifest has the given size, and its row measures a real resume."""
 
 from benchmarks.seek import measure, synthetic_manifest
 from data.shards.manifest import from_json, to_json
 
 
 def test_the_synthetic_manifest_is_one():
-    """As many samples as asked for, in as many shards; it survives being written and read."""
+    """The manifest has the given samples and shards, also after it is written and read."""
     manifest = synthetic_manifest(1003, 10)
     assert (manifest.samples, len(manifest.shards)) == (1003, 10)
     assert {shard.samples for shard in manifest.shards} == {100, 101}

@@ -1,4 +1,4 @@
-"""The table of a training's faults has a row for each case, and playing some of them keeps the rows of the others."""
+"""The table of training faults has a row for each case, and a partial run keeps the other rows."""
 
 import re
 
@@ -16,12 +16,12 @@ def faults_of(page: str) -> list[tuple[str, str]]:
 
 
 def test_the_page_has_a_row_for_each_case():
-    """In their order: a case that is new, gone or renamed has to be played again."""
+    """The rows are in the order of the cases, so a new, removed or renamed case must be measured again."""
     assert faults_of(PAGE.read_text()) == [(case.fault, case.outcome) for case in CASES]
 
 
 def test_cases_that_were_not_played_keep_their_rows():
-    """Rows of cases that are gone go, and the order is that of the cases."""
+    """Rows of removed cases disappear, and the order is that of the cases."""
     page = PAGE.read_text()
     new = f"| {CASES[1].fault} | another outcome | 0 | - | 1 | 0 |\n"
     after = updated(page.replace(CASES[0].fault, "a case that is gone"), {CASES[1].fault: new})
@@ -32,7 +32,7 @@ def test_cases_that_were_not_played_keep_their_rows():
 
 @pytest.mark.parametrize(("codes", "said"), [((0, 0), "nothing"), ((86, 86), "step 10: asked to stop")])
 def test_a_fault_that_did_not_strike_is_no_row(codes, said):
-    """Nor one that ended otherwise: what is in the table was seen."""
+    """Nor is one with another outcome: the table has observed outcomes only."""
     outcome = Outcome([codes], (said,), losses={}, skipped=[], counters={}, seconds=1.0)
     with pytest.raises(RuntimeError, match=r"SIGTERM on one rank: exit codes"):
         row_of(CASES[0], outcome, lost_s=0.0)

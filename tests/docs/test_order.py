@@ -1,4 +1,4 @@
-"""docs/order.md: its pictures are what the code does."""
+"""docs/order.md: both pictures show the order that the code makes."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "order.md").read_text()
 
 
 def picture_of_an_epoch() -> str:
-    """Six shards of four samples in two lanes, windows of two shards; each sample as shard and number."""
+    """Draws six shards of four samples in two lanes, in windows of two shards; a sample is its shard and number."""
     layout = Layout("example", (4,) * 6, seed=0, lanes=2, global_batch=4, window_shards=2)
     order = EpochOrder(layout, 0)
     lines = []
@@ -24,7 +24,7 @@ def picture_of_an_epoch() -> str:
 
 
 def picture_of_a_mix() -> str:
-    """Three to one in four lanes, two items a lane and step: the corpus of each item."""
+    """Draws the corpus of each item for weights of 3 and 1, four lanes, two items per lane and step."""
     layouts = [Layout(name, (40,), seed=0, lanes=4, global_batch=4, window_shards=1) for name in "ab"]
     order = MixOrder(Mix(tuple(layouts), (3, 1), 8))
     lines = []
@@ -35,12 +35,12 @@ def picture_of_a_mix() -> str:
 
 
 def test_the_picture_of_an_epoch_is_the_order():
-    """Lanes, windows and steps as the code has them."""
+    """The page shows the lanes, windows and steps of the code."""
     assert picture_of_an_epoch() in TEXT
 
 
-def test_the_picture_of_a_mix_is_whose_turn_it_is():
-    """Each lane has its quarter, and each step its two of eight."""
+def test_the_picture_of_a_mix_is_the_order():
+    """The page shows the corpora of the code, and each step has exactly two of eight items from `B`."""
     assert picture_of_a_mix() in TEXT
     steps = zip(*(line.split("|")[1:-1] for line in picture_of_a_mix().splitlines()))
     assert {sum(cell.count("B") for cell in step) for step in steps} == {2}

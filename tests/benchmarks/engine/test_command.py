@@ -1,4 +1,4 @@
-"""The engine's benchmark: both sides compute the same, and its counters count."""
+"""The engine's benchmark: both sides compute the same, and peaks and intervals are right."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_the_interval_holds_the_median():
 
 
 def test_every_part_can_be_named():
-    """What is named runs, and by default all of it."""
+    """The named parts run; by default all parts do."""
     assert set(PRINTED) == set(PARTS)
     assert parse(["--plan-memory", "--overhead", "--quick"]).parts == ["plan-memory", "overhead"]
     assert parse([]).parts == list(PARTS)

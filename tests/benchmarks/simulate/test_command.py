@@ -1,4 +1,4 @@
-"""The simulated stream: where a closed form is known it is met, and it reads what the real order says."""
+"""The simulated stream agrees with known closed forms, and reads shards in the real order."""
 
 from collections import Counter
 from dataclasses import replace
@@ -22,7 +22,7 @@ SIZE = 1000
 
 
 def make_run(*, shards=24, samples=40, lanes=2, global_batch=4, window=2, world=1, workers=1, steps=None) -> Run:
-    """One epoch, one micro-batch a step unless said otherwise."""
+    """Returns a run of one epoch, by default with one micro-batch per step."""
     layout = Layout("digest", (samples,) * shards, seed=1, lanes=lanes, global_batch=global_batch, window_shards=window)
     return Run(layout, (SIZE,) * shards, world, global_batch // world, steps or layout.steps_per_epoch, workers)
 
@@ -32,7 +32,7 @@ def constant(latency_s: float, **changes) -> StoreModel:
 
 
 def test_without_latency_nobody_waits():
-    """A store that answers at once and without end of bandwidth costs nothing, with and without fetching ahead."""
+    """A store without latency and bandwidth limit costs nothing, with and without prefetching."""
     for prefetch_bytes in (0, 10 * SIZE):
         outcome = simulate(make_run(world=2), Site(StoreModel(), tick_s=1.0, prefetch_bytes=prefetch_bytes))
         assert outcome.stall_s.sum() == 0
@@ -50,7 +50,7 @@ def test_bandwidth_below_need_waits_for_the_deficit(share):
 
 
 def test_bandwidth_above_need_waits_for_nothing_once_it_runs():
-    """One download at a time: latency and body of a shard (37 s) must be shorter than it lasts (40 s), and are."""
+    """With one download at a time, a shard needs 37 s and lasts 40 s, so nothing waits."""
     run = make_run(shards=40, lanes=1, global_batch=1, window=2)
     ahead = {"prefetch_bytes": 4 * SIZE, "tick_s": 1.0}
     outcome = simulate(run, Site(constant(10.0, total_bytes_per_s=1.5 * SIZE / 40), **ahead))
@@ -63,7 +63,7 @@ def test_bandwidth_above_need_waits_for_nothing_once_it_runs():
 
 
 def test_without_fetching_ahead_each_shard_costs_its_latency():
-    """One reader that is one batch ahead waits for each shard: the latency less one batch's computing."""
+    """A reader that is one batch ahead waits for each shard: the latency minus the computation of one batch."""
     run = make_run(shards=12, lanes=1, global_batch=1, window=1)
     outcome = simulate(run, Site(constant(5.0), tick_s=1.0, prefetch_batches=1, prefetch_bytes=0))
     assert outcome.start_s == 5.0
@@ -72,7 +72,7 @@ def test_without_fetching_ahead_each_shard_costs_its_latency():
 
 
 def test_all_ranks_wait_for_the_slowest():
-    """With a step barrier, one node with a slow link holds everybody to its own speed."""
+    """With a step barrier, one node with a slow link sets the speed of all."""
     changes = {"shards": 256, "lanes": 4, "global_batch": 4, "window": 1}
     needed = SIZE / 40  # of each rank
     store = StoreModel(slow_nodes=1, slow_node_bytes_per_s=0.5 * needed)
@@ -84,7 +84,7 @@ def test_all_ranks_wait_for_the_slowest():
 
 
 def test_refused_requests_wait_as_the_policy_says():
-    """A request that is always refused once or more takes at least the policy's first wait longer."""
+    """A refused request takes at least the policy's first wait longer."""
     calm = StoreModel(Latency(0.01), requests_per_shard=1)
     refused = StoreModel(Latency(0.01), requests_per_shard=1, refused_share=0.5)
     extra = [refused.latency_of(0, node=0, shard=s, fetch=0) - calm.latency_of(0, node=0, shard=s, fetch=0)
@@ -95,7 +95,7 @@ def test_refused_requests_wait_as_the_policy_says():
 
 
 def test_latency_has_the_median_and_the_tail_that_it_says():
-    """Log-normal: the median; Pareto: the share beyond twice its least value; beyond the limit it is asked again."""
+    """The log-normal has its median, the Pareto its tail; a request beyond the limit is sent again."""
     rng = np.random.default_rng(0)
     draws = np.array([Latency(0.1, 0.5).draw(rng) for _ in range(4000)])
     assert np.median(draws) == pytest.approx(0.1, rel=0.05)
@@ -117,7 +117,7 @@ def test_flows_share_a_link_and_leave_it_to_each_other():
 
 
 def test_a_store_that_gives_too_little_gives_everybody_equally():
-    """Max-min: who needs less than the fair share gets what it needs, the others share the rest."""
+    """Max-min: a flow that needs less than the fair share gets its need, the others share the rest."""
     store = StoreModel(total_bytes_per_s=90.0, connection_bytes_per_s=50.0, slow_nodes=1, slow_node_bytes_per_s=10.0)
     network = Network(store, nodes=3)
     for node in range(3):
@@ -129,7 +129,7 @@ def test_a_store_that_gives_too_little_gives_everybody_equally():
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_every_shard_is_fetched_once_a_node_and_its_marks_are_the_order(data):
-    """Whoever needs a shard opens it once and lets go of it; only lane boundaries make two nodes fetch one shard."""
+    """Each reader opens a shard once and closes it; only boundaries of lanes make two nodes fetch one shard."""
     lanes = data.draw(st.sampled_from([2, 4, 8]))
     world = data.draw(st.sampled_from([w for w in (1, 2, 4) if lanes % w == 0]))
     run = make_run(shards=data.draw(st.integers(6, 30)), samples=data.draw(st.integers(3, 12)), lanes=lanes,
@@ -153,7 +153,7 @@ def test_every_shard_is_fetched_once_a_node_and_its_marks_are_the_order(data):
 
 
 def test_a_reader_opens_a_shard_at_the_micro_batch_that_first_needs_it():
-    """The marks against a walk over all items by the rules of the source, two workers and two micro-batches a step."""
+    """The marks equal those of a walk over all items, for two workers and two micro-batches per step."""
     layout = Layout("digest", (9,) * 12, seed=1, lanes=4, global_batch=8, window_shards=2)
     run = Run(layout, (SIZE,) * 12, 2, 2, layout.steps_per_epoch, 2)
     orders = EpochOrders(layout)
@@ -171,7 +171,7 @@ def test_a_reader_opens_a_shard_at_the_micro_batch_that_first_needs_it():
 
 @pytest.mark.parametrize("depth", [0, 3 * SIZE, 100 * SIZE])
 def test_what_is_fetched_ahead_is_what_the_prefetcher_asks_for(depth):
-    """The remembered list is that of the real functions, but for shards of the window at hand that are done with."""
+    """The cached list equals that of the real functions, except for finished shards of the current window."""
     run = make_run(lanes=4, global_batch=8, world=2, shards=30, workers=2)
     orders = EpochOrders(run.layout)
     for worker in range(2):
@@ -193,7 +193,7 @@ def shards_at_hand(orders, step, lanes) -> set[int]:
 
 
 def test_a_cache_that_is_too_small_is_named():
-    """The run would stop, so the simulation does; one window of room is enough, and costs the fetching ahead."""
+    """The simulation stops as the run would; space for one window is enough, but leaves none for prefetching."""
     run = make_run(shards=24, lanes=2, global_batch=2, window=2)
     with pytest.raises(UserError, match=r"cache of 3e\+03 bytes cannot hold the shards"):
         simulate(run, Site(constant(1.0), tick_s=1.0, cache_bytes=3 * SIZE))
@@ -204,7 +204,7 @@ def test_a_cache_that_is_too_small_is_named():
 
 
 def test_the_same_seed_gives_the_same_run():
-    """Latencies belong to (seed, node, shard), so a run can be repeated, and another seed is another run."""
+    """Latencies depend on (seed, node, shard), so a run is repeatable, and another seed gives another run."""
     run = make_run(shards=60, lanes=4, global_batch=4, world=4)
     site = Site(StoreModel(Latency(3.0, 1.0, 0.1)), tick_s=0.2, ranks_per_node=2)
     first, again, other = (simulate(run, site, seed=seed) for seed in (0, 0, 1))
@@ -213,7 +213,7 @@ def test_the_same_seed_gives_the_same_run():
 
 
 def test_two_epochs_read_everything_twice_through_a_small_cache():
-    """The order of the second epoch is another one; what the cache still holds is not fetched again."""
+    """The second epoch has another order; cached shards are not fetched again."""
     run = make_run(shards=16, lanes=2, global_batch=4, steps=2 * (16 * 40 // 4))
     small = simulate(run, Site(constant(0.0), tick_s=1.0, cache_bytes=8 * SIZE))
     whole = simulate(run, Site(constant(0.0), tick_s=1.0, cache_bytes=100 * SIZE))

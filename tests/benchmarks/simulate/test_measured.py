@@ -1,4 +1,4 @@
-"""The simulation beside a real stream: the same shards are fetched; how long it takes is the benchmark's business."""
+"""The simulation and a real stream fetch the same shards."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from data.store.store import open_store
 
 
 def test_a_real_run_fetches_the_shards_that_the_simulated_one_fetches(bucket, tmp_path, monkeypatch):
-    """Part of an epoch: what lies beyond the last step is left alone, whatever the depth."""
+    """Part of an epoch: shards beyond the last step are not fetched at any depth."""
     monkeypatch.setattr(measured, "STEP_S", 0.0)
     monkeypatch.setattr(measured, "WARM_STEPS", 1)
     manifest = write_shards(bucket, shards=9, samples_per_shard=8, frames=64)
@@ -27,7 +27,7 @@ def test_a_real_run_fetches_the_shards_that_the_simulated_one_fetches(bucket, tm
 
 
 def test_an_imagined_manifest_is_one(tmp_path):
-    """It reads back, and a start with it can be measured."""
+    """The manifest can be read back, and a start with it measured."""
     manifest = imagined_manifest(3, samples_per_shard=4, frames=10, shard_bytes=1000, hours=1.0)
     assert from_json(to_json(manifest)) == manifest
     start = measure_start(20_000.0)

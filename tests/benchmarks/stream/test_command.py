@@ -1,4 +1,4 @@
-"""The streaming benchmark: contenders deliver what they should, or are void; turns, ratios and aims are right."""
+"""The streaming benchmark: wrong deliveries are void; turns, ratios and aims are right."""
 
 import gc
 import json
@@ -57,7 +57,7 @@ def contender_result(times_each: Sequence[int], checksum: float) -> dict[str, ob
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_ours_delivers_every_sample_with_the_crops_of_its_epoch(corpora, dtype, epochs, capsys):
-    """Counts and checksum are those worked out from the stored values alone; the second epoch has other crops."""
+    """Counts and checksum equal those computed from the stored values; the second epoch has other crops."""
     facts = read_facts(corpora[dtype])
     marks, result = run_here(capsys, reading(corpora[dtype], "pupujepa", epochs=epochs))
     assert marks == ["open", "first", "last"]
@@ -75,13 +75,13 @@ def test_webdataset_reads_our_tars_to_the_same_values(corpora, dtype, capsys):
 
 
 def test_raw_reading_counts_every_byte_of_the_tars(corpus, capsys):
-    """The limit moves the very files that we read."""
+    """The limit reads the same files as our stream."""
     _, result = run_here(capsys, reading(corpus, "raw"))
     assert result["payload_bytes"] == sum(path.stat().st_size for path in (corpus / "tar").glob("*.tar"))
 
 
 def test_ours_goes_on_with_the_very_next_batch(corpus, capsys, tmp_path):
-    """A state left in the middle of an epoch leads a new reader to the batch that an unbroken run has next."""
+    """From a state in the middle of an epoch, a new reader gets the next batch of an unbroken run."""
     kept = str(tmp_path / "state")
     run_here(capsys, reading(corpus, "pupujepa", pause_after=2, state=kept))
     _, result = run_here(capsys, reading(corpus, "pupujepa", state=kept))
@@ -90,7 +90,7 @@ def test_ours_goes_on_with_the_very_next_batch(corpus, capsys, tmp_path):
 
 
 def test_a_contender_that_does_not_go_on_is_told_from_one_that_does(corpus, capsys, tmp_path):
-    """The next batch is compared, not believed."""
+    """The next batch is compared with that of an unbroken run."""
     kept = tmp_path / "state"
     run_here(capsys, reading(corpus, "pupujepa", pause_after=2, state=str(kept)))
     facts = json.loads(kept.read_text())
@@ -101,7 +101,7 @@ def test_a_contender_that_does_not_go_on_is_told_from_one_that_does(corpus, caps
 
 
 def test_both_dtypes_hold_the_same_samples():
-    """A float16 corpus differs from the uint8 one by rounding alone, so that only the bytes differ."""
+    """A float16 corpus has the values of the uint8 one, up to rounding."""
     byte, half = (
         CorpusConfig(dtype, 1, 1 << 20, 1, frames_min=1024, frames_max=1100) for dtype in ("uint8", "float16")
     )
@@ -128,14 +128,14 @@ def test_a_corpus_is_made_once(corpus):
     ],
 )
 def test_a_run_that_lost_repeated_or_changed_a_sample_is_void(times_each, checksum, reason):
-    """The check names what is wrong and passes what is right."""
+    """The check names each error and passes a right run."""
     said = checked(contender_result(times_each, checksum), (16, 2, 100.0))
     assert reason in said
     assert bool(said) == bool(reason)
 
 
 def test_everybody_has_a_turn_in_each_round_and_comes_first_in_turn():
-    """Rounds alternate, and no contender always has the machine after the same other one."""
+    """Each round begins with another contender."""
     turns = list(in_turn(["a", "b", "c"], 4))
     rounds = [turns[start : start + 3] for start in range(0, 12, 3)]
     assert [sorted(round_) for round_ in rounds] == [["a", "b", "c"]] * 4
@@ -143,7 +143,7 @@ def test_everybody_has_a_turn_in_each_round_and_comes_first_in_turn():
 
 
 def test_ratios_are_taken_round_by_round_and_leave_void_rounds_out():
-    """A machine that slows down in one round slows both sides of that ratio alike."""
+    """A machine that slows down in one round slows both sides of its ratio equally."""
     ours, peer = [took(1.0), took(4.0), None, took(2.0)], [took(2.0), took(8.0), took(1.0), took(3.0)]
     assert ratio(ours, peer, per_cpu_s) == (2.0, 1.5, 2.0)
     with pytest.raises(ValueError, match="no round in which both sides count"):
@@ -151,7 +151,7 @@ def test_ratios_are_taken_round_by_round_and_leave_void_rounds_out():
 
 
 def test_the_table_names_the_best_peer_the_aim_and_what_is_void():
-    """Compared is the peer with the best median; a contender without a valid round is named with its reason."""
+    """The peer with the best median is compared; a contender without a valid round is named with its reason."""
     setting = Setting("cached", "uint8", 0)
     for cpu_s in (1.0, 1.1, 1.2):
         setting.add("pupujepa", took(cpu_s))
@@ -177,7 +177,7 @@ def test_a_peer_that_cannot_go_on_is_no_measure_of_resuming():
 
 @pytest.mark.parametrize("peer", [name for name in PEERS if name != "webdataset"])
 def test_a_missing_peer_is_said_with_the_command_that_installs_it(peer, tmp_path):
-    """Whoever starts without the peers learns what to type."""
+    """Without the peers, the error has the command that installs them."""
     with pytest.raises(UserError, match=f"python -m benchmarks stream --setup {tmp_path}"):
         chosen_python(tmp_path, ["pupujepa", peer])
 
@@ -193,14 +193,14 @@ def test_every_contender_says_how_it_shuffles():
 
 
 def test_a_batch_that_leaves_a_rest_is_refused(capsys):
-    """A rest would be left out by some and not by others."""
+    """Contenders treat an incomplete last batch differently, so it is refused."""
     with pytest.raises(SystemExit):
         parse(["--samples", "100", "--batch", "32"])
     assert "is no multiple of --batch 32" in capsys.readouterr().err
 
 
 def test_pages_of_a_file_that_was_read_are_seen_in_memory(tmp_path):
-    """What tells cold from cached: one entry a page, true after reading."""
+    """One entry per page, true after reading: cold and cached files differ."""
     file = tmp_path / "file"
     file.write_bytes(bytes(5 * 4096 + 1))
     warm([file])
@@ -227,7 +227,7 @@ def test_a_run_is_measured_from_outside(corpus):
 
 
 def test_a_contender_that_fails_is_void_and_says_why(corpus):
-    """The end of what it complained about comes with the error."""
+    """The error has the end of its output."""
     facts = read_facts(corpus)
     broken = reading(corpus, "pupujepa", url=str(corpus / "nothing"))
     with pytest.raises(ContenderError, match="no complete shard set"):
