@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distributed.run.directory import write_json
+from distributed.watch.alarms import ALARM_NAME, ALARMS_FOLDER
 from distributed.watch.config import STOP
-from distributed.watch.respond import ALARM_NAME, ALARMS_FOLDER
 from pupujepa.json_lines import parse_rows, read_rows
 from sweeps.plan.plan import PlannedTrial
 
@@ -136,7 +136,7 @@ def divergence(run_dir: Path) -> str:
 
 
 def guard_stop(run_dir: Path) -> str:
-    """Returns the alarm at which the guard stopped the run (watch/respond.py); "" for none."""
+    """Returns the alarm at which the guard stopped the run (watch/alarms.py); "" for none."""
     found = sorted((run_dir / ALARMS_FOLDER).glob(f"*/{ALARM_NAME}"))
     said = json.loads(found[-1].read_text()) if found else {}
     if not found or said["guard"]["action"] != STOP:

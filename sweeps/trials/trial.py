@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import Any
 
 from distributed.processes.stop import EXIT_CODE_REQUEUE
+from distributed.watch.alarms import EXIT_CODE_COLLAPSED
 from distributed.watch.config import PROBE_MEAN
-from distributed.watch.respond import EXIT_CODE_COLLAPSED
 from sweeps.plan.plan import Plan, PlannedTrial, fill_plan
 from sweeps.trials.leash import Leash
 from sweeps.trials.record import (

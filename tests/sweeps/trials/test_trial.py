@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.watch.respond import ALARM_NAME, ALARMS_FOLDER
+from distributed.watch.alarms import ALARM_NAME, ALARMS_FOLDER
 from sweeps.plan.plan import Commands, Launch, Plan, PlannedTrial, commands_for, fill_plan
 from sweeps.plan.points import Trial
 from sweeps.trials.record import MetricsTail, read_record, tail
