@@ -131,12 +131,12 @@ def frame_clip() -> str:
     )
 
 
-def thin_points(series: Series, limit: int = MAX_POINTS) -> Series:
-    """Returns the series as the means of at most `limit` runs of neighbours; a short one unchanged."""
+def thin_points(series: Series) -> Series:
+    """Returns the series as the means of at most MAX_POINTS runs of neighbours; a short one unchanged."""
     count = len(series.x)
-    if count <= limit:
+    if count <= MAX_POINTS:
         return series
-    edges = [round(i * count / limit) for i in range(limit + 1)]
+    edges = [round(i * count / MAX_POINTS) for i in range(MAX_POINTS + 1)]
     runs = list(pairwise(edges))
     return Series(
         series.label,

@@ -10,6 +10,8 @@ from pupujepa import locks
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
+WRITER_WAIT_S = 60.0
+
 
 class RunDirectoryError(UserError):
     """The run directory cannot be used for this command."""
@@ -75,13 +77,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def lock_run(run: RunDirectory, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
+def lock_run(run: RunDirectory) -> AbstractContextManager[None]:
     """Locks the run directory for this process; waits, because the ranks of a killed launcher end a little later.
 
     Raises:
-        FolderInUseError: another process still writes there after `wait_s`.
+        FolderInUseError: another process still writes there after WRITER_WAIT_S.
     """
-    return locks.only_writer(run.root, wait_s=wait_s)
+    return locks.only_writer(run.root, wait_s=WRITER_WAIT_S)
 
 
 def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:

@@ -64,10 +64,13 @@ def runs(tmp_path_factory, shards, run_jobs):
         return {"run_dir": str(root / name), "url": shards, "overrides": [*QUICK, *overrides]} | more
 
     on_two = [job(name, overrides) for name, overrides in COMPILED.items()]
+    # before any stage 3, after which the last bits of the other stages differ too
+    overflows = [job(f"{stage}-overflow", (f"engine.zero_stage={stage}",), overflow_at=OVERFLOW_AT) for stage in STAGES]
+    on_two += overflows[:-1]
     on_two += [job(name, overrides, shadow=name.endswith("otherwise")) for name, overrides in VARIANTS.items()]
     for name, (first, second) in CHANGED.items():
         on_two += [job(name, first, stop_at=STOPPED_AT), job(name, second)]
-    on_two += [job(f"{stage}-overflow", (f"engine.zero_stage={stage}",), overflow_at=OVERFLOW_AT) for stage in STAGES]
+    on_two += overflows[-1:]
     on_one = [job("one-fp32", ("engine.zero_stage=1",)), job("one-bf16", ("engine.zero_stage=1", BF16))]
     on_one.append(job("one-fp32-offload", ("engine.zero_stage=1", OFFLOAD, "engine.micro_batch=2")))
     run_jobs(root, (2, on_two), (1, on_one))

@@ -47,11 +47,12 @@ def test_json_round_trips(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == value
 
 
-def test_a_second_writer_is_refused(tmp_path):
+def test_a_second_writer_is_refused(tmp_path, monkeypatch):
     """Two trainers over the same checkpoints would mix two runs: the second one is told who writes, and stops."""
+    monkeypatch.setattr("distributed.run.directory.WRITER_WAIT_S", 0.0)
     run = RunDirectory(tmp_path / "run")
     refused = pytest.raises(UserError, match=r"run is being written by process \d+ on ")
-    with lock_run(run), refused, lock_run(run, wait_s=0.0):
+    with lock_run(run), refused, lock_run(run):
         pytest.fail("two writers")
-    with lock_run(run, wait_s=0.0):
+    with lock_run(run):
         pass
