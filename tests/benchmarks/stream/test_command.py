@@ -196,7 +196,7 @@ def test_a_batch_that_leaves_a_rest_is_refused(capsys):
     """Contenders treat an incomplete last batch differently, so it is refused."""
     with pytest.raises(SystemExit):
         parse(["--samples", "100", "--batch", "32"])
-    assert "is no multiple of --batch 32" in capsys.readouterr().err
+    assert "is not a multiple of --batch 32, so samples would be dropped" in capsys.readouterr().err
 
 
 def test_pages_of_a_file_that_was_read_are_seen_in_memory(tmp_path):
