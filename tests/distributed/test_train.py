@@ -259,5 +259,11 @@ def test_help_teaches(front_door, capsys):
     with pytest.raises(SystemExit, match="0"):
         front_door("train", "--help")
     text = capsys.readouterr().out
-    for words in ("torchrun --nproc-per-node", "srun python -m distributed", "demo", "KEY=VALUE", "exits with code 85"):
+    for words in (
+        "torchrun --nproc-per-node",
+        "srun python -m distributed",
+        "demo",
+        "KEY=VALUE",
+        "Exit codes: 85 after a stop request",
+    ):
         assert words in text
