@@ -187,7 +187,7 @@ def train(session: Session, stop: StopRequest) -> int:
     if ending is Ending.COLLAPSED:
         logger.error(
             "the guard stopped the run at step %d (guard.action=stop; the alarm is above, its snapshot in %s); "
-            "guard.action=snapshot lets the same command go on (exit code %d)",
+            "guard.action=snapshot lets the same command continue (exit code %d)",
             trainer.step,
             directory.root / ALARMS_FOLDER,
             EXIT_CODE_COLLAPSED,
