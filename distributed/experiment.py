@@ -1,4 +1,6 @@
-"""The experiment: the configuration of every part in one frozen record, composed from presets, a file and overrides.
+"""The experiment: the configuration of every part in one frozen record.
+
+It is composed from presets, a file and overrides:
 
     defaults < model=NAME < size of that model < --preset, in order < --config < dotted overrides
 
@@ -108,7 +110,7 @@ class Experiment:
 
     @property
     def horizon_steps(self) -> int:
-        """Total steps for the schedules of momentum and masks: those of the run, or of its parent for a branch."""
+        """Returns the steps of the schedules of momentum and masks: the run's, or its parent's for a branch."""
         return self.branch.horizon_steps or self.train.steps
 
 

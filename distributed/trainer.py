@@ -181,7 +181,7 @@ class StepResult:
 
 
 class LossSums:
-    """Sums and counts of losses by strategy and by corpus, over the micro-batches of a step, then over all ranks.
+    """Sums and counts of losses by strategy and corpus, over micro-batches, then over all ranks.
 
     The host does not wait for the device before `wait`.
 

@@ -51,7 +51,9 @@ def kept(steps: Iterable[int], *, keep: int, keep_every: int = 0, best: int | No
 
 
 def best_step(rows: Iterable[Mapping[str, Any]], metric: str, *, among: Sequence[int]) -> int | None:
-    """Returns the step of the best checkpoint by a metric, the later one of equals; None if none was measured.
+    """Returns the step of the best checkpoint by a metric; None if none was measured.
+
+    The later one of equals is best.
 
     Args:
         rows: of metrics.jsonl; the last row of a step counts. Rows with probes describe the weights of that checkpoint.

@@ -1,8 +1,9 @@
-"""Checkpoints in an object store, which has neither rename nor fsync: the manifest is written last and deleted first.
+"""Checkpoints in an object store: the manifest is written last and deleted first.
 
-Each generation of the run writes below its own prefix, step-0000100/g3/..., so a superseded process cannot damage the
-files of a newer start. A prefix without a manifest is not a checkpoint; the next commit removes it. To load, one rank
-of each machine downloads a checkpoint and verifies it on disk.
+An object store has neither rename nor fsync. Each generation of the run writes below its own prefix,
+step-0000100/g3/..., so a superseded process cannot damage the files of a newer start. A prefix without a manifest is
+not a checkpoint; the next commit removes it. To load, one rank of each machine downloads a checkpoint and verifies it
+on disk.
 """
 
 import re
@@ -54,7 +55,10 @@ class ObjectPrefix:
             self.store.upload(self.temporary(step) / name, self._object(step, name))
 
     def commit(self, step: int, manifest: str, *, names: Iterable[str]) -> None:
-        """Checks that all objects exist, then writes the manifest, which makes the checkpoint, then the pointer."""
+        """Checks that all objects exist, then writes the manifest, then the pointer.
+
+        The manifest makes the checkpoint.
+        """
         prefix = f"{step_name(step)}/g{self._own}/"
         missing = {self._object(step, name) for name in names} - set(self.store.list(prefix))
         if missing:
@@ -78,7 +82,10 @@ class ObjectPrefix:
         return _steps(self.store.list("step-"))
 
     def damage(self, step: int, topology: Topology) -> str:
-        """Downloads and verifies a checkpoint on local rank 0; raises StoreError if the store cannot be reached."""
+        """Downloads and verifies a checkpoint on local rank 0.
+
+        Raises StoreError if the store cannot be reached.
+        """
         if topology.local_rank:
             return ""
         try:

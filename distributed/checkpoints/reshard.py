@@ -74,7 +74,7 @@ def _take_of_groups(zero: Any, groups: list[list[Tensor]], *, names: dict[int, s
 
 @torch.no_grad()
 def _take_of_parameters(zero: Any, groups: list[list[Tensor]], *, names: dict[int, str], saved: SavedEngine) -> None:
-    """Loads stage 3: a rank holds a slice of every parameter, padded with zeros to equal length on all ranks."""
+    """Loads stage 3: a rank holds a slice of every parameter, padded with zeros to equal length."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     for number, (group, flat) in enumerate(zip(groups, zero.fp32_partitioned_groups_flat, strict=True)):
         parts = {WEIGHTS: flat.data, **{key: torch.zeros_like(flat) for key in MOMENTS}}

@@ -1,4 +1,4 @@
-"""Copies of a training state in host memory, so that training continues while they are written to disk.
+"""Copies of a training state in host memory: training continues while they are written to disk.
 
 The next snapshot reuses the buffers: copies into mapped memory, pinned for a GPU, are several times as fast as into new
 memory. Tensors that share memory share their copy.

@@ -105,7 +105,10 @@ class Checkpoints:
 def snapshot_state(
     snapshot: HostSnapshot, directory: Path, *, rank: int, stream: Stream, teacher: Teacher, config_yaml: str
 ) -> None:
-    """Copies this rank's files beside DeepSpeed's; a file name shows its rank to the store. All ranks together."""
+    """Copies this rank's files beside DeepSpeed's; all ranks together.
+
+    A file name shows its rank to the store.
+    """
     snapshot.add(random_states(), _random_path(directory, rank))
     of_teacher = teacher.state(keep=rank == 0)
     if rank == 0:

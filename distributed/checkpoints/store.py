@@ -1,8 +1,9 @@
-"""Checkpoints in two phases: each rank writes and digests its files, then rank 0 commits. Loading verifies the digests.
+"""Checkpoints in two phases: each rank writes and digests its files, then rank 0 commits.
 
-DeepSpeed alone names a checkpoint `latest` before the files of all ranks exist, and loads a file with a flipped bit.
-Here a checkpoint has a temporary name until all ranks have reported their digests and the manifest is written. A kill
-at any moment leaves the previous checkpoint whole. All ranks verify and agree before any of them changes the model.
+Loading verifies the digests. DeepSpeed alone names a checkpoint `latest` before the files of all ranks exist, and loads
+a file with a flipped bit. Here a checkpoint has a temporary name until all ranks have reported their digests and the
+manifest is written. A kill at any moment leaves the previous checkpoint whole. All ranks verify and agree before any of
+them changes the model.
 
 A thread of each rank writes while training continues. The ranks compare their progress between two steps (`poll`), so
 they publish, or stop after a failure, at the same step.
@@ -75,7 +76,9 @@ class _Flight:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. All methods except `steps` and `holds` are collective: all ranks call them together.
+    """The checkpoints of one run.
+
+    All methods except `steps` and `holds` are collective: all ranks call them together.
 
     Args:
         place: a place, or a directory that all ranks share.

@@ -91,7 +91,10 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. Biases, norms, the mask token and learned positions are not decayed; clip_norm=0 disables clipping."""
+    """AdamW. Biases, norms, the mask token and learned positions are not decayed.
+
+    clip_norm=0 disables clipping.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.95
@@ -167,7 +170,7 @@ def deepspeed_json(
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits the trained parameters into decayed matrices and the rest: biases, norms, mask token, positions."""
+    """Splits the trained parameters into decayed matrices and biases, norms, mask token, positions."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     plain = [p for name, p in named if p.ndim < 2 or name.rpartition(".")[2] in NOT_DECAYED]
     plain_ids = {id(p) for p in plain}
@@ -231,10 +234,10 @@ def start_engine(
 
 
 def update_on_host_by_fused_kernel(engine: Any, config: EngineConfig) -> None:
-    """Selects torch's fused AdamW for states in host memory; call it after loading, which restores the saved choice.
+    """Selects torch's fused AdamW for states in host memory.
 
-    It takes a quarter of the time of torch's default, a loop over tensors. DeepSpeed's own CPU optimiser computes the
-    same but needs a compiler on every node.
+    Call it after loading, which restores the saved choice. It takes a quarter of the time of torch's default, a loop
+    over tensors. DeepSpeed's own CPU optimiser computes the same but needs a compiler on every node.
     """
     if not (config.offload_optimizer or engine.device.type == "cpu"):
         return

@@ -16,7 +16,7 @@ GATHER_ELEMENTS = 1 << 24
 
 @contextmanager
 def gathered(parameters: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Gathers the full values of `parameters` inside the block, to read only; all ranks enter it together."""
+    """Gathers the full values of `parameters` inside the block, to read only; all ranks together."""
     with whole_again(parameters):
         if not any(hasattr(p, "ds_id") for p in parameters):
             yield parameters
@@ -58,7 +58,10 @@ def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
 
 @contextmanager
 def whole_step(step: TrainingStep, model: PupuJEPA) -> Iterator[tuple[TrainingStep, PupuJEPA]]:
-    """Yields the step and the model with full weights, copied under stage 3 only; all ranks enter it together."""
+    """Yields the step and the model with full weights; all ranks enter it together.
+
+    Only stage 3 copies the weights.
+    """
     if not any(hasattr(p, "ds_id") for p in step.parameters()):
         yield step, model
         return

@@ -131,7 +131,10 @@ class Teacher:
         assert not state, f"{path} holds more than a teacher: {sorted(state)[:3]}"
 
     def _beside_their_sources(self) -> Iterator[tuple[int, list[_Piece], list[Tensor]]]:
-        """Yields (row of the sums, pieces, the same entries of the student): row 0 for shards, 1 for whole tensors."""
+        """Yields (row of the sums, pieces, the same entries of the student).
+
+        Row 0 is for shards, row 1 for whole tensors.
+        """
         if self._parts:
             yield 0, self._parts, [p.part.of(p.student) for p in self._parts if p.part]
         for bucket in in_buckets([p.student for p in self._whole], GATHER_ELEMENTS):
@@ -140,7 +143,10 @@ class Teacher:
                 yield 1, pieces, [s.data for s in students]
 
     def _no_sums(self, count: int) -> Tensor:
-        """Returns zeros [2, count]: sums over shards, which differ by rank, and over whole tensors, which do not."""
+        """Returns zeros [2, count], for sums over shards and over whole tensors.
+
+        Sums over shards differ by rank, those over whole tensors do not.
+        """
         return torch.zeros(2, count, dtype=torch.float64, device=(*self._whole, *self._parts)[0].values.device)
 
     def _over_ranks(self, sums: Tensor) -> list[float]:

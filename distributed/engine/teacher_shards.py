@@ -22,7 +22,7 @@ _UNIT = "_gathered_by"
 
 @dataclass(frozen=True)
 class TeacherPart:
-    """Entries [first, first + len(values)) of a flattened tensor of `numel`; `values` is this rank's memory."""
+    """Entries [first, first + len(values)) of a flattened tensor of `numel`, in this rank's memory."""
 
     values: Tensor
     first: int

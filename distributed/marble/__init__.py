@@ -1,1 +1,1 @@
-"""MARBLE linear probing over any number of ranks: features once, probes together, results with intervals."""
+"""MARBLE linear probing over any number of ranks: features once, probes together, intervals."""

@@ -52,7 +52,10 @@ class Evaluation:
 
 
 def evaluate(evaluation: Evaluation, topology: Topology, *, device: torch.device) -> list[Row]:
-    """Runs an evaluation in a process group; the first rank writes and returns the rows, the others return []."""
+    """Runs an evaluation in a process group; only the first rank writes and returns rows.
+
+    The others return [].
+    """
     evaluation = replace(evaluation, tasks=tuple(task.under(evaluation.protocol) for task in evaluation.tasks))
     corpora: dict[str, LabelledCorpus] = {}
     for task in evaluation.tasks:

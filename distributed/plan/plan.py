@@ -145,7 +145,10 @@ def step_config(experiment: Experiment, sizes: BatchSizes, *, world_size: int, o
 
 
 def fits(experiment: Experiment, *, world_size: int, device_bytes: float) -> Iterator[MemoryFit]:
-    """Yields the fit of each ZeRO stage from the given one, with blocks kept and recomputed, for one global batch."""
+    """Yields the fit of each ZeRO stage from the given one, with blocks kept and recomputed.
+
+    All fits have one global batch.
+    """
     for recomputed in (False, True):
         for stage in range(experiment.engine.zero_stage, MAX_ZERO_STAGE + 1):
             # stage 3 gathers weights block by block, which cannot be compiled

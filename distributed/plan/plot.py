@@ -1,4 +1,4 @@
-"""Plots of the schedules of a run: learning rate, momentum of the teacher, masking strategies, weight decay.
+"""Plots of a run's schedules: learning rate, teacher momentum, masking strategies, weight decay.
 
 All are pure functions of the step, so they also hold for a resumed run.
 """

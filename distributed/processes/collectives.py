@@ -79,7 +79,10 @@ def all_are(true: bool) -> bool:
 
 
 def agreed_precision(asked: str, device: torch.device) -> ChosenPrecision:
-    """Resolves "auto" to bf16 if the hardware of every rank multiplies it, else to fp32; all ranks together."""
+    """Resolves "auto" to bf16 if the hardware of every rank multiplies it, else fp32.
+
+    All ranks call it together.
+    """
     of_ranks = [choose_precision(asked, device)] * dist.get_world_size()
     dist.all_gather_object(of_ranks, of_ranks[0])
     # one rank without bf16 decides for all: the ranks of a step must round alike

@@ -1,8 +1,8 @@
-"""Heartbeats: a small file per rank in the run directory, which a thread of that rank rewrites every few seconds.
+"""Heartbeats: a small file per rank in the run directory, rewritten every few seconds.
 
-The process group's store cannot hold them: it dies with rank 0. A rank that leaves writes its reason, so an old file
-means that the process was killed, frozen or cut off. Ages are differences of modification times, because the file
-system has one clock and the nodes do not.
+A thread of the rank writes it. The process group's store cannot hold them: it dies with rank 0. A rank that leaves
+writes its reason, so an old file means that the process was killed, frozen or cut off. Ages are differences of
+modification times, because the file system has one clock and the nodes do not.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Stop requests: after a signal, or near the end of the job's time, all ranks save the same step and exit with code 85.
+"""Stop requests: all ranks save the same step and exit with code 85.
 
-A preempted SLURM job that exits 0 counts as COMPLETED and never runs again. So list code 85 under RequeueExit in
-slurm.conf, or let the batch script call `scontrol requeue` on it.
+They follow a signal, or the approaching end of the job's time. A preempted SLURM job that exits 0 counts as COMPLETED
+and never runs again. So list code 85 under RequeueExit in slurm.conf, or let the batch script call `scontrol requeue`
+on it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Rank and world size of this process: read once from the launcher's environment, frozen, and passed around.
+"""Rank and world size of this process: read once from the launcher's environment, and frozen.
 
 An incomplete environment (RANK without WORLD_SIZE, a SLURM allocation without srun) is an error, never "rank 0 of 1":
 that default turns 64 GPUs into 64 runs that overwrite each other's checkpoints.
@@ -140,7 +140,10 @@ def exported(environ: MutableMapping[str, str], topology: Topology) -> Iterator[
 
 
 def loopback_interface(topology: Topology) -> dict[str, str]:
-    """Returns gloo's interface if all ranks are on this host: gloo's own guess needs a resolvable host name."""
+    """Returns gloo's interface if all ranks are on this host.
+
+    Gloo's own guess needs a resolvable host name.
+    """
     local = topology.master is not None and topology.master[0] in LOOPBACK
     return {"GLOO_SOCKET_IFNAME": "lo"} if local and "lo" in {name for _, name in socket.if_nameindex()} else {}
 

@@ -25,7 +25,10 @@ from distributed.processes.topology import Topology
 
 @dataclass(frozen=True)
 class StallLimits:
-    """Seconds that a rank may stay in one place: in steps after the first, and elsewhere (start, checkpoint, ...)."""
+    """Seconds that a rank may stay in one place: in steps after the first, and elsewhere.
+
+    Elsewhere is the start, a checkpoint and so on.
+    """
 
     step_s: float
     elsewhere_s: float

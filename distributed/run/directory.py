@@ -78,7 +78,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def lock_run(run: RunDirectory) -> AbstractContextManager[None]:
-    """Locks the run directory for this process; waits, because the ranks of a killed launcher end a little later.
+    """Locks the run directory for this process; waits if it is locked.
+
+    The ranks of a killed launcher end a little later.
 
     Raises:
         FolderInUseError: another process still writes there after WRITER_WAIT_S.

@@ -1,4 +1,4 @@
-"""Versions of installed packages, and the only import of torchaudio: late, with a clear error if it fails.
+"""Versions of installed packages, and the only import of torchaudio, late, with a clear error.
 
 torchaudio is compiled against one release of torch, and its import fails beside another, which pip does not prevent.
 Only the sound of a report and foreign encoders need it. Versions come from metadata, which broken packages have too.
@@ -55,7 +55,7 @@ def _misfit() -> str:
 
 
 def _install_command() -> str:
-    """Returns the command that installs torch and torchaudio, in the versions of requirements.lock if it exists."""
+    """Returns the command that installs torch and torchaudio, as in requirements.lock if it exists."""
     text = LOCK.read_text() if LOCK.is_file() else ""
     pins = re.findall(r"^(?:torch|torchaudio)==[^\s;\\]+", text, re.MULTILINE) or ["--upgrade", "torch", "torchaudio"]
     return " ".join(["pip install", *pins])

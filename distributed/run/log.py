@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl (the source of all plots), wandb, and a progress bar or plain lines.
+"""The log of a run: metrics.jsonl (the source of all plots), wandb, a progress bar or plain lines.
 
 Only rank 0 writes. On resume the log is cut back to the checkpoint, so it equals the log of an uninterrupted run.
 """

@@ -41,7 +41,10 @@ PEAK_BF16_TFLOPS = {
 
 @dataclass
 class Pace:
-    """Seconds of training steps, and of their waits for data, between two rows; nothing between steps counts."""
+    """Seconds of training steps, and of their waits for data, between two rows.
+
+    Time between steps does not count.
+    """
 
     step_s: list[float] = field(default_factory=list)
     waited_s: float = 0.0

@@ -94,7 +94,10 @@ class WandbSink:
 
 
 def scrubbed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration without possible secrets: values of suspicious keys, and users and queries of URLs."""
+    """Returns a configuration without possible secrets.
+
+    Secrets may be values of suspicious keys, or users and queries of URLs.
+    """
     return {key: REMOVED if _is_secret(key) else _scrubbed_value(value) for key, value in settings.items()}
 
 

@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def keep_precision(directory: RunDirectory, experiment: Experiment) -> Experiment:
-    """Returns the experiment with "auto" replaced by the precision of the run's first start, or of its parent.
+    """Returns the experiment with "auto" replaced by the precision of the run's first start.
 
-    A run that resumes on another processor must round as before, or its losses would differ from a straight run.
+    A new branch has the precision of its parent. A run that resumes on another processor must round as before, or its
+    losses would differ from a straight run.
     """
     engine, begun = experiment.engine, _engine_begun_with(directory, experiment)
     if begun is not None and engine.precision == AUTO:

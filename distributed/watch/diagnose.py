@@ -93,7 +93,7 @@ def stride_to_fit(tokens: int) -> int:
 
 
 def _predict(step: TrainingStep, crops: FixedCrops, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns prediction and target [C, M, D], and the student's context features [C, K, D], of some clips."""
+    """Returns prediction and target [C, M, D] of some clips, and the student's context [C, K, D]."""
     contexts: list[Tensor] = []
     with step.student.register_forward_hook(lambda module, inputs, output: contexts.append(output)):
         # `forward` bypasses the graph that was compiled for the shapes of training
@@ -102,7 +102,10 @@ def _predict(step: TrainingStep, crops: FixedCrops, part: slice) -> tuple[Tensor
 
 
 def _teach(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Returns the teacher's features of every n-th time step [B, fewer, D], and their mean over all steps [B, D]."""
+    """Returns the teacher's features of every n-th time step [B, fewer, D], and their mean [B, D].
+
+    The mean is over all steps.
+    """
     states_BND = _encode(step, model, mel_BTF)
     grid_BTWD = states_BND.unflatten(1, (-1, model.config.grid_bands))
     return grid_BTWD[:, ::stride].flatten(1, 2), states_BND.mean(1)

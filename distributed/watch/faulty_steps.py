@@ -1,7 +1,7 @@
-"""Faulty steps: a non-finite loss or gradient skips the update on all ranks; too many in a row stop the run.
+"""Faulty steps: a non-finite loss or gradient skips the update on all ranks.
 
-A skipped step changes no weight, no optimiser state and not the teacher. Its samples are not drawn again, so all other
-steps keep their samples.
+Too many in a row stop the run. A skipped step changes no weight, no optimiser state and not the teacher. Its samples
+are not drawn again, so all other steps keep their samples.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Fixed crops: a few seeded crops with masks for the diagnostics, equal at all steps and on all ranks.
+"""Fixed crops: a few seeded crops with masks for the diagnostics, equal at all steps and ranks.
 
 The first crop of each clip is masked, for prediction; the others show the variation within a clip, which LiDAR
 discounts. Masks cycle through the strategies at the end of the curriculum, so each curve has as many crops. Strategies

@@ -66,7 +66,9 @@ class InLoopProbe:
         self._evaluation = Evaluation((), tasks, data=data, out=run_root, cache=self._cache, precision=precision)
 
     def measure(self, step: TrainingStep, model: PupuJEPA, *, at: int) -> dict[str, float]:
-        """Returns `probe/<task>/<metric>` for every metric of every task, and `probe/mean` of the tasks' own metrics.
+        """Returns `probe/<task>/<metric>` for every metric of every task, and `probe/mean`.
+
+        The mean is over the tasks' own metrics.
 
         Args:
             at: finished steps, which name the features.

@@ -1,4 +1,4 @@
-"""A subset of a labelled corpus, the same for every trial: whole pieces, equal shares of splits.
+"""A subset of a labelled corpus, equal for all trials: whole pieces, an equal share of each split.
 
 A full evaluation after every short trial would cost more than its training. The subset is a track list over the same
 audio, so the evaluator's ordinary command reads it.

@@ -128,7 +128,7 @@ def cut(track: LabelledTrack, clips: Clips) -> list[Slice]:
 
 
 def union(corpora: Sequence[LabelledCorpus]) -> LabelledCorpus:
-    """Returns the audio of several corpora as one, so that tasks with separate lists share a feature pass.
+    """Returns the audio of several corpora as one: tasks with separate lists share a feature pass.
 
     Its digest depends on the audio, not on labels; each track has the labels of the first list that contains it.
     Corpora without fingerprints all have one list, which is returned.
@@ -192,7 +192,10 @@ def audio_fingerprint(path: Path) -> bytes:
 
 
 def agreed(corpus: LabelledCorpus, topology: Topology) -> LabelledCorpus:
-    """Returns the corpus; raises UserError if ranks read different ones, whose features must not be mixed."""
+    """Returns the corpus; raises UserError if ranks read different ones.
+
+    Their features must not be mixed.
+    """
     digests = gather(corpus.digest, topology)
     if len(set(digests)) > 1:
         raise UserError(

@@ -40,7 +40,10 @@ def frame_activations(times: Sequence[Sequence[np.ndarray]], rule: Frames, grid:
 
 
 def widened(times_s: np.ndarray, *, frames: int, frame_rate_hz: float, neighbours: int) -> np.ndarray:
-    """Returns activations [T]: 1 at an event's frame, halved per frame of distance up to `neighbours`, else 0."""
+    """Returns activations [T]: 1 at an event's frame, halved per frame of distance.
+
+    They are 0 beyond `neighbours` frames.
+    """
     activation_T = np.zeros(frames, dtype=np.float32)
     centres = np.round(np.asarray(times_s) * frame_rate_hz).astype(np.int64)
     for offset in range(-neighbours, neighbours + 1):

@@ -1,4 +1,4 @@
-"""Inventory of every task: its lists, tracks and audio files, or the missing files and where to get them.
+"""Inventory of every task: its lists, tracks and audio files, or where to get missing files.
 
 It reads no audio, so it reports a missing file in seconds, not after hours of computing features.
 """

@@ -1,4 +1,4 @@
-"""MARBLE's own manifests: one JSON object a line, three files a task, read as upstream does or checked.
+"""MARBLE's own manifests: one JSON object a line, three files a task, trusted or checked.
 
 DIR is MARBLE's checkout or its data folder. A row has `audio_path` (relative to the checkout), `label`, `sample_rate`,
 `num_samples` and `channels`, and for some tasks `ori_uid`. Protocol marble trusts these facts, as upstream does; clean
@@ -53,7 +53,10 @@ def manifest_path(root: Path, source: TaskSource, split: str) -> Path:
 
 
 def audio_path(root: Path, written: str) -> Path:
-    """Returns root/data/x for data/x, or root/x if root is the data folder itself; other paths are below root."""
+    """Returns root/data/x for data/x, or root/x if root is the data folder itself.
+
+    Other paths are below root.
+    """
     parts = Path(written).parts
     if parts[:1] == ("data",) and not (root / "data").is_dir():
         return root.joinpath(*parts[1:])
@@ -61,7 +64,10 @@ def audio_path(root: Path, written: str) -> Path:
 
 
 def read_manifest_lines(path: Path) -> Iterator[ManifestLine]:
-    """Yields the rows of a manifest, without empty lines; raises UserError for a line that is not a JSON object."""
+    """Yields the rows of a manifest, without empty lines.
+
+    Raises UserError for a line that is not a JSON object.
+    """
     remedy = "the split would not be MARBLE's, so fetch the manifest again"
     for where, row in numbered_rows(path.read_text(encoding="utf-8"), origin=str(path), remedy=remedy):
         yield ManifestLine(row, where)
@@ -156,7 +162,10 @@ def _fingerprint(track: LabelledTrack) -> str:
 
 
 def _without_leaks(task: str, tracks: Sequence[LabelledTrack]) -> list[LabelledTrack]:
-    """Returns the tracks whose group is in no later split, so that no test recording was trained or chosen on."""
+    """Returns the tracks whose group is in no later split.
+
+    So no test recording was trained or chosen on.
+    """
     # later splits overwrite earlier ones
     last = {track.group: track.split for split in SPLITS for track in tracks if track.split == split}
     kept = [track for track in tracks if last[track.group] == track.split]

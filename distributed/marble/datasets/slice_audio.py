@@ -1,4 +1,4 @@
-"""One window of a track as input of an encoder: cut at the file's own rate, one channel, resampled, zero-padded.
+"""One window of a track as input of an encoder: cut, one channel, resampled, zero-padded.
 
 The order is MARBLE's: cut, reduce channels, resample, pad. Resampling the whole file before cutting would change the
 samples at the edges of windows.
@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def load_slice(track: LabelledTrack, which: Slice, clips: Clips, *, rate_hz: int) -> np.ndarray:
-    """Returns one window [S] at `rate_hz`, S = seconds * rate_hz rounded down, zeros after the end of the track.
+    """Returns one window [S] at `rate_hz`, S = seconds * rate_hz rounded down.
+
+    It is zero after the end of the track.
 
     Raises:
         UserError: the file cannot be decoded, its sample rate is not its manifest's, or it lacks the channel.

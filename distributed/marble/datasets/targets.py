@@ -1,4 +1,4 @@
-"""Targets from labels: the usable tracks of a task, its classes, and target arrays of slices and items.
+"""Targets from labels: usable tracks of a task, its classes, and arrays of slices and items.
 
 Class lists, and mean and scale of regression targets, are fitted on the training split alone.
 

@@ -19,7 +19,10 @@ CHROMA_HOP = 2048
 
 
 class LogMel:
-    """Mean and standard deviation over time of each mel band; frames are four spectrogram frames side by side."""
+    """Mean and standard deviation over time of each mel band.
+
+    Frames are four spectrogram frames side by side.
+    """
 
     name = "log_mel"
     layer_names = ("log_mel",)

@@ -148,7 +148,9 @@ class FrozenPupuJEPA:
 
 
 def load_frozen(source: Path | str, how: HowToEncode) -> FrozenPupuJEPA:
-    """Loads the export of a run directory, an export, a release or a step of one, model.safetensors, or a hub id.
+    """Loads a run directory, an export, a release or a step of one, model.safetensors, or a hub id.
+
+    Of a run directory it loads the export.
 
     Raises:
         UserError: the source has no weights.

@@ -33,7 +33,10 @@ def pool_states(states_LBTD: Sequence[Tensor], frame_layers: Sequence[int]) -> S
 
 
 def spread_layers(num_layers: int, most: int | None) -> tuple[int, ...]:
-    """Returns at most `most` layers (None: all), evenly spread, including the last and, from two on, the first."""
+    """Returns at most `most` layers (None: all), evenly spread.
+
+    They include the last and, from two on, the first.
+    """
     if most is None or most >= num_layers:
         return tuple(range(num_layers))
     if most == 1:

@@ -123,7 +123,10 @@ def _source(spec: str) -> str:
 
 
 def _options(spec: str, how: HowToEncode) -> tuple[str, HowToEncode]:
-    """Splits SOURCE[:teacher|:student][:READOUT][:rope=MODE][:window=FRAMES]; an existing path has no options."""
+    """Splits SOURCE[:teacher|:student][:READOUT][:rope=MODE][:window=FRAMES].
+
+    An existing path has no options.
+    """
     if Path(spec).exists():
         return spec, how
     source, _, rest = spec.partition(":")

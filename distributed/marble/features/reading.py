@@ -1,4 +1,4 @@
-"""Frozen features for probes: all in memory, or read from the store batch by batch if they do not fit.
+"""Frozen features for probes: all in memory, or read from the store by batch if they do not fit.
 
 Frames of all layers of a corpus take tens to hundreds of gigabytes (GTZAN with 13 layers of 768 at 75 frames/s: 42 GB
 of float16). They stay in the store, and each batch is read, converted and standardised when needed. Both ways give the

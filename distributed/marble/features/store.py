@@ -1,4 +1,4 @@
-"""Storage for the part files of one feature pass: a folder that all ranks share, or a prefix of an object store.
+"""Storage for the part files of a feature pass: a shared folder, or a prefix of an object store.
 
 A part appears under its name only when it is complete. Nodes copy parts of an object store to their disk (below TMPDIR,
 shared by their ranks, safe to delete), because probes read rows in random order and objects are read whole. The name of

@@ -1,8 +1,9 @@
-"""Beats from beat activations: the bar-pointer model of Krebs, Böck and Widmer (ISMIR 2015), decoded offline.
+"""Beats from beat activations, decoded offline.
 
-The hidden state is (beat interval, position within it). Inside a beat the position advances by one; at its end the
-interval may change, and larger relative changes are less likely (lambda 100). A beat is observed in the first 1/16 of
-an interval. Viterbi decodes many clips at once, because validation scores every (layer, learning rate) on every clip.
+The bar-pointer model is that of Krebs, Böck and Widmer (ISMIR 2015). The hidden state is (beat interval, position
+within it). Inside a beat the position advances by one; at its end the interval may change, and larger relative changes
+are less likely (lambda 100). A beat is observed in the first 1/16 of an interval. Viterbi decodes many clips at once,
+because validation scores every (layer, learning rate) on every clip.
 
 Constants are those of the DBN that MARBLE ships: 55-215 bpm, transition lambda 100, observation lambda 16.
 
@@ -96,7 +97,10 @@ def decode_beats(
 
 
 def viterbi(activation_BT: np.ndarray, space: BeatSpace) -> np.ndarray:
-    """Returns the most likely state of every frame, [B, T]; all states are equally likely in the first frame."""
+    """Returns the most likely state of every frame, [B, T].
+
+    All states are equally likely in the first frame.
+    """
     clips, frames = activation_BT.shape
     beat_BT, other_BT = _log_observation(activation_BT)
     score_BS = np.where(space.is_beat_S, beat_BT[:, :1], other_BT[:, :1])

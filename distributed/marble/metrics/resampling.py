@@ -1,7 +1,7 @@
-"""Resampled metrics and their 95 % intervals. The bootstrap draws whole units: pieces, not takes or slices.
+"""Resampled metrics and their 95 % intervals.
 
-Takes of one piece share its notes, so resampling takes would overstate the evidence. All encoders of a task have the
-same resamples, which makes their differences paired.
+The bootstrap draws whole units: pieces, not takes or slices. Takes of one piece share its notes, so resampling takes
+would overstate the evidence. All encoders of a task have the same resamples, which makes their differences paired.
 
 Legend: N items, C classes, R resamples.
 """

@@ -1,4 +1,4 @@
-"""Metrics of tags: ROC-AUC, average precision and F1, over the defined classes or, as upstream, over all.
+"""Metrics of tags: ROC-AUC, average precision and F1, over the defined classes or over all.
 
 A class without positive items has no curve, one without negative items no ROC curve. Protocol clean excludes such
 classes from the mean. MARBLE v2's library counts them as 0 (`roc_auc_all`, `average_precision_all`).
@@ -14,7 +14,10 @@ from distributed.marble.metrics.resampling import Statistics, divide, mean_of_de
 
 
 def curve_statistics(logits_NC: np.ndarray, targets: Targets) -> Statistics:
-    """Returns scores and targets of the classes with both positive and negative items; others have no curve."""
+    """Returns scores and targets of the classes with both positive and negative items.
+
+    Other classes have no curve.
+    """
     positives_C = targets.values.sum(axis=0)
     kept_C = (positives_C > 0) & (positives_C < len(targets.values))
     return {"score": logits_NC[:, kept_C].astype(np.float64), "target": targets.values[:, kept_C] > 0}
@@ -31,7 +34,7 @@ def roc_auc_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 
 
 def _roc_auc_of_class(target_N: np.ndarray, score_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns the weighted share of (positive, negative) pairs in the right order, [R]; a tie counts half."""
+    """Returns the weighted share of (positive, negative) pairs in the right order, [R]; ties are half."""
     order = np.argsort(score_N, kind="stable")
     start_N, end_N = _tie_bounds(score_N[order])  # of the tie that each item is in
     positive_RN = weights_RN[:, order] * target_N[order]
@@ -79,7 +82,10 @@ def roc_auc_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 
 
 def average_precision_all_resampled(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
-    """Returns macro average precision of weighted items over all classes, [R]; undefined classes count as 0."""
+    """Returns macro average precision of weighted items over all classes, [R].
+
+    Undefined classes count as 0.
+    """
     return np.nan_to_num(np.stack([_average_precision_of_class(y, x, weights_RN) for y, x in _columns(s)])).mean(axis=0)
 
 

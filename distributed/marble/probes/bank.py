@@ -163,7 +163,10 @@ def train_bank(training: Training, train: Labelled, valid: Labelled, *, on_epoch
 
 
 def _passes(training: Training, train: Labelled, valid: Labelled) -> list[tuple[tuple[Readout, ...], range]]:
-    """Returns the readouts and layers of every pass: one pass if memory allows, else one or more per readout."""
+    """Returns the readouts and layers of every pass.
+
+    It is one pass if memory allows, else one or more per readout.
+    """
     fit, outputs = training.fit, training.outputs
     layers, _, frames, width = train.features.shape
     heads = len(fit.seeds) * len(fit.learning_rates)
@@ -216,7 +219,10 @@ def _train_pass(
 def _steps(
     training: Training, heads: Sequence[Heads], train: Labelled, *, epoch: int
 ) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Yields the gradients of each step of an epoch, one tuple per readout; the caller updates the weights between."""
+    """Yields the gradients of each step of an epoch, one tuple per readout.
+
+    The caller updates the weights between steps.
+    """
     fit, name, slices = training.fit, training.name, len(train.targets)
     device = train.targets.device
     order_SN = torch.stack([order(name, seed, epoch, slices) for seed in fit.seeds]).to(device)

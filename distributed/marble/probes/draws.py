@@ -45,7 +45,10 @@ def order(name: str, seed: int, epoch: int, slices: int) -> Tensor:
 
 
 def dropout_masks(name: str, fit: ProbeFit, rows: int, when: tuple[int, int]) -> Tensor | None:
-    """Returns factors [S, rows, U]: one mask per seed, shared by its layers and rates; None without dropout."""
+    """Returns factors [S, rows, U]; None without dropout.
+
+    Layers and rates of a seed share its mask.
+    """
     if not fit.hidden or not fit.dropout:
         return None
     masks = []
@@ -57,7 +60,9 @@ def dropout_masks(name: str, fit: ProbeFit, rows: int, when: tuple[int, int]) ->
 
 
 def initial_mixing(name: str, fit: ProbeFit, readout: Readout, *, sizes: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Returns initial tensors [1, S, K, ...] of a readout: equal shares [L], or torch's `Linear` from L * D to D.
+    """Returns initial tensors [1, S, K, ...] of a readout.
+
+    They are equal shares [L], or torch's `Linear` from L * D to D.
 
     Args:
         sizes: layers and width.
@@ -73,7 +78,7 @@ def initial_mixing(name: str, fit: ProbeFit, readout: Readout, *, sizes: tuple[i
 def initial_weights(
     name: str, fit: ProbeFit, heads: tuple[int, int, int], sizes: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    """Returns weights and biases with torch's default initialisation of `Linear`, equal for all rows and rates.
+    """Returns weights and biases with torch's default for `Linear`, equal for all rows and rates.
 
     Args:
         heads: L, S, K.
@@ -88,7 +93,10 @@ def initial_weights(
 def _linear(
     what: tuple[str, str, int], fit: ProbeFit, *, heads: tuple[int, int, int], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Returns weight [*heads, *size] and bias [*heads, size[0]], uniform within 1 / sqrt(columns), per seed."""
+    """Returns weight [*heads, *size] and bias [*heads, size[0]], drawn per seed.
+
+    They are uniform within 1 / sqrt(columns).
+    """
     use, name, number = what
 
     def drawn(*dims: int) -> Tensor:

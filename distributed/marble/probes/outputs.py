@@ -59,7 +59,7 @@ def as_outputs(logits: Tensor, kind: TargetKind) -> Tensor:
 
 
 def item_outputs(task: Task, logits: Tensor, item_of_slice: Tensor, items: int) -> Tensor:
-    """Returns the outputs of items for scoring: [..., N slices, T, C] -> [..., N items, C] (or [..., N, T, C]).
+    """Returns the outputs of items: [..., N slices, T, C] -> [..., N items, C] (or [..., N, T, C]).
 
     Pooling "probabilities" averages softmax outputs and returns their logarithm. "logits_bf16" rounds as autocast does
     upstream: logits and their mean to bf16, and the probabilities of tags too. Those are returned as log-odds, so that

@@ -1,4 +1,4 @@
-"""Probing of one encoder on one task: train the bank, choose on validation, then read the test split, once.
+"""Probing of one encoder on one task: train, choose on validation, then read the test split, once.
 
 `probe` computes everything up to `Choice` from the training and validation splits. Only then does it load features of
 the test split, for the chosen layer (or readout of all layers) and learning rate.
@@ -114,7 +114,9 @@ def probe(
 
 
 def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Choice:
-    """Returns the row and learning rate with the best validation score, mean over seeds; the first of equals.
+    """Returns the row and learning rate with the best mean validation score over seeds.
+
+    The first of equals is chosen.
 
     Raises:
         UserError: no probe has a score, e.g. because validation has a single class.
@@ -178,7 +180,7 @@ class _Reader:
     device: torch.device
 
     def read(self, name: str, layers: range | None = None) -> tuple[Labelled, Targets, Targets]:
-        """Returns a split with its targets of slices and of items, with features of `layers` only (None: all)."""
+        """Returns a split with its targets of slices and items, and features of `layers` (None: all)."""
         split = self.data.splits[name]
         slices = split.every_slice if split.variants else split.slices
         framed = self.data.task.by_frame

@@ -1,4 +1,4 @@
-"""Checks of clip features that need few labels: cosine nearest neighbours, and class means of few items.
+"""Checks of clip features with few labels: cosine nearest neighbours, class means of few items.
 
 Nothing is trained. Features are centred and scaled with statistics of the training split (not its labels), so that
 angles are comparable between encoders of any scale.
@@ -25,7 +25,9 @@ def neighbour_counts(items: int) -> tuple[int, ...]:
 
 
 def knn_scores(train_ND: np.ndarray, labels_NC: np.ndarray, asked_ND: np.ndarray) -> np.ndarray:
-    """Returns the weighted share of each class among the nearest training items, for each number of them, [K, N, C].
+    """Returns the weighted share of each class among the nearest training items, [K, N, C].
+
+    K counts the numbers of neighbours.
 
     Args:
         train_ND, asked_ND: rows of norm 1.

@@ -1,4 +1,4 @@
-"""Quick checks of frozen encoders without training: neighbours, a few labels, and spectra of the features.
+"""Quick checks of frozen encoders without training: neighbours, a few labels, and spectra.
 
     python -m distributed evaluate --quick --encoders runs/demo random_init --data corpora/scores --out runs/demo
 

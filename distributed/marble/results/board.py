@@ -41,7 +41,7 @@ class BoardPart:
 
 
 def leaderboard(entries: Sequence[PairedEntry], *, reference: str | None) -> list[Table]:
-    """Returns, for each part with results, tables of scores, of differences to a reference, and of choices.
+    """Returns tables of scores, differences to a reference, and choices, for each part with results.
 
     Args:
         entries: rows of all encoders, tasks and protocols.
@@ -190,7 +190,10 @@ def _difference(entry: PairedEntry | None, reference: PairedEntry | None, column
 
 
 def difference_cell(entry: PairedEntry, reference: PairedEntry, metric: str) -> Cell:
-    """Returns a difference in points with its interval, or why there is none; strong if the interval excludes 0."""
+    """Returns a difference in points with its interval, or why there is none.
+
+    It is strong if the interval excludes 0.
+    """
     found = paired_difference(entry, reference, metric)
     if isinstance(found, str):
         return Cell(ABSENT.text, found)

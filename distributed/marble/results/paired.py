@@ -84,7 +84,10 @@ def paired_difference(entry: PairedEntry, reference: PairedEntry, metric: str) -
 
 
 def _of_one_corpus(entries: list[PairedEntry]) -> list[PairedEntry]:
-    """Returns the entries; raises UserError for two test sets of one task, whose scores must not share a column."""
+    """Returns the entries; raises UserError for two test sets of one task.
+
+    Their scores must not share a column.
+    """
     corpora: dict[tuple[str, str], dict[str, str]] = {}
     for entry in entries:
         place = (entry.row["task"], entry.row["protocol"])

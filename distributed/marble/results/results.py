@@ -105,7 +105,10 @@ def make_rows(
 
 
 def write_results(folder: Path, rows: Sequence[Row], resamples: Resamples) -> list[Row]:
-    """Writes results.jsonl, resamples.safetensors, results.md and results.html; returns all rows, old and new."""
+    """Writes the results and returns all rows, old and new.
+
+    The files are results.jsonl, resamples.safetensors, results.md and results.html.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     merged = merged_rows(folder / RESULTS, rows, lambda r: (r["task"], r["encoder"], r["protocol"]))
     all_resamples = read_resamples(folder) | resamples

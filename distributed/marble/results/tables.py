@@ -1,4 +1,4 @@
-"""Tables of one results folder: tasks down, encoders across, and the differences between the protocols."""
+"""Tables of one results folder: tasks down, encoders across, and differences between protocols."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

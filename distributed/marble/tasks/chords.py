@@ -1,4 +1,4 @@
-"""Chord labels in Harte's syntax, read by mir_eval, as 25 classes and as one class for each frame of a slice.
+"""Chord labels in Harte's syntax, read by mir_eval, as 25 classes: one for each frame of a slice.
 
 There are two rules for frames. `exact_frames` follows the annotation: a frame has the chord of the segment around it.
 `upstream_frames` is MARBLE v2's rule: a segment lasts until the next one starts, and its annotated end is ignored; "no
@@ -34,7 +34,7 @@ class ChordSegment:
 
 
 def majmin_class(label: str, *, origin: str = "chord") -> int:
-    """Returns the class of a chord: 0-11 for a major triad, 12-23 for a minor one, 24 for no chord, else -1.
+    """Returns the class of a chord: 0-11 major triads, 12-23 minor ones, 24 no chord, else -1.
 
     Extended chords such as sevenths count by their triad. A chord that contains both triads is -1.
 

@@ -1,4 +1,4 @@
-"""MARBLE v2's tasks, as rows of data: manifests, slicing, channels, label maps, heads, stopping, aggregation, metrics.
+"""MARBLE v2's tasks, as rows of data: manifests, slicing, label maps, heads, stopping, metrics.
 
 A row describes protocol marble, after github.com/a43992899/MARBLE at 938c03a (configs/probe.*.yaml and
 marble/tasks/*); its `clean` lists the fields that protocol clean changes. docs/marble.md explains each difference.
@@ -65,7 +65,10 @@ def _clean(fit: ProbeFit, clips: Clips, **changes: Any) -> dict[str, Any]:
 
 
 def _tagging(name: str, title: str, source: TaskSource, *, classes: tuple[str, ...] = (), fit: ProbeFit) -> Task:
-    """Returns a multi-label row, scored by macro ROC-AUC and average precision of each file's mean logits."""
+    """Returns a multi-label row, scored by macro ROC-AUC and average precision.
+
+    Scores are of each file's mean logits.
+    """
     clips = Clips(seconds=30.0, max_slices=None, min_ratio=0.8)
     return Task(
         name=name,

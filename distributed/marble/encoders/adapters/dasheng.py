@@ -1,7 +1,7 @@
-"""Dasheng (arXiv 2406.06992): `dasheng:base`, `dasheng:06B`, `dasheng:12B`, or `dasheng:FILE.pt` as its authors save.
+"""Dasheng (arXiv 2406.06992): `dasheng:base`, `dasheng:06B`, `dasheng:12B`, or `dasheng:FILE.pt`.
 
-It takes raw waveforms at 16 kHz and returns frames of 40 ms from the last layer, normed, the only one that MARBLE uses.
-The package splits audio longer than its training length (about 10 s).
+FILE.pt is as its authors save it. It takes raw waveforms at 16 kHz and returns frames of 40 ms from the last layer,
+normed, the only one that MARBLE uses. The package splits audio longer than its training length (about 10 s).
 """
 
 from importlib.metadata import version

@@ -73,6 +73,6 @@ def open_encoder(argument: str, how: HowToEncode) -> HiddenStates:
 
 
 def normalised(audio_BS: Tensor) -> Tensor:
-    """Returns slices with zero mean and unit variance, padding included, as MERT's feature extractor makes them."""
+    """Returns slices with zero mean and unit variance, padding included, as MERT's extractor does."""
     centred = audio_BS - audio_BS.mean(dim=1, keepdim=True)
     return centred / (audio_BS.var(dim=1, keepdim=True, correction=0) + _VARIANCE_FLOOR).sqrt()

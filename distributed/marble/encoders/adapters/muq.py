@@ -1,7 +1,7 @@
-"""MuQ (arXiv 2501.01108): `muq:OpenMuQ/MuQ-large-msd-iter`, or `muq:FOLDER` with config.json and weights.
+"""MuQ (arXiv 2501.01108): `muq:OpenMuQ/MuQ-large-msd-iter`, or `muq:FOLDER`.
 
-It takes raw waveforms and returns 25 frames per second of the conformer's input and of its layers. Its authors advise
-float32 (`--precision fp32`); MARBLE ran it under bf16 autocast.
+FOLDER has config.json and weights. It takes raw waveforms and returns 25 frames per second of the conformer's input and
+of its layers. Its authors advise float32 (`--precision fp32`); MARBLE ran it under bf16 autocast.
 """
 
 from importlib.metadata import version

@@ -1,8 +1,8 @@
-"""MusicFM (arXiv 2311.03318), 25 Hz: `musicfm:CHECKOUT`, a clone of github.com/minzwon/musicfm named `musicfm`.
+"""MusicFM (arXiv 2311.03318), 25 Hz: `musicfm:CHECKOUT`.
 
-It is not a package: its modules import each other by the name of the clone. Weights and statistics are those of the
-Million Song Dataset, in CHECKOUT/data/ as in its README. Its code downloads the conformer's settings from the hub on
-first use.
+CHECKOUT is a clone of github.com/minzwon/musicfm named `musicfm`. It is not a package: its modules import each other by
+the name of the clone. Weights and statistics are those of the Million Song Dataset, in CHECKOUT/data/ as in its README.
+Its code downloads the conformer's settings from the hub on first use.
 """
 
 import sys
