@@ -46,11 +46,12 @@ def test_a_lost_node_ends_the_start_and_the_next_one_goes_on(cluster, tmp_path: 
     job = submitted(cluster, tmp_path, [0.7], "--grace", "1")
     out = tmp_path / "out"
     job.wait(lambda: [*out.glob("trials/ratio=0.7*/pids")] and "finished" in statuses(tmp_path), "the long trial")
-    (tmp_path / "behave").touch()
     (raylet,) = (p for p in marked(tmp_path) if p.name() == "raylet" and "--head" not in p.cmdline())
     raylet.kill()
+    job.wait(lambda: "a task was lost (exit code 86)" in job.log, "the end of the first start")
+    # not before: a trial that ends before the loss is noticed would end the sweep as well
+    (tmp_path / "behave").touch()
     assert job.wait_for_end() == "COMPLETED", job.log
-    assert "a task was lost (exit code 86)" in job.log
     assert statuses(tmp_path) == ["finished"] * 2
     (starts,) = (path.read_text().split() for path in out.glob("trials/base*/starts"))
     assert (starts.count("train"), starts.count("evaluate")) == (1, 1)
