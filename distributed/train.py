@@ -32,9 +32,9 @@ import argparse
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -68,6 +68,9 @@ from distributed.trainer import Ending, Parts, Trainer
 from distributed.watch.alarms import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
 from pupujepa.errors import UserError
 from pupujepa.precision import warn_of_emulation
+
+# wandb shows a run that the guard stopped among the failed ones, not among those to continue
+_OUTCOMES: dict[Ending | None, str] = {Ending.FINISHED: FINISHED, Ending.STOPPED: STOPPED}
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +181,8 @@ def train(session: Session, stop: StopRequest) -> int:
     parts = build_parts(session, store, found)
     require_disk_space(session, store, parts.step)
     trainer = Trainer(experiment, parts, first_step=first_step)
-    with session_end(trainer, directory.root):
-        ending = trainer.run(stop)
+    with SessionEnd(trainer, directory.root) as end:
+        end.ending = ending = trainer.run(stop)
         session.whereabouts.at(END, trainer.step)
         if ending is Ending.FINISHED:
             export_weights(session, parts)
@@ -202,25 +205,28 @@ def train(session: Session, stop: StopRequest) -> int:
     return 0
 
 
-@contextmanager
-def session_end(trainer: Trainer, run_root: Path) -> Iterator[None]:
+class SessionEnd(AbstractContextManager["SessionEnd"]):
     """Closes the log with the outcome of the session; if it fails, writes a record per rank.
 
     A failed session cannot sum over ranks. So each rank writes RUN/failed-step-S-rank-R.json: the unfinished step, the
     error, and the counts of its stream since the last row.
+
+    Attributes:
+        ending: set inside the block; None counts as a failure.
     """
-    try:
-        yield
-    except BaseException as error:
+
+    def __init__(self, trainer: Trainer, run_root: Path):
+        self._trainer, self._run_root = trainer, run_root
+        self.ending: Ending | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         # a superseded process must not write to the run directory
-        if not isinstance(error, SupersededError):
-            _write_failure(trainer, run_root, error)
-        trainer.log.close(FAILED)
-        raise
-    if trainer.has_collapsed:
-        trainer.log.close(FAILED)
-    else:
-        trainer.log.close(FINISHED if trainer.step == trainer.total_steps else STOPPED)
+        if error is not None and not isinstance(error, SupersededError):
+            _write_failure(self._trainer, self._run_root, error)
+        outcome = FAILED if error is not None else _OUTCOMES.get(self.ending, FAILED)
+        self._trainer.log.close(outcome)
 
 
 def _write_failure(trainer: Trainer, run_root: Path, error: BaseException) -> None:

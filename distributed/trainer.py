@@ -76,7 +76,6 @@ class Trainer:
         self.watch, self.log, self.faulty, self.whereabouts = parts.watch, parts.log, parts.faulty, parts.whereabouts
         self.accumulation = parts.engine.gradient_accumulation_steps()
         self.corpora = [corpus.name for corpus in parts.stream.corpora.members]
-        self.has_collapsed = False
 
     def run(self, stop: StopRequest) -> Ending:
         """Trains, saves the finished steps unless the guard stops the run, and returns the ending."""
@@ -85,7 +84,6 @@ class Trainer:
             # diagnostics, linear probes and alarms: the watch knows when they are due
             if self.watch.before_step(self.step):
                 self.checkpoints.settle()  # publishes the checkpoint in flight: it is from before the alarm
-                self.has_collapsed = True
                 return Ending.COLLAPSED
             result = self.train_step(batches, stop)
             self.step += 1

@@ -30,7 +30,7 @@ from distributed.checkpoints.manifest import (
     step_name,
 )
 from distributed.checkpoints.shared_directory import CheckpointPlace, SharedDirectory
-from distributed.processes.collectives import SupersededError, TaskOutcome, all_are, of_first, outcome_of, outcomes
+from distributed.processes.collectives import SupersededError, TaskOutcome, all_are, from_all, of_first, outcome_of
 from distributed.processes.topology import Topology
 from distributed.run.log import read_metrics
 
@@ -142,7 +142,7 @@ class CheckpointStore:
         generation = {"generation": self.fence.generation} if self.fence else {}
         # rank 0 makes the directory before the others look for it; both outcomes are shared, so no rank waits alone
         for task in (partial(self._prepare, step), partial(self._join, step)):
-            if failure := next((o for o in outcomes(outcome_of(task)) if o.error), None):
+            if failure := next((o for o in from_all(outcome_of(task)) if o.error), None):
                 self._failed(step, failure)
                 return
         rest = write(self.place.temporary(step))
@@ -166,7 +166,7 @@ class CheckpointStore:
                 # waiting inside a collective would exceed its timeout on a slow disk
                 time.sleep(_WAIT_S)
                 continue
-            of_ranks = outcomes(self._task.outcome())
+            of_ranks = from_all(self._task.outcome())
             flight, failure = self._flight, next((o for o in of_ranks if o.error), None)
             if failure or flight.committing:
                 self._flight = None
@@ -224,7 +224,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it cannot be reached.
         """
-        verdicts = outcomes(outcome_of(partial(self._verdict, step)))
+        verdicts = from_all(outcome_of(partial(self._verdict, step)))
         if error := next((v.error for v in verdicts if v.error), ""):
             raise CheckpointError(f"{step_name(step)} cannot be verified: {error}")
         damage = next((v.result["damage"] for v in verdicts if v.result["damage"]), "")

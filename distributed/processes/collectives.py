@@ -44,13 +44,6 @@ def outcome_of(task: Callable[[], dict[str, Any]]) -> TaskOutcome:
 Value = TypeVar("Value")
 
 
-def outcomes(own: TaskOutcome) -> list[TaskOutcome]:
-    """Returns the outcome of every rank's task, by rank; all ranks together."""
-    of_ranks = [TaskOutcome()] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, own)
-    return of_ranks
-
-
 def of_first(task: Callable[[], dict[str, Any]]) -> TaskOutcome:
     """Runs a task on rank 0 and returns its outcome on all ranks; all ranks together."""
     return from_first(outcome_of(task) if dist.get_rank() == 0 else TaskOutcome())
@@ -63,12 +56,17 @@ def from_first(value: Value) -> Value:
     return shared[0]
 
 
+def from_all(value: Value) -> list[Value]:
+    """Returns the value of every rank, by rank; all ranks together."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def ranks_of_node() -> int:
     """Counts the ranks on this machine, including this one; all ranks together."""
     own = socket.gethostname()
-    machines = [own] * dist.get_world_size()
-    dist.all_gather_object(machines, own)
-    return machines.count(own)
+    return from_all(own).count(own)
 
 
 def all_are(true: bool) -> bool:
@@ -83,8 +81,7 @@ def agreed_precision(asked: str, device: torch.device) -> ChosenPrecision:
 
     All ranks call it together.
     """
-    of_ranks = [choose_precision(asked, device)] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, of_ranks[0])
+    of_ranks = from_all(choose_precision(asked, device))
     # one rank without bf16 decides for all: the ranks of a step must round alike
     return next((chosen for chosen in of_ranks if chosen.name == "fp32"), of_ranks[0])
 
@@ -122,12 +119,8 @@ def all_or_none(topology: Topology, step: str) -> Iterator[None]:
 
 
 def gather(value: Any, topology: Topology) -> list[Any]:
-    """Returns the value of every rank, on every rank."""
-    values: list[Any] = [None] * topology.world_size
-    if topology.world_size == 1:
-        return [value]
-    dist.all_gather_object(values, value)
-    return values
+    """Returns the value of every rank, as `from_all`, but needs no process group for a single rank."""
+    return [value] if topology.world_size == 1 else from_all(value)
 
 
 def sum_over_ranks(values: Iterable[float], *, device: torch.device) -> list[float]:

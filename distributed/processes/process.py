@@ -26,6 +26,7 @@ def end_process(code: int) -> NoReturn:
 # from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1
+_INIT = 1  # the process that adopts orphans
 _SET_BY_USER = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -39,9 +40,6 @@ def keep_freed_memory(environ: Mapping[str, str]) -> bool:
         return False
     # take every block from the heap, and never return the end of the heap
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
-
-
-_INIT = 1
 
 
 def die_with_launcher(environ: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ from distributed.checkpoints.reading import checkpoint_place, committed
 from distributed.checkpoints.shared_directory import POINTER_NAME, CheckpointPlace, SharedDirectory
 from distributed.checkpoints.store import CheckpointStore
 from distributed.experiment import Experiment, experiment_differences, load_experiment
+from distributed.processes.collectives import from_all
 from distributed.run.directory import RunDirectory, RunDirectoryError, write_atomically
 from distributed.sessions.session import Session
 from pupujepa.config import from_yaml, to_yaml
@@ -76,8 +77,7 @@ def adopt_checkpoint(session: Session, store: CheckpointStore) -> None:
     branch, directory = session.experiment.branch, session.directory
     if not branch.step:
         return
-    seen: list[int] = [0] * session.topology.world_size
-    dist.all_gather_object(seen, branch.step)
+    seen = from_all(branch.step)
     if len(set(seen)) > 1:
         raise CheckpointError(
             f"{branch.parent} made a checkpoint while the ranks looked for its newest (steps {sorted(set(seen))}), so "

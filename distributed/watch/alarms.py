@@ -59,16 +59,18 @@ class Alarms:
         if config.action == WARN:
             return False
         alarms = from_first(new)
-        if alarms:
-            pictures = picture_data(step, model, crops=crops)
-            self._keep_snapshot(alarms, row, pictures)
-        return bool(alarms) and config.action == STOP
-
-    def _keep_snapshot(self, alarms: Sequence[Alarm], row: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:
-        config = self._guard.config
+        if not alarms:
+            return False
         store = CheckpointStore(self._root, self._topology, keep=max(1, config.max_snapshots))
-        if from_first(len(store.steps())) >= config.max_snapshots:
-            return
+        if from_first(len(store.steps())) < config.max_snapshots:
+            # all ranks run the model for the pictures, so not without need
+            self._keep_snapshot(store, alarms, row, picture_data(step, model, crops=crops))
+        return config.action == STOP
+
+    def _keep_snapshot(
+        self, store: CheckpointStore, alarms: Sequence[Alarm], row: Mapping[str, Any], pictures: Mapping[str, Any]
+    ) -> None:
+        config = self._guard.config
 
         def write(directory: Path) -> Callable[[], None]:
             write_training = self._checkpoints.snapshot(directory)

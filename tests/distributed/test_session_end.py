@@ -10,7 +10,8 @@ from data.store.files import MissingObjectError
 from data.store.store import open_store
 from data.stream.stream import Stream, StreamConfig
 from distributed.run.speed import StreamCounts
-from distributed.train import session_end
+from distributed.train import SessionEnd
+from distributed.trainer import Ending
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set
 
@@ -25,34 +26,34 @@ class Log:
         self.outcome = outcome
 
 
-def trainer_at(step, *, counts=None, has_collapsed=False):
+def trainer_at(step, *, counts=None):
     log = Log(counts or {})
     topology = SimpleNamespace(rank=3)
-    return SimpleNamespace(step=step, total_steps=10, topology=topology, log=log, has_collapsed=has_collapsed), log
+    return SimpleNamespace(step=step, topology=topology, log=log), log
 
 
-@pytest.mark.parametrize(("step", "outcome"), [(10, "finished"), (7, "stopped")])
-def test_sinks_are_told_how_it_ended(tmp_path, step, outcome):
+@pytest.mark.parametrize(("ending", "outcome"), [(Ending.FINISHED, "finished"), (Ending.STOPPED, "stopped")])
+def test_sinks_are_told_how_it_ended(tmp_path, ending, outcome):
     """All steps trained, or stopped before that to be continued; neither leaves a record of a failure."""
-    trainer, log = trainer_at(step)
-    with session_end(trainer, tmp_path):
-        pass
+    trainer, log = trainer_at(7)
+    with SessionEnd(trainer, tmp_path) as end:
+        end.ending = ending
     assert log.outcome == outcome
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_the_guard_stopped_has_failed(tmp_path):
     """wandb shows it among the failed ones, not among those to be continued."""
-    trainer, log = trainer_at(7, has_collapsed=True)
-    with session_end(trainer, tmp_path):
-        pass
+    trainer, log = trainer_at(7)
+    with SessionEnd(trainer, tmp_path) as end:
+        end.ending = Ending.COLLAPSED
     assert log.outcome == "failed"
 
 
 def test_a_failure_leaves_a_record(tmp_path):
     """With the step, the error and the counts of this rank; the error goes on."""
     trainer, log = trainer_at(7, counts={"data/retries": 4.0})
-    with pytest.raises(ZeroDivisionError), session_end(trainer, tmp_path):
+    with pytest.raises(ZeroDivisionError), SessionEnd(trainer, tmp_path):
         _ = 1 / 0
     assert log.outcome == "failed"
     record = json.loads((tmp_path / "failed-step-0000007-rank-3.json").read_text())
@@ -63,7 +64,7 @@ def test_a_record_that_cannot_be_written_hides_no_error(tmp_path, caplog):
     """A full disk is often what ended the session in the first place."""
     trainer, log = trainer_at(7)
     (tmp_path / "file").touch()
-    with pytest.raises(ZeroDivisionError), session_end(trainer, tmp_path / "file" / "no folder"):
+    with pytest.raises(ZeroDivisionError), SessionEnd(trainer, tmp_path / "file" / "no folder"):
         _ = 1 / 0
     assert log.outcome == "failed"
     assert "could not be written" in caplog.text
@@ -85,7 +86,7 @@ def test_what_was_counted_when_the_stream_failed_is_in_the_record(tmp_path, work
     run_root.mkdir()
     trainer, _ = trainer_at(0)
     trainer.log.unsaid_counts = counts.unsaid
-    with pytest.raises(MissingObjectError), session_end(trainer, run_root):
+    with pytest.raises(MissingObjectError), SessionEnd(trainer, run_root):
         next(iter(stream))
     (path,) = run_root.iterdir()
     record = json.loads(path.read_text())
