@@ -72,6 +72,7 @@ FREE_TO_CHANGE = (
 _WRITTEN_ONCE = {
     "stream": {"crop_frames": "${model.crop_frames}"},
     "model": {"predictor_objective": "${objective.kind}", "patch_bands": 0},
+    "masks": {"structure": "${model.structure}"},
 }
 
 
@@ -161,6 +162,11 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
         raise ConfigError(
             f"stream.crop_frames={stream.crop_frames} differs from model.crop_frames={model.crop_frames}, so crops "
             f"would not fit the patch grid; set only model.crop_frames, the stream follows it"
+        )
+    if experiment.masks.structure != model.structure:
+        raise ConfigError(
+            f"masks.structure={experiment.masks.structure} differs from model.structure={model.structure}, so masks "
+            "would be drawn for other tokens; set only model.structure, the masks follow it"
         )
     check_objective(experiment.objective, model)
     lanes_of_rank(stream.lanes, 0, world_size)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.errors import UserError
-from pupujepa.model.architecture import ONE_DIMENSIONAL, ROTARY, ModelConfig
+from pupujepa.model.architecture import FLAT_BY_BAND, ROTARY, ModelConfig
 from pupujepa.model.blocks import BlockShape, Linear, PatchConv, Transformer
 from pupujepa.model.patches import PatchEmbed, check_mel, steps_of
 from pupujepa.model.positions import POSITION_TABLE, absolute_positions
 from pupujepa.model.predictor import Predictor
-from pupujepa.model.rope import Rotation, grid_rotation, line_rotation, select
+from pupujepa.model.rope import Rotation, grid_rotation, select, sequence_rotation
 from pupujepa.randomness import torch_seed
 
 MASK_TOKEN = "mask_token"
@@ -179,9 +179,13 @@ def _transformer(config: ModelConfig) -> Transformer:
 def _rotation(config: ModelConfig, steps: int, head_dim: int, device: torch.device) -> Rotation | None:
     if config.position_code != ROTARY:
         return None
-    if config.structure == ONE_DIMENSIONAL:
-        return line_rotation(
-            steps, head_dim=head_dim, reference_steps=config.grid_steps, mode=config.rope, device=device
+    if config.is_sequence:
+        return sequence_rotation(
+            _places(config, steps),
+            head_dim=head_dim,
+            reference_length=config.num_patches,
+            mode=config.rope,
+            device=device,
         )
     return grid_rotation(
         steps,
@@ -191,6 +195,14 @@ def _rotation(config: ModelConfig, steps: int, head_dim: int, device: torch.devi
         mode=config.rope,
         device=device,
     )
+
+
+def _places(config: ModelConfig, steps: int) -> Tensor:
+    """Returns the place of each patch [N] in the sequence; tokens are always stored step by step."""
+    places = torch.arange(steps * config.grid_bands)
+    if config.structure == FLAT_BY_BAND:
+        return places.unflatten(0, (config.grid_bands, steps)).T.flatten()
+    return places
 
 
 def _stream(seed: int, name: str) -> torch.Generator:

@@ -55,7 +55,7 @@ def test_what_is_matched_follows_masks_and_objective():
     usual = match(config).flops_per_crop
     assert match(config, MaskConfig(ratio=0.5)).flops_per_crop != usual
     assert match(config, objective=ObjectiveConfig(target="full_grid")).flops_per_crop > usual
-    with pytest.raises(UserError, match="structure=1d already"):
+    with pytest.raises(UserError, match="structure=frames already"):
         match(one_dimensional(config))
 
 
@@ -113,7 +113,7 @@ def test_attention_is_drawn_from_a_span():
 
 
 @pytest.mark.parametrize("code", ["rotary", "learned", "sincos", "none"])
-@pytest.mark.parametrize("config", [SMALL, LINE], ids=["2d", "1d"])
+@pytest.mark.parametrize("config", [SMALL, LINE], ids=["2d", "frames"])
 def test_attention_is_what_the_predictor_attends_to(config, code):
     """The map and the prediction share a sequence: hiding the most attended patch changes the prediction most."""
     model = random_model(replace(config, position_code=code))

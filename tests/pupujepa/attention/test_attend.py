@@ -253,7 +253,7 @@ def test_the_page_fits_every_screen(browser, page, view):
     assert visit.errors == []
 
 
-@pytest.mark.parametrize("changes", [{"structure": "1d", "patch_bands": 0}, {"position_code": "learned"}], ids=str)
+@pytest.mark.parametrize("changes", [{"structure": "frames", "patch_bands": 0}, {"position_code": "learned"}], ids=str)
 def test_variants_are_drawn_too(song, tmp_path, changes):
     """The 1-D structure has one row of patches, other position codes no rotation: picture and page are made alike."""
     config = type(SMALL)(**{**SMALL.__dict__, **changes})

@@ -85,7 +85,7 @@ def test_memory_is_told_by_stage(capsys):
 
 def test_variants_are_described(tmp_path, capsys):
     """A 1-D model has one band, and its own counts."""
-    config = type(SMALL)(**{**SMALL.__dict__, "structure": "1d", "patch_bands": 0})
+    config = type(SMALL)(**{**SMALL.__dict__, "structure": "frames", "patch_bands": 0})
     save_release(random_model(config), config, tmp_path / "weights")
     assert run("info", tmp_path / "weights", "--count") == 0
     told = capsys.readouterr().out

@@ -10,8 +10,8 @@ from tests.pupujepa.models import SMALL, random_mel, random_model
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, replace(SMALL, structure="1d", patch_bands=0), replace(SMALL, patch_frames=8, patch_bands=32)],
-    ids=["2d", "1d", "large"],
+    [SMALL, replace(SMALL, structure="frames", patch_bands=0), replace(SMALL, patch_frames=8, patch_bands=32)],
+    ids=["2d", "frames", "large"],
 )
 def test_patch_values_are_those_of_the_tokens(config):
     """Token t * bands + f holds the patch at step t and band f, and the embedding is a linear map of its values."""

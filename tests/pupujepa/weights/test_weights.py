@@ -85,7 +85,7 @@ def test_args_are_strict_json_with_the_released_sections(tmp_path):
 @pytest.mark.parametrize(
     "variant",
     [
-        {"structure": "1d", "patch_bands": 0},
+        {"structure": "frames", "patch_bands": 0},
         {"mlp": "gelu"},
         {"qk_norm": True},
         {"position_code": "learned"},
