@@ -9,7 +9,8 @@ from pupujepa.audio.log_mel import RELEASED_MEAN, RELEASED_STD
 from pupujepa.errors import UserError, require_known
 from pupujepa.model.rope import LENGTH_EXACT, ROPE_MODES
 
-TWO_DIMENSIONAL, FLAT, FLAT_BY_BAND, FRAMES = STRUCTURES = ("2d", "flat", "flat_by_band", "frames")
+TWO_DIMENSIONAL, FLAT_BY_BAND, FRAMES = "2d", "flat_by_band", "frames"
+STRUCTURES = (TWO_DIMENSIONAL, "flat", FLAT_BY_BAND, FRAMES)
 ROTARY, LEARNED, SINCOS = "rotary", "learned", "sincos"
 POSITION_CODES = (ROTARY, LEARNED, SINCOS, "none")
 SWIGLU, GELU = MLPS = ("swiglu", "gelu")
