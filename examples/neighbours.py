@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from pupujepa.__main__ import COMMANDS  # noqa: E402 - a script's path lacks the root
 from pupujepa.audio.find import find_audio  # noqa: E402
-from pupujepa.embedding.rows import read_row  # noqa: E402
+from pupujepa.embedding.stores import read_row  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
 from pupujepa.front_door import enter, quiet_when_unread  # noqa: E402
 

@@ -16,7 +16,7 @@ from pupujepa.weights.release_args import ARGS_NAME, WEIGHTS_NAME, WeightsError
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")  # a full SHA-1
 _DEFAULT_REVISION = "main"
 
 

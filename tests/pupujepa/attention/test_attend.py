@@ -8,8 +8,7 @@ import torch
 
 from docs.browser import Browser, View
 from pupujepa.attention.maps import region_attention
-from pupujepa.attention.page import coded_maps
-from pupujepa.attention.picture import panels_of
+from pupujepa.attention.picture import coded_maps, panels_of
 from pupujepa.attention.region import Box, Look, box_in, boxes_over, mel_edges_hz, read_crop
 from pupujepa.audio.log_mel import FrontendConfig, log_mel
 from pupujepa.errors import UserError
@@ -51,7 +50,7 @@ def look_at(weights, song, box):
     """Computes the same look with the library."""
     model = load(weights)
     crop = read_crop(model, song, start_s=0.0)
-    return Look(box, region_attention(model, crop.mel_TF, box.mask(crop))), crop
+    return Look(box, region_attention(model, crop.mel_TF, box.mask((crop.steps, crop.bands)))), crop
 
 
 def test_a_picture_is_written(weights, song, tmp_path, capsys):
@@ -134,7 +133,7 @@ def test_regions_tile_the_crop(weights, song):
     for columns, rows in ((4, 2), (5, 3), (16, 8)):
         boxes = boxes_over(crop, columns, rows)
         assert len(boxes) == columns * rows
-        assert (sum(box.mask(crop).astype(int) for box in boxes) == 1).all()
+        assert (sum(box.mask((crop.steps, crop.bands)).astype(int) for box in boxes) == 1).all()
 
 
 def test_regions_outside_the_crop_are_refused(weights, song, tmp_path, capsys):

@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from pupujepa.cost.cost import count_parameters, training_cost
+from pupujepa.cost.cost import count_parameters, model_size, size_names, training_cost
 from pupujepa.cost.describe import counted_flops
 from pupujepa.cost.memory import StepConfig, activations, memory_per_rank
-from pupujepa.cost.sizes import model_size, size_names
 from pupujepa.training.masks import MaskConfig
 from pupujepa.training.objective import ObjectiveConfig
 from pupujepa.weights.weights import save_release

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pupujepa.cost.cost import ParameterCounts, count_parameters
+from pupujepa.cost.cost import ParameterCounts, count_parameters, model_size
 from pupujepa.cost.memory import ZERO_STAGES, StepConfig, activations, memory_per_rank, peak_memory
-from pupujepa.cost.sizes import model_size
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.masks import MaskConfig, num_context, num_targets
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep
