@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pupujepa.cost.cost import count_parameters, training_cost
-from pupujepa.cost.sizes import model_size, size_names
+from pupujepa.cost.cost import count_parameters, model_size, size_names, training_cost
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA, encoder_rotation
 from pupujepa.model.rope import Rotation, rotate
