@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from data.store.store import open_store
 from pupujepa.errors import UserError
 from pupujepa.json_lines import parse_rows
 from pupujepa.model.architecture import MAE
+from pupujepa.yaml_text import ConfigError, parse_mapping, plain_values
 
 Row = dict[str, Any]
 
@@ -169,5 +166,9 @@ def _parse(name: str, text: str | None, parse: Callable[[str], Any]) -> Any:
         return None
     try:
         return parse(text)
-    except (json.JSONDecodeError, YAMLError, OmegaConfBaseException, KeyError) as error:
+    except (json.JSONDecodeError, ConfigError) as error:
         raise ReportError(f"{name} of the run cannot be read ({error}); it may be cut off: restore it") from error
+
+
+def _plain_yaml(text: str) -> dict[str, Any]:
+    return plain_values(parse_mapping(text, origin="config.yaml"))

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def model_of(checkpoint: Checkpoint) -> PupuJEPA:
     """Builds the model of a checkpoint of any number of ranks and ZeRO stage."""
-    experiment = from_yaml(Experiment, (checkpoint.path / CONFIG_NAME).read_text())
+    experiment = from_yaml(Experiment, checkpoint.path / CONFIG_NAME)
     with torch.device("meta"):
         model = PupuJEPA(experiment.model, frontend=read_frontend(checkpoint.path))
     state = _student_state(checkpoint.path, stage=checkpoint.facts["zero_stage"])

@@ -56,7 +56,7 @@ def checkpoint_settings(directory: RunDirectory) -> CheckpointConfig:
         raise RunDirectoryError(
             f"{directory.root} is not a run: it has no config.yaml; give the directory of a training run"
         )
-    return from_yaml(Experiment, directory.config.read_text()).checkpoint
+    return from_yaml(Experiment, directory.config).checkpoint
 
 
 def _best(directory: RunDirectory, config: CheckpointConfig, *, among: list[int]) -> int | None:

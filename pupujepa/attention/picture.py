@@ -149,7 +149,8 @@ def _draw(axes: Any, crop: AudioCrop, look: Look, panel: Panel, *, bare: bool = 
     left, width = crop.start_s + box.step * crop.step_s, box.steps * crop.step_s
     axes.vlines([left, left + width], box.band, box.band + box.bands, colors=_OUTLINE)
     axes.hlines([box.band, box.band + box.bands], left, left + width, colors=_OUTLINE)
-    axes.set_title(panel.title, loc="left", fontsize=6 if bare else 9, pad=2)
+    # a name with two dollar signs is no formula
+    axes.set_title(panel.title, loc="left", fontsize=6 if bare else 9, pad=2, parse_math=False)
     if bare:
         axes.set_xticks([])
         axes.set_yticks([])

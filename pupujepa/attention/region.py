@@ -98,7 +98,8 @@ def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> AudioCrop:
         raise AudioError(f"{path}: less than two patches of audio from {start_s:g} s on; start earlier")
     mel_TF = log_mel(audio_S[None], frontend)[0, :frames]
     return AudioCrop(
-        path.name,
+        # a name that is not UTF-8 can be neither drawn nor written into a page
+        path.name.encode(errors="replace").decode(),
         normalise(mel_TF, config.mel_mean, config.mel_std),
         start_s=start_s,
         step_s=config.patch_frames / frontend.frames_per_s,

@@ -65,6 +65,15 @@ def test_a_picture_is_written(weights, song, tmp_path, capsys):
     assert str(out) in told
 
 
+@pytest.mark.parametrize("name", ["Ke$ha - Tik_$.wav", "$\\frac$ {x^$"])
+def test_a_name_is_no_formula(weights, song, tmp_path, name):
+    """Two dollar signs in a file name are not mathematics."""
+    for out in ("a.png", "a.html"):
+        assert run("attend", weights, song.rename(song.with_name(name)), "--out", tmp_path / out) == 0
+        song = song.with_name(name)
+        assert (tmp_path / out).stat().st_size > 1000
+
+
 def test_pictures_differ_by_block_and_head(weights, song, tmp_path):
     """The mean, one head and another head are three pictures; all of them together are a larger one."""
     images = {}
