@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.reading.cache import CachedShard, ShardCache
+from data.reading.cache import CacheBusyError, CachedShard, ShardCache
 from data.reading.fetching import counted_retries, fetch_index, wrong_length
 from data.reading.tally import Tally
 from data.shards.format import ShardError, ShardIndex, check_member, decode_mel, read_npy
@@ -157,7 +157,8 @@ class ShardReader:
 def _choose_access(store: Store, cache: ShardCache | None, tally: Tally) -> ShardAccess:
     if store.local_path() is not None:
         return _InPlace(store, tally)
-    return _Remote(store, tally) if cache is None else _ThroughCache(cache)  # ranged reads without a cache
+    remote = _Remote(store, tally)  # ranged reads without a cache
+    return remote if cache is None else _ThroughCache(cache, remote)
 
 
 def _decode(mel_npy: bytes | memoryview, info_json: bytes) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -253,14 +254,22 @@ class _FromCache:
 
 
 class _ThroughCache:
-    def __init__(self, cache: ShardCache):
-        self.cache = cache
+    def __init__(self, cache: ShardCache, beside: _Remote):
+        self.cache, self.beside = cache, beside
 
     def open(self, entry: ShardEntry) -> OpenShard:
-        return _FromCache(self.cache.open(entry))
+        try:
+            return _FromCache(self.cache.open(entry))
+        except CacheBusyError:  # the cache has said so
+            return self.beside.open(entry)
 
     def reopen(self, entry: ShardEntry, damaged: Any) -> OpenShard:
-        return _FromCache(self.cache.renew(entry, damaged.cached))
+        if isinstance(damaged, _FromStore):
+            return self.open(entry)
+        try:
+            return _FromCache(self.cache.renew(entry, damaged.cached))
+        except CacheBusyError:
+            return self.beside.open(entry)
 
 
 def missing(location: str) -> str:

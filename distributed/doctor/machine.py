@@ -25,7 +25,7 @@ SHARED_MEMORY, PROC, CGROUP_ROOT = Path("/dev/shm"), Path("/proc"), Path("/sys/f
 _MEMORY_BYTES = {"embed": 2 * GIB, "train": 4 * GIB, "demo": 4 * GIB}
 # NVIDIA's advice for NCCL in containers; docker gives 64 MiB
 _SHARED_BYTES, _LEAST_SHARED_BYTES = GIB, 32 * MIB
-# a rank that reads 64 lanes (preset `paper`) holds 4 shards of each, with a lock for each: 512 files
+# a rank that reads 64 lanes (preset `paper`) holds 4 shards of each, and fetches others: over 256 files
 _FILES, _LEAST_FILES = 1024, 64
 _LEAST_FREE_FILES = 10_000
 # control groups of version 1 write the largest number of pages for "no limit"
@@ -146,7 +146,7 @@ def files_finding(soft: int, hard: int) -> Finding:
     if soft == resource.RLIM_INFINITY or soft >= _FILES:
         return Finding("open files", OK, "no limit" if soft == resource.RLIM_INFINITY else f"up to {soft}")
     level = FAILED if soft < _LEAST_FILES else WARNING
-    found = f"up to {soft} at once, and a rank that reads 64 lanes holds 512 for the stream alone"
+    found = f"up to {soft} at once, and a rank that reads 64 lanes holds 256 for the stream alone"
     if hard == resource.RLIM_INFINITY or hard >= _FILES:
         return Finding("open files", level, found, f"ulimit -n {_FILES}")
     remedy = f"the hard limit is {hard}: raise it in /etc/security/limits.conf, or docker run --ulimit nofile={_FILES}"

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.reading.cache import ShardCache
 from data.reading.reader import ShardReader
+from data.reading.room import CacheConfig, fetch_lock
 from data.reading.tally import Tally
 from data.shards.format import ShardError, index_name, read_index, write_index, write_shard
 from data.shards.manifest import Manifest, read_manifest, write_manifest
@@ -444,3 +446,24 @@ def test_random_access_to_a_bucket_reads_ranges_and_checks_them(bucket, faulty_s
     assert info["uid"] == reader.uid(2, 1)
     assert faulty_s3.struck
     assert reader.tally.take()["bytes_read"] < 40_000
+
+
+def test_a_shard_that_a_suspended_process_blocks_is_read_beside_the_cache(bucket, tmp_path, local_set, caplog):
+    """Its samples come by ranged reads and are the same; it is said once, and the next shard is cached as ever."""
+    manifest, local = build_shard_set(bucket, (7, 5, 6, 4, 9, 3)), ShardReader(*local_set)
+    config = CacheConfig(tmp_path / "cache", 10**9, patience_s=0.2)
+    reader = ShardReader(bucket, manifest, cache=ShardCache(config, store=open_store(bucket), namespace="set"))
+    blocked = fetch_lock(tmp_path / "cache" / "set" / manifest.shards[2].name)
+    code = "import sys; from pathlib import Path; from pupujepa.locks import held\n"
+    code += "with held(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, blocked], stdin=-1, stdout=-1) as process:
+        assert process.stdout.readline() == b"held\n"
+        os.kill(process.pid, signal.SIGSTOP)
+        for shard in (2, 3, 2):
+            for sample in range(3):
+                assert np.array_equal(reader.read(shard, sample)[0], local.read(shard, sample)[0])
+            reader.close()
+        process.kill()
+    (said,) = [record.message for record in caplog.records if "beside the cache" in record.message]
+    assert f"process {process.pid} on" in said and manifest.shards[2].name in said
+    assert [path.name for path in (tmp_path / "cache" / "set").glob("*.tar")] == [manifest.shards[3].name]
