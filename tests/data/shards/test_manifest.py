@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.shards.manifest import Manifest, ManifestError, ShardEntry, from_json, read_manifest, to_json, write_manifest
+from pupujepa.errors import UserError
 
 SHARDS = (ShardEntry("train-000000.tar", 3, 900, 120_000, "ab" * 32, "cd" * 32), ShardEntry("b.tar", 2, 5, 7, "0", "1"))
 MANIFEST = Manifest(
@@ -82,3 +83,19 @@ def test_a_wrong_manifest_is_refused(damage, message: str):
     """A manifest that is cut, of another version or with other fields raises one sentence."""
     with pytest.raises(ManifestError, match=message):
         from_json(damage(to_json(MANIFEST)))
+
+
+def test_a_newer_manifest_asks_for_a_newer_program():
+    """Shards of a newer program are not to be built again."""
+    newer = to_json(MANIFEST).replace(b'"format_version": 1', b'"format_version": 2')
+    with pytest.raises(ManifestError, match=r"this code reads 1; update this program$"):
+        from_json(newer)
+
+
+@pytest.mark.parametrize("name", ["/home/x/.bashrc", "../x", ""])
+def test_a_shard_outside_of_its_folder_is_refused(name: str, tmp_path: Path):
+    """A foreign manifest cannot name another file of the user; it is refused before any shard is fetched."""
+    foreign = replace(MANIFEST, shards=(replace(SHARDS[0], name=name), SHARDS[1]))
+    write_manifest(str(tmp_path), foreign)
+    with pytest.raises(UserError, match=r"manifest\.json names the file .* is not a plain relative path"):
+        read_manifest(str(tmp_path))
