@@ -6,7 +6,7 @@ from pupujepa.errors import UserError
 
 
 def require_plain_path(name: object, *, origin: str) -> None:
-    """Raises UserError unless a name is a plain relative path, which stays in any folder that it is joined to.
+    """Raises UserError unless a name is a plain relative path, which stays in its folder.
 
     A foreign list could otherwise read or overwrite any file of the user: `/home/x/.bashrc`, `../x`.
 

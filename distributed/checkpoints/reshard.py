@@ -41,7 +41,7 @@ def load_engine(engine: Any, found: Checkpoint) -> None:
 
 
 def _load_plainly(path: str, map_location: Any = None) -> dict[str, Any]:
-    """Replaces the loading of DeepSpeed's checkpoint engine, which would run code that a foreign file holds."""
+    """Loads for DeepSpeed's checkpoint engine, whose own way would run the code of a file."""
     return read_state_file(Path(path))
 
 

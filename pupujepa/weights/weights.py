@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pupujepa.devices import usable_device
 from pupujepa.durable import atomic_file
+from pupujepa.errors import require_readable
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.weights.hub import download, parse_hub_id
 from pupujepa.weights.release_args import ARGS_NAME, WEIGHTS_NAME, WeightsError, args_of, described_model, read_args
@@ -153,9 +154,10 @@ def _downloaded(path_or_hub_id: str | Path, revision: str | None) -> Path:
 
 
 def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
+    require_readable(path)
     try:
         return _header_only(path) if device.type == "meta" else load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise WeightsError(f"{path} cannot be read ({error}); it is probably truncated, so copy it again") from error
 
 

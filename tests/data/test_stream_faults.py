@@ -1,5 +1,6 @@
 """A stream over damaged shards and stores: a named error or a logged stand-in, never a silent loss."""
 
+import errno
 import io
 import os
 import re
@@ -23,6 +24,7 @@ from data.store.store import open_store
 from data.stream.batches import CropStage
 from data.stream.stream import Stream, StreamConfig, StreamError
 from data.stream.workers import _whole_deliveries
+from pupujepa.errors import UserError
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_entry
 from tests.faultproxy import Fault
@@ -444,3 +446,17 @@ def test_random_access_to_a_bucket_reads_ranges_and_checks_them(bucket, faulty_s
     assert info["uid"] == reader.uid(2, 1)
     assert faulty_s3.struck
     assert reader.tally.take()["bytes_read"] < 40_000
+
+
+def test_a_disk_that_fails_now_gives_no_stand_in(local_set: tuple[str, Manifest], monkeypatch: pytest.MonkeyPatch):
+    """An error of the disk says nothing about the sample: the stream stops, with shard and errno, and skips nothing."""
+    url, manifest = local_set
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("data.reading.reader.os.preadv", fail)
+    stream = make_stream(url, manifest)
+    with pytest.raises(UserError, match=r"shard-\d+\.tar cannot be read now \(Input/output error, errno 5\)"):
+        list(stream)
+    assert stream.counters()["stand_ins"] == 0
