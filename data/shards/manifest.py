@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from data.store.store import MissingObjectError, open_store
 from pupujepa.errors import UserError
+from pupujepa.names import require_plain_path
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -98,6 +99,7 @@ def from_json(text: bytes, *, origin: str = MANIFEST_NAME) -> Manifest:
 
     Raises:
         ManifestError: not JSON, another format version, missing or unknown fields; the message names `origin`.
+        UserError: a shard's name leads out of the folder.
     """
     remedy = "the shard set cannot be trusted; build it again with `python -m data build`"
     try:
@@ -106,10 +108,13 @@ def from_json(text: bytes, *, origin: str = MANIFEST_NAME) -> Manifest:
         raise ManifestError(f"{origin} is not JSON ({error}); {remedy}") from error
     if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
         found = raw.get("format_version") if isinstance(raw, dict) else None
+        if isinstance(found, int) and found > FORMAT_VERSION:
+            remedy = "update this program"
         raise ManifestError(f"{origin} has format version {found!r}, this code reads {FORMAT_VERSION}; {remedy}")
     _require_fields(Manifest, raw, origin=origin)
     for shard in raw["shards"]:
         _require_fields(ShardEntry, shard, origin=origin)
+        require_plain_path(shard["name"], origin=origin)
     shards = tuple(ShardEntry(**shard) for shard in raw.pop("shards"))
     return Manifest(shards=shards, **raw)
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pupujepa.audio.log_mel import FrontendConfig
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_readable
 from pupujepa.model.architecture import SWIGLU, ModelConfig
 from pupujepa.model.model import PupuJEPA
 
@@ -72,6 +72,7 @@ def read_args(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise WeightsError(f"{path} is missing; it describes the weights beside it, so keep the two together")
+    require_readable(path)
     try:
         args = json.loads(_TRAILING_COMMA.sub(lambda match: match[1] or "", path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

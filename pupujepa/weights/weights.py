@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pupujepa.durable import atomic_file
+from pupujepa.errors import require_readable
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.precision import usable_device
 from pupujepa.weights.hub import download, parse_hub_id
@@ -149,6 +150,7 @@ def locate_weights(path_or_hub_id: str | Path, revision: str | None = None) -> t
 
 def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     """Returns the tensors of a file; on the meta device from its header alone."""
+    require_readable(path)
     try:
         if device.type != "meta":
             return load_file(path, device=str(device))
@@ -157,7 +159,7 @@ def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
             shapes = {
                 name: (it.get_shape(), _HEADER_DTYPES.get(it.get_dtype(), torch.uint8)) for name, it in slices.items()
             }
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise WeightsError(f"{path} cannot be read ({error}); it is probably truncated, so copy it again") from error
     return {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in shapes.items()}
 

@@ -1,5 +1,6 @@
 """A stream over damaged shards and stores: a named error or a logged stand-in, never a silent loss."""
 
+import errno
 import io
 import os
 import re
@@ -25,6 +26,7 @@ from data.store.store import open_store
 from data.stream.batches import CropStage
 from data.stream.stream import Stream, StreamConfig, StreamError
 from data.stream.workers import _whole_deliveries
+from pupujepa.errors import UserError
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_entry
 from tests.faultproxy import Fault
@@ -467,3 +469,17 @@ def test_a_shard_that_a_suspended_process_blocks_is_read_beside_the_cache(bucket
     (said,) = [record.message for record in caplog.records if "beside the cache" in record.message]
     assert f"process {process.pid} on" in said and manifest.shards[2].name in said
     assert [path.name for path in (tmp_path / "cache" / "set").glob("*.tar")] == [manifest.shards[3].name]
+
+
+def test_a_disk_that_fails_now_gives_no_stand_in(local_set: tuple[str, Manifest], monkeypatch: pytest.MonkeyPatch):
+    """An error of the disk says nothing about the sample: the stream stops, with shard and errno, and skips nothing."""
+    url, manifest = local_set
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("data.reading.reader.os.preadv", fail)
+    stream = make_stream(url, manifest)
+    with pytest.raises(UserError, match=r"shard-\d+\.tar cannot be read now \(Input/output error, errno 5\)"):
+        list(stream)
+    assert stream.counters()["stand_ins"] == 0

@@ -109,3 +109,19 @@ def test_damaged_manifests_end_in_one_sentence():
             assert "\n" not in str(error), error
         else:
             assert manifest.samples >= 0 and manifest.frames >= 0 and len(manifest.digest) == 64
+
+
+def test_a_newer_manifest_asks_for_a_newer_program():
+    """Shards of a newer program are not to be built again."""
+    newer = to_json(MANIFEST).replace(b'"format_version": 1', b'"format_version": 2')
+    with pytest.raises(ManifestError, match=r"this code reads 1; update this program$"):
+        from_json(newer)
+
+
+@pytest.mark.parametrize("name", ["/home/x/.bashrc", "../x", ""])
+def test_a_shard_outside_of_its_folder_is_refused(name: str, tmp_path: Path):
+    """A foreign manifest cannot name another file of the user; it is refused before any shard is fetched."""
+    foreign = replace(MANIFEST, shards=(replace(SHARDS[0], name=name), SHARDS[1]))
+    write_manifest(str(tmp_path), foreign)
+    with pytest.raises(UserError, match=r"manifest\.json names the file .* is not a plain relative path"):
+        read_manifest(str(tmp_path))

@@ -205,3 +205,13 @@ def test_the_structure_sweep_makes_the_comparisons(corpus, shards):
     assert flops.flops == pytest.approx(base.flops, rel=1e-4)
     assert {p.settings["evaluate.readout"] for p in plan.trials[:-1]} == {"mean"}
     assert (look.model, look.settings["evaluate.readout"]) == (base.trial.name, "frames")
+
+
+def test_a_foreign_plan_names_no_folder_outside_of_its_own(plan_of, tmp_path):
+    """The name of a trial becomes its directory: a plan of a stranger cannot lead it elsewhere."""
+    write_plan(plan_of(), tmp_path)
+    path = tmp_path / "plan.json"
+    assert read_plan(tmp_path).trials[0].trial.name == "base-seed0"
+    path.write_text(path.read_text().replace('"base-seed0"', '"../../../base-seed0"'))
+    with pytest.raises(UserError, match=r"plan\.json names the file 'trials/\.\./\.\./.*', which is not a plain"):
+        read_plan(tmp_path)
