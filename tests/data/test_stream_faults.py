@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -24,6 +25,8 @@ from data.shards.manifest import Manifest, read_manifest, write_manifest
 from data.store.files import MissingObjectError, StoreError
 from data.store.store import open_store
 from data.stream.batches import CropStage
+from data.stream.corpora import StreamCorpus
+from data.stream.open_corpora import node_cache
 from data.stream.stream import Stream, StreamConfig, StreamError
 from data.stream.workers import _whole_deliveries
 from pupujepa.errors import UserError
@@ -483,3 +486,17 @@ def test_a_disk_that_fails_now_gives_no_stand_in(local_set: tuple[str, Manifest]
     with pytest.raises(UserError, match=r"shard-\d+\.tar cannot be read now \(Input/output error, errno 5\)"):
         list(stream)
     assert stream.counters()["stand_ins"] == 0
+
+
+def test_the_default_cache_is_private(bucket, tmp_path, monkeypatch):
+    """Below the folder of temporary files anybody may have made a folder of its name, which is refused."""
+    manifest = build_shard_set(bucket, (3,))
+    monkeypatch.delenv("PUPUJEPA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"pupujepa-shards-{os.getuid()}"
+    corpus = StreamCorpus("", bucket, manifest)
+    node_cache(StreamConfig(url=bucket), corpus, tally=Tally()).open(manifest.shards[0]).close()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(UserError, match=f"{folder} is a link, belongs to another user or is open to others"):
+        node_cache(StreamConfig(url=bucket), corpus, tally=Tally())
