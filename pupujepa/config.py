@@ -95,7 +95,9 @@ def _parse_override(schema: type, text: str) -> dict[str, Any]:
     if not equals:
         raise ConfigError(f"override {text!r} has no '='; write it as dotted.key=value, e.g. train.steps=1000")
     simple = {str, int, float, bool} & set(_options(_hint_of(schema, key)))
-    tree = Scalar(value, where=_LINE, value=resolved(value)) if simple else parse_yaml(value, origin=f"{_LINE}: {key}")
+    tree: Any = Scalar(value, where=_LINE, value=resolved(value))
+    if not simple:
+        tree = parse_yaml(value, origin=f"{_LINE}: {key}")
     for name in reversed(key.split(".")):
         tree = {name: tree}
     return tree
@@ -106,7 +108,7 @@ def _hint_of(schema: Any, key: str) -> Any:
     hint = schema
     for name in key.split("."):
         if is_dataclass(hint):
-            hint = _hints(hint).get(name, str)
+            hint = _hints(hint).get(name, str)  # type: ignore[arg-type]
         else:
             hint = get_args(hint)[1] if get_origin(hint) is dict else str
     return hint
