@@ -8,6 +8,7 @@ quietly with exit code 141. Nothing else is caught: a crash keeps its traceback 
 import argparse
 import errno
 import logging
+import math
 import os
 import select
 import signal
@@ -139,7 +140,13 @@ def _parse(room: str, commands: Mapping[str, Command], *, manual: str, argv: Seq
         if module:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        # float() takes "nan" and "inf", which pass every comparison or none
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                parser.error(f"argument --{name.replace('_', '-')}: {number} is not finite; write a finite number")
+    return args
 
 
 def listen_to_own_rooms() -> None:

@@ -120,13 +120,12 @@ def plain_values(tree: Any) -> Any:
 
 
 def dump_yaml(tree: Any) -> str:
-    """Returns the YAML text of dicts, lists, tuples and scalars; `parse_yaml` and readers of YAML 1.1 agree on it."""
+    """Returns the YAML text of dicts, lists, tuples and scalars, for `parse_yaml`."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    """The dumper with its own representer of text."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -214,7 +214,7 @@ def _from_torch(environ: Mapping[str, str]) -> Topology:
 
 
 def _is_of_srun(environ: Mapping[str, str], mpi: tuple[str, str, str]) -> bool:
-    """Returns False if mpirun started this process: its daemon is a task of srun and hands its variables down."""
+    """Returns False if mpirun started this process: its daemon, a task of srun, passes its variables on."""
     place = environ.get("SLURM_PROCID"), environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS"))
     return all(environ.get(name, value) == value for name, value in zip(mpi, place, strict=False))
 

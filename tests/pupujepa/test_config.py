@@ -165,6 +165,7 @@ def test_a_key_of_any_type_follows_yaml_1_2(text, value):
         ("text=${oc.${maybe}:HOME}", "text calls a resolver"),
         ("texts=['${oc.decode:x}']", "texts.* calls a resolver"),
         ("corpora={a: {width: '${oc.env:HOME}'}}", "a.width calls a resolver"),
+        ("anything={a: [{b: '${oc.env:HOME}'}]}", r"anything\.a\[0\]\.b calls a resolver"),
         ("text=\\${oc.env:HOME}", "text calls a resolver"),
     ],
 )
