@@ -4,12 +4,13 @@
 `held` and `pin` lock small files that stay.
 """
 
+import errno
 import fcntl
 import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 # hidden, because readers of a parquet folder take every visible file for data
 LOCK_NAME = ".writer.lock"
 _POLL_S = 0.2
+# answers of file systems without locks; any other error says nothing about them
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
 
 class FolderInUseError(UserError):
@@ -56,42 +59,49 @@ def can_lock(handle: int) -> bool:
 
 
 @contextmanager
-def only_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+def only_writer(
+    folder: Path, *, wait_s: float = 0.0, name: str = LOCK_NAME, check: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Reserves a folder for this process, and makes it if it is missing.
 
     On a file system without locks it logs a warning and continues.
 
     Args:
         wait_s: time to wait for another writer, in seconds; 0 refuses at once.
+        name: of the lock file, for a folder with writers of separate files.
+        check: raises if the folder's content forbids this writer; called while it waits, and again with the lock.
+            A check before the lock alone misses what another start writes in between.
 
     Raises:
         FolderInUseError: another process still writes there after `wait_s`; the message names it.
-        UserError: a folder that cannot be made or written to.
+        UserError: a folder that cannot be made, written to or locked now.
     """
-    path = folder / LOCK_NAME
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as error:
         raise UserError(f"the folder {folder} is not writable ({error}); choose another one") from error
-    with _acquired(path, wait_s=wait_s) as lock:
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+    with _acquired(path, wait_s=wait_s, check=check) as lock:
         try:
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            check()
             yield
         finally:
             if _is_at(path, lock):  # never remove the lock file of a later holder
                 path.unlink()
 
 
-def _acquired(path: Path, *, wait_s: float) -> TextIO:
+def _acquired(path: Path, *, wait_s: float, check: Callable[[], object]) -> TextIO:
     """Returns the lock file, opened and locked."""
     deadline, told = time.monotonic() + wait_s, False
     while True:
         try:
             lock = os.fdopen(_flock(path, fcntl.LOCK_EX | fcntl.LOCK_NB), "r+")
         except BlockingIOError as error:
+            check()
             holder = _holder(path)
             if time.monotonic() >= deadline:
                 raise FolderInUseError(
@@ -103,6 +113,11 @@ def _acquired(path: Path, *, wait_s: float) -> TextIO:
                 told = True
             time.sleep(_POLL_S)
         except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise UserError(
+                    f"{path} cannot be locked now ({error.strerror}, errno {error.errno}), so nothing was written; "
+                    f"remedy that and run the same command again"
+                ) from error
             logger.warning("%s cannot be locked (%s): make sure that only one job writes there", path.parent, error)
             return path.open("r+")
         else:
