@@ -50,19 +50,19 @@ from distributed.processes.process import die_with_launcher, keep_freed_memory
 from distributed.processes.stop import EXIT_CODE_REQUEUE, StopRequest, end_of_time_s
 from distributed.processes.topology import choose_device, discover, exported, process_group, usable_gpus
 from distributed.processes.watchdog import END, watchdog_of
-from distributed.run.directory import RunDirectory, lock_run, write_json
+from distributed.run.directory import RunDirectory, write_json
 from distributed.run.log import configure_logging
 from distributed.run.wandb import FAILED, FINISHED, STOPPED
 from distributed.sessions.continue_run import (
+    SameRun,
     begin_generation,
     open_checkpoints,
     require_disk_space,
-    require_same_run,
 )
 from distributed.sessions.cooldown import adopt_checkpoint, branch_experiment
 from distributed.sessions.export import write_release
 from distributed.sessions.facts import write_facts
-from distributed.sessions.history import begin_session, keep_precision
+from distributed.sessions.history import begin_session
 from distributed.sessions.session import Session
 from distributed.trainer import Ending, Parts, Trainer
 from distributed.watch.alarms import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
@@ -116,9 +116,9 @@ def run(args: argparse.Namespace) -> int:
         keep_freed_memory(os.environ)
     corpora = read_corpora(experiment.stream)
     experiment = with_corpora(experiment, corpora)
-    # before the ranks meet, so no rank can have written there yet
-    experiment = keep_precision(directory, experiment)
-    require_same_run(directory, experiment, fresh=args.fresh)
+    # a refusal before the slow start; the lock below decides
+    same_run = SameRun(directory, experiment, fresh=args.fresh)
+    experiment = same_run.check()
     if experiment.stream.workers:
         start_server()  # its slow imports overlap with those of DeepSpeed
     prepare_deepspeed(os.environ, device=device)
@@ -129,9 +129,7 @@ def run(args: argparse.Namespace) -> int:
         stack.enter_context(exported(os.environ, topology))
         timeout_s = experiment.engine.timeout_s
         stack.enter_context(process_group(topology, timeout_s=timeout_s, device=device))
-        if topology.is_first:
-            stack.enter_context(lock_run(directory))
-        dist.barrier()
+        experiment = same_run.lock(stack)
         experiment = with_precision(experiment, agreed_precision(experiment.engine.precision, device))
         if topology.local_rank == 0:
             warn_of_emulation(experiment.engine.precision, device)

@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -99,8 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(describe_sweep(plan, out))  # noqa: T201 - the list is the product
         return 0
-    require_same_sweep(plan, out, resume=args.resume)
-    with lock_run(RunDirectory(out)):
+    with lock_run(RunDirectory(out), check=partial(require_same_sweep, plan, out, resume=args.resume)):
         plan = prepare_sweep(plan, sweep, args, out)
         logger.info("%s", describe_sweep(plan, out))
         code = drive(out, head, cpus=cpus, grace_s=args.grace)

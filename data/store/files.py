@@ -165,7 +165,8 @@ class LocalStore(Store):
 
     def exists(self, path: str = "") -> bool:
         """Returns True if the file exists."""
-        return self.local_path(path).is_file()
+        with _named(self.locate(path)):
+            return self.local_path(path).is_file()
 
     def size(self, path: str = "") -> int:
         """Returns the length of the file."""

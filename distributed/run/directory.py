@@ -1,6 +1,7 @@
 """The run directory: its paths, atomic writes, and the lock of its only writer."""
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +78,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def lock_run(run: RunDirectory) -> AbstractContextManager[None]:
+def lock_run(run: RunDirectory, *, check: Callable[[], object] = lambda: None) -> AbstractContextManager[None]:
     """Locks the run directory for this process; waits if it is locked.
 
     The ranks of a killed launcher end a little later.
 
+    Args:
+        check: as for `only_writer`.
+
     Raises:
         FolderInUseError: another process still writes there after WRITER_WAIT_S.
     """
-    return locks.only_writer(run.root, wait_s=WRITER_WAIT_S)
+    return locks.only_writer(run.root, wait_s=WRITER_WAIT_S, check=check)
 
 
 def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
