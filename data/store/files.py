@@ -162,7 +162,8 @@ class LocalStore(Store):
 
     def exists(self, path: str = "") -> bool:
         """Returns True if the file exists."""
-        return self.local_path(path).is_file()
+        with _named(self.locate(path)):
+            return self.local_path(path).is_file()
 
     def size(self, path: str = "") -> int:
         """Returns the length of the file."""
@@ -195,7 +196,7 @@ def local_copy(store: Store, path: str) -> Iterator[Path]:
         yield own
         return
     with tempfile.TemporaryDirectory(prefix="pupujepa-") as folder:
-        copy = Path(folder) / Path(path).name
+        copy = Path(folder) / f"copy{Path(path).suffix}"  # keys may be longer than file names
         store.download(path, copy)
         yield copy
 

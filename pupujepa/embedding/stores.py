@@ -6,12 +6,15 @@ A row is durable before the next one begins, so a killed command loses at most t
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from pupujepa.audio.find import AudioFile
 from pupujepa.embedding.encoder import Embedding
 from pupujepa.embedding.rows import Row, RowHead, Settings, read_head, write_row
 from pupujepa.errors import UserError
+
+_MAX_NAME_BYTES = 255  # of file systems
 
 
 @dataclass(frozen=True)
@@ -90,4 +93,10 @@ class NpzFolder(VectorStore):
         write_row(self._path(file), Row(RowHead(file.name, file.state, self.settings), embedding))
 
     def _path(self, file: AudioFile) -> Path:
-        return self.folder / f"{file.name}.npz"
+        path = self.folder / f"{file.name}.npz"
+        name = path.name.encode()
+        if len(name) <= _MAX_NAME_BYTES:
+            return path
+        # the file's own name leaves no room for a suffix
+        digest = blake2b(name, digest_size=8).hexdigest()
+        return path.with_name(f"{name[: _MAX_NAME_BYTES // 2].decode(errors='ignore')}-{digest}.npz")
