@@ -58,7 +58,7 @@ class PassedOver:
         self.named.setdefault(reason, []).extend(names)
 
     def lines(self) -> list[str]:
-        """Returns the lines of a summary: the number of files by suffix, the most frequent first, then the names."""
+        """Returns a summary: the number of files by suffix, the most frequent first, then names."""
         commonest = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
         kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in commonest)
         lines = [f"passed over, no audio by their suffix: {kinds}"] if kinds else []
@@ -94,7 +94,7 @@ def find_audio(inputs: Iterable[Path]) -> tuple[list[AudioFile], PassedOver]:
 
 
 def search_folder(folder: Path, passed_over: PassedOver) -> list[str]:
-    """Returns all files below a folder, as paths relative to it with forward slashes, sorted by their parts.
+    """Returns all files below a folder: relative paths with forward slashes, sorted by parts.
 
     Every folder is searched once: a loop of links ends, and a folder keeps its own name, not that of a link to it.
 
