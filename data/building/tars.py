@@ -141,7 +141,7 @@ def _stem(member: Member) -> str:
 
 
 def _with_labels(sample: TarSample, contents: Mapping[str, bytes], *, name: str) -> TarSample:
-    """Returns the sample with the JSON members that describe its audio; the content of others may be anything."""
+    """Returns the sample with the JSON members that describe its audio; others are not parsed."""
     names = {stem: f"{sample.key}.{stem}.json" if stem else f"{sample.key}.json" for stem in contents}
     described = names.keys() & {"", *map(_stem, sample.audio)}
     infos = {stem: _json_object(contents[stem], f"{name}, {names[stem]}") for stem in sorted(described)}
