@@ -29,6 +29,7 @@ features of its share. Then run it once with --merge 8, which names unfinished p
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -131,18 +132,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_whole(build: Build, parts: int | None, *, replace: bool) -> None:
-    manifests = build.run(replace=replace) if parts is None else build.merge(parts, replace=replace)
+    with _room_on_disk(build):
+        manifests = build.run(replace=replace) if parts is None else build.merge(parts, replace=replace)
     sys.stdout.writelines(_line(split, manifest) for split, manifest in manifests.items())
     _tell_duplicates(build)
 
 
 def _run_share(build: Build, share: Share, *, replace: bool) -> None:
-    facts = build.run_share(share, replace=replace)
+    with _room_on_disk(build):
+        facts = build.run_share(share, replace=replace)
     left_out = sum(bool(found.rejected) for found in facts.values())
     sys.stdout.write(
         f"part {share}: {len(facts)} of {quantity(len(build.tracks), 'track')}, {left_out} left out; when all parts "
         f"are done, run --merge {share.of}\n"
     )
+
+
+@contextmanager
+def _room_on_disk(build: Build) -> Iterator[None]:
+    """Raises UserError if a disk is full, also one that a worker wrote to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"no room for {build.url} or its intermediate files in {build.work} ({error.strerror}); free some, then "
+            "run the same command again, which keeps what is done"
+        ) from error
 
 
 @contextmanager

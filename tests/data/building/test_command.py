@@ -142,6 +142,26 @@ def test_a_signal_ends_a_build_in_order(number: signal.Signals, tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".work"]
 
 
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A worker that cannot write ends the build in order; with room, the same command finishes it."""
+    for number in range(3):
+        write_song(tmp_path / "in" / f"{number}.wav", 2.0, seed=number)
+    code = (  # files of up to 20 kB: facts, but no features
+        "import resource, sys; from data.__main__ import COMMANDS; from pupujepa.front_door import enter\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+        "sys.exit(enter('data', COMMANDS, manual='', argv=sys.argv[1:]))"
+    )
+    words = ["build", str(tmp_path / "in"), str(tmp_path / "out"), *OPTIONS]
+    full = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert full.returncode == 2, full.stderr
+    assert full.stderr.splitlines()[-1] == (
+        f"error: no room for {tmp_path}/out or its intermediate files in {tmp_path}/out/.work (File too large); free "
+        "some, then run the same command again, which keeps what is done"
+    )
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    assert "3 tracks in the input: 3 built\n" in capsys.readouterr().out
+
+
 def test_a_second_signal_ends_a_build_at_once():
     """While the first one still tidies up, the second has its default action; a hang-up under nohup has none."""
     code = (
