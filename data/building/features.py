@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.building.tracks import SourceTrack
+from data.building.tracks import SilentError, SourceTrack, TooShortError
 from data.shards.format import decode_mel, encode_mel, npy_bytes
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel_slice
 from pupujepa.audio.read import read_audio, resample
@@ -70,7 +70,9 @@ class TrackFacts:
     """Outcome of a track.
 
     Args:
-        rejected: reason for rejection, or "".
+        rejected: reason for leaving the track out, or "".
+        kind: of the reason, one of those in tracks.py; "" if the track is used.
+        note: remark on a track that is used, such as a length other than announced; or "".
         total, total_of_squares: sums over all decoded values, float64.
         clipped: values above the ceiling.
         audio_sha256: of the decoded audio; "" if rejected.
@@ -82,6 +84,8 @@ class TrackFacts:
     total_of_squares: float = 0.0
     clipped: int = 0
     audio_sha256: str = ""
+    kind: str = ""
+    note: str = ""
 
     @property
     def frames(self) -> int:
@@ -104,7 +108,8 @@ def extract(
         origin: name of the audio in messages; default: the path.
 
     Raises:
-        UserError: the file cannot be decoded, is empty, too short or silent, has NaN, or ends before the stretch.
+        TooShortError, SilentError: whole audio that makes no track.
+        UserError: the file cannot be decoded, is empty, has NaN, or ends before the stretch.
     """
     origin = str(path) if origin is None else origin
     duration_s = None if end_s is None else end_s - start_s
@@ -112,12 +117,16 @@ def extract(
     if duration_s is not None and len(audio_S) < (duration_s - _END_TOLERANCE_S) * rate_hz:
         raise UserError(f"{origin}: the file ends at {start_s + len(audio_S) / rate_hz:.2f} s; correct start or end")
     if float(np.abs(audio_S).max()) < SILENT_PEAK:
-        raise UserError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
+        raise SilentError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
     audio_sha256 = digest_audio(audio_S, rate_hz)  # before resampling
     audio_S = resample(audio_S, rate_hz, config.frontend.sample_rate_hz)
     frames = len(audio_S) // config.frontend.hop_samples  # a last part of a hop is dropped
     if frames < config.min_frames:
-        raise UserError(f"{origin}: too short ({frames} frames, fewer than {config.min_frames})")
+        per_s = config.frontend.frames_per_s
+        raise TooShortError(
+            f"{origin}: too short ({frames} frames = {frames / per_s:.2f} s, fewer than {config.min_frames} = "
+            f"{config.min_frames / per_s:.2f} s)"
+        )
     audio_1S = torch.from_numpy(audio_S)[None]
     pieces: list[bytes] = []
     parts: list[FeaturePart] = []

@@ -216,7 +216,7 @@ def local_copy(store: Store, path: str) -> Iterator[Path]:
         yield own
         return
     with tempfile.TemporaryDirectory(prefix="pupujepa-") as folder:
-        copy = Path(folder) / Path(path).name
+        copy = Path(folder) / f"copy{Path(path).suffix}"  # keys may be longer than file names
         store.download(path, copy)
         yield copy
 

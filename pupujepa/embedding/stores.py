@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,6 +20,8 @@ from pupujepa.audio.find import AudioFile, FileState
 from pupujepa.durable import atomic_file
 from pupujepa.embedding.encoder import Embedding
 from pupujepa.errors import UserError
+
+_MAX_NAME_BYTES = 255  # of file systems
 
 Settings = Mapping[str, Any]
 
@@ -174,4 +177,10 @@ class NpzFolder(VectorStore):
         write_row(self._path(file), Row(RowHead(file.name, file.state, self.settings), embedding))
 
     def _path(self, file: AudioFile) -> Path:
-        return self.folder / f"{file.name}.npz"
+        path = self.folder / f"{file.name}.npz"
+        name = path.name.encode()
+        if len(name) <= _MAX_NAME_BYTES:
+            return path
+        # the file's own name leaves no room for a suffix
+        digest = blake2b(name, digest_size=8).hexdigest()
+        return path.with_name(f"{name[: _MAX_NAME_BYTES // 2].decode(errors='ignore')}-{digest}.npz")
