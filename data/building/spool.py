@@ -20,7 +20,7 @@ from data.building.features import FeatureConfig, FeaturePart, TrackFacts, extra
 from data.building.local_audio import local_audio, local_file, require_members
 from data.building.tracks import AudioPlace, SourceTrack
 from data.pool import map_unordered
-from data.store.files import Location, MissingObjectError, Store, StoreError
+from data.store.files import Location, MissingObjectError, Store, StoreError, new_file
 from data.store.locations import is_remote, open_location, split_url
 from pupujepa.errors import UserError
 from pupujepa.json_lines import encode_rows
@@ -86,7 +86,7 @@ def spool_unit(unit: Unit, *, spool: Location, config: FeatureConfig) -> list[Tr
     """Makes the parts of the tracks, or their reasons for rejection, and writes them to the spool.
 
     Raises:
-        StoreError: an object store cannot be read or written, which does not reject the track.
+        StoreError, UnreadableError: the audio or the spool cannot be read or written now, which rejects no track.
     """
     first = unit[0][0].audio
     with ExitStack() as stack:
@@ -102,16 +102,18 @@ def _spool_track(
 ) -> TrackFacts:
     store, audio = open_location(spool), track.audio
     try:
-        with local_audio(audio, tar=tar) as file:
-            stored, facts = extract(file, config, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
+        with (
+            local_audio(audio, tar=tar) as file,
+            new_file(store, f"{name}.parts") as parts,
+            parts.open("wb") as into,
+        ):
+            facts = extract(file, config, into=into, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
     except MissingObjectError as error:
-        stored, facts = b"", TrackFacts(rejected=str(error))
+        facts = TrackFacts(rejected=str(error))
     except StoreError:
         raise  # a failing object store says nothing about the track
     except UserError as error:
-        stored, facts = b"", TrackFacts(rejected=str(error))
-    if stored:
-        store.write(f"{name}.parts", stored)
+        facts = TrackFacts(rejected=str(error))
     store.write(f"{name}.json", json.dumps(asdict(facts)).encode())  # last: it marks the track as done
     return facts
 

@@ -3,15 +3,21 @@
 A row is durable before the next one begins, so a killed command loses at most the current file.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from pupujepa.audio.find import AudioFile
 from pupujepa.embedding.encoder import Embedding
 from pupujepa.embedding.rows import Row, RowHead, Settings, read_head, write_row
 from pupujepa.errors import UserError
+
+# of one component of a path, on all common file systems
+_LONGEST_NAME_BYTES = 255
+_KEPT_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -90,4 +96,9 @@ class NpzFolder(VectorStore):
         write_row(self._path(file), Row(RowHead(file.name, file.state, self.settings), embedding))
 
     def _path(self, file: AudioFile) -> Path:
-        return self.folder / f"{file.name}.npz"
+        path = self.folder / f"{file.name}.npz"
+        name = os.fsencode(path.name)
+        if len(name) <= _LONGEST_NAME_BYTES:
+            return path
+        digest = blake2b(name, digest_size=8).hexdigest()  # the row itself holds the full name
+        return path.with_name(f"{name[:_KEPT_NAME_BYTES].decode(errors='ignore')}~{digest}.npz")
