@@ -8,6 +8,16 @@ class UserError(ValueError):
     """A wrong input; the message gives the condition, the consequence and the remedy."""
 
 
+class UnreadableError(OSError):
+    """A file that cannot be read now (rights, disk, too many open files), which does not make it damaged.
+
+    Its arguments are those of OSError: errno, its text and the name of the file.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be read now ({self.strerror}); mend this and run again"
+
+
 def require_known(name: str, value: str, known: Collection[str]) -> None:
     """Raises UserError unless `value` is one of `known`; the message lists them."""
     if value not in known:

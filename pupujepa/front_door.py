@@ -1,8 +1,8 @@
 """Command line of all rooms: `python -m <room> <command> ...`.
 
 Each room's `__main__` lists its commands. Only the module of the chosen command is imported, so `--help` is fast. A
-`UserError` becomes one sentence and exit code 2. A reader that closes the pipe, as `| head` does, ends the command
-quietly with exit code 141. Nothing else is caught: a crash keeps its traceback and never exits 0.
+`UserError` or `UnreadableError` becomes one sentence and exit code 2. A reader that closes the pipe, as `| head` does,
+ends the command quietly with exit code 141. Nothing else is caught: a crash keeps its traceback and never exits 0.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
-from pupujepa.errors import UserError
+from pupujepa.errors import UnreadableError, UserError
 
 ROOMS = ("pupujepa", "data", "distributed", "sweeps")
 
@@ -47,7 +47,7 @@ def enter(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequ
             args = _parse(room, commands, manual=manual, argv=sys.argv[1:] if argv is None else argv)
             listen_to_own_rooms()
             return args.run(args)
-        except UserError as error:
+        except (UserError, UnreadableError) as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the sentence is the product
             return 2
 

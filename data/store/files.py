@@ -222,6 +222,19 @@ def local_copy(store: Store, path: str) -> Iterator[Path]:
 
 
 @contextmanager
+def new_file(store: Store, path: str) -> Iterator[Path]:
+    """Yields a temporary local file; when the block succeeds, it becomes the object `path`."""
+    own = store.local_path(path)
+    if own is not None:
+        with _named(store.locate(path)), atomic_file(own) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="pupujepa-") as folder:
+        yield Path(folder) / "new"
+        store.upload(Path(folder) / "new", path)
+
+
+@contextmanager
 def _named(location: Location) -> Iterator[None]:
     try:
         yield

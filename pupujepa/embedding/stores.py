@@ -5,6 +5,7 @@ command loses at most the current file.
 """
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ from pupujepa.durable import atomic_file
 from pupujepa.embedding.encoder import Embedding
 from pupujepa.errors import UserError
 
-_MAX_NAME_BYTES = 255  # of file systems
+# of one component of a path, on all common file systems
+_LONGEST_NAME_BYTES = 255
+_KEPT_NAME_BYTES = 200
 
 Settings = Mapping[str, Any]
 
@@ -178,9 +181,8 @@ class NpzFolder(VectorStore):
 
     def _path(self, file: AudioFile) -> Path:
         path = self.folder / f"{file.name}.npz"
-        name = path.name.encode()
-        if len(name) <= _MAX_NAME_BYTES:
+        name = os.fsencode(path.name)
+        if len(name) <= _LONGEST_NAME_BYTES:
             return path
-        # the file's own name leaves no room for a suffix
-        digest = blake2b(name, digest_size=8).hexdigest()
-        return path.with_name(f"{name[: _MAX_NAME_BYTES // 2].decode(errors='ignore')}-{digest}.npz")
+        digest = blake2b(name, digest_size=8).hexdigest()  # the row itself holds the full name
+        return path.with_name(f"{name[:_KEPT_NAME_BYTES].decode(errors='ignore')}~{digest}.npz")
