@@ -6,6 +6,7 @@ would not survive. Each computes in one thread, because sums in a thread pool de
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -53,6 +54,10 @@ def map_unordered(
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
+    except KeyboardInterrupt:
+        for process in executor._processes.values():
+            process.kill()  # the item at hand may take minutes, and nobody waits for it
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -79,6 +84,8 @@ def _prepare_worker(environment: dict[str, str]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # for a later import of torch
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    # Ctrl-C reaches all processes of a terminal; this one ends with its parent, which says so once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a killed build must not leave workers that keep writing
     leave_with_parent()
 
