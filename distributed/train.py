@@ -23,12 +23,13 @@ The run writes below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export
 facts.json. If the directory holds a run, training continues from its newest whole checkpoint, with the samples and
 losses of a run that never stopped.
 
-Exit codes: 85 after a stop request (SIGTERM, SIGUSR2, the end of the job or of --time-limit), with all ranks saved at
-the same step; 86 when a rank is lost or stalls, and the others name it (docs/training_faults.md); 87 when the features
-collapse and guard.action=stop.
+Exit codes: 85 after a stop request (SIGTERM, SIGUSR2, SIGHUP, Ctrl-C, the end of the job or of --time-limit), with all
+ranks saved at the same step; a second Ctrl-C ends at once. 86 when a rank or a data worker is lost or stalls, and the
+others name it; 87 when the features collapse and guard.action=stop. docs/training_faults.md lists all codes.
 """
 
 import argparse
+import errno
 import logging
 import os
 import time
@@ -46,7 +47,7 @@ from distributed.engine.engine import prepare_deepspeed
 from distributed.engine.gather import whole_model
 from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora, with_precision
 from distributed.processes.collectives import SupersededError, agreed_precision
-from distributed.processes.process import die_with_launcher, keep_freed_memory
+from distributed.processes.process import keep_freed_memory
 from distributed.processes.stop import EXIT_CODE_REQUEUE, StopRequest, end_of_time_s
 from distributed.processes.topology import choose_device, discover, exported, process_group, usable_gpus
 from distributed.processes.watchdog import END, watchdog_of
@@ -67,8 +68,12 @@ from distributed.sessions.session import Session
 from distributed.trainer import Ending, Parts, Trainer
 from distributed.watch.alarms import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
 from pupujepa.errors import UserError
+from pupujepa.front_door import drop_lost_output
 from pupujepa.precision import warn_of_emulation
 
+# errors of a disk or of rights, which a user can mend
+_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+_OF_DISK |= {errno.EMFILE, errno.ENFILE}
 # wandb shows a run that the guard stopped among the failed ones, not among those to continue
 _OUTCOMES: dict[Ending | None, str] = {Ending.FINISHED: FINISHED, Ending.STOPPED: STOPPED}
 
@@ -106,7 +111,6 @@ def run(args: argparse.Namespace) -> int:
     """Trains; returns 0 for a finished run, 85 after a stop request, 87 when the guard stopped the run."""
     ends_s = end_of_time_s(os.environ, time_limit=args.time_limit, now_s=time.time())
     topology = discover(os.environ)
-    die_with_launcher(os.environ)
     configure_logging(rank=topology.rank)
     directory = RunDirectory(args.run_dir or Path("runs") / (Path(args.preset[-1]).stem if args.preset else "run"))
     experiment = compose_experiment(args, directory)
@@ -125,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with ExitStack() as stack:
+        stack.callback(drop_lost_output)
         stop = stack.enter_context(StopRequest(ends_s=ends_s))
         stack.enter_context(exported(os.environ, topology))
         timeout_s = experiment.engine.timeout_s
@@ -145,6 +150,13 @@ def run(args: argparse.Namespace) -> int:
         except RuntimeError as error:
             watchdog.explain(error)
             raise
+        except OSError as error:
+            if error.errno not in _OF_DISK:
+                raise
+            raise UserError(
+                f"{error.filename or directory.root}: {error.strerror}, so the training ended; free space or repair "
+                f"it, and the same command continues from the newest checkpoint"
+            ) from error
 
 
 def compose_experiment(args: argparse.Namespace, directory: RunDirectory) -> Experiment:
@@ -220,6 +232,8 @@ class SessionEnd(AbstractContextManager["SessionEnd"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._trainer.whereabouts.fail(error)  # the watchdog tells the others while this rank closes its log
         # a superseded process must not write to the run directory
         if error is not None and not isinstance(error, SupersededError):
             _write_failure(self._trainer, self._run_root, error)

@@ -143,11 +143,15 @@ def process_group(topology: Topology, *, timeout_s: float, device: torch.device)
             f"{timeout_s:.0f} s; check that all ranks started, that rank 0 runs on {address}, and that the port is "
             f"free ({str(error).splitlines()[0]})"
         ) from error
+    succeeded = False
     try:
         yield
+        succeeded = True
     finally:
-        # without this, about one launch in three aborts at exit, after the right result
-        dist.destroy_process_group()
+        # without this, about one launch in three aborts at exit, after the right result; after an error, NCCL would
+        # wait for ranks that are still in a collective
+        if succeeded or device.type == "cpu":
+            dist.destroy_process_group()
 
 
 @contextmanager

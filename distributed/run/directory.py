@@ -1,6 +1,7 @@
 """The run directory: its paths, atomic writes, and the lock of its only writer."""
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
 WRITER_WAIT_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class RunDirectoryError(UserError):
@@ -93,6 +96,10 @@ def lock_run(run: RunDirectory, *, check: Callable[[], object] = lambda: None) -
 
 
 def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
-    """Reads the records of a run's sessions, oldest first."""
+    """Reads the records of a run's sessions, oldest first; none, with a warning, if the file is damaged."""
     path: Path = directory.history
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return list(json.loads(path.read_bytes())) if path.exists() else []
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is damaged (%s): the records of earlier sessions cannot be read", path, error)
+        return []

@@ -19,7 +19,7 @@ from distributed.engine.teacher_shards import full_numel
 from distributed.experiment import Experiment, experiment_differences, with_precision
 from distributed.processes.collectives import of_first
 from distributed.run.directory import RunDirectory, RunDirectoryError, lock_run
-from distributed.run.log import read_metrics
+from distributed.run.log import readable_rows
 from distributed.sessions.history import keep_precision
 from distributed.sessions.session import Session
 from pupujepa.config import from_yaml
@@ -182,7 +182,7 @@ def _require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh:
 
 
 def _require_none_was_made(directory: RunDirectory, experiment: Experiment, place: CheckpointPlace) -> None:
-    rows = read_metrics(directory.metrics)
+    rows = readable_rows(directory.metrics)
     trained = rows[-1]["step"] if rows else 0
     begun = experiment.branch.step
     if place.latest() is not None or trained > begun + experiment.checkpoint.every:

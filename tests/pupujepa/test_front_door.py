@@ -24,6 +24,7 @@ def fake_command(tmp_path, monkeypatch):
         "def run(args):\n"
         "    if args.number < 0:\n        raise UserError('number -1 is negative; give one that is not')\n"
         "    if args.number == 0:\n        raise ZeroDivisionError\n"
+        "    if args.number == 130:\n        raise KeyboardInterrupt\n"
         "    return args.number\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -56,6 +57,14 @@ def test_numbers_are_finite(fake_command, capsys, words):
         enter("pupujepa", fake_command, manual="m", argv=["add", "3", *words])
     assert f"error: argument {words[0]}: " in capsys.readouterr().err
     assert enter("pupujepa", fake_command, manual="m", argv=["add", "3", "--from-to", "1", "2"]) == 3
+
+
+def test_ctrl_c_is_one_line(fake_command, capsys):
+    """A command with nothing to save says so and ends with 130, as a shell reports SIGINT; no traceback."""
+    with pytest.raises(SystemExit) as stop:
+        enter("pupujepa", fake_command, manual="m", argv=["add", "130"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
 def test_a_crash_is_not_swallowed(fake_command):
