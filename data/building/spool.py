@@ -7,7 +7,6 @@ so machines that share only a store can fill one together.
 
 import json
 import os
-import stat
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -33,9 +32,9 @@ from data.building.tracks import (
     TooShortError,
 )
 from data.pool import map_unordered, warm_up
-from data.store.files import Location, MissingObjectError, StoreError
+from data.store.files import Location, MissingObjectError, StoreError, new_file
 from data.store.locations import is_remote, open_location, split_url
-from pupujepa.errors import UserError
+from pupujepa.errors import UnreadableError, UserError
 from pupujepa.progress import Progress
 
 Unit = Sequence[tuple[SourceTrack, str]]
@@ -101,7 +100,7 @@ def spool_unit(unit: Unit, *, spool: Location, config: FeatureConfig) -> list[Tr
     """Makes the parts of the tracks, or their reasons for rejection, and writes them to the spool.
 
     Raises:
-        StoreError: an object store cannot be read or written, which does not reject the track.
+        StoreError, UnreadableError: the audio or the spool cannot be read or written now, which rejects no track.
     """
     first = unit[0][0].audio
     with ExitStack() as stack:
@@ -115,33 +114,36 @@ def spool_unit(unit: Unit, *, spool: Location, config: FeatureConfig) -> list[Tr
 def _spool_track(
     track: SourceTrack, name: str, *, spool: Location, config: FeatureConfig, tar: Path | None
 ) -> TrackFacts:
-    store, audio, stored = open_location(spool), track.audio, b""
+    store, audio = open_location(spool), track.audio
     # the next start tries again what is missing or cannot be read: those reasons leave nothing in the spool
     try:
-        with local_audio(audio, tar=tar) as file:
-            _require_readable(file)
-            stored, facts = extract(file, config, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
+        with (
+            local_audio(audio, tar=tar) as file,
+            new_file(store, f"{name}.parts") as parts,
+            parts.open("wb") as into,
+        ):
+            _require_there(file, origin=audio.name)
+            facts = extract(file, config, into=into, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
     except MissingObjectError as error:
         return TrackFacts(rejected=str(error), kind=MISSING)
-    except FileNotFoundError:
-        return TrackFacts(rejected=f"{audio.name}: no such audio file; check the path", kind=MISSING)
     except StoreError:
         raise  # a failing object store says nothing about the track
+    except UnreadableError as error:  # any other OSError is of the spool
+        return TrackFacts(rejected=f"{audio.name}: cannot be read ({error.strerror})", kind=UNREADABLE)
     except UserError as error:
         facts = TrackFacts(rejected=str(error), kind=_kind_of(error))
-    except OSError as error:
-        return TrackFacts(rejected=f"{audio.name}: cannot be read ({error.strerror or error})", kind=UNREADABLE)
-    if stored:
-        store.write(f"{name}.parts", stored)
     store.write(f"{name}.json", json.dumps(asdict(facts)).encode())  # last: it marks the track as done
     return facts
 
 
-def _require_readable(file: Path) -> None:
-    """Raises OSError with the cause, which decoders hide behind that of damage."""
-    if stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for its writer
-        with file.open("rb") as stream:
-            stream.read(1)
+def _require_there(file: Path, *, origin: str) -> None:
+    """Tells a missing file from a damaged one, which is not tried again, and from one that cannot be read now."""
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingObjectError(f"{origin}: no such audio file; check the path") from error
+    except OSError as error:
+        raise UnreadableError(error.errno, error.strerror, origin) from error
 
 
 def _kind_of(error: UserError) -> str:

@@ -77,9 +77,17 @@ def test_a_stretch_beyond_the_end_is_rejected(tmp_path: Path):
     """A stretch beyond the end of the file is rejected, not shortened."""
     write_song(tmp_path / "a.wav", 5.0)
     with pytest.raises(UserError, match=r"a.wav from 3 s to 9 s: the file ends at 5.00 s; correct start or end"):
-        extract(tmp_path / "a.wav", CONFIG.features, start_s=3.0, end_s=9.0, origin="a.wav from 3 s to 9 s")
-    stored, facts = extract(tmp_path / "a.wav", CONFIG.features, start_s=3.0, end_s=5.04)
-    assert stored
+        extract(
+            tmp_path / "a.wav",
+            CONFIG.features,
+            into=io.BytesIO(),
+            start_s=3.0,
+            end_s=9.0,
+            origin="a.wav from 3 s to 9 s",
+        )
+    stored = io.BytesIO()
+    facts = extract(tmp_path / "a.wav", CONFIG.features, into=stored, start_s=3.0, end_s=5.04)
+    assert stored.getvalue()
     assert facts.frames == 200
 
 

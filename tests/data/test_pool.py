@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -37,6 +39,39 @@ def test_a_dead_worker_fails_the_work():
     """A dead worker is an error, not a wait without end."""
     with pytest.raises(BrokenProcessPool):
         list(map_in_order(os._exit, [3] * 8, workers=2, preload="os"))
+
+
+INTERRUPTED = """
+import time
+from data.pool import map_unordered
+from pupujepa.front_door import quiet_when_unread
+if __name__ == "__main__":
+    with quiet_when_unread():
+        for number, _ in map_unordered(time.sleep, [(0, 0), (1, 0), (2, 3600), (3, 3600)], workers=2, preload="time"):
+            print(number, flush=True)
+"""
+
+
+def test_ctrl_c_ends_the_work_at_once(tmp_path):
+    """A terminal interrupts all processes: one line, no traceback of any, and nobody waits for the items at hand."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # as on a terminal, even if these tests run where it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no other thread
+    )
+    assert process.stdout is not None
+    assert {process.stdout.readline(), process.stdout.readline()} == {"0\n", "1\n"}
+    time.sleep(0.5)  # both workers are at the long items, or about to be
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert (process.returncode, said) == (130, "stopped by Ctrl-C\n")
 
 
 def test_an_error_of_the_work_ends_it():

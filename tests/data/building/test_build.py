@@ -29,7 +29,8 @@ from data.shards.format import decode_mel, index_name, read_index, read_sample
 from data.shards.manifest import read_manifest
 from data.store.store import open_store
 from pupujepa.audio.log_mel import frontend_digest, log_mel
-from pupujepa.audio.read import read_audio, resample
+from pupujepa.audio.read import resample
+from pupujepa.audio.source import read_audio
 from pupujepa.errors import UserError
 from pupujepa.front_door import enter
 from tests.data.dying import ROOT, run_and_die

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pupujepa.audio.read import AUDIO_SUFFIXES, AudioError, mono, read_audio, resample
+from pupujepa.audio.read import AUDIO_SUFFIXES, AudioError, mono, resample
+from pupujepa.audio.source import read_audio
 
 
 def sine(hz: float, rate: int, seconds: float) -> np.ndarray:

@@ -259,7 +259,7 @@ def test_a_file_that_broke_loses_its_row(weights, songs, tmp_path, form):
 def test_a_file_changed_while_a_killed_run_had_it_staged(weights, songs, tmp_path, capsys, monkeypatch, form):
     """Staged rows of a killed command are checked like packed ones."""
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--format", form, "--device", "cpu")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr("pupujepa.embedding.stores.VectorStore.close", interrupted)
         patch.setattr("pupujepa.embedding.parquet.ParquetFolder.close", interrupted)
         run(*words)
