@@ -37,7 +37,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
@@ -191,9 +191,10 @@ def _stoppable() -> Iterator[None]:
         for number, handler in earlier.items():
             signal.signal(number, handler)
         if stopped_by:
-            sys.stderr.write(
-                f"stopped by {stopped_by[0]}; finished tracks are kept: run the same command to continue\n"
-            )
+            with suppress(OSError):  # after a hang-up the terminal may be gone
+                sys.stderr.write(
+                    f"stopped by {stopped_by[0]}; finished tracks are kept: run the same command to continue\n"
+                )
 
 
 def _build(args: argparse.Namespace, passed_over: PassedOver, *, is_shared: bool) -> Build:
