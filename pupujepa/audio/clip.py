@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -106,8 +106,8 @@ def clip_of(audio: Audio, rate_hz: float | None, *, to_hz: int) -> Clip:
         if "://" in audio:
             raise AudioError(f"{audio} is a url, and audio is read from local files only; download it first")
         audio = Path(audio)
-    if isinstance(audio, (Path, _BinaryFile)):
-        return clip_of_file(audio, to_hz, declared_hz=rate_hz)
+    if isinstance(audio, Path) or hasattr(audio, "read"):
+        return clip_of_file(cast("Path | BinaryIO", audio), to_hz, declared_hz=rate_hz)
     if rate_hz is None:
         raise AudioError("sample_rate_hz is missing; give it with audio samples")
     return clip_of_samples(_as_array(audio), rate_hz, to_hz)
