@@ -170,6 +170,8 @@ def _write_parts(clip: Clip, frames: int, config: FeatureConfig, *, into: Binary
             # with context of neighbouring parts
             mel_BTF = log_mel_of_clip(clip, start, stop - start, samples=clip.samples, config=config.frontend)
         mel_TF = mel_BTF[0].numpy()
+        if not np.isfinite(mel_TF).all():
+            raise UserError(f"{clip.origin}: samples far beyond full scale, whose spectrum is not finite; repair it")
         clipped += int((mel_TF > config.hi).sum()) if config.dtype == "uint8" else 0
         stored_TF = encode_mel(mel_TF, config.dtype, lo=config.lo, hi=config.hi)
         # moments of what training will read
