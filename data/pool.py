@@ -66,10 +66,6 @@ def map_unordered(
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
-    except KeyboardInterrupt:
-        for process in executor._processes.values():
-            process.kill()  # the item at hand may take minutes, and nobody waits for it
-        raise
     finally:
         executor.shutdown(wait=has_ended, cancel_futures=True)
         if not has_ended:
@@ -143,8 +139,6 @@ def _prepare_worker(environment: dict[str, str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    # Ctrl-C reaches all processes of a terminal; this one ends with its parent, which says so once
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a killed build must not leave workers that keep writing
     leave_with_parent()
 

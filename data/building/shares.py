@@ -16,7 +16,7 @@ from data.building.features import TrackFacts
 from data.building.spool import facts_from_json
 from data.store.files import Store
 from pupujepa.errors import UserError
-from pupujepa.locks import FolderInUseError, held, only_writer, pin
+from pupujepa.locks import FolderInUseError, LockTakenError, held, only_writer, open_locked
 
 _MAX_NAMED = 8
 # parts come in one after the other, each in milliseconds, hundreds of them at once when a job array starts
@@ -108,7 +108,8 @@ def only_build(folder: Path, *, digest: str, is_part: bool) -> Iterator[None]:
     with only_writer(folder, wait_s=_ENTRY_S):
         _refuse_parts_but(own, folder)
         with suppress(OSError):  # no locks on this file system: `only_writer` has warned
-            handle = pin(own)
+            own.touch()
+            handle = open_locked(own, shared=True)
     try:
         yield
     finally:
@@ -123,13 +124,14 @@ def _refuse_parts_but(own: Path | None, folder: Path) -> None:
         FolderInUseError: parts of another build are at work.
     """
     for lock in set(folder.glob(".parts-*.lock")) - {own}:
-        with suppress(OSError), held(lock, wait=False) as is_free:
-            if not is_free:
-                raise FolderInUseError(
-                    f"parts of a build are being made in {folder}; another build would mix its files with theirs: "
-                    "wait for them, end them, or choose another folder"
-                )
-            lock.unlink()
+        try:
+            with suppress(OSError), held(lock):  # which removes it
+                pass
+        except LockTakenError as error:
+            raise FolderInUseError(
+                f"parts of a build are being made in {folder}; another build would mix its files with theirs: wait for "
+                "them, end them, or choose another folder"
+            ) from error
 
 
 def _named(shares: Sequence[Share]) -> str:
