@@ -108,7 +108,7 @@ def _hint_of(schema: Any, key: str) -> Any:
     for name in key.split("."):
         if is_dataclass(hint):
             hint = _hints(hint).get(name, str)  # type: ignore[arg-type]
-        else:
+        elif hint is not Any:
             hint = get_args(hint)[1] if get_origin(hint) is dict else str
     return hint
 

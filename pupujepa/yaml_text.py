@@ -1,8 +1,8 @@
 """YAML 1.2 whose scalars keep their text, so that the declared type of a key decides how to read it.
 
-PyYAML parses, but its values follow YAML 1.1, where 2024_10_01 is a number, `on` a truth value and 1:30 ninety. The
-values here follow the core schema of YAML 1.2, except that a number with a leading zero is text: readers disagree
-whether 010 is eight or ten.
+PyYAML, which comes with OmegaConf, parses, but its values follow YAML 1.1, where 2024_10_01 is a number, `on` a truth
+value and 1:30 ninety. The values here follow the core schema of YAML 1.2, except that a number with a leading zero is
+text: readers disagree whether 010 is eight or ten.
 """
 
 import re

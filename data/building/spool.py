@@ -117,13 +117,10 @@ def _spool_track(
     store, audio = open_location(spool), track.audio
     # the next start tries again what is missing or cannot be read: those reasons leave nothing in the spool
     try:
-        with (
-            local_audio(audio, tar=tar) as file,
-            new_file(store, f"{name}.parts") as parts,
-            parts.open("wb") as into,
-        ):
+        with local_audio(audio, tar=tar) as file:
             _require_there(file, origin=audio.name)
-            facts = extract(file, config, into=into, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
+            with new_file(store, f"{name}.parts") as parts, parts.open("wb") as into:
+                facts = extract(file, config, into=into, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
     except MissingObjectError as error:
         return TrackFacts(rejected=str(error), kind=MISSING)
     except StoreError:

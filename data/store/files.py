@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pupujepa.durable import PART_SUFFIX, atomic_file
-from pupujepa.errors import UserError
+from pupujepa.errors import UnreadableError, UserError
 
 Location = str
 # a disk, a server or a limit that fails now
@@ -238,6 +238,8 @@ def new_file(store: Store, path: str) -> Iterator[Path]:
 def _named(location: Location) -> Iterator[None]:
     try:
         yield
+    except UnreadableError:
+        raise  # of another file, read meanwhile
     except FileNotFoundError as error:
         raise MissingObjectError(f"{location} does not exist; correct the path or restore the file") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:

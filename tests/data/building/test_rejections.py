@@ -17,7 +17,7 @@ from data.building.rejections import NOTES_NAME, REJECTED_NAME, Rejections, summ
 from data.building.tracks import DAMAGED, MISSING, UNREADABLE, AudioPlace, SourceTrack
 from data.shards.manifest import read_manifest
 from data.store.store import open_store
-from pupujepa.errors import UserError
+from pupujepa.errors import UnreadableError, UserError
 from tests.data.songs import write_song
 
 CONFIG = BuildConfig(features=FeatureConfig(part_frames=300, min_frames=100))
@@ -106,7 +106,7 @@ def test_a_build_is_finished_after_its_disk_is_mended(tmp_path: Path, monkeypatc
     def failing(path: Path, *arguments, **options):
         decoded.append(path.name)
         if path.name == "1.wav" and decoded.count("1.wav") == 1:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise UnreadableError(errno.EIO, os.strerror(errno.EIO), str(path))
         return extract(path, *arguments, **options)
 
     monkeypatch.setattr(feature_pass, "extract", failing)
