@@ -30,7 +30,8 @@ from data.shards.format import decode_mel, encode_mel
 from data.shards.manifest import Manifest, read_manifest
 from distributed.run.directory import write_json
 from pupujepa.audio.log_mel import log_mel
-from pupujepa.audio.read import read_audio, resample
+from pupujepa.audio.read import resample
+from pupujepa.audio.source import read_audio
 from pupujepa.errors import UserError
 from pupujepa.json_lines import read_rows
 from pupujepa.progress import Progress

@@ -10,6 +10,7 @@ from pathlib import Path
 from pupujepa.errors import UserError
 
 PART_SUFFIX = ".part"
+_MAX_NAME_BYTES = 200  # file systems allow 255, for the rest of a temporary name too
 
 
 @contextmanager
@@ -17,7 +18,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path; when the block succeeds, that file durably replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # in the same folder, because a rename is atomic within one file system only
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART_SUFFIX}")
+    name = os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES])
+    temporary = path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{PART_SUFFIX}")
     try:
         yield temporary
         sync(temporary)

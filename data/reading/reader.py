@@ -23,6 +23,7 @@ from data.shards.format import ShardError, ShardIndex, check_member, decode_mel,
 from data.shards.manifest import Manifest, ShardEntry
 from data.store.files import MissingObjectError, Store
 from data.store.store import open_store
+from pupujepa.errors import unreadable
 
 _LOG = logging.getLogger(__name__)
 # shards of one reader; the least recently used is closed first
@@ -127,7 +128,10 @@ class ShardReader:
         # one read for both members, which are adjacent
         start = min(json_offset, mel_offset)
         stop = max(json_offset + index.json_bytes[sample], mel_offset + index.mel_bytes[sample])
-        span = opened.read(start, stop - start)
+        try:
+            span = opened.read(start, stop - start)
+        except OSError as error:
+            raise unreadable(self._location(entry), error) from error
         if len(span) != stop - start:
             raise ShardError(wrong_length(self._location(entry), start + len(span), entry))
         self.tally.add("bytes_read", len(span) if not isinstance(opened, _FromCache) else 0)
@@ -200,6 +204,8 @@ class _InPlace:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # not inherited by workers
         except FileNotFoundError as error:
             raise MissingObjectError(missing(str(path))) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
         size = os.fstat(file).st_size
         if size != entry.bytes:
             os.close(file)

@@ -1,5 +1,6 @@
 """A stream over damaged shards and stores: a named error or a logged stand-in, never a silent loss."""
 
+import errno
 import io
 import os
 import re
@@ -27,7 +28,7 @@ from data.stream.batches import CropStage
 from data.stream.corpora import StreamCorpus
 from data.stream.open_corpora import node_cache
 from data.stream.stream import Stream, StreamConfig, StreamError
-from data.stream.workers import _whole_deliveries
+from data.stream.workers import WorkerLostError, _whole_deliveries
 from pupujepa.errors import UserError
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_entry
@@ -261,8 +262,11 @@ def test_a_killed_worker_is_an_error_not_a_hang(local_set):
     url, manifest = local_set
     config = StreamConfig(url=url, crop_frames=32, global_batch=8, lanes=4, workers=1)
     stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8)
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed by signal|exited unexpectedly)"):
+    with pytest.raises(
+        WorkerLostError, match=r"data worker 0 \(process \d+\) was killed by SIGKILL, so no batch"
+    ) as lost:
         list(islice(with_crop_stage(stream, Dying), 20))
+    assert lost.value.exit_code == 86, "slurm/requeue.sh starts the job again"
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError("socket")])
@@ -275,7 +279,7 @@ def test_a_worker_killed_while_it_hands_over_a_batch_is_the_same_error(error):
 
     deliveries = _whole_deliveries(broken())
     assert next(deliveries) == "first"
-    with pytest.raises(RuntimeError, match=r"DataLoader worker exited unexpectedly.*kernel's log"):
+    with pytest.raises(WorkerLostError, match=r"a data worker ended, so no batch follows.*kernel's log"):
         next(deliveries)
 
 
@@ -471,6 +475,20 @@ def test_a_shard_that_a_suspended_process_blocks_is_read_beside_the_cache(bucket
     (said,) = [record.message for record in caplog.records if "beside the cache" in record.message]
     assert f"process {process.pid} on" in said and manifest.shards[2].name in said
     assert [path.name for path in (tmp_path / "cache" / "set").glob("*.tar")] == [manifest.shards[3].name]
+
+
+def test_a_disk_that_fails_now_gives_no_stand_in(local_set: tuple[str, Manifest], monkeypatch: pytest.MonkeyPatch):
+    """An error of the disk says nothing about the sample: the stream stops, with shard and errno, and skips nothing."""
+    url, manifest = local_set
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("data.reading.reader.os.preadv", fail)
+    stream = make_stream(url, manifest)
+    with pytest.raises(UserError, match=r"shard-\d+\.tar cannot be read now \(Input/output error, errno 5\)"):
+        list(stream)
+    assert stream.counters()["stand_ins"] == 0
 
 
 def test_the_default_cache_is_private(bucket, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from data.store.files import Location
 from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack, Slice
-from distributed.marble.datasets.slice_audio import load_slice
+from distributed.marble.datasets.slice_audio import load_slice, tell_wrong_lengths
 from distributed.marble.encoders.readout import FRAME_DTYPE, SliceFeatures, spread_layers
 from distributed.marble.encoders.resolve import FrozenEncoder
 from distributed.marble.features.store import PartStore
@@ -173,6 +173,7 @@ def compute_features(
             if computed:
                 store.save(number, feature_pass.part(number, readers), slices)
             on_slices(len(slices), computed)
+    tell_wrong_lengths()
     return store
 
 
