@@ -8,7 +8,6 @@ import pytest
 from benchmarks.memory import GIB, arithmetic, measure
 from pupujepa.cost.cost import model_size
 
-
 # a clip of up to five minutes is held as mono audio of 24 kHz until its true length is known
 HELD_PER_S = 24_000 * 4
 
