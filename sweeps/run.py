@@ -5,14 +5,14 @@
   python -m sweeps run ABLATION.yaml --shards s3://music/shards/train --corpus D --ranks 2 --gpus-per-trial 2
 
 A sweep file names a base, the axes that vary it, seeds, tasks and a budget; sweeps/plan/sweep_file.py describes it. As
-many trials run at once as cores and GPUs hold, on a Ray of this sweep alone. Ctrl-C, SIGTERM or the death of this
-process end all processes of the sweep. The nodes of a SLURM job share one Ray (slurm/sweep.sbatch).
+many trials run at once as cores and GPUs hold, on a Ray of this sweep alone. Ctrl-C, SIGTERM, SIGHUP or the death of
+this process end all processes of the sweep. The nodes of a SLURM job share one Ray (slurm/sweep.sbatch).
 
 The same command resumes a sweep: it keeps finished trials, continues interrupted ones from their checkpoints, and tries
 crashed ones again. If the sweep file has changed, --resume confirms it: equal trials are kept.
 
 Exit code: 0 when every trial has its results, 1 when one diverged, collapsed or crashed, 2 for a wrong input, 130 when
-stopped, 86 when a node was lost. Then: python -m sweeps report runs/sweep
+stopped by Ctrl-C, 86 when a node was lost. Then: python -m sweeps report runs/sweep
 """
 
 import argparse
@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -99,8 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(describe_sweep(plan, out))  # noqa: T201 - the list is the product
         return 0
-    require_same_sweep(plan, out, resume=args.resume)
-    with lock_run(RunDirectory(out)):
+    with lock_run(RunDirectory(out), check=partial(require_same_sweep, plan, out, resume=args.resume)):
         plan = prepare_sweep(plan, sweep, args, out)
         logger.info("%s", describe_sweep(plan, out))
         code = drive(out, head, cpus=cpus, grace_s=args.grace)
@@ -184,13 +184,14 @@ def sweep_summary(plan: Plan, out: Path) -> str:
 
 
 def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
-    """Runs the driver under a leash, and ends it on SIGINT and SIGTERM; returns the exit code.
+    """Runs the driver under a leash, and ends it on SIGINT, SIGHUP and SIGTERM; returns the exit code.
 
     Args:
         head: the address at which the other nodes join this Ray; None for a sweep of one node.
     """
     asked: list[int] = []
-    previous = {number: signal.signal(number, _remember(asked)) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, _remember(asked)) for number in numbers}
     ray_dir = private_directory()
     command = [sys.executable, "-m", "sweeps.tune.driver", str(out), "--ray-dir", str(ray_dir), "--cpus", str(cpus)]
     if head is None:
@@ -222,5 +223,7 @@ def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
 def _remember(asked: list[int]):
     def handler(number: int, frame: FrameType | None) -> None:
         asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C ends this process at once, and with it the leash
 
     return handler

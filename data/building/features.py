@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.building.tracks import SourceTrack
+from data.building.tracks import SilentError, SourceTrack, TooShortError
 from data.shards.format import decode_mel, encode_mel, npy_bytes
 from pupujepa.audio.clip import Clip, log_mel_of_clip, measured_clip, mixed_blocks, resampled
 from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
@@ -72,11 +72,12 @@ class TrackFacts:
     """Outcome of a track.
 
     Args:
-        rejected: reason for rejection, or "".
+        rejected: reason for leaving the track out, or "".
+        kind: of the reason, one of those in tracks.py; "" if the track is used.
+        note: remark on a track that is used, such as a length other than announced; or "".
         total, total_of_squares: sums over all decoded values, float64.
         clipped: values above the ceiling.
         audio_sha256: of the decoded audio; "" if rejected.
-        note: a sentence if the file announces another length than it has, else "".
     """
 
     rejected: str
@@ -85,6 +86,7 @@ class TrackFacts:
     total_of_squares: float = 0.0
     clipped: int = 0
     audio_sha256: str = ""
+    kind: str = ""
     note: str = ""
 
     @property
@@ -111,7 +113,8 @@ def extract(
         origin: name of the audio in messages; default: the path.
 
     Raises:
-        UserError: the file cannot be decoded, is empty, too short or silent, has NaN, or ends before the stretch.
+        TooShortError, SilentError: whole audio that makes no track.
+        UserError: the file cannot be decoded, is empty, has NaN, or ends before the stretch.
         UnreadableError: it cannot be read now.
     """
     origin = str(path) if origin is None else origin
@@ -131,10 +134,14 @@ def extract(
         end = start_s + heard.samples / heard.rate_hz
         raise UserError(f"{origin}: the file ends at {end:.2f} s; correct start or end")
     if heard.peak < SILENT_PEAK:
-        raise UserError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
+        raise SilentError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
     frames = clip.samples // frontend.hop_samples  # a last part of a hop is dropped
     if frames < config.min_frames or clip.samples <= frontend.padding_samples:
-        raise UserError(f"{origin}: too short ({frames} frames, fewer than {config.min_frames})")
+        per_s = frontend.frames_per_s
+        raise TooShortError(
+            f"{origin}: too short ({frames} frames = {frames / per_s:.2f} s, fewer than {config.min_frames} = "
+            f"{config.min_frames / per_s:.2f} s)"
+        )
     audio_sha256 = heard.digest.hexdigest()
     return replace(_write_parts(clip, frames, config, into=into), audio_sha256=audio_sha256, note=clip.note)
 

@@ -33,6 +33,7 @@ from distributed.checkpoints.shared_directory import CheckpointPlace, SharedDire
 from distributed.processes.collectives import SupersededError, TaskOutcome, all_are, from_all, of_first, outcome_of
 from distributed.processes.topology import Topology
 from distributed.run.log import read_metrics
+from pupujepa.durable import sync
 
 _WAIT_S = 0.02  # between two looks at the threads, while training waits
 
@@ -200,7 +201,7 @@ class CheckpointStore:
             CheckpointError: all checkpoints are damaged, or they cannot be reached.
         """
         self.refused = []
-        there = of_first(lambda: {"steps": self.steps()})
+        there = of_first(self._recovered)
         if there.error:
             raise CheckpointError(f"the checkpoints cannot be listed: {there.error}")
         for step in there.result["steps"]:
@@ -222,7 +223,7 @@ class CheckpointStore:
         """Returns the checkpoint of `step`, or a sentence about its damage.
 
         Raises:
-            CheckpointError: it cannot be reached.
+            CheckpointError: it cannot be reached, read or understood now.
         """
         verdicts = from_all(outcome_of(partial(self._verdict, step)))
         if error := next((v.error for v in verdicts if v.error), ""):
@@ -233,6 +234,10 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Returns the steps of all committed checkpoints, whole or not, newest first."""
         return self.place.steps()
+
+    def _recovered(self) -> dict[str, Any]:
+        self.place.recover()
+        return {"steps": self.steps()}
 
     def _prepare(self, step: int) -> dict[str, Any]:
         if self.topology.is_first:
@@ -263,6 +268,8 @@ class CheckpointStore:
         manifest = render_manifest(flight.facts, files)
         if self.fence is not None:
             self.fence.require_current()
+        if self._metrics is not None and self._metrics.exists():
+            sync(self._metrics)  # or a power failure could take rows from before the checkpoint
         self.place.commit(flight.step, manifest, names=files)
         there = self.place.steps()
         for step in sorted(set(there) - self._kept(there)):

@@ -6,9 +6,10 @@ logged once. The numbers stay in metrics.jsonl and in offline files; `wandb sync
 """
 
 import logging
+import re
 import secrets
-from collections.abc import Mapping
-from pathlib import Path
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,7 +20,6 @@ ID_NAME = "wandb-id.txt"
 REMOVED = "(removed)"
 # words of secret keys, such as aws_secret_access_key
 _SECRET_WORDS = frozenset(("secret", "secrets", "password", "passwd", "token", "credentials", "apikey"))
-_SECRET_ENDS = ("api_key", "access_key", "access_key_id")
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 # exit codes for wandb, which shows a run with another code than 0 as crashed or preempted
 _EXIT_CODES = {FINISHED: 0, STOPPED: 85, FAILED: 1}
@@ -43,11 +43,14 @@ class WandbSink:
 
         self._errors = (wandb.errors.Error, ConnectionError, BrokenPipeError)
         self._silenced = False
+        own_id = run.root / ID_NAME
+        if not own_id.is_file():
+            write_atomically(own_id, secrets.token_hex(4) + "\n")
         start: dict[str, Any] = {
             "project": project,
             "name": name or run.root.resolve().name,
-            "id": _own_id(run.root / ID_NAME),
-            "resume": "allow",
+            "id": own_id.read_text().strip(),
+            "resume": "allow",  # continue the run of this id, or begin it
             "dir": run.root,
             "config": scrubbed(settings),
             # output, command line, environment and source code must not leave the machine
@@ -66,7 +69,7 @@ class WandbSink:
                 f"or set telemetry.wandb=offline"
             ) from error
         self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        self._run.define_metric("*", step_metric="step")  # our step is the axis of every chart
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Logs the row under its step."""
@@ -83,7 +86,7 @@ class WandbSink:
             return
         try:
             if outcome == STOPPED:
-                self._run.mark_preempting()
+                self._run.mark_preempting()  # wandb then expects the run to continue
             self._run.finish(exit_code=_EXIT_CODES[outcome])
         except self._errors as error:
             self._silence(error)
@@ -101,6 +104,23 @@ def scrubbed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: REMOVED if _is_secret(key) else _scrubbed_value(value) for key, value in settings.items()}
 
 
+def scrubbed_command(words: Sequence[str]) -> str:
+    """Returns a command line for a shell, without possible secrets.
+
+    Secrets may be in KEY=VALUE, --key=VALUE, --key VALUE, or URLs.
+    """
+    kept = []
+    for before, word in zip(["", *words], words):
+        key, equals, value = word.partition("=")
+        if before.startswith("--") and "=" not in before and _is_secret(before):
+            kept.append(REMOVED)
+        elif equals and "://" not in key:
+            kept.append(f"{key}={REMOVED if _is_secret(key) else _scrubbed_value(value)}")
+        else:
+            kept.append(_scrubbed_value(word))
+    return shlex.join(kept)
+
+
 def _scrubbed_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return scrubbed(value)
@@ -108,16 +128,11 @@ def _scrubbed_value(value: Any) -> Any:
         return [_scrubbed_value(item) for item in value]
     if isinstance(value, str) and "://" in value:
         parts = urlsplit(value)
+        # without user and password, and without the query, which may sign a request
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     return value
 
 
 def _is_secret(key: str) -> bool:
-    name = key.lower()
-    return name.endswith(_SECRET_ENDS) or not _SECRET_WORDS.isdisjoint(name.split("_"))
-
-
-def _own_id(path: Path) -> str:
-    if not path.is_file():
-        write_atomically(path, secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
+    words = re.split(r"[_.-]", key.lower())
+    return words[-1] == "key" or words[-2:] == ["key", "id"] or not _SECRET_WORDS.isdisjoint(words)

@@ -15,7 +15,8 @@ from pupujepa.audio.resampling import resample_by_ratio
 from pupujepa.errors import UserError
 
 # in lower case: usual containers of music that libsndfile decodes
-AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
+_SUFFIXES = ".aif .aifc .aiff .au .bwf .caf .flac .mp2 .mp3 .mpga .oga .ogg .opus .rf64 .snd .w64 .wave .wav"
+AUDIO_SUFFIXES = tuple(_SUFFIXES.split())
 
 _LARGEST_TERM = 4000
 # from below the slowest telephone to above the fastest converter of music

@@ -5,8 +5,8 @@
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --readout mean --format parquet
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --workers 8 --skip-broken
 
-Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and w64 files of any rate, mono or stereo,
-40 ms to hours; the number of other files is shown.
+Folders, linked ones too, are searched for wav, flac, mp3, ogg, opus, aiff, au, caf and w64 files of any rate, mono or
+stereo, 40 ms to hours; the files and links that are passed over are counted or named.
 
   --format npz      an .npz per file, with arrays values, times_s, layers, readout, name, settings and more
   --format parquet  part-00000.parquet and so on, a row per file; needs pip install 'pupujepa[parquet]'
@@ -33,8 +33,7 @@ import numpy as np
 import torch
 
 from pupujepa.audio.decode_ahead import PendingClip, decode_ahead
-from pupujepa.audio.find import AudioFile, find_audio, told_passed_over
-from pupujepa.devices import usable_device
+from pupujepa.audio.find import AudioFile, find_audio
 from pupujepa.durable import remove_unfinished
 from pupujepa.embedding.encoder import Embedding, Encoder
 from pupujepa.embedding.readout import parse_readout
@@ -44,7 +43,7 @@ from pupujepa.json_lines import write_rows
 from pupujepa.locks import only_writer
 from pupujepa.model.model import PupuJEPA, resolve_layers
 from pupujepa.model.rope import ROPE_MODES
-from pupujepa.precision import warn_of_emulation
+from pupujepa.precision import usable_device, warn_of_emulation
 from pupujepa.progress import Progress
 from pupujepa.weights.weights import load
 
@@ -128,8 +127,7 @@ def run(args: argparse.Namespace) -> int:
         remove_unfinished(args.out)  # safe: no other writer is at work here now
         stock = store.take_stock(files)
         todo = [file for file in files if file.name not in stock.finished]
-        if passed_over:
-            sys.stderr.write(f"{told_passed_over(passed_over)}\n")
+        sys.stderr.writelines(f"{line}\n" for line in passed_over.lines())
         again = f", {len(stock.changed)} of them again because they were changed" if stock.changed else ""
         sys.stderr.write(f"{len(files)} files: {len(stock.finished)} already embedded, {len(todo)} to do{again}\n")
         outcome = embed(todo, encoder, store, settings=settings, workers=args.workers)

@@ -23,10 +23,10 @@ from torch import Tensor
 from pupujepa.audio.clip import Audio, Clip, clip_of, log_mel_of_clip
 from pupujepa.audio.log_mel import FrontendConfig, normalise
 from pupujepa.audio.read import AudioError
-from pupujepa.devices import usable_device
 from pupujepa.embedding.readout import Readout, RunningReadout, block_edges, layout, parse_readout
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA, resolve_layers
+from pupujepa.precision import usable_device
 
 # a clip of exactly one patch may lose a sample to the rounding of its rate
 _SHORTEST_TOLERANCE = 0.995

@@ -120,17 +120,27 @@ def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
     assert not list(run_dir.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_asked_to_stop_it_saves_and_exits_with_85(tmp_path, shards, straight, number):
-    """SLURM's signals, sent to every process of the step as SLURM does: the run saves, exits with 85 and continues."""
+    """Signals to every process, as SLURM and a terminal send them: the run saves, exits with 85 and continues."""
     run_dir = tmp_path / "run"
     command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=1000", "stream.workers=1")
     words, environ = slowed(command, from_step=10)
-    process = subprocess.Popen(words, env=environ, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        env=environ,
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # as on a terminal, even if these tests run where it is ignored
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - no other thread
+    )
     wait_for_step(run_dir, 10, process)
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 85, said
+    assert "Traceback" not in said
     assert "the same command continues from there (exit code 85)" in said
     (step,) = CheckpointStore(run_dir / "checkpoints", Topology(), keep=9).steps()
     assert 10 < step < 60
@@ -139,6 +149,19 @@ def test_asked_to_stop_it_saves_and_exits_with_85(tmp_path, shards, straight, nu
         assert done.returncode == 0, done.stderr
         assert f"continuing {run_dir} from step-{step:07d}" in done.stderr
         assert losses(run_dir) == losses(straight)
+
+
+@pytest.mark.parametrize("gone", ["full", "unread"])
+def test_a_lost_output_does_not_end_a_training(tmp_path, shards, gone):
+    """The log goes to a full disk, or to a pipe that nobody reads any more: all steps are trained, exit code 0."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = train_command(tmp_path / "run", shards, "train.steps=3", "telemetry.log_every=1")
+    with os.fdopen(writer, "w") as unread, Path("/dev/full").open("w") as full:
+        output = full if gone == "full" else unread
+        done = subprocess.run(command, check=False, env=environment(), cwd=ROOT, stdout=output, stderr=output)
+    assert done.returncode == 0
+    assert len(losses(tmp_path / "run")) == 3
 
 
 def test_a_flipped_bit_falls_back_and_the_log_is_the_same(tmp_path, shards, straight):
@@ -210,7 +233,7 @@ def test_a_finished_run_has_nothing_to_do(straight, shards):
     [
         (["train.stepz=3"], "error: command line: unknown key train.stepz; did you mean train.steps?"),
         (["model=lage"], "error: there is no model 'lage'; choose one of base"),
-        (["--preset", "dem"], "error: there is no preset 'dem'; choose one of a_jepa, control_1d"),
+        (["--preset", "dem"], "error: there is no preset 'dem'; choose one of a_jepa, control_frames"),
         (["stream.url=/nowhere/shards"], "/nowhere/shards"),
         (["stream.global_batch=7", "engine.micro_batch=2"], "error: engine.micro_batch=2 does not divide the 7 crops"),
         (["train.seed=5"], "holds another run: train.seed: 0 -> 5; continuing would mix the two"),
@@ -224,6 +247,24 @@ def test_what_a_user_gets_wrong_is_one_sentence(front_door, straight, shards, wo
     assert code == 2
     assert len(said.splitlines()) == 1
     assert sentence in said
+
+
+def test_two_experiments_started_at_once_into_one_directory(tmp_path, shards):
+    """One trains, the other exits with 2 and the keys that differ; every file is of the one that trained."""
+    run_dir, seeds = tmp_path / "run", ("3", "5")
+    steps = ("train.steps=4", "checkpoint.every=2")
+    commands = [train_command(run_dir, shards, *steps, f"train.seed={s}", f"schedule.peak_lr=1e-{s}") for s in seeds]
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(c, env=environment(), cwd=ROOT, **pipes) for c in commands]
+    said = [process.communicate(timeout=TIMEOUT_S)[1] for process in started]
+    codes = [process.returncode for process in started]
+    assert sorted(codes) == [0, 2], said
+    winner, refused = seeds[codes.index(0)], said[codes.index(2)]
+    assert f"train.seed: {winner} -> " in refused
+    assert "schedule.peak_lr: " in refused
+    assert f"seed: {winner}\n" in (run_dir / "config.yaml").read_text()
+    assert len(losses(run_dir)) == 4
+    assert len(json.loads((run_dir / "history.json").read_text())) == 1
 
 
 def test_a_run_that_lost_its_checkpoints_does_not_begin_again(front_door, tmp_path, shards, straight):

@@ -1,5 +1,6 @@
 """Sweeps as a user meets them, on real Ray: end to end, with failures, killed and run again."""
 
+import argparse
 import json
 import os
 import signal
@@ -10,10 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from distributed.run.directory import lock_run
+from pupujepa.errors import UserError
+from sweeps.plan.plan import Launch, Plan, commands_for, read_plan, write_plan
 from sweeps.report import write_report
+from sweeps.run import add_arguments
+from sweeps.trials.leash import descendants
 from sweeps.tune.driver import LONGEST_RAY_DIR, private_directory, ray_environment
 from sweeps.tune.search import PlanningSearch
-from tests.processes import is_running
+from tests.processes import is_running, listening
 from tests.sweeps.trials.test_leash import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +192,10 @@ def test_a_search_that_ends_what_is_behind(sweep_command, stand_in_commands, tmp
 
 
 def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):
-    """A scheduler's SIGTERM: trials are ended, Ray is stopped, the exit code says that it was stopped."""
+    """A scheduler's SIGTERM: trials are ended, Ray is stopped, the exit code says that it was stopped.
+
+    While it ran, no process of the sweep listened to other machines.
+    """
     out = tmp_path / "out"
     command = sweep_command(axes={"ratio": RATIO | {"values": [0.7]}}, commands=stand_in_commands)
     # a place of its own, as other sweeps of this machine have theirs in the usual one; short, for the sake of sockets
@@ -194,6 +203,7 @@ def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):
         sweep = started(command, tmp_path / "said", TMPDIR=temporary)
         wait_until(lambda: [*out.glob("trials/*/pids")] or sweep.poll() is not None, timeout_s=500)
         assert [*Path(temporary).glob("sweep-*")], "Ray's directory is not where this test looks for it"
+        assert {address.rpartition(":")[0] for address in listening(descendants(sweep.pid))} == {"127.0.0.1"}
         sweep.send_signal(signal.SIGTERM)
         code = sweep.wait(timeout=300)
         assert code == 128 + signal.SIGTERM, (tmp_path / "said").read_text()
@@ -215,6 +225,31 @@ def test_a_dry_run_starts_nothing(sweep_command, tmp_path):
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: axis 'ratio', value '0.6': ")
     assert "did you mean masks.ratio?" in wrong.stderr
+
+
+def test_two_sweeps_at_once_do_not_share_a_directory(sweep_command, tmp_path, monkeypatch):
+    """Another sweep that comes first writes its plan before this one has the lock, so this one is refused."""
+    from sweeps import run as module
+
+    out = tmp_path / "out"
+    launch = Launch("small", "shards", "corpus", (), commands_for(1))
+
+    def overtaken(run, *, check):
+        write_plan(Plan("other", "", launch, (), {}), out)
+        return lock_run(run, check=check)
+
+    monkeypatch.setattr(module, "lock_run", overtaken)
+    monkeypatch.setattr(module, "configure_logging", lambda rank: None)
+    argv = sweep_command()
+    with pytest.raises(UserError, match=r"out holds a sweep of other trials \(0 of its 0 are not in this one, 1 are"):
+        module.run(arguments(argv[argv.index("run") + 1 :]))
+    assert read_plan(out).name == "other"
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words)
 
 
 def test_a_private_ray_can_be_joined_by_nobody_else():

@@ -18,7 +18,7 @@ from distributed.marble.jobs import ProbeJob, deal_jobs
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.quick.light_probes import FEW_SHOT, KNN, SPECTRUM, Check, check_job
 from distributed.marble.quick.neighbours import DRAWS, SHOTS
-from distributed.marble.results.results import Row, merged_rows
+from distributed.marble.results.results import Row, merged_rows, only_evaluation
 from distributed.processes.collectives import all_or_none, gather
 from distributed.processes.topology import Topology
 from distributed.run.directory import write_atomically
@@ -57,10 +57,10 @@ def check_all(jobs: Sequence[ProbeJob], check: Check, topology: Topology) -> lis
 
 def write_quick(folder: Path, rows: Sequence[Row]) -> list[Row]:
     """Writes quick.jsonl and quick.md; returns all rows, old and new."""
-    folder.mkdir(parents=True, exist_ok=True)
-    merged = merged_rows(folder / QUICK, rows, _place)
-    write_rows(folder / QUICK, merged)
-    write_atomically(folder / TABLE, quick_table(merged))
+    with only_evaluation(folder):
+        merged = merged_rows(folder / QUICK, rows, _place)
+        write_rows(folder / QUICK, merged)
+        write_atomically(folder / TABLE, quick_table(merged))
     return merged
 
 

@@ -23,7 +23,8 @@ def test_reads_stereo_as_mean(tmp_path, suffix):
 
 
 # libsndfile's name of the container and of its coding, where the suffix alone does not say it
-CONTAINERS = {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".w64": "W64"}
+CONTAINERS = {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".aifc": "AIFF", ".w64": "W64", ".wave": "WAV"}
+CONTAINERS |= {".bwf": "WAV", ".snd": "AU", ".mp2": "MP3", ".mpga": "MP3"}
 
 
 @pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)

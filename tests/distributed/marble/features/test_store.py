@@ -1,3 +1,4 @@
+import os
 import tempfile
 import tracemalloc
 from dataclasses import replace
@@ -64,6 +65,26 @@ def test_a_copy_of_an_object_that_was_replaced_is_not_used(
     assert places(plan, again, [plan.slices[3]]) == [9]
 
 
+def test_the_last_process_of_a_node_removes_the_copies(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They stay while any store uses them, in a private folder; those of a killed process go with the next store."""
+    plan = plan_of(8)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    root = tmp_path / f"pupujepa-features-{os.getuid()}"
+    stores = [PartStore(bucket, "key") for _ in range(2)]
+    fill(stores[0], plan)
+    for store in stores:
+        assert places(plan, store, [plan.slices[3]]) == [3]
+    del store
+    (root / "left by a killed process").mkdir()
+    stores.pop()
+    assert [path.name for path in root.iterdir()] == ["key"] and len([*(root / "key").iterdir()]) == 1
+    stores.pop()
+    assert not [*root.iterdir()]
+    root.chmod(0o777)
+    with pytest.raises(UserError, match="open to others, who could change its files"):
+        places(plan, PartStore(bucket, "key"), [plan.slices[3]])
+
+
 def test_a_part_that_was_damaged_later_is_named(tmp_path: Path):
     plan = plan_of(8)
     store = PartStore(tmp_path, "key")
@@ -89,3 +110,23 @@ def test_what_a_rank_holds_to_find_all_of_jamendo_is_small(tmp_path: Path, monke
     assert features.place[plan.slices[-1]] == len(plan.slices) - 1
     assert held * 50 < 200e6
     assert replace(plan, slices=plan.slices[:1] * JAMENDO).num_parts <= MAX_PARTS
+
+
+def test_a_part_that_cannot_be_read_now_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Missing rights say nothing about the content: neither the check nor the reader takes the part for damaged."""
+    plan, store = plan_of(40), PartStore(tmp_path, "key")
+    fill(store, plan)
+    path = tmp_path / "key" / "part-00000.safetensors"
+    open_file = Path.open
+
+    def fail(self: Path, *args, **kwargs):
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return open_file(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        for look in (store.is_whole, store.path):
+            with pytest.raises(UserError, match=r"part-00000\.safetensors cannot be read now \(Permission denied"):
+                look(0, plan.part(0))
+    assert store.is_whole(0, plan.part(0))
