@@ -19,6 +19,7 @@ import torch
 
 from distributed import build
 from distributed.__main__ import COMMANDS
+from distributed.checkpoints import store
 from pupujepa.front_door import enter
 
 
@@ -41,6 +42,9 @@ def strike(what, batch):
         return replace(batch, offset=batch.offset * math.nan)
     if what == "hang":
         threading.Event().wait()
+    if what == "broken checkpoint":
+        store.digests_of_rank = break_down
+        return batch
     if what == "out of memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     if what in FROM_OUTSIDE:
@@ -58,6 +62,11 @@ def strike_later(what, within_s):
         FROM_OUTSIDE[what]()
     else:
         os.kill(os.getpid(), signal.Signals[what])
+
+
+def break_down(*_, **__):
+    """Has a bug."""
+    raise KeyError("a bug")
 
 
 def kill_worker():
