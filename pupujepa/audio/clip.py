@@ -178,7 +178,7 @@ def measured_clip(
         for block_S in decode(source):
             samples += len(block_S)
             if samples <= _HELD_SAMPLES:
-                held.append(block_S)
+                held.append(block_S.copy())  # a view would keep its whole context
             else:
                 held.clear()
         origin, note = source.origin, source.note
