@@ -284,13 +284,15 @@ def damage(songs: Path) -> list[str]:
     soundfile.write(songs / "nan.wav", np.full(24_000, np.nan, np.float32), 24_000, subtype="FLOAT")
     whole = io.BytesIO()
     soundfile.write(whole, tone(100.0, 8_000), 8_000, format="FLAC")
-    (songs / "cut.flac").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-    return ["bad.wav", "cut.flac", "empty.flac", "nan.wav", "short.wav"]
+    flipped = bytearray(whole.getvalue())
+    flipped[len(flipped) // 2] ^= 0x55  # within a file: a cut one is used as far as it goes
+    (songs / "flipped.flac").write_bytes(flipped)
+    return ["bad.wav", "empty.flac", "flipped.flac", "nan.wav", "short.wav"]
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_broken_files_are_named_and_the_shell_is_told(weights, songs, tmp_path, capfd, workers):
-    """Corrupt, empty, truncated, short and non-finite files do not stop the others; the exit code is 1."""
+    """Corrupt, empty, damaged, short and non-finite files do not stop the others; the exit code is 1."""
     broken = damage(songs)
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--workers", workers)
     assert run(*words) == 1
@@ -317,6 +319,43 @@ def test_broken_files_can_be_skipped_but_not_silently(weights, songs, tmp_path, 
         (songs / name).unlink()
     assert run(*words) == 0
     assert not (tmp_path / "out" / "broken.jsonl").exists()
+
+
+def test_files_of_another_length_are_named_and_counted(weights, songs, tmp_path, capfd):
+    """A cut file has its row, of what is there, and a line with both lengths; the exit code is 0."""
+    soundfile.write(songs / "cut.wav", tone(4.0), 24_000)
+    whole = (songs / "cut.wav").read_bytes()
+    (songs / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    assert run("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu") == 0
+    told = capfd.readouterr().err
+    assert "1 of them have another length than they announce:" in told
+    assert re.search(r"cut\.wav: announces 4\.00 s but holds 2\.00 s, which are used", told)
+    assert len(rows_of(tmp_path / "out", "npz")["cut.wav"]["times_s"]) == 50
+
+
+def test_a_file_that_cannot_be_read_now_is_not_broken(weights, songs, tmp_path, capfd):
+    """An error of the disk stops no other file, and --skip-broken does not make it a success."""
+    (songs / "failing.wav").symlink_to("/proc/self/mem")
+    words = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--skip-broken")
+    assert run(*words) == 1
+    told = capfd.readouterr().err
+    assert re.search(r"unreadable: \S*failing\.wav: cannot be read now \(.*\); mend this and run again", told)
+    assert "3 files embedded" in told
+    assert not (tmp_path / "out" / "broken.jsonl").exists()
+    (songs / "failing.wav").unlink()
+    assert run(*words) == 0
+
+
+def test_the_longest_names_are_embedded(weights, songs, tmp_path):
+    """A name of 255 bytes leaves no room for .npz: the row's file is shortened, its name is not, and it is found."""
+    name = "\u97f3" * 83 + "ab.wav"
+    (songs / "a.wav").rename(songs / name)
+    words = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu")
+    assert run(*words) == 0
+    before = contents(tmp_path / "out")
+    assert name in rows_of(tmp_path / "out", "npz")
+    assert run(*words) == 0
+    assert contents(tmp_path / "out") == before
 
 
 def test_a_clip_too_short_for_the_readout_stops_no_other(weights, songs, tmp_path, capfd):

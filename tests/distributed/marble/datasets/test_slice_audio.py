@@ -7,7 +7,7 @@ import torch
 import torchaudio
 
 from distributed.marble.datasets.corpus import LabelledTrack, Slice
-from distributed.marble.datasets.slice_audio import load_slice
+from distributed.marble.datasets.slice_audio import load_slice, tell_wrong_lengths
 from distributed.marble.tasks.tasks import Clips
 from pupujepa.errors import UserError
 
@@ -82,3 +82,16 @@ def test_a_file_that_is_no_audio_is_named(tmp_path: Path):
     track.path.write_bytes(b"no audio" * 100)
     with pytest.raises(UserError, match=r"a\.wav: cannot be decoded as audio"):
         load_slice(track, Slice("a", 0), CLIPS, rate_hz=8_000)
+
+
+def test_a_file_of_another_length_is_named_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A cut file gives what it holds; both lengths are logged once, and the number of such files at the end."""
+    track, audio_CS = stereo_track(tmp_path)
+    track.path.write_bytes(track.path.read_bytes()[: -4_000 * 8])  # frames of 8 bytes
+    for _ in range(2):
+        window = load_slice(track, Slice("a", 1), CLIPS, rate_hz=8_000)
+    np.testing.assert_array_equal(window[:1900], audio_CS[:, 4000:5900].mean(axis=0))
+    assert not window[2000:].any()
+    assert caplog.text.count("a.wav: announces 1.25 s but holds 0.7") == 1
+    tell_wrong_lengths()
+    assert "audio files have another length than they announce, as named above" in caplog.text
