@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distributed.marble.results.layer_profiles import BASELINES
+from distributed.marble.results.tables import BASELINES
 from distributed.report.inputs import RunInputs
 from distributed.run.installed import installed_versions
 
