@@ -22,7 +22,7 @@ import soundfile
 
 from benchmarks import arguments_of
 from benchmarks.alternate import machine
-from pupujepa.cost.sizes import model_size, size_names
+from pupujepa.cost.cost import model_size, size_names
 from pupujepa.embedding.encoder import Encoder
 from pupujepa.model.model import ModelConfig, PupuJEPA
 

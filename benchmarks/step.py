@@ -22,8 +22,7 @@ from benchmarks import arguments_of
 from benchmarks.alternate import HEADER, Comparison, alternate, machine
 from benchmarks.masks import loop_blocks, loop_random, loop_stripes
 from distributed.run.speed import peak_flops_of
-from pupujepa.cost.cost import training_cost
-from pupujepa.cost.sizes import model_size
+from pupujepa.cost.cost import model_size, training_cost
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.randomness import generator
 from pupujepa.training.masks import MaskConfig, draw_mask

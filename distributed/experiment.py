@@ -15,9 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 import pupujepa
 from data.order.ranks import lanes_of_rank
 from data.stream.config import StreamConfig, named_corpora
@@ -34,6 +31,7 @@ from pupujepa.training.ema import EmaConfig
 from pupujepa.training.masks import MaskConfig
 from pupujepa.training.objective import ObjectiveConfig, check_objective
 from pupujepa.training.schedules import BranchConfig, ScheduleConfig
+from pupujepa.yaml_text import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 SIZES = PRESETS / "size"
@@ -72,6 +70,7 @@ FREE_TO_CHANGE = (
 _WRITTEN_ONCE = {
     "stream": {"crop_frames": "${model.crop_frames}"},
     "model": {"predictor_objective": "${objective.kind}", "patch_bands": 0},
+    "masks": {"structure": "${model.structure}"},
 }
 
 
@@ -131,7 +130,7 @@ def load_experiment(
     named_on_line = [o.partition("=")[2] for o in overrides if o.startswith("model=")]
     overrides = [o for o in overrides if not o.startswith("model=")]
     recipes = [recipe for name in presets for recipe in _with_parents(_preset_path(name))]
-    if named_on_line and file is not None and "model" in _read(file):
+    if named_on_line and file is not None and "model" in read_yaml(file):
         raise ConfigError(
             f"model={named_on_line[-1]} and --config {file}, which holds a model, contradict each other; drop one"
         )
@@ -161,6 +160,11 @@ def check(experiment: Experiment, *, world_size: int) -> BatchSizes:
         raise ConfigError(
             f"stream.crop_frames={stream.crop_frames} differs from model.crop_frames={model.crop_frames}, so crops "
             f"would not fit the patch grid; set only model.crop_frames, the stream follows it"
+        )
+    if experiment.masks.structure != model.structure:
+        raise ConfigError(
+            f"masks.structure={experiment.masks.structure} differs from model.structure={model.structure}, so masks "
+            "would be drawn for other tokens; set only model.structure, the masks follow it"
         )
     check_objective(experiment.objective, model)
     lanes_of_rank(stream.lanes, 0, world_size)
@@ -194,9 +198,9 @@ def preset_names() -> list[str]:
 
 
 def _model_layers(name: str) -> list[Mapping[str, Any]]:
-    layers: list[Mapping[str, Any]] = [{"model": _read(_named(MODELS, name, "model"))}]
+    layers: list[Mapping[str, Any]] = [{"model": read_yaml(_named(MODELS, name, "model"))}]
     size = SIZES / f"{name}.yaml"
-    return [*layers, _read(size)] if size.is_file() else layers
+    return [*layers, read_yaml(size)] if size.is_file() else layers
 
 
 def _preset_path(name: str) -> Path:
@@ -207,7 +211,7 @@ def _with_parents(path: Path, heirs: tuple[Path, ...] = ()) -> list[dict[str, An
     """Returns a recipe and those that it inherits from, the oldest first."""
     if path in heirs:
         raise ConfigError(f"preset {path} inherits from itself, through {', '.join(p.name for p in heirs)}")
-    recipe = _read(path)
+    recipe = read_yaml(path)
     parent = recipe.pop("inherit", None)
     return [*(_with_parents(_preset_path(parent), (*heirs, path)) if parent else []), recipe]
 
@@ -219,16 +223,6 @@ def _named(folder: Path, name: str, kind: str) -> Path:
             f"there is no {kind} {name!r}; choose one of {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}"
         )
     return path
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException) as error:
-        raise ConfigError(f"preset {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"preset {path} must hold a mapping of keys to values")
-    return {str(k): v for k, v in content.items()}
 
 
 def _free_to_change(key: str) -> bool:

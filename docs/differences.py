@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from docs.differences_measured import SECTIONS, SEED  # noqa: E402 - run as a script, the root is not on the path before
 from docs.marks import with_section  # noqa: E402
-from pupujepa.cost.sizes import model_size  # noqa: E402
+from pupujepa.cost.cost import model_size  # noqa: E402
 from pupujepa.model.model import PupuJEPA  # noqa: E402
 from pupujepa.weights.weights import load  # noqa: E402
 

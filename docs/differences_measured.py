@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pupujepa.audio.log_mel import log_mel, normalise
-from pupujepa.cost.cost import count_parameters
-from pupujepa.cost.sizes import model_size
+from pupujepa.cost.cost import count_parameters, model_size
 from pupujepa.model.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
 from pupujepa.model.rope import CLIP_RELATIVE, LENGTH_EXACT, grid_rotation, time_positions
 from pupujepa.randomness import generator

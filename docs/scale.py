@@ -37,9 +37,8 @@ from data.stream.config import StreamConfig  # noqa: E402
 from distributed.experiment import Experiment, load_experiment  # noqa: E402
 from docs.marks import with_section  # noqa: E402
 from docs.scale_limits import in_words, limits  # noqa: E402
-from pupujepa.cost.cost import count_parameters  # noqa: E402
+from pupujepa.cost.cost import count_parameters, model_size  # noqa: E402
 from pupujepa.cost.memory import memory_per_rank  # noqa: E402
-from pupujepa.cost.sizes import model_size  # noqa: E402
 
 PAGE = ROOT / "docs" / "scale.md"
 PICTURE = ROOT / "docs" / "images" / "prefetch.svg"

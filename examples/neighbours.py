@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from pupujepa.__main__ import COMMANDS  # noqa: E402 - a script's path lacks the root
 from pupujepa.audio.find import find_audio  # noqa: E402
-from pupujepa.embedding.rows import read_row  # noqa: E402
+from pupujepa.embedding.stores import read_row  # noqa: E402
 from pupujepa.errors import UserError  # noqa: E402
 from pupujepa.front_door import enter, quiet_when_unread  # noqa: E402
 
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
     if code:
         return code
     names, vectors_ND = read_vectors(vectors, files)
+    # a name that is not UTF-8 can be neither printed nor drawn
+    names = [name.encode(errors="replace").decode() for name in names]
     similarity_NN = similarities(vectors_ND)
     found = nearest(names, similarity_NN, count=args.neighbours)
     write_csv(found, args.out / "neighbours.csv")
@@ -150,8 +152,9 @@ def draw(names: list[str], similarity_NN: NDArray[np.float64], path: Path) -> No
     axes = figure.subplots()
     image = axes.imshow(similarity_NN[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     if len(names) <= _SHOWN_NAMES:
-        axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7)
-        axes.set_yticks(range(len(names)), [names[i] for i in order], fontsize=7)
+        # a name with two dollar signs is no formula
+        axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(names)), [names[i] for i in order], fontsize=7, parse_math=False)
     figure.colorbar(image, ax=axes, shrink=0.7, label="similarity: cosine about the folder's mean")
     figure.savefig(path, dpi=120)
 

@@ -4,7 +4,8 @@ Lines end at "\\n" only. `str.splitlines` would also split at U+2028, which a JS
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,20 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         temporary.write_bytes(encode_rows(rows))
 
 
-def numbered_rows(text: str, *, origin: str, remedy: str = _REMEDY) -> Iterator[tuple[str, Row]]:
+def finite_row(line: str) -> Any:
+    """Returns the value of a JSON text; ValueError if it holds NaN, Infinity, 1e400 or one name twice in an object."""
+    return json.loads(line, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
+
+
+def numbered_rows(
+    text: str, *, origin: str, remedy: str = _REMEDY, parse: Callable[[str], Any] = json.loads
+) -> Iterator[tuple[str, Row]]:
     """Yields ("origin:line number", row); blank lines are skipped.
 
     Args:
         origin: name of the file.
         remedy: the end of the error message for a broken line.
+        parse: of a line; logs hold NaN, which lists must not (`finite_row`).
 
     Raises:
         LineError: a line is not a JSON object.
@@ -47,8 +56,8 @@ def numbered_rows(text: str, *, origin: str, remedy: str = _REMEDY) -> Iterator[
             continue
         where = f"{origin}:{number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = parse(line)
+        except (ValueError, RecursionError) as error:
             raise LineError(f"{where}: not JSON ({error}); {remedy}") from error
         if not isinstance(row, dict):
             raise LineError(f"{where}: not an object but {line.strip()[:40]!r}; {remedy}")
@@ -71,3 +80,17 @@ def parse_rows(text: str, *, origin: str, growing: bool = False) -> list[Row]:
 def read_rows(path: Path, *, growing: bool = False) -> list[Row]:
     """Returns the rows of a file, as `parse_rows` does, or none if the file does not exist."""
     return parse_rows(path.read_text(encoding="utf-8"), origin=str(path), growing=growing) if path.is_file() else []
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("one name appears twice")
+    return row

@@ -1,7 +1,8 @@
 """File locks by `flock`: the kernel releases them when their process ends, after a `kill -9` too.
 
-`only_writer` admits one writer to a folder of results. Its lock file names the holder and exists only while it writes.
-`held` and `pin` lock small files that stay.
+`held` has a file of its own, which names the holder and exists only while it is held; `only_writer` holds such a file
+in a folder of results. `open_locked` locks a file of data. Every wait has a limit, because a suspended process keeps
+its locks.
 """
 
 import fcntl
@@ -10,9 +11,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from pupujepa.errors import UserError
 
@@ -20,30 +20,43 @@ logger = logging.getLogger(__name__)
 
 # hidden, because readers of a parquet folder take every visible file for data
 LOCK_NAME = ".writer.lock"
-_POLL_S = 0.2
+_FIRST_POLL_S, _POLL_S = 0.001, 0.2
 
 
 class FolderInUseError(UserError):
     """Another process is writing to the folder."""
 
 
+class LockTakenError(UserError):
+    """Another process holds a lock.
+
+    Args:
+        holder: its process id and host, as far as known.
+    """
+
+    def __init__(self, lock: Path, holder: str):
+        super().__init__(f"{lock} is held by {holder}; wait for it, or end it")
+        self.holder = holder
+
+
 @contextmanager
-def held(lock: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock exclusively within the block; yields False if it is taken and `wait` is off."""
-    try:
-        handle = _flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.close(handle)
+def held(lock: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Holds a lock file within the block; it names this process and exists only that long.
+
+    Raises:
+        LockTakenError: another process still holds it after `wait_s`.
+    """
+    with _named(lock, _acquired(lock, wait_s=wait_s)):
+        yield
 
 
-def pin(lock: Path) -> int:
-    """Returns a handle that shares the lock with other readers until it is closed or this process ends."""
-    return _flock(lock, fcntl.LOCK_SH)
+def open_locked(path: Path, *, shared: bool) -> int:
+    """Opens a file and locks it until the handle is closed or this process ends; does not wait.
+
+    Raises:
+        BlockingIOError: another handle locks it, and not both are shared.
+    """
+    return _flock(path, os.O_RDONLY, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 def can_lock(handle: int) -> bool:
@@ -74,48 +87,65 @@ def only_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
         path.touch()
     except OSError as error:
         raise UserError(f"the folder {folder} is not writable ({error}); choose another one") from error
-    with _acquired(path, wait_s=wait_s) as lock:
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+    with _named(path, _acquired_or_unlocked(path, wait_s=wait_s)):
+        yield
+
+
+def _acquired_or_unlocked(path: Path, *, wait_s: float) -> int:
+    """Returns the lock file of a folder, locked if the file system can; says so if it has to wait."""
+    try:
         try:
-            yield
-        finally:
-            if _is_at(path, lock):  # never remove the lock file of a later holder
-                path.unlink()
+            return _acquired(path, wait_s=0.0)
+        except LockTakenError as error:
+            if wait_s > 0:
+                logger.warning("waiting up to %.0f s for %s to leave %s", wait_s, error.holder, path.parent)
+            return _acquired(path, wait_s=wait_s)
+    except LockTakenError as error:
+        raise FolderInUseError(
+            f"{path.parent} is being written by {error.holder}; two writers would mix their files: wait for it, "
+            f"end it, or choose another folder"
+        ) from error
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): make sure that only one job writes there", path.parent, error)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
-def _acquired(path: Path, *, wait_s: float) -> TextIO:
-    """Returns the lock file, opened and locked."""
-    deadline, told = time.monotonic() + wait_s, False
+def _acquired(path: Path, *, wait_s: float) -> int:
+    """Returns the lock file, opened and locked. Raises LockTakenError after `wait_s`."""
+    deadline, pause_s = time.monotonic() + wait_s, _FIRST_POLL_S
     while True:
         try:
-            lock = os.fdopen(_flock(path, fcntl.LOCK_EX | fcntl.LOCK_NB), "r+")
+            lock = _flock(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
         except BlockingIOError as error:
-            holder = _holder(path)
             if time.monotonic() >= deadline:
-                raise FolderInUseError(
-                    f"{path.parent} is being written by {holder}; two writers would mix their files: wait for it, "
-                    f"end it, or choose another folder"
-                ) from error
-            if not told:
-                logger.warning("waiting up to %.0f s for %s to leave %s", wait_s, holder, path.parent)
-                told = True
-            time.sleep(_POLL_S)
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): make sure that only one job writes there", path.parent, error)
-            return path.open("r+")
+                raise LockTakenError(path, _holder(path)) from error
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_S)
         else:
             if _is_at(path, lock):
                 return lock
-            lock.close()  # the holder removed the file after we opened it: this lock protects nothing
+            os.close(lock)  # the holder removed the file after we opened it: this lock protects nothing
 
 
-def _flock(lock: Path, operation: int) -> int:
+@contextmanager
+def _named(path: Path, lock: int) -> Iterator[None]:
+    """Writes this process's name into its lock file; removes and closes the file after the block."""
+    with suppress(OSError):  # the lock holds on a full disk too
+        os.truncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    try:
+        yield
+    finally:
+        if _is_at(path, lock):  # never remove the lock file of a later holder
+            path.unlink()
+        os.close(lock)
+
+
+def _flock(path: Path, flags: int, operation: int) -> int:
     with ExitStack() as undo:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
         undo.callback(os.close, handle)
-        fcntl.flock(handle, operation)
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
         undo.pop_all()  # the caller closes the handle, which releases the lock
     return handle
 
@@ -128,9 +158,9 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-def _is_at(path: Path, lock: TextIO) -> bool:
+def _is_at(path: Path, lock: int) -> bool:
     """Returns True if `path` still names the open file."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(lock.fileno()))
+        return os.path.samestat(path.stat(), os.fstat(lock))
     except FileNotFoundError:
         return False

@@ -1,4 +1,4 @@
-"""Precision of the computation: bf16 where the hardware multiplies it, float32 elsewhere.
+"""Devices by name, and precision: bf16 where the hardware multiplies it, float32 elsewhere.
 
 bf16 means autocast: parameters, optimiser and teacher stay float32. A processor without bf16 instructions emulates
 them, and a matrix product takes up to a hundred times as long, so `auto` checks the hardware first.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pupujepa.errors import require_known
+from pupujepa.errors import UserError, require_known
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 AUTO = "auto"
@@ -37,6 +37,23 @@ class ChosenPrecision:
 
     name: str
     reason: str
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """Returns the device of a name such as cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        UserError: an unknown name, or a device that this machine or build of torch lacks.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)  # torch.device alone accepts devices that do not exist
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"device {str(name)!r} cannot be used here ({reason}); choose cpu, or cuda or mps where there is one"
+        ) from error
+    return device
 
 
 def choose_precision(asked: str, device: torch.device) -> ChosenPrecision:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed.drawing.charts import frame_clip
-from distributed.drawing.page import render_page
-from distributed.drawing.tables import Table, to_latex
+from distributed.drawing.tables import Table, render_page, to_latex
 from distributed.run.directory import write_atomically
 from pupujepa.json_lines import write_rows
 from sweeps.plan.plan import Plan, read_plan

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -20,16 +20,12 @@ from data.building.tracks import AudioPlace, ListEntry
 from data.shards.manifest import SPLITS
 from data.store.files import Location
 from data.store.locations import beside
-from pupujepa.errors import UserError
-from pupujepa.json_lines import numbered_rows
+from pupujepa.track_rows import ListError, ListRow, list_rows, list_text
 
 LIST_SUFFIXES = (".jsonl", ".csv", ".tsv")
 _FIELDS = ("track", "path", "start", "end", "source", "split", "group")
-_EXAMPLE = 'write {"track": "name", "path": "file.wav", ...}'
-
-
-class ListError(UserError):
-    """An invalid list; the message names file and line."""
+_EXAMPLE = 'write {"track": "name", "path": "file.wav", "labels": {"artist": "name"}, ...}'
+_TABLE_REMEDY = "write the path of an audio file, and seconds as numbers"
 
 
 def read_list(content: bytes, *, url: Location, source: str) -> list[ListEntry]:
@@ -43,14 +39,10 @@ def read_list(content: bytes, *, url: Location, source: str) -> list[ListEntry]:
     Raises:
         ListError: not UTF-8, no header, or an invalid line. LineError: a line is not a JSON object.
     """
-    try:
-        text = content.decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise ListError(f"{url} is not a UTF-8 list ({error}); save it as UTF-8, or give a folder of audio") from error
-    suffix = PurePosixPath(url).suffix.lower()
+    text, suffix = list_text(content, origin=url), PurePosixPath(url).suffix.lower()
     rows = _table_rows(text, url, delimiter="\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else None
-    rows = rows or numbered_rows(text, origin=url, remedy=_EXAMPLE)
-    return _grouped([_entry(row, where, url=url, source=source) for where, row in rows])
+    rows = rows or list_rows(text, origin=url, remedy=_EXAMPLE)
+    return _grouped([_entry(row, url=url, source=source) for row in rows])
 
 
 def check_split(split: Any, where: str) -> str | None:
@@ -60,57 +52,53 @@ def check_split(split: Any, where: str) -> str | None:
     return split
 
 
-def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _table_rows(text: str, url: Location, *, delimiter: str) -> Iterator[ListRow]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns = list(reader.fieldnames or ())
-    if "path" not in columns or len(set(columns)) != len(columns):
-        raise ListError(
-            f"{url} begins with the columns {columns}, so no line can be read; name each column once, with path and "
-            f"any of {', '.join(_FIELDS)}; the others are labels"
-        )
     try:
+        columns = list(reader.fieldnames or ())
+        if "path" not in columns or len(set(columns)) != len(columns):
+            raise ListError(
+                f"{url} begins with the columns {columns}, so no line can be read; name each column once, with path "
+                f"and any of {', '.join(_FIELDS)}; the others are labels"
+            )
         for row in reader:
             where = f"{url} line {reader.line_num}"
             if None in row or None in row.values():  # too many or too few cells
                 raise ListError(f"{where} does not have the header's {len(columns)} cells; quote any {delimiter}")
             cells = {name: cell for name, cell in row.items() if cell != ""}
-            labels = {name: _cell_value(cell) for name, cell in cells.items() if name not in _FIELDS}
-            yield where, {**{name: cells[name] for name in _FIELDS if name in cells}, "labels": labels or None}
+            fields: dict[str, Any] = {name: cells.pop(name) for name in _FIELDS if name in cells}
+            fields["labels"] = {name: _cell_value(cell, f"{where}: {name}") for name, cell in cells.items()} or None
+            yield ListRow(where, fields, _TABLE_REMEDY)
     except csv.Error as error:
         raise ListError(f"{url} line {reader.line_num} is not a row of a table ({error}); fix its quotes") from error
 
 
-def _cell_value(cell: str) -> Any:
+def _cell_value(cell: str, where: str) -> Any:
     """Returns a cell as a number if JSON would write it so, else as text: 007 stays text."""
     try:
         value = json.loads(cell, parse_constant=lambda name: name)  # NaN and Infinity stay text
-    except ValueError:
+    except (ValueError, RecursionError):
         return cell
+    if value in (math.inf, -math.inf):
+        raise ListError(f"{where} is {cell[:40]}, beyond the largest number; write a finite one")
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else cell
 
 
-def _entry(row: Mapping[str, Any], where: str, *, url: Location, source: str) -> tuple[str, ListEntry]:
+def _entry(row: ListRow, *, url: Location, source: str) -> tuple[str, ListEntry]:
     """Returns the path as in the list, and the track; its group is "" if the list has none."""
-    try:
-        path = str(row["path"])
-        start_s, end_s = _seconds(row, "start"), _seconds(row, "end")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ListError(f"{where} is not a track ({error!r}); {_EXAMPLE}") from error
+    path, start_s, end_s = row.text("path"), row.seconds("start"), row.seconds("end")
     if not (0 <= (start_s or 0.0) < (math.inf if end_s is None else end_s)):
         raise ListError(
-            f"{where}: the stretch from {start_s or 0.0:g} to {end_s} s of {path} holds no audio; write start and end "
-            "in seconds, 0 <= start < end"
+            f"{row.where}: the stretch from {start_s or 0.0:g} to {end_s} s of {path} holds no audio; write start and "
+            "end in seconds, 0 <= start < end"
         )
-    labels = row.get("labels")
-    if labels is not None and not isinstance(labels, dict):
-        raise ListError(f'{where}: labels are {labels!r}, not an object; write {{"artist": "name", ...}}')
     entry = ListEntry(
-        track=str(row["track"]) if row.get("track") is not None else _name(path, start_s, end_s),
+        track=_name(path, start_s, end_s) if row.fields.get("track") is None else row.text("track"),
         audio=AudioPlace(beside(url, path), start_s or 0.0, end_s),
-        source=str(row.get("source", source)),
-        split=check_split(row.get("split"), where),
-        group=str(row["group"]) if row.get("group") is not None else "",
-        labels=labels,
+        source=row.name("source") or source,
+        split=check_split(row.fields.get("split"), row.where),
+        group=row.name("group") or "",
+        labels=row.labels(),
     )
     return path, entry
 
@@ -124,11 +112,6 @@ def _grouped(found: list[tuple[str, ListEntry]]) -> list[ListEntry]:
         return entry.group or (path if is_stretch or tracks_of_file[path] > 1 else entry.track)
 
     return [replace(entry, group=group(path, entry)) for path, entry in found]
-
-
-def _seconds(row: Mapping[str, Any], name: str) -> float | None:
-    value = row.get(name)
-    return None if value is None else float(value)
 
 
 def _name(path: str, start_s: float | None, end_s: float | None) -> str:

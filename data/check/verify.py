@@ -37,6 +37,7 @@ from data.shards.format import (
 from data.shards.manifest import MANIFEST_NAME, SPLITS, Manifest, ManifestError, ShardEntry, read_manifest
 from data.store.files import local_copy
 from data.store.store import MissingObjectError, Store, open_store
+from pupujepa.errors import unreadable
 from pupujepa.progress import Progress
 
 _BLOCK_BYTES = 512
@@ -231,6 +232,8 @@ def _mapped(file: Path) -> Iterator[bytes | mmap.mmap]:
         stream = file.open("rb")
     except FileNotFoundError as error:
         raise MissingObjectError(f"{file} does not exist") from error
+    except OSError as error:
+        raise unreadable(file, error) from error
     with stream:
         if file.stat().st_size == 0:
             yield b""

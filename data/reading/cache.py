@@ -1,9 +1,10 @@
 """The node's cache of an object store's shards: one download per node, a byte budget, pins.
 
 All processes of a node share the cache through `flock`, which the kernel releases when a process dies: `kill -9` leaves
-no stale lock. Each shard has two lock files. Readers hold `<shard>.pin` shared; eviction takes it exclusively. The one
-process that downloads holds `<shard>.fetch`, and the others wait. A shard appears under its name only after its length
-and the crc32 of its members were checked. `data.reading.room` keeps the budget.
+no stale lock. Readers share a lock on the shard itself; eviction takes it exclusively. The one process that downloads
+holds `locks/<shard>.fetch`, and the others wait. An evicted shard leaves no file, so the cache does not slow down with
+the shards that it has seen. A shard appears under its name only after its length and the crc32 of its members were
+checked. `data.reading.room` keeps the budget.
 """
 
 import errno
@@ -20,10 +21,10 @@ from data.reading.room import (
     UNREAD_GRACE_S,
     CacheConfig,
     CacheRoom,
+    fetch_lock,
     is_unread,
     mark_unread,
     mark_used,
-    remove_leftovers,
 )
 from data.reading.tally import Tally
 from data.shards.format import ShardError, ShardIndex, index_name, read_index
@@ -31,7 +32,7 @@ from data.shards.manifest import ShardEntry
 from data.store.files import Store, StoreError
 from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
-from pupujepa.locks import held, pin
+from pupujepa.locks import LockTakenError, held, open_locked
 
 _LOG = logging.getLogger(__name__)
 _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -41,12 +42,21 @@ class CacheError(UserError):
     """The cache has no room for a shard, or its folder is unusable."""
 
 
-class CachedShard:
-    """An open shard of the cache, kept from eviction until `close`."""
+class CacheBusyError(CacheError):
+    """A process that makes no progress holds a lock of the cache; read the store without the cache."""
 
-    def __init__(self, file: int, index: ShardIndex, *, pin: int):
+
+class CachedShard:
+    """An open shard of the cache, kept from eviction until `close`.
+
+    Args:
+        file: handle that holds a shared lock on the shard.
+        closed: is called with the time of the last use.
+    """
+
+    def __init__(self, file: int, index: ShardIndex, *, closed: Callable[[int], None]):
         self.file, self.index = file, index
-        self._pin = pin
+        self._closed = closed
 
     @property
     def inode(self) -> int:
@@ -54,9 +64,10 @@ class CachedShard:
         return os.fstat(self.file).st_ino
 
     def close(self) -> None:
-        """Closes the file and unpins the shard; call it once."""
+        """Closes and so unlocks the file; call it once."""
+        used_ns = os.fstat(self.file).st_atime_ns
         os.close(self.file)
-        os.close(self._pin)
+        self._closed(used_ns)
 
 
 class ShardCache:
@@ -82,13 +93,12 @@ class ShardCache:
         clock_ns: Callable[[], int] = time.time_ns,
     ):
         self.config, self.store, self.tally = config, store, tally or Tally()
-        self._room = CacheRoom(config, tally=self.tally, free_bytes=free_bytes, clock_ns=clock_ns)
         self._clock_ns = clock_ns
         self._failed: dict[str, tuple[float, StoreError]] = {}  # failures of the prefetching thread, by shard
         self._shards = config.directory / namespace[:16]  # one folder per shard set
-        self._locks = self._shards / "locks"
         try:
-            self._locks.mkdir(parents=True, exist_ok=True)
+            (self._shards / "locks").mkdir(parents=True, exist_ok=True)
+            self._room = CacheRoom(config, tally=self.tally, free_bytes=free_bytes, clock_ns=clock_ns)
         except OSError as error:
             raise CacheError(
                 f"cache_dir {config.directory} cannot be made ({error.strerror}), so no shard can be kept; choose a "
@@ -100,6 +110,7 @@ class ShardCache:
 
         Raises:
             StoreError: it cannot be fetched. ShardError: it differs from the manifest. CacheError: no room.
+            CacheBusyError: a process that makes no progress holds a lock.
         """
         return self._open(entry, instead_of=None)
 
@@ -124,35 +135,54 @@ class ShardCache:
         Raises:
             StoreError, ShardError, CacheError: like `open`.
         """
-        with self._disk_errors_named(entry):
+        with self._errors_named(entry):
             if self._is_published(entry):
                 self._keep_unread(entry)
                 return True
-            with held(self._lock(entry, "fetch"), wait=False) as free:  # another process is fetching it if not free
-                try:
-                    return not free or self._fetch(entry, ahead=True, instead_of=None)
-                except StoreError as error:
-                    self._failed[entry.name] = (time.monotonic(), error)
-                    raise
+            try:
+                with held(fetch_lock(self._path(entry))):
+                    file = self._fetch(entry, ahead=True, instead_of=None)
+            except LockTakenError:
+                return True  # another process is fetching it
+            except StoreError as error:
+                self._failed[entry.name] = (time.monotonic(), error)
+                raise
+            if file is not None:
+                os.close(file)
+            return file is not None
 
     def _open(self, entry: ShardEntry, *, instead_of: int | None) -> CachedShard:
-        # pinned before it is fetched, so that it cannot be evicted before its first read
-        with self._disk_errors_named(entry), ExitStack() as undo:
-            handle = pin(self._lock(entry, "pin"))
-            undo.callback(os.close, handle)  # closing the file releases its lock
-            hit = self._is_published(entry, instead_of=instead_of)
-            if not hit:
+        path = self._path(entry)
+        with self._errors_named(entry), ExitStack() as undo:
+            file = self._locked(entry, instead_of=instead_of)
+            self.tally.add("cache_hits" if file is not None else "cache_misses")
+            if file is None:
                 began = time.monotonic()
-                with held(self._lock(entry, "fetch")):  # waits for a download by another process
+                # waits for a download by another process
+                with self._room.locked(fetch_lock(path), progress=lambda: self._room.progress_of(path)):
                     self._raise_failure_since(began, entry)
-                    self._fetch(entry, ahead=False, instead_of=instead_of)
-            self.tally.add("cache_hits" if hit else "cache_misses")
-            file = os.open(self._path(entry), os.O_RDONLY | os.O_CLOEXEC)
+                    file = self._fetch(entry, ahead=False, instead_of=instead_of)
+            assert file is not None, "only prefetching returns without a shard"
             undo.callback(os.close, file)
-            mark_used(self._path(entry), self._clock_ns())
-            shard = CachedShard(file, self._read_index(entry), pin=handle)
-            undo.pop_all()  # success: the shard owns file and pin now
+            mark_used(file, self._clock_ns())
+            shard = CachedShard(file, self._read_index(entry), closed=lambda used_ns: self._room.closed(path, used_ns))
+            undo.pop_all()  # success: the shard owns the file now
         return shard
+
+    def _locked(self, entry: ShardEntry, *, instead_of: int | None) -> int | None:
+        """Opens the shard, locked against eviction; None if it is not in the cache, or being evicted."""
+        with ExitStack() as undo:
+            try:
+                file = open_locked(self._path(entry), shared=True)
+            except (FileNotFoundError, BlockingIOError):
+                return None
+            undo.callback(os.close, file)
+            status = os.fstat(file)
+            # evicted or replaced before we had the lock?
+            if status.st_nlink == 0 or status.st_ino == instead_of or not self._is_published(entry):
+                return None
+            undo.pop_all()
+        return file
 
     def _raise_failure_since(self, began: float, entry: ShardEntry) -> None:
         """Raises the error of a prefetch that the reader waited for: it has used up the retries."""
@@ -167,22 +197,28 @@ class ShardCache:
             _LOG.warning("%s is damaged; fetching it again", self._index_path(entry))
             return self._download_index(entry)
 
-    def _fetch(self, entry: ShardEntry, *, ahead: bool, instead_of: int | None) -> bool:
-        """Downloads the shard; the caller holds its fetch lock. Returns False if prefetching finds no room."""
-        if self._is_published(entry, instead_of=instead_of):
-            return True  # the previous holder of the lock fetched it
-        remove_leftovers(self._path(entry))
+    def _fetch(self, entry: ShardEntry, *, ahead: bool, instead_of: int | None) -> int | None:
+        """Returns the shard, opened and locked, or None if prefetching finds no room.
+
+        The caller holds the fetch lock.
+        """
+        file = self._locked(entry, instead_of=instead_of)
+        if file is not None:
+            return file  # the previous holder of the lock fetched it
         reservation = self._reserve(entry, ahead=ahead)
         if reservation is None:
-            return False
-        try:
+            return None
+        with ExitStack() as undo:
+            undo.callback(self._room.release, reservation)
             index = self._download_index(entry)
+            undo.callback(self._index_path(entry).unlink, missing_ok=True)
             fetch_shard(self.store, entry, index, reservation, tally=self.tally)
             mark_unread(reservation, self._clock_ns())
+            file = open_locked(reservation, shared=True)  # so that it cannot be evicted before its first read
+            undo.callback(os.close, file)
             reservation.replace(self._path(entry))  # atomic: readers see a whole shard or none
-        finally:
-            reservation.unlink(missing_ok=True)  # after success it is already gone
-        return True
+            undo.pop_all()
+        return file
 
     def _download_index(self, entry: ShardEntry) -> ShardIndex:
         content, index = fetch_index(self.store, entry, tally=self.tally)
@@ -207,22 +243,19 @@ class ShardCache:
         if is_unread(status) and now_ns - status.st_mtime_ns > UNREAD_GRACE_S / 4 * 1e9:
             mark_unread(self._path(entry), now_ns)
 
-    def _is_published(self, entry: ShardEntry, *, instead_of: int | None = None) -> bool:
+    def _is_published(self, entry: ShardEntry) -> bool:
         try:
             status = self._path(entry).stat()
         except FileNotFoundError:
             return False
         # the index is published first
-        return status.st_size == entry.bytes and status.st_ino != instead_of and self._index_path(entry).exists()
+        return status.st_size == entry.bytes and self._index_path(entry).exists()
 
     def _path(self, entry: ShardEntry) -> Path:
         return self._shards / entry.name
 
     def _index_path(self, entry: ShardEntry) -> Path:
         return self._shards / index_name(entry.name)
-
-    def _lock(self, entry: ShardEntry, kind: str) -> Path:
-        return self._locks / f"{entry.name}.{kind}"
 
     def _no_room(self, entry: ShardEntry, reason: str) -> str:
         return (
@@ -231,10 +264,15 @@ class ShardCache:
         )
 
     @contextmanager
-    def _disk_errors_named(self, entry: ShardEntry) -> Iterator[None]:
-        """Turns an OSError of the folder into a CacheError; errors of the store pass."""
+    def _errors_named(self, entry: ShardEntry) -> Iterator[None]:
+        """Turns errors of the folder and its locks into a CacheError; errors of the store pass."""
         try:
             yield
+        except LockTakenError as error:
+            raise CacheBusyError(
+                f"{error.holder} holds a lock of cache_dir {self.config.directory} and makes no progress, so shard "
+                f"{entry.name} cannot be kept; continue or end that process"
+            ) from error
         except OSError as error:
             if error.errno in _FULL_DISK:
                 raise CacheError(self._no_room(entry, f"the disk is full ({error.strerror})")) from error

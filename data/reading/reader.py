@@ -16,13 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.reading.cache import CachedShard, ShardCache
+from data.reading.cache import CacheBusyError, CachedShard, ShardCache
 from data.reading.fetching import counted_retries, fetch_index, wrong_length
 from data.reading.tally import Tally
 from data.shards.format import ShardError, ShardIndex, check_member, decode_mel, read_npy
 from data.shards.manifest import Manifest, ShardEntry
 from data.store.files import MissingObjectError, Store
 from data.store.store import open_store
+from pupujepa.errors import unreadable
 
 _LOG = logging.getLogger(__name__)
 # shards of one reader; the least recently used is closed first
@@ -127,7 +128,10 @@ class ShardReader:
         # one read for both members, which are adjacent
         start = min(json_offset, mel_offset)
         stop = max(json_offset + index.json_bytes[sample], mel_offset + index.mel_bytes[sample])
-        span = opened.read(start, stop - start)
+        try:
+            span = opened.read(start, stop - start)
+        except OSError as error:
+            raise unreadable(self._location(entry), error) from error
         if len(span) != stop - start:
             raise ShardError(wrong_length(self._location(entry), start + len(span), entry))
         self.tally.add("bytes_read", len(span) if not isinstance(opened, _FromCache) else 0)
@@ -157,7 +161,8 @@ class ShardReader:
 def _choose_access(store: Store, cache: ShardCache | None, tally: Tally) -> ShardAccess:
     if store.local_path() is not None:
         return _InPlace(store, tally)
-    return _Remote(store, tally) if cache is None else _ThroughCache(cache)  # ranged reads without a cache
+    remote = _Remote(store, tally)  # ranged reads without a cache
+    return remote if cache is None else _ThroughCache(cache, remote)
 
 
 def _decode(mel_npy: bytes | memoryview, info_json: bytes) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -199,6 +204,8 @@ class _InPlace:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # not inherited by workers
         except FileNotFoundError as error:
             raise MissingObjectError(missing(str(path))) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
         size = os.fstat(file).st_size
         if size != entry.bytes:
             os.close(file)
@@ -253,14 +260,22 @@ class _FromCache:
 
 
 class _ThroughCache:
-    def __init__(self, cache: ShardCache):
-        self.cache = cache
+    def __init__(self, cache: ShardCache, beside: _Remote):
+        self.cache, self.beside = cache, beside
 
     def open(self, entry: ShardEntry) -> OpenShard:
-        return _FromCache(self.cache.open(entry))
+        try:
+            return _FromCache(self.cache.open(entry))
+        except CacheBusyError:  # the cache has said so
+            return self.beside.open(entry)
 
     def reopen(self, entry: ShardEntry, damaged: Any) -> OpenShard:
-        return _FromCache(self.cache.renew(entry, damaged.cached))
+        if isinstance(damaged, _FromStore):
+            return self.open(entry)
+        try:
+            return _FromCache(self.cache.renew(entry, damaged.cached))
+        except CacheBusyError:
+            return self.beside.open(entry)
 
 
 def missing(location: str) -> str:

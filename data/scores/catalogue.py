@@ -113,8 +113,12 @@ def list_candidates(corpus: Path, collection: Collection) -> list[Candidate]:
                 for n, tune in enumerate(split_tunes(read_text(corpus / name)))
             ]
         else:
-            work = _work_name(corpus, name, collection)
-            candidates.append(Candidate(_uid(collection, name, None), collection, name, None, work))
+            text = name
+            if name.endswith(".krn"):
+                text += "\n" + read_text(corpus / name)[:_HEAD_CHARACTERS]
+            work = re.search(collection.work_pattern, text)
+            uid, title = _uid(collection, name, None), work.group(1).strip() if work else ""
+            candidates.append(Candidate(uid, collection, name, None, title))
     assert len({c.uid for c in candidates}) == len(candidates), collection.name
     return candidates
 
@@ -154,12 +158,3 @@ def _uid(collection: Collection, name: str, tune: int | None) -> str:
     path = name.rpartition(".")[0]
     stem = re.sub(r"[^A-Za-z0-9]+", "_", path if len(folders) > 1 else path.partition("/")[2]).strip("_")
     return f"{collection.name}-{stem}" + (f"-{tune:03d}" if tune is not None else "")
-
-
-def _work_name(corpus: Path, name: str, collection: Collection) -> str:
-    text = name
-    if name.endswith(".krn"):
-        with (corpus / name).open(encoding="utf-8", errors="replace") as file:
-            text += "\n" + file.read(_HEAD_CHARACTERS)
-    found = re.search(collection.work_pattern, text)
-    return found.group(1).strip() if found else ""

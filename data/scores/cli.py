@@ -22,7 +22,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from data.pool import map_in_order
-from data.scores.catalogue import COLLECTIONS
-from data.scores.corpus import ScoreSource, choose_pieces
+from data.scores.catalogue import COLLECTIONS, Candidate, list_candidates, order_candidates, share_out
 from data.scores.grouping import assign_splits, group_pieces
 from data.scores.labels import key_of, label_take
-from data.scores.pieces import Piece
-from data.scores.rendering import RenderJob, render_job, wav_size
+from data.scores.parsing import parse_piece
+from data.scores.pieces import FORMAT_VERSION, Piece, UnusableScoreError, piece_from_json, piece_to_json
+from data.scores.rendering import render_job, wav_size
 from data.scores.takes import Take, draw_take, notes_of, transpose_takes
 from pupujepa.durable import PART_SUFFIX, atomic_file
 from pupujepa.errors import UserError
@@ -62,23 +62,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes or completes the corpus."""
-    _require(args)
-    corpus, soundfont = find_resources()
+    """Makes or completes the corpus.
+
+    Raises:
+        UserError: nothing to do, a missing package, or a folder that was made with other settings, which would mix.
+    """
+    for name in ("pieces", "takes", "workers"):
+        if (value := getattr(args, name)) < 1:
+            raise UserError(f"--{name} is {value}, so there is nothing to do; give at least 1")
+    if not args.seconds >= MIN_SECONDS:
+        raise UserError(f"--seconds is {args.seconds:g}, too short for a tempo or key; give at least {MIN_SECONDS:g}")
     out: Path = args.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, but the corpus needs a folder; name another one")
+    corpus, soundfont = find_resources()
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out, _settings(args, soundfont))
-    _remove_leftovers(out)
-    source = ScoreSource(corpus, cache=args.cache or out / "notes", reader=version("music21"))
-    pieces, rejected = choose_pieces(source, args.pieces, seed=args.seed, workers=args.workers)
+    _claim(out, args, soundfont)
+    for folder in (out, out / "audio", out / "notes"):
+        for part in folder.glob(f".*{PART_SUFFIX}"):  # of a killed run
+            part.unlink()
+    cache, reader = args.cache or out / "notes", version("music21")
+    pieces, rejected = choose_pieces(
+        corpus, args.pieces, cache=cache, reader=reader, seed=args.seed, workers=args.workers
+    )
     if not pieces:
         raise UserError(f"none of the {len(rejected)} scores in {corpus} could be used: reinstall music21")
     tracks, takes = plan_tracks(pieces, takes=args.takes, seed=args.seed, seconds=args.seconds)
-    _render(takes, pieces, out=out, soundfont=soundfont, workers=args.workers)
-    write_rows(out / "rejected.jsonl", [asdict(r) for r in rejected])
+    by_uid = {piece.uid: piece for piece in pieces}
+    jobs = [(take, notes_of(by_uid[take.piece], take), out / _audio_path(take)) for take in takes]
+    jobs = [job for job in jobs if not job[2].is_file() or job[2].stat().st_size != wav_size(job[0].seconds)]
+    render = partial(render_job, soundfont=soundfont)
+    rendered = map_in_order(render, jobs, workers=args.workers, preload="data.scores.rendering")
+    for _ in follow(rendered, total=len(jobs), title="rendering", unit="takes"):
+        pass
+    write_rows(out / "rejected.jsonl", rejected)
     write_rows(out / "tracks.jsonl", tracks)
     _report(tracks, pieces=len(pieces), rejected=len(rejected), wanted=args.pieces)
     return 0
+
+
+def choose_pieces(
+    corpus: Path, count: int, *, cache: Path, reader: str, seed: int, workers: int
+) -> tuple[list[Piece], list[dict[str, str]]]:
+    """Returns `count` pieces, or all if there are fewer, and uid, path and reason of the rejected scores.
+
+    Collections give equal shares. The next piece of its collection replaces a rejected one, so the result depends only
+    on seed and count.
+
+    Args:
+        corpus: music21's folder of scores.
+        cache: folder of parsed pieces, one file each.
+        reader: version of the parser; pieces of another version are parsed again.
+    """
+    orders = {c: order_candidates(list_candidates(corpus, c), seed) for c in COLLECTIONS}
+    available = {c: len(order) for c, order in orders.items()}
+    pieces: list[Piece] = []
+    rejected: list[dict[str, str]] = []
+    while len(pieces) < count:
+        chosen: list[Candidate] = []
+        # fill each collection's share, which grows while others run out
+        for (collection, order), share in zip(orders.items(), share_out(list(available.values()), count), strict=True):
+            missing = share - sum(piece.collection == collection.name for piece in pieces)
+            taken = max(0, min(missing, count - len(pieces) - len(chosen)))
+            chosen += order[:taken]
+            del order[:taken]
+        if not chosen:
+            break
+        parse = partial(_read_cached, corpus=corpus, cache=cache, reader=reader)
+        read = map_in_order(parse, chosen, workers=workers, preload="data.scores.parsing")
+        followed = follow(read, total=len(chosen), title="parsing", unit="pieces")
+        for candidate, outcome in zip(chosen, followed, strict=True):
+            if isinstance(outcome, dict):
+                rejected.append(outcome)
+                available[candidate.collection] -= 1  # its share goes to the others
+            else:
+                pieces.append(outcome)
+    return sorted(pieces, key=lambda p: p.uid), sorted(rejected, key=lambda r: r["uid"])
+
+
+def _read_cached(candidate: Candidate, *, corpus: Path, cache: Path, reader: str) -> Piece | dict[str, str]:
+    path = cache / f"{candidate.uid}.json"
+    stamp = {"format": FORMAT_VERSION, "music21": reader}
+    entry = json.loads(path.read_text()) if path.is_file() else {"stamp": None}
+    if entry["stamp"] != stamp:
+        try:
+            piece, reason = piece_to_json(parse_piece(candidate, corpus)), None
+        except UnusableScoreError as error:
+            piece, reason = None, str(error)
+        entry = {"stamp": stamp, "rejected": reason, "piece": piece}
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(entry))
+    if entry["rejected"] is not None:
+        return {"uid": candidate.uid, "path": candidate.path, "reason": entry["rejected"]}
+    return piece_from_json(entry["piece"])
 
 
 def plan_tracks(
@@ -121,31 +197,19 @@ def find_resources() -> tuple[Path, Path]:
             f"{' and '.join(missing)} cannot be imported, so no score can be rendered; run "
             "`pip install -e .[demo]` and `pip install --no-deps tinysoundfont`"
         )
-    corpus, soundfont = _folder_of("music21") / "corpus", _folder_of("pretty_midi") / _SOUNDFONT
-    for path, package in ((corpus, "music21"), (soundfont, "pretty_midi")):
-        if not path.exists():
-            raise UserError(f"{path} is missing from {package}: `pip install --force-reinstall {package}`")
-    return corpus, soundfont
+    found = []
+    for package, name in (("music21", "corpus"), ("pretty_midi", _SOUNDFONT)):
+        spec = find_spec(package)
+        assert spec is not None and spec.origin is not None, package
+        found.append(Path(spec.origin).parent / name)
+        if not found[-1].exists():
+            raise UserError(f"{found[-1]} is missing from {package}: `pip install --force-reinstall {package}`")
+    return found[0], found[1]
 
 
-def _folder_of(package: str) -> Path:
-    spec = find_spec(package)
-    assert spec is not None and spec.origin is not None, package
-    return Path(spec.origin).parent
-
-
-def _require(args: argparse.Namespace) -> None:
-    for name in ("pieces", "takes", "workers"):
-        if (value := getattr(args, name)) < 1:
-            raise UserError(f"--{name} is {value}, so there is nothing to do; give at least 1")
-    if not args.seconds >= MIN_SECONDS:
-        raise UserError(f"--seconds is {args.seconds:g}, too short for a tempo or key; give at least {MIN_SECONDS:g}")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"{args.out} is a file, but the corpus needs a folder; name another one")
-
-
-def _settings(args: argparse.Namespace, soundfont: Path) -> dict[str, Any]:
-    return {
+def _claim(out: Path, args: argparse.Namespace, soundfont: Path) -> None:
+    """Writes the settings of the corpus; raises UserError if the folder was made with others."""
+    settings = {
         "pieces": args.pieces,
         "takes": args.takes,
         "seed": args.seed,
@@ -155,43 +219,18 @@ def _settings(args: argparse.Namespace, soundfont: Path) -> dict[str, Any]:
         "tinysoundfont": version("tinysoundfont"),
         "soundfont_sha256": sha256(soundfont.read_bytes()).hexdigest(),
     }
-
-
-def _claim(out: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings. Raises UserError if the folder was made with others, which would mix."""
     path = out / "settings.json"
     if not path.exists():
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n")
         return
     before = json.loads(path.read_text())
-    different = [
-        f"{name} {before.get(name)!r} -> {value!r}" for name, value in settings.items() if before.get(name) != value
-    ]
+    different = [f"{name} {before.get(name)!r} -> {it!r}" for name, it in settings.items() if before.get(name) != it]
     if different:
         raise UserError(
             f"{out} holds a corpus made with other settings ({', '.join(different)}), and the two would mix; "
             "name another folder, or remove this one"
         )
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Removes the partial files of a killed run."""
-    for folder in (out, out / "audio", out / "notes"):
-        for part in folder.glob(f".*{PART_SUFFIX}"):
-            part.unlink()
-
-
-def _render(takes: Sequence[Take], pieces: Sequence[Piece], *, out: Path, soundfont: Path, workers: int) -> None:
-    by_uid = {piece.uid: piece for piece in pieces}
-    jobs = []
-    for take in takes:
-        path = out / _audio_path(take)
-        if not path.is_file() or path.stat().st_size != wav_size(take.seconds):
-            jobs.append(RenderJob(take, notes_of(by_uid[take.piece], take), path, soundfont))
-    rendered = map_in_order(render_job, jobs, workers=workers, preload="data.scores.rendering")
-    for _ in follow(rendered, total=len(jobs), title="rendering", unit="takes"):
-        pass
 
 
 def _audio_path(take: Take) -> str:

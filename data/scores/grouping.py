@@ -36,7 +36,13 @@ Phrase = tuple[int, ...]
 
 def group_pieces(pieces: Sequence[Piece]) -> dict[str, str]:
     """Returns the group of each piece by uid: the smallest uid among its linked pieces."""
-    links = [*_namesakes(pieces), *near_duplicates(pieces)]
+    links = near_duplicates(pieces)
+    first: dict[tuple[str, str], str] = {}  # the first piece of a work, or with the name of a tune
+    for piece in pieces:
+        names = [(piece.collection, piece.work)] if piece.work else []
+        if piece.collection in _TUNE_BOOKS and len(title := tune_title(piece.title)) >= _MIN_TITLE_LETTERS:
+            names.append(("tune books", title))
+        links += [(first.setdefault(name, piece.uid), piece.uid) for name in names]
     parent = {piece.uid: piece.uid for piece in pieces}
 
     def root(uid: str) -> str:
@@ -59,7 +65,11 @@ def near_duplicates(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     voices = [(piece.uid, phrases) for piece in pieces for phrases in _voices(piece)]
     common = max(_COMMON_MIN, _COMMON_SHARE * len(voices))
     shared: Counter[tuple[int, int]] = Counter()
-    for knowing in _inverted(phrases for _, phrases in voices).values():
+    knowers: defaultdict[Phrase, list[int]] = defaultdict(list)  # the voices with a phrase
+    for index, (_, phrases) in enumerate(voices):
+        for phrase in phrases:
+            knowers[phrase].append(index)
+    for knowing in knowers.values():
         if len(knowing) <= common:
             shared.update((i, j) for place, i in enumerate(knowing) for j in knowing[place + 1 :])
     linked = set()
@@ -88,25 +98,6 @@ def _voices(piece: Piece) -> list[set[Phrase]]:
     return voices
 
 
-def _inverted(sets: Iterable[set[Phrase]]) -> Mapping[Phrase, list[int]]:
-    knowing: defaultdict[Phrase, list[int]] = defaultdict(list)
-    for index, phrases in enumerate(sets):
-        for phrase in phrases:
-            knowing[phrase].append(index)
-    return knowing
-
-
-def _namesakes(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    first: dict[tuple[str, str], str] = {}
-    links = []
-    for piece in pieces:
-        names = [(piece.collection, piece.work)] if piece.work else []
-        if piece.collection in _TUNE_BOOKS and len(title := tune_title(piece.title)) >= _MIN_TITLE_LETTERS:
-            names.append(("tune books", title))
-        links += [(first.setdefault(name, piece.uid), piece.uid) for name in names]
-    return links
-
-
 def tune_title(title: str) -> str:
     """Returns the letters of a tune's name: "BONNIE KATE'S -- REEL" and "Bonnie Kate" are equal."""
     name = re.sub(r"\s--\s.*|'s\b|\(.*?\)|^the\b", "", title.lower().strip())
@@ -123,14 +114,11 @@ def assign_splits(pieces: Sequence[Piece], groups: Mapping[str, str], *, seed: i
         groups: by piece uid; a group belongs to the collection of the piece in its name.
     """
     collections = {piece.uid: piece.collection for piece in pieces}
-    sizes: dict[str, dict[str, int]] = {}
+    sizes: dict[str, Counter[str]] = {}
     for piece in pieces:
         group = groups[piece.uid]
-        stratum = sizes.setdefault(collections[group], {})
-        stratum[group] = stratum.get(group, 0) + 1
-    of_group: dict[str, str] = {}
-    for stratum in sizes.values():
-        of_group |= _split_stratum(stratum, seed)
+        sizes.setdefault(collections[group], Counter())[group] += 1
+    of_group = {group: split for counts in sizes.values() for group, split in _split_stratum(counts, seed).items()}
     return {uid: of_group[group] for uid, group in groups.items()}
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 
 from data.scores.catalogue import COLLECTIONS
-from data.scores.keys import estimate_key, key_name, mode_of, tonic_of, transpose_key
-from data.scores.pieces import DOWNBEAT, PERIOD, TICK, Piece
+from data.scores.pieces import DOWNBEAT, PERIOD, TICK, Piece, estimate_key, key_name, mode_of, tonic_of, transpose_key
 from data.scores.programs import FAMILIES, family
 from data.scores.takes import Take, notes_of, passes, seconds_per_tick
 
@@ -18,20 +17,30 @@ _CLASSES = frozenset(c.name for c in COLLECTIONS if c.is_class)
 def label_take(piece: Piece, take: Take) -> dict[str, Any]:
     """Returns the labels of a take; None for those that the score does not determine."""
     beats_s, downbeats_s, tempo_bpm = _beats(piece, take)
+    notes = notes_of(piece, take)
+    heard = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0) >= _HEARD_S
+    families = {family(take.programs[part]) for part in np.unique(notes.part[heard])}
+    onsets = float(np.count_nonzero(notes.onset_s >= 0))  # each note of a chord counts
     return {
         "key": key_of(piece, take),
         "beats": beats_s,
         "downbeats": downbeats_s,
-        "instruments": _instruments(piece, take),
+        "instruments": [name for name in FAMILIES if name in families],  # General MIDI families, in its order
         "tempo_bpm": tempo_bpm,
-        "note_density_hz": _note_density(piece, take),
+        "note_density_hz": round(onsets / take.seconds, 4),
         "collection": piece.collection if piece.collection in _CLASSES else None,
     }
 
 
 def key_of(piece: Piece, take: Take) -> str | None:
     """Returns the key declared for all of the window, if the profile of its notes agrees, else None."""
-    declared = _declared_keys(piece, take)
+    ends = [tick for tick, _ in piece.keys[1:]] + [piece.length]
+    declared = {
+        key
+        for _, begin, end in passes(piece, take)
+        for (tick, key), stop in zip(piece.keys, ends, strict=True)
+        if max(begin, tick) < min(end, stop)  # the window hears some of it
+    }
     if len(declared) != 1 or None in declared:
         return None
     notes = notes_of(piece, take)
@@ -42,16 +51,6 @@ def key_of(piece: Piece, take: Take) -> str | None:
     if estimate is None or tonic_of(estimate) != tonic_of(tonic) or mode not in ("?", mode_of(estimate)):
         return None
     return transpose_key(key_name(tonic_of(tonic), mode_of(estimate)), take.transposition)
-
-
-def _declared_keys(piece: Piece, take: Take) -> set[str | None]:
-    ends = [tick for tick, _ in piece.keys[1:]] + [piece.length]
-    return {
-        key
-        for _, begin, end in passes(piece, take)
-        for (tick, key), stop in zip(piece.keys, ends, strict=True)
-        if max(begin, tick) < min(end, stop)
-    }
 
 
 def _beats(piece: Piece, take: Take) -> tuple[list[float] | None, list[float] | None, float | None]:
@@ -71,16 +70,3 @@ def _beats(piece: Piece, take: Take) -> tuple[list[float] | None, list[float] | 
     periods = np.unique(beats[:, PERIOD])
     tempo_bpm = round(60 / (periods[0] * tick_s), 4) if len(periods) == 1 else None
     return times_s.tolist(), times_s[beats[:, DOWNBEAT] == 1].tolist(), tempo_bpm
-
-
-def _instruments(piece: Piece, take: Take) -> list[str]:
-    """Returns the General MIDI families that sound in the window, in MIDI order."""
-    notes = notes_of(piece, take)
-    heard = np.minimum(notes.end_s, take.seconds) - np.maximum(notes.onset_s, 0) >= _HEARD_S
-    families = {family(take.programs[part]) for part in np.unique(notes.part[heard])}
-    return [name for name in FAMILIES if name in families]
-
-
-def _note_density(piece: Piece, take: Take) -> float:
-    """Returns the onsets per second in the window, with each note of a chord counted."""
-    return round(float(np.count_nonzero(notes_of(piece, take).onset_s >= 0)) / take.seconds, 4)

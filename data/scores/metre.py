@@ -72,7 +72,12 @@ def beat_grid(measures: Sequence[Measure]) -> BarGrid:
         index += 2 if joined else 1
     if last_bar is None:
         return BarGrid(tuple(beats), tuple(unmetred), end)
-    length = _length_to_repeat(*last_bar, end=end, pickup=_pickup(measures))
+    # a repetition continues the metre at the next barline, less the pickup if there is one
+    first = measures[0]
+    whole = last == 0 or first.length >= first.nominal or _complete_each_other(first, measures[1])
+    length = last_bar[0] - (0 if whole else first.length)
+    while length < end:
+        length += last_bar[1].nominal
     seam = [beat for beat in _bar_beats(last_bar[0], last_bar[1], until=length) if beat[0] >= end]  # beats of the gap
     return BarGrid((*beats, *seam), tuple(unmetred), length)
 
@@ -84,21 +89,3 @@ def _bar_beats(start: int, bar: Measure, *, until: int) -> list[Beat]:
 def _complete_each_other(bar: Measure, following: Measure) -> bool:
     """Returns True if two measures are parts of one bar, as around a repeat sign."""
     return following.nominal == bar.nominal == bar.length + following.length
-
-
-def _pickup(measures: Sequence[Measure]) -> int:
-    first = measures[0]
-    if len(measures) == 1 or first.length >= first.nominal or _complete_each_other(first, measures[1]):
-        return 0
-    return first.length
-
-
-def _length_to_repeat(start: int, bar: Measure, *, end: int, pickup: int) -> int:
-    """Returns the first tick from `end` where a repetition continues the metre of the last bar.
-
-    That is a barline, less the pickup if there is one.
-    """
-    length = start - pickup
-    while length < end:
-        length += bar.nominal
-    return length

@@ -17,9 +17,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from data.scores.catalogue import Candidate, read_text, split_tunes
-from data.scores.keys import MODES, TONICS
 from data.scores.metre import BarGrid, Measure, beat_grid, beat_quarters
-from data.scores.pieces import TICKS_PER_QUARTER, Piece, UnusableScoreError
+from data.scores.pieces import MODES, TICKS_PER_QUARTER, TONICS, Piece, UnusableScoreError
 
 MIN_NOTES = 16
 MIN_QUARTERS = 12
@@ -38,7 +37,26 @@ def parse_piece(candidate: Candidate, corpus: Path) -> Piece:
         UnusableScoreError: the file cannot be read, or the piece cannot be played and labelled.
     """
     with _one_collection():
-        return _parse(candidate, corpus)
+        score = _read_score(candidate, corpus)
+        parts = list(score.parts)
+        sounding = [notes for part in parts if (notes := _clean(_merge_ties(_notes(part))))]
+        rows = [(*note, index) for index, notes in enumerate(sounding) for note in notes]
+        _require_music(rows, parts=len(sounding))
+        array = np.array(sorted(rows, key=lambda n: (n[0], n[3], n[2])), dtype=np.int64)
+        end = int((array[:, 0] + array[:, 1]).max())
+        grid = _grid(parts, end)
+        title = score.metadata.bestTitle if score.metadata is not None else None
+        return Piece(
+            uid=candidate.uid,
+            collection=candidate.collection.name,
+            title=re.sub(r"\s+", " ", title or "").strip() or candidate.uid,
+            work=candidate.work,
+            notes=array,
+            beats=np.array(grid.beats, dtype=np.int64).reshape(-1, 3),
+            unmetred=grid.unmetred,
+            keys=_keys(parts, witness=candidate.collection.key_witness),
+            length=max(grid.length, end),
+        )
 
 
 @contextmanager
@@ -57,28 +75,6 @@ def _one_collection() -> Iterator[None]:
         gc.unfreeze()
         if enabled:
             gc.enable()
-
-
-def _parse(candidate: Candidate, corpus: Path) -> Piece:
-    score = _read_score(candidate, corpus)
-    parts = list(score.parts)
-    sounding = [notes for part in parts if (notes := _clean(_merge_ties(_notes(part))))]
-    rows = [(*note, index) for index, notes in enumerate(sounding) for note in notes]
-    _require_music(rows, parts=len(sounding))
-    array = np.array(sorted(rows, key=lambda n: (n[0], n[3], n[2])), dtype=np.int64)
-    end = int((array[:, 0] + array[:, 1]).max())
-    grid = _grid(parts, end)
-    return Piece(
-        uid=candidate.uid,
-        collection=candidate.collection.name,
-        title=_title(score, candidate),
-        work=candidate.work,
-        notes=array,
-        beats=np.array(grid.beats, dtype=np.int64).reshape(-1, 3),
-        unmetred=grid.unmetred,
-        keys=_keys(parts, witness=candidate.collection.key_witness),
-        length=max(grid.length, end),
-    )
 
 
 def _read_score(candidate: Candidate, corpus: Path) -> Any:
@@ -124,24 +120,17 @@ def _require_music(notes: list[tuple[int, int, int, int]], *, parts: int) -> Non
 def _notes(part: Any) -> Iterator[tuple[int, int, int, str]]:
     """Yields (onset, duration, sounding pitch, tie); tie is "start", "continue", "stop" or ""."""
     shift = _transposition(part)
-    for offset, element in _elements(part):
+    measures = part.getElementsByClass("Measure")
+    inside = [(measure.offset, measure) for measure in measures]
+    inside += [(measure.offset + voice.offset, voice) for measure in measures for voice in measure.voices]
+    elements = ((start + element.offset, element) for start, container in inside for element in container.notesAndRests)
+    for offset, element in elements:
         if not (element.isNote or element.isChord) or "Harmony" in element.classes or element.duration.isGrace:
             continue  # chord symbols are not played, and grace notes have no duration
         onset, duration = _ticks(offset), _ticks(element.quarterLength)
         for note in element.notes if element.isChord else (element,):
             if "Unpitched" not in note.classes and duration > 0:
                 yield onset, duration, note.pitch.midi + shift, note.tie.type if note.tie else ""
-
-
-def _elements(part: Any) -> Iterator[tuple[Any, Any]]:
-    """Yields (offset in the part, note or rest) of all measures and voices."""
-    for container in part.getElementsByClass("Measure"):
-        base = container.offset
-        for element in container.notesAndRests:
-            yield base + element.offset, element
-        for voice in container.voices:
-            for element in voice.notesAndRests:
-                yield base + voice.offset + element.offset, element
 
 
 def _transposition(part: Any) -> int:
@@ -181,37 +170,30 @@ def _clean(notes: list[Note]) -> list[Note]:
 
 def _grid(parts: list[Any], end: int) -> BarGrid:
     """Returns the beats; none without a metre, if voices disagree, or if much of the score does not fit."""
-    metres = [_metres(part) for part in parts]
+    metres = [
+        {
+            _ticks(measure.offset): (signature.numerator, signature.denominator)
+            for measure in part.getElementsByClass("Measure")
+            for signature in measure.getElementsByClass("TimeSignature")
+        }
+        for part in parts
+    ]
     unmetred = BarGrid((), ((0, end),), end)
     if not metres[0] or any(metre != metres[0] for metre in metres[1:]) or min(metres[0]) > 0:
         return unmetred
-    measures = _measures(parts[0], metres[0], end=end)
+    starts = sorted({_ticks(measure.offset) for measure in parts[0].getElementsByClass("Measure")})
+    measures = []
+    numerator, denominator = metres[0][0]
+    for start, stop in zip(starts, [*starts[1:], max(end, _ticks(parts[0].highestTime))], strict=True):
+        numerator, denominator = metres[0].get(start, (numerator, denominator))
+        nominal = _ticks(Fraction(4 * numerator, denominator))
+        if stop > start:
+            measures.append(Measure(start, stop - start, nominal, _ticks(beat_quarters(numerator, denominator))))
     if not measures:
         return unmetred
     grid = beat_grid(measures)
     lost = sum(stop - start for start, stop in grid.unmetred)
     return unmetred if lost > _MAX_UNMETRED_SHARE * end else grid
-
-
-def _metres(part: Any) -> dict[int, tuple[int, int]]:
-    """Returns (numerator, denominator) by start tick."""
-    return {
-        _ticks(measure.offset): (signature.numerator, signature.denominator)
-        for measure in part.getElementsByClass("Measure")
-        for signature in measure.getElementsByClass("TimeSignature")
-    }
-
-
-def _measures(part: Any, metres: dict[int, tuple[int, int]], *, end: int) -> list[Measure]:
-    starts = sorted({_ticks(measure.offset) for measure in part.getElementsByClass("Measure")})
-    measures = []
-    numerator, denominator = metres[0]
-    for start, stop in zip(starts, [*starts[1:], max(end, _ticks(part.highestTime))], strict=True):
-        numerator, denominator = metres.get(start, (numerator, denominator))
-        nominal = _ticks(Fraction(4 * numerator, denominator))
-        if stop > start:
-            measures.append(Measure(start, stop - start, nominal, _ticks(beat_quarters(numerator, denominator))))
-    return measures
 
 
 def _keys(parts: list[Any], *, witness: str) -> tuple[tuple[int, str | None], ...]:
@@ -230,11 +212,6 @@ def _keys(parts: list[Any], *, witness: str) -> tuple[tuple[int, str | None], ..
                 f"{TONICS[signature.tonic.pitchClass]} {'?' if open_mode else mode}" if mode in MODES else None
             )
     return tuple(sorted(keys.items()))
-
-
-def _title(score: Any, candidate: Candidate) -> str:
-    title = score.metadata.bestTitle if score.metadata is not None else None
-    return re.sub(r"\s+", " ", title or "").strip() or candidate.uid
 
 
 def _ticks(quarters: Any) -> int:

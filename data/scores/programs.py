@@ -8,51 +8,23 @@ voiced so). A mistuned patch would make a wrong key label.
 import numpy as np
 
 FAMILIES = (
-    "piano",
-    "chromatic percussion",
-    "organ",
-    "guitar",
-    "bass",
-    "strings",
-    "ensemble",
-    "brass",
-    "reed",
-    "pipe",
-    "synth lead",
-    "synth pad",
-    "synth effects",
-    "ethnic",
-    "percussive",
-    "sound effects",
+    *("piano", "chromatic percussion", "organ", "guitar", "bass", "strings", "ensemble", "brass"),
+    *("reed", "pipe", "synth lead", "synth pad", "synth effects", "ethnic", "percussive", "sound effects"),
 )
 PROGRAMS_PER_FAMILY = 8
 
-LEFT_OUT = {
-    9: "glockenspiel: its partials outweigh the fundamental below C5",
-    21: "accordion: 54 to 68 cents flat above C5",
-    22: "harmonica: 36 cents flat at G4 and C5",
-    23: "bandoneon: 56 to 68 cents flat above C5",
-    31: "guitar harmonics: a third flat",
-    47: "timpani: inharmonic",
-    52: "choir aahs: vibrato of more than 30 cents in the bass",
-    54: "synth vox: silent above A6",
-    55: "orchestra hit: a chord",
-    65: "alto sax: silent at E4",
-    67: "baritone sax: silent above B5",
-    68: "oboe: silent below B1",
-    76: "bottle: 32 cents flat above G5",
-    77: "shakuhachi: 260 cents sharp below C4",
-    78: "whistle: a sixth flat, silent above G5",
-    86: "fifth saw wave: sounds in fifths",
-    97: "soundtrack: sounds in fifths",
-    98: "crystal: inharmonic at E3",
-    101: "goblin: noise with a wandering pitch",
-    102: "echo drops: repeats notes out of time",
-    112: "tinkle bell: a fifth of a tone between keys",
-    113: "agogo: 16 cents sharp and gone in a moment",
-    **dict.fromkeys(range(115, 120), "percussion without a pitch"),
-    **dict.fromkeys(range(120, 128), "sound effect"),
-}
+LEFT_OUT = frozenset(
+    (
+        *(21, 22, 23, 76),  # 32 to 68 cents flat in the treble: accordion, harmonica, bandoneon, bottle
+        *(31, 77, 78),  # guitar harmonics a third flat, shakuhachi two semitones sharp, whistle a sixth flat
+        *(54, 65, 67, 68),  # silent at some pitches: synth vox, alto and baritone sax, oboe
+        *(9, 47, 98),  # inharmonic, or without a fundamental: glockenspiel, timpani, crystal
+        *(55, 86, 97),  # sound as chords: orchestra hit, fifth saw wave, soundtrack
+        *(52, 101, 102),  # vibrato of 30 cents, a wandering pitch, repeats out of time: choir aahs, goblin, echo drops
+        *(112, 113),  # a fifth of a tone between keys, and gone in a moment: tinkle bell, agogo
+        *range(115, 128),  # percussion and sound effects, without a pitch
+    )
+)
 
 # Level in dB of half a second at velocity 102, mean over pitches 45 to 79. Patches differ by 20 dB: beside a loud one,
 # a quiet one would be labelled but not heard.

@@ -5,11 +5,10 @@ The synthesiser runs at 24 kHz, which takes half the time of 48 kHz with filteri
 """
 
 import io
-import wave
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from data.scores.programs import channel_volume
 from data.scores.takes import LEAD_S, Notes, Take
@@ -23,21 +22,11 @@ _MAX_VOICES = 256
 _HEADROOM_DB = -12.0
 
 
-@dataclass(frozen=True, eq=False)
-class RenderJob:
-    """A take to render, and its file."""
-
-    take: Take
-    notes: Notes
-    path: Path
-    soundfont: Path
-
-
-def render_job(job: RenderJob) -> None:
+def render_job(job: tuple[Take, Notes, Path], *, soundfont: Path) -> None:
     """Writes the audio of a take; the file appears once complete."""
-    audio_S = render_take(job.take, job.notes, soundfont=job.soundfont)
-    with atomic_file(job.path) as temporary:
-        temporary.write_bytes(wav_bytes(audio_S))
+    take, notes, path = job
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(wav_bytes(render_take(take, notes, soundfont=soundfont)))
 
 
 def wav_size(seconds: float) -> int:
@@ -104,9 +93,5 @@ def wav_bytes(audio_S: np.ndarray) -> bytes:
     """Returns a mono WAV file of 16-bit samples for audio within [-1, 1]."""
     codes = np.rint(np.clip(audio_S, -1, 1) * 32767).astype("<i2")
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE_HZ)
-        file.writeframes(codes.tobytes())
+    soundfile.write(buffer, codes, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
     return buffer.getvalue()

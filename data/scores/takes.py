@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.scores.keys import MODES, mode_of, tonic_of
-from data.scores.pieces import DURATION, ONSET, PART, PITCH, Piece
+from data.scores.pieces import DURATION, MODES, ONSET, PART, PITCH, Piece, mode_of, tonic_of
 from data.scores.programs import draw_program
 from pupujepa.randomness import generator
 

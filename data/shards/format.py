@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from hashlib import blake2b, sha256
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -196,7 +197,10 @@ def read_npy(content: bytes | memoryview) -> np.ndarray:
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     stream = io.BytesIO(header)
     np.lib.format.read_magic(stream)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    try:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (SyntaxError, TokenError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"the header of the array is damaged ({error})") from error
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
     return shape, fortran_order, dtype
@@ -230,10 +234,14 @@ def read_index(content: bytes | Path, *, origin: str = "index", expected_sha256:
     try:
         raw = json.loads(content)
         index = ShardIndex(**{name: tuple(column) for name, column in raw.items()})
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(f"{origin} is not the index of a shard ({error}); restore it or rebuild") from error
     if len({len(column) for column in vars(index).values()}) != 1:
         raise ShardError(f"{origin} has columns of different lengths; restore it or rebuild")
+    for name, column in vars(index).items():
+        kind = str if name in ("key", "uid") else int
+        if not set(map(type, column)) <= {kind} or (kind is int and min(column, default=0) < 0):
+            raise ShardError(f"{origin} has a column {name} of other values; restore it or rebuild")
     return index
 
 

@@ -5,14 +5,16 @@ each shard, which readers check.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_type_hints
 
 from data.store.store import MissingObjectError, open_store
 from pupujepa.errors import UserError
+from pupujepa.names import require_plain_path
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -97,18 +99,22 @@ def from_json(text: bytes, *, origin: str = MANIFEST_NAME) -> Manifest:
 
     Raises:
         ManifestError: not JSON, another format version, missing or unknown fields; the message names `origin`.
+        UserError: a shard's name leads out of the folder.
     """
     remedy = "the shard set cannot be trusted; build it again with `python -m data build`"
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{origin} is not JSON ({error}); {remedy}") from error
     if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
         found = raw.get("format_version") if isinstance(raw, dict) else None
+        if isinstance(found, int) and found > FORMAT_VERSION:
+            remedy = "update this program"
         raise ManifestError(f"{origin} has format version {found!r}, this code reads {FORMAT_VERSION}; {remedy}")
     _require_fields(Manifest, raw, origin=origin)
     for shard in raw["shards"]:
         _require_fields(ShardEntry, shard, origin=origin)
+        require_plain_path(shard["name"], origin=origin)
     shards = tuple(ShardEntry(**shard) for shard in raw.pop("shards"))
     return Manifest(shards=shards, **raw)
 
@@ -141,16 +147,32 @@ def write_manifest(url: str, manifest: Manifest) -> None:
     open_store(url).write(MANIFEST_NAME, to_json(manifest))
 
 
-def _require_fields(schema: type, raw: Mapping[str, Any], *, origin: str) -> None:
-    expected, found = _field_names(schema), raw.keys()
-    if expected != found:
-        missing, unknown = sorted(expected - found), sorted(found - expected)
+def _require_fields(schema: type, raw: Any, *, origin: str) -> None:
+    if not isinstance(raw, dict):
+        raise ManifestError(f"{origin}: {str(raw)[:40]} is not a {schema.__name__}; build the shards again")
+    expected, found = _field_types(schema), raw.keys()
+    if expected.keys() != found:
+        missing, unknown = sorted(expected.keys() - found), sorted(found - expected.keys())
         raise ManifestError(
             f"{origin}: {schema.__name__} lacks fields {missing} and has unknown fields {unknown}, so another version "
             "wrote it; build the shards again with `python -m data build`"
         )
+    for name, kinds in expected.items():
+        value = raw[name]
+        if (
+            not isinstance(value, kinds)
+            or isinstance(value, bool)
+            or (value != value)
+            or value in (math.inf, -math.inf)
+        ):
+            raise ManifestError(f"{origin}: {name} is {str(value)[:40]}; build the shards again")
+        if isinstance(value, int) and value < 0 and name not in ("lo", "hi", "mean"):
+            raise ManifestError(f"{origin}: {name} is {value}, less than nothing; build the shards again")
 
 
 @cache
-def _field_names(schema: type) -> frozenset[str]:
-    return frozenset(field.name for field in fields(schema))
+def _field_types(schema: type) -> dict[str, tuple[type, ...]]:
+    """Returns the JSON types of each field; a whole number may stand for a real one."""
+    kinds = {int: (int,), float: (int, float), str: (str,)}
+    hints = get_type_hints(schema)
+    return {f.name: kinds.get(hints[f.name], (list,) if f.name == "shards" else (dict,)) for f in fields(schema)}

@@ -3,6 +3,7 @@
 A written file appears under its name only when it is complete and on disk: readers take an existing file as complete.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from pupujepa.durable import PART_SUFFIX, atomic_file
 from pupujepa.errors import UserError
 
 Location = str
+# a disk, a server or a limit that fails now
+_PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT})
 
 
 class StoreError(UserError):
@@ -172,9 +175,26 @@ class LocalStore(Store):
     def list(self, prefix: str = "") -> list[str]:
         """Returns the sorted paths below the folder that begin with `prefix`."""
         # no unfinished files
-        files = (file for file in self.root.rglob("*") if file.is_file() and file.suffix != PART_SUFFIX)
-        names = (file.relative_to(self.root).as_posix() for file in files)
+        files = (file for file in self._files() if file.is_file() and file.suffix != PART_SUFFIX)
+        with _named(self.url):
+            names = [file.relative_to(self.root).as_posix() for file in files]
         return sorted(name for name in names if name.startswith(prefix))
+
+    def _files(self) -> Iterator[Path]:
+        """Yields all files below the folder.
+
+        Raises:
+            OSError: it cannot be read now, where rglob would yield none.
+        """
+
+        def tell(error: OSError) -> None:
+            # a subfolder of somebody else, such as lost+found, is left out
+            is_root = error.filename == os.fspath(self.root) and not isinstance(error, FileNotFoundError)
+            if is_root or error.errno in _PASSING:
+                raise error
+
+        for folder, _, names in os.walk(self.root, onerror=tell):
+            yield from (Path(folder, name) for name in names)
 
     def versions(self, prefix: str = "") -> dict[str, str]:
         """Returns the length and modification time of each file."""
@@ -209,4 +229,11 @@ def _named(location: Location) -> Iterator[None]:
     except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         raise StoreError(
             f"{location} cannot be used: {error.strerror}; choose another path or fix its permissions"
+        ) from error
+    except OSError as error:
+        if error.errno not in _PASSING:
+            raise
+        raise StoreError(
+            f"{error.filename or location} cannot be used now ({error.strerror}, errno {error.errno}), which says "
+            "nothing about its content; remedy that and run again"
         ) from error

@@ -7,6 +7,8 @@ appends a row, rank 0 checks that its generation is the newest.
 A generation is a file, RUN/generations/0000003, created with O_EXCL, and an object beside checkpoints in an object
 store, created only if it does not exist. Some stores ignore that condition and let two starts take one number. Then
 the later token stays, and the earlier start stops at its next check.
+
+Each check asks for two names, whatever the number of starts: its own, and the next one. The newest hundred are kept.
 """
 
 import json
@@ -25,6 +27,7 @@ from distributed.run.wandb import FINISHED
 from pupujepa.errors import UserError
 
 GENERATIONS = "generations"
+KEPT_GENERATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,11 @@ class Fence:
         """
         if self.beside is not None:
             self.beside.require_current()
-        newest = max(generations(self.store), default=0)
-        by = read_generation(self.store, newest)
-        if newest > self.generation or by.get("token") != self.token:
+        # in this order: old generations are deleted oldest first, so with the next one gone, the own one is gone too
+        newer = self.store.exists(_name(self.generation + 1))
+        if newer or read_generation(self.store, self.generation).get("token") != self.token:
+            newest = max(generations(self.store), default=0)
+            by = read_generation(self.store, newest)
             raise SupersededError(
                 f"generation {self.generation} of the run at {self.store.url} is over: generation {newest} was started"
                 f"{_where(by)}, so this process (pid {os.getpid()} on {socket.gethostname()}) must not write; end "
@@ -90,7 +95,8 @@ def take_generation(root: Path | str, *, facts: Mapping[str, Any]) -> Fence:
     store = open_store(f"{str(root).rstrip('/')}/{GENERATIONS}")
     about = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "host": socket.gethostname(), "pid": os.getpid(), **facts}
     while True:
-        number, token = max(generations(store), default=0) + 1, secrets.token_hex(8)
+        taken, token = generations(store), secrets.token_hex(8)
+        number = max(taken, default=0) + 1
         content = json.dumps({"token": token, **about}) + "\n"
         try:
             made = store.create(_name(number), content.encode())
@@ -101,19 +107,25 @@ def take_generation(root: Path | str, *, facts: Mapping[str, Any]) -> Fence:
             ) from error
         # check the token: a store that ignores the condition lets another start overwrite it
         if made and read_generation(store, number).get("token") == token:
+            for old in taken[: 1 - KEPT_GENERATIONS]:
+                store.remove(_name(old))
             return Fence(store, number, token)
 
 
 def generations(store: Store) -> list[int]:
-    """Returns the generations taken so far."""
+    """Returns the newest generations taken so far, in order."""
     return sorted(int(name) for name in store.list() if name.isdigit())
 
 
 def read_generation(store: Store, number: int) -> dict[str, Any]:
-    """Reads the record of a start; empty while that start is still writing it."""
+    """Reads the record of a start; empty while that start is still writing it.
+
+    Raises:
+        StoreError: the store cannot be reached, which says nothing about newer starts.
+    """
     try:
         return json.loads(store.read(_name(number)))
-    except (MissingObjectError, ValueError):
+    except (MissingObjectError, json.JSONDecodeError, UnicodeDecodeError):
         return {}
 
 

@@ -9,17 +9,24 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, unreadable
+from pupujepa.names import require_plain_path
 
 MANIFEST_NAME = "manifest.json"
 STEP_NAME = re.compile(r"step-(\d{7,})")
 # version 1 has no digest of the manifest itself
 FORMAT_VERSION, _READ_VERSIONS = 2, (1, 2)
+# the only failures to read that are damage: the file is gone
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _RANK_OF_FILE = re.compile(r"(?:zero_pp_rank_|rank-)(\d+)")
 
 
 class CheckpointError(UserError):
     """A checkpoint cannot be used or made."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is not as it was written; only this error lets an older one take its place."""
 
 
 @dataclass(frozen=True)
@@ -66,36 +73,52 @@ def parse_manifest(content: bytes, where: str) -> CheckpointManifest:
     """Parses a manifest of the checkpoint `where`.
 
     Raises:
-        CheckpointError: a bit of it has changed, or its format is unknown.
+        DamagedError: a bit of it has changed.
+        CheckpointError: a newer program wrote it. UserError: it names a file outside the checkpoint.
     """
     try:
         manifest = json.loads(content)
         version, files = manifest["format_version"], manifest["files"]
         facts = {key: value for key, value in manifest.items() if key not in ("files", "manifest_sha256")}
         facts["step"] = int(facts["step"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {where} has no readable {MANIFEST_NAME} ({error})") from error
-    if version not in _READ_VERSIONS:
-        known = " and ".join(map(str, _READ_VERSIONS))
-        raise CheckpointError(f"checkpoint {where} has format version {version}, but this code reads {known}")
+        names = list(files.keys())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"checkpoint {where} has no readable {MANIFEST_NAME} ({error})") from error
     told = {key: value for key, value in facts.items() if key != "format_version"}
+    as_written = render_manifest(told, files)
+    if version not in _READ_VERSIONS:
+        # a flipped bit of the version leaves the digest of the version that was written
+        if not _is_newer(version) or json.loads(as_written)["manifest_sha256"] == manifest.get("manifest_sha256"):
+            raise DamagedError(f"checkpoint {where} has a damaged {MANIFEST_NAME}: format version {version!r}")
+        raise CheckpointError(
+            f"checkpoint {where} has format version {version}, and this program reads up to {FORMAT_VERSION}, so it "
+            f"was not judged; update the program to continue"
+        )
     # rendering it again detects any changed bit, also in white space
-    if version > 1 and render_manifest(told, files).encode() != content:
-        raise CheckpointError(f"checkpoint {where} has a damaged {MANIFEST_NAME}: its own digest does not match")
+    if version > 1 and as_written.encode() != content:
+        raise DamagedError(f"checkpoint {where} has a damaged {MANIFEST_NAME}: its own digest does not match")
+    for name in names:
+        require_plain_path(name, origin=f"{MANIFEST_NAME} of checkpoint {where}")
     return CheckpointManifest(facts, files, sha256(content).hexdigest())
 
 
 def read_checkpoint_manifest(path: Path) -> CheckpointManifest:
-    """Reads the manifest of the checkpoint at `path`; raises CheckpointError."""
+    """Reads the manifest of the checkpoint at `path`.
+
+    Raises:
+        UserError: as `parse_manifest`, or it cannot be read now.
+    """
     try:
         content = (path / MANIFEST_NAME).read_bytes()
+    except _MISSING as error:
+        raise DamagedError(f"checkpoint {path} has no readable {MANIFEST_NAME} ({error})") from error
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST_NAME} ({error})") from error
+        raise unreadable(path / MANIFEST_NAME, error) from error
     return parse_manifest(content, str(path))
 
 
 def checkpoint_at(path: Path) -> Checkpoint:
-    """Returns the checkpoint at `path` without verifying its files; raises CheckpointError."""
+    """Returns the checkpoint at `path` without verifying its files; raises as `read_checkpoint_manifest`."""
     manifest = read_checkpoint_manifest(path)
     return Checkpoint(path, manifest.facts["step"], manifest.facts, manifest.digest)
 
@@ -119,7 +142,11 @@ def owner(path: Path, world_size: int) -> int:
 
 
 def file_damage(path: Path, entry: Mapping[str, Any]) -> str:
-    """Returns the damage of a file as a sentence, "" if it is intact."""
+    """Returns the damage of a file as a sentence, "" if it is intact.
+
+    Raises:
+        UserError: it cannot be read now, which says nothing about its content.
+    """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -127,9 +154,15 @@ def file_damage(path: Path, entry: Mapping[str, Any]) -> str:
                 return f"{path} has {size} bytes instead of {entry['bytes']}"
             if file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 return f"{path} is damaged: its sha256 is not the one that was written"
-    except OSError as error:
+    except _MISSING as error:
         return f"{path} cannot be read ({error.strerror})"
+    except OSError as error:
+        raise unreadable(path, error) from error
     return ""
+
+
+def _is_newer(version: Any) -> bool:
+    return isinstance(version, int) and version > FORMAT_VERSION
 
 
 def _dumps(value: Any) -> str:

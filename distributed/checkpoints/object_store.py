@@ -17,6 +17,7 @@ from distributed.checkpoints.manifest import (
     STEP_NAME,
     CheckpointError,
     CheckpointManifest,
+    DamagedError,
     file_damage,
     files_below,
     parse_manifest,
@@ -39,6 +40,9 @@ class ObjectPrefix:
     def temporary(self, step: int) -> Path:
         """Such as STAGING/step-0000100-g3.tmp."""
         return self.staging / f"{step_name(step)}-g{self._own}.tmp"
+
+    def recover(self) -> None:
+        """Does nothing: without its manifest, nothing marks a checkpoint as complete."""
 
     def prepare(self, step: int) -> None:
         """Does nothing, because training waits and a store may be slow; `commit` cleans."""
@@ -84,7 +88,7 @@ class ObjectPrefix:
     def damage(self, step: int, topology: Topology) -> str:
         """Downloads and verifies a checkpoint on local rank 0.
 
-        Raises StoreError if the store cannot be reached.
+        Raises StoreError if the store cannot be reached, and as `parse_manifest`.
         """
         if topology.local_rank:
             return ""
@@ -92,7 +96,7 @@ class ObjectPrefix:
             content = self.store.read(f"{step_name(step)}/{MANIFEST_NAME}")
             manifest = parse_manifest(content, self.store.locate(step_name(step)))
             return self._fetch(step, manifest, content)
-        except (MissingObjectError, CheckpointError) as error:
+        except (MissingObjectError, DamagedError) as error:
             return str(error)
 
     def path(self, step: int) -> Path:

@@ -16,6 +16,7 @@ from distributed.checkpoints.object_store import ObjectPrefix
 from distributed.checkpoints.shared_directory import POINTER_NAME, CheckpointPlace, SharedDirectory
 from distributed.processes.topology import Topology
 from distributed.run.directory import RunDirectory
+from pupujepa.errors import UserError
 
 # a reader verifies all files alone
 _ALONE = Topology()
@@ -23,14 +24,14 @@ _ALONE = Topology()
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts about a checkpoint, from its manifest; `damage` is "" if it is whole."""
+    """Facts about a checkpoint, from its manifest; `fault` is "" if it is whole."""
 
     step: int
     size_bytes: int
     world_size: int | None
     zero_stage: int | None
     generation: int | None
-    damage: str
+    fault: str
 
 
 def checkpoint_place(
@@ -75,14 +76,16 @@ def committed(place: Path | CheckpointPlace, *, step: int | None = None) -> Chec
 
 def inspect(place: CheckpointPlace, step: int) -> Inspection:
     """Verifies a checkpoint and returns its facts."""
-    damage = place.damage(step, _ALONE)
+    fault = ""
     try:
+        damage = place.damage(step, _ALONE)
+        fault = damage and f"damaged: {damage}"
         manifest = read_checkpoint_manifest(place.path(step))
-    except CheckpointError as error:
-        return Inspection(step, 0, None, None, None, damage or str(error))
+    except UserError as error:
+        return Inspection(step, 0, None, None, None, fault or f"not verified: {error}")
     facts = manifest.facts
     told = (facts.get("world_size"), facts.get("zero_stage"), facts.get("generation"))
-    return Inspection(step, manifest.size_bytes, *told, damage)
+    return Inspection(step, manifest.size_bytes, *told, fault)
 
 
 def _where(place: CheckpointPlace) -> str:

@@ -6,6 +6,7 @@ weights and moments from the files, from any stage into any other.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distributed.checkpoints.manifest import Checkpoint, CheckpointError
-from distributed.checkpoints.saved_engine import MOMENTS, WEIGHTS, SavedEngine
+from distributed.checkpoints.saved_engine import MOMENTS, WEIGHTS, SavedEngine, read_state_file
 from distributed.checkpoints.state import ENGINE_FOLDER
 
 
@@ -27,6 +28,7 @@ def load_engine(engine: Any, found: Checkpoint) -> None:
     now = (dist.get_world_size(), engine.zero_optimization_stage())
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     if saved == now:
+        engine.checkpoint_engine.load = _load_plainly
         path, _ = engine.load_checkpoint(str(found.path), tag=ENGINE_FOLDER)
         if path is None:
             raise CheckpointError(f"DeepSpeed could not load {ENGINE_FOLDER} from {found.path}")
@@ -36,6 +38,11 @@ def load_engine(engine: Any, found: Checkpoint) -> None:
     for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay
     dist.barrier()
+
+
+def _load_plainly(path: str, map_location: Any = None) -> dict[str, Any]:
+    """Loads for DeepSpeed's checkpoint engine, whose own way would run the code of a file."""
+    return read_state_file(Path(path))
 
 
 def take_apart(engine: Any, found: Checkpoint) -> None:

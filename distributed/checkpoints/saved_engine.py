@@ -7,23 +7,34 @@ concatenated from its pieces on request. So a rank reads what it needs and holds
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from distributed.checkpoints.manifest import CheckpointError
 
 WEIGHTS, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
 KEYS = (WEIGHTS, *MOMENTS)
+# DeepSpeed's classes in its files: plain records, which run no code of a file
+_CLASSES = frozenset(
+    {
+        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    }
+)
 
 
 class SavedEngine:
     """Weights and AdamW's moments of a checkpoint.
 
     Args:
-        folder: DeepSpeed's folder; verify it first, its files are pickles.
+        folder: DeepSpeed's folder; verify it first.
         world_size, stage: of the run that wrote it.
         names: required parameters.
     """
@@ -58,7 +69,7 @@ def _cut_by_group(folder: Path, world_size: int) -> Iterator[tuple[str, str, Ten
 
 
 def _cut_by_parameter(folder: Path, world_size: int) -> Iterator[tuple[str, str, Tensor]]:
-    shapes = _load(folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")["param_shapes"]
+    shapes = read_state_file(folder / "zero_pp_rank_0_mp_rank_00_model_states.pt", mapped=True)["param_shapes"]
     for rank in range(world_size):
         saved = _optimizer_of(folder, rank)
         for group, shape_of in enumerate(shapes):
@@ -79,8 +90,32 @@ _PIECES = {1: _cut_by_group, 2: _cut_by_group, 3: _cut_by_parameter}
 
 
 def _optimizer_of(folder: Path, rank: int) -> dict[str, Any]:
-    return _load(folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+    path = folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    return read_state_file(path, mapped=True)["optimizer_state_dict"]
 
 
-def _load(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+def read_state_file(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Reads a file of torch.save without running code that a foreign file may hold.
+
+    Args:
+        mapped: map it into memory instead of reading it.
+
+    Raises:
+        CheckpointError: it holds other classes than DeepSpeed's records.
+    """
+    try:
+        held = set(get_unsafe_globals_in_checkpoint(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a state of this program ({error}); do not use this copy") from error
+    if strange := sorted(held - _CLASSES):
+        raise CheckpointError(
+            f"{path} holds {', '.join(strange[:3])}, which no checkpoint of this program has and which could run "
+            f"foreign code; do not use this copy"
+        )
+    with safe_globals([_class_of(name) for name in held]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _class_of(name: str) -> Any:
+    module, _, own = name.rpartition(".")
+    return getattr(import_module(module), own)

@@ -7,6 +7,7 @@ So a folder with such a name is whole, or was damaged later. For an object store
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from distributed.checkpoints.manifest import (
     MANIFEST_NAME,
     STEP_NAME,
     CheckpointError,
+    DamagedError,
     file_damage,
     files_below,
     read_checkpoint_manifest,
@@ -22,15 +24,18 @@ from distributed.checkpoints.manifest import (
 from distributed.processes.topology import Topology
 from distributed.run.directory import write_atomically
 from pupujepa.durable import sync
+from pupujepa.errors import unreadable
 
 POINTER_NAME = "LATEST"
 _TEMPORARY, _DELETED = ".tmp", ".deleted"
 # with the generation of its writer, so a superseded process cannot write into it
-_UNFINISHED = re.compile(r"step-\d{7,}(?:-g(\d+))?(?:\.tmp|\.deleted)")
+_UNFINISHED = re.compile(r"(step-\d{7,})(?:-g(\d+))?(?:\.tmp|\.deleted)")
 
 
 class CheckpointPlace(Protocol):
-    """The interface that a CheckpointStore needs; `prepare`, `commit` and `delete` are for rank 0 alone.
+    """The interface that a CheckpointStore needs.
+
+    `recover`, `prepare`, `commit` and `delete` are for rank 0 alone.
 
     generation: of the start that writes there; see fencing.py.
     """
@@ -39,6 +44,9 @@ class CheckpointPlace(Protocol):
 
     def temporary(self, step: int) -> Path:
         """Returns the local directory that a checkpoint is written into."""
+
+    def recover(self) -> None:
+        """Publishes checkpoints that were complete when their writer was killed."""
 
     def prepare(self, step: int) -> None:
         """Removes unfinished checkpoints."""
@@ -62,7 +70,11 @@ class CheckpointPlace(Protocol):
         """Returns the steps of all checkpoints, whole or not, newest first."""
 
     def damage(self, step: int, topology: Topology) -> str:
-        """Verifies this rank's share of a checkpoint; returns the damage as a sentence, "" if none."""
+        """Verifies this rank's share of a checkpoint; returns the damage as a sentence, "" if none.
+
+        Raises:
+            UserError: it cannot be judged now.
+        """
 
     def path(self, step: int) -> Path:
         """Returns the local folder of a checkpoint that `damage` found whole."""
@@ -81,6 +93,12 @@ class SharedDirectory:
     def temporary(self, step: int) -> Path:
         """Such as step-0000100-g3.tmp."""
         return self.root / f"{step_name(step)}{'' if self.generation is None else f'-g{self.generation}'}{_TEMPORARY}"
+
+    def recover(self) -> None:
+        """Gives checkpoints with a manifest their name: it is written last, so all their files are on disk."""
+        for manifest in sorted(self.root.glob(f"step-*{_TEMPORARY}/{MANIFEST_NAME}")):
+            if match := _UNFINISHED.fullmatch(manifest.parent.name):
+                self._publish(manifest.parent, self.root / match[1])
 
     def prepare(self, step: int) -> None:
         """Makes the temporary directory, and removes those of generations up to this one."""
@@ -101,7 +119,7 @@ class SharedDirectory:
 
     def commit(self, step: int, manifest: str, *, names: Iterable[str]) -> None:
         """Writes the manifest, then renames; raises CheckpointError, OSError."""
-        temporary, final = self.temporary(step), self.path(step)
+        temporary = self.temporary(step)
         found = {str(p.relative_to(temporary)) for p in files_below(temporary)}
         lost = sorted(found ^ set(names))
         if lost:
@@ -112,36 +130,33 @@ class SharedDirectory:
         write_atomically(temporary / MANIFEST_NAME, manifest)
         for directory in {p.parent for p in files_below(temporary)}:
             sync(directory)
-        if final.exists():
-            # damaged, so the resumed run trained these steps again
-            self.delete(step)
-        temporary.rename(final)
-        sync(self.root)
-        write_atomically(self.root / POINTER_NAME, final.name + "\n")
+        self._publish(temporary, self.path(step))
 
     def discard(self, step: int) -> None:
         """Removes the temporary directory; `clean` removes the rest if this fails."""
-        shutil.rmtree(self.temporary(step), ignore_errors=True)
+        with suppress(OSError):
+            _remove(self.temporary(step))
 
     def delete(self, step: int) -> None:
         """Renames a checkpoint, then deletes it: half a deletion must not look like a damaged checkpoint."""
-        path = self.path(step)
-        doomed = path.with_name(path.name + _DELETED)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(_set_aside(self.path(step)))
 
     def steps(self) -> list[int]:
         """Returns the steps by the names of the folders, newest first."""
-        if not self.root.is_dir():
+        try:
+            names = [path.name for path in self.root.iterdir()]
+        except FileNotFoundError:
             return []
-        return sorted((int(m[1]) for p in self.root.iterdir() if (m := STEP_NAME.fullmatch(p.name))), reverse=True)
+        except OSError as error:
+            raise unreadable(self.root, error) from error
+        return sorted((int(m[1]) for name in names if (m := STEP_NAME.fullmatch(name))), reverse=True)
 
     def damage(self, step: int, topology: Topology) -> str:
         """Verifies every world_size-th file."""
         path = self.path(step)
         try:
             files = read_checkpoint_manifest(path).files
-        except CheckpointError as error:
+        except DamagedError as error:
             return str(error)
         names = sorted(files)[topology.rank :: topology.world_size]
         return next((damage for name in names if (damage := file_damage(path / name, files[name]))), "")
@@ -152,13 +167,39 @@ class SharedDirectory:
 
     def latest(self) -> int | None:
         """Returns the step of the pointer; None without a valid one."""
-        pointer = self.root / POINTER_NAME
-        match = STEP_NAME.fullmatch(pointer.read_text().strip()) if pointer.is_file() else None
+        try:
+            match = STEP_NAME.fullmatch((self.root / POINTER_NAME).read_text().strip())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unreadable(self.root / POINTER_NAME, error) from error
         return int(match[1]) if match else None
 
     def clean(self) -> None:
         """Removes half-written and half-deleted checkpoints, except of newer generations."""
         for path in self.root.glob("step-*"):
             match = _UNFINISHED.fullmatch(path.name)
-            if match and (match[1] is None or self.generation is None or int(match[1]) <= self.generation):
-                shutil.rmtree(path)
+            if match and (match[2] is None or self.generation is None or int(match[2]) <= self.generation):
+                _remove(path)
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        # one of this step was damaged, so the run trained these steps again; `recover` undoes a kill in between
+        replaced = _set_aside(final) if final.exists() else None
+        temporary.rename(final)
+        sync(self.root)
+        write_atomically(self.root / POINTER_NAME, final.name + "\n")
+        if replaced is not None:
+            shutil.rmtree(replaced)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes an unfinished checkpoint, its manifest first: half of it must not look complete."""
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _set_aside(path: Path) -> Path:
+    """Takes the name of a checkpoint away, and returns its new one."""
+    aside = path.with_name(path.name + _DELETED)
+    shutil.rmtree(aside, ignore_errors=True)  # half-deleted before
+    return path.rename(aside)

@@ -200,7 +200,7 @@ class CheckpointStore:
             CheckpointError: all checkpoints are damaged, or they cannot be reached.
         """
         self.refused = []
-        there = of_first(lambda: {"steps": self.steps()})
+        there = of_first(self._recovered)
         if there.error:
             raise CheckpointError(f"the checkpoints cannot be listed: {there.error}")
         for step in there.result["steps"]:
@@ -222,7 +222,7 @@ class CheckpointStore:
         """Returns the checkpoint of `step`, or a sentence about its damage.
 
         Raises:
-            CheckpointError: it cannot be reached.
+            CheckpointError: it cannot be reached, read or understood now.
         """
         verdicts = from_all(outcome_of(partial(self._verdict, step)))
         if error := next((v.error for v in verdicts if v.error), ""):
@@ -233,6 +233,10 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Returns the steps of all committed checkpoints, whole or not, newest first."""
         return self.place.steps()
+
+    def _recovered(self) -> dict[str, Any]:
+        self.place.recover()
+        return {"steps": self.steps()}
 
     def _prepare(self, step: int) -> dict[str, Any]:
         if self.topology.is_first:

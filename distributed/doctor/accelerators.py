@@ -30,13 +30,7 @@ class SmiGpu:
 def accelerator_findings(
     trial: ImportTrial | None, driver_gpus: Sequence[SmiGpu], *, aim: str, environ: Mapping[str, str]
 ) -> list[Finding]:
-    """Judges GPUs, NCCL and bf16.
-
-    Args:
-        trial: of TORCH_FACTS; None if torch does not load.
-        driver_gpus: from `read_driver_gpus`.
-        environ: CUDA_VISIBLE_DEVICES may hide GPUs on purpose.
-    """
+    """Judges GPUs, NCCL and bf16; `trial` is of TORCH_FACTS, None if torch does not load."""
     if trial is None:
         return [_not_tried(name) for name in ("GPUs", "NCCL", "bf16")]
     if trial.error:
@@ -46,8 +40,13 @@ def accelerator_findings(
             _not_tried("bf16"),
         ]
     facts = trial.facts
-    gpus = _gpus(facts, driver_gpus, aim=aim, hidden=environ.get("CUDA_VISIBLE_DEVICES"))
-    return [gpus, _collectives(facts), _bf16(facts["bf16"])]
+    gpus = _usable_gpus(facts, driver_gpus) if facts["gpus"] else _no_gpus(facts, driver_gpus, aim, environ)
+    bf16 = facts["bf16"]
+    if bf16["supported"]:
+        return [gpus, _collectives(facts), Finding("bf16", OK, f"supported by the hardware: {bf16['reason']}")]
+    found = f"emulated: {bf16['reason']}; a matrix product takes {bf16['slowdown']:.1f} times as long as in float32"
+    remedy = "leave engine.precision and --precision at auto, which takes float32 here"
+    return [gpus, _collectives(facts), Finding("bf16", ABSENT, found, remedy)]
 
 
 def compiler_finding(environ: Mapping[str, str], *, headers: Path | None = None) -> Finding:
@@ -68,8 +67,6 @@ def compiler_finding(environ: Mapping[str, str], *, headers: Path | None = None)
 
 def read_driver_gpus() -> list[SmiGpu]:
     """Reads the GPUs from nvidia-smi; returns none if the program is missing or fails."""
-    if shutil.which("nvidia-smi") is None:
-        return []
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
@@ -81,25 +78,20 @@ def read_driver_gpus() -> list[SmiGpu]:
 def parse_driver_gpus(listed: str) -> list[SmiGpu]:
     """Parses nvidia-smi's rows; unknown memory ("[N/A]") is 0."""
     rows = [[cell.strip() for cell in row] for row in csv.reader(listed.splitlines()) if len(row) == len(_QUERY)]
-    return [SmiGpu(name, driver, _number(total), _number(used)) for name, driver, total, used in rows]
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
+    mib = {cell: int(cell) for row in rows for cell in row if cell.isdecimal()}
+    return [SmiGpu(name, driver, mib.get(total, 0), mib.get(used, 0)) for name, driver, total, used in rows]
 
 
 def _not_tried(name: str) -> Finding:
     return Finding(name, ABSENT, "not tried, because torch does not work here; see above")
 
 
-def _gpus(facts: dict[str, Any], driver_gpus: Sequence[SmiGpu], *, aim: str, hidden: str | None) -> Finding:
-    gpus = facts["gpus"]
-    if gpus:
-        return _usable_gpus(facts, driver_gpus)
+def _no_gpus(facts: dict[str, Any], driver_gpus: Sequence[SmiGpu], aim: str, environ: Mapping[str, str]) -> Finding:
     if not driver_gpus:
         why = f" ({facts['no_gpu']})" if facts["no_gpu"] else ""
         return Finding("GPUs", ABSENT, f"no GPU{why}: everything runs on the CPU")
     there = f"{len(driver_gpus)} x {driver_gpus[0].name}, driver {driver_gpus[0].driver}"
+    hidden = environ.get("CUDA_VISIBLE_DEVICES")  # may hide GPUs on purpose
     if hidden is not None and hidden.strip() in ("", "-1"):
         return Finding("GPUs", ABSENT, f"{there}, hidden by CUDA_VISIBLE_DEVICES={hidden}")
     if facts["cuda"] is None:
@@ -137,14 +129,3 @@ def _collectives(facts: dict[str, Any]) -> Finding:
     if facts["nccl"]:
         return Finding("NCCL", OK, f"{facts['nccl']}, for {gpus} GPU{'s' if gpus > 1 else ''}")
     return Finding("NCCL", FAILED, f"this torch has no NCCL, so ranks on {gpus} GPUs cannot communicate", remedy)
-
-
-def _bf16(bf16: dict[str, Any]) -> Finding:
-    if bf16["supported"]:
-        return Finding("bf16", OK, f"supported by the hardware: {bf16['reason']}")
-    return Finding(
-        "bf16",
-        ABSENT,
-        f"emulated: {bf16['reason']}; a matrix product takes {bf16['slowdown']:.1f} times as long as in float32",
-        "leave engine.precision and --precision at auto, which takes float32 here",
-    )

@@ -18,20 +18,37 @@ something missing is not needed. Exit code 1 if a check failed, else 0. Without 
 import argparse
 import os
 import platform
+import shutil
 import socket
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from distributed.doctor.accelerators import accelerator_findings, compiler_finding, read_driver_gpus
-from distributed.doctor.cluster import has_sbatch, slurm_finding
-from distributed.doctor.findings import AIMS, FAILED, OK, Finding, as_json, as_text, doctor_exit_code
+from distributed.doctor.findings import (
+    ABSENT,
+    AIMS,
+    OK,
+    WARNING,
+    Finding,
+    as_json,
+    as_text,
+    doctor_exit_code,
+    failure,
+)
 from distributed.doctor.machine import machine_findings
 from distributed.doctor.packages import PYTHON_FIRST, find_weed, package_findings, python_finding, read_environment
 from distributed.doctor.storage import store_findings
 from distributed.doctor.trial import TORCH_FACTS, ImportTrial, try_steps
+from distributed.processes.stop import NOTICE_S, duration_s
 from pupujepa.errors import UserError
+
+# a run saves and ends before its time is over, so a shorter job trains hardly at all
+_SHORT_JOB_S = 10 * 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +89,7 @@ def examine(aim: str, *, run_dir: Path, url: str | None = None, write: bool = Fa
         # imports take most of the time: two processes do them, while this one checks the machine
         packages = pool.submit(_packages_and_accelerators, aim, pool) if sys.version_info >= PYTHON_FIRST else None
         machine = machine_findings(aim, run_dir=run_dir)
-        rest = [slurm_finding(os.environ, now_s=time.time(), has_sbatch=has_sbatch())]
+        rest = [slurm_finding(os.environ, now_s=time.time(), has_sbatch=shutil.which("sbatch") is not None)]
         rest += [s3_server_finding()] if aim == "demo" else []
         rest += store_findings(url, write=write) if url else []
         return [python, *(packages.result() if packages else []), *machine, *rest]
@@ -83,8 +100,44 @@ def s3_server_finding() -> Finding:
     try:
         return Finding("S3 server", OK, str(find_weed()))
     except UserError as error:
-        found, _, remedy = str(error).rpartition("; ")
-        return Finding("S3 server", FAILED, found, remedy)
+        return failure("S3 server", error)
+
+
+def ask_squeue(job: str) -> str:
+    """Returns squeue's text for the time left of a job; "" if squeue fails."""
+    command = ["squeue", "--noheader", "--jobs", job, "--format", "%L"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def slurm_finding(
+    environ: Mapping[str, str], *, now_s: float, has_sbatch: bool, ask_time_left: Callable[[str], str] = ask_squeue
+) -> Finding:
+    """Judges the SLURM job of this process at now_s since 1970, or the access to SLURM."""
+    job = environ.get("SLURM_JOB_ID")
+    if not job:
+        if has_sbatch:
+            return Finding("SLURM", OK, "sbatch is here, outside a job: slurm/train.sbatch starts one")
+        return Finding("SLURM", ABSENT, "no sbatch on PATH, and not in a job")
+    # an older SLURM does not write the end of the job into the environment
+    end, left_s, left = environ.get("SLURM_JOB_END_TIME", ""), None, "time left unknown"
+    with suppress(UserError):  # UNLIMITED, INVALID, or no answer
+        left_s = float(end) - now_s if end.isdecimal() else duration_s(ask_time_left(job))
+        left = "{} h {} min left".format(*divmod(max(0, int(left_s // 60)), 60))
+    tasks, by_srun = environ.get("SLURM_NTASKS", "1"), "SLURM_STEP_ID" in environ
+    started = "started by srun" if by_srun else "not started by srun"
+    found = f"job {job}: {tasks} tasks on {environ.get('SLURM_NNODES', '1')} nodes, {started}, {left}"
+    if not by_srun and tasks != "1":
+        remedy = "put srun before the command: srun python -m distributed train ..."
+        return Finding(
+            "SLURM", WARNING, f"{found}; a training without srun would be one task, and refuses that", remedy
+        )
+    if left_s is not None and left_s < _SHORT_JOB_S:
+        remedy = f"ask for more with --time; a training saves and ends {NOTICE_S:.0f} s before the end"
+        return Finding("SLURM", WARNING, found, remedy)
+    return Finding("SLURM", OK, found)
 
 
 def _packages_and_accelerators(aim: str, pool: ThreadPoolExecutor) -> list[Finding]:

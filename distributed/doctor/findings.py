@@ -10,8 +10,6 @@ LEVELS = (OK, WARNING, FAILED, ABSENT)
 # tasks of a machine, from little to much
 AIMS = ("embed", "train", "demo")
 
-_LEVEL_WIDTH = 10
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -34,6 +32,12 @@ class Finding:
         assert self.level in LEVELS, self.level
 
 
+def failure(name: str, error: Exception, *, remedy: str = "") -> Finding:
+    """Splits an error that ends with its remedy into a finding; `remedy` is for one without."""
+    found, _, own = str(error).rpartition("; ")
+    return Finding(name, FAILED, found or own, own if found else remedy)
+
+
 def doctor_exit_code(findings: Iterable[Finding]) -> int:
     """Returns 1 if something needed is missing, else 0."""
     return int(any(finding.level == FAILED for finding in findings))
@@ -41,12 +45,12 @@ def doctor_exit_code(findings: Iterable[Finding]) -> int:
 
 def as_text(findings: Sequence[Finding]) -> str:
     """Returns an aligned line per finding with its remedy below, and a last line with the counts."""
-    name_width = 2 + max((len(finding.name) for finding in findings), default=0)
+    width, name_width = 10, 2 + max((len(finding.name) for finding in findings), default=0)
     lines: list[str] = []
     for finding in findings:
-        lines.append(f"{finding.level:<{_LEVEL_WIDTH}}{finding.name:<{name_width}}{finding.found}")
+        lines.append(f"{finding.level:<{width}}{finding.name:<{name_width}}{finding.found}")
         if finding.remedy:
-            lines.append(f"{'':<{_LEVEL_WIDTH + name_width}}-> {finding.remedy}")
+            lines.append(f"{'':<{width + name_width}}-> {finding.remedy}")
     counts = ", ".join(f"{sum(f.level == level for f in findings)} {level}" for level in LEVELS)
     return "\n".join([*lines, f"{len(findings)} checks: {counts}"])
 

@@ -1,31 +1,49 @@
 """Cores, memory, disk, shared memory and open files of this machine, against the needs of the aim.
 
-Functions named `..._finding` are pure: they judge facts that `machine_findings` reads from the system.
+Functions named `..._finding` are pure: they judge facts that `machine_findings` reads from the system. The limits of
+containers and batch systems count: control groups, in both versions.
 """
 
 import os
+import re
 import resource
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.pool import available_cores
 from data.stream.config import default_cache_dir
 from distributed.doctor.findings import FAILED, OK, WARNING, Finding
-from distributed.doctor.limits import MachineMemory, core_limit, machine_memory
 from pupujepa.locks import can_lock
 
 GIB, MIB = 2**30, 2**20
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY, PROC, CGROUP_ROOT = Path("/dev/shm"), Path("/proc"), Path("/sys/fs/cgroup")
 
 # two ranks of the demo with their workers hold 2.1 GiB on small crops (measured); other processes need some too
 _MEMORY_BYTES = {"embed": 2 * GIB, "train": 4 * GIB, "demo": 4 * GIB}
 # NVIDIA's advice for NCCL in containers; docker gives 64 MiB
 _SHARED_BYTES, _LEAST_SHARED_BYTES = GIB, 32 * MIB
-# a rank that reads 64 lanes (preset `paper`) holds 4 shards of each, with a lock for each: 512 files
+# a rank that reads 64 lanes (preset `paper`) holds 4 shards of each, and fetches others: over 256 files
 _FILES, _LEAST_FILES = 1024, 64
 _LEAST_FREE_FILES = 10_000
+# control groups of version 1 write the largest number of pages for "no limit"
+_NO_LIMIT_BYTES = 1 << 60
+_OTHER_PLACE = {
+    "run directory": "choose another --run-dir",
+    "shard cache": "set stream.cache_dir or PUPUJEPA_CACHE_DIR",
+    "temporary files": "set TMPDIR",
+}
+
+
+@dataclass(frozen=True)
+class MachineMemory:
+    """Memory that this process may use, the free part of it, and the origin of the limit."""
+
+    limit_bytes: int
+    available_bytes: int
+    limited_by: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,10 @@ class WorkFolder:
 
 def machine_findings(aim: str, *, run_dir: Path) -> list[Finding]:
     """Reads the machine and judges it for an aim; leaves no folder or file behind."""
-    cache, temporary = _usual_folders()
+    try:
+        cache, temporary = default_cache_dir(), Path(tempfile.gettempdir())
+    except FileNotFoundError:  # no candidate is writable: the check of /tmp says why
+        cache = temporary = Path("/tmp")
     places = [] if aim == "embed" else [("run directory", run_dir, 5 * GIB), ("shard cache", cache, 5 * GIB)]
     places.append(("temporary files", temporary, GIB))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -92,18 +113,18 @@ def folder_finding(place: WorkFolder, *, needed_bytes: int) -> Finding:
     words = f"{_gib(place.free_bytes)} free in {place.folder}"
     if place.error:
         found = f"no file can be made in {place.folder}: {place.error}"
-        return Finding(place.name, FAILED, found, f"{_other_place(place.name)}, or mend the folder's rights")
+        return Finding(place.name, FAILED, found, f"{_OTHER_PLACE[place.name]}, or mend the folder's rights")
     if place.free_bytes < needed_bytes:
         level = FAILED if place.free_bytes < needed_bytes / 10 else WARNING
         found = f"{words}, and {_gib(needed_bytes)} are needed at least"
-        return Finding(place.name, level, found, f"free space there, or {_other_place(place.name)}")
+        return Finding(place.name, level, found, f"free space there, or {_OTHER_PLACE[place.name]}")
     if place.free_files is not None and place.free_files < _LEAST_FREE_FILES:
         found = f"{words}, but only {place.free_files} more files can be made (inodes)"
-        return Finding(place.name, WARNING, found, f"remove small files there, or {_other_place(place.name)}")
+        return Finding(place.name, WARNING, found, f"remove small files there, or {_OTHER_PLACE[place.name]}")
     if not place.locks:
         level = FAILED if place.name == "shard cache" else WARNING
         found = f"{words}, but file locks (flock) do not work there, so two processes can spoil each other's files"
-        return Finding(place.name, level, found, f"mount it with locks, or {_other_place(place.name)}")
+        return Finding(place.name, level, found, f"mount it with locks, or {_OTHER_PLACE[place.name]}")
     return Finding(place.name, OK, words)
 
 
@@ -125,7 +146,7 @@ def files_finding(soft: int, hard: int) -> Finding:
     if soft == resource.RLIM_INFINITY or soft >= _FILES:
         return Finding("open files", OK, "no limit" if soft == resource.RLIM_INFINITY else f"up to {soft}")
     level = FAILED if soft < _LEAST_FILES else WARNING
-    found = f"up to {soft} at once, and a rank that reads 64 lanes holds 512 for the stream alone"
+    found = f"up to {soft} at once, and a rank that reads 64 lanes holds 256 for the stream alone"
     if hard == resource.RLIM_INFINITY or hard >= _FILES:
         return Finding("open files", level, found, f"ulimit -n {_FILES}")
     remedy = f"the hard limit is {hard}: raise it in /etc/security/limits.conf, or docker run --ulimit nofile={_FILES}"
@@ -151,20 +172,60 @@ def read_folder(name: str, folder: Path) -> WorkFolder:
     return WorkFolder(name, there, free_bytes, free_files, error, locks)
 
 
-def _usual_folders() -> tuple[Path, Path]:
-    """Returns the shard cache and the folder for temporary files."""
+def core_limit(proc: Path = PROC, root: Path = CGROUP_ROOT) -> float | None:
+    """Returns the cores that control groups allow, 1.5 for `docker run --cpus 1.5`; None for all."""
+    limits = []
+    for folder in _folders("cpu", proc, root):
+        # version 2: "150000 100000" or "max 100000", in microseconds
+        quota, _, period = (_text(folder / "cpu.max") or "").partition(" ")
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def machine_memory(proc: Path = PROC, root: Path = CGROUP_ROOT) -> MachineMemory | None:
+    """Returns the memory of the machine or of the tightest control group; None without /proc/meminfo."""
+    told: dict[str, str] = dict(re.findall(r"^(Mem\w+):\s+(\d+) kB", _text(proc / "meminfo") or "", re.MULTILINE))
+    if not {"MemTotal", "MemAvailable"} <= told.keys():
+        return None
+    limit_bytes, available_bytes = int(told["MemTotal"]) << 10, int(told["MemAvailable"]) << 10
+    limited_by = "the machine"
+    for folder in _folders("memory", proc, root):
+        limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes") or ""
+        used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes") or ""
+        if not (limit.isdecimal() and used.isdecimal()) or int(limit) >= _NO_LIMIT_BYTES:
+            continue
+        # the page cache counts as used, but the kernel frees it on demand
+        counted: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", _text(folder / "memory.stat") or "", re.MULTILINE))
+        cached = int(counted.get("total_inactive_file", counted.get("inactive_file", 0)))
+        available_bytes = min(available_bytes, max(0, int(limit) - int(used) + cached))
+        if int(limit) < limit_bytes:
+            limit_bytes, limited_by = int(limit), "the container or job (cgroup)"
+    return MachineMemory(limit_bytes, available_bytes, limited_by)
+
+
+def _folders(controller: str, proc: Path, root: Path) -> Iterator[Path]:
+    """Yields the folders of this process's control group and of its ancestors, which limit it too."""
+    for line in (_text(proc / "self" / "cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        # version 2 has one tree without controller names; version 1 has a tree per controller
+        base = root / controllers if controllers else root
+        if controllers and not base.is_dir():
+            base = root / controller
+        inside = base / path.strip("/")
+        # in a container, the path is often the host's, while the container's group is the base
+        yield from (folder for folder in (inside, *inside.parents) if folder.is_dir() and folder.is_relative_to(base))
+
+
+def _text(path: Path) -> str | None:
     try:
-        return default_cache_dir(), Path(tempfile.gettempdir())
-    except FileNotFoundError:  # no candidate is writable: the check of /tmp says why
-        return Path("/tmp"), Path("/tmp")
-
-
-def _other_place(name: str) -> str:
-    return {
-        "run directory": "choose another --run-dir",
-        "shard cache": "set stream.cache_dir or PUPUJEPA_CACHE_DIR",
-        "temporary files": "set TMPDIR",
-    }[name]
+        return path.read_text().strip()
+    except OSError:  # no such controller, or no access to it
+        return None
 
 
 def _gib(size_bytes: int) -> str:

@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -64,6 +65,14 @@ class Environment:
     installed: Mapping[str, str]
     locked: Mapping[str, frozenset[str]]
 
+    def versioned(self, name: str) -> str:
+        """Returns a package with its version, if it is installed: "torch 2.15.0"."""
+        return f"{name} {self.installed.get(name, '')}".strip()
+
+    def in_lock(self, name: str) -> str:
+        """Returns the versions that the lock allows: "2.4.6 or 2.5.5"."""
+        return " or ".join(sorted(self.locked[name]))
+
     @property
     def steps_with_torch(self) -> list[str]:
         """Steps of torch's process (trial.try_steps), torch first; empty without torch."""
@@ -97,8 +106,14 @@ def read_environment(aim: str) -> Environment:
     import tomllib  # not in Python 3.10, on which the doctor still says what to install
 
     needed = needed_packages(tomllib.loads((ROOT / "pyproject.toml").read_text()), aim)
-    missing = frozenset(package.name for package in needed if not _is_there(package.module))
-    return Environment(tuple(needed), missing, _installed_versions(), read_lock(LOCK))
+    specs = {package.name: find_spec(package.module) for package in needed}
+    # a folder of the same name, such as wandb's logs, is found as a namespace without an origin
+    missing = frozenset(name for name, spec in specs.items() if spec is None or spec.origin is None)
+    installed: dict[str, str] = {}
+    for found in distributions():
+        if name := found.metadata["Name"]:  # None for the rest of a broken uninstall
+            installed.setdefault(_normalised(name), found.version)  # the first on the path, as imports find it
+    return Environment(tuple(needed), missing, installed, read_lock(LOCK))
 
 
 def needed_packages(pyproject: Mapping[str, Any], aim: str) -> list[Package]:
@@ -120,37 +135,31 @@ def needed_packages(pyproject: Mapping[str, Any], aim: str) -> list[Package]:
 
 
 def read_lock(path: Path) -> dict[str, frozenset[str]]:
-    """Returns the versions in a lock, by normalised name; several if they depend on Python's."""
-    locked: dict[str, set[str]] = {}
-    for name, version in _LOCKED.findall(_text_of(path)):
-        locked.setdefault(_normalised(name), set()).add(version)
-    return {name: frozenset(versions) for name, versions in locked.items()}
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # missing or not readable, which `_lock` reports
-        return ""
+    """Returns the versions in a lock, if there is one, by name; several if they depend on Python's."""
+    locked: dict[str, frozenset[str]] = {}
+    with suppress(OSError):  # missing or not readable, which `_lock` reports
+        for name, version in _LOCKED.findall(path.read_text()):
+            locked[_normalised(name)] = locked.get(_normalised(name), frozenset()) | {version}
+    return locked
 
 
 def package_findings(environment: Environment, trials: Mapping[str, ImportTrial], *, aim: str) -> list[Finding]:
-    """Judges the packages.
-
-    Args:
-        trials: outcomes of the environment's steps, without those that did not run.
-    """
-    return [
-        _presence(environment, aim),
-        *_torch_with_others(environment, trials),
-        *(
-            _does_not_load(environment, package, trials[package.module].error)
-            for package in environment.needed
-            if package.name not in ("torch", *_WITH_TORCH) and trials.get(package.module, ImportTrial()).error
-        ),
-        *_too_old(environment),
-        _lock(environment),
-    ]
+    """Judges the packages by the outcomes of the environment's steps, without those that did not run."""
+    findings = [Finding("packages", OK, f"all {len(environment.needed)} that {aim} needs are installed")]
+    if environment.missing:
+        names = ", ".join(sorted(environment.missing))
+        findings = [Finding("packages", FAILED, f"missing for {aim}: {names}", INSTALL)]
+    findings += _torch_with_others(environment, trials)
+    for package in environment.needed:
+        error = trials.get(package.module, ImportTrial()).error
+        if error and package.name not in ("torch", *_WITH_TORCH):
+            findings.append(_does_not_load(environment, package.name, error))
+    for package in environment.needed:
+        version = environment.installed.get(package.name, "")
+        if version and package.lowest and _numbers(version) < _numbers(package.lowest):
+            found = f"{version} is older than {package.lowest}, the lowest version that this code supports"
+            findings.append(Finding(package.name, FAILED, found, INSTALL))
+    return [*findings, _lock(environment)]
 
 
 def find_weed() -> Path:
@@ -162,54 +171,32 @@ def find_weed() -> Path:
     return Path(found)
 
 
-def _presence(environment: Environment, aim: str) -> Finding:
-    if environment.missing:
-        names = ", ".join(sorted(environment.missing))
-        return Finding("packages", FAILED, f"missing for {aim}: {names}", INSTALL)
-    return Finding("packages", OK, f"all {len(environment.needed)} that {aim} needs are installed")
-
-
 def _torch_with_others(environment: Environment, trials: Mapping[str, ImportTrial]) -> list[Finding]:
     """Returns one finding if torch and its dependents load together, else one for each that does not."""
     tried = [step for step in environment.steps_with_torch if step != TORCH_FACTS]
+    names = [step for step in tried if step != DEEPSPEED_START]
     if not tried:
         return []
     if trials["torch"].error:
-        others = [step for step in tried[1:] if step != DEEPSPEED_START]
-        return [
-            _does_not_load(environment, Package("torch"), trials["torch"].error),
-            *(Finding(name, ABSENT, "not tried, because torch does not load") for name in others),
-        ]
-    broken = [step for step in tried if trials.get(step, ImportTrial()).error]
-    if broken:
-        return [_misfit(environment, step, trials[step].error) for step in broken]
-    names = [name for name in ("torch", *_WITH_TORCH) if name in tried]
-    return [Finding("torch", OK, f"{', '.join(_versioned(environment, name) for name in names)} load together")]
+        others = [Finding(name, ABSENT, "not tried, because torch does not load") for name in names[1:]]
+        return [_does_not_load(environment, "torch", trials["torch"].error), *others]
+    broken = []
+    for step in tried:
+        if error := trials.get(step, ImportTrial()).error:
+            name, misfit = step, f"does not load beside {environment.versioned('torch')}"
+            if step == DEEPSPEED_START:
+                name, misfit = "deepspeed", "does not fit distributed/engine/deepspeed_settings.py"
+            pair = [f"{it}=={environment.in_lock(it)}" for it in ("torch", name) if it in environment.locked]
+            remedy = f"install two that fit, such as the lock's: python -m pip install {' '.join(pair)}"
+            found = f"{environment.versioned(name)} {misfit}: {_short(error)}"
+            broken.append(Finding(name, FAILED, found, remedy))
+    found = f"{', '.join(map(environment.versioned, names))} load together"
+    return broken or [Finding("torch", OK, found)]
 
 
-def _misfit(environment: Environment, step: str, error: str) -> Finding:
-    torch = _versioned(environment, "torch")
-    if step == DEEPSPEED_START:
-        deepspeed = _versioned(environment, "deepspeed")
-        found = f"{deepspeed} does not fit distributed/engine/deepspeed_settings.py: {_short(error)}"
-        return Finding("deepspeed", FAILED, found, _pair(environment, "torch", "deepspeed"))
-    found = f"{_versioned(environment, step)} does not load beside {torch}: {_short(error)}"
-    return Finding(step, FAILED, found, _pair(environment, "torch", step))
-
-
-def _does_not_load(environment: Environment, package: Package, error: str) -> Finding:
-    found = f"{_versioned(environment, package.name)} is installed but does not load: {_short(error)}"
-    return Finding(package.name, FAILED, found, f"install it anew: {INSTALL}")
-
-
-def _too_old(environment: Environment) -> list[Finding]:
-    findings = []
-    for package in environment.needed:
-        version = environment.installed.get(package.name, "")
-        if version and package.lowest and _numbers(version) < _numbers(package.lowest):
-            found = f"{version} is older than {package.lowest}, the lowest version that this code supports"
-            findings.append(Finding(package.name, FAILED, found, INSTALL))
-    return findings
+def _does_not_load(environment: Environment, name: str, error: str) -> Finding:
+    found = f"{environment.versioned(name)} is installed but does not load: {_short(error)}"
+    return Finding(name, FAILED, found, f"install it anew: {INSTALL}")
 
 
 def _lock(environment: Environment) -> Finding:
@@ -222,38 +209,9 @@ def _lock(environment: Environment) -> Finding:
     other = [name for name in common if environment.installed[name].partition("+")[0] not in environment.locked[name]]
     if not other:
         return Finding("lock", OK, f"all {len(common)} packages have the versions of {LOCK.name}")
-    shown = [f"{_versioned(environment, name)} (lock: {_in_lock(environment, name)})" for name in other[:_SHOWN]]
+    shown = [f"{environment.versioned(name)} (lock: {environment.in_lock(name)})" for name in other[:_SHOWN]]
     more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
     return Finding("lock", WARNING, f"{len(other)} of {len(common)} differ: {', '.join(shown)}{more}", INSTALL)
-
-
-def _pair(environment: Environment, first: str, second: str) -> str:
-    wanted = [f"{name}=={_in_lock(environment, name)}" for name in (first, second) if name in environment.locked]
-    return f"install two that fit, such as the lock's: python -m pip install {' '.join(wanted)}"
-
-
-def _in_lock(environment: Environment, name: str) -> str:
-    return " or ".join(sorted(environment.locked[name]))
-
-
-def _versioned(environment: Environment, name: str) -> str:
-    return f"{name} {environment.installed.get(name, '')}".strip()
-
-
-def _is_there(module: str) -> bool:
-    # a folder of the same name, such as wandb's logs, is found as a namespace without an origin
-    spec = find_spec(module)
-    return spec is not None and spec.origin is not None
-
-
-def _installed_versions() -> dict[str, str]:
-    """Returns the first version of each name on the path, as imports find it."""
-    versions: dict[str, str] = {}
-    for found in distributions():
-        name = found.metadata["Name"]
-        if name:  # None for the rest of a broken uninstall
-            versions.setdefault(_normalised(name), found.version)
-    return versions
 
 
 def _normalised(name: str) -> str:

@@ -6,16 +6,16 @@ A local folder has no clock and no rights to list: it is checked like the other 
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from data.shards.manifest import MANIFEST_NAME, SPLITS, Manifest, ManifestError, from_json
+from data.shards.manifest import MANIFEST_NAME, SPLITS, ManifestError, from_json
 from data.store.files import LocalStore, MissingObjectError, Store, StoreError
 from data.store.retries import RetryPolicy
 from data.store.s3 import S3Store
 from data.store.store import open_store
-from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding
+from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding, failure
 from distributed.doctor.machine import read_folder
 
 # a user waits for the answer, so retries end early
@@ -27,22 +27,23 @@ _MEGA = 1e6
 
 
 def store_findings(url: str, *, write: bool, now_s: Callable[[], float] = time.time) -> list[Finding]:
-    """Connects to a store and judges it.
-
-    Args:
-        url: location of shards: a path, file:// or s3://bucket/prefix.
-        write: also check the right to write.
-        now_s: this machine's clock, seconds since 1970.
-    """
+    """Connects to a store and judges it; `write` also checks the right to write."""
     with _sentence("store") as failures:
         store = open_store(url, policy=_IMPATIENT)
-        reached = [_folder(store, write=write)] if isinstance(store, LocalStore) else _server(store, now_s)
+        findings = _folder(store, write=write) if isinstance(store, LocalStore) else _server(store, now_s)
     if failures:
         return failures
-    findings = [*reached, *([] if isinstance(store, LocalStore) else _list(store)), *_read(store)]
-    if write:
-        findings += [_write_folder(store)] if isinstance(store, LocalStore) else _write(store)
-    return _merged(findings)
+    findings += _read(store)
+    if write and not isinstance(store, LocalStore):
+        findings += _write(store)
+    merged: dict[str, Finding] = {}
+    for finding in findings:
+        # failures with one remedy, such as a wrong key, are one line
+        key = finding.remedy if finding.level == FAILED else finding.name
+        if key in merged:
+            finding = replace(merged[key], name=f"{merged[key].name}, {finding.name.removeprefix('store: ')}")
+        merged[key] = finding
+    return list(merged.values())
 
 
 def clock_finding(store_s: float | None, now_s: float) -> Finding:
@@ -60,18 +61,6 @@ def clock_finding(store_s: float | None, now_s: float) -> Finding:
     return Finding("clock", OK, found if abs(skew_s) > 2 else "agrees with the store's")
 
 
-def _merged(findings: Iterable[Finding]) -> list[Finding]:
-    """Merges failures with the same remedy, such as a wrong key, into one line."""
-    merged: dict[str, Finding] = {}
-    for finding in findings:
-        key = finding.remedy if finding.level == FAILED else finding.name
-        if key in merged:
-            first = merged[key]
-            finding = replace(first, name=f"{first.name}, {finding.name.removeprefix('store: ')}")
-        merged[key] = finding
-    return list(merged.values())
-
-
 @contextmanager
 def _sentence(name: str) -> Iterator[list[Finding]]:
     """Yields a list, which gets a finding if the block fails for a reason that the user can mend."""
@@ -79,72 +68,65 @@ def _sentence(name: str) -> Iterator[list[Finding]]:
     try:
         yield failures
     except (StoreError, ManifestError) as error:
-        found, _, remedy = str(error).rpartition("; ")
-        failures.append(Finding(name, FAILED, found or remedy, remedy if found else "correct --url"))
+        failures.append(failure(name, error, remedy="correct --url"))
     except ImportError as error:
         failures.append(Finding(name, FAILED, f"no client can be loaded: {error}", "pip install 'pupujepa[data]'"))
 
 
-def _folder(store: LocalStore, *, write: bool) -> Finding:
-    if store.root.is_dir():
-        return Finding("store", OK, f"{store.root} is a folder here")
-    if store.root.exists():
-        return Finding("store", FAILED, f"{store.root} is a file", "name the folder that holds manifest.json")
-    # a folder to write may not exist yet; a folder to read must
-    level = ABSENT if write else FAILED
-    return Finding("store", level, f"{store.root} does not exist", "python -m data build makes it; or correct --url")
+def _folder(store: LocalStore, *, write: bool) -> list[Finding]:
+    findings = [Finding("store", OK, f"{store.root} is a folder here")]
+    if not store.root.is_dir():
+        # a folder to write may not exist yet; a folder to read must
+        level, remedy = ABSENT if write else FAILED, "python -m data build makes it; or correct --url"
+        findings = [Finding("store", level, f"{store.root} does not exist", remedy)]
+        if store.root.exists():
+            findings = [Finding("store", FAILED, f"{store.root} is a file", "name the folder that holds manifest.json")]
+    if write:
+        # the nearest folder that exists, so that the check makes none
+        place = read_folder("store: write", store.root)
+        finding = Finding(place.name, OK, f"files can be made in {place.folder}")
+        if place.error:
+            found = f"no file can be made in {place.folder}: {place.error}"
+            finding = Finding(place.name, FAILED, found, "correct --url, or mend the folder's rights")
+        findings.append(finding)
+    return findings
 
 
 def _server(store: Store, now_s: Callable[[], float]) -> list[Finding]:
-    """Connects and compares clocks first, because a wrong clock makes the store refuse the rest."""
+    """Connects, and compares clocks first: with a wrong clock the store refuses the rest."""
     assert isinstance(store, S3Store)
     began = time.perf_counter()
     store_s = store.time_s()
     found = f"a server answers for {store.url}, the first time after {time.perf_counter() - began:.1f} s"
-    return [Finding("store", OK, found), clock_finding(store_s, now_s())]
-
-
-def _list(store: Store) -> list[Finding]:
     with _sentence("store: list") as failures:
         # the narrowest prefix, because the list of a million objects takes a thousand requests
         store.list(MANIFEST_NAME)
-    return failures or [Finding("store: list", OK, "allowed")]
+    listed = failures or [Finding("store: list", OK, "allowed")]
+    return [Finding("store", OK, found), clock_finding(store_s, now_s()), *listed]
 
 
 def _read(store: Store) -> list[Finding]:
     """Reads the manifest of the url or of its first split, and the beginning of its first shard."""
-    name = "store: read"
+    name, manifest = "store: read", None
     with _sentence(name) as failures:
         for folder in ("", *(f"{split}/" for split in SPLITS)):
             with suppress(MissingObjectError):
                 text = store.read(folder + MANIFEST_NAME)
                 manifest = from_json(text, origin=store.locate(folder + MANIFEST_NAME))
                 break
-        else:
+        if manifest is None:
             found = f"there is no {MANIFEST_NAME}, so nothing was read"
             return [Finding(name, ABSENT, found, "build shards there first, or correct --url")]
-        return [_read_shard(store, folder, manifest, name=name)]
+        if not manifest.shards:
+            found = f"the manifest {store.locate(folder)} names no shard"
+            return [Finding(name, WARNING, found, "build the shards again")]
+        first = manifest.shards[0]
+        length = min(first.bytes, _READ_BYTES)
+        began = time.perf_counter()
+        store.read_range(folder + first.name, 0, length=length)
+        read = f"one connection read {_speed(length, time.perf_counter() - began)}"
+        return [Finding(name, OK, f"{len(manifest.shards)} shards, {manifest.audio_hours:.1f} hours; {read}")]
     return failures
-
-
-def _read_shard(store: Store, folder: str, manifest: Manifest, *, name: str) -> Finding:
-    held = f"{len(manifest.shards)} shards, {manifest.audio_hours:.1f} hours"
-    if not manifest.shards:
-        return Finding(name, WARNING, f"the manifest {store.locate(folder)} names no shard", "build the shards again")
-    first = manifest.shards[0]
-    length = min(first.bytes, _READ_BYTES)
-    began = time.perf_counter()
-    store.read_range(folder + first.name, 0, length=length)
-    return Finding(name, OK, f"{held}; one connection read {_speed(length, time.perf_counter() - began)}")
-
-
-def _write_folder(store: LocalStore) -> Finding:
-    """Tests the nearest folder that exists, so that the check makes none."""
-    place = read_folder("store: write", store.root)
-    if place.error:
-        found = f"no file can be made in {place.folder}: {place.error}"
-        return Finding(place.name, FAILED, found, "correct --url, or mend the folder's rights")
-    return Finding(place.name, OK, f"files can be made in {place.folder}")
 
 
 def _write(store: Store) -> list[Finding]:
@@ -153,26 +135,23 @@ def _write(store: Store) -> list[Finding]:
     with _sentence(name) as failures:
         began = time.perf_counter()
         store.write(path, content)
-        seconds = time.perf_counter() - began
+        speed = f"one connection wrote {_speed(len(content), time.perf_counter() - began)}"
         try:
-            finding = _written(store, path, content, seconds=seconds)
+            finding = Finding(name, OK, f"allowed, {speed}")
+            if store.read(path) != content:
+                found = f"{store.locate(path)} returned other bytes than were written"
+                finding = Finding(name, FAILED, found, "do not use this store until its operator has mended it")
+            elif store.create(path, content):
+                found = (
+                    f"allowed, {speed}; but it ignores If-None-Match, so two starts of a run can take one generation"
+                )
+                remedy = "start a run once at a time, or use a store with conditional writes"
+                finding = Finding(name, WARNING, found, remedy)
         finally:
             with _sentence(f"{name} and remove") as left_over:
                 store.remove(path)
         return [finding, *left_over]
     return failures
-
-
-def _written(store: Store, path: str, content: bytes, *, seconds: float) -> Finding:
-    name = "store: write"
-    if store.read(path) != content:
-        found = f"{store.locate(path)} returned other bytes than were written"
-        return Finding(name, FAILED, found, "do not use this store until its operator has mended it")
-    speed = f"one connection wrote {_speed(len(content), seconds)}"
-    if store.create(path, content):
-        found = f"allowed, {speed}; but it ignores If-None-Match, so two starts of a run can take one generation"
-        return Finding(name, WARNING, found, "start a run once at a time, or use a store with conditional writes")
-    return Finding(name, OK, f"allowed, {speed}")
 
 
 def _speed(size_bytes: int, seconds: float) -> str:

@@ -11,7 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -63,63 +64,101 @@ def main(steps: Sequence[str]) -> None:
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for step in steps:
-        facts = _CHECKS[step]() if step in _CHECKS else _import(step)
-        print(json.dumps({"step": step, "facts": facts}), file=reports, flush=True)
+        print(json.dumps({"step": step, "facts": _run_step(step)}), file=reports, flush=True)
     # without the interpreter's teardown, in which some libraries abort
     os._exit(0)
+
+
+def torch_facts() -> dict[str, Any]:
+    """Returns torch's facts on this machine, as plain JSON.
+
+    Keys:
+        torch, cuda: versions; cuda is None for a build without it, and ROCm's version for a build with that.
+        no_gpu: why CUDA cannot be used, in torch's words; "" if it can, or if torch says nothing.
+        gpus: name, capability and memory_mib of each GPU, each tested with a sum.
+        bf16: supported, reason, and slowdown against float32 if it is not supported (else None).
+        gloo, nccl: False or None if this build has none; nccl is a version.
+
+    Raises:
+        RuntimeError: a GPU cannot compute.
+    """
+    # imported here: the parent must not load torch
+    import torch
+    import torch.distributed as dist
+
+    from pupujepa.precision import bf16_slowdown, hardware_bf16
+
+    no_gpu, gpus, nccl = "", [], None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if not torch.cuda.is_available() and caught:
+            # torch reports an old driver only in a warning
+            no_gpu = " ".join(str(caught[-1].message).split())
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        # raises if the build has no kernels for this GPU, or another process holds it exclusively
+        torch.ones(8, device=f"cuda:{index}").sum().item()
+        capability = f"{properties.major}.{properties.minor}"
+        memory_mib = properties.total_memory // 2**20
+        gpus.append({"name": properties.name, "capability": capability, "memory_mib": memory_mib})
+    if gpus and dist.is_available() and dist.is_nccl_available():
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    device = torch.device("cuda", 0) if gpus else torch.device("cpu")
+    hardware = hardware_bf16(device)
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "no_gpu": no_gpu,
+        "gpus": gpus,
+        "bf16": {
+            "supported": hardware.supported,
+            "reason": hardware.reason,
+            "slowdown": None if hardware.supported else bf16_slowdown(device),
+        },
+        "gloo": dist.is_available() and dist.is_gloo_available(),
+        "nccl": nccl,
+    }
 
 
 def _run_child(steps: Sequence[str], timeout_s: float) -> tuple[dict[str, dict[str, Any]], str, bool]:
     """Returns the facts of successful steps, the reason of the next failure, and True for a timeout."""
     command = [sys.executable, "-m", "distributed.doctor.trial", *steps]
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    environment = {**os.environ, "PYTHONPATH": path}
+    code, stderr, timed_out = 0, "", False
     try:
+        environment = {**os.environ, "PYTHONPATH": path}
         ran = subprocess.run(command, check=False, env=environment, capture_output=True, timeout=timeout_s)
+        output, code, stderr = ran.stdout, ran.returncode, ran.stderr.decode(errors="replace")
     except subprocess.TimeoutExpired as expired:
-        return _reports(expired.stdout or b""), f"did not end within {timeout_s:g} s", True
-    return _reports(ran.stdout), _reason(ran.returncode, ran.stderr.decode(errors="replace")), False
-
-
-def _reports(output: bytes) -> dict[str, dict[str, Any]]:
+        output, timed_out = expired.stdout or b"", True
     # a killed process may leave half a line
-    reports = parse_rows(output.decode(), origin="the trial", growing=True)
-    return {report["step"]: report["facts"] for report in reports}
-
-
-def _reason(code: int, stderr: str) -> str:
-    """Returns why a child failed: the signal, or the error at the end of its traceback."""
-    if code < 0:
-        return f"the process was killed by {signal.Signals(-code).name}"
+    reports = {row["step"]: row["facts"] for row in parse_rows(output.decode(), origin="the trial", growing=True)}
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     # a message may have several lines, and output may follow the traceback
     errors = [line for line in lines if _ERROR_LINE.match(line)]
-    if errors:
-        return errors[-1]
-    return ": ".join([f"the process ended with exit code {code}", *lines[-1:]])
+    if timed_out:
+        return reports, f"did not end within {timeout_s:g} s", True
+    if code < 0:
+        return reports, f"the process was killed by {signal.Signals(-code).name}", False
+    return (
+        reports,
+        errors[-1] if errors else ": ".join([f"the process ended with exit code {code}", *lines[-1:]]),
+        False,
+    )
 
 
-def _import(module: str) -> dict[str, Any]:
-    import_module(module)
+def _run_step(step: str) -> dict[str, Any]:
+    if step == TORCH_FACTS:
+        return torch_facts()
+    if step == DEEPSPEED_START:
+        # a training changes names that DeepSpeed may rename
+        from distributed.engine.deepspeed_settings import leave_uncompiled
+
+        leave_uncompiled()
+    else:
+        import_module(step)
     return {}
 
-
-def _torch_facts() -> dict[str, Any]:
-    from distributed.doctor.torch_facts import torch_facts
-
-    return torch_facts()
-
-
-def _deepspeed_start() -> dict[str, Any]:
-    """Applies our settings to DeepSpeed, because they use names that DeepSpeed may change."""
-    from distributed.engine.deepspeed_settings import leave_muon_uncompiled, leave_operators_uncompiled
-
-    leave_operators_uncompiled()
-    leave_muon_uncompiled()
-    return {}
-
-
-_CHECKS: dict[str, Callable[[], dict[str, Any]]] = {TORCH_FACTS: _torch_facts, DEEPSPEED_START: _deepspeed_start}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from distributed.drawing.wording import significant
+from distributed.drawing.wording import EN_DASH, MINUS, significant
 
-WIDTH, HEIGHT = 380, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
-MAX_POINTS = 320
-FRAME = "chart-frame"
+WIDTH, HEIGHT = 380, 220  # units of the drawing, about one pixel each
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30  # margins; the labels of the axes are in them
+MAX_POINTS = 320  # no more are visible at this width, and the page holds each twice
+FRAME = "chart-frame"  # id of the clip path that all charts of a page share
 
 
 @dataclass(frozen=True)
@@ -107,20 +107,53 @@ def line_chart(
     if not values:
         raise ValueError(f"chart {title!r} has no finite value to draw")
     x_values = [v for s in series for v in s.x]
-    x = _padded(Axis(min(x_values), max(x_values), LEFT, WIDTH - RIGHT))
+    lo, hi = min(x_values), max(x_values)
+    # one step alone stands in the middle
+    x = Axis(lo, hi, LEFT, WIDTH - RIGHT) if hi > lo else Axis(lo - 0.5, hi + 0.5, LEFT, WIDTH - RIGHT)
     y = _vertical([max(v, lowest) for v in [*values, *include]], log=log)
     thinned = [thin_points(s) for s in series]
-    parts = [
-        *_grid(x, y, x_label),
+    columns = [v for v in ticks(x.lo, x.hi, 5) if x(v) < WIDTH - 40]  # the rest of the row is the axis's name
+    body = [
+        *level_lines(y),
+        *(svg_text("tick middle", x(v), HEIGHT - BOTTOM + 15, tick_label(v)) for v in columns),
+        svg_text("tick end", WIDTH - RIGHT, HEIGHT - BOTTOM + 15, x_label),
         *(_threshold(t, x, y) for t in thresholds),
         *(_event(e, x) for e in events if x.lo <= e.x <= x.hi),
         *(_line(s, x, y) for s in [*thinned, *marks]),
-        f'<line class="crosshair" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
+        svg_line("crosshair", (0, 0), (TOP, HEIGHT - BOTTOM)),
     ]
-    points = {"x0": x.lo, "x1": x.hi, "left": LEFT, "right": WIDTH - RIGHT, "series": [_points(s) for s in thinned]}
+    points = {
+        "x0": x.lo,
+        "x1": x.hi,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "series": [
+            {
+                "x": [round(v, 2) for v in s.x],
+                "y": [significant(v, 4) if math.isfinite(v) else EN_DASH for v in s.y],
+            }
+            for s in thinned
+        ],
+    }
+    data = escape(json.dumps(points, separators=(",", ":"), ensure_ascii=False), quote=True)
     legend = tuple((s.tone, s.label, significant(last_finite(s.y))) for s in series)
     summary = "; ".join(f"{label} ends at {value}" for _, label, value in legend)
-    return Chart(title, sentence, _svg(title, f"{sentence} {summary}.", "".join(parts), points), legend)
+    spoken = escape(f"{title}. {sentence} {summary}.", quote=True)
+    svg = (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{spoken}"'
+        f' data-points="{data}">{"".join(body)}</svg>'
+    )
+    return Chart(title, sentence, svg, legend)
+
+
+def svg_line(kind: str, x: tuple[float, float], y: tuple[float, float]) -> str:
+    """Returns a line of a class of page.css, from (x[0], y[0]) to (x[1], y[1])."""
+    return f'<line class="{kind}" x1="{x[0]:.1f}" x2="{x[1]:.1f}" y1="{y[0]:.1f}" y2="{y[1]:.1f}"/>'
+
+
+def svg_text(kind: str, x: float, y: float, words: str) -> str:
+    """Returns escaped words of a class of page.css."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
 
 
 def frame_clip() -> str:
@@ -149,10 +182,10 @@ def thin_points(series: Series) -> Series:
 
 def ticks(lo: float, hi: float, count: int = 4) -> list[float]:
     """Returns round values (1, 2 or 5 times a power of ten apart) inside [lo, hi], about `count` of them."""
-    raw = (hi - lo) / max(count, 1)
+    raw = (hi - lo) / max(count, 1)  # distance that would give exactly `count`
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first = math.ceil(lo / step - 1e-9)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)  # 0.999: rounding errors
+    first = math.ceil(lo / step - 1e-9)  # 1e-9 keeps a tick that is the end itself
     # multiples of an integer, because a sum such as 0.1 + 0.2 would make a long label
     return [round(i * step, 12) for i in range(first, math.floor(hi / step + 1e-9) + 1)]
 
@@ -182,27 +215,13 @@ def _vertical(values: list[float], *, log: bool) -> Axis:
     return Axis(floor, hi + margin, HEIGHT - BOTTOM, TOP)
 
 
-def _padded(axis: Axis) -> Axis:
-    return axis if axis.hi > axis.lo else Axis(axis.lo - 0.5, axis.hi + 0.5, axis.start, axis.stop)
-
-
 def level_lines(y: Axis) -> list[str]:
     """Draws a line across the chart, with its label, at each round value of a vertical axis."""
     return [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick end" x="{LEFT - 6}" y="{y(v) + 3.5:.1f}">{escape(tick_label(v))}</text>'
+        svg_line("grid", (LEFT, WIDTH - RIGHT), (y(v), y(v)))
+        + svg_text("tick end", LEFT - 6, y(v) + 3.5, tick_label(v))
         for v in (log_ticks(y.lo, y.hi) if y.log else ticks(y.lo, y.hi))
     ]
-
-
-def _grid(x: Axis, y: Axis, x_label: str) -> list[str]:
-    columns = [
-        f'<text class="tick middle" x="{x(v):.1f}" y="{HEIGHT - BOTTOM + 15}">{escape(tick_label(v))}</text>'
-        for v in ticks(x.lo, x.hi, 5)
-        if x(v) < WIDTH - 40
-    ]
-    end = f'<text class="tick end" x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 15}">{escape(x_label)}</text>'
-    return [*level_lines(y), *columns, end]
 
 
 def tick_label(value: float) -> str:
@@ -211,7 +230,7 @@ def tick_label(value: float) -> str:
         return significant(value, 2).replace(".0e", "e")
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
-    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:g}".replace("-", MINUS)
 
 
 def _threshold(threshold: Threshold, x: Axis, y: Axis) -> str:
@@ -223,18 +242,16 @@ def _threshold(threshold: Threshold, x: Axis, y: Axis) -> str:
     return (
         f'<rect class="alarm" x="{LEFT}" y="{min(at, edge):.1f}" width="{x.stop - LEFT:.1f}"'
         f' height="{abs(at - edge):.1f}"/>'
-        f'<line class="alarm-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        f'<text class="alarm-label end" x="{WIDTH - RIGHT - 2}" y="{label_y:.1f}">{escape(threshold.label)}</text>'
+        + svg_line("alarm-line", (LEFT, WIDTH - RIGHT), (at, at))
+        + svg_text("alarm-label end", WIDTH - RIGHT - 2, label_y, threshold.label)
     )
 
 
 def _event(event: Event, x: Axis) -> str:
     at = x(event.x)
-    side, offset = ("end", -4) if at > WIDTH * 0.7 else ("start", 4)
-    return (
-        f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="event-label {side}" x="{at + offset:.1f}" y="{TOP + 8}">{escape(event.label)}</text>'
-    )
+    side, offset = ("end", -4) if at > WIDTH * 0.7 else ("start", 4)  # the label must not leave the frame
+    mark = svg_line("event", (at, at), (TOP, HEIGHT - BOTTOM))
+    return mark + svg_text(f"event-label {side}", at + offset, TOP + 8, event.label)
 
 
 def _line(series: Series, x: Axis, y: Axis) -> str:
@@ -246,26 +263,10 @@ def _line(series: Series, x: Axis, y: Axis) -> str:
     for point in drawn:
         if point is not None:
             path.append(f"{'L' if pen_down else 'M'}{point[0]:.1f} {point[1]:.1f}")
-        pen_down = point is not None
+        pen_down = point is not None  # a gap lifts the pen, so that no line bridges missing values
     classes = f"line {series.tone}" + (" dashed" if series.dashed else "")
     # a path of one point draws nothing, so a single value is a dot
     dots = [p for p in drawn if p is not None]
     if len(dots) == 1:
         return f'<circle class="dot {series.tone}" cx="{dots[0][0]:.1f}" cy="{dots[0][1]:.1f}" r="3"/>'
     return f'<path class="{classes}" clip-path="url(#{FRAME})" d="{"".join(path)}"/>'
-
-
-def _points(series: Series) -> dict:
-    return {
-        "x": [round(v, 2) for v in series.x],
-        "y": [significant(v, 4) if math.isfinite(v) else "\N{EN DASH}" for v in series.y],
-    }
-
-
-def _svg(title: str, description: str, body: str, points: dict) -> str:
-    data = escape(json.dumps(points, separators=(",", ":"), ensure_ascii=False), quote=True)
-    label = escape(f"{title}. {description}", quote=True)
-    return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{label}"'
-        f' data-points="{data}">{body}</svg>'
-    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from distributed.drawing.charts import Axis, tick_label, ticks
+from distributed.drawing.charts import Axis, svg_line, svg_text, tick_label, ticks
 from distributed.drawing.tables import ABSENT, Cell
 from distributed.drawing.wording import duration, fixed, interval, percent
 
@@ -43,7 +43,7 @@ def shared_axis(differences: Sequence[Difference], start: float, stop: float) ->
     """Returns one axis with zero for all rows, so that a reader can compare lengths down the column."""
     ends = [0.0, *(v for d in differences for v in (d.lo, d.hi, d.value) if math.isfinite(v))]
     lo, hi = min(ends), max(ends)
-    margin = 0.08 * (hi - lo) or 1.0
+    margin = 0.08 * (hi - lo) or 1.0  # all zero: an axis of some width all the same
     return Axis(lo - margin, hi + margin, start, stop)
 
 
@@ -56,39 +56,29 @@ def forest_column(title: str, differences: Sequence[Difference | None]) -> tuple
 
 def forest_cell(difference: Difference, axis: Axis) -> str:
     """Draws one row of a forest plot for a table cell; the cell's background is the zero line."""
-    label = f"{difference.label}: {difference.words}"
-    body = whisker(difference, axis, CELL_HEIGHT / 2)
+    label = escape(f"{difference.label}: {difference.words}", quote=True)
     return (
-        f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} {CELL_HEIGHT}" role="img"'
-        f' aria-label="{escape(label, quote=True)}">{body}</svg>'
+        f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} {CELL_HEIGHT}" role="img" aria-label="{label}">'
+        f"{whisker(difference, axis, CELL_HEIGHT / 2)}</svg>"
     )
 
 
 def forest_axis(axis: Axis) -> str:
     """Draws the scale of a column of `forest_cell`."""
-    marks = "".join(
-        f'<line class="grid" x1="{axis(v):.1f}" x2="{axis(v):.1f}" y1="14" y2="18"/>'
-        f'<text class="tick middle" x="{axis(v):.1f}" y="11">{escape(_signed_tick(v))}</text>'
-        for v in ticks(axis.lo, axis.hi, 3)
-    )
-    return f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} 18" aria-hidden="true">{marks}</svg>'
+    scale = _scale(axis, ticks(axis.lo, axis.hi, 3), lines=(14, 18), words_y=11)
+    return f'<svg class="forest-cell" viewBox="0 0 {CELL_WIDTH} 18" aria-hidden="true">{scale}</svg>'
 
 
 def forest_plot(differences: Sequence[Difference], *, title: str, scale_of: Sequence[Difference] = ()) -> str:
     """Draws labelled differences in rows; `scale_of` widens the axis to the range of other plots."""
     height = ROW_HEIGHT * len(differences) + 26
     axis = shared_axis([*differences, *scale_of], 156, WIDTH - 8)
-    scale = "".join(
-        f'<line class="grid" x1="{axis(v):.1f}" x2="{axis(v):.1f}" y1="0" y2="{height - 22}"/>'
-        f'<text class="tick middle" x="{axis(v):.1f}" y="{height - 6}">{escape(_signed_tick(v))}</text>'
-        for v in ticks(axis.lo, axis.hi, 4)
-    )
+    scale = _scale(axis, ticks(axis.lo, axis.hi, 4), lines=(0, height - 22), words_y=height - 6)
     rows = "".join(
-        f'<text class="row-label" x="0" y="{ROW_HEIGHT * (i + 0.5) + 4:.1f}">{escape(d.label)}</text>'
-        + whisker(d, axis, ROW_HEIGHT * (i + 0.5))
+        svg_text("row-label", 0, ROW_HEIGHT * (i + 0.5) + 4, d.label) + whisker(d, axis, ROW_HEIGHT * (i + 0.5))
         for i, d in enumerate(differences)
     )
-    zero = f'<line class="zero" x1="{axis(0):.1f}" x2="{axis(0):.1f}" y1="0" y2="{height - 22}"/>'
+    zero = svg_line("zero", (axis(0), axis(0)), (0, height - 22))
     spoken = "; ".join(f"{d.label} {d.words}" for d in differences)
     return (
         f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" role="img"'
@@ -112,7 +102,7 @@ def share_bar(seconds: Sequence[tuple[str, float]]) -> str:
     total = sum(value for _, value in seconds)
     parts, at = [], 0.0
     for index, (phase, value) in enumerate(seconds):
-        width = 1000 * value / total
+        width = 1000 * value / total  # of a view box that the page stretches
         parts.append(
             f'<rect class="fill tone-{index % 8 + 1}" x="{at:.1f}" y="0" width="{max(width - 2, 0.5):.1f}" height="18">'
             f"<title>{escape(phase)}: {duration(value)}, {percent(value / total)}</title></rect>"
@@ -125,5 +115,10 @@ def share_bar(seconds: Sequence[tuple[str, float]]) -> str:
     )
 
 
-def _signed_tick(value: float) -> str:
-    return f"+{tick_label(value)}" if value > 0 else tick_label(value)
+def _scale(axis: Axis, values: Sequence[float], *, lines: tuple[float, float], words_y: float) -> str:
+    """Draws vertical lines with signed labels."""
+    return "".join(
+        svg_line("grid", (axis(v), axis(v)), lines)
+        + svg_text("tick middle", axis(v), words_y, f"+{tick_label(v)}" if v > 0 else tick_label(v))
+        for v in values
+    )

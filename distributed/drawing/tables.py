@@ -8,11 +8,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distributed.drawing.charts import Chart
-from distributed.drawing.page import HERE, render_page
 from distributed.drawing.wording import EN_DASH, MINUS, latex
 
+HERE = Path(__file__).parent
+# the browser loads nothing and runs no script
+NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'"
 _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
 
 
@@ -105,6 +111,25 @@ def to_latex(tables: Sequence[Table]) -> str:
     """Returns the tables as LaTeX that needs the packages booktabs and graphicx."""
     head = "% \\usepackage{booktabs, graphicx}\n"
     return head + "\n".join(line for table in tables for line in _latex_lines(table))
+
+
+def render_page(template: Path, *, policy: str = NO_SCRIPTS, **values: Any) -> str:
+    """Returns one self-contained HTML file, for light and dark, phones, wide screens and paper.
+
+    Args:
+        template: extends base.html.j2, and may import this folder's templates. Text is escaped, unless marked `|safe`.
+        policy: content security policy.
+        values: variables of the template, `title` among them; a missing one is an error.
+    """
+    environment = Environment(
+        loader=FileSystemLoader((template.parent, HERE)),  # a template finds its own folder first
+        autoescape=True,
+        undefined=StrictUndefined,  # a misspelt variable fails instead of leaving a hole in the page
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (HERE / "page.css").read_text()
+    return environment.get_template(template.name).render(policy=policy, style=style, **values)
 
 
 def to_page(tables: Sequence[Table], *, title: str, lead: Sequence[str] = (), drawings: Sequence[Drawings] = ()) -> str:

@@ -24,7 +24,7 @@ def fixed(value: float, digits: int = 3, *, sign: bool = False) -> str:
     if not math.isfinite(value):
         return "not finite"
     text = f"{abs(value):.{digits}f}"
-    if float(text) == 0:
+    if float(text) == 0:  # after rounding
         return text
     if value < 0:
         return MINUS + text

@@ -48,27 +48,20 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def leave_operators_uncompiled() -> None:
-    """Marks DeepSpeed's all-reduce for inference, the one operator that it asks for, as unavailable.
+def leave_uncompiled() -> None:
+    """Imports DeepSpeed without compilation of its all-reduce for inference and its optimiser Muon.
 
-    Compiling it takes half a minute and a C++ compiler, and a kill meanwhile leaves a lock that stops all later starts.
-    Writing DeepSpeed's table also keeps it from running a compiler for each of its operators.
+    Compiling the all-reduce, the one operator that DeepSpeed asks for, needs half a minute and a C++ compiler. A kill
+    meanwhile leaves a lock that stops all later starts. DeepSpeed imports Muon to compare every optimiser's class, and
+    that loads all of torch's compiler; our optimiser is always AdamW.
     """
     import deepspeed
-
-    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
-
-
-def leave_muon_uncompiled() -> None:
-    """Imports DeepSpeed's optimiser Muon as plain functions.
-
-    DeepSpeed imports it to compare every optimiser's class, and its import loads all of torch's compiler. Our optimiser
-    is always AdamW.
-    """
     from deepspeed.runtime import compiler
 
+    # writing the table also keeps DeepSpeed from running a compiler for each of its operators
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     compiled, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
     try:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+        import deepspeed.runtime.zero.muon.original_muon
     finally:
         compiler.compile = compiled

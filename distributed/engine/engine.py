@@ -12,12 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distributed.engine.deepspeed_settings import (
-    check_additions,
-    leave_muon_uncompiled,
-    leave_operators_uncompiled,
-    with_additions,
-)
+from distributed.engine.deepspeed_settings import check_additions, leave_uncompiled, with_additions
 from pupujepa.errors import UserError, require_known
 from pupujepa.model.model import MASK_TOKEN
 from pupujepa.model.positions import POSITION_TABLE
@@ -186,8 +181,7 @@ def prepare_deepspeed(environ: MutableMapping[str, str], *, device: torch.device
     environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     import deepspeed
 
-    leave_operators_uncompiled()
-    leave_muon_uncompiled()
+    leave_uncompiled()
     # at INFO every rank logs a page of configuration
     deepspeed.utils.logger.setLevel("WARNING")
 

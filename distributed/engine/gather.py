@@ -41,11 +41,7 @@ def in_buckets(parameters: Sequence[Tensor], elements: int) -> Iterator[slice]:
 
 
 def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
-    """Copies the full parameters of `module` to the CPU; all ranks call it together.
-
-    Args:
-        keep: False takes part in the gathering but returns an empty state.
-    """
+    """Copies the full parameters to the CPU, all ranks together; keep=False takes part but returns none."""
     named = list(module.named_parameters())
     parameters = [p for _, p in named]
     state: dict[str, Tensor] = {}

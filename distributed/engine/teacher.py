@@ -84,14 +84,23 @@ class Teacher:
         """
         for unit in self._shards:
             unit.forget()  # a block gathered ahead would hold values from before the move
-        sums = self._no_sums(3)
+        sums = self._no_sums(3)  # of squares: the move made, the move due, the weights
         for row, pieces, sources in self._beside_their_sources():
             before = [p.sample(p.values) for p in pieces] if measured else []
             update_ema([p.values for p in pieces], sources, momentum)
             for piece, source, old in zip(pieces, sources, before):
                 due = (1 - momentum) * (piece.sample(source) - old)
                 sums[row] += _squares(piece.sample(piece.values) - old, due, old)
-        return _verdict(*self._over_ranks(sums)) if measured else {}
+        if not measured:
+            return {}
+        made, due, size = self._over_ranks(sums)
+        moved, due = (made / size) ** 0.5, (due / size) ** 0.5
+        if due > _CERTAIN_MOVE and moved < due / 2:
+            raise FrozenTeacherError(
+                f"the teacher moved by {moved:.2g} of its weights instead of {due:.2g}: it is frozen, so its features "
+                f"would never improve; install the DeepSpeed release of pyproject.toml, or report a bug"
+            )
+        return {"teacher/moved": moved}
 
     def moved(self) -> float:
         """Returns the relative distance from the first weights, over the sampled entries; all ranks together."""
@@ -113,11 +122,7 @@ class Teacher:
         return (apart / size) ** 0.5
 
     def state(self, *, keep: bool = True) -> dict[str, Tensor]:
-        """Copies the whole teacher to the CPU, float32; all ranks together.
-
-        Args:
-            keep: False takes part in the gathering but returns an empty state.
-        """
+        """Copies the whole teacher to the CPU, float32, all ranks together; keep=False only takes part."""
         return full_state(self.module, keep=keep)
 
     def load(self, path: Path) -> None:
@@ -131,10 +136,7 @@ class Teacher:
         assert not state, f"{path} holds more than a teacher: {sorted(state)[:3]}"
 
     def _beside_their_sources(self) -> Iterator[tuple[int, list[_Piece], list[Tensor]]]:
-        """Yields (row of the sums, pieces, the same entries of the student).
-
-        Row 0 is for shards, row 1 for whole tensors.
-        """
+        """Yields (row of the sums, 0 for shards and 1 for the rest; pieces; their entries of the student)."""
         if self._parts:
             yield 0, self._parts, [p.part.of(p.student) for p in self._parts if p.part]
         for bucket in in_buckets([p.student for p in self._whole], GATHER_ELEMENTS):
@@ -143,10 +145,7 @@ class Teacher:
                 yield 1, pieces, [s.data for s in students]
 
     def _no_sums(self, count: int) -> Tensor:
-        """Returns zeros [2, count], for sums over shards and over whole tensors.
-
-        Sums over shards differ by rank, those over whole tensors do not.
-        """
+        """Returns zeros [2, count], for sums over shards, which differ by rank, and over whole tensors."""
         return torch.zeros(2, count, dtype=torch.float64, device=(*self._whole, *self._parts)[0].values.device)
 
     def _over_ranks(self, sums: Tensor) -> list[float]:
@@ -157,14 +156,3 @@ class Teacher:
 
 def _squares(*tensors: Tensor) -> Tensor:
     return torch.stack([t.square().sum() for t in tensors]).double()
-
-
-def _verdict(moved: float, due: float, size: float) -> dict[str, float]:
-    """Checks the move by its sums of squares: made, due, and of the weights."""
-    moved, due = (moved / size) ** 0.5, (due / size) ** 0.5
-    if due > _CERTAIN_MOVE and moved < due / 2:
-        raise FrozenTeacherError(
-            f"the teacher moved by {moved:.2g} of its weights instead of {due:.2g}: it is frozen, so its features "
-            f"would never improve; install the DeepSpeed release of pyproject.toml, or report a bug"
-        )
-    return {"teacher/moved": moved}

@@ -40,11 +40,7 @@ class TeacherPart:
 
 
 class ShardedBlock:
-    """A block with parameters that are gathered to run and empty otherwise.
-
-    Args:
-        block: without gradients; its parameters are emptied.
-    """
+    """A block without gradients, whose parameters are gathered to run and empty otherwise."""
 
     def __init__(self, block: nn.Module, *, rank: int, world_size: int) -> None:
         self._parameters = list(block.parameters())

@@ -16,29 +16,38 @@ store reads whole samples, of which a third is used unless stream.crops_per_samp
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from data.building.features import FeatureConfig
 from data.order.ranks import lanes_of_rank
-from distributed.engine.engine import MAX_ZERO_STAGE, BatchSizes, batch_sizes, deepspeed_json
+from distributed.engine.engine import MAX_ZERO_STAGE, BatchSizes, batch_sizes, deepspeed_json, parameter_groups
 from distributed.experiment import Experiment, load_experiment, preset_names
-from distributed.plan.plot import plot_schedules
 from distributed.run.speed import PEAK_BF16_TFLOPS
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.cost.cost import TrainingCost, count_parameters, training_cost
 from pupujepa.cost.memory import StepConfig, peak_memory
 from pupujepa.errors import UserError
+from pupujepa.model.model import PupuJEPA
 from pupujepa.precision import AUTO, PRECISIONS
+from pupujepa.training.ema import ema_momentum
+from pupujepa.training.masks import STRATEGIES, strategy_probabilities
+from pupujepa.training.objective import TrainingStep
+from pupujepa.training.schedules import learning_rate
 
 # usable fraction of device memory; the rest is for context, communication library and fragmentation
 USABLE = 0.9
 GIB, MEGA, GIGA, TERA = 2**30, 1e6, 1e9, 1e12
 LONG_RUN_STEPS = 500_000
 BYTES_OF_VALUE = {"uint8": 1, "float16": 2}
+# points of a curve, and colours of the plot
+_POINTS = 400
+_LINE, _FAINT = "#1f5f8b", "#c9d8e4"
+_SHADES = (_FAINT, "#6f9fc0", _LINE)
 
 
 @dataclass(frozen=True)
@@ -107,15 +116,16 @@ def run(args: argparse.Namespace) -> int:
     lanes_of_rank(experiment.stream.lanes, 0, gpus)
     cost = training_cost(experiment.model, experiment.masks, experiment.objective)
     crops_per_s = gpus * device.peak_tflops * TERA * args.mfu / cost.total
-    device_bytes = device.memory_gb * GIGA
+    device_bytes, nodes = device.memory_gb * GIGA, -(-gpus // args.gpus_per_node)
     lines = [
-        *_size_lines(experiment, sizes, gpus),
-        *_memory_lines(experiment, sizes, gpus=gpus, device_bytes=device_bytes),
-        *_fit_lines(fits(experiment, world_size=gpus, device_bytes=device_bytes), experiment, gpus),
-        *_cost_lines(cost),
-        *_time_lines(experiment, crops_per_s, mfu=args.mfu, gpus=gpus),
-        *_store_lines(experiment, crops_per_s, nodes=-(-gpus // args.gpus_per_node)),
+        *_step_lines(experiment, sizes, gpus=gpus, device_bytes=device_bytes),
+        *_fit_lines(experiment, gpus=gpus, device_bytes=device_bytes),
+        *_run_lines(experiment, crops_per_s, cost=cost, mfu=args.mfu, gpus=gpus),
     ]
+    for dtype in BYTES_OF_VALUE:
+        needed = store_bytes_per_s(experiment, crops_per_s, dtype=dtype) / MEGA
+        title = "store" if dtype == "uint8" else ""
+        lines.append(f"{title:<13}{needed:,.0f} MB/s of shards in {dtype}, {needed / nodes:,.0f} MB/s a node")
     print("\n".join(lines))  # noqa: T201 - the text is the product
     if args.plot:
         plot_schedules(experiment, args.plot)
@@ -149,12 +159,22 @@ def fits(experiment: Experiment, *, world_size: int, device_bytes: float) -> Ite
 
     All fits have one global batch.
     """
-    for recomputed in (False, True):
-        for stage in range(experiment.engine.zero_stage, MAX_ZERO_STAGE + 1):
-            # stage 3 gathers weights block by block, which cannot be compiled
-            compiler = "none" if stage == MAX_ZERO_STAGE else experiment.engine.compile
-            engine = replace(experiment.engine, zero_stage=stage, activation_checkpointing=recomputed, compile=compiler)
-            yield _largest(replace(experiment, engine=engine), world_size=world_size, device_bytes=device_bytes)
+    batch = experiment.stream.global_batch
+    per_rank = batch // world_size
+    divisors = [d for d in range(per_rank, 0, -1) if per_rank % d == 0]
+    for recomputed, stage in product((False, True), range(experiment.engine.zero_stage, MAX_ZERO_STAGE + 1)):
+        # stage 3 gathers weights block by block, which cannot be compiled
+        compiler = "none" if stage == MAX_ZERO_STAGE else experiment.engine.compile
+        engine = replace(experiment.engine, zero_stage=stage, activation_checkpointing=recomputed, compile=compiler)
+        tried, total = replace(experiment, engine=engine), 0
+        for micro_batch in divisors:  # the largest first
+            sizes = batch_sizes(batch, micro_batch=micro_batch, world_size=world_size)
+            total = peak_memory(step_config(tried, sizes, world_size=world_size))[1].total
+            if total <= USABLE * device_bytes:
+                yield MemoryFit(stage, recomputed, micro_batch, total)
+                break
+        else:
+            yield MemoryFit(stage, recomputed, 0, total)
 
 
 def store_bytes_per_s(experiment: Experiment, crops_per_s: float, *, dtype: str) -> float:
@@ -163,22 +183,15 @@ def store_bytes_per_s(experiment: Experiment, crops_per_s: float, *, dtype: str)
     return crops_per_s / experiment.stream.crops_per_sample * values * BYTES_OF_VALUE[dtype]
 
 
-def _largest(experiment: Experiment, *, world_size: int, device_bytes: float) -> MemoryFit:
-    engine = experiment.engine
-    per_rank = experiment.stream.global_batch // world_size
-    total = 0
-    for micro_batch in (d for d in range(per_rank, 0, -1) if per_rank % d == 0):
-        sizes = batch_sizes(experiment.stream.global_batch, micro_batch=micro_batch, world_size=world_size)
-        total = peak_memory(step_config(experiment, sizes, world_size=world_size))[1].total
-        if total <= USABLE * device_bytes:
-            return MemoryFit(engine.zero_stage, engine.activation_checkpointing, micro_batch, total)
-    return MemoryFit(engine.zero_stage, engine.activation_checkpointing, 0, total)
-
-
-def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[str]:
-    config = experiment.model
-    parameters = count_parameters(config)
-    return [
+def _step_lines(experiment: Experiment, sizes: BatchSizes, *, gpus: int, device_bytes: float) -> list[str]:
+    """Returns the model, the batch, and the memory of a GPU."""
+    config, engine, parameters = experiment.model, experiment.engine, count_parameters(experiment.model)
+    moment, memory = peak_memory(step_config(experiment, sizes, world_size=gpus))
+    share = memory.total / device_bytes
+    verdict = "fits" if share <= USABLE else "tight" if share < 1 else "DOES NOT FIT"
+    precision = "bf16" if engine.precision == AUTO else engine.precision
+    recomputed = ", blocks recomputed" if engine.activation_checkpointing else ""
+    lines = [
         f"model        width {config.width}, depth {config.depth}; predictor {config.predictor_width} x "
         f"{config.predictor_depth}; {parameters.trained:,} trained parameters, teacher {parameters.encoder:,}",
         f"crop         {config.crop_frames} frames = {config.num_patches} patches ({config.grid_steps} steps x "
@@ -186,63 +199,41 @@ def _size_lines(experiment: Experiment, sizes: BatchSizes, gpus: int) -> list[st
         f"batch        {sizes.global_batch} crops = {sizes.micro_batch} x {sizes.accumulation} accumulation x {gpus} "
         f"GPUs",
         "",
-    ]
-
-
-def _memory_lines(experiment: Experiment, sizes: BatchSizes, *, gpus: int, device_bytes: float) -> list[str]:
-    moment, memory = peak_memory(step_config(experiment, sizes, world_size=gpus))
-    share = memory.total / device_bytes
-    verdict = "fits" if share <= USABLE else "tight" if share < 1 else "DOES NOT FIT"
-    engine = experiment.engine
-    precision = "bf16" if engine.precision == AUTO else engine.precision
-    recomputed = ", blocks recomputed" if engine.activation_checkpointing else ""
-    return [
         f"memory per GPU at its peak ({moment}), ZeRO stage {engine.zero_stage}, {precision}{recomputed}",
         *(f"  {name:<12}{value / GIB:8.2f} GiB" for name, value in vars(memory).items()),
         f"  {'total':<12}{memory.total / GIB:8.2f} GiB = {share:.0%} of {device_bytes / GIGA:g} GB: {verdict}",
-        *([_on_host(experiment, gpus)] if engine.offload_optimizer else []),
-        "",
     ]
+    if engine.offload_optimizer:
+        on_host = 16 * -(-parameters.trained // gpus)  # weights, gradients and two moments, float32
+        lines.append(f"  {'on the host':<12}{on_host / GIB:8.2f} GiB for each GPU: the optimiser")
+    return [*lines, ""]
 
 
-def _on_host(experiment: Experiment, gpus: int) -> str:
-    trained = count_parameters(experiment.model).trained
-    # weights, gradients and two moments, float32
-    return f"  {'on the host':<12}{16 * -(-trained // gpus) / GIB:8.2f} GiB for each GPU: the optimiser"
-
-
-def _fit_lines(found: Iterable[MemoryFit], experiment: Experiment, gpus: int) -> Iterator[str]:
-    rows: dict[bool, list[MemoryFit]] = {False: [], True: []}
-    for fit in found:
-        rows[fit.recomputed].append(fit)
+def _fit_lines(experiment: Experiment, *, gpus: int, device_bytes: float) -> Iterator[str]:
+    found = list(fits(experiment, world_size=gpus, device_bytes=device_bytes))
+    kept, recomputed = ([fit for fit in found if fit.recomputed is again] for again in (False, True))
     per_gpu = experiment.stream.global_batch // gpus
     yield f"what fits: the largest engine.micro_batch (of {per_gpu} crops a GPU) by engine.zero_stage, and its GiB"
-    yield f"  {'':<28}" + "".join(f"{f'stage {fit.zero_stage}':>16}" for fit in rows[False])
-    for recomputed, name in ((False, "blocks kept"), (True, "activation_checkpointing")):
-        yield f"  {name:<28}" + "".join(f"{_one_fit(fit):>16}" for fit in rows[recomputed])
-    if not any(fit.micro_batch for row in rows.values() for fit in row):
+    yield f"  {'':<28}" + "".join(f"{f'stage {fit.zero_stage}':>16}" for fit in kept)
+    for row, name in ((kept, "blocks kept"), (recomputed, "activation_checkpointing")):
+        cells = (f"{fit.micro_batch or 'none'} ({fit.peak_bytes / GIB:.1f})" for fit in row)
+        yield f"  {name:<28}" + "".join(f"{cell:>16}" for cell in cells)
+    if not any(fit.micro_batch for fit in found):
         yield "  nothing fits: take more GPUs at stage 3, larger ones, engine.offload_optimizer=true or a smaller model"
     yield ""
 
 
-def _one_fit(fit: MemoryFit) -> str:
-    return f"{fit.micro_batch or 'none'} ({fit.peak_bytes / GIB:.1f})"
-
-
-def _cost_lines(cost: TrainingCost) -> list[str]:
-    parts = vars(cost)
-    return [
-        f"operations   {cost.total / TERA:.3g} TFLOP per crop",
-        *(f"  {name:<12}{value / TERA:8.3f} TFLOP {value / cost.total:5.0%}" for name, value in parts.items()),
-        "",
-    ]
-
-
-def _time_lines(experiment: Experiment, crops_per_s: float, *, mfu: float, gpus: int) -> Iterator[str]:
-    batch, own = experiment.stream.global_batch, experiment.train.steps
-    begun = experiment.branch.step
+def _run_lines(
+    experiment: Experiment, crops_per_s: float, *, cost: TrainingCost, mfu: float, gpus: int
+) -> Iterator[str]:
+    """Yields the operations of a crop, and the hours of this run and of a long one."""
+    yield f"operations   {cost.total / TERA:.3g} TFLOP per crop"
+    for name, value in vars(cost).items():
+        yield f"  {name:<12}{value / TERA:8.3f} TFLOP {value / cost.total:5.0%}"
+    batch, own = experiment.stream.global_batch, experiment.train.steps - experiment.branch.step
+    yield ""
     yield f"time         {crops_per_s:,.0f} crops/s at MFU {mfu:g}: {batch / crops_per_s:.3g} s per step"
-    for steps in dict.fromkeys((own - begun, LONG_RUN_STEPS)):
+    for steps in dict.fromkeys((own, LONG_RUN_STEPS)):
         hours = steps * batch / crops_per_s / 3600
         audio_hours = steps * batch * experiment.model.crop_frames / FrontendConfig().frames_per_s / 3600
         yield (
@@ -251,10 +242,48 @@ def _time_lines(experiment: Experiment, crops_per_s: float, *, mfu: float, gpus:
         )
 
 
-def _store_lines(experiment: Experiment, crops_per_s: float, *, nodes: int) -> Iterator[str]:
-    for dtype in BYTES_OF_VALUE:
-        needed = store_bytes_per_s(experiment, crops_per_s, dtype=dtype)
-        yield (
-            f"{'store' if dtype == 'uint8' else '':<13}{needed / MEGA:,.0f} MB/s of shards in {dtype}, "
-            f"{needed / nodes / MEGA:,.0f} MB/s a node"
-        )
+def plot_schedules(experiment: Experiment, path: Path) -> None:
+    """Writes the picture; a branch starts at its first step, beside its parent's learning rate."""
+    from matplotlib.figure import Figure
+
+    total, horizon, first = experiment.train.steps, experiment.horizon_steps, experiment.branch.step
+    steps = _some_of(first, total)
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    axes = rate, momentum, masks, decay = tuple(figure.subplots(2, 2).flat)
+    for axis in axes:
+        axis.set_xlabel("step")
+        axis.set_xlim(first, max(total - 1, first + 1))
+    if experiment.branch.step:
+        whole = _some_of(0, horizon)
+        rates = [learning_rate(s, horizon, experiment.schedule) for s in whole]
+        rate.plot(whole, rates, color=_SHADES[1], linestyle="--", label="the run that it leaves")
+        rate.legend(loc="lower left")
+        rate.set_xlim(0, max(horizon, total) - 1)
+    rates = [learning_rate(s, total, experiment.schedule, branch=experiment.branch) for s in steps]
+    kind = "cooldown branch" if experiment.branch.step else experiment.schedule.kind
+    for axis, values, title in (
+        (rate, rates, f"learning rate ({kind})"),
+        (momentum, [1 - ema_momentum(s, horizon, experiment.ema) for s in steps], "1 - momentum of the teacher"),
+    ):
+        axis.plot(steps, values, color=_LINE)
+        axis.set_title(title)
+        axis.set_ylim(0)
+    shares = [strategy_probabilities(min(s / horizon, 1.0), experiment.masks) for s in steps]
+    masks.stackplot(steps, list(zip(*shares)), labels=STRATEGIES, colors=_SHADES)
+    masks.set_title(f"masking strategies, ratio {experiment.masks.ratio:g}")
+    masks.legend(loc="lower left")
+    with torch.device("meta"):
+        step = TrainingStep(PupuJEPA(experiment.model), experiment.objective)
+    for group, shade in zip(parameter_groups(step, experiment.optimizer.weight_decay), (_LINE, _SHADES[1])):
+        count, weight_decay = sum(p.numel() for p in group["params"]), group["weight_decay"]
+        what = "matrices" if weight_decay else "biases, norms, mask token, positions"
+        decay.plot(steps, [weight_decay] * len(steps), color=shade, label=f"{count:,} in {what}")
+    decay.set_title("weight decay (of the rate)")
+    decay.set_ylim(-0.002, max(1.3 * experiment.optimizer.weight_decay, 0.01))
+    decay.legend(loc="center right")
+    figure.savefig(path, dpi=150)
+
+
+def _some_of(first: int, end: int) -> list[int]:
+    """Returns about _POINTS steps of [first, end), with the first and the last."""
+    return sorted({first + round(i * (end - 1 - first) / _POINTS) for i in range(_POINTS + 1)})

@@ -17,6 +17,17 @@ import torch.distributed as dist
 from pupujepa.errors import UserError
 
 TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# rank, world size and local rank as the launchers of MPI name them: Open MPI, MVAPICH, MPICH and Intel MPI, Cray, Flux
+_MPI_NAMES = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK"),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
+)
+# they count processes, but do not tell this one's place
+_COUNTS = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS")
+_PLACES = ("PMIX_RANK", "PALS_RANKID", "JSM_NAMESPACE_RANK")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # below Linux's ephemeral range (32768 and up), so that no outgoing connection already holds the port
 FIRST_SLURM_PORT, SLURM_PORTS = 20_000, 12_000
@@ -35,7 +46,7 @@ class Topology:
         world_size: number of processes that train together.
         local_rank: index of this process on its node; the GPU that it takes.
         master: host and port where the ranks meet; None for a single process.
-        launcher: "torch" (torchrun, deepspeed), "slurm" or "alone".
+        launcher: "torch" (torchrun, deepspeed), "slurm", "mpi" or "alone".
     """
 
     rank: int = 0
@@ -69,7 +80,7 @@ class Topology:
 
 
 def discover(environ: Mapping[str, str], *, first_host: Callable[[str], str] | None = None) -> Topology:
-    """Reads the topology that torchrun, deepspeed or srun left in `environ`.
+    """Reads the topology that torchrun, deepspeed, srun or mpirun left in `environ`.
 
     Args:
         environ: usually os.environ.
@@ -78,15 +89,28 @@ def discover(environ: Mapping[str, str], *, first_host: Callable[[str], str] | N
     Raises:
         TopologyError: variables of a launcher are missing, or are not numbers.
     """
+    mpi = max(_MPI_NAMES, key=lambda names: len(environ.keys() & names))
+    for name in (*TORCH_NAMES[:3], *mpi, *_COUNTS, *_PLACES):
+        if environ.get(name) == "":
+            raise TopologyError(f"{name} is empty, so this process does not know its rank; set it, or unset it")
     if any(name in environ for name in TORCH_NAMES[:3]):
         return _from_torch(environ)
-    if "SLURM_STEP_ID" in environ:
+    if "SLURM_STEP_ID" in environ and _is_of_srun(environ, mpi):
         return _from_slurm(environ, first_host or _first_host_by_scontrol)
-    if _number(environ, "SLURM_NTASKS", default=1) > 1:
-        raise TopologyError(
-            f"this SLURM allocation has {environ['SLURM_NTASKS']} tasks, but srun did not start this process, so it "
-            f"would train alone; put srun before the command: srun python -m distributed train ..."
-        )
+    if environ.keys() & mpi:
+        return _from_mpi(environ, mpi)
+    for name in _COUNTS:
+        if _number(environ, name, default=1) > 1:
+            raise TopologyError(
+                f"{name}={environ[name]}, but no launcher gave this process a rank, so it would train alone; put srun "
+                f"before the command: srun python -m distributed train ..."
+            )
+    for name in _PLACES:
+        if name in environ:
+            raise TopologyError(
+                f"{name}={environ[name]} has no world size beside it, so this process would train alone; use srun or "
+                f"torchrun, or unset it"
+            )
     return Topology()
 
 
@@ -187,6 +211,25 @@ def _from_torch(environ: Mapping[str, str]) -> Topology:
         master=(environ["MASTER_ADDR"], _port(environ, "MASTER_PORT")),
         launcher="torch",
     )
+
+
+def _is_of_srun(environ: Mapping[str, str], mpi: tuple[str, str, str]) -> bool:
+    """Returns False if mpirun started this process: its daemon is a task of srun and hands its variables down."""
+    place = environ.get("SLURM_PROCID"), environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS"))
+    return all(environ.get(name, value) == value for name, value in zip(mpi, place, strict=False))
+
+
+def _from_mpi(environ: Mapping[str, str], names: tuple[str, str, str]) -> Topology:
+    if environ.get(names[1]) == "1":
+        return Topology(launcher="mpi")
+    missing = [name for name in (*names, *TORCH_NAMES[3:]) if not environ.get(name)]
+    if missing:
+        raise TopologyError(
+            f"MPI started this process without {', '.join(missing)}, so the ranks cannot meet; export them to all "
+            f"ranks, or start with torchrun or srun"
+        )
+    rank, world_size, local_rank = (_number(environ, name) for name in names)
+    return Topology(rank, world_size, local_rank, (environ["MASTER_ADDR"], _port(environ, "MASTER_PORT")), "mpi")
 
 
 def _from_slurm(environ: Mapping[str, str], first_host: Callable[[str], str]) -> Topology:

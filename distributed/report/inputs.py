@@ -8,15 +8,49 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from data.store.store import open_store
 from pupujepa.errors import UserError
 from pupujepa.json_lines import parse_rows
+from pupujepa.model.architecture import MAE
+from pupujepa.yaml_text import ConfigError, parse_mapping, plain_values
 
 Row = dict[str, Any]
+
+# The page's words for the targets of a run: the teacher's features, or patches for kind mae.
+# verb, goal (HTML): the task in three steps; task, part: on the masked crops; loss, share: of the charts; hidden: the
+# explained variance; mean: the guess to beat; cheat: why the loss alone proves nothing; rise, lag: a rising loss, a
+# teacher that hardly moved
+FEATURES = {
+    "verb": "Predict",
+    "goal": "the features that a slow copy, the <em>teacher</em>, gives to the hidden patches: the brighter, the "
+    "better it was predicted",
+    "task": "The student sees only the clear patches and must predict the features of the veiled ones",
+    "loss": "Distance between predicted and true features of hidden patches. It should fall, but may rise when the "
+    "teacher grows richer",
+    "share": "Share of the hidden features' variance that the prediction explains",
+    "hidden": "The prediction explains {} of the variance of the hidden patches' features",
+    "mean": "mean feature",
+    "part": "the more of its feature was predicted right",
+    "cheat": "A model like this can cheat: if every patch had the same feature, the loss would be zero and nothing "
+    "learned.",
+    "rise": "Alone that is normal, since the target moves; with falling probes it would be an alarm.",
+    "lag": "so far the targets are those of an untrained network",
+}
+PATCHES = {
+    "verb": "Reconstruct",
+    "goal": "the spectrogram of the hidden patches: the brighter, the better it was reconstructed",
+    "task": "The student sees only the clear patches, and the predictor must reconstruct the veiled ones",
+    "loss": "Distance between hidden patches and their reconstruction, of standardised patches unless configured "
+    "otherwise. It should fall",
+    "share": "Share of the hidden patches' variance that the reconstruction explains",
+    "hidden": "The reconstruction explains {} of the variance of the hidden patches",
+    "mean": "mean patch",
+    "part": "the more of it was reconstructed right",
+    "cheat": "A reconstruction cannot be cheated by features that are all the same, but it can be good while the "
+    "features are poor: they may use few directions, or encode positions and not music.",
+    "rise": "The target is fixed here, so the model has become worse: look at the learning rate and the gradient norm.",
+    "lag": "so far the teacher, which the probes read, is nearly an untrained network",
+}
 
 
 class ReportError(UserError):
@@ -44,6 +78,11 @@ class RunInputs:
     results: tuple[Row, ...]
     phases: tuple[tuple[str, float], ...]
     has_export: bool
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The words for the targets of this run; FEATURES without a configuration."""
+        return PATCHES if (self.config.get("objective") or {}).get("kind") == MAE else FEATURES
 
     def fact(self, *path: str, default: Any = None) -> Any:
         """Returns the fact `path[-1]`, else the configuration's value at `path`, else `default`."""
@@ -84,7 +123,13 @@ def read_run(location: str, results_url: str | None = None) -> RunInputs:
             f"{location} is not a run directory: it has no config.yaml, metrics.jsonl or facts.json; give the folder "
             "that `python -m distributed train` wrote, e.g. runs/demo"
         )
-    results = _read_elsewhere(results_url) if results_url else read("results.jsonl")
+    results = read("results.jsonl")
+    if results_url:
+        folder, _, name = results_url.rpartition("/")
+        if not open_store(folder or ".").exists(name):
+            remedy = "write them with `python -m distributed evaluate ... --out FOLDER`"
+            raise ReportError(f"no results at {results_url}; {remedy}")
+        results = open_store(folder or ".").read(name).decode()
     phases = _parse("phases.json", read("phases.json"), json.loads) or {}
     return RunInputs(
         location=location,
@@ -94,7 +139,7 @@ def read_run(location: str, results_url: str | None = None) -> RunInputs:
         facts=_parse("facts.json", facts, json.loads) or {},
         metrics=latest_of_each_step(rows("metrics.jsonl", metrics)),
         results=tuple(rows("results.jsonl", results)),
-        phases=tuple((str(k), float(v)) for k, v in phases.items() if float(v) > 0),
+        phases=tuple((str(k), float(v)) for k, v in phases.items() if float(v) > 0),  # no time, no bar
         has_export=store.exists("export/model.safetensors"),
     )
 
@@ -106,22 +151,14 @@ def latest_of_each_step(rows: Sequence[Row]) -> tuple[Row, ...]:
     """
     merged: dict[int, Row] = {}
     for row in rows:
-        merged[row["step"]] = merged.get(row["step"], {}) | row
+        merged[row["step"]] = merged.get(row["step"], {}) | row  # training, diagnostics and probes log apart
     return tuple(merged[step] for step in sorted(merged))
 
 
 def column(rows: Sequence[Row], key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns the steps that logged `key`, and the values."""
-    found = [(float(r["step"]), float(r[key])) for r in rows if isinstance(r.get(key), int | float)]
+    found = [(float(r["step"]), float(r[key])) for r in rows if isinstance(r.get(key), int | float)]  # a NaN is null
     return tuple(x for x, _ in found), tuple(y for _, y in found)
-
-
-def _read_elsewhere(url: str) -> str:
-    folder, _, name = url.rpartition("/")
-    store = open_store(folder or ".")
-    if not store.exists(name):
-        raise ReportError(f"no results at {url}; write them with `python -m distributed evaluate ... --out FOLDER`")
-    return store.read(name).decode()
 
 
 def _parse(name: str, text: str | None, parse: Callable[[str], Any]) -> Any:
@@ -129,9 +166,9 @@ def _parse(name: str, text: str | None, parse: Callable[[str], Any]) -> Any:
         return None
     try:
         return parse(text)
-    except (json.JSONDecodeError, YAMLError, OmegaConfBaseException, KeyError) as error:
+    except (json.JSONDecodeError, ConfigError) as error:
         raise ReportError(f"{name} of the run cannot be read ({error}); it may be cut off: restore it") from error
 
 
 def _plain_yaml(text: str) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
+    return plain_values(parse_mapping(text, origin="config.yaml"))

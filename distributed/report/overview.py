@@ -1,7 +1,7 @@
-"""The head of the page: the verdict, the facts of the run, its interruptions and its time by phase."""
+"""The head of the page (verdict, facts, time by phase) and its last section, on reproduction."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from distributed.drawing.charts import last_finite
@@ -20,81 +20,89 @@ from distributed.marble.results.tables import BASELINES
 from distributed.report.collapse import Verdict, judge
 from distributed.report.inputs import RunInputs, column
 from distributed.report.probes import REFERENCE, difference_to
-from distributed.report.terms import terms_of
+from distributed.run.installed import installed_versions
+
+PACKAGES = ("torch", "torchaudio", "deepspeed", "webdataset", "numpy", "scikit-learn", "librosa", "mir_eval")
 
 
-@dataclass(frozen=True)
-class Fact:
-    """A labelled quantity; `note` is a short explanation."""
-
-    label: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A phase of the run with its share of the bar."""
-
-    name: str
-    duration: str
-    share: str
-    tone: str
-
-
-@dataclass(frozen=True)
-class Overview:
-    """The page above its first section."""
-
-    headline: str
-    lead: str
-    state: str
-    facts: tuple[Fact, ...]
-    absent: str
-    interruptions: str
-    phases: tuple[Phase, ...]
-    phase_bar: str
-    phase_total: str
-    gains: str
-
-
-def overview(run: RunInputs) -> Overview:
+def overview(run: RunInputs) -> dict[str, Any]:
     """Returns the head of the page; it names facts that the run did not record."""
-    verdict = judge(run.metrics, terms_of(run))
-    gains = trained_gains(run)
+    verdict, gains = judge(run.metrics, run.words), trained_gains(run)
     facts, absent = _facts(run)
-    total = sum(value for _, value in run.phases)
-    return Overview(
-        headline=headline(verdict, gains),
-        lead=lead(run, gains),
-        state=verdict.state if run.metrics else "open",
-        facts=facts,
-        absent=absent,
-        interruptions=interruptions(run.facts.get("resumed")),
-        phases=tuple(
-            Phase(name, duration(value), percent(value / total, 0), f"tone-{i % 8 + 1}")
-            for i, (name, value) in enumerate(run.phases)
-        ),
-        phase_bar=share_bar(run.phases) if run.phases else "",
-        phase_total=duration(total),
-        gains=forest_plot(gains, title="Trained minus untrained, per task, with 95 % intervals") if gains else "",
-    )
+    total_s, resumed, interruptions = sum(seconds for _, seconds in run.phases), run.facts.get("resumed"), ""
+    if resumed is not None:
+        steps = [grouped(int(r["step"])) for r in resumed]
+        times = "once" if len(steps) == 1 else count_of(len(steps), "time")
+        interruptions = (
+            f"The run was interrupted {times} and continued from the checkpoint of step "
+            f"{listed(steps)}; the dashed lines in the curves mark it."
+            if steps
+            else "The run had no interruption."
+        )
+    return {
+        "headline": _headline(verdict, gains),
+        "lead": _lead(run, gains),
+        "state": verdict.state if run.metrics else "open",
+        "facts": facts,
+        "absent": absent,
+        "interruptions": interruptions,
+        "phases": [
+            (name, duration(seconds), percent(seconds / total_s, 0), f"tone-{i % 8 + 1}")
+            for i, (name, seconds) in enumerate(run.phases)
+        ],
+        "phase_bar": share_bar(run.phases) if run.phases else "",
+        "phase_total": duration(total_s),
+        "gains": forest_plot(gains, title="Trained minus untrained, per task, with 95 % intervals") if gains else "",
+    }
+
+
+def reproduce_section(run: RunInputs, shards: str | None) -> dict[str, Any]:
+    """Returns the commands from shards to page (the run's own, if recorded), and all digests."""
+    facts, home = run.facts, run.location
+    ranks, url = run.fact("ranks", default=1), run.fact("stream", "url", default="SHARDS/train")
+    launcher = "python -m" if ranks == 1 else f"torchrun --standalone --nproc-per-node={ranks} -m"
+    sessions = facts.get("sessions") or [{}]  # a resumed run has several
+    recorded = sessions[0].get("command") or f"train --config {home}/config.yaml --run-dir {home}"
+    measured = {row["encoder"] for row in run.results}
+    encoders = " ".join([home, *(b for b in BASELINES if b in measured or not measured)])
+    labels = {
+        "manifest_digest": "training shards",
+        "frontend_digest": "front end",
+        "checkpoint_digest": "checkpoint",
+        "git_commit": "source",
+    }
+    return {
+        "commands": [
+            ("check every byte of the shards", f"python -m data verify {url}"),
+            ("train, or continue after an interruption", f"{launcher} distributed {recorded}"),
+            ("probe", f"{launcher} distributed evaluate --encoders {encoders} --data CORPUS --out {home}"),
+            ("this page", f"python -m distributed report {home}" + (f" --shards {shards}" if shards else "")),
+        ],
+        "config_text": without_secrets(run.config_text or ""),
+        "digests": [(label, str(facts[key])) for key, label in labels.items() if facts.get(key)],
+        "versions": list((facts.get("versions") or installed_versions(PACKAGES)).items()),
+        "versions_note": "recorded by the run" if facts.get("versions") else "of the machine that made this page",
+    }
+
+
+def without_secrets(text: str) -> str:
+    """Returns the text without user:password in URLs and values of keys that look secret; a last resort."""
+    text = re.sub(r"(\w+://)[^/\s:@]+:[^/\s@]+@", r"\1", text)
+    return re.sub(r"(?im)^(\s*[\w.]*(?:secret|password|token|access_key)[\w.]*\s*:).+$", r"\1 (hidden)", text)
 
 
 def trained_gains(run: RunInputs) -> list[Difference]:
     """Returns trained minus random init per task, for the first trained encoder and its first protocol."""
-    rows = [r for r in run.results if r["encoder"] not in BASELINES]
-    if rows:
-        rows = [r for r in rows if (r["encoder"], r.get("protocol")) == (rows[0]["encoder"], rows[0].get("protocol"))]
-    return [d for r in rows if (d := difference_to(r, REFERENCE))]
+    rows = [(r, (r["encoder"], r.get("protocol"))) for r in run.results if r["encoder"] not in BASELINES]
+    return [d for r, kind in rows if kind == rows[0][1] and (d := difference_to(r, REFERENCE))]
 
 
-def headline(verdict: Verdict, gains: Sequence[Difference]) -> str:
+def _headline(verdict: Verdict, gains: Sequence[Difference]) -> str:
     """Returns the verdict in one line; an alarm has priority over any gain."""
     if verdict.state == "alarm":
         return "Watch out: the diagnostics of this run show signs of collapse"
     gained = sum(d.exceeds for d in gains)
-    if gains and gained:
+    if gained:
         return f"Training helped: {gained} of {len(gains)} probes beat the untrained network"
     if gains:
         return "No probe beats the untrained network yet"
@@ -103,14 +111,12 @@ def headline(verdict: Verdict, gains: Sequence[Difference]) -> str:
     return "A run without a verdict yet"
 
 
-def lead(run: RunInputs, gains: Sequence[Difference]) -> str:
+def _lead(run: RunInputs, gains: Sequence[Difference]) -> str:
     """Returns a summary of the training and the gains of the probes, with intervals."""
     hours, steps = run.fact("audio_hours"), run.fact("train", "steps")
     parts = ["PupuJEPA learns from music without labels"]
-    if hours is not None:
-        parts.append(f"here from {audio_length(hours)} of audio")
-    if steps is not None:
-        parts.append(f"in {grouped(int(steps))} steps")
+    parts += [f"here from {audio_length(hours)} of audio"] if hours is not None else []
+    parts += [f"in {grouped(int(steps))} steps"] if steps is not None else []
     first = ", ".join(parts) + "."
     gained = sorted((d for d in gains if d.exceeds), key=lambda d: -d.value)
     if not gained:
@@ -121,25 +127,11 @@ def lead(run: RunInputs, gains: Sequence[Difference]) -> str:
     return f"{first} Probes on its frozen features gained over the same network untrained: {listed(named)}.{level}"
 
 
-def interruptions(resumed: Sequence[dict] | None) -> str:
-    """Returns a sentence on the interruptions of the run and their checkpoints."""
-    if resumed is None:
-        return ""
-    if not resumed:
-        return "The run had no interruption."
-    steps = [grouped(int(r["step"])) for r in resumed]
-    times = "once" if len(steps) == 1 else count_of(len(steps), "time")
-    return (
-        f"The run was interrupted {times} and continued from the checkpoint of step "
-        f"{listed(steps)}; the dashed lines in the curves mark it."
-    )
-
-
-def _facts(run: RunInputs) -> tuple[tuple[Fact, ...], str]:
-    """Returns the facts with a value, and a sentence that names those without."""
-    _, losses = column(run.metrics, "loss")
-    _, crops = column(run.metrics, "crops_per_s")
-    first, last = run.fact("loss_first"), run.fact("loss_last")
+def _facts(run: RunInputs) -> tuple[list[tuple[str, str, str]], str]:
+    """Returns (label, value, note) of the facts with a value, and a sentence that names those without."""
+    (_, losses), (_, crops) = column(run.metrics, "loss"), column(run.metrics, "crops_per_s")
+    first = run.fact("loss_first", default=losses[0] if losses else None)
+    last = run.fact("loss_last", default=losses[-1] if losses else None)
     speed = run.fact("crops_per_s", default=last_finite(crops) if crops else None)
     candidates: list[tuple[str, Any, Callable[[Any], str], str]] = [
         ("Audio", run.fact("audio_hours"), audio_length, "of the training split"),
@@ -153,18 +145,10 @@ def _facts(run: RunInputs) -> tuple[tuple[Fact, ...], str]:
         ("Global batch", run.fact("stream", "global_batch"), grouped, "crops per step"),
         ("Speed", speed, significant, "crops per second"),
         ("Waiting for data", run.fact("data_wait_fraction"), percent, "of the training time"),
-        ("Loss", first if first is not None else (losses[0] if losses else None), significant, ""),
+        ("Loss", first, lambda loss: f"{significant(loss)} → {significant(last)}", "first and last logged"),
         ("Explained variance", run.fact("explained_variance"), percent, "beyond a constant"),
         ("Effective rank", run.fact("effective_rank"), significant, "of the teacher's features"),
     ]
-    facts, absent = [], []
-    for label, value, write, note in candidates:
-        if value is None:
-            absent.append(label.lower())
-            continue
-        text = write(value)
-        if label == "Loss":
-            end = last if last is not None else losses[-1]
-            text, note = f"{text} → {significant(end)}", "first and last logged"
-        facts.append(Fact(label, text, note))
-    return tuple(facts), f"Not recorded by this run: {listed(absent)}." if absent else ""
+    facts = [(label, write(value), note) for label, value, write, note in candidates if value is not None]
+    absent = [label.lower() for label, value, *_ in candidates if value is None]
+    return facts, f"Not recorded by this run: {listed(absent)}." if absent else ""

@@ -133,33 +133,6 @@
     });
   }
 
-  const similarity = document.querySelector("#similarity-explorer");
-  if (similarity) {
-    const { grid, start, vectors, width, seconds, bandNames } = JSON.parse(similarity.dataset.features);
-    const data = new Int8Array(bytes(vectors).buffer);
-    choose(similarity, grid[0], grid[1], start, (step, band) => {
-      const token = step * grid[1] + band;
-      const values = new Float32Array(grid[0] * grid[1]);
-      for (let n = 0; n < values.length; n++) {
-        let dot = 0;
-        for (let d = 0; d < width; d++) dot += data[n * width + d] * data[token * width + d];
-        values[n] = dot / (127 * 127);
-      }
-      const svg = similarity.querySelector("svg");
-      glow(svg.querySelector(".heat"), values, ...grid);
-      frame(svg, step, 1, band, 1, grid);
-      similarity.querySelector(".readout").textContent =
-        `Patch at ${(step * seconds).toFixed(2)} s, ${bandNames[band]}; most alike: ${alike(values, token, grid, seconds, bandNames)}.`;
-    });
-  }
-
-  function alike(values, token, grid, seconds, bandNames) {
-    const order = [...values.keys()].filter((n) => n !== token).sort((a, b) => values[b] - values[a]);
-    return order.slice(0, 3)
-      .map((n) => `${(Math.floor(n / grid[1]) * seconds).toFixed(2)} s, ${bandNames[n % grid[1]]} (${values[n].toFixed(2)})`)
-      .join("; ");
-  }
-
   // one crop is heard at a time; a line runs over its picture
   for (const button of document.querySelectorAll(".play")) {
     const figure = button.closest("figure");

@@ -13,23 +13,21 @@ import argparse
 import base64
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.store.store import StoreError, open_store
 from distributed.drawing.charts import frame_clip
-from distributed.drawing.page import render_page
-from distributed.report.attention import AttentionSection, attention_section, load_export
+from distributed.drawing.tables import render_page
+from distributed.report.attention import attention_section, load_export
 from distributed.report.inputs import Missing, ReportError, RunInputs, read_run
-from distributed.report.music import Music, music_section
-from distributed.report.overview import overview
-from distributed.report.prediction import Predictions, prediction_plates
+from distributed.report.music import music_section
+from distributed.report.overview import overview, reproduce_section
+from distributed.report.prediction import prediction_plates
 from distributed.report.probes import probe_section
-from distributed.report.reproduce import reproduce_section
-from distributed.report.samples import Gallery, read_gallery
-from distributed.report.terms import terms_of
+from distributed.report.samples import read_gallery
 from distributed.report.training import collapse_section, training_section
 from pupujepa.audio.log_mel import normalise
 from pupujepa.config import compose
@@ -40,7 +38,7 @@ from pupujepa.weights.weights import WeightsError
 
 _LOG = logging.getLogger(__name__)
 HERE = Path(__file__).parent
-CROPS = 12
+CROPS = 12  # for the explained variance; the page shows fewer
 CONTENTS = (
     ("music", "The music"),
     ("training", "The training"),
@@ -50,15 +48,6 @@ CONTENTS = (
     ("reproduce", "Do it again"),
 )
 MARKS = {"good": "✓", "alarm": "!", "open": "?"}
-
-
-@dataclass(frozen=True)
-class Sections:
-    """The sections that need the shards or the weights."""
-
-    music: Music | Missing
-    attention: AttentionSection | Missing
-    filled: Predictions | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,48 +93,61 @@ def build_report(
     return out
 
 
-def visible_sections(inputs: RunInputs, shards: str | None) -> Sections:
+def visible_sections(inputs: RunInputs, shards: str | None) -> dict[str, Any]:
     """Draws the sections that need shards or weights; a section without its input is a `Missing`."""
-    url = shards or inputs.fact("stream", "url")
-    configs = _configs(inputs)
-    remedy = f"python -m distributed report {inputs.location} --shards SHARDS"
-    if url is None or configs is None:
-        gap = Missing("config.yaml of the run" if configs is None else "the shards of the run", remedy)
-        return Sections(gap, gap)
-    model, masks = configs
+    url, remedy = (
+        shards or inputs.fact("stream", "url"),
+        f"python -m distributed report {inputs.location} --shards SHARDS",
+    )
+    if url is None or "model" not in inputs.config:
+        gap = Missing("the shards of the run" if "model" in inputs.config else "config.yaml of the run", remedy)
+        return {"music": gap, "attention": gap, "filled": None}
+    config = compose(ModelConfig, presets=[inputs.config["model"]])
+    masks = compose(MaskConfig, presets=[inputs.config.get("masks") or {}])
     try:
-        gallery = read_gallery(url, crop_frames=model.crop_frames, count=CROPS)
+        gallery = read_gallery(url, crop_frames=config.crop_frames, count=CROPS)
     except (StoreError, ReportError) as error:
         _LOG.warning("no pictures of the music: %s", error)
         gap = Missing(f"the shards, and they could not be read: {error}", remedy)
-        return Sections(gap, gap)
-    music = music_section(gallery, model, masks=masks)
-    return _with_weights(inputs, gallery, music, masks)
+        return {"music": gap, "attention": gap, "filled": None}
+    music, remedy = music_section(gallery, config, masks=masks), f"python -m distributed export {inputs.location}"
+    if not inputs.has_export:
+        return {"music": music, "attention": Missing("the weights in export/", remedy), "filled": None}
+    try:
+        model = load_export(inputs.location)
+    except WeightsError as error:
+        gap = Missing(f"the weights in export/, and they could not be read: {error}", remedy)
+        return {"music": music, "attention": gap, "filled": None}
+    mels = [normalise(torch.from_numpy(c.mel_TF), model.config.mel_mean, model.config.mel_std) for c in gallery.crops]
+    objective, canvas = compose(ObjectiveConfig, presets=[inputs.config.get("objective") or {}]), music["canvases"][0]
+    return {
+        "music": music,
+        "attention": attention_section(model, canvas, mels[0], masks=masks),
+        "filled": prediction_plates(model, canvas, mels, masks=masks, objective=objective),
+    }
 
 
-def render_report(inputs: RunInputs, sections: Sections, *, shards: str | None = None) -> str:
+def render_report(inputs: RunInputs, sections: dict[str, Any], *, shards: str | None = None) -> str:
     """Returns the page's HTML."""
-    script = (HERE / "page.js").read_text()
+    script, music = (HERE / "page.js").read_text(), sections["music"]
     return render_page(
         HERE / "page.html.j2",
         policy=policy(script),
         title=f"{inputs.name} · PupuJEPA run report",
         gap=lambda section: isinstance(section, Missing),
         run=inputs,
+        words=inputs.words,
         head=overview(inputs),
         contents=CONTENTS,
         marks=MARKS,
-        terms=terms_of(inputs),
-        music=sections.music,
-        attention=sections.attention,
-        filled=sections.filled,
-        symbols=sections.music.symbols if isinstance(sections.music, Music) else (),
+        **sections,
+        symbols=() if isinstance(music, Missing) else music["symbols"],
         training=training_section(inputs),
         collapse=collapse_section(inputs),
         probes=probe_section(inputs),
         reproduce=reproduce_section(inputs, shards),
         no_config=Missing("config.yaml, the resolved configuration", "python -m distributed train --preset demo ..."),
-        script=script,
+        script=script,  # inline, because the policy allows no request
         frame_clip=frame_clip(),
     )
 
@@ -155,31 +157,4 @@ def policy(script: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    )
-
-
-def _with_weights(inputs: RunInputs, gallery: Gallery, music: Music, masks: MaskConfig) -> Sections:
-    remedy = f"python -m distributed export {inputs.location}"
-    if not inputs.has_export:
-        return Sections(music, Missing("the weights in export/", remedy))
-    try:
-        model = load_export(inputs.location)
-    except WeightsError as error:
-        return Sections(music, Missing(f"the weights in export/, and they could not be read: {error}", remedy))
-    mels = [normalise(torch.from_numpy(c.mel_TF), model.config.mel_mean, model.config.mel_std) for c in gallery.crops]
-    objective = compose(ObjectiveConfig, presets=[inputs.config.get("objective") or {}])
-    return Sections(
-        music,
-        attention_section(model, music.canvases[0], mels[0], masks=masks),
-        prediction_plates(model, music.canvases[0], mels, masks=masks, objective=objective),
-    )
-
-
-def _configs(inputs: RunInputs) -> tuple[ModelConfig, MaskConfig] | None:
-    """Returns the configurations of the run's model and masks; None without config.yaml."""
-    if "model" not in inputs.config:
-        return None
-    return (
-        compose(ModelConfig, presets=[inputs.config["model"]]),
-        compose(MaskConfig, presets=[inputs.config.get("masks") or {}]),
     )

@@ -7,15 +7,16 @@ Shapes: D width, M target patches; a grid is [steps, bands].
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distributed.drawing.wording import percent
+from distributed.report.inputs import FEATURES, PATCHES
 from distributed.report.music import Plate, shown_mask, strategy_name
 from distributed.report.pictures import Canvas, emblem, heat, picture
-from distributed.report.terms import FEATURES, PATCHES
 from pupujepa.model.architecture import MAE
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.masks import RANDOM, STRATEGIES, MaskConfig
@@ -34,15 +35,7 @@ class Filled:
     @property
     def band(self) -> np.ndarray:
         """The band of each hidden patch, [M]."""
-        return self.target % self.grid[1]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One plate for each strategy, and a small one of the random strategy."""
-
-    plates: tuple[Plate, ...]
-    emblem: str
+        return self.target % self.grid[1]  # token index = step * bands + band
 
 
 def prediction_plates(
@@ -52,30 +45,30 @@ def prediction_plates(
     *,
     masks: MaskConfig,
     objective: ObjectiveConfig,
-) -> Predictions:
-    """Draws a filled mask of the first crop for each strategy, with the variance explained in all crops.
-
-    Args:
-        mels_BTF: normalised log-mel of each crop.
-    """
-    step = TrainingStep(model, objective).eval()
+) -> dict[str, Any]:
+    """Draws a filled mask of the first crop for each strategy; all normalised crops give the variance."""
+    step = TrainingStep(model, objective).eval()  # on the CPU in float32, whatever the training used
     # predict every hidden patch, even if training samples a part of them to save time
     masks = replace(masks, target_fraction=1.0)
-    mean = (PATCHES if objective.kind == MAE else FEATURES).mean
-    plates, emblems = [], []
+    mean = (PATCHES if objective.kind == MAE else FEATURES)["mean"]
+    plates, heats = [], []
     for strategy in range(len(STRATEGIES)):
         filled = [fill_mask(step, mel_TF, masks, strategy=strategy, crop=i) for i, mel_TF in enumerate(mels_BTF)]
         maps, total = explained(filled)
-        plates.append(_plate(canvas, maps[0], strategy, total=total, count=len(filled), mean=mean))
-        emblems.append(emblem(canvas, [heat(maps[0])], grey=True))
-    return Predictions(tuple(plates), emblems[RANDOM])
+        name, share = strategy_name(strategy), percent(total)
+        sentence = f"{share} of the variance within bands explained, over {len(filled)} crops."
+        if total <= 0:
+            sentence = f"No better yet than the {mean} of each band ({share}, over {len(filled)} crops)."
+        heats.append(heat(maps[0]))
+        described = f"How much of each hidden patch is predicted under a {name} mask"
+        plates.append(Plate(name, sentence, picture(canvas, described, heats[-1], grey=True)))
+    return {"plates": plates, "emblem": emblem(canvas, heats[RANDOM], grey=True)}
 
 
 @torch.no_grad()
 def fill_mask(step: TrainingStep, mel_TF: Tensor, masks: MaskConfig, *, strategy: int, crop: int) -> Filled:
     """Predicts the hidden patches of the mask of crop number `crop`."""
-    config = step.config
-    grid = (len(mel_TF) // config.patch_frames, config.grid_bands)
+    grid = (len(mel_TF) // step.config.patch_frames, step.config.grid_bands)
     mask = shown_mask(masks, strategy, grid=grid, crop=crop)
     _, aux = step(mel_TF[None], torch.from_numpy(mask.context)[None], torch.from_numpy(mask.target)[None])
     return Filled(aux["prediction_BMD"][0], aux["target_BMD"][0], mask.target, grid)
@@ -87,35 +80,16 @@ def explained(filled: Sequence[Filled]) -> tuple[list[np.ndarray], float]:
     The share of a patch is 1 - (its squared error) / (mean squared distance of its band's features, over all masks, to
     their mean): 1 is perfect, 0 is the mean of the band. Visible patches are NaN.
     """
-    target_nD = torch.cat([f.target_MD for f in filled])
-    spread = band_spread(target_nD, np.concatenate([f.band for f in filled]), bands=filled[0].grid[1])
-    maps, errors, spreads = [], 0.0, 0.0
-    for f in filled:
-        error_M = (f.prediction_MD - f.target_MD).square().sum(-1).numpy()
-        shares = np.full(f.grid[0] * f.grid[1], np.nan)
-        shares[f.target] = 1 - error_M / np.maximum(spread[f.band], 1e-12)
-        maps.append(shares.reshape(f.grid))
-        errors, spreads = errors + float(error_M.sum()), spreads + float(spread[f.band].sum())
-    return maps, 1 - errors / spreads
-
-
-def band_spread(target_nD: Tensor, band_n: np.ndarray, *, bands: int) -> np.ndarray:
-    """Returns the mean squared distance of each band's features to their mean, [bands]."""
-    spread = np.zeros(bands)
+    target_nD, band_n = torch.cat([f.target_MD for f in filled]), np.concatenate([f.band for f in filled])
+    spread = np.zeros(filled[0].grid[1])  # of the features in each band, [bands]
     for band in np.unique(band_n):
         own_nD = target_nD[torch.from_numpy(band_n == band)]
         spread[band] = float((own_nD - own_nD.mean(0)).square().sum(-1).mean())
-    return spread
-
-
-def _plate(canvas: Canvas, shares: np.ndarray, strategy: int, *, total: float, count: int, mean: str) -> Plate:
-    name = strategy_name(strategy)
-    sentence = (
-        f"{percent(total)} of the variance within bands explained, over {count} crops."
-        if total > 0
-        else f"No better yet than the {mean} of each band ({percent(total)}, over {count} crops)."
-    )
-    svg = picture(
-        canvas, f"How much of each hidden patch is predicted under a {name} mask", layers=[heat(shares)], grey=True
-    )
-    return Plate(name, sentence, svg)
+    maps, errors, spreads = [], 0.0, 0.0
+    for f in filled:
+        error_M = (f.prediction_MD - f.target_MD).square().sum(-1).numpy()
+        shares = np.full(f.grid[0] * f.grid[1], np.nan)  # visible patches have no prediction
+        shares[f.target] = 1 - error_M / np.maximum(spread[f.band], 1e-12)  # a band of silence has no spread
+        maps.append(shares.reshape(f.grid))
+        errors, spreads = errors + float(error_M.sum()), spreads + float(spread[f.band].sum())
+    return maps, 1 - errors / spreads

@@ -5,9 +5,9 @@ difference over the same test items with its interval.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
-from distributed.drawing.charts import Chart
 from distributed.drawing.forest import Difference, forest_column, forest_plot
 from distributed.drawing.tables import ABSENT, Cell, Group, Table
 from distributed.drawing.wording import MINUS, count_of, fixed, interval, listed, scientific
@@ -26,55 +26,60 @@ from distributed.report.inputs import Missing, Row, RunInputs
 REFERENCE = "random_init"
 
 
-@dataclass(frozen=True)
-class ProbeTable:
-    """The table of one protocol, and a forest plot of the differences to each baseline: (label, drawing)."""
-
-    protocol: str
-    table: Table
-    forests: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Probes:
-    """All tables of a run and the layer profiles."""
-
-    tables: tuple[ProbeTable, ...]
-    profiles: tuple[Chart, ...]
-    digests: tuple[tuple[str, str], ...]
-
-
-def probe_section(run: RunInputs) -> Probes | Missing:
-    """Returns the tables, one for each protocol in results.jsonl."""
+def probe_section(run: RunInputs) -> dict[str, Any] | Missing:
+    """Returns a table and forest plots for each protocol of the results, layer profiles, and digests."""
     if not run.results:
         return Missing(
             "results.jsonl, the scores of the probes",
             f"python -m distributed evaluate --encoders {run.location} random_init log_mel chroma "
             f"--data corpora/scores --out {run.location}",
         )
-    protocols = sorted({str(r.get("protocol", "")) for r in run.results})
-    tables = tuple(probe_table([r for r in run.results if str(r.get("protocol", "")) == p], p) for p in protocols)
-    return Probes(tables, layer_profiles(run.results), _digests(run.results))
+    by_protocol: dict[str, list[Row]] = {}
+    digests: dict[str, str] = {}
+    for row in run.results:
+        by_protocol.setdefault(str(row.get("protocol", "")), []).append(row)
+        for name, digest in (row.get("digests") or {}).items():
+            digests.setdefault(f"{row['encoder']} {name}" if name == "checkpoint" else name, str(digest))
+    tables = [probe_table(rows, protocol) for protocol, rows in sorted(by_protocol.items())]
+    return {"tables": tables, "profiles": layer_profiles(run.results), "digests": list(digests.items())}
 
 
-def probe_table(rows: Sequence[Row], protocol: str) -> ProbeTable:
-    """Returns the table of one protocol: a row per task, a column per encoder, then the difference."""
+def probe_table(rows: Sequence[Row], protocol: str) -> dict[str, Any]:
+    """Returns the table of one protocol, and a forest plot of the differences to each baseline.
+
+    The table has a row per task, a column per encoder, then the difference.
+    """
     encoders = ordered_encoders(rows)
     by_place = {(r["task"], r["encoder"]): r for r in rows}
     tasks = list(dict.fromkeys(r["task"] for r in rows))
-    trained = next((e for e in encoders if e not in BASELINES), None)
-    gains = [difference_to(by_place.get((t, trained)), REFERENCE) for t in tasks]
+    trained = next((e for e in encoders if e not in BASELINES), None)  # of several, the first
+    own_rows = [by_place.get((t, trained)) for t in tasks]
+    gains = [difference_to(row, REFERENCE) for row in own_rows]
     scale, drawn, zero = forest_column("Difference drawn", gains)
-    head = (Cell("Task"), *map(_encoder, encoders), Cell(f"Trained {MINUS} random init"), scale)
-    lines = [
-        (*_scores([by_place.get((t, e)) for e in encoders]), _gain(gain), drawing)
-        for t, gain, drawing in zip(tasks, gains, drawn, strict=True)
+    columns = [
+        Cell(BASELINES[name].label, BASELINES[name].explanation, look=f"encoder {BASELINES[name].tone}")
+        if name in BASELINES
+        else Cell(encoder_label(name), "frozen teacher of this run", look="encoder tone-1")
+        for name in encoders
     ]
-    return ProbeTable(
-        protocol,
-        Table(f"Probe table, protocol {protocol}", head, (Group("", tuple(lines)),), tuple(probe_notes(gains)), zero),
-        tuple(_forests([by_place[t, trained] for t in tasks if (t, trained) in by_place])),
-    )
+    head = (Cell("Task"), *columns, Cell(f"Trained {MINUS} random init"), scale)
+    lines = []
+    for task, gain, drawing in zip(tasks, gains, drawn, strict=True):
+        cell = ABSENT
+        if gain:
+            bounds, text = interval(gain.lo, gain.hi), fixed(gain.value, sign=True)
+            cell = Cell(text, bounds, strong=gain.exceeds, value=gain.value, look="gain")
+        lines.append((*_scores([by_place.get((task, e)) for e in encoders]), cell, drawing))
+    groups = (Group("", tuple(lines)),)
+    table = Table(f"Probe table, protocol {protocol}", head, groups, tuple(probe_notes(gains)), zero)
+    found = {b.label: [d for r in own_rows if (d := difference_to(r, name))] for name, b in BASELINES.items()}
+    scale_of = [d for differences in found.values() for d in differences]  # one scale, so that plots compare
+    forests = [
+        (label, forest_plot(differences, title=f"Trained minus {label}, 95 % intervals", scale_of=scale_of))
+        for label, differences in found.items()
+        if differences
+    ]
+    return {"protocol": protocol, "table": table, "forests": forests}
 
 
 def difference_to(row: Row | None, baseline: str) -> Difference | None:
@@ -91,7 +96,7 @@ def probe_notes(gains: Sequence[Difference | None]) -> list[str]:
     if not known:
         return ["The results hold no paired difference to the untrained network, so no gain can be claimed."]
     gained = sorted((d for d in known if d.exceeds), key=lambda d: -d.value)
-    lost = [d for d in known if d.value < -d.half_width]
+    lost = [d for d in known if d.value < -d.half_width]  # beyond doubt, as a gain must be
     level = [d for d in known if not d.exceeds and d not in lost]
     if gained:
         parts = [f"{d.label.lower()} {d.words}" for d in gained]
@@ -110,47 +115,18 @@ def probe_notes(gains: Sequence[Difference | None]) -> list[str]:
     return sentences
 
 
-def _encoder(name: str) -> Cell:
-    """Returns the head of an encoder's column; a trained encoder has the first tone."""
-    if name in BASELINES:
-        return Cell(BASELINES[name].label, BASELINES[name].explanation, look=f"encoder {BASELINES[name].tone}")
-    return Cell(encoder_label(name), "frozen teacher of this run", look="encoder tone-1")
-
-
 def _scores(rows: Sequence[Row | None]) -> list[Cell]:
     """Returns the cells of a task: its name with its test items, then its scores."""
     known = [r for r in rows if r is not None]
     first, best = known[0], max(r["value"] for r in known)
     items = f"{count_of(first['test_items'], 'test item')} of {count_of(first['extra']['test_units'], 'piece')}"
     name = Cell(task_title(first["task"]), f"{metric_title(first['metric'])}, {items}")
-    return [name, *(replace(score_cell(r, best), detail=_choice(r)) if r else ABSENT for r in rows)]
-
-
-def _choice(row: Row) -> str:
-    layer = row["layer"]
-    return f"{READOUT_TITLES.get(layer, f'layer {layer}')}, lr {scientific(row['learning_rate'], 0)}"
-
-
-def _gain(gain: Difference | None) -> Cell:
-    if gain is None:
-        return ABSENT
-    bounds = interval(gain.lo, gain.hi)
-    return Cell(fixed(gain.value, sign=True), bounds, strong=gain.exceeds, value=gain.value, look="gain")
-
-
-def _forests(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    found = {b.label: [d for r in rows if (d := difference_to(r, name))] for name, b in BASELINES.items()}
-    everything = [d for differences in found.values() for d in differences]
-    return [
-        (label, forest_plot(found[label], title=f"Trained minus {label}, 95 % intervals", scale_of=everything))
-        for label in found
-        if found[label]
-    ]
-
-
-def _digests(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
-    found: dict[str, str] = {}
+    cells = [name]
     for row in rows:
-        for name, digest in (row.get("digests") or {}).items():
-            found.setdefault(f"{row['encoder']} {name}" if name == "checkpoint" else name, str(digest))
-    return tuple(found.items())
+        if row is None:
+            cells.append(ABSENT)
+            continue
+        layer = READOUT_TITLES.get(row["layer"], f"layer {row['layer']}")
+        chosen = f"{layer}, lr {scientific(row['learning_rate'], 0)}"
+        cells.append(replace(score_cell(row, best), detail=chosen))
+    return cells

@@ -4,13 +4,13 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from data.reading.tally import COUNTED
+from data.stream.stream import Stream
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.cost.cost import training_cost
 from pupujepa.model.model import ModelConfig
@@ -19,7 +19,7 @@ from pupujepa.training.objective import ObjectiveConfig
 
 TERA = 1e12
 _SUMMED = (*COUNTED, "wait_s")
-PERCENTILES = (50, 95, 99)
+PERCENTILES = (50, 95, 99)  # a mean hides single slow steps
 # dense bf16 TFLOP/s from NVIDIA's data sheets; the first key that is part of the device's name counts
 PEAK_BF16_TFLOPS = {
     "B200": 2250.0,
@@ -54,21 +54,6 @@ class Pace:
         self.step_s.append(seconds)
         self.waited_s += waited_s
 
-    @property
-    def steps(self) -> int:
-        """Number of steps."""
-        return len(self.step_s)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all steps."""
-        return sum(self.step_s)
-
-    def percentiles(self) -> dict[str, float]:
-        """Returns `speed/step_s_p50` and so on."""
-        values = np.percentile(self.step_s, PERCENTILES)
-        return {f"speed/step_s_p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)}
-
 
 @dataclass(frozen=True)
 class Yardstick:
@@ -85,17 +70,19 @@ class Yardstick:
 
     def rates(self, window: Pace) -> dict[str, float]:
         """Returns the speed entries of a row, for the steps since the previous row."""
-        crops_per_s = window.steps * self.global_batch / window.seconds
+        steps, seconds = len(window.step_s), sum(window.step_s)
+        crops_per_s = steps * self.global_batch / seconds
         rates = {
             "crops_per_s": crops_per_s,
-            "step_s": window.seconds / window.steps,
-            "data_wait_s": window.waited_s / window.steps,
+            "step_s": seconds / steps,
+            "data_wait_s": window.waited_s / steps,
             "speed/tokens_per_s": crops_per_s * self.tokens_per_crop,
             "speed/audio_hours_per_hour": crops_per_s * self.seconds_per_crop,
         }
         if self.peak_flops:
             rates["speed/mfu"] = crops_per_s * self.flops_per_crop / self.peak_flops
-        return rates | window.percentiles()
+        values = np.percentile(window.step_s, PERCENTILES)
+        return rates | {f"speed/step_s_p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)}
 
 
 def yardstick(
@@ -144,15 +131,8 @@ def peak_memory_of_ranks(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         own = {**own, "memory/accelerator_peak_bytes": torch.cuda.max_memory_allocated(device)}
     most = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)  # the rank that needs most decides what fits
     return dict(zip(own, most.tolist(), strict=True))
-
-
-class Counting(Protocol):
-    """The counters of a stream."""
-
-    def counters(self) -> Mapping[str, float]:
-        """Returns sums since the stream was made."""
 
 
 class StreamCounts:
@@ -161,7 +141,7 @@ class StreamCounts:
     A failed session writes the counts since its last row into its record (distributed/train.py).
     """
 
-    def __init__(self, stream: Counting, *, device: torch.device):
+    def __init__(self, stream: Stream, *, device: torch.device):
         self._stream, self._device = stream, device
         self._before = dict.fromkeys(_SUMMED, 0.0)
 
@@ -175,5 +155,5 @@ class StreamCounts:
 
     def unsaid(self) -> dict[str, float]:
         """Returns the counts of this rank since the last row, which would be lost if the run ended now."""
-        now = self._stream.counters()
+        now = self._stream.counters()  # sums since the stream was made
         return {f"data/{name}": now[name] - self._before[name] for name in _SUMMED}

@@ -8,7 +8,6 @@ logged once. The numbers stay in metrics.jsonl and in offline files; `wandb sync
 import logging
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -43,11 +42,14 @@ class WandbSink:
 
         self._errors = (wandb.errors.Error, ConnectionError, BrokenPipeError)
         self._silenced = False
+        own_id = run.root / ID_NAME
+        if not own_id.is_file():
+            write_atomically(own_id, secrets.token_hex(4) + "\n")
         start: dict[str, Any] = {
             "project": project,
             "name": name or run.root.resolve().name,
-            "id": _own_id(run.root / ID_NAME),
-            "resume": "allow",
+            "id": own_id.read_text().strip(),
+            "resume": "allow",  # continue the run of this id, or begin it
             "dir": run.root,
             "config": scrubbed(settings),
             # output, command line, environment and source code must not leave the machine
@@ -66,7 +68,7 @@ class WandbSink:
                 f"or set telemetry.wandb=offline"
             ) from error
         self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        self._run.define_metric("*", step_metric="step")  # our step is the axis of every chart
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Logs the row under its step."""
@@ -83,7 +85,7 @@ class WandbSink:
             return
         try:
             if outcome == STOPPED:
-                self._run.mark_preempting()
+                self._run.mark_preempting()  # wandb then expects the run to continue
             self._run.finish(exit_code=_EXIT_CODES[outcome])
         except self._errors as error:
             self._silence(error)
@@ -98,7 +100,12 @@ def scrubbed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Secrets may be values of suspicious keys, or users and queries of URLs.
     """
-    return {key: REMOVED if _is_secret(key) else _scrubbed_value(value) for key, value in settings.items()}
+    kept = {}
+    for key, value in settings.items():
+        name = key.lower()
+        is_secret = name.endswith(_SECRET_ENDS) or not _SECRET_WORDS.isdisjoint(name.split("_"))
+        kept[key] = REMOVED if is_secret else _scrubbed_value(value)
+    return kept
 
 
 def _scrubbed_value(value: Any) -> Any:
@@ -108,16 +115,6 @@ def _scrubbed_value(value: Any) -> Any:
         return [_scrubbed_value(item) for item in value]
     if isinstance(value, str) and "://" in value:
         parts = urlsplit(value)
+        # without user and password, and without the query, which may sign a request
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     return value
-
-
-def _is_secret(key: str) -> bool:
-    name = key.lower()
-    return name.endswith(_SECRET_ENDS) or not _SECRET_WORDS.isdisjoint(name.split("_"))
-
-
-def _own_id(path: Path) -> str:
-    if not path.is_file():
-        write_atomically(path, secrets.token_hex(4) + "\n")
-    return path.read_text().strip()

@@ -125,7 +125,7 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
                 f"from the newest of them, in {experiment.checkpoint.url or directory.checkpoints}"
             )
         return
-    before = from_yaml(Experiment, directory.config.read_text())
+    before = from_yaml(Experiment, directory.config)
     # a config.yaml written by hand may hold "auto"
     changed = experiment_differences(
         with_precision(before, ChosenPrecision(experiment.engine.precision, "")), experiment

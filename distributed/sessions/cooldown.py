@@ -53,10 +53,10 @@ def branch_experiment(spec: str, directory: RunDirectory, *, overrides: Sequence
         raise RunDirectoryError(
             f"--cooldown-from {spec}: {parent.config} does not exist, so {parent.root} is not a run"
         )
-    before = from_yaml(Experiment, parent.config.read_text())
+    before = from_yaml(Experiment, parent.config)
     step = _existing_step(_place_of_parent(parent, directory), step, spec=spec)
     # two runs must not write to one place: by default the branch writes to its own directory
-    defaults = ["checkpoint.url=''"]
+    defaults = ["checkpoint.url="]
     if not any(o.startswith("train.steps=") for o in overrides):
         defaults.append(f"train.steps={_end(before, step)}")
     experiment = load_experiment(file=parent.config, overrides=[*defaults, *overrides])
@@ -100,7 +100,7 @@ def _parse(spec: str) -> tuple[RunDirectory, int | None]:
 
 
 def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, overrides: Sequence[str]) -> Experiment:
-    held = from_yaml(Experiment, directory.config.read_text()).branch
+    held = from_yaml(Experiment, directory.config).branch
     if not held.step or step not in (None, held.step) or Path(held.parent).resolve() != parent.root.resolve():
         what = f"the cooldown of {held.parent} after {held.step} steps" if held.step else "a run that is no branch"
         raise RunDirectoryError(
@@ -110,7 +110,7 @@ def _existing(directory: RunDirectory, parent: RunDirectory, step: int | None, o
 
 
 def _place_of_parent(parent: RunDirectory, directory: RunDirectory) -> CheckpointPlace:
-    url = from_yaml(Experiment, parent.config.read_text()).checkpoint.url
+    url = from_yaml(Experiment, parent.config).checkpoint.url
     return checkpoint_place(parent, url, staging=directory.root / _STAGING)
 
 

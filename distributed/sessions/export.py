@@ -13,7 +13,6 @@ import argparse
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from distributed.checkpoints.manifest import Checkpoint
 from distributed.checkpoints.reading import checkpoint_place, committed
+from distributed.checkpoints.saved_engine import WEIGHTS, SavedEngine, read_state_file
 from distributed.checkpoints.state import CONFIG_NAME, ENGINE_FOLDER, TEACHER_NAME, read_frontend
 from distributed.experiment import Experiment
 from distributed.run.directory import RunDirectory
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
 def model_of(checkpoint: Checkpoint) -> PupuJEPA:
     """Builds the model of a checkpoint of any number of ranks and ZeRO stage."""
-    experiment = from_yaml(Experiment, (checkpoint.path / CONFIG_NAME).read_text())
+    experiment = from_yaml(Experiment, checkpoint.path / CONFIG_NAME)
     with torch.device("meta"):
         model = PupuJEPA(experiment.model, frontend=read_frontend(checkpoint.path))
-    state = _student_state(checkpoint.path, stage=checkpoint.facts["zero_stage"])
+    state = _student_state(checkpoint, model)
     state |= {f"teacher.{name}": tensor for name, tensor in load_file(checkpoint.path / TEACHER_NAME).items()}
     model.load_state_dict(state, assign=True)
     return model
@@ -70,13 +70,11 @@ def write_release(model: PupuJEPA, directory: Path, *, checkpoint: Checkpoint) -
     return save_release(model, model.config, directory, train=origin)
 
 
-def _student_state(path: Path, *, stage: int) -> dict[str, Tensor]:
+def _student_state(checkpoint: Checkpoint, model: PupuJEPA) -> dict[str, Tensor]:
+    folder, stage = checkpoint.path / ENGINE_FOLDER, checkpoint.facts["zero_stage"]
     if stage < 3:
-        # float32 and whole on every rank; the file is a pickle, but its digest is verified
-        saved: Any = torch.load(
-            path / ENGINE_FOLDER / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
-        )
-        return dict(saved["module"])
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    return dict(get_fp32_state_dict_from_zero_checkpoint(str(path), tag=ENGINE_FOLDER))
+        # float32 and whole on every rank
+        return dict(read_state_file(folder / "mp_rank_00_model_states.pt")["module"])
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("teacher.")}
+    saved = SavedEngine(folder, world_size=checkpoint.facts["world_size"], stage=stage, names=list(shapes))
+    return {name: saved.whole(name, WEIGHTS).reshape(shape) for name, shape in shapes.items()}

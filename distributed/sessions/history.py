@@ -36,7 +36,7 @@ def keep_precision(directory: RunDirectory, experiment: Experiment) -> Experimen
 def _engine_begun_with(directory: RunDirectory, experiment: Experiment) -> EngineConfig | None:
     """Returns the engine settings of the run in this directory or, for a new branch, of its parent."""
     places = [directory, *([RunDirectory(Path(experiment.branch.parent))] if experiment.branch.step else [])]
-    return next((from_yaml(Experiment, p.config.read_text()).engine for p in places if p.config.is_file()), None)
+    return next((from_yaml(Experiment, p.config).engine for p in places if p.config.is_file()), None)
 
 
 def begin_session(session: Session, found: Checkpoint | None, *, refused: Sequence[str] = ()) -> None:

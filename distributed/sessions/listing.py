@@ -3,8 +3,8 @@
   python -m distributed checkpoints --run runs/demo
   python -m distributed checkpoints --run runs/large --step 200000        one of them
 
-A damaged checkpoint is shown with its damage, and the exit code is 1. `LATEST` marks the pointer's checkpoint, `best`
-the best one by checkpoint.keep_best. Checkpoints in an object store are downloaded to be verified
+A damaged or unreadable checkpoint is shown with the reason, and the exit code is 1. `LATEST` marks the pointer's
+checkpoint, `best` the best one by checkpoint.keep_best. Checkpoints in an object store are downloaded to be verified
 (docs/checkpoints.md).
 """
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one line per checkpoint; returns 1 if one is damaged."""
+    """Prints one line per checkpoint; returns 1 if one is damaged or cannot be verified."""
     directory = RunDirectory(args.run_dir)
     config = checkpoint_settings(directory)
     with tempfile.TemporaryDirectory(prefix="pupujepa-") as staging:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         found = [inspect(place, step) for step in (steps if args.step is None else [args.step])]
     lines = [_line(f, marks=[name for name, step in marks.items() if step == f.step]) for f in found]
     print("\n".join([_HEADER, *lines]))  # noqa: T201 - the table is the product
-    return int(any(f.damage for f in found))
+    return int(any(f.fault for f in found))
 
 
 def checkpoint_settings(directory: RunDirectory) -> CheckpointConfig:
@@ -56,7 +56,7 @@ def checkpoint_settings(directory: RunDirectory) -> CheckpointConfig:
         raise RunDirectoryError(
             f"{directory.root} is not a run: it has no config.yaml; give the directory of a training run"
         )
-    return from_yaml(Experiment, directory.config.read_text()).checkpoint
+    return from_yaml(Experiment, directory.config).checkpoint
 
 
 def _best(directory: RunDirectory, config: CheckpointConfig, *, among: list[int]) -> int | None:
@@ -66,5 +66,5 @@ def _best(directory: RunDirectory, config: CheckpointConfig, *, among: list[int]
 def _line(found: Inspection, *, marks: list[str]) -> str:
     told = (found.world_size, found.zero_stage, found.generation)
     ranks, stage, start = ("-" if value is None else str(value) for value in told)
-    state = f"damaged: {found.damage}" if found.damage else " ".join(["whole", *marks])
+    state = found.fault or " ".join(["whole", *marks])
     return f"{found.step:>9}  {found.size_bytes / 2**20:>9.1f}  {ranks:>5}  {stage:>4}  {start:>5}  {state}"

@@ -50,15 +50,11 @@ class Alarms:
         """Holds nothing."""
 
     def respond(self, row: Mapping[str, Any], step: TrainingStep, model: PupuJEPA, crops: FixedCrops) -> bool:
-        """Acts on new alarms as guard.action says, all ranks together; returns True if the run must stop.
-
-        Args:
-            row: the newest diagnostics, already written to the log.
-        """
-        config, self._new, new = self._guard.config, [], self._new
+        """Acts on the alarms of a written row as guard.action says, all ranks together; True stops the run."""
+        config, self._new, new = self._guard.config, [], self._new  # each alarm is acted on once
         if config.action == WARN:
             return False
-        alarms = from_first(new)
+        alarms = from_first(new)  # only rank 0 reads rows, but all must decide alike
         if not alarms:
             return False
         store = CheckpointStore(self._root, self._topology, keep=max(1, config.max_snapshots))
@@ -73,7 +69,7 @@ class Alarms:
         config = self._guard.config
 
         def write(directory: Path) -> Callable[[], None]:
-            write_training = self._checkpoints.snapshot(directory)
+            write_training = self._checkpoints.snapshot(directory)  # copies now, writes when called
 
             def write_all() -> None:
                 write_training()

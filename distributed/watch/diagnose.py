@@ -34,31 +34,42 @@ PICTURED_CROPS = 6
 def diagnose(
     step: TrainingStep, model: PupuJEPA, *, crops: FixedCrops, teacher: Teacher, all_crops: bool = True
 ) -> dict[str, float]:
-    """Returns the row of diagnostics, with keys "diag/..."; all ranks call it together and get the same.
+    """Returns the row of diagnostics, "diag/..."; all ranks call it together and get the same.
 
-    Args:
-        all_crops: include the other crops of each clip, for LiDAR and the variances.
+    `all_crops` includes the other crops of each clip, for LiDAR and the variances.
     """
     bands, masked_CTF, others = model.config.grid_bands, crops.masked_crops, crops.crops_per_clip - 1
     stride = stride_to_fit(len(masked_CTF) * model.config.num_patches)
+
+    def teach(mel_BTF: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the teacher's features of every n-th step [B, fewer, D], and the mean of all [B, D]."""
+        states_BND = _encode(step, model, mel_BTF)
+        return states_BND.unflatten(1, (-1, bands))[:, ::stride].flatten(1, 2), states_BND.mean(1)
+
     with whole_step(step, model) as (step, model):
         # all ranks gather a sharded teacher together, so they must run the same crops
         in_parts = partial(_in_parts, together=any(not p.numel() for p in step.teacher.parameters()))
         prediction_CMD, target_CMD, context_CKD = in_parts(lambda part: _predict(step, crops, part), masked_CTF)
-        states_CND, pooled_CD = in_parts(lambda part: _teach(step, model, masked_CTF[part], stride), masked_CTF)
-        pooled_CQD = pooled_CD[:, None]
+        states_CND, pooled_CD = in_parts(lambda part: teach(masked_CTF[part]), masked_CTF)
+        pooled_CQD = pooled_CD[:, None]  # one crop a clip, unless the others follow
         if all_crops and others:
             other_BTF = crops.other_crops
             (other_BD,) = in_parts(lambda part: (_encode(step, model, other_BTF[part]).mean(1),), other_BTF)
             pooled_CQD = torch.cat([pooled_CQD, other_BD.unflatten(0, (-1, others))], dim=1)
     values = _prediction_values(prediction_CMD, target_CMD, crops=crops, bands=bands)
     kept_CKD = context_CKD[:, :: stride_to_fit(context_CKD.shape[:2].numel())]
-    values |= _spread("student", kept_CKD.flatten(0, 1), context_CKD.mean(1))
-    values |= _spread("teacher", states_CND.flatten(0, 1), pooled_CD)
+    for which, tokens_CND, mean_CD in (("student", kept_CKD, context_CKD.mean(1)), ("teacher", states_CND, pooled_CD)):
+        tokens_nD = tokens_CND.flatten(0, 1)
+        values[f"effective_rank_{which}"] = diagnostics.effective_rank(tokens_nD)
+        values[f"effective_rank_pooled_{which}"] = diagnostics.effective_rank(mean_CD)
+        values[f"std_{which}"] = diagnostics.normalised_std(tokens_nD)
+        values[f"cosine_{which}"] = diagnostics.mean_cosine(tokens_nD)
     ranks = diagnostics.effective_rank_per_band(states_CND, bands)
     values |= {f"effective_rank_band_{band}": ranks[band] for band in range(bands)}
     if pooled_CQD.shape[1] > 1:
-        values |= _clip_values(pooled_CQD)
+        between, within = diagnostics.between_within_variance(pooled_CQD)
+        values |= {"clip_variance_between": between, "clip_variance_within": within}
+        values["lidar"] = diagnostics.lidar(pooled_CQD)
     row = {f"diag/{name}": float(value) for name, value in values.items()}
     distances = {"diag/teacher_student_distance": teacher.distance_to_student(), "diag/teacher_moved": teacher.moved()}
     return row | distances
@@ -101,16 +112,6 @@ def _predict(step: TrainingStep, crops: FixedCrops, part: slice) -> tuple[Tensor
     return aux["prediction_BMD"], aux["target_BMD"], contexts[0].float()
 
 
-def _teach(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Returns the teacher's features of every n-th time step [B, fewer, D], and their mean [B, D].
-
-    The mean is over all steps.
-    """
-    states_BND = _encode(step, model, mel_BTF)
-    grid_BTWD = states_BND.unflatten(1, (-1, model.config.grid_bands))
-    return grid_BTWD[:, ::stride].flatten(1, 2), states_BND.mean(1)
-
-
 def _encode(step: TrainingStep, model: PupuJEPA, mel_BTF: Tensor) -> Tensor:
     """Returns the teacher's features of whole crops, [B, N, D]."""
     dtype = step.autocast_dtype
@@ -130,7 +131,7 @@ def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], mel_BTF: Tensor, 
     if together or not dist.is_initialized() or dist.get_world_size() == 1:
         return [torch.cat(tensors) for tensors in zip(*map(function, parts), strict=True)]
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    own = {number: function(parts[number]) for number in range(rank, len(parts), ranks)}
+    own = {number: function(parts[number]) for number in range(rank, len(parts), ranks)}  # dealt in turn
     # rank 0 always has a slice, so it knows shapes and types
     described = from_first([(tensor.shape[1:], tensor.dtype) for tensor in own.get(0, ())])
     whole = [torch.empty(count, *shape, dtype=dtype, device=mel_BTF.device) for shape, dtype in described]
@@ -138,7 +139,7 @@ def _in_parts(function: Callable[[slice], tuple[Tensor, ...]], mel_BTF: Tensor, 
         for index, tensor in enumerate(whole):
             if number in own:
                 tensor[part] = own[number][index]
-            dist.broadcast(tensor[part], src=number % ranks)
+            dist.broadcast(tensor[part], src=number % ranks)  # in one order on all ranks, or they would hang
     return whole
 
 
@@ -160,21 +161,3 @@ def _prediction_values(
             )
     per_band = diagnostics.explained_variance_per_band(prediction_CMD, target_CMD, index_CM, bands=bands)
     return values | {f"explained_variance_band_{band}": per_band[band] for band in range(bands)}
-
-
-def _spread(which: str, tokens_nD: Tensor, pooled_BD: Tensor) -> dict[str, Tensor]:
-    return {
-        f"effective_rank_{which}": diagnostics.effective_rank(tokens_nD),
-        f"effective_rank_pooled_{which}": diagnostics.effective_rank(pooled_BD),
-        f"std_{which}": diagnostics.normalised_std(tokens_nD),
-        f"cosine_{which}": diagnostics.mean_cosine(tokens_nD),
-    }
-
-
-def _clip_values(pooled_CQD: Tensor) -> dict[str, Tensor]:
-    between, within = diagnostics.between_within_variance(pooled_CQD)
-    return {
-        "clip_variance_between": between,
-        "clip_variance_within": within,
-        "lidar": diagnostics.lidar(pooled_CQD),
-    }

@@ -7,7 +7,6 @@ are not drawn again, so all other steps keep their samples.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ class FaultySteps:
         Raises:
             DivergedError: too many in a row; each rank has written its inputs to the run directory.
         """
-        self.in_row += 1
+        self.in_row += 1  # alike on all ranks: a non-finite loss poisons the reduced gradients of all
         allowed = self._config.skipped_in_row
         bad = [uid for batch, loss_B in micro_batches for uid, loss in zip(batch.uids, loss_B.isfinite()) if not loss]
         if bad:
@@ -58,32 +57,24 @@ class FaultySteps:
             if self._rank == 0:
                 logger.warning("step %d: %s: left out on all ranks (%d in a row)", step, what, self.in_row)
             return
-        path = self._write_snapshot(step, what, micro_batches)
+        # the weights are not needed: the run, resumed from its newest checkpoint, reaches this step again
+        path = self._run_root / f"diverged-step-{step:07d}-rank-{self._rank}.json"
+        rows = [
+            {
+                "epoch": batch.epoch,
+                "uids": batch.uids,
+                "draws": batch.draws.tolist(),
+                "crop_starts": batch.crop_starts.tolist(),
+                "strategy": batch.strategy.tolist(),
+                "loss": [str(loss) for loss in loss_B.tolist()],  # JSON has no NaN
+            }
+            for batch, loss_B in micro_batches
+        ]
+        write_json(path, {"step": step, "what": what, "in_row": self.in_row, "micro_batches": rows})
+        tensors = [batch.tensors() for batch, _ in micro_batches]
+        torch.save({"micro_batches": tensors, "random_states": random_states()}, path.with_suffix(".pt"))
         raise DivergedError(
             f"training diverged: {what} at step {step}, the last of {self.in_row} in a row (what went in is in "
             f"{path}); the checkpoint of step {last_saved} is from before; lower schedule.peak_lr or "
             f"optimizer.clip_norm in a new run, or use engine.precision=fp32"
         )
-
-    def _write_snapshot(self, step: int, what: str, micro_batches: MicroBatches) -> Path:
-        """Writes uids and losses as JSON, and the inputs and random states for torch.load.
-
-        The weights are not needed: the run, resumed from its newest checkpoint, reaches this step again.
-        """
-        path = self._run_root / f"diverged-step-{step:07d}-rank-{self._rank}.json"
-        rows = [_names(batch, loss_B) for batch, loss_B in micro_batches]
-        write_json(path, {"step": step, "what": what, "in_row": self.in_row, "micro_batches": rows})
-        tensors = [batch.tensors() for batch, _ in micro_batches]
-        torch.save({"micro_batches": tensors, "random_states": random_states()}, path.with_suffix(".pt"))
-        return path
-
-
-def _names(batch: Batch, loss_B: Tensor) -> dict[str, Any]:
-    return {
-        "epoch": batch.epoch,
-        "uids": batch.uids,
-        "draws": batch.draws.tolist(),
-        "crop_starts": batch.crop_starts.tolist(),
-        "strategy": batch.strategy.tolist(),
-        "loss": [str(loss) for loss in loss_B.tolist()],
-    }

@@ -50,13 +50,8 @@ class FixedCrops:
 
     def to(self, device: torch.device) -> "FixedCrops":
         """Returns the crops on a device."""
-        return replace(
-            self,
-            mel_BTF=self.mel_BTF.to(device),
-            context_CK=self.context_CK.to(device),
-            target_CM=self.target_CM.to(device),
-            strategy_C=self.strategy_C.to(device),
-        )
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 def read_fixed_crops(
@@ -75,7 +70,10 @@ def read_fixed_crops(
     """
     clips, crops_per_clip = shape
     frames = min(manifest.frames // manifest.samples for manifest in corpora.manifests)
-    starts = _starts(crops_per_clip, frames=frames, crop_frames=model.crop_frames)
+    free = max(frames - model.crop_frames, 0)
+    crops_per_clip = min(crops_per_clip, 1 + 8 * free // model.crop_frames)
+    apart = min(model.crop_frames, free // max(crops_per_clip - 1, 1))  # less than a crop: they overlap
+    starts = [number * apart for number in range(crops_per_clip)]  # first frames of the crops of a clip
     span_frames = starts[-1] + model.crop_frames
     mel_CTF = np.concatenate(
         [
@@ -109,11 +107,3 @@ def read_fixed_crops(
         torch.tensor([mask.strategy for mask in drawn]),
         len(starts),
     )
-
-
-def _starts(crops: int, *, frames: int, crop_frames: int) -> list[int]:
-    """Returns the first frames of the crops of a clip, for samples of `frames` frames."""
-    free = max(frames - crop_frames, 0)
-    crops = min(crops, 1 + 8 * free // crop_frames)
-    apart = min(crop_frames, free // max(crops - 1, 1))
-    return [number * apart for number in range(crops)]

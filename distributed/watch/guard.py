@@ -4,7 +4,7 @@ The report reads the same thresholds from the run's configuration. watch/alarms.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class CollapseGuard:
 
     def __init__(self, config: GuardConfig, *, total_steps: int):
         self.config, self._total_steps = config, total_steps
-        self._losses: deque[tuple[int, float]] = deque()
+        self._losses: deque[tuple[int, float]] = deque()  # (step, loss) of the last loss_fall_steps
         self._lowest_loss = float("inf")
         self._highest: dict[str, float] = {}
         self._newest: dict[str, float] = {}
@@ -35,93 +35,67 @@ class CollapseGuard:
     def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
         """Returns the new alarms of this row."""
         if row.get("loss") is not None:
-            self._remember_loss(row["step"], row["loss"])
+            self._losses.append((row["step"], row["loss"]))
+            self._lowest_loss = min(self._lowest_loss, row["loss"])
+            while row["step"] - self._losses[0][0] > self.config.loss_fall_steps:
+                self._losses.popleft()
         for key in (_RANK, _EXPLAINED, PROBE_MEAN):
-            self._remember(key, row.get(key), row["step"])
-        alarms = self._alarms(row) if row.get(_RANK) is not None else []
-        new = [alarm for alarm in alarms if alarm.name not in self._said]
+            value = row.get(key)
+            if value is not None:
+                self._newest[key] = value
+                if row["step"] > 0:  # an untrained network has learnt nothing that it could lose
+                    self._highest[key] = max(self._highest.get(key, value), value)
+        # between diagnostics nothing new is known
+        alarms = [*self._state_alarms(row), *self._trend_alarms()] if row.get(_RANK) is not None else []
+        new = [alarm for alarm in alarms if alarm.name not in self._said]  # once a run, not at every row
         self._said |= {alarm.name for alarm in alarms}
         return new
 
-    def _remember_loss(self, step: int, loss: float) -> None:
-        self._losses.append((step, loss))
-        self._lowest_loss = min(self._lowest_loss, loss)
-        while step - self._losses[0][0] > self.config.loss_fall_steps:
-            self._losses.popleft()
-
-    def _remember(self, key: str, value: float | None, step: int) -> None:
-        if value is None:
-            return
-        self._newest[key] = value
-        if step > 0:  # an untrained network has learnt nothing that it could lose
-            self._highest[key] = max(self._highest.get(key, value), value)
-
-    def _alarms(self, row: Mapping[str, Any]) -> list[Alarm]:
-        found = [*self._state_alarms(row), *self._trend_alarms()]
-        return [Alarm(name, sentence) for name, sentence in found]
-
-    def _state_alarms(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Returns the alarms of the diagnostics of one step."""
-        config, found = self.config, []
-        std, cosine = row.get("diag/std_teacher"), row.get("diag/cosine_teacher")
-        if std is not None and std < config.std_below:
-            found.append(("spread", f"the teacher's features have shrunk: spread {std:.2f} < {config.std_below}"))
-        if cosine is not None and cosine > config.cosine_above:
-            found.append(("angle", f"features point one way: mean cosine {cosine:.2f} > {config.cosine_above}"))
-        if row["step"] > 0 and row.get("diag/teacher_moved") == 0:
-            found.append(
-                ("teacher stands", "the teacher has not moved from its first weights: its average is not updated")
-            )
+    def _state_alarms(self, row: Mapping[str, Any]) -> Iterator[Alarm]:
+        """Yields the alarms of the diagnostics of one step."""
+        config, step = self.config, row["step"]
+        std, cosine, explained = row.get("diag/std_teacher"), row.get("diag/cosine_teacher"), row.get(_EXPLAINED)
         distance = row.get("diag/teacher_student_distance")
-        if row["step"] > 0 and distance is not None and distance < config.distance_below:
-            found.append(
-                (
-                    "teacher copies",
-                    f"the teacher equals the student (relative distance {distance:.1e}): without inertia nothing keeps "
-                    f"the targets from becoming whatever is easy to predict; look at ema.start and ema.end",
-                )
+        if std is not None and std < config.std_below:
+            yield Alarm("spread", f"the teacher's features have shrunk: spread {std:.2f} < {config.std_below}")
+        if cosine is not None and cosine > config.cosine_above:
+            yield Alarm("angle", f"features point one way: mean cosine {cosine:.2f} > {config.cosine_above}")
+        # before the first step teacher and student are equal by construction
+        if step > 0 and row.get("diag/teacher_moved") == 0:
+            told = "the teacher has not moved from its first weights: its average is not updated"
+            yield Alarm("teacher stands", told)
+        if step > 0 and distance is not None and distance < config.distance_below:
+            yield Alarm(
+                "teacher copies",
+                f"the teacher equals the student (relative distance {distance:.1e}): without inertia nothing keeps "
+                f"the targets from becoming whatever is easy to predict; look at ema.start and ema.end",
             )
-        explained = row.get(_EXPLAINED)
-        late = row["step"] >= max(config.unexplained_after * self._total_steps, config.unexplained_steps)
+        late = step >= max(config.unexplained_after * self._total_steps, config.unexplained_steps)
         if late and explained is not None and explained <= config.unexplained_below:
-            found.append(
-                (
-                    "unexplained",
-                    f"the prediction explains nothing beyond a constant: explained variance {explained:.3f} <= "
-                    f"{config.unexplained_below}, {row['step'] / self._total_steps:.0%} into the run",
-                )
+            yield Alarm(
+                "unexplained",
+                f"the prediction explains nothing beyond a constant: explained variance {explained:.3f} <= "
+                f"{config.unexplained_below}, {step / self._total_steps:.0%} into the run",
             )
-        return found
 
-    def _trend_alarms(self) -> list[tuple[str, str]]:
-        """Returns the alarms of the history of the run."""
-        config, found = self.config, []
-        fallen = [key for key in (_RANK, _EXPLAINED) if self._has_fallen(key)]
-        names = " and ".join(key.removeprefix("diag/") for key in fallen)
-        if fallen and self._loss_fell():
-            found.append(
-                (
-                    "joint fall",
-                    f"the loss fell while {names} lies more than {config.fall:.0%} below its maximum: the pattern of "
-                    f"a partial collapse",
-                )
-            )
-        if self._probes_have_fallen():
-            fallen.append(PROBE_MEAN)
-        if fallen and self._losses and self._losses[-1][1] > (1 + config.loss_rise) * self._lowest_loss:
-            what = fallen[0].removeprefix("diag/").replace(PROBE_MEAN, "the mean of the probes")
-            found.append(("loss rise", f"the loss is {config.loss_rise:.0%} above its minimum while {what} falls"))
-        return found
-
-    def _has_fallen(self, key: str) -> bool:
+    def _trend_alarms(self) -> Iterator[Alarm]:
+        """Yields the alarms of the history of the run."""
+        config, highest, newest, losses = self.config, self._highest, self._newest, self._losses
         # explained variance that was never positive cannot fall
-        highest = self._highest.get(key, 0.0)
-        return highest > 0 and key in self._newest and self._newest[key] < (1 - self.config.fall) * highest
-
-    def _probes_have_fallen(self) -> bool:
-        if PROBE_MEAN not in self._highest or PROBE_MEAN not in self._newest:
-            return False
-        return self._newest[PROBE_MEAN] < self._highest[PROBE_MEAN] - self.config.probe_fall
-
-    def _loss_fell(self) -> bool:
-        return len(self._losses) > 1 and self._losses[-1][1] < (1 - self.config.loss_fall) * self._losses[0][1]
+        fallen = [
+            key
+            for key in (_RANK, _EXPLAINED)
+            if key in newest and (most := highest.get(key, 0.0)) > 0 and newest[key] < (1 - config.fall) * most
+        ]
+        if fallen and len(losses) > 1 and losses[-1][1] < (1 - config.loss_fall) * losses[0][1]:
+            names = " and ".join(key.removeprefix("diag/") for key in fallen)
+            yield Alarm(
+                "joint fall",
+                f"the loss fell while {names} lies more than {config.fall:.0%} below its maximum: the pattern of "
+                f"a partial collapse",
+            )
+        if PROBE_MEAN in highest and newest[PROBE_MEAN] < highest[PROBE_MEAN] - config.probe_fall:
+            fallen.append(PROBE_MEAN)
+        if fallen and losses and losses[-1][1] > (1 + config.loss_rise) * self._lowest_loss:
+            what = fallen[0].removeprefix("diag/").replace(PROBE_MEAN, "the mean of the probes")
+            yield Alarm("loss rise", f"the loss is {config.loss_rise:.0%} above its minimum while {what} falls")

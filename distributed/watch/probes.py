@@ -65,13 +65,7 @@ class InLoopProbe:
         self._evaluation = Evaluation((), tasks, data=data, out=run_root, cache=self._cache, precision=precision)
 
     def measure(self, step: TrainingStep, model: PupuJEPA, *, at: int) -> dict[str, float]:
-        """Returns `probe/<task>/<metric>` for every metric of every task, and `probe/mean`.
-
-        The mean is over the tasks' own metrics.
-
-        Args:
-            at: finished steps, which name the features.
-        """
+        """Returns `probe/<task>/<metric>` after `at` steps, and `probe/mean` over the tasks' own metrics."""
         started = time.perf_counter()
         self._clear()
         # the probes have their own generators; fork_rng undoes draws by libraries
@@ -85,7 +79,7 @@ class InLoopProbe:
                 topology=self._topology,
                 device=self._device,
             )
-        dist.barrier()
+        dist.barrier()  # all ranks have read the features
         self._clear()
         row, own = {}, []
         for job, outcome in zip(jobs, outcomes, strict=True):
@@ -102,19 +96,15 @@ class InLoopProbe:
         """Removes features of other weights, also those of a killed session."""
         if self._topology.is_first:
             shutil.rmtree(self._cache, ignore_errors=True)
-        dist.barrier()
+        dist.barrier()  # no rank may write before the folder is gone
 
 
 def probing_corpus(corpus: LabelledCorpus, tracks: int) -> LabelledCorpus:
-    """Returns the fixed subset for probes in training; its `test` split is half of the validation pieces.
-
-    Args:
-        tracks: at most this many of the training split, and half as many of the validation split.
-    """
+    """Returns `tracks` of the training split and half as many of validation, half of these as `test`."""
     train = thin_tracks(corpus.of_split("train"), tracks)
     held_out = thin_tracks(corpus.of_split("valid"), max(2, tracks // 2))
     groups = sorted({track.group for track in held_out}, key=lambda group: sha256(group.encode()).digest())
-    scoring = set(groups[1::2])
+    scoring = set(groups[1::2])  # by group: takes of one piece must not select and score
     divided = [replace(t, split="test" if t.group in scoring else "valid") for t in held_out]
     digest = sha256(f"{corpus.digest}/in training/{tracks}".encode()).hexdigest()
     return replace(corpus, tracks=(*train, *divided), digest=digest)

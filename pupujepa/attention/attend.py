@@ -18,11 +18,9 @@ import sys
 from pathlib import Path
 
 from pupujepa.attention.maps import region_attention
-from pupujepa.attention.page import write_page
-from pupujepa.attention.picture import ALL, MEAN, panels_of, save_picture
-from pupujepa.attention.region import AudioCrop, Box, Look, box_in, box_of_bands, boxes_over, read_crop
+from pupujepa.attention.picture import ALL, MEAN, panels_of, save_picture, write_page
+from pupujepa.attention.region import AudioCrop, Box, Look, box_in, boxes_over, read_crop
 from pupujepa.errors import UserError
-from pupujepa.model.model import PupuJEPA
 from pupujepa.progress import follow
 from pupujepa.weights.weights import load
 
@@ -59,14 +57,19 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: another file format, a box outside the crop, or audio or weights that cannot be used.
     """
-    _check_suffixes(args.out)
+    for path in args.out:
+        if path.suffix.lower() not in (PAGE_SUFFIX, *PICTURE_SUFFIXES):
+            known = ", ".join((PAGE_SUFFIX, *PICTURE_SUFFIXES))
+            raise UserError(f"--out {path}: no such format; choose one of {known}")
     if not 0 < args.ratio < 1:
         raise UserError(f"--ratio {args.ratio} must be between 0 and 1: it is the share of hidden patches")
     model = load(args.weights)
     crop = read_crop(model, args.audio, start_s=args.start)
     boxes = _boxes(args, crop)  # the first is the requested region; pictures show only this one
-    followed = follow(boxes, total=len(boxes), title="attention", unit="regions")
-    looks = [_look(model, crop, box, args) for box in followed]
+    looks, grid = [], (crop.steps, crop.bands)
+    for box in follow(boxes, total=len(boxes), title="attention", unit="regions"):
+        maps = region_attention(model, crop.mel_TF, box.mask(grid), ratio=args.ratio, seed=args.seed)
+        looks.append(Look(box, maps))
     panels_of(looks[0], args.layer, args.head)  # raises for a wrong layer before a file is written
     for path in args.out:
         if path.suffix.lower() == PAGE_SUFFIX:
@@ -80,25 +83,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _boxes(args: argparse.Namespace, crop: AudioCrop) -> list[Box]:
     """Returns the requested region, then those to choose from on a page."""
-    box = box_in(crop, time_s=args.time, frequency_hz=args.frequency)
-    if args.bands:
-        box = box_of_bands(box, crop, args.bands)
+    box = box_in(crop, time_s=args.time, frequency_hz=args.frequency, rows=args.bands)
     if args.regions is None:
         return [box]
     match = re.fullmatch(r"(\d+)x(\d+)", args.regions)
     if not match:
         raise UserError(f"--regions {args.regions}: give columns x rows, such as 8x4")
     return [box, *boxes_over(crop, int(match[1]), int(match[2]))]
-
-
-def _look(model: PupuJEPA, crop: AudioCrop, box: Box, args: argparse.Namespace) -> Look:
-    maps = region_attention(model, crop.mel_TF, box.mask(crop), ratio=args.ratio, seed=args.seed)
-    return Look(box, maps)
-
-
-def _check_suffixes(paths: list[Path]) -> None:
-    for path in paths:
-        if path.suffix.lower() not in (PAGE_SUFFIX, *PICTURE_SUFFIXES):
-            raise UserError(
-                f"--out {path}: no such format; choose one of {', '.join((PAGE_SUFFIX, *PICTURE_SUFFIXES))}"
-            )

@@ -12,7 +12,6 @@ of a spectrogram, and T steps, F bands of patches of a map.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -22,41 +21,41 @@ from torch import Tensor
 
 from pupujepa.errors import UserError
 from pupujepa.model.blocks import Block
-from pupujepa.model.model import PupuJEPA, encoder_rotation, predictor_rotation, visible_to
-from pupujepa.model.patches import steps_of
+from pupujepa.model.model import PupuJEPA, encoder_rotation, predictor_rotation, steps_of, visible_to
 from pupujepa.randomness import generator
 from pupujepa.training.masks import RANDOM, Mask, MaskConfig, num_context
 
 
-@dataclass(frozen=True)
-class PredictorAttention:
-    """Attention of a region's mask tokens, averaged over the region.
-
-    rows: [L, H, N] over the predictor's sequence (context, then targets); each row sums to 1.
-    grid: [L, H, steps, bands], the same values on the patch grid; NaN if a patch is neither context nor target.
-    """
-
-    rows: Tensor
-    grid: Tensor
-
-
 @torch.no_grad()
-def predictor_attention(model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: NDArray | Tensor) -> PredictorAttention:
-    """Computes the attention of each head of each predictor block from a masked region.
+def predictor_attention(model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: NDArray[np.bool_]) -> Tensor:
+    """Computes the attention of each predictor head from the mask tokens of a region, their mean.
 
     Args:
         mel_TF: one normalised spectrogram.
         mask: the encoder's context and the predictor's targets.
-        region: boolean [steps, bands], or token indices; all must be targets of the mask.
+        region: boolean [steps, bands]; all its patches must be targets of the mask.
+
+    Returns:
+        [L, H, steps, bands]; each map sums to 1, and is NaN at patches that are neither context nor target.
 
     Raises:
         UserError: the region is empty, or has patches that are not targets.
     """
-    config = model.config
-    device = mel_TF.device
-    mel_BTF = mel_TF[None]
+    config, device, mel_BTF = model.config, mel_TF.device, mel_TF[None]
     steps = steps_of(mel_BTF, config)
-    queries = torch.as_tensor(_query_positions(mask, region, steps, config.grid_bands), device=device)
+    if region.shape != (steps, config.grid_bands):
+        raise UserError(f"the region has shape {region.shape}, the spectrogram's grid is {(steps, config.grid_bands)}")
+    chosen = np.flatnonzero(region)
+    if not chosen.size:
+        raise UserError("the region is empty, so it has no queries; choose at least one patch")
+    outside = np.setdiff1d(chosen, mask.target)
+    if outside.size:
+        raise UserError(
+            f"{outside.size} of the region's {chosen.size} patches are not targets of the mask (first: {outside[0]}), "
+            "so the predictor has no query there; mask the whole region"
+        )
+    # positions of the region's patches in the predictor's sequence: context, then sorted targets
+    queries = torch.as_tensor(len(mask.context) + np.searchsorted(mask.target, chosen), device=device)
     context_BK = torch.as_tensor(mask.context, device=device)[None]
     sequence_BN = torch.cat([context_BK, torch.as_tensor(mask.target, device=device)[None]], dim=1)
     encoder = model.encoder("student")  # as in training
@@ -73,7 +72,7 @@ def predictor_attention(model: PupuJEPA, mel_TF: Tensor, mask: Mask, *, region: 
     rows_LHN = torch.stack(rows)
     grid = rows_LHN.new_full((*rows_LHN.shape[:2], steps * config.grid_bands), torch.nan)
     grid[:, :, sequence_BN[0]] = rows_LHN  # from the order of the sequence to that of the grid
-    return PredictorAttention(rows_LHN, grid.unflatten(-1, (steps, config.grid_bands)))
+    return grid.unflatten(-1, (steps, config.grid_bands))
 
 
 def attention_weights(query_BHMD: Tensor, key_BHND: Tensor) -> Tensor:
@@ -100,7 +99,7 @@ def region_attention(
     """
     total_LHTF, seen = np.zeros(1), np.zeros(region.size)
     for mask in contexts_around(region, ratio=ratio, seed=seed):
-        grid = predictor_attention(model, mel_TF, mask, region=region).grid.double().cpu().numpy()
+        grid = predictor_attention(model, mel_TF, mask, region=region).double().cpu().numpy()
         visible = np.zeros(region.size, bool)
         visible[mask.context] = True
         total_LHTF = total_LHTF + np.where(visible.reshape(region.shape), grid, 0.0)
@@ -125,21 +124,3 @@ def contexts_around(region: NDArray[np.bool_], *, ratio: float, seed: int) -> It
     for start in range(0, len(order), size):
         context = np.sort(order[start : start + size] if start + size <= len(order) else order[-size:])
         yield Mask(context, np.setdiff1d(np.arange(region.size), context), RANDOM)
-
-
-def _query_positions(mask: Mask, region: NDArray | Tensor, steps: int, bands: int) -> NDArray[np.int64]:
-    """Returns the positions of the region's patches in the predictor's sequence."""
-    region = np.asarray(region)
-    if region.dtype == bool:
-        if region.shape != (steps, bands):
-            raise UserError(f"the region has shape {region.shape}, the spectrogram's grid is {(steps, bands)}")
-        region = np.flatnonzero(region)
-    if not region.size:
-        raise UserError("the region is empty, so it has no queries; choose at least one patch")
-    outside = np.setdiff1d(region, mask.target)
-    if outside.size:
-        raise UserError(
-            f"{outside.size} of the region's {region.size} patches are not targets of the mask (first: {outside[0]}), "
-            "so the predictor has no query there; mask the whole region"
-        )
-    return len(mask.context) + np.searchsorted(mask.target, region)

@@ -58,9 +58,9 @@ class Box:
     band: int
     bands: int
 
-    def mask(self, crop: AudioCrop) -> NDArray[np.bool_]:
+    def mask(self, grid: tuple[int, int]) -> NDArray[np.bool_]:
         """Returns the boolean grid [steps, bands] of the box."""
-        inside = np.zeros((crop.steps, crop.bands), bool)
+        inside = np.zeros(grid, bool)
         inside[self.step : self.step + self.steps, self.band : self.band + self.bands] = True
         return inside
 
@@ -98,7 +98,8 @@ def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> AudioCrop:
         raise AudioError(f"{path}: less than two patches of audio from {start_s:g} s on; start earlier")
     mel_TF = log_mel(audio_S[None], frontend)[0, :frames]
     return AudioCrop(
-        path.name,
+        # a name that is not UTF-8 can be neither drawn nor written into a page
+        path.name.encode(errors="replace").decode(),
         normalise(mel_TF, config.mel_mean, config.mel_std),
         start_s=start_s,
         step_s=config.patch_frames / frontend.frames_per_s,
@@ -107,12 +108,15 @@ def read_crop(model: PupuJEPA, path: Path, *, start_s: float) -> AudioCrop:
     )
 
 
-def box_in(crop: AudioCrop, *, time_s: list[float] | None, frequency_hz: list[float] | None) -> Box:
+def box_in(
+    crop: AudioCrop, *, time_s: list[float] | None, frequency_hz: list[float] | None, rows: list[int] | None = None
+) -> Box:
     """Returns the box of all patches that a time span and a frequency range touch.
 
     Args:
         time_s: start and end, seconds in the crop; None means its middle tenth.
         frequency_hz: lowest and highest; None means all.
+        rows: first and last row of patches, in place of a frequency range.
 
     Raises:
         UserError: a span or range that is empty or outside the crop.
@@ -125,6 +129,11 @@ def box_in(crop: AudioCrop, *, time_s: list[float] | None, frequency_hz: list[fl
             f"region {start_s:g}-{stop_s:g} s is not within the crop of 0-{crop.duration_s:g} s; count seconds from "
             f"the start of the crop, which is at {crop.start_s:g} s of the file"
         )
+    if rows:
+        low, high = rows
+        if not 0 <= low <= high < crop.bands:
+            raise UserError(f"bands {low} to {high} are not within 0 to {crop.bands - 1}")
+        return Box(first, last - first, low, high - low + 1)
     edges_hz = crop.band_edges_hz
     low_hz, high_hz = frequency_hz if frequency_hz else (edges_hz[0], edges_hz[-1])
     if not edges_hz[0] <= low_hz < high_hz <= edges_hz[-1]:
@@ -134,18 +143,6 @@ def box_in(crop: AudioCrop, *, time_s: list[float] | None, frequency_hz: list[fl
     low = int(np.searchsorted(edges_hz, low_hz, side="right")) - 1
     high = int(np.searchsorted(edges_hz, high_hz, side="left"))
     return Box(first, last - first, low, high - low)
-
-
-def box_of_bands(box: Box, crop: AudioCrop, bands: list[int]) -> Box:
-    """Returns the box with the rows `bands`, first and last, instead of its own.
-
-    Raises:
-        UserError: rows that the grid does not have.
-    """
-    low, high = bands
-    if not 0 <= low <= high < crop.bands:
-        raise UserError(f"bands {low} to {high} are not within 0 to {crop.bands - 1}")
-    return Box(box.step, box.steps, low, high - low + 1)
 
 
 def boxes_over(crop: AudioCrop, columns: int, rows: int) -> list[Box]:

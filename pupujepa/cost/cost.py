@@ -1,18 +1,20 @@
-"""Cost of a model from its config: parameters by module, and floating-point operations.
+"""Cost of a model from its config or size: parameters by module, and floating-point operations.
 
 Operations are those of matrix products (a multiply and an add are two), as in torch's flop counter; the backward pass
 counts twice the forward one. Norms, rotations, position codes and the optimiser cost bandwidth and are excluded.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from pupujepa.config import compose
 from pupujepa.model.architecture import GELU, LEARNED, MAE, ModelConfig
 from pupujepa.model.blocks import BlockShape
-from pupujepa.model.model import encoder_shape
-from pupujepa.model.predictor import predictor_shape
+from pupujepa.model.model import encoder_shape, predictor_shape
 from pupujepa.training.masks import MaskConfig, num_context, num_targets
 from pupujepa.training.objective import FULL_GRID, ObjectiveConfig
 
+PRESETS = Path(__file__).parents[1] / "presets" / "model"
 _BACKWARD_FACTOR = 2
 
 
@@ -43,6 +45,20 @@ class ParameterCounts:
     def trained(self) -> int:
         """Parameters that the optimiser updates."""
         return self.patch_embed + self.encoder + self.predictor
+
+
+def size_names() -> list[str]:
+    """Returns the names of the model presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def model_size(name: str) -> ModelConfig:
+    """Returns the architecture of a preset such as "tiny".
+
+    Raises:
+        ConfigError: no such preset; the message suggests near names.
+    """
+    return compose(ModelConfig, presets=[PRESETS / f"{name}.yaml"])
 
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:

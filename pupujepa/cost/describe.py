@@ -14,7 +14,6 @@ micro-batch. Leave a tenth free for buffers. `python -m distributed plan` comput
 
 import argparse
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,9 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pupujepa.cost.cost import count_parameters, inference_flops, training_cost
-from pupujepa.cost.memory import ZERO_STAGES, Memory, StepConfig, activations, memory_per_rank
-from pupujepa.cost.sizes import model_size, size_names
+from pupujepa.cost.cost import count_parameters, inference_flops, model_size, size_names, training_cost
+from pupujepa.cost.memory import ZERO_STAGES, StepConfig, activations, memory_per_rank
 from pupujepa.errors import UserError
 from pupujepa.model.architecture import ModelConfig
 from pupujepa.model.model import PupuJEPA
@@ -90,18 +88,14 @@ def describe(model: PupuJEPA) -> str:
         f"  `frames` readout is {config.grid_bands * config.width} wide",
         "",
         "parameters",
-        *(f"  {name:<20}{count:>15,}" for name, count in parameter_counts(model).items()),
+        *(f"  {name:<20}{sum(p.numel() for p in module.parameters()):>15,}" for name, module in model.named_children()),
         "",
     ]
     return "\n".join(lines) + "\n"
 
 
 def describe_operations(step: StepConfig, *, counted: int | None) -> str:
-    """Returns the operations per crop as text.
-
-    Args:
-        counted: by torch's counter, to show beside the formula.
-    """
+    """Returns the operations per crop as text, with those that torch's counter counted, if any."""
     cost = training_cost(step.model, step.masks, step.objective)
     lines = ["operations per crop, forward and backward", f"  {'training':<20}{_gflop(cost.total)}"]
     lines += [f"    {name:<18}{_gflop(flops)}  {flops / cost.total:4.0%}" for name, flops in asdict(cost).items()]
@@ -115,14 +109,9 @@ def describe_operations(step: StepConfig, *, counted: int | None) -> str:
 def describe_memory(step: StepConfig) -> str:
     """Returns the memory of one rank, a column per ZeRO stage, as text."""
     kept = activations(step)["kept"]
+    counts = count_parameters(step.model)
     memory = [
-        memory_per_rank(
-            count_parameters(step.model),
-            zero_stage=stage,
-            ranks=step.ranks,
-            activation_bytes=kept,
-        )
-        for stage in ZERO_STAGES
+        memory_per_rank(counts, zero_stage=stage, ranks=step.ranks, activation_bytes=kept) for stage in ZERO_STAGES
     ]
     crops = "1 crop" if step.crops == 1 else f"{step.crops} crops"
     precision = "float32" if step.autocast_dtype is None else "bf16"
@@ -130,7 +119,11 @@ def describe_memory(step: StepConfig) -> str:
     lines = [
         f"memory per rank in GiB, {step.ranks} ranks, {crops} at once, {precision}{recomputed}",
         f"  {'ZeRO stage':<20}" + "".join(f"{stage:>10}" for stage in ZERO_STAGES),
-        *_memory_rows(memory),
+        # `buffers` is 0, because this table does not compute them
+        *(
+            f"  {part:<20}" + "".join(f"{getattr(m, part) / GIB:>10.3f}" for m in memory)
+            for part in (*(name for name, size in asdict(memory[0]).items() if size), "total")
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -158,18 +151,6 @@ def counted_flops(step: StepConfig) -> int:
             )
             loss.backward()
     return counter.get_total_flops()
-
-
-def parameter_counts(model: PupuJEPA) -> dict[str, int]:
-    """Returns the number of parameters of each module; student and teacher have the same."""
-    return {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
-
-
-def _memory_rows(memory: list[Memory]) -> Iterator[str]:
-    # `buffers` is 0, because this table does not compute them
-    for part in (name for name, size in asdict(memory[0]).items() if size):
-        yield f"  {part:<20}" + "".join(f"{getattr(m, part) / GIB:>10.3f}" for m in memory)
-    yield f"  {'total':<20}" + "".join(f"{m.total / GIB:>10.3f}" for m in memory)
 
 
 def _gflop(flops: int) -> str:

@@ -13,8 +13,7 @@ import torch
 from pupujepa.cost.cost import ParameterCounts, count_parameters
 from pupujepa.model.architecture import MAE, SWIGLU, ModelConfig
 from pupujepa.model.blocks import BlockShape
-from pupujepa.model.model import encoder_shape
-from pupujepa.model.predictor import predictor_shape
+from pupujepa.model.model import encoder_shape, predictor_shape
 from pupujepa.training.masks import MaskConfig, num_context, num_targets
 from pupujepa.training.objective import FULL_GRID, ObjectiveConfig
 

@@ -31,7 +31,6 @@ import torch
 
 from pupujepa.audio.decode_ahead import PendingClip, decode_ahead
 from pupujepa.audio.find import AudioFile, find_audio, told_passed_over
-from pupujepa.devices import usable_device
 from pupujepa.durable import remove_unfinished
 from pupujepa.embedding.encoder import Embedding, Encoder
 from pupujepa.embedding.readout import parse_readout
@@ -41,7 +40,7 @@ from pupujepa.json_lines import write_rows
 from pupujepa.locks import only_writer
 from pupujepa.model.model import PupuJEPA, resolve_layers
 from pupujepa.model.rope import ROPE_MODES
-from pupujepa.precision import warn_of_emulation
+from pupujepa.precision import usable_device, warn_of_emulation
 from pupujepa.progress import Progress
 from pupujepa.weights.weights import load
 

@@ -25,10 +25,10 @@ from torch.nn import functional
 from pupujepa.audio.clip import Clip, clip_of_file, clip_of_samples
 from pupujepa.audio.log_mel import FrontendConfig, frame_span, log_mel_of_span, normalise
 from pupujepa.audio.read import AudioError
-from pupujepa.devices import usable_device
 from pupujepa.embedding.readout import Readout, RunningReadout, block_edges, layout, parse_readout
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA, resolve_layers
+from pupujepa.precision import usable_device
 
 Audio = str | Path | NDArray | Tensor | Clip
 

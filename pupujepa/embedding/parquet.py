@@ -21,8 +21,7 @@ import pyarrow.parquet
 from pupujepa.audio.find import AudioFile, FileState
 from pupujepa.durable import atomic_file
 from pupujepa.embedding.encoder import Embedding
-from pupujepa.embedding.rows import Row, RowHead, Settings, foreign, read_row, write_row
-from pupujepa.embedding.stores import Stock, VectorStore
+from pupujepa.embedding.stores import Row, RowHead, Settings, Stock, VectorStore, foreign, read_row, write_row
 
 _KEY = b"pupujepa"
 _GROUP_BYTES = 64 * 2**20
@@ -84,19 +83,25 @@ class ParquetFolder(VectorStore):
             group: list[dict] = []
             group_bytes = 0
             for row in rows:
-                group.append(_columns(row))
+                head, embedding = row.head, row.embedding
+                group.append(
+                    {
+                        "name": head.name,
+                        "size_bytes": head.state.size_bytes,
+                        "modified_ns": head.state.modified_ns,
+                        "readout": embedding.readout,
+                        "layers": list(embedding.layers),
+                        "shape": list(embedding.values.shape),
+                        "values": embedding.values.ravel(),
+                        "times_s": embedding.times_s,
+                    }
+                )
                 group_bytes += row.embedding.values.nbytes
                 if group_bytes >= _GROUP_BYTES:
                     writer.write_table(pyarrow.Table.from_pylist(group, schema))
                     group, group_bytes = [], 0
             if group:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema))
-
-    def _read_heads(self, path: Path) -> list[RowHead]:
-        with _opened(path) as file:
-            settings = _settings(file)
-            columns = file.read(columns=["name", "size_bytes", "modified_ns"])
-            return [_head(row, settings) for row in columns.to_pylist()]
 
     def _read_rows(self, path: Path) -> Iterator[Row]:
         with _opened(path) as file:
@@ -112,7 +117,10 @@ class ParquetFolder(VectorStore):
         """Returns the heads of all parts, and removes parts that --overwrite replaces."""
         heads: dict[Path, list[RowHead]] = {}
         for path in sorted(self.folder.glob("part-*.parquet")):
-            own = self._read_heads(path)
+            with _opened(path) as file:
+                settings = _settings(file)
+                rows = file.read(columns=["name", "size_bytes", "modified_ns"]).to_pylist()
+            own = [_head(row, settings) for row in rows]
             if all(self._is_ours(path, head.settings) for head in own):
                 heads[path] = own
             else:
@@ -135,16 +143,13 @@ class ParquetFolder(VectorStore):
             self._pack()
 
     def _pack(self) -> None:
-        with atomic_file(self._free_part()) as temporary:
+        parts = (self.folder / f"part-{number:05d}.parquet" for number in count())
+        # the first unused name, so that numbers have no gaps
+        with atomic_file(next(path for path in parts if not path.exists())) as temporary:
             self._write(temporary, (read_row(path) for path in self._staged))
         for path in self._staged:  # only now: a kill in between leaves rows twice, which take_stock resolves
             path.unlink()
         self._staged, self._staged_bytes = [], 0
-
-    def _free_part(self) -> Path:
-        """Returns the first unused part name, so that numbers have no gaps."""
-        parts = (self.folder / f"part-{number:05d}.parquet" for number in count())
-        return next(path for path in parts if not path.exists())
 
 
 def _outdated(heads: Iterable[RowHead], states: Mapping[str, FileState]) -> Iterator[str]:
@@ -184,17 +189,3 @@ def _schema(settings: Settings) -> pyarrow.Schema:
         ],
         metadata={_KEY: json.dumps(dict(settings)).encode()},
     )
-
-
-def _columns(row: Row) -> dict:
-    head, embedding = row.head, row.embedding
-    return {
-        "name": head.name,
-        "size_bytes": head.state.size_bytes,
-        "modified_ns": head.state.modified_ns,
-        "readout": embedding.readout,
-        "layers": list(embedding.layers),
-        "shape": list(embedding.values.shape),
-        "values": embedding.values.ravel(),
-        "times_s": embedding.times_s,
-    }

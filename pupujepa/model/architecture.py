@@ -9,7 +9,8 @@ from pupujepa.audio.log_mel import RELEASED_MEAN, RELEASED_STD
 from pupujepa.errors import UserError, require_known
 from pupujepa.model.rope import LENGTH_EXACT, ROPE_MODES
 
-TWO_DIMENSIONAL, ONE_DIMENSIONAL = STRUCTURES = ("2d", "1d")
+TWO_DIMENSIONAL, FLAT_BY_BAND, FRAMES = "2d", "flat_by_band", "frames"
+STRUCTURES = (TWO_DIMENSIONAL, "flat", FLAT_BY_BAND, FRAMES)
 ROTARY, LEARNED, SINCOS = "rotary", "learned", "sincos"
 POSITION_CODES = (ROTARY, LEARNED, SINCOS, "none")
 SWIGLU, GELU = MLPS = ("swiglu", "gelu")
@@ -23,8 +24,11 @@ class ModelConfig:
 
     predictor_heads is not published: 16 is our choice. mel_mean and mel_std are the statistics of the training corpus.
 
-    structure: "2d", patches of a time-frequency grid; "1d", one token per time step with all mel bands (the control).
-    patch_bands: 0 means 16 in 2d and all mel bands in 1d; the field then holds the resolved number.
+    structure: "2d", patches of a time-frequency grid. Controls: "flat", the same patches as one sequence, whose
+        positions and masks know a patch's place in the sequence only (all bands of a step, then the next step);
+        "flat_by_band", the same in the other order (all steps of a band, then the next band); "frames", one token per
+        time step with all mel bands.
+    patch_bands: 0 means all mel bands in "frames" and else 16; the field then holds the resolved number.
     position_code: "rotary" rotates queries and keys (rope.py); "learned" and "sincos" are added to the input of encoder
         and predictor (positions.py); "none" is a control without positions: all predictions of a crop are equal.
     rope: time axis of rotary positions, "length_exact" or "clip_relative" (rope.py).
@@ -62,7 +66,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_names(self)
         if self.patch_bands == 0:
-            resolved = self.mel_bands if self.structure == ONE_DIMENSIONAL else RELEASED_PATCH_BANDS
+            resolved = self.mel_bands if self.structure == FRAMES else RELEASED_PATCH_BANDS
             object.__setattr__(self, "patch_bands", resolved)  # the one assignment to a frozen record
         _check_grid(self)
         _check_heads(self)
@@ -80,13 +84,18 @@ class ModelConfig:
 
     @property
     def grid_bands(self) -> int:
-        """Patches along the frequency axis, 1 for the 1-D structure."""
+        """Patches along the frequency axis, 1 for "frames"."""
         return self.mel_bands // self.patch_bands
 
     @property
     def num_patches(self) -> int:
         """Patches of a training crop."""
         return self.grid_steps * self.grid_bands
+
+    @property
+    def is_sequence(self) -> bool:
+        """True if positions and masks have one axis: the place in a sequence."""
+        return self.structure != TWO_DIMENSIONAL
 
     @property
     def patch_values(self) -> int:
@@ -122,21 +131,24 @@ def _check_grid(config: ModelConfig) -> None:
     ):
         if part <= 0 or whole <= 0 or whole % part:
             raise UserError(f"{name}={whole} cannot be cut into patches of {part}; make it a multiple of {part}")
-    if config.structure == ONE_DIMENSIONAL and config.patch_bands != config.mel_bands:
+    if config.structure == FLAT_BY_BAND and config.position_code == SINCOS:
+        # the place of a patch depends on the clip's length, which AbsolutePositions does not know
+        raise UserError(f"structure={FLAT_BY_BAND} has no position_code={SINCOS}; use {ROTARY}, {LEARNED} or none")
+    if config.structure == FRAMES and config.patch_bands != config.mel_bands:
         raise UserError(
-            f"structure=1d has one token per time step with all {config.mel_bands} mel bands, so "
+            f"structure=frames has one token per time step with all {config.mel_bands} mel bands, so "
             f"patch_bands={config.patch_bands} contradicts it; set patch_bands=0"
         )
-    if config.structure == TWO_DIMENSIONAL and config.patch_bands == config.mel_bands:
+    if config.structure != FRAMES and config.patch_bands == config.mel_bands:
         raise UserError(
             f"patch_bands={config.patch_bands} puts all mel bands into one patch, which leaves no frequency axis to "
-            f"encode; use structure=1d or a smaller patch_bands"
+            f"encode; use structure=frames or a smaller patch_bands"
         )
 
 
 def _check_heads(config: ModelConfig) -> None:
     # each axis needs pairs: of a head's dimensions if rotary, of the width if sincos
-    axes = 1 if config.structure == ONE_DIMENSIONAL else 2
+    axes = 1 if config.is_sequence else 2
     multiple = 2 * axes if config.position_code == ROTARY else 1
     for name, width, heads in (
         ("heads", config.width, config.heads),

@@ -3,8 +3,8 @@
 Student and teacher share the trained patch embedding; there is no EMA copy of it. The teacher is an ordinary submodule
 because the released files hold it and inference runs it; training excludes it from the parameters (objective.py).
 
-Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width, P predictor width.
-Token index = step * grid_bands + band.
+Shapes: B batch, T frames, F mel bands, N patches, K context patches, M target patches, D width, P predictor width,
+V values of a patch (patch_frames * patch_bands). Token index = step * grid_bands + band.
 """
 
 import math
@@ -15,16 +15,65 @@ from torch import Tensor, nn
 
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.errors import UserError
-from pupujepa.model.architecture import ONE_DIMENSIONAL, ROTARY, ModelConfig
-from pupujepa.model.blocks import BlockShape, Linear, PatchConv, Transformer
-from pupujepa.model.patches import PatchEmbed, check_mel, steps_of
+from pupujepa.model.architecture import FLAT_BY_BAND, ROTARY, ModelConfig
+from pupujepa.model.blocks import Block, BlockShape, LayerNorm, Linear, PatchConv, Transformer, run_blocks
 from pupujepa.model.positions import POSITION_TABLE, absolute_positions
-from pupujepa.model.predictor import Predictor
-from pupujepa.model.rope import Rotation, grid_rotation, line_rotation, select
+from pupujepa.model.rope import Rotation, grid_rotation, select, sequence_rotation
 from pupujepa.randomness import torch_seed
 
 MASK_TOKEN = "mask_token"
 DRAWN_STD = 0.02  # of mask token and position tables
+
+
+class PatchEmbed(nn.Module):
+    """Cuts a spectrogram into patches and maps each to a token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = (config.patch_frames, config.patch_bands)
+        self.proj = PatchConv(1, config.width, kernel_size=patch, stride=patch)
+        self.norm = LayerNorm(config.width)
+
+    def forward(self, mel_BTF: Tensor) -> Tensor:
+        """Returns tokens [B, N, D] in time-major order."""
+        return self.norm(self.proj(patch_values(mel_BTF, self.config)))
+
+
+class Predictor(nn.Module):
+    """Predicts the teacher's output (V = D), or the patch itself, at target positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.predictor_width
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = absolute_positions(config, width)
+        self.proj_in = Linear(config.width, width)
+        self.blocks = nn.ModuleList(Block(predictor_shape(config)) for _ in range(config.predictor_depth))
+        self.norm = LayerNorm(width)
+        self.proj_out = Linear(width, config.predictor_outputs)
+        self.activation_checkpointing = False
+
+    def forward(self, context_BKD: Tensor, sequence_BN: Tensor, rotation: Rotation | None) -> Tensor:
+        """Returns predictions [B, M, V].
+
+        Args:
+            sequence_BN: token indices of the context, then of the targets.
+            rotation: of that sequence; each tensor is [B, 1, N, R].
+        """
+        x_BNP = self.assemble(context_BKD, sequence_BN)
+        targets = slice(context_BKD.shape[1], None)  # the last block's outputs at context positions are not needed
+        x_BMP = run_blocks(self.blocks, x_BNP, rotation, rows=targets, recompute=self.activation_checkpointing)[-1]
+        return self.proj_out(self.norm(x_BMP))
+
+    def assemble(self, context_BKD: Tensor, sequence_BN: Tensor) -> Tensor:
+        """Returns the input [B, N, P]: projected context tokens, then mask tokens, with positions."""
+        context_BKP = self.proj_in(context_BKD)
+        targets = sequence_BN.shape[1] - context_BKP.shape[1]
+        # in the dtype of autocast: cat would promote the context to float32
+        mask_BMP = self.mask_token.to(context_BKP.dtype).expand(len(context_BKP), targets, -1)
+        x_BNP = torch.cat([context_BKP, mask_BMP], dim=1)
+        return x_BNP if self.positions is None else x_BNP + self.positions(sequence_BN)
 
 
 class PupuJEPA(nn.Module):
@@ -147,6 +196,28 @@ def visible_to(
     return x_BKD, None if rotation is None else select(rotation, index_BK)
 
 
+def patch_values(mel_BTF: Tensor, config: ModelConfig) -> Tensor:
+    """Returns the values of each patch [B, N, V], frame by frame, in the order of the tokens."""
+    tiles = mel_BTF.unflatten(2, (config.grid_bands, config.patch_bands)).unflatten(1, (-1, config.patch_frames))
+    # [B, steps, frames, bands, mel] -> [B, steps, bands, frames * mel] -> [B, N, V]
+    return tiles.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def check_mel(mel_BTF: Tensor, config: ModelConfig) -> None:
+    """Raises UserError unless a spectrogram is [B, T, mel_bands], T a multiple of patch_frames."""
+    shape = tuple(mel_BTF.shape)
+    if len(shape) != 3 or shape[2] != config.mel_bands or shape[1] < 1 or shape[1] % config.patch_frames:
+        raise UserError(
+            f"spectrogram of shape {shape} does not fit the model; give [batch, frames, {config.mel_bands}] with "
+            f"frames a multiple of {config.patch_frames}"
+        )
+
+
+def steps_of(mel_BTF: Tensor, config: ModelConfig) -> int:
+    """Returns the number of time steps of a spectrogram's [B, T, F] patch grid."""
+    return mel_BTF.shape[1] // config.patch_frames
+
+
 def gather_tokens(tokens_BND: Tensor, index_BK: Tensor) -> Tensor:
     """Returns the tokens [B, K, D] at `index_BK`."""
     return tokens_BND.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, tokens_BND.shape[-1]))
@@ -171,6 +242,11 @@ def encoder_shape(config: ModelConfig) -> BlockShape:
     return BlockShape(config.width, config.heads, config.mlp_ratio, config.mlp, config.qk_norm)
 
 
+def predictor_shape(config: ModelConfig) -> BlockShape:
+    """Returns the block dimensions of the predictor."""
+    return BlockShape(config.predictor_width, config.predictor_heads, config.mlp_ratio, config.mlp, config.qk_norm)
+
+
 def _transformer(config: ModelConfig) -> Transformer:
     positions = absolute_positions(config, config.width)
     return Transformer(encoder_shape(config), depth=config.depth, positions=positions)
@@ -179,9 +255,13 @@ def _transformer(config: ModelConfig) -> Transformer:
 def _rotation(config: ModelConfig, steps: int, head_dim: int, device: torch.device) -> Rotation | None:
     if config.position_code != ROTARY:
         return None
-    if config.structure == ONE_DIMENSIONAL:
-        return line_rotation(
-            steps, head_dim=head_dim, reference_steps=config.grid_steps, mode=config.rope, device=device
+    if config.is_sequence:
+        return sequence_rotation(
+            _places(config, steps),
+            head_dim=head_dim,
+            reference_length=config.num_patches,
+            mode=config.rope,
+            device=device,
         )
     return grid_rotation(
         steps,
@@ -191,6 +271,14 @@ def _rotation(config: ModelConfig, steps: int, head_dim: int, device: torch.devi
         mode=config.rope,
         device=device,
     )
+
+
+def _places(config: ModelConfig, steps: int) -> Tensor:
+    """Returns the place of each patch [N] in the sequence; tokens are always stored step by step."""
+    places = torch.arange(steps * config.grid_bands)
+    if config.structure == FLAT_BY_BAND:
+        return places.unflatten(0, (config.grid_bands, steps)).T.flatten()
+    return places
 
 
 def _stream(seed: int, name: str) -> torch.Generator:

@@ -2,8 +2,8 @@
 
 - learned: a table with one row per patch of the training crop, trained with its encoder (the teacher's follows the
   student's). It cannot encode a clip longer than a training crop; a shorter clip uses the first rows.
-- sincos: sines and cosines of the step and of the band, each over half of the width, with the frequencies
-  10000^(-i / pairs) of arXiv 1706.03762, in two dimensions as in MAE (arXiv 2111.06377). No parameters, any length.
+- sincos: sines and cosines with the frequencies 10000^(-i / pairs) of arXiv 1706.03762: of the step and of the band,
+  each over half of the width, as in MAE (arXiv 2111.06377); in a sequence of the place. No parameters, any length.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -24,7 +24,7 @@ class AbsolutePositions(nn.Module):
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         assert config.position_code in (LEARNED, SINCOS), config.position_code
-        self.bands = config.grid_bands
+        self.bands = 1 if config.is_sequence else config.grid_bands
         self.width = width
         self.position_table = (  # drawn by PupuJEPA.init_weights
             nn.Parameter(torch.empty(config.num_patches, width)) if config.position_code == LEARNED else None

@@ -1,4 +1,4 @@
-"""Rotary positions of a patch grid or of a line of time steps (no parameters).
+"""Rotary positions of a patch grid or of a sequence (no parameters).
 
 Angles are position * pi * 2^linspace(0, log2(224) - 1, head_dim / 4): 1 to 112 times pi. The first half of a head's
 dimensions rotates with time, the second half with frequency; even and odd neighbours form the pairs.
@@ -11,8 +11,8 @@ Two formulas for the time axis:
   n = n_ref, and keeps the distance of neighbours at any other length. Attention depends on differences only, so the
   origin does not matter.
 
-The frequency axis always has all its bands: linspace(-1, 1, bands). The 1-D structure has no frequency axis: all pairs
-rotate with time, by head_dim / 2 frequencies over the same range.
+The frequency axis always has all its bands: linspace(-1, 1, bands). A sequence has one axis: all pairs rotate with the
+place, by head_dim / 2 frequencies over the same range; n and n_ref count its tokens.
 
 Shapes: B batch, N patches, K chosen patches, H heads, D dimensions of a head, R rotated pairs of a head (head_dim / 2).
 """
@@ -54,11 +54,18 @@ def grid_rotation(
     return _rotation_by(angle_NR, device)
 
 
-def line_rotation(steps: int, *, head_dim: int, reference_steps: int, mode: str, device: torch.device) -> Rotation:
-    """Returns the rotation of every time step of the 1-D structure: two tensors [steps, R]."""
+def sequence_rotation(
+    places_N: Tensor, *, head_dim: int, reference_length: int, mode: str, device: torch.device
+) -> Rotation:
+    """Returns the rotation of every token by its place in a sequence: two tensors [N, R].
+
+    Args:
+        places_N: place of each token, int64; a permutation of 0 to N - 1.
+        reference_length: tokens of a training crop.
+    """
     where = _exact_device(device)
-    time = time_positions(steps, reference_steps=reference_steps, mode=mode, device=where)
-    return _rotation_by(time[:, None] * _frequencies(head_dim // 2, where), device)
+    line_N = time_positions(len(places_N), reference_steps=reference_length, mode=mode, device=where)
+    return _rotation_by(line_N[places_N.to(where), None] * _frequencies(head_dim // 2, where), device)
 
 
 def time_positions(steps: int, *, reference_steps: int, mode: str, device: torch.device) -> Tensor:

@@ -8,6 +8,9 @@ patches, so tensor shapes are constant. Upstream's vocabulary: H is the time axi
 - time_frequency: with P = H / (H + W) a span of 1-40 time steps over all bands, else one band over all time. On a
   grid of 256 x 8 this is mostly time masking: only half of the masks hold any band.
 
+In a sequence (`structure` other than 2d) there are no rectangles: block and time_frequency are spans of tokens, as many
+as a rectangle or a time span holds.
+
 `mask_shapes` explains the rules of the shapes and their effect at the edges of the grid; the missing patches are drawn
 at random. The release keeps 409 patches of 2048 in random masks and 410 in the others; here all keep 410. `balanced` is
 ours: shapes on a torus, so that block and time_frequency hide every patch equally often, as random always does.
@@ -24,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pupujepa.errors import UserError, require_known
+from pupujepa.model.architecture import FLAT_BY_BAND, STRUCTURES, TWO_DIMENSIONAL
 from pupujepa.training.mask_shapes import Grid, blocks, stripes
 
 STRATEGIES = ("random", "block", "time_frequency")
@@ -43,6 +47,7 @@ class MaskConfig:
     warmup_curve: "linear", or "root", the square root of the progress, which moves early.
     per_sample: draw the strategy per sample instead of per global batch.
     target_fraction: share of the masked patches to predict; fewer cost less.
+    structure: of the tokens, as in ModelConfig. An experiment copies it from model.structure.
 
     Raises:
         UserError: a share, a weight or a fraction out of its range, or an unknown name.
@@ -59,6 +64,7 @@ class MaskConfig:
     warmup_curve: str = "linear"
     per_sample: bool = True
     target_fraction: float = 1.0
+    structure: str = TWO_DIMENSIONAL
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -74,6 +80,7 @@ class MaskConfig:
             )
         require_known("warmup_from", self.warmup_from, STRATEGIES)
         require_known("warmup_curve", self.warmup_curve, CURVES)
+        require_known("structure", self.structure, STRUCTURES)
         if not 0 < self.target_fraction <= 1:
             raise UserError(f"target_fraction={self.target_fraction} must be in (0, 1]")
 
@@ -146,7 +153,8 @@ def draw_mask(
         strategy = draw_strategy(rng, config, progress=progress)
     num_patches = steps * bands
     num_masked = num_patches - num_context(config, num_patches)
-    grid = Grid(steps, bands, torus=config.balanced)
+    is_line = config.structure != TWO_DIMENSIONAL
+    grid = Grid(num_patches, 1, torus=config.balanced) if is_line else Grid(steps, bands, torus=config.balanced)
     if strategy == BLOCK:
         masked = blocks(rng, grid, num_masked)
     elif strategy == TIME_FREQUENCY:
@@ -157,6 +165,8 @@ def draw_mask(
     if lacking:
         free = np.flatnonzero(~masked)
         masked[free[rng.choice(len(free), lacking, replace=False, shuffle=False)]] = True
+    if config.structure == FLAT_BY_BAND:  # from places in the sequence to token indices, step by step
+        masked = masked.reshape(bands, steps).T.reshape(-1)
     context, target = np.flatnonzero(~masked), np.flatnonzero(masked)
     return Mask(context, _subsample(rng, target, num_targets(config, num_patches)), strategy)
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pupujepa.names import require_plain_path
 from pupujepa.weights.release_args import ARGS_NAME, WEIGHTS_NAME, WeightsError
 
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")  # a full SHA-1
 _DEFAULT_REVISION = "main"
 
 
@@ -36,7 +37,7 @@ def parse_hub_id(text: str, *, revision: str | None = None) -> HubId | None:
     """Returns the parts of a hub id, or None if the text is not one.
 
     Raises:
-        WeightsError: the id and `revision` differ.
+        WeightsError: the id and `revision` differ. UserError: the folder leads out of the repository.
     """
     match = _HUB_ID.fullmatch(text)
     if not match:
@@ -44,6 +45,8 @@ def parse_hub_id(text: str, *, revision: str | None = None) -> HubId | None:
     repository, folder, inside = match.groups()
     if inside and revision and inside != revision:
         raise WeightsError(f"{text} names one revision and revision={revision!r} another; give one")
+    if folder:
+        require_plain_path(folder.strip("/"), origin=text)
     return HubId(repository, folder.strip("/"), inside or revision or _DEFAULT_REVISION)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pupujepa.audio.log_mel import FrontendConfig
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_readable
 from pupujepa.model.architecture import SWIGLU, ModelConfig
 from pupujepa.model.model import PupuJEPA
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 ARGS_NAME = "args.json"
 WEIGHTS_NAME = "model.safetensors"
-_DEFAULT_PREDICTOR_HEADS = 16
+_DEFAULT_PREDICTOR_HEADS = 16  # the release has no such field, and no tensor shows it
 # matches string literals first, so that a comma inside one never counts as trailing
 _TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
 _ONLY_IMPLEMENTED = (
@@ -33,25 +33,31 @@ _ONLY_IMPLEMENTED = (
     ("model", "in_chans", 1),
     ("model", "layer_scale_init_value", None),
     ("preprocess", "normalize", True),
-    ("preprocess", "flip_ft", True),
+    ("preprocess", "flip_ft", True),  # time is the first axis of a spectrogram
 )
-# fields of ModelConfig with other names in the release, or in another section
-_RENAMED = frozenset(
-    {
-        "crop_frames",
-        "mel_bands",
-        "patch_frames",
-        "patch_bands",
-        "width",
-        "depth",
-        "heads",
-        "predictor_width",
-        "predictor_depth",
-        "predictor_heads",
-        "mel_mean",
-        "mel_std",
-    }
+# our names of fields, and those of the release, with the type of the value
+_FRONTEND = (
+    ("sample_rate_hz", "sample_rate", int),
+    ("n_fft", "n_fft", int),
+    ("hop_samples", "hop_size", int),
+    ("window_samples", "win_size", int),
+    ("mel_bands", "n_mels", int),
+    ("fmin_hz", "fmin", float),
+    ("fmax_hz", "fmax", float),
 )
+_ARCHITECTURE = {
+    "width": "embed_dim",
+    "depth": "depth",
+    "heads": "num_heads",
+    "predictor_width": "decoder_embed_dim",
+    "predictor_depth": "decoder_depth",
+    "predictor_heads": "decoder_num_heads",
+}
+# our own fields, optional when reading; those of ModelConfig have the same name in the description
+_OWN_FRONTEND = ("floor", "magnitude_epsilon")
+_STATISTICS = ("mel_mean", "mel_std")
+_SIZES = ("crop_frames", "mel_bands", "patch_frames", "patch_bands")
+_OWN_MODEL = [field.name for field in fields(ModelConfig) if field.name not in {*_ARCHITECTURE, *_STATISTICS, *_SIZES}]
 
 
 class WeightsError(UserError):
@@ -66,6 +72,7 @@ def read_args(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise WeightsError(f"{path} is missing; it describes the weights beside it, so keep the two together")
+    require_readable(path)
     try:
         args = json.loads(_TRAILING_COMMA.sub(lambda match: match[1] or "", path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -96,10 +103,24 @@ def described_model(
             raise WeightsError(
                 f"{origin}: {section}.{key} is {args[section][key]!r}, but only {wanted!r} is implemented"
             )
-    _tell_disagreements(args["model"], tensors, origin=origin)
+    preprocess, model = args["preprocess"], args["model"]
+    found = _found(model, tensors, origin=origin)
     try:
-        config = ModelConfig(**_architecture(args["model"], tensors, origin=origin), **_statistics(args["preprocess"]))
-        return config, _described_frontend(args["preprocess"])
+        (crop_frames, mel_bands), (patch_frames, patch_bands) = model["image_size"], model["patch_size"]
+        config = ModelConfig(
+            crop_frames=crop_frames,
+            mel_bands=mel_bands,
+            patch_frames=patch_frames,
+            patch_bands=patch_bands,
+            **{name: _whole(found, key) for name, key in _ARCHITECTURE.items()},
+            **{name: found[name] for name in _OWN_MODEL if name in found},
+            **{name: float(preprocess[name]) for name in _STATISTICS if name in preprocess},
+        )
+        frontend = FrontendConfig(
+            **{name: _whole(preprocess, key) if of is int else of(preprocess[key]) for name, key, of in _FRONTEND},
+            **{name: float(preprocess[name]) for name in _OWN_FRONTEND if name in preprocess},
+        )
+        return config, frontend
     except UserError as error:
         raise WeightsError(f"{origin}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -113,27 +134,16 @@ def args_of(model: PupuJEPA, train: Mapping[str, Any]) -> dict[str, Any]:
     config, frontend = model.config, model.frontend
     return {
         "preprocess": {
-            "sample_rate": frontend.sample_rate_hz,
             "cut_mel_frame": config.crop_frames,
-            "hop_size": frontend.hop_samples,
-            "n_fft": frontend.n_fft,
-            "win_size": frontend.window_samples,
-            "fmin": frontend.fmin_hz,
-            "fmax": frontend.fmax_hz,
-            "n_mels": frontend.mel_bands,
+            **{key: getattr(frontend, name) for name, key, _ in _FRONTEND},
             "normalize": True,
             "flip_ft": True,
-            "mel_mean": config.mel_mean,
-            "mel_std": config.mel_std,
-            "floor": frontend.floor,
-            "magnitude_epsilon": frontend.magnitude_epsilon,
+            **{name: getattr(config, name) for name in _STATISTICS},
+            **{name: getattr(frontend, name) for name in _OWN_FRONTEND},
         },
         "model": {
             "image_size": [config.crop_frames, config.mel_bands],
             "patch_size": [config.patch_frames, config.patch_bands],
-            "embed_dim": config.width,
-            "depth": config.depth,
-            "num_heads": config.heads,
             "use_swiglu": config.mlp == SWIGLU,
             "norm_layer": "layer",
             "frequency_first": False,
@@ -141,82 +151,31 @@ def args_of(model: PupuJEPA, train: Mapping[str, Any]) -> dict[str, Any]:
             "drop_path_rate": 0.0,
             "drop_path_uniform": False,
             "layer_scale_init_value": None,
-            "decoder_embed_dim": config.predictor_width,
-            "decoder_depth": config.predictor_depth,
-            "decoder_num_heads": config.predictor_heads,
-            **{name: getattr(config, name) for name in _same_names()},
+            **{key: getattr(config, name) for name, key in _ARCHITECTURE.items()},
+            **{name: getattr(config, name) for name in _OWN_MODEL},
         },
         "train": dict(train),
     }
 
 
-def _same_names() -> list[str]:
-    """Returns the fields of ModelConfig with the same name in the description; new fields are included."""
-    return [field.name for field in fields(ModelConfig) if field.name not in _RENAMED]
-
-
-def _tell_disagreements(model: Mapping[str, Any], tensors: Mapping[str, Tensor], *, origin: str) -> None:
-    """Logs, in one line, every field that the tensors override."""
-    found = {"qk_norm": _has_qk_norm(tensors), **_predictor_shape(tensors, origin=origin)}
-    wrong = [
-        f"{key} {model[key]!r} (they have {value!r})" for key, value in found.items() if model.get(key, value) != value
-    ]
-    if wrong:
-        logger.warning("%s: the weights override the description: %s", origin, ", ".join(wrong))
-
-
-def _architecture(model: Mapping[str, Any], tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, Any]:
-    (crop_frames, mel_bands), (patch_frames, patch_bands) = model["image_size"], model["patch_size"]
-    predictor = _predictor_shape(tensors, origin=origin)
-    predictor_heads = model.get("decoder_num_heads")
-    if predictor_heads is None:
-        logger.info("%s does not give decoder_num_heads: taking %d, our choice", origin, _DEFAULT_PREDICTOR_HEADS)
-        predictor_heads = _DEFAULT_PREDICTOR_HEADS
-    return {
-        "crop_frames": crop_frames,
-        "mel_bands": mel_bands,
-        "patch_frames": patch_frames,
-        "patch_bands": patch_bands,
-        "width": _whole(model, "embed_dim"),
-        "depth": _whole(model, "depth"),
-        "heads": _whole(model, "num_heads"),
-        "predictor_width": predictor["decoder_embed_dim"],
-        "predictor_depth": predictor["decoder_depth"],
-        "predictor_heads": predictor_heads,
-        **{name: model[name] for name in _same_names() if name in model},
-        "qk_norm": _has_qk_norm(tensors),
-    }
-
-
-def _has_qk_norm(tensors: Mapping[str, Tensor]) -> bool:
-    return any(".q_norm." in name for name in tensors)
-
-
-def _predictor_shape(tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, int]:
+def _found(model: Mapping[str, Any], tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, Any]:
+    """Returns the description with the fields that the weights show; logs those that they override."""
     if "predictor.proj_in.weight" not in tensors:
         raise WeightsError(f"{origin}: the weights have no predictor, so the release is incomplete; download it again")
-    numbers = [int(m[1]) for name in tensors if (m := re.match(r"predictor\.blocks\.(\d+)\.", name))]
-    return {
+    blocks = [int(m[1]) for name in tensors if (m := re.match(r"predictor\.blocks\.(\d+)\.", name))]
+    shown = {
+        "qk_norm": any(".q_norm." in name for name in tensors),
         "decoder_embed_dim": tensors["predictor.proj_in.weight"].shape[0],
-        "decoder_depth": max(numbers, default=0) + 1,
+        "decoder_depth": max(blocks, default=0) + 1,
     }
-
-
-def _statistics(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: float(preprocess[name]) for name in ("mel_mean", "mel_std") if name in preprocess}
-
-
-def _described_frontend(preprocess: Mapping[str, Any]) -> FrontendConfig:
-    return FrontendConfig(
-        sample_rate_hz=_whole(preprocess, "sample_rate"),
-        n_fft=_whole(preprocess, "n_fft"),
-        hop_samples=_whole(preprocess, "hop_size"),
-        window_samples=_whole(preprocess, "win_size"),
-        mel_bands=_whole(preprocess, "n_mels"),
-        fmin_hz=float(preprocess["fmin"]),
-        fmax_hz=float(preprocess["fmax"]),
-        **{name: float(preprocess[name]) for name in ("floor", "magnitude_epsilon") if name in preprocess},
-    )
+    wrong = [f"{key} {model[key]!r} (they have {it!r})" for key, it in shown.items() if model.get(key, it) != it]
+    if wrong:
+        logger.warning("%s: the weights override the description: %s", origin, ", ".join(wrong))
+    heads = model.get("decoder_num_heads")
+    if heads is None:
+        logger.info("%s does not give decoder_num_heads: taking %d, our choice", origin, _DEFAULT_PREDICTOR_HEADS)
+        heads = _DEFAULT_PREDICTOR_HEADS
+    return {**model, **shown, "decoder_num_heads": heads}
 
 
 def _whole(section: Mapping[str, Any], key: str) -> int:

@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pupujepa.devices import usable_device
 from pupujepa.durable import atomic_file
+from pupujepa.errors import require_readable
 from pupujepa.model.model import ModelConfig, PupuJEPA
+from pupujepa.precision import usable_device
 from pupujepa.weights.hub import download, parse_hub_id
 from pupujepa.weights.release_args import ARGS_NAME, WEIGHTS_NAME, WeightsError, args_of, described_model, read_args
 
@@ -65,7 +66,7 @@ def load(
         config = replace(config, rope=rope)
     with torch.device("meta"):
         model = PupuJEPA(config, frontend=frontend)
-    _check_tensors(model.state_dict(), tensors, origin=str(weights_path))
+    _check_tensors(model.state_dict(), tensors, origin=str(weights_path))  # before loading, to name all differences
     # assign, because a meta model has no memory to copy into
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model.eval()
@@ -119,7 +120,7 @@ def find_weights(directory: Path) -> Path:
         raise WeightsError(
             f"{directory} holds neither {WEIGHTS_NAME} nor {_CHECKPOINT}/step-*/{WEIGHTS_NAME}; {remedy}"
         )
-    return steps[max(steps)]
+    return steps[max(steps)]  # by number: as text, step-900 would be newer than step-1000
 
 
 def locate_weights(path_or_hub_id: str | Path, revision: str | None = None) -> tuple[Path, Path]:
@@ -128,9 +129,16 @@ def locate_weights(path_or_hub_id: str | Path, revision: str | None = None) -> t
     Raises:
         WeightsError: neither a folder of weights nor a hub id.
     """
-    path = Path(path_or_hub_id).expanduser()
+    path, text = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
     if not path.is_dir():
-        directory = _downloaded(path_or_hub_id, revision)
+        hub_id = None if isinstance(path_or_hub_id, Path) else parse_hub_id(text, revision=revision)
+        # `runs/demo` beside an existing `runs` is a misspelt folder, not a repository to ask the network for
+        if hub_id is None or Path(text.split("/")[0]).exists():
+            raise WeightsError(
+                f"{text} is not a folder; give a folder with {ARGS_NAME}, or owner/repository[/folder][@revision] of "
+                f"the hub"
+            )
+        directory = download(hub_id)
     elif revision is not None:
         raise WeightsError(f"{path} is a folder, which has no revision={revision!r}; omit the revision")
     elif _STEP_FOLDER.match(path.name) and path.resolve().parent.name == _CHECKPOINT:
@@ -140,33 +148,20 @@ def locate_weights(path_or_hub_id: str | Path, revision: str | None = None) -> t
     return directory, find_weights(directory)
 
 
-def _downloaded(path_or_hub_id: str | Path, revision: str | None) -> Path:
-    text = str(path_or_hub_id)
-    hub_id = None if isinstance(path_or_hub_id, Path) else parse_hub_id(text, revision=revision)
-    # `runs/demo` beside an existing `runs` is a misspelt folder, not a repository to ask the network for
-    if hub_id is None or Path(text.split("/")[0]).exists():
-        raise WeightsError(
-            f"{text} is not a folder; give a folder with {ARGS_NAME}, or owner/repository[/folder][@revision] of the "
-            f"hub"
-        )
-    return download(hub_id)
-
-
 def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """Returns the tensors of a file; on the meta device from its header alone."""
+    require_readable(path)
     try:
-        return _header_only(path) if device.type == "meta" else load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
+        if device.type != "meta":
+            return load_file(path, device=str(device))
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            shapes = {
+                name: (it.get_shape(), _HEADER_DTYPES.get(it.get_dtype(), torch.uint8)) for name, it in slices.items()
+            }
+    except SafetensorError as error:
         raise WeightsError(f"{path} cannot be read ({error}); it is probably truncated, so copy it again") from error
-
-
-def _header_only(path: Path) -> dict[str, Tensor]:
-    """Returns meta tensors with the names, shapes and dtypes of a file."""
-    with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        return {
-            name: torch.empty(part.get_shape(), dtype=_HEADER_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
-            for name, part in slices.items()
-        }
+    return {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in shapes.items()}
 
 
 def _check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, origin: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from distributed.run.directory import write_json
 from pupujepa.errors import UserError
+from pupujepa.names import require_plain_path
 from sweeps.plan.points import Trial
 from sweeps.plan.sweep_file import NO_SCHEDULER
 
@@ -217,7 +218,7 @@ def read_plan(out: Path) -> Plan:
     """Reads what `write_plan` wrote.
 
     Raises:
-        UserError: `out` has no plan, or a plan of another version.
+        UserError: `out` has no plan, a plan of another version, or one with trials outside of `out`.
     """
     path = out / PLAN_NAME
     if not path.is_file():
@@ -231,6 +232,8 @@ def read_plan(out: Path) -> Plan:
     launch["commands"] = Commands(**{name: tuple(argv) for name, argv in launch["commands"].items()})
     launch["tasks"] = tuple(launch["tasks"])
     trials = tuple(_planned_trial(planned) for planned in raw.pop("trials"))
+    for planned in trials:
+        require_plain_path(planned.directory, origin=str(path))
     search = raw.pop("search")
     if search is not None:
         search = Search(**{**search, "shared": tuple(search["shared"])})

@@ -199,7 +199,7 @@ def _with_overrides(trial: Trial, texts: Sequence[str]) -> Trial:
         elif key == SHARE:
             trial = replace(trial, share=_share(trial, value))
         elif key in EVALUATE_DEFAULTS:
-            looks[key] = value.strip('"')
+            looks[key] = value
         elif key.startswith("evaluate."):
             raise UserError(
                 f"axis {trial.axis!r}: {key} is not an option of a sweep; known: {', '.join(EVALUATE_DEFAULTS)}"

@@ -32,13 +32,10 @@ on top of the base's. `equal` names the quantity shared with the base instead of
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from pupujepa.config import compose
 from pupujepa.errors import UserError
@@ -142,9 +139,8 @@ def read_sweep(path: Path) -> SweepConfig:
 
 
 def override(key: str, value: Any) -> str:
-    """Returns `key=value` with the value as YAML, as the trainer's command line reads it."""
-    text = value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
-    return f"{key}={text}"
+    """Returns `key=value` as the trainer's command line reads it: text as it is, any other value as YAML."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def allowed(condition: Any) -> tuple[str, ...]:
@@ -241,8 +237,3 @@ def _about_the_rest(sweep: SweepConfig) -> Iterable[str]:
         yield f"probe_tracks: {sweep.probe_tracks} leaves nothing to probe; leave it out to use all tracks"
     if not sweep.tasks:
         yield "tasks is empty, so no trial would be evaluated; name some, e.g. tasks: [collection, tempo]"
-
-
-def _reads_back(text: str) -> bool:
-    """Returns True if YAML reads `text` as a string, not as a number, a list or null."""
-    return bool(re.fullmatch(r"[\w./][\w./:+-]*", text)) and OmegaConf.from_dotlist([f"x={text}"]).x == text

@@ -40,7 +40,7 @@ POLL_S = 0.25
 EXIT_CODE_LAUNCHER = 1
 # a trial's ranks must not read what a launcher says about the sweep's process
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-LAUNCHER_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_")
+LAUNCHER_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "MV2_", "FLUX_", "PALS_", "JSM_")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import arguments_of
+from benchmarks import arguments_of, cache
 from benchmarks.__main__ import main, module_of
 from benchmarks.simulate import command as simulate_command
 
@@ -33,3 +33,10 @@ def test_quick_simulates_the_small_setting_alone(monkeypatch, capsys):
     monkeypatch.setattr(simulate_command, "depth_table", lambda setting: (("GPUs",), [(f"{setting.gpus}",)]))
     main(["simulate", "--quick"])
     assert capsys.readouterr().out.splitlines()[-1] == "| 8 |"
+
+
+def test_the_cache_benchmark_lists_no_shards(tmp_path):
+    """A thousand fetches through room for ten, beside the lock files of as many shards of old."""
+    cache.leave_locks(tmp_path / "set" / "locks", 1000)
+    (row,) = cache.measure(tmp_path, 1000, room=10)
+    assert re.fullmatch(r"\| 1,000 \| 10 \| \d+\.\d\d \(\d+\.\d\d\) \| 0\.\d \| 2,021 \|", row)

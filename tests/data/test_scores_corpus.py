@@ -13,7 +13,7 @@ import soundfile
 
 from data.scores import cli
 from data.scores.catalogue import COLLECTIONS, Candidate, order_candidates, share_out
-from data.scores.corpus import ScoreSource, choose_pieces
+from data.scores.cli import choose_pieces
 from data.scores.parsing import parse_piece
 from data.scores.pieces import UnusableScoreError
 from pupujepa.errors import UserError
@@ -164,18 +164,18 @@ def small_corpus(folder: Path) -> Path:
 
 
 def choose(folder: Path, count: int, cache: Path):
-    source = ScoreSource(small_corpus(folder) if not folder.exists() else folder, cache=cache, reader="test")
-    return choose_pieces(source, count, seed=0, workers=1)
+    corpus = small_corpus(folder) if not folder.exists() else folder
+    return choose_pieces(corpus, count, cache=cache, reader="test", seed=0, workers=1)
 
 
 def test_an_unusable_score_is_replaced_and_recorded_with_its_reason(tmp_path):
     pieces, rejected = choose(tmp_path / "corpus", 4, tmp_path / "cache")
     all_pieces, all_rejected = choose(tmp_path / "corpus", 6, tmp_path / "cache")
     assert len(pieces) == 4 and len(all_pieces) == 4 and {p.uid for p in pieces} == {p.uid for p in all_pieces}
-    reasons = {r.uid: r.reason for r in all_rejected}
+    reasons = {r["uid"]: r["reason"] for r in all_rejected}
     assert set(reasons) == {"ryans-book-004", "ryans-book-005"}
     assert "fewer than 16" in reasons["ryans-book-005"]
-    assert {r.uid for r in rejected} <= set(reasons)
+    assert {r["uid"] for r in rejected} <= set(reasons)
 
 
 def test_parsed_pieces_come_from_the_cache_and_another_readers_are_read_again(tmp_path):
@@ -183,8 +183,8 @@ def test_parsed_pieces_come_from_the_cache_and_another_readers_are_read_again(tm
     (tmp_path / "corpus" / "ryansMammoth" / "book.abc").write_text("X:0\n" * 6)
     second, _ = choose(tmp_path / "corpus", 4, tmp_path / "cache")
     assert [p.uid for p in first] == [p.uid for p in second]
-    source = ScoreSource(tmp_path / "corpus", cache=tmp_path / "cache", reader="newer")
-    pieces, rejected = choose_pieces(source, 4, seed=0, workers=1)
+    again = {"cache": tmp_path / "cache", "reader": "newer"}
+    pieces, rejected = choose_pieces(tmp_path / "corpus", 4, **again, seed=0, workers=1)
     assert not pieces and len(rejected) == 6
 
 

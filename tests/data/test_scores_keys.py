@@ -6,9 +6,8 @@ import mir_eval
 import numpy as np
 import pytest
 
-from data.scores.keys import MODES, estimate_key, key_name, mode_of, tonic_of, transpose_key
 from data.scores.labels import key_of
-from data.scores.pieces import TICKS_PER_QUARTER, Piece
+from data.scores.pieces import MODES, TICKS_PER_QUARTER, Piece, estimate_key, key_name, mode_of, tonic_of, transpose_key
 from data.scores.takes import TRANSPOSITIONS, Take, draw_take, transpose_takes
 
 MAJOR = (0, 2, 4, 5, 7, 9, 11, 12, 7, 4, 0, 7, 4, 0, 0, 0)

@@ -8,10 +8,9 @@ import pytest
 
 from data.scores.catalogue import COLLECTIONS, list_candidates
 from data.scores.cli import find_resources
-from data.scores.keys import estimate_key
 from data.scores.labels import label_take
 from data.scores.parsing import parse_piece
-from data.scores.pieces import TICKS_PER_QUARTER, Piece
+from data.scores.pieces import TICKS_PER_QUARTER, Piece, estimate_key
 from data.scores.programs import FAMILIES, PLAYABLE, channel_volume, draw_program, family
 from data.scores.rendering import SAMPLE_RATE_HZ, render_take, wav_bytes, wav_size
 from data.scores.takes import Notes, Take, draw_take, notes_of

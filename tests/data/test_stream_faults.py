@@ -1,5 +1,6 @@
 """A stream over damaged shards and stores: a named error or a logged stand-in, never a silent loss."""
 
+import errno
 import io
 import os
 import re
@@ -14,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.reading.cache import ShardCache
 from data.reading.reader import ShardReader
+from data.reading.room import CacheConfig, fetch_lock
 from data.reading.tally import Tally
 from data.shards.format import ShardError, index_name, read_index, write_index, write_shard
 from data.shards.manifest import Manifest, read_manifest, write_manifest
@@ -23,6 +26,7 @@ from data.store.store import open_store
 from data.stream.batches import CropStage
 from data.stream.stream import Stream, StreamConfig, StreamError
 from data.stream.workers import _whole_deliveries
+from pupujepa.errors import UserError
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_entry
 from tests.faultproxy import Fault
@@ -444,3 +448,38 @@ def test_random_access_to_a_bucket_reads_ranges_and_checks_them(bucket, faulty_s
     assert info["uid"] == reader.uid(2, 1)
     assert faulty_s3.struck
     assert reader.tally.take()["bytes_read"] < 40_000
+
+
+def test_a_shard_that_a_suspended_process_blocks_is_read_beside_the_cache(bucket, tmp_path, local_set, caplog):
+    """Its samples come by ranged reads and are the same; it is said once, and the next shard is cached as ever."""
+    manifest, local = build_shard_set(bucket, (7, 5, 6, 4, 9, 3)), ShardReader(*local_set)
+    config = CacheConfig(tmp_path / "cache", 10**9, patience_s=0.2)
+    reader = ShardReader(bucket, manifest, cache=ShardCache(config, store=open_store(bucket), namespace="set"))
+    blocked = fetch_lock(tmp_path / "cache" / "set" / manifest.shards[2].name)
+    code = "import sys; from pathlib import Path; from pupujepa.locks import held\n"
+    code += "with held(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, blocked], stdin=-1, stdout=-1) as process:
+        assert process.stdout.readline() == b"held\n"
+        os.kill(process.pid, signal.SIGSTOP)
+        for shard in (2, 3, 2):
+            for sample in range(3):
+                assert np.array_equal(reader.read(shard, sample)[0], local.read(shard, sample)[0])
+            reader.close()
+        process.kill()
+    (said,) = [record.message for record in caplog.records if "beside the cache" in record.message]
+    assert f"process {process.pid} on" in said and manifest.shards[2].name in said
+    assert [path.name for path in (tmp_path / "cache" / "set").glob("*.tar")] == [manifest.shards[3].name]
+
+
+def test_a_disk_that_fails_now_gives_no_stand_in(local_set: tuple[str, Manifest], monkeypatch: pytest.MonkeyPatch):
+    """An error of the disk says nothing about the sample: the stream stops, with shard and errno, and skips nothing."""
+    url, manifest = local_set
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("data.reading.reader.os.preadv", fail)
+    stream = make_stream(url, manifest)
+    with pytest.raises(UserError, match=r"shard-\d+\.tar cannot be read now \(Input/output error, errno 5\)"):
+        list(stream)
+    assert stream.counters()["stand_ins"] == 0

@@ -72,12 +72,13 @@ def test_a_recipe_of_ones_own(tmp_path):
 
 
 def test_the_structure_and_the_objective_bring_what_follows_from_them():
-    """One word each: a 1-D model takes all bands into a token, mae makes the predictor's last layer, on any recipe."""
+    """One word each: frames puts all bands into a token, mae makes the predictor's last layer, on any recipe."""
     for recipe in ("demo", "paper", "robust"):
         plain = load_experiment([recipe])
-        line = load_experiment([recipe, "control_1d"])
-        assert line == load_experiment([recipe], overrides=["model.structure=1d"])
-        assert line == replace(plain, model=one_dimensional(plain.model))
+        line = load_experiment([recipe, "control_frames"])
+        assert line == load_experiment([recipe], overrides=["model.structure=frames"])
+        masks = replace(plain.masks, structure="frames")
+        assert line == replace(plain, model=one_dimensional(plain.model), masks=masks)
         mae = load_experiment([recipe, "mae"])
         assert (mae.objective.kind, mae.model.predictor_objective) == ("mae", "mae")
         changed = {difference.partition(":")[0] for difference in experiment_differences(plain, mae)}
@@ -122,7 +123,7 @@ def test_a_preset_cannot_inherit_from_itself(tmp_path):
         ([], ["train.steps=many"], "train.steps"),
         ([], ["train.steps=0"], "train.steps=0 must be at least 1"),
         ([], ["engine.zero_stage=7"], "zero_stage=7"),
-        ([], ["model.structure=1d", "model.patch_bands=16"], "patch_bands=16 contradicts it; set patch_bands=0"),
+        ([], ["model.structure=frames", "model.patch_bands=16"], "patch_bands=16 contradicts it; set patch_bands=0"),
         (["demo"], ["objective.kind=mae"], "asks no teacher, so target_layers=4"),
     ],
 )
@@ -144,6 +145,7 @@ def test_a_whole_model_and_a_name_contradict(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "world_size", "match"),
     [
+        ([URL, "masks.structure=flat"], 1, "masks.structure=flat differs from model.structure=2d"),
         ([], 1, "stream.url is not set"),
         (["stream.url=s3://key:secret@bucket/x"], 1, "carries credentials"),
         ([URL, "stream.crop_frames=256"], 1, "set only model.crop_frames"),

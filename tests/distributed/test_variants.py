@@ -14,7 +14,8 @@ from tests.data.shardsets import build_shard_set
 from tests.distributed.launch import losses
 
 RUNS = {
-    "line": ("model.structure=1d", "engine.zero_stage=1"),
+    "line": ("model.structure=frames", "engine.zero_stage=1"),
+    "flat": ("model.structure=flat_by_band", "engine.zero_stage=1"),
     "reconstructing": ("objective.kind=mae", "objective.loss=mse", "objective.target_layers=1", "engine.zero_stage=1"),
     # stage 3 last: DeepSpeed then replaces torch's linear function for the rest of the process
     "mixed": (
@@ -38,7 +39,7 @@ def root(tmp_path_factory, run_jobs):
     return root
 
 
-@pytest.mark.parametrize(("name", "bands"), [("line", 1), ("reconstructing", 8), ("mixed", 8)])
+@pytest.mark.parametrize(("name", "bands"), [("line", 1), ("flat", 8), ("reconstructing", 8), ("mixed", 8)])
 def test_a_variant_trains_and_is_diagnosed_per_band(root, name, bands):
     """The loss falls, the teacher follows at a distance, and there is one row of diagnostics for each band."""
     found = losses(root / name)
@@ -56,7 +57,8 @@ def test_a_variant_trains_and_is_diagnosed_per_band(root, name, bands):
 @pytest.mark.parametrize(
     ("name", "width", "variant"),
     [
-        ("line", 32, ("structure", "1d")),
+        ("line", 32, ("structure", "frames")),
+        ("flat", 256, ("structure", "flat_by_band")),
         ("reconstructing", 256, ("predictor_objective", "mae")),
         ("mixed", 256, ("mlp", "gelu")),
     ],

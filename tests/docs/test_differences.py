@@ -6,7 +6,7 @@ import pytest
 
 from docs.differences import PAGE, write
 from docs.differences_measured import SECTIONS, SEED
-from pupujepa.cost.sizes import model_size
+from pupujepa.cost.cost import model_size
 from pupujepa.model.model import PupuJEPA
 
 TEXT = PAGE.read_text()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from examples.neighbours import main, nearest, side_by_side, similarities
+from examples.neighbours import draw, main, nearest, side_by_side, similarities
 from pupujepa.errors import UserError
 from pupujepa.weights.weights import save_release
 from tests.pupujepa.models import SMALL, random_model
@@ -118,6 +118,12 @@ def test_the_picture_shows_the_kinds_as_blocks(ran):
     assert min(image.shape[:2]) > 300
     assert (red - blue > 0.3).mean() > 0.02
     assert (blue - red > 0.3).mean() > 0.02
+
+
+def test_names_are_no_formulas(tmp_path):
+    """Two dollar signs in a name are drawn as they are."""
+    draw(["Ke$ha - Tik_$.wav", "$\\frac$", "c"], np.eye(3), tmp_path / "a.png")
+    assert min(matplotlib.image.imread(tmp_path / "a.png").shape[:2]) > 300
 
 
 def test_similarities_are_about_the_mean():

@@ -16,7 +16,7 @@ from distributed.engine.teacher import Teacher
 from distributed.engine.teacher_shards import shard_blocks
 from distributed.watch import diagnose as diagnose_module
 from distributed.watch.diagnose import diagnose
-from pupujepa.cost.sizes import model_size
+from pupujepa.cost.cost import model_size
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 from tests.distributed.tiny_training import MODEL, fixed_crops

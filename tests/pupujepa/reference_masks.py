@@ -19,7 +19,10 @@ def reference_blocks(uniform: Uniform, steps: int, bands: int, *, limit: int, to
         tall, aspect, area, down, across = (uniform() for _ in range(5))
         low, high = (2.0, 5.0) if tall < 0.5 else (0.2, 0.5)
         stretch = sqrt(low + aspect * (high - low))
-        side = sqrt(min((0.01 + area * (0.05 - 0.01)) * (steps * bands), lacking))
+        size = min((0.01 + area * (0.05 - 0.01)) * (steps * bands), lacking)
+        if bands == 1:  # ours: a sequence has spans of the whole area
+            return placed(min(max(int(size), 1), steps), down, steps, torus), range(1)
+        side = sqrt(size)
         height, width = min(max(int(side * stretch), 1), steps), min(max(int(side / stretch), 1), bands)
         return placed(height, down, steps, torus), placed(width, across, bands, torus)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from pupujepa.attention.maps import contexts_around, predictor_attention
-from pupujepa.cost.cost import count_parameters
-from pupujepa.cost.sizes import model_size, size_names
+from pupujepa.cost.cost import count_parameters, model_size, size_names
 from pupujepa.embedding.encoder import Encoder
 from pupujepa.errors import UserError
 from pupujepa.model.architecture import ModelConfig
@@ -55,7 +54,7 @@ def test_what_is_matched_follows_masks_and_objective():
     usual = match(config).flops_per_crop
     assert match(config, MaskConfig(ratio=0.5)).flops_per_crop != usual
     assert match(config, objective=ObjectiveConfig(target="full_grid")).flops_per_crop > usual
-    with pytest.raises(UserError, match="structure=1d already"):
+    with pytest.raises(UserError, match="structure=frames already"):
         match(one_dimensional(config))
 
 
@@ -107,20 +106,21 @@ def test_attention_is_drawn_from_a_span():
     region[4:7] = True
     mask = next(contexts_around(region, ratio=0.8, seed=0))
     attention = predictor_attention(model, random_mel(64, 128), mask, region=region)
-    torch.testing.assert_close(attention.rows.sum(-1), torch.ones(2, 2))
-    assert attention.grid.shape == (2, 2, 16, 1)
-    assert attention.grid.isfinite().all()
+    torch.testing.assert_close(attention.sum((2, 3)), torch.ones(2, 2))
+    assert attention.shape == (2, 2, 16, 1)
+    assert attention.isfinite().all()
 
 
 @pytest.mark.parametrize("code", ["rotary", "learned", "sincos", "none"])
-@pytest.mark.parametrize("config", [SMALL, LINE], ids=["2d", "1d"])
+@pytest.mark.parametrize("config", [SMALL, LINE], ids=["2d", "frames"])
 def test_attention_is_what_the_predictor_attends_to(config, code):
     """The map and the prediction share a sequence: hiding the most attended patch changes the prediction most."""
     model = random_model(replace(config, position_code=code))
     region = np.zeros((config.grid_steps, config.grid_bands), bool)
     region[2] = True
     mask = next(contexts_around(region, ratio=0.8, seed=1))
-    rows = predictor_attention(model, random_mel(64, 128), mask, region=region).rows
+    grid = predictor_attention(model, random_mel(64, 128), mask, region=region)
+    rows = grid.flatten(2)[..., np.concatenate([mask.context, mask.target])]
     seen = []
     hooks = [
         block.attn.register_forward_hook(lambda _, args, out: seen.append((args, out)))

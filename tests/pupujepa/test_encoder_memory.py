@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from benchmarks.memory import GIB, arithmetic, measure
-from pupujepa.cost.sizes import model_size
+from pupujepa.cost.cost import model_size
 
 
 @pytest.mark.parametrize(("readout", "growth_per_s"), [("mean", 0), ("frames", 25 * 8 * 128 * 4)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pupujepa import precision
+from pupujepa.embedding.encoder import Encoder
 from pupujepa.errors import UserError
 from pupujepa.precision import (
     AUTO,
@@ -18,8 +19,11 @@ from pupujepa.precision import (
     bf16_slowdown,
     choose_precision,
     hardware_bf16,
+    usable_device,
     warn_of_emulation,
 )
+from pupujepa.weights.weights import load
+from tests.pupujepa.models import random_model
 
 CPU = torch.device("cpu")
 
@@ -99,3 +103,23 @@ def test_a_processor_held_back_to_avx2_takes_fp32():
     environ = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environ)
     assert re.search(r"name='fp32', reason='.*has no bf16 instructions'", done.stdout)
+
+
+def test_the_cpu_can_be_used():
+    """By name or as a device."""
+    assert usable_device("cpu") == usable_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_one_sentence(name):
+    """A wrong name and a GPU that no machine has are refused alike, whatever the build of torch."""
+    with pytest.raises(UserError, match=rf"device '{name}' cannot be used here \(.+\); choose cpu, or cuda"):
+        usable_device(name)
+
+
+def test_loading_and_encoding_refuse_it(weights):
+    """`load` and `Encoder` check what they are given."""
+    with pytest.raises(UserError, match="device 'gpu' cannot be used here"):
+        load(weights, device="gpu")
+    with pytest.raises(UserError, match="device 'gpu' cannot be used here"):
+        Encoder(random_model(), device="gpu")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pupujepa.cost.sizes import model_size
+from pupujepa.cost.cost import model_size
 from pupujepa.weights.weights import WeightsError, load
 from tests.pupujepa.models import random_mel
 from tests.pupujepa.released import NAMINGS, SIZES, release_of_size, released_shapes

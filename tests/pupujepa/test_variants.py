@@ -123,7 +123,7 @@ def test_teacher_and_student_encode(name):
     "name",
     [
         "released",
-        "1d",
+        "frames",
         "full grid, two layers",
         "mae",
         "cosine",
@@ -151,7 +151,7 @@ def test_the_step_is_one_graph(name):
 
 # torch's tracer makes an instance of every autograd function it meets, which torch itself warns about
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("name", ["released", "1d"])
+@pytest.mark.parametrize("name", ["released", "frames"])
 def test_forward_and_backward_are_one_graph_in_bf16_with_checkpointing(name):
     """Ahead-of-time tracing takes forward and backward under autocast with recomputed blocks."""
     variant = VARIANTS[name]
@@ -176,6 +176,15 @@ def test_released_keys_know_nothing_of_variants():
         "qk-norm": {f"{b}attn.{n}_norm.{p}" for b in stacks for n in "qk" for p in ("weight", "bias")},
         "learned positions": {f"{s}.positions.position_table" for s in ("student", "teacher", "predictor")},
     }
-    for name in ("1d", "mae", "gelu", "sincos positions", "no positions", "full grid", "qk-norm", "learned positions"):
+    for name in (
+        "frames",
+        "mae",
+        "gelu",
+        "sincos positions",
+        "no positions",
+        "full grid",
+        "qk-norm",
+        "learned positions",
+    ):
         assert names[name] - released == added.get(name, set()), name
         assert released <= names[name], name

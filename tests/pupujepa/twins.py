@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError
-from pupujepa.model.architecture import ONE_DIMENSIONAL, ModelConfig
+from pupujepa.model.architecture import FRAMES, ModelConfig
 from pupujepa.training.masks import MaskConfig
 from pupujepa.training.objective import ObjectiveConfig
 
@@ -31,10 +31,10 @@ def one_dimensional(config: ModelConfig, *, patch_frames: int | None = None) -> 
     Raises:
         UserError: the model is 1-D already, or its crop cannot be cut into such tokens.
     """
-    if config.structure == ONE_DIMENSIONAL:
-        raise UserError("the model has structure=1d already; give the 2-D model whose control is wanted")
+    if config.structure == FRAMES:
+        raise UserError("the model has structure=frames already; give the 2-D model whose control is wanted")
     frames = config.patch_frames if patch_frames is None else patch_frames
-    return replace(config, structure=ONE_DIMENSIONAL, patch_bands=0, patch_frames=frames)
+    return replace(config, structure=FRAMES, patch_bands=0, patch_frames=frames)
 
 
 def match(

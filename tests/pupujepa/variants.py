@@ -12,7 +12,7 @@ from pupujepa.training.masks import MaskConfig, draw_mask
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep
 from tests.pupujepa.models import SMALL, random_mel
 
-LINE = replace(SMALL, structure="1d", patch_bands=0)
+LINE = replace(SMALL, structure="frames", patch_bands=0)
 MAE = replace(SMALL, predictor_objective="mae")
 
 
@@ -38,11 +38,13 @@ class Variant:
 
 VARIANTS = {
     "released": Variant(),
-    "1d": Variant(LINE),
-    "1d, 10 ms tokens": Variant(replace(LINE, patch_frames=1)),
-    "1d, learned positions": Variant(replace(LINE, position_code="learned")),
-    "1d, sincos positions": Variant(replace(LINE, position_code="sincos")),
-    "1d, mae": Variant(replace(LINE, predictor_objective="mae"), ObjectiveConfig(kind="mae", loss="mse")),
+    "frames": Variant(LINE),
+    "flat": Variant(replace(SMALL, structure="flat"), masks=MaskConfig(structure="flat")),
+    "flat by band": Variant(replace(SMALL, structure="flat_by_band"), masks=MaskConfig(structure="flat_by_band")),
+    "frames, 10 ms tokens": Variant(replace(LINE, patch_frames=1)),
+    "frames, learned positions": Variant(replace(LINE, position_code="learned")),
+    "frames, sincos positions": Variant(replace(LINE, position_code="sincos")),
+    "frames, mae": Variant(replace(LINE, predictor_objective="mae"), ObjectiveConfig(kind="mae", loss="mse")),
     "full grid": Variant(SMALL, ObjectiveConfig(target="full_grid")),
     "full grid, two layers": Variant(SMALL, ObjectiveConfig(target="full_grid", target_layers=2)),
     "two layers": Variant(SMALL, ObjectiveConfig(target_layers=2)),

@@ -11,10 +11,11 @@ from distributed.marble.tasks.tasks import TRACKS, Clips
 from distributed.processes.collectives import gather
 from distributed.processes.topology import Topology
 from pupujepa.errors import UserError
-from pupujepa.json_lines import numbered_rows
+from pupujepa.track_rows import ListRow, list_rows, list_text
 
 SPLITS = ("train", "valid", "test")
 _FINGERPRINT_BYTES = 65536
+_REMEDY = "write an object with track, path, split, duration_s and labels"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def read_labelled_corpus(folder: Path) -> LabelledCorpus:
     """Reads a track list.
 
     Raises:
-        UserError: no list, an invalid line, a repeated id, or a missing audio file.
+        UserError: no list, one that is not UTF-8, an invalid line, a repeated id, or a missing audio file.
     """
     path = folder / TRACKS
     if not path.is_file():
@@ -84,7 +85,8 @@ def read_labelled_corpus(folder: Path) -> LabelledCorpus:
             f"make a labelled corpus with `python -m data scores {folder}`"
         )
     content = path.read_bytes()
-    tracks = tuple(_track_of(row, folder, where) for where, row in numbered_rows(content.decode(), origin=str(path)))
+    rows = list_rows(list_text(content, origin=str(path)), origin=str(path), remedy=_REMEDY)
+    tracks = tuple(_track_of(row, folder) for row in rows)
     seen: set[str] = set()
     for track in tracks:
         if track.uid in seen:
@@ -139,29 +141,28 @@ def thin_tracks(tracks: Iterable[LabelledTrack], most: int | None) -> list[Label
     if most is None:
         return tracks
     # a hash of the id: independent of the list's order, and fewer tracks are a subset of more
-    kept = sorted(tracks, key=lambda t: blake2b(t.uid.encode(), digest_size=8).digest())[:most]
+    kept = sorted(tracks, key=lambda t: blake2b(t.uid.encode(errors="surrogatepass"), digest_size=8).digest())[:most]
     names = {t.uid for t in kept}
     return [t for t in tracks if t.uid in names]
 
 
-def _track_of(row: Mapping[str, Any], folder: Path, where: str) -> LabelledTrack:
-    try:
-        track = LabelledTrack(
-            uid=row["track"],
-            path=folder / row["path"],
-            split=row["split"],
-            group=str(row.get("group", row["track"])),
-            duration_s=float(row["duration_s"]),
-            labels=row.get("labels") or {},
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: not a track ({error!r}); each line is an object with track, path, split, duration_s and labels"
-        ) from error
+def _track_of(row: ListRow, folder: Path) -> LabelledTrack:
+    duration_s = row.seconds("duration_s")
+    if duration_s is None or duration_s < 0:
+        raise row.error(f"duration_s is {duration_s}, not a length in seconds")
+    uid = row.text("track")
+    track = LabelledTrack(
+        uid=uid,
+        path=folder / row.text("path"),
+        split=row.text("split"),
+        group=row.name("group") or uid,
+        duration_s=duration_s,
+        labels=row.labels() or {},
+    )
     if track.split not in SPLITS:
-        raise UserError(f"{where}: split {track.split!r} is not one of {', '.join(SPLITS)}; correct the line")
+        raise UserError(f"{row.where}: split {track.split!r} is not one of {', '.join(SPLITS)}; correct the line")
     if not track.path.is_file():
-        raise UserError(f"{where}: the audio file {track.path} does not exist; render or copy it, or drop the line")
+        raise UserError(f"{row.where}: the audio file {track.path} does not exist; render or copy it, or drop the line")
     return track
 
 

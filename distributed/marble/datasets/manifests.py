@@ -20,7 +20,7 @@ from distributed.marble.tasks.chords import ChordSegment, majmin_class
 from distributed.marble.tasks.marble_tasks import SECTION_ALIASES, SECTIONS
 from distributed.marble.tasks.tasks import LabelRule, Task, TaskSource
 from pupujepa.errors import UserError
-from pupujepa.json_lines import numbered_rows
+from pupujepa.track_rows import list_rows, list_text
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ def audio_path(root: Path, written: str) -> Path:
 def read_manifest_lines(path: Path) -> Iterator[ManifestLine]:
     """Yields the rows of a manifest, without empty lines.
 
-    Raises UserError for a line that is not a JSON object.
+    Raises UserError for a line that is not UTF-8 or not a JSON object.
     """
-    remedy = "the split would not be MARBLE's, so fetch the manifest again"
-    for where, row in numbered_rows(path.read_text(encoding="utf-8"), origin=str(path), remedy=remedy):
-        yield ManifestLine(row, where)
+    text = list_text(path.read_bytes(), origin=str(path))
+    for row in list_rows(text, origin=str(path), remedy="the split would not be MARBLE's, so fetch the manifest again"):
+        yield ManifestLine(dict(row.fields), row.where)
 
 
 def read_marble(root: Path, task: Task) -> LabelledCorpus:
@@ -88,7 +88,15 @@ def read_marble(root: Path, task: Task) -> LabelledCorpus:
             raise UserError(f"no {path}, the {split} split of {task.name}: {where_from(source)}")
         digest.update(path.read_bytes())
         for line in read_manifest_lines(path):
-            tracks.append(_track(line, root, split, source, seen))
+            try:
+                tracks.append(_track(line, root, split, source, seen))
+            except UserError:
+                raise
+            except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+                raise UserError(
+                    f"{line.where}: a field is of the wrong kind ({error!r}), so the track cannot be used; "
+                    "fetch the manifest again"
+                ) from error
     with ThreadPoolExecutor(_READERS) as readers:
         if task.header_facts:
             tracks = list(readers.map(_with_header_facts, tracks))
@@ -183,7 +191,7 @@ def _text(name: str) -> Callable[[ManifestLine], Labels]:
 
 def _beats(line: ManifestLine) -> Labels:
     label = line.field("label")
-    return {"beats": list(label.get("beat", [])), "downbeats": list(label.get("downbeat", []))}
+    return {f"{name}s": [float(time_s) for time_s in label.get(name, [])] for name in ("beat", "downbeat")}
 
 
 def _section(line: ManifestLine) -> Labels:

@@ -8,6 +8,8 @@ Legend: N items or slices, C classes or outputs, T frames.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -145,8 +147,25 @@ def item_targets(of_slices: Targets, split: Split) -> Targets:
 def _is_labelled(task: Task, track: LabelledTrack) -> bool:
     if any(track.labels.get(name) is None for name in task.labels):
         return False
+    for name in task.labels:
+        _refuse_wrong_kind(task, track.uid, name, track.labels[name])
     # a logarithm needs positive labels; tasks without transforms skip this loop
     return all(kind != "log" or track.labels[name] > 0 for name, kind in zip(task.labels, task.transforms))
+
+
+def _refuse_wrong_kind(task: Task, uid: str, name: str, label: Any) -> None:
+    """Raises UserError unless a label is of the task's kind, before hours of computing features."""
+    is_text = task.target in ("multiclass", "multilabel")
+    kind, expected = (str if is_text else Real), "text" if is_text else "a number"
+    several = task.target in ("multilabel", "frames")
+    values = label if several and isinstance(label, list | tuple) else [label]
+    is_right = all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+    if task.target == "frame_classes" or (is_right and (values is label or not several)):
+        return
+    raise UserError(
+        f"{uid}: the label {name}={str(label)[:40]} is not {'a list of ' if several else ''}{expected}, so "
+        f"{task.name!r} cannot use it; correct the list"
+    )
 
 
 def _fit_space(task: Task, tracks: Sequence[LabelledTrack]) -> LabelSpace:

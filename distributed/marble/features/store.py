@@ -21,7 +21,7 @@ from torch import Tensor
 from data.store.store import Location, open_store
 from distributed.marble.datasets.corpus import Slice
 from pupujepa.durable import atomic_file
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, require_readable
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ class PartStore:
         """Returns True if an existing part is readable and has these slices.
 
         Objects are always complete, so they are checked when they are read.
+
+        Raises:
+            UserError: it cannot be read now, which is no reason to compute it again.
         """
         path = self._store.local_path(_name(number))
         if path is None:
@@ -120,5 +123,6 @@ def _name(number: int) -> str:
 
 
 def _slices_of(path: Path) -> tuple[Slice, ...]:
+    require_readable(path)
     with safe_open(path, framework="pt") as file:
         return tuple(Slice(*name) for name in json.loads(file.metadata()["slices"]))

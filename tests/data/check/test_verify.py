@@ -14,6 +14,7 @@ from data.check.verify import Damage, split_urls, verify
 from data.shards.format import ShardIndex, index_name, read_index, write_index
 from data.shards.manifest import Manifest, ManifestError, write_manifest
 from data.store.store import open_store
+from pupujepa.errors import UserError
 from pupujepa.front_door import enter
 from tests.data.shardsets import build_shard_set
 
@@ -183,3 +184,18 @@ def test_a_corpus_is_all_its_splits(tmp_path: Path):
     assert split_urls(str(tmp_path / "test")) == [str(tmp_path / "test")]
     with pytest.raises(ManifestError, match="or its splits"):
         split_urls(str(tmp_path / "none"))
+
+
+def test_a_shard_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Missing rights end the verification with the errno; they are no verdict on the shard."""
+    build_shard_set(str(tmp_path))
+    path, open_file = tmp_path / SHARD, Path.open
+
+    def fail(self: Path, *args, **kwargs):
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return open_file(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(UserError, match=rf"{SHARD} cannot be read now \(Permission denied, errno 13\)"):
+        verify(str(tmp_path))

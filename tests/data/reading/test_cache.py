@@ -5,11 +5,18 @@ import errno
 import itertools
 import multiprocessing
 import os
+import random
 import re
 import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -17,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.reading.cache import CachedShard, CacheError, ShardCache
+from data.reading.cache import CacheBusyError, CachedShard, CacheError, ShardCache
 from data.reading.room import CacheConfig
 from data.reading.tally import Tally
 from data.shards.format import ShardError
@@ -37,18 +44,21 @@ def quick_processes() -> None:
 class CountingStore(LocalStore):
     """A slow folder that logs each download in a file and may fail."""
 
-    def __init__(self, root: Path, *, seconds: float = 0.0):
+    def __init__(self, root: Path, *, seconds: float = 0.0, pieces: int = 1):
         super().__init__(str(root), root=root)
-        self.seconds, self.log = seconds, root.with_name("downloads.log")
+        self.seconds, self.pieces, self.log = seconds, pieces, root.with_name("downloads.log")
         self.fail: Callable[[Path], None] | None = None
 
     def download(self, path: str, local_path: Path | str) -> int:
         with self.log.open("a") as log:
             log.write(f"{path}\n")
         if self.seconds:
-            # what a download that is under way looks like
-            Path(local_path).with_name(f".{Path(local_path).name}.half.part").write_bytes(b"half")
-            time.sleep(self.seconds)
+            for number in range(self.pieces):
+                # what a download that is under way looks like
+                part = Path(local_path).with_name(f".{Path(local_path).name}.half.part")
+                part.write_bytes(b"half" * (number + 1))
+                time.sleep(self.seconds)
+            part.unlink()
         if self.fail is not None:
             self.fail(Path(local_path))
         return super().download(path, local_path)
@@ -100,6 +110,11 @@ def use(cache: ShardCache, *entries: ShardEntry) -> None:
         cache.open(entry).close()
 
 
+def files_of(cache: ShardCache) -> list[str]:
+    folder = cache.config.directory
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 def kept(cache: ShardCache) -> set[str]:
     return {path.name for path in cache.config.directory.glob("*/*.tar")}
 
@@ -141,6 +156,12 @@ class OtherProcess:
         time.sleep(600)
         shard.close()
 
+    def keep_opening(self, manifest: Manifest, seed: int) -> None:
+        cache, rng = plain_cache(self.tmp_path, self.store, self.budget_bytes, patience_s=60.0), random.Random(seed)
+        while True:
+            cache.prefetch(rng.choice(manifest.shards))
+            use(cache, rng.choice(manifest.shards))
+
     @contextmanager
     def holding(self, entry: ShardEntry) -> Iterator[tuple[BaseProcess, Event]]:
         """A process that opens the shard and keeps it until it is killed, and the event that the shard is open."""
@@ -176,30 +197,156 @@ def test_processes_of_one_node_download_a_shard_once(tmp_path, manifest):
 
 def test_kill_9_during_a_download_leaves_no_stale_lock(tmp_path, manifest, store):
     """The next process takes over at once, removes the leftovers, and gets the whole shard."""
-    entry, folder = manifest.shards[0], tmp_path / "cache" / "set"
+    entry, folder, downloads = manifest.shards[0], tmp_path / "cache" / "set", tmp_path / "cache" / "downloads"
     slow = OtherProcess(tmp_path, CountingStore(tmp_path / "store", seconds=600), 4 * max_bytes(manifest))
     with slow.holding(entry):
-        wait_until(lambda: list(folder.glob("*.fetching")) and list(folder.glob(".*.part")))
+        wait_until(lambda: list(downloads.glob("set.*")) and list(downloads.glob(".*.part")))
         assert not (folder / entry.name).exists(), "nothing lies under its name before it is whole"
     started = time.monotonic()
     shard = plain_cache(tmp_path, store, 4 * max_bytes(manifest)).open(entry)
     assert time.monotonic() - started < 300, "it waited for the download of the dead"
     assert content(shard) == (tmp_path / "store" / entry.name).read_bytes()
     shard.close()
-    assert not list(folder.glob("*.fetching")) and not list(folder.glob(".*.part"))
+    assert not list(downloads.iterdir())
 
 
 def test_room_reserved_by_a_killed_download_is_given_back(tmp_path, manifest, store):
     """A killed download does not count against the budget, even if its shard is never opened again."""
-    folder = tmp_path / "cache" / "set"
+    downloads = tmp_path / "cache" / "downloads"
     slow = OtherProcess(tmp_path, CountingStore(tmp_path / "store", seconds=600), 4 * max_bytes(manifest))
     with slow.holding(manifest.shards[0]):
-        wait_until(lambda: list(folder.glob(".*.part")))
+        wait_until(lambda: list(downloads.glob(".*.part")))
         cache = plain_cache(tmp_path, store, max_bytes(manifest))
         with pytest.raises(CacheError, match="in use"):
             cache.open(manifest.shards[1])
     use(cache, manifest.shards[1])
-    assert not list(folder.glob(".*.part"))
+    assert not list(downloads.iterdir())
+
+
+def test_a_suspended_download_is_waited_for_with_a_limit(tmp_path, manifest, store, caplog):
+    """The holder is named once, with its host and shard; other shards come as ever; awake again, it frees the shard."""
+    entry, other, *_ = manifest.shards
+    slow = OtherProcess(tmp_path, CountingStore(tmp_path / "store", seconds=600), 4 * max_bytes(manifest))
+    cache = plain_cache(tmp_path, store, 4 * max_bytes(manifest))
+    with slow.holding(entry) as (process, _):
+        wait_until(lambda: list((tmp_path / "cache" / "downloads").glob(".*.part")))
+        os.kill(process.pid, signal.SIGSTOP)
+        for _ in range(2):
+            with pytest.raises(CacheBusyError, match=rf"process {process.pid} on \S+ holds a lock .* {entry.name}"):
+                cache.open(entry)
+        use(cache, other)
+    (record,) = caplog.records
+    assert re.search(
+        rf"process {process.pid} on {socket.gethostname()} holds \S+{entry.name}.fetch .* no progress for 0 s; .* "
+        "beside the cache: continue or end",
+        record.message,
+    )
+    use(cache, entry)  # killed in the end
+    assert kept(cache) == {entry.name, other.name}
+
+
+def test_a_download_that_goes_on_is_waited_for(tmp_path, manifest):
+    """However long it takes, compared with the limit: slow is not suspended."""
+    entry = manifest.shards[0]
+    store = CountingStore(tmp_path / "store", seconds=0.15, pieces=10)
+    with OtherProcess(tmp_path, store, 4 * max_bytes(manifest)).holding(entry) as (_, holding):
+        wait_until(lambda: list((tmp_path / "cache" / "downloads").glob(".*.part")))
+        assert not holding.is_set()
+        cache = plain_cache(tmp_path, store, 4 * max_bytes(manifest), patience_s=0.5)
+        use(cache, entry)
+    assert store.downloads == [entry.name]
+
+
+def test_a_suspended_holder_of_the_budget_stops_nobody(tmp_path, manifest, store, caplog):
+    """The first shard waits for it, the next ones do not, and nobody hears of it twice."""
+    cache = plain_cache(tmp_path, store, 4 * max_bytes(manifest), patience_s=1.0)
+    use(cache, manifest.shards[0])
+    code = "import sys; from pathlib import Path; from pupujepa.locks import held\n"
+    code += "with held(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "cache" / "budget.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        os.kill(process.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        for entry in manifest.shards[1:]:
+            with pytest.raises(CacheBusyError, match=f"process {process.pid} on"):
+                cache.open(entry)
+        assert time.monotonic() - started < 3.0, "each of four shards waited"
+        use(cache, manifest.shards[0])
+        process.kill()
+    assert len(caplog.records) == 1
+    use(cache, *manifest.shards)
+    assert len(files_of(cache)) == 9, "four shards, their indices and the budget"
+
+
+def test_the_work_of_a_fetch_does_not_grow_with_the_shards_seen(make_cache, manifest, store, monkeypatch):
+    """Neither the files left nor the entries read from folders: 60 shards later both are what they were."""
+    entries_read = []
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, counting(getattr(os, name), os.listdir, entries_read))
+    cache = make_cache(shards=2)
+    work = []
+    for number in range(80):
+        entry = named_anew(store, manifest.shards[0], number)
+        if number % 2:
+            assert cache.prefetch(entry)
+        use(cache, entry)
+        for path in store.root.glob(f"{entry.name}*"):
+            path.unlink()
+        if number % 20 == 19:
+            work.append((sum(entries_read), len(files_of(cache)), len([*cache.config.directory.rglob("*")])))
+            entries_read.clear()
+    assert work[1:] == work[1:2] * 3, work
+    assert work[0][1] <= 2 * 2 + 1, "two shards, their indices and the budget"
+
+
+def counting(real: Callable, listing: Callable, counts: list[int]) -> Callable:
+    """A listing of a folder of the cache that counts the entries."""
+
+    def listed(path):
+        if "/cache" in str(path):
+            counts.append(len(listing(path)))
+        return real(path)
+
+    return listed
+
+
+def named_anew(store: CountingStore, entry: ShardEntry, number: int) -> ShardEntry:
+    """A copy of a shard and its index in the store, under another name."""
+    copy = replace(entry, name=f"copy-{number:06d}.tar")
+    shutil.copy(store.root / entry.name, store.root / copy.name)
+    shutil.copy(store.root / f"{entry.name}.idx", store.root / f"{copy.name}.idx")
+    return copy
+
+
+def test_kills_leave_no_room_unused_and_none_used_twice(tmp_path, manifest, store):
+    """Processes that open shards are killed at any moment: the budget is never exceeded, and all of it comes back."""
+    other = OtherProcess(tmp_path, store, 3 * max_bytes(manifest))
+    folder = tmp_path / "cache"
+    for _ in range(2):
+        processes = [PROCESSES.Process(target=other.keep_opening, args=(manifest, seed)) for seed in range(3)]
+        for process in processes:
+            process.start()
+        wait_until(lambda: [*folder.glob("*/*.tar")])
+        for process in processes:
+            for _ in range(30):
+                assert sum(size_of(path) for path in folder.glob("*/*.tar")) <= 3 * max_bytes(manifest)
+            process.kill()
+            process.join()
+    cache = plain_cache(tmp_path, store, 3 * max_bytes(manifest))
+    pins = [cache.open(entry) for entry in manifest.shards[:3]]
+    assert kept(cache) == {entry.name for entry in manifest.shards[:3]}
+    assert int((folder / "budget").read_text()) == sum(entry.bytes for entry in manifest.shards[:3])
+    assert not [*(folder / "downloads").iterdir()]
+    for pin in pins:
+        pin.close()
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def test_a_shard_in_use_by_another_process_is_not_evicted(tmp_path, manifest, store):
@@ -291,7 +438,7 @@ def test_a_disk_that_fills_up_during_a_download(make_cache, manifest, store):
     cache = make_cache()
     with pytest.raises(CacheError, match=r"the disk is full \(No space left on device\); free space there"):
         cache.open(manifest.shards[0])
-    assert not [path for path in (cache.config.directory / "set").iterdir() if path.suffix not in (".idx", "")]
+    assert files_of(cache) == ["budget"]
 
 
 def test_a_disk_that_is_full_for_real(tmp_path, manifest, store):

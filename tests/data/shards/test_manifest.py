@@ -1,12 +1,14 @@
 """The manifest: an exact record with an identity, or an error that says what is wrong."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data.shards.manifest import Manifest, ManifestError, ShardEntry, from_json, read_manifest, to_json, write_manifest
+from pupujepa.errors import UserError
 
 SHARDS = (ShardEntry("train-000000.tar", 3, 900, 120_000, "ab" * 32, "cd" * 32), ShardEntry("b.tar", 2, 5, 7, "0", "1"))
 MANIFEST = Manifest(
@@ -76,9 +78,50 @@ def test_the_corpus_is_not_a_split(tmp_path: Path):
             r"lacks fields \['dtype'\] and has unknown fields \['type'\]",
         ),
         (lambda text: text.replace(b'"sha256"', b'"sha1"'), r"ShardEntry lacks fields \['sha256'\]"),
+        (lambda text: b'{"format_version": 1, "shards": ' + b"[" * 100_000, "is not JSON"),
+        (lambda text: text.replace(b'"mean": -4.089994845986366', b'"mean": NaN'), "manifest.json: mean is nan"),
+        (lambda text: text.replace(b'"tracks": 4', b'"tracks": "4"'), "manifest.json: tracks is 4"),
+        (lambda text: text.replace(b'"samples": 3', b'"samples": -3'), "samples is -3, less than nothing"),
+        (lambda text: text.replace(b'"samples": 3', b'"samples": true'), "samples is True"),
+        (lambda text: json.dumps(json.loads(text) | {"shards": {}}).encode(), "shards is {}"),
+        (lambda text: json.dumps(json.loads(text) | {"shards": [5]}).encode(), "5 is not a ShardEntry"),
+        (lambda text: json.dumps(json.loads(text) | {"frontend": []}).encode(), r"frontend is \[\]"),
     ],
 )
 def test_a_wrong_manifest_is_refused(damage, message: str):
     """A manifest that is cut, of another version or with other fields raises one sentence."""
     with pytest.raises(ManifestError, match=message):
         from_json(damage(to_json(MANIFEST)))
+
+
+def test_damaged_manifests_end_in_one_sentence():
+    """A thousand damaged manifests: a manifest of the right types, or one sentence; never a traceback."""
+    rng, whole = random.Random(0), to_json(MANIFEST)
+    for _ in range(1000):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(content))
+            rubbish = [bytes([rng.randrange(256)]), b"NaN", b"null", b"[", b"{}", b'"', b"-1", b"9" * 50, b"\\ud800"]
+            content[at : at + rng.randint(0, 4)] = rng.choice(rubbish)
+        try:
+            manifest = from_json(bytes(content))
+        except UserError as error:
+            assert "\n" not in str(error), error
+        else:
+            assert manifest.samples >= 0 and manifest.frames >= 0 and len(manifest.digest) == 64
+
+
+def test_a_newer_manifest_asks_for_a_newer_program():
+    """Shards of a newer program are not to be built again."""
+    newer = to_json(MANIFEST).replace(b'"format_version": 1', b'"format_version": 2')
+    with pytest.raises(ManifestError, match=r"this code reads 1; update this program$"):
+        from_json(newer)
+
+
+@pytest.mark.parametrize("name", ["/home/x/.bashrc", "../x", ""])
+def test_a_shard_outside_of_its_folder_is_refused(name: str, tmp_path: Path):
+    """A foreign manifest cannot name another file of the user; it is refused before any shard is fetched."""
+    foreign = replace(MANIFEST, shards=(replace(SHARDS[0], name=name), SHARDS[1]))
+    write_manifest(str(tmp_path), foreign)
+    with pytest.raises(UserError, match=r"manifest\.json names the file .* is not a plain relative path"):
+        read_manifest(str(tmp_path))

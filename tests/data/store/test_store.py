@@ -1,5 +1,6 @@
 """The store: whole objects or a named error, over plain paths, a real S3 server, and a proxy that breaks answers."""
 
+import errno
 import logging
 import os
 import pickle
@@ -382,3 +383,43 @@ def test_an_atomic_file_appears_whole_or_not_at_all(tmp_path: Path):
         raise RuntimeError("midway")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_folder_that_fails_now_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int):
+    """A failing disk, a stale handle and too many open files are told; a list without them would look complete."""
+    store = open_store(str(tmp_path / "root"))
+    assert store.list() == []
+    store.write("a/b", b"x")
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code), str(tmp_path / "root"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        with pytest.raises(StoreError, match=rf"root cannot be used now \({os.strerror(code)}, errno {code}\)"):
+            store.list()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(StoreError, match=rf"cannot be used now \({os.strerror(code)}, errno {code}\)"):
+            store.read("a/b")
+    assert store.list() == ["a/b"]
+
+
+def test_a_folder_of_somebody_else_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A disk's lost+found may be read by nobody; the folder itself must be readable."""
+    store = open_store(str(tmp_path))
+    store.write("a", b"x")
+    store.write("lost+found/b", b"x")
+    scan = os.scandir
+
+    def refuse(folder, locked):
+        if Path(folder) == locked:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", lambda folder: refuse(folder, tmp_path / "lost+found"))
+    assert store.list() == ["a"]
+    monkeypatch.setattr(os, "scandir", lambda folder: refuse(folder, tmp_path))
+    with pytest.raises(StoreError, match="cannot be used: Permission denied"):
+        store.list()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.store.store import open_store
+from data.store.store import LocalStore, StoreError, open_store
 from distributed.checkpoints.fencing import Fence, FencedSink, generations, take_generation
 from distributed.checkpoints.store import CheckpointStore
 from distributed.processes.collectives import SupersededError
@@ -69,6 +69,34 @@ def test_a_token_that_was_replaced_is_superseded(tmp_path):
     second.require_current()
     with pytest.raises(SupersededError, match="generation 1 was started, so this process"):
         first.require_current()
+
+
+def test_a_check_costs_the_same_after_any_number_of_starts(tmp_path, monkeypatch):
+    """A hundred generations are kept; a check lists nothing; a process whose own is gone is superseded."""
+    monkeypatch.setattr("distributed.checkpoints.fencing.KEPT_GENERATIONS", 3)
+    first, second, *_, last = (take_generation(tmp_path, facts={}) for _ in range(6))
+    assert generations(last.store) == [4, 5, 6]
+    for old in (first, second):
+        with pytest.raises(SupersededError, match="generation 6 was started"):
+            old.require_current()
+
+    def refuse(self, prefix=""):
+        raise AssertionError("a check listed the generations")
+
+    monkeypatch.setattr(LocalStore, "list", refuse)
+    last.require_current()
+
+
+def test_a_store_that_is_away_supersedes_nobody(tmp_path, monkeypatch):
+    """An outage while the generation is read is told as such: the run was not started again."""
+    fence = take_generation(tmp_path, facts={})
+
+    def fail(self, path=""):
+        raise StoreError("cannot read: 3 tries failed")
+
+    monkeypatch.setattr(LocalStore, "read", fail)
+    with pytest.raises(StoreError, match="3 tries failed"):
+        fence.require_current()
 
 
 def test_a_run_directory_and_its_url_are_both_asked(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import logging
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from distributed.__main__ import COMMANDS
 from distributed.checkpoints import fencing
 from distributed.checkpoints import object_store as checkpoint_objects
 from distributed.checkpoints.fencing import take_generation
-from distributed.checkpoints.manifest import CheckpointError
+from distributed.checkpoints.manifest import CheckpointError, render_manifest
 from distributed.checkpoints.object_store import ObjectPrefix
 from distributed.checkpoints.reading import checkpoint_place, committed
 from distributed.checkpoints.store import CheckpointStore
@@ -25,6 +26,7 @@ from distributed.run.directory import RunDirectory
 from distributed.sessions import export
 from distributed.sessions.cooldown import adopt_checkpoint, branch_experiment
 from pupujepa.config import to_yaml
+from pupujepa.errors import UserError
 from pupujepa.front_door import enter
 from pupujepa.weights import weights
 from tests.distributed.launch import PRESET, deterministic_rows
@@ -195,6 +197,25 @@ def test_a_leftover_cannot_damage_what_a_newer_start_has_written(open_run):
     found = open_run("three").newest_whole()
     assert (found.path / "state.json").read_text() == "new"
     assert found.facts["generation"] == 2
+
+
+@pytest.mark.parametrize("name", ["{victim}", "../../victim"])
+def test_a_foreign_bucket_writes_no_file_of_the_user(tmp_path, name):
+    """Names in the list of a foreign checkpoint are refused before anything is downloaded."""
+    victim, bucket = tmp_path / "home" / "victim", tmp_path / "bucket"
+    victim.parent.mkdir()
+    victim.write_text("mine")
+    (bucket / "step-0000005" / "g0").mkdir(parents=True)
+    name = name.format(victim=victim)
+    text = render_manifest({"step": 5}, {name: {"bytes": 7, "sha256": sha256(b"foreign").hexdigest()}})
+    (bucket / "step-0000005" / "manifest.json").write_text(text)
+    (bucket / "victim").write_text("foreign")
+    staging = tmp_path / "home" / "staging"
+    place = ObjectPrefix(bucket.as_uri(), staging=staging)
+    with pytest.raises(UserError, match=r"names the file '.*victim', which is not a plain relative path"):
+        place.damage(5, Topology())
+    assert victim.read_text() == "mine"
+    assert not staging.exists()
 
 
 def test_a_store_that_cannot_be_reached_is_no_damage(open_run, monkeypatch):

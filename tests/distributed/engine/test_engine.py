@@ -23,7 +23,7 @@ from distributed.engine.engine import (
 from distributed.engine.gather import full_state, in_buckets
 from distributed.processes.topology import Topology, process_group
 from pupujepa.config import from_yaml, to_yaml
-from pupujepa.cost.sizes import model_size
+from pupujepa.cost.cost import model_size
 from pupujepa.errors import UserError
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep

@@ -118,6 +118,54 @@ def test_half_a_slurm_step_is_refused(missing):
         discover(environ)
 
 
+MPI = [
+    {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "PMIX_RANK": "3"},
+    {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
+    {"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_LOCAL_RANK": "1", "PALS_RANKID": "3"},
+    {"MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_LOCAL_RANK": "1"},
+    {"FLUX_TASK_RANK": "3", "FLUX_JOB_SIZE": "4", "FLUX_TASK_LOCAL_ID": "1"},
+]
+PLACE = {"MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("environ", MPI)
+def test_mpirun_gives_ranks(environ):
+    """Every launcher of MPI names the rank; a job of one process is one process, and no variable alone is."""
+    assert discover(environ | PLACE) == Topology(3, 4, 1, ("node7", 29500), "mpi")
+    # the daemon that mpirun starts by srun hands down its own place
+    assert discover(environ | PLACE | SLURM).rank == 3
+    _, size, _ = list(environ)[:3]
+    assert discover({size: "1"}).world_size == 1
+    with pytest.raises(TopologyError, match="without MASTER_ADDR, MASTER_PORT, so the ranks cannot meet"):
+        discover(environ)
+    for name, value in environ.items():
+        with pytest.raises(TopologyError):
+            discover({name: value})
+
+
+def test_srun_may_set_the_variables_of_pmi_too():
+    """`srun --mpi=pmi2` tells one place twice; the node list of SLURM says where the ranks meet."""
+    topology = discover(SLURM | {"PMI_RANK": "9", "PMI_SIZE": "16", "PMIX_RANK": "9"}, first_host=lambda nodes: "n1")
+    assert (topology.rank, topology.world_size, topology.launcher) == (9, 16, "slurm")
+
+
+@pytest.mark.parametrize(
+    "name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"]
+)
+def test_an_empty_variable_is_refused(name):
+    """A script that exports a variable it has not set must not start a world of one."""
+    with pytest.raises(TopologyError, match=f"^{name} is empty, so this process does not know its rank"):
+        discover({name: ""})
+
+
+@pytest.mark.parametrize("name", ["SLURM_NPROCS", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS"])
+def test_a_count_of_processes_without_a_rank_is_refused(name):
+    """Several processes without ranks would be several runs; a count of one is one process."""
+    with pytest.raises(TopologyError, match=f"{name}=4, but no launcher gave this process a rank"):
+        discover({name: "4"})
+    assert discover({name: "1"}) == Topology()
+
+
 def test_torchrun_inside_a_slurm_step_wins():
     """`srun torchrun ...` starts several processes per task; torchrun's variables tell who they are."""
     assert discover(SLURM | TORCH).world_size == 8

@@ -4,7 +4,7 @@ import pytest
 
 from distributed.drawing.wording import percent
 from distributed.report.collapse import judge
-from distributed.report.terms import FEATURES, PATCHES
+from distributed.report.inputs import FEATURES, PATCHES
 
 
 def rows(**last):
@@ -85,10 +85,10 @@ def test_a_reconstruction_is_not_called_a_feature():
     made = rows(teacher_moved=0.001, teacher_student_distance=0.2)
     for i, row in enumerate(made):
         row["loss"] = 0.2 + 0.02 * i
-    told = {terms: " ".join(f.sentence for f in judge(made, terms).findings) for terms in (FEATURES, PATCHES)}
-    assert f"explains {percent(0.3)} of the variance of the hidden patches' features" in told[FEATURES]
-    assert f"The reconstruction explains {percent(0.3)} of the variance of the hidden patches." in told[PATCHES]
-    assert "since the target moves" in told[FEATURES]
-    assert "The target is fixed" in told[PATCHES]
-    assert "the targets are those of an untrained network" in told[FEATURES]
-    assert "targets are those" not in told[PATCHES]
+    features, patches = (" ".join(f.sentence for f in judge(made, words).findings) for words in (FEATURES, PATCHES))
+    assert f"explains {percent(0.3)} of the variance of the hidden patches' features" in features
+    assert f"The reconstruction explains {percent(0.3)} of the variance of the hidden patches." in patches
+    assert "since the target moves" in features
+    assert "The target is fixed" in patches
+    assert "the targets are those of an untrained network" in features
+    assert "targets are those" not in patches

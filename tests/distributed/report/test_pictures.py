@@ -19,11 +19,12 @@ from distributed.report.pictures import (
     Canvas,
     band_name,
     colour,
-    glow,
     image_uri,
     outline,
     veil,
 )
+from pupujepa.attention.picture import glow
+from pupujepa.attention.region import Box
 
 CANVAS = Canvas("crop-0", 2.56, 128, 0.0, 12_000.0)
 
@@ -49,7 +50,7 @@ def test_lossless_images_come_back_exactly():
 
 def test_a_glow_is_as_opaque_as_its_value_and_clear_without_one():
     """Nothing, a half, everything, and no value at all."""
-    alpha = glow(np.array([[0.0, 0.5, 1.0, np.nan, 7.0]]))[::-1, 0, 3]
+    alpha = np.rint(255 * glow(np.array([[0.0, 0.5, 1.0, np.nan, 7.0]])))[0, :, 3]
     assert alpha.tolist() == [0, 117, 235, 0, 235]
 
 
@@ -67,7 +68,7 @@ def test_the_veil_covers_the_targets_and_nothing_else():
 
 def test_a_region_is_framed_in_place():
     """Two steps from the left edge, one band from the bottom."""
-    rect = outline((2, 4, 1, 2), (64, 8))
+    rect = outline(Box(2, 4, 1, 2), (64, 8))
     x, y, width, height = (float(re.search(rf' {n}="([\d.]+)"', rect).group(1)) for n in ("x", "y", "width", "height"))
     assert (x, width) == pytest.approx((LEFT + 2 * PLOT_WIDTH / 64, 4 * PLOT_WIDTH / 64), abs=0.06)
     assert (y + height, height) == pytest.approx((TOP + PLOT_HEIGHT * 7 / 8, PLOT_HEIGHT / 4), abs=0.06)

@@ -8,9 +8,7 @@ import pytest
 from data.shards.format import decode_mel, read_index, read_sample
 from data.shards.manifest import read_manifest
 from distributed.report.inputs import ReportError
-from distributed.report.music import coverage
 from distributed.report.samples import held_out, read_gallery
-from pupujepa.training.masks import RANDOM, MaskConfig
 
 
 def test_the_test_split_is_preferred(made_run):
@@ -59,9 +57,3 @@ def test_samples_shorter_than_a_crop_are_refused(made_run):
     """Rather than padded pictures of nothing."""
     with pytest.raises(ReportError, match=r"no sample in .* is 4096 frames long"):
         read_gallery(str(made_run.parent / "shards" / "test"), crop_frames=4096, count=1)
-
-
-def test_coverage_counts_hidden_patches():
-    """Its mean is the mask ratio, for fixed counts exactly."""
-    shares = coverage(MaskConfig(), RANDOM, grid=(32, 8), draws=50)
-    assert shares.mean() == pytest.approx(1 - round(256 * 0.2) / 256)

@@ -1,5 +1,8 @@
 """`python -m distributed checkpoints`: what a run has, and whether it is whole."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from distributed.__main__ import COMMANDS
@@ -50,6 +53,22 @@ def test_a_damaged_one_is_named(run_dir, capsys):
     assert code == 1
     assert " ".join(lines[1]).endswith(f"damaged: {file} is damaged: its sha256 is not the one that was written")
     assert "no readable manifest.json" in " ".join(lines[2])
+
+
+def test_one_that_cannot_be_read_is_not_called_damaged(run_dir, capsys, monkeypatch):
+    """The line has the errno; the others are listed as ever; exit code 1."""
+    file, open_file = run_dir / "checkpoints" / "step-0000005" / "w", Path.open
+
+    def fail(self, *args, **kwargs):
+        if self == file:
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return open_file(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fail)
+    code, lines, _ = listed(capsys, "--run", run_dir)
+    assert code == 1
+    assert f"not verified: {file} cannot be read now (Input/output error, errno 5)" in " ".join(lines[1])
+    assert lines[2][5] == "whole"
 
 
 def test_what_is_not_there_is_one_sentence(run_dir, tmp_path, capsys):

@@ -8,8 +8,7 @@ import torch
 
 from docs.browser import Browser, View
 from pupujepa.attention.maps import region_attention
-from pupujepa.attention.page import coded_maps
-from pupujepa.attention.picture import panels_of
+from pupujepa.attention.picture import coded_maps, panels_of
 from pupujepa.attention.region import Box, Look, box_in, boxes_over, mel_edges_hz, read_crop
 from pupujepa.audio.log_mel import FrontendConfig, log_mel
 from pupujepa.errors import UserError
@@ -51,7 +50,7 @@ def look_at(weights, song, box):
     """Computes the same look with the library."""
     model = load(weights)
     crop = read_crop(model, song, start_s=0.0)
-    return Look(box, region_attention(model, crop.mel_TF, box.mask(crop))), crop
+    return Look(box, region_attention(model, crop.mel_TF, box.mask((crop.steps, crop.bands)))), crop
 
 
 def test_a_picture_is_written(weights, song, tmp_path, capsys):
@@ -64,6 +63,15 @@ def test_a_picture_is_written(weights, song, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "6 patches looked from: 0.20 to 0.28 s, 0 to 1" in told
     assert str(out) in told
+
+
+@pytest.mark.parametrize("name", ["Ke$ha - Tik_$.wav", "$\\frac$ {x^$"])
+def test_a_name_is_no_formula(weights, song, tmp_path, name):
+    """Two dollar signs in a file name are not mathematics."""
+    for out in ("a.png", "a.html"):
+        assert run("attend", weights, song.rename(song.with_name(name)), "--out", tmp_path / out) == 0
+        song = song.with_name(name)
+        assert (tmp_path / out).stat().st_size > 1000
 
 
 def test_pictures_differ_by_block_and_head(weights, song, tmp_path):
@@ -134,7 +142,7 @@ def test_regions_tile_the_crop(weights, song):
     for columns, rows in ((4, 2), (5, 3), (16, 8)):
         boxes = boxes_over(crop, columns, rows)
         assert len(boxes) == columns * rows
-        assert (sum(box.mask(crop).astype(int) for box in boxes) == 1).all()
+        assert (sum(box.mask((crop.steps, crop.bands)).astype(int) for box in boxes) == 1).all()
 
 
 def test_regions_outside_the_crop_are_refused(weights, song, tmp_path, capsys):
@@ -253,7 +261,7 @@ def test_the_page_fits_every_screen(browser, page, view):
     assert visit.errors == []
 
 
-@pytest.mark.parametrize("changes", [{"structure": "1d", "patch_bands": 0}, {"position_code": "learned"}], ids=str)
+@pytest.mark.parametrize("changes", [{"structure": "frames", "patch_bands": 0}, {"position_code": "learned"}], ids=str)
 def test_variants_are_drawn_too(song, tmp_path, changes):
     """The 1-D structure has one row of patches, other position codes no rotation: picture and page are made alike."""
     config = type(SMALL)(**{**SMALL.__dict__, **changes})

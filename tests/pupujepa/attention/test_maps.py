@@ -23,17 +23,18 @@ def mask_around(region: np.ndarray) -> Mask:
     return next(contexts_around(region, ratio=0.8, seed=0))
 
 
-def test_rows_sum_to_one_and_land_on_their_patches(small_model, region):
-    """Every row is a distribution over the predictor's tokens, and the grid holds the same numbers at their patches."""
-    mask = mask_around(region)
-    attention = predictor_attention(small_model, random_mel(64, 128), mask, region=region)
-    assert attention.rows.shape == (2, 2, 128)
-    assert attention.grid.shape == (2, 2, 16, 8)
-    torch.testing.assert_close(attention.rows.sum(-1), torch.ones(2, 2))
-    assert (attention.rows > 0).all()
-    sequence = np.concatenate([mask.context, mask.target])
-    torch.testing.assert_close(attention.grid.flatten(2)[..., sequence], attention.rows)
-    torch.testing.assert_close(attention.grid.mean((0, 1)).sum(), torch.tensor(1.0))
+def region_of(tokens) -> np.ndarray:
+    """Returns the region of some token indices on the 16 x 8 grid."""
+    return np.isin(np.arange(128), tokens).reshape(16, 8)
+
+
+def test_maps_are_distributions_over_the_grid(small_model, region):
+    """Every map is a distribution over the predictor's tokens, which here are all patches."""
+    attention = predictor_attention(small_model, random_mel(64, 128), mask_around(region), region=region)
+    assert attention.shape == (2, 2, 16, 8)
+    torch.testing.assert_close(attention.sum((2, 3)), torch.ones(2, 2))
+    assert (attention > 0).all()
+    torch.testing.assert_close(attention.mean((0, 1)).sum(), torch.tensor(1.0))
 
 
 def test_weights_applied_to_values_are_scaled_dot_product_attention():
@@ -67,25 +68,17 @@ def test_maps_are_those_of_the_forward_pass(small_model, region, monkeypatch):
     for layer, (query, key) in enumerate(predictor_calls):
         scores = torch.einsum("hnd,hmd->hnm", query[0].double(), key[0].double()) / query.shape[-1] ** 0.5
         expected = scores.softmax(-1)[:, rows].mean(1)
-        torch.testing.assert_close(attention.rows[layer].double(), expected, atol=1e-6, rtol=1e-4)
+        found = attention[layer].flatten(1)[:, sequence]
+        torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_patches_that_take_no_part_are_nan(small_model):
     """With half of the masked patches as targets, only the other half is NaN."""
     mask = draw_mask(generator(1), MaskConfig(target_fraction=0.5), steps=16, bands=8, progress=0.0)
-    attention = predictor_attention(small_model, random_mel(64, 128), mask, region=mask.target[:4])
+    attention = predictor_attention(small_model, random_mel(64, 128), mask, region=region_of(mask.target[:4]))
     taking_part = np.isin(np.arange(128), np.concatenate([mask.context, mask.target]))
-    assert torch.equal(~attention.grid[0, 0].flatten().isnan(), torch.from_numpy(taking_part))
-    torch.testing.assert_close(attention.grid.nansum((2, 3)), torch.ones(2, 2))
-
-
-def test_indices_and_booleans_name_the_same_region(small_model, region):
-    """A region by token indices gives the same map as the boolean grid."""
-    mask = mask_around(region)
-    mel = random_mel(64, 128)
-    one = predictor_attention(small_model, mel, mask, region=region)
-    other = predictor_attention(small_model, mel, mask, region=np.flatnonzero(region))
-    torch.testing.assert_close(one.rows, other.rows)
+    assert torch.equal(~attention[0, 0].flatten().isnan(), torch.from_numpy(taking_part))
+    torch.testing.assert_close(attention.nansum((2, 3)), torch.ones(2, 2))
 
 
 def test_position_alone_decides_where_keys_are_equal(region):
@@ -97,8 +90,8 @@ def test_position_alone_decides_where_keys_are_equal(region):
             block.attn.qkv.bias.fill_(3.0)
     mask = mask_around(region)
     for token in np.flatnonzero(region):
-        attention = predictor_attention(model, random_mel(64, 128), mask, region=np.array([token]))
-        assert (attention.grid.flatten(2).argmax(-1) == token).all()
+        attention = predictor_attention(model, random_mel(64, 128), mask, region=region_of(token))
+        assert (attention.flatten(2).argmax(-1) == token).all()
 
 
 def test_impossible_regions_are_refused(small_model, region):
@@ -108,7 +101,7 @@ def test_impossible_regions_are_refused(small_model, region):
     with pytest.raises(UserError, match="the region is empty"):
         predictor_attention(small_model, mel, mask, region=np.zeros((16, 8), bool))
     with pytest.raises(UserError, match=r"1 of the region's 1 patches are not targets of the mask"):
-        predictor_attention(small_model, mel, mask, region=mask.context[:1])
+        predictor_attention(small_model, mel, mask, region=region_of(mask.context[:1]))
     with pytest.raises(UserError, match=r"the region has shape \(8, 16\), the spectrogram's grid is \(16, 8\)"):
         predictor_attention(small_model, mel, mask, region=region.T)
 
@@ -133,7 +126,7 @@ def test_a_region_map_is_the_attention_of_all_passes_put_together(small_model, r
     np.testing.assert_allclose(found.sum((-2, -1)), 1, rtol=1e-9)
     assert (found[..., region] == 0).all()
     first, *later = contexts_around(region, ratio=0.8, seed=0)
-    grid = predictor_attention(small_model, mel, first, region=region).grid.numpy()
+    grid = predictor_attention(small_model, mel, first, region=region).numpy()
     rows, own = (maps.reshape(2, 2, -1)[..., first.context] for maps in (grid, found))
     # patches of one pass keep their proportions, but for those that a later pass saw again
     once = ~np.isin(first.context, np.concatenate([m.context for m in later]))

@@ -5,8 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pupujepa.cost.cost import count_parameters, inference_flops, training_cost
-from pupujepa.cost.sizes import model_size, size_names
+from pupujepa.cost.cost import count_parameters, inference_flops, model_size, size_names, training_cost
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.masks import MaskConfig, num_context, num_targets
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep

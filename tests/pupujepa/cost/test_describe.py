@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from pupujepa.cost.cost import count_parameters, training_cost
+from pupujepa.cost.cost import count_parameters, model_size, size_names, training_cost
 from pupujepa.cost.describe import counted_flops
 from pupujepa.cost.memory import StepConfig, activations, memory_per_rank
-from pupujepa.cost.sizes import model_size, size_names
 from pupujepa.training.masks import MaskConfig
 from pupujepa.training.objective import ObjectiveConfig
 from pupujepa.weights.weights import save_release
@@ -85,7 +84,7 @@ def test_memory_is_told_by_stage(capsys):
 
 def test_variants_are_described(tmp_path, capsys):
     """A 1-D model has one band, and its own counts."""
-    config = type(SMALL)(**{**SMALL.__dict__, "structure": "1d", "patch_bands": 0})
+    config = type(SMALL)(**{**SMALL.__dict__, "structure": "frames", "patch_bands": 0})
     save_release(random_model(config), config, tmp_path / "weights")
     assert run("info", tmp_path / "weights", "--count") == 0
     told = capsys.readouterr().out

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pupujepa.cost.cost import ParameterCounts, count_parameters
+from pupujepa.cost.cost import ParameterCounts, count_parameters, model_size
 from pupujepa.cost.memory import ZERO_STAGES, StepConfig, activations, memory_per_rank, peak_memory
-from pupujepa.cost.sizes import model_size
 from pupujepa.model.model import PupuJEPA
 from pupujepa.training.masks import MaskConfig, num_context, num_targets
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep
@@ -35,7 +34,9 @@ def test_the_rank_that_holds_most_is_counted(ranks):
     assert ranks * memory.parameters >= 40_000 > ranks * (memory.parameters - 4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"mlp": "gelu"}, {"structure": "1d", "patch_bands": 0, "crop_frames": 512}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mlp": "gelu"}, {"structure": "frames", "patch_bands": 0, "crop_frames": 512}]
+)
 def test_the_bytes_kept_are_those_of_autograd(changes):
     """The activations of a real forward pass are within 5 % of the formula."""
     step = replace(DEMO, model=replace(DEMO.model, depth=5, **changes), autocast_dtype=None, crops=3)

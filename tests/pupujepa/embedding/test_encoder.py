@@ -153,7 +153,7 @@ def test_three_hours_have_their_frames_where_they_belong():
     A front end of 1.2 kHz and one token a step make hours of it quick; nothing that counts samples or steps differs.
     """
     frontend = FrontendConfig(1200, n_fft=32, hop_samples=12, window_samples=32, mel_bands=4, fmax_hz=600)
-    config = replace(SMALL, structure="1d", mel_bands=4, patch_bands=0, crop_frames=1024, width=4, depth=1, heads=1)
+    config = replace(SMALL, structure="frames", mel_bands=4, patch_bands=0, crop_frames=1024, width=4, depth=1, heads=1)
     encoder = Encoder(random_model(config, frontend=frontend), batch_size=64)
     hours, click_s, block_s = 3, 2.5 * 3600 + 0.3, 600
 

@@ -8,9 +8,9 @@ from pupujepa.model.rope import (
     LENGTH_EXACT,
     Rotation,
     grid_rotation,
-    line_rotation,
     rotate,
     select,
+    sequence_rotation,
     time_positions,
 )
 
@@ -91,11 +91,12 @@ def test_bfloat16_is_rotated_in_float32():
 
 
 def line(steps, *, mode=LENGTH_EXACT, reference_steps=256, head_dim=16):
-    return line_rotation(steps, head_dim=head_dim, reference_steps=reference_steps, mode=mode, device=CPU)
+    places = torch.arange(steps)
+    return sequence_rotation(places, head_dim=head_dim, reference_length=reference_steps, mode=mode, device=CPU)
 
 
 def test_on_a_line_all_pairs_turn_with_time():
-    """In 1-D each of head_dim / 2 pairs has its own frequency, over the same range as in 2-D."""
+    """In a sequence each of head_dim / 2 pairs has its own frequency, over the same range as in 2-D."""
     cos, sin = line(256, head_dim=64)
     assert cos.shape == (256, 32)
     last = torch.atan2(sin, cos)[-1]  # position 1
@@ -109,7 +110,7 @@ def test_on_a_line_all_pairs_turn_with_time():
 
 
 def test_on_a_line_length_exact_scores_depend_on_distance_only():
-    """The 1-D structure too is shift-invariant at any length; the clip-relative formula stretches short clips."""
+    """A sequence too is shift-invariant at any length; the clip-relative formula stretches short clips."""
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def score(steps, first, second, mode=LENGTH_EXACT):

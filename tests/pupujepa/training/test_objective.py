@@ -11,9 +11,16 @@ from pupujepa.model.blocks import Transformer
 from pupujepa.model.model import PupuJEPA, encoder_rotation, gather_tokens, visible_to
 from pupujepa.randomness import generator
 from pupujepa.training.ema import update_ema
-from pupujepa.training.losses import standardise, variance_hinge
 from pupujepa.training.masks import MaskConfig, draw_mask
-from pupujepa.training.objective import ObjectiveConfig, TrainingStep, teacher_pairs
+from pupujepa.training.objective import (
+    LOSSES,
+    ObjectiveConfig,
+    TrainingStep,
+    standardise,
+    teacher_pairs,
+    token_losses,
+    variance_hinge,
+)
 from tests.pupujepa.models import SMALL, random_mel, random_model
 from tests.pupujepa.reference_model import ReferenceModel, blocks, patch_tokens
 
@@ -289,3 +296,37 @@ def test_impossible_steps_are_refused(small_model):
         TrainingStep(small_model, ObjectiveConfig(kind="mae"))
     with pytest.raises(UserError, match="float16 needs a gradient scaler"):
         TrainingStep(small_model, ObjectiveConfig(), torch.float16)
+
+
+def test_losses_agree_with_their_definitions():
+    """Each loss equals its definition, per token."""
+    prediction, target = random_mel(2, 5, 32, seed=1), random_mel(2, 5, 32, seed=2)
+    expected = {
+        "smooth_l1": functional.smooth_l1_loss(prediction, target, reduction="none", beta=0.5).mean(-1),
+        "mse": functional.mse_loss(prediction, target, reduction="none").mean(-1),
+        "l1": functional.l1_loss(prediction, target, reduction="none").mean(-1),
+        "cosine": 1 - functional.cosine_similarity(prediction, target, dim=-1),
+        "norm_mse": (functional.normalize(prediction, dim=-1) - functional.normalize(target, dim=-1)).square().sum(-1),
+    }
+    assert set(expected) == set(LOSSES)
+    for name, wanted in expected.items():
+        ours = token_losses(prediction, target, loss=name, beta=0.5)
+        torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(token_losses(target, target, loss=name), torch.zeros(2, 5), atol=1e-6, rtol=0)
+
+
+def test_variance_hinge_is_the_gap_below_the_floor():
+    """A constant crop costs the floor, a crop of std 2 nothing, and other crops do not matter."""
+    spread = torch.tensor([[-2.0, 2.0], [2.0, -2.0]]).T.expand(1, 2, 2)
+    crops = torch.cat([torch.ones(1, 2, 2), spread, torch.full((1, 2, 2), -5.0)])
+    hinge = variance_hinge(crops, floor=1.0)
+    torch.testing.assert_close(hinge, torch.tensor([0.99, 0.0, 0.99]))
+    torch.testing.assert_close(variance_hinge(crops[1:2] / 8, floor=1.0), torch.tensor([1 - (1 / 16 + 1e-4) ** 0.5]))
+
+
+def test_variance_hinge_pushes_tokens_apart():
+    """Its gradient has the sign of a token's distance from the crop's mean, so a descent step spreads the tokens."""
+    x = (random_mel(2, 6, 4) * 0.1).requires_grad_()
+    variance_hinge(x, floor=1.0).sum().backward()
+    centred = (x - x.mean(1, keepdim=True)).detach()
+    assert torch.equal(x.grad.sign(), -centred.sign())

@@ -10,6 +10,7 @@ import huggingface_hub.utils
 import pytest
 import torch
 
+from pupujepa.errors import UserError
 from pupujepa.weights.hub import HubId, parse_hub_id
 from pupujepa.weights.weights import WeightsError, load
 from tests.pupujepa.local_hub import LocalHub, serving
@@ -134,6 +135,8 @@ def test_hub_ids_are_parsed():
     assert parse_hub_id("a/b") == HubId("a/b", "", "main")
     assert parse_hub_id("a/b/c/d@v1.0/x") == HubId("a/b", "c/d", "v1.0/x")
     assert str(parse_hub_id("a/b/c", revision="v1")) == "a/b/c@v1"
+    with pytest.raises(UserError, match=r"names the file '\.\./\.\.', which is not a plain relative path"):
+        parse_hub_id("a/b/../..")
     for text in ("a", "/a/b", "a/b@", "a b/c", "~/a/b", "a/b/"):
         assert parse_hub_id(text) is None
     with pytest.raises(WeightsError, match="names one revision and revision='v2' another"):

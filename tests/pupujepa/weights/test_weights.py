@@ -1,6 +1,7 @@
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_args_are_strict_json_with_the_released_sections(tmp_path):
 @pytest.mark.parametrize(
     "variant",
     [
-        {"structure": "1d", "patch_bands": 0},
+        {"structure": "frames", "patch_bands": 0},
         {"mlp": "gelu"},
         {"qk_norm": True},
         {"position_code": "learned"},
@@ -262,6 +263,22 @@ def test_missing_and_broken_files_are_named(tmp_path):
         load(tmp_path)
     (tmp_path / "args.json").unlink()
     with pytest.raises(WeightsError, match=r"args\.json is missing"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["args.json", "model.safetensors"])
+def test_weights_that_cannot_be_read_now_are_not_called_truncated(tmp_path, monkeypatch, name):
+    """Missing rights are told with their errno, not as a damaged copy."""
+    save_release(random_model(), SMALL, tmp_path)
+    open_file = Path.open
+
+    def fail(self, *args, **kwargs):
+        if self == tmp_path / name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return open_file(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(UserError, match=rf"{name} cannot be read now \(Permission denied, errno 13\)"):
         load(tmp_path)
 
 

@@ -128,7 +128,7 @@ def test_a_value_that_changes_the_evaluation_only_trains_nothing(plan_of):
 
 def test_a_control_is_matched_in_steps_tokens_or_operations(plan_of):
     """Against `match` of the twins, which counts for the two structures alone."""
-    values = {equal: {"model.structure": "1d", "equal": equal} for equal in ("steps", "tokens", "flops")}
+    values = {equal: {"model.structure": "frames", "equal": equal} for equal in ("steps", "tokens", "flops")}
     plan = plan_of(axes={"control": {"values": values}}, budget={"samples": 800})
     base, *matched = (plan.planned(f"{name}-seed0") for name in ("base", *(f"control={equal}" for equal in values)))
     steps, tokens, flops = matched
@@ -192,14 +192,26 @@ def test_a_ready_made_sweep_composes(name, corpus, shards):
     assert {p.trial.name for p in plan.trials} >= {p.model for p in plan.trials} - {""}
 
 
-def test_the_structure_sweep_makes_the_three_comparisons(corpus, shards):
-    """Equal steps, tokens and operations, as counted; every pair of models is read out alike."""
+def test_the_structure_sweep_makes_the_comparisons(corpus, shards):
+    """`flat` equals the base in all counts, `frames` in steps, tokens or operations; all are read out alike."""
     sweep = read_sweep(ABLATIONS / "structure.yaml")
     launch = Launch(sweep.base.preset, str(shards), str(corpus), tuple(sweep.tasks), commands_for(1))
     plan = plan_sweep(dataclasses.replace(sweep, seeds=[0]), launch, corpus=corpus, name="s", session="s")
-    base, steps, tokens, flops, look = plan.trials
+    base, flat, by_band, steps, tokens, flops, look = plan.trials
+    for twin in (flat, by_band):
+        assert (twin.samples, twin.tokens, twin.flops) == (base.samples, base.tokens, base.flops)
     assert steps.samples == base.samples == 20_480_000
     assert tokens.tokens == base.tokens
     assert flops.flops == pytest.approx(base.flops, rel=1e-4)
-    assert {p.settings["evaluate.readout"] for p in (base, steps, tokens, flops)} == {"mean"}
+    assert {p.settings["evaluate.readout"] for p in plan.trials[:-1]} == {"mean"}
     assert (look.model, look.settings["evaluate.readout"]) == (base.trial.name, "frames")
+
+
+def test_a_foreign_plan_names_no_folder_outside_of_its_own(plan_of, tmp_path):
+    """The name of a trial becomes its directory: a plan of a stranger cannot lead it elsewhere."""
+    write_plan(plan_of(), tmp_path)
+    path = tmp_path / "plan.json"
+    assert read_plan(tmp_path).trials[0].trial.name == "base-seed0"
+    path.write_text(path.read_text().replace('"base-seed0"', '"../../../base-seed0"'))
+    with pytest.raises(UserError, match=r"plan\.json names the file 'trials/\.\./\.\./.*', which is not a plain"):
+        read_plan(tmp_path)

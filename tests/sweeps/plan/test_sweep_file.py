@@ -1,11 +1,13 @@
 """Sweep files: a sentence for each mistake, and values that read back."""
 
+from dataclasses import make_dataclass
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
-from pupujepa.config import ConfigError
+from pupujepa.config import ConfigError, compose
 from pupujepa.errors import UserError
 from sweeps.plan.sweep_file import override, read_sweep
 
@@ -15,7 +17,9 @@ scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(a
 @given(st.text(alphabet="abz019.-_ :/[]{}'\"#,", max_size=12) | scalars | st.lists(scalars, max_size=3))
 def test_an_override_reads_back_as_it_was(value):
     """What is written as key=value is read by the command line as the same value and the same type."""
-    found = OmegaConf.to_container(OmegaConf.from_dotlist([override("key", value)]))["key"]
+    kind = {bool: bool, int: int, float: float, str: str}.get(type(value), Any)
+    schema = make_dataclass("Typed", [("key", kind, None if kind is Any else kind())])
+    found = compose(schema, overrides=[override("key", value)]).key
     assert found == value
     assert type(found) is type(value)
 

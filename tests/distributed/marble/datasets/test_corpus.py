@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,26 @@ def test_broken_lists_are_refused_with_the_line(tmp_path: Path):
     rows = read_rows(folder)
     for broken, message in (
         ([*rows, rows[0]], "appears twice"),
-        ([{"track": "x"}], r"tracks.jsonl:1: not a track"),
+        ([{"track": "x"}], r"tracks.jsonl:1 is not a track \(duration_s is None"),
+        ([rows[0], rows[1] | {"duration_s": "3:20"}], r"tracks.jsonl:2 is not a track \(duration_s is '3:20', not a"),
+        ([rows[0] | {"duration_s": -1}], r"duration_s is -1.0, not a length in seconds"),
+        ([rows[0] | {"labels": ["a"]}], r"tracks.jsonl:1 is not a track \(labels are \['a'\], not an object\); write"),
+        ([rows[0] | {"labels": {"x": math.nan}}], r"tracks.jsonl:1: not JSON \(NaN is not finite\)"),
+        ([rows[0] | {"track": "b"}, rows[1] | {"track": 1}], r"tracks.jsonl:2 is not a track \(track is 1, not text\)"),
+        ([rows[0] | {"path": None}], r"path is None, not text"),
+        ([rows[0] | {"path": "a\0b"}], r"does not exist"),
         ([rows[0] | {"split": "dev"}], "split 'dev' is not one of"),
         ([rows[0] | {"path": "audio/gone.wav"}], "gone.wav does not exist"),
     ):
         write_rows(folder, broken)
         with pytest.raises(UserError, match=message):
             read_labelled_corpus(folder)
+
+
+def test_a_list_of_another_encoding_is_refused_with_the_line(tmp_path: Path):
+    """One latin-1 byte makes the list unreadable; the sentence says where it is."""
+    folder = make_corpus(tmp_path / "c", SHORT)
+    with (folder / "tracks.jsonl").open("ab") as file:
+        file.write(b'{"track": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"tracks.jsonl is not a UTF-8 list \(line \d+: byte 0xe9\); save it as UTF-8"):
+        read_labelled_corpus(folder)

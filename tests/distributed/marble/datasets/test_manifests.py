@@ -324,6 +324,15 @@ def test_broken_manifests_are_refused_with_the_line(checkout: Checkout):
         ("{", r"GS\.train\.jsonl:2: not JSON"),
         ("[1]", r"GS\.train\.jsonl:2: not an object"),
         (bare, r"GS\.train\.jsonl:2: the row has no 'ori_uid'"),
+        (
+            good.replace(f'"sample_rate": {RATE_HZ}', '"sample_rate": "fast"'),
+            r"GS\.train\.jsonl:2: a field is of the wrong",
+        ),
+        (good.replace(f'"sample_rate": {RATE_HZ}', '"sample_rate": NaN'), r"GS\.train\.jsonl:2: not JSON \(NaN is not"),
+        (
+            good.replace(f'"sample_rate": {RATE_HZ}', '"sample_rate": [1]'),
+            r"GS\.train\.jsonl:2: a field is of the wrong",
+        ),
         (lost, r"GS\.train\.jsonl:2: the audio file .*lost\.wav is missing.*download\.py puts the data set m-a-p/GS"),
     ):
         path.write_text(good + "\n" + line + "\n")

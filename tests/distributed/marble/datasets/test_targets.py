@@ -112,6 +112,28 @@ def test_tracks_that_are_too_short_are_named():
         prepare_targets(ROWS["key"], corpus_of(labels, "tt", duration_s=2.0))
 
 
+@pytest.mark.parametrize(
+    ("task", "label", "message"),
+    [
+        (
+            "tempo",
+            {"tempo_bpm": "fast", "note_density_hz": 1.0},
+            "t1: the label tempo_bpm=fast is not a number, so 'tempo'",
+        ),
+        ("collection", {"collection": 1}, "t1: the label collection=1 is not text"),
+        ("instruments", {"instruments": "piano"}, "instruments=piano is not a list of text"),
+        ("instruments", {"instruments": ["piano", 3]}, r"instruments=\['piano', 3\] is not a list of text"),
+        ("beats", {"beats": [0.5, "1"], "downbeats": []}, r"beats=\[0.5, '1'\] is not a list of a number"),
+        ("beats", {"beats": 3, "downbeats": []}, "beats=3 is not a list of a number"),
+    ],
+)
+def test_a_label_of_another_kind_is_refused_before_anything_is_computed(task: str, label: dict, message: str):
+    """Text for a number, mixed classes, one name instead of a list: the sentence names track and label."""
+    fine = {"tempo_bpm": 60.0, "note_density_hz": 1.0, "collection": "bach", "instruments": ["piano"], "beats": [0.5]}
+    with pytest.raises(UserError, match=message):
+        prepare_targets(ROWS[task], corpus_of([fine | {"downbeats": []}, label, fine], "tve"))
+
+
 def test_labels_that_are_all_alike_are_refused_before_anything_is_computed():
     labels = [{"instruments": ["piano"]}, {"instruments": ["organ"]}, *[{"instruments": ["piano"]}] * 4]
     with pytest.raises(UserError, match="all 2 labelled tracks of the valid split have the same instruments"):

@@ -89,3 +89,23 @@ def test_what_a_rank_holds_to_find_all_of_jamendo_is_small(tmp_path: Path, monke
     assert features.place[plan.slices[-1]] == len(plan.slices) - 1
     assert held * 50 < 200e6
     assert replace(plan, slices=plan.slices[:1] * JAMENDO).num_parts <= MAX_PARTS
+
+
+def test_a_part_that_cannot_be_read_now_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Missing rights say nothing about the content: neither the check nor the reader takes the part for damaged."""
+    plan, store = plan_of(40), PartStore(tmp_path, "key")
+    fill(store, plan)
+    path = tmp_path / "key" / "part-00000.safetensors"
+    open_file = Path.open
+
+    def fail(self: Path, *args, **kwargs):
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return open_file(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        for look in (store.is_whole, store.path):
+            with pytest.raises(UserError, match=r"part-00000\.safetensors cannot be read now \(Permission denied"):
+                look(0, plan.part(0))
+    assert store.is_whole(0, plan.part(0))

@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 import torch
 
-from distributed.report.sound import PEAK, audio_of, audio_uri
+from distributed.report.music import PEAK, audio_of, audio_uri
 from pupujepa.audio.log_mel import FrontendConfig, log_mel
 
 CONFIG = FrontendConfig()
