@@ -10,6 +10,7 @@ default), librosa's mel spectrogram, logarithm, np.save, webdataset's writer. St
 """
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -159,4 +160,4 @@ def rates(compared: Comparison, hours: float) -> str:
 def features(folder: Path) -> None:
     """Does our side's work on every file, without spool and shards."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        extract(path, FeatureConfig())
+        extract(path, FeatureConfig(), into=io.BytesIO())

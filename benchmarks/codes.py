@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 
 from benchmarks import arguments_of
@@ -29,11 +30,11 @@ from data.shards.format import decode_mel, encode_mel
 from data.shards.manifest import Manifest, read_manifest
 from distributed.run.directory import write_json
 from pupujepa.audio.log_mel import log_mel
-from pupujepa.audio.read import read_audio, resample
+from pupujepa.audio.read import resample
+from pupujepa.audio.source import read_audio
 from pupujepa.errors import UserError
 from pupujepa.json_lines import read_rows
 from pupujepa.progress import Progress
-from pupujepa.yaml_text import dump_yaml, plain_values, read_yaml
 from sweeps.plan.plan import read_plan
 from sweeps.plan.sweep_file import BASE
 from sweeps.results.outcomes import points, trial_rows
@@ -201,13 +202,13 @@ def error_table(trips: Sequence[RoundTrip]) -> str:
 
 def run_sweep(args: argparse.Namespace) -> Path:
     """Completes training and probes on both sets; returns the sweep's directory."""
-    sweep = plain_values(read_yaml(SWEEP))
+    sweep = yaml.safe_load(SWEEP.read_text())
     sweep["axes"]["codes"]["values"]["uint8"]["stream.url"] = str(args.out / "uint8" / "train")
     sweep["seeds"], sweep["budget"] = args.seeds, {"samples": args.crops}
     if args.tracks:
         sweep["probe_tracks"] = args.tracks
     file, out = args.out / SWEEP.name, args.out / "sweep"
-    file.write_text(dump_yaml(sweep))
+    file.write_text(yaml.safe_dump(sweep, sort_keys=False))
     inputs = ("--shards", str(args.out / "float16" / "train"), "--corpus", str(args.corpus), "--out", str(out))
     overrides = ("--set", *args.set) if args.set else ()
     _run("sweeps", "run", str(file), *inputs, "--resume", *overrides)

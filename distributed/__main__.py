@@ -12,9 +12,10 @@
 The same train command, run again, continues from the newest whole checkpoint.
 """
 
+import os
 import sys
 
-from distributed.processes.process import end_process
+from distributed.processes.process import die_with_launcher, end_with
 from pupujepa.front_door import Command, enter
 
 COMMANDS = {
@@ -29,6 +30,7 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    die_with_launcher(os.environ)
     # DeepSpeed's launcher adds --local_rank for scripts that do not read the environment
     arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
-    end_process(enter("distributed", COMMANDS, manual=__doc__, argv=arguments))
+    end_with(lambda: enter("distributed", COMMANDS, manual=__doc__, argv=arguments))

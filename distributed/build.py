@@ -186,7 +186,7 @@ def _build_log(session: Session, stream: Stream, checkpoints: Checkpoints, *, fi
     alarms = Alarms(guard, checkpoints, topology=topology, run_root=session.directory.root)
     sinks: list[Sink] = []
     if topology.is_first:
-        steps = (first_step, experiment.train.steps)
+        steps = (experiment.branch.step, first_step, experiment.train.steps)
         # drops the rows that will be trained again, before the guard reads the rest
         sinks = open_sinks(session.directory, experiment.telemetry, steps=steps, settings=asdict(experiment))
         for row in read_metrics(session.directory.metrics):

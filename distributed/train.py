@@ -23,12 +23,13 @@ The run writes below --run-dir: config.yaml, metrics.jsonl, checkpoints/, export
 facts.json. If the directory holds a run, training continues from its newest whole checkpoint, with the samples and
 losses of a run that never stopped.
 
-Exit codes: 85 after a stop request (SIGTERM, SIGUSR2, the end of the job or of --time-limit), with all ranks saved at
-the same step; 86 when a rank is lost or stalls, and the others name it (docs/training_faults.md); 87 when the features
-collapse and guard.action=stop.
+Exit codes: 85 after a stop request (SIGTERM, SIGUSR2, SIGHUP, Ctrl-C, the end of the job or of --time-limit), with all
+ranks saved at the same step; a second Ctrl-C ends at once. 86 when a rank or a data worker is lost or stalls, and the
+others name it; 87 when the features collapse and guard.action=stop. docs/training_faults.md lists all codes.
 """
 
 import argparse
+import errno
 import logging
 import os
 import time
@@ -46,29 +47,33 @@ from distributed.engine.engine import prepare_deepspeed
 from distributed.engine.gather import whole_model
 from distributed.experiment import Experiment, check, load_experiment, preset_names, with_corpora, with_precision
 from distributed.processes.collectives import SupersededError, agreed_precision
-from distributed.processes.process import die_with_launcher, keep_freed_memory
+from distributed.processes.process import keep_freed_memory
 from distributed.processes.stop import EXIT_CODE_REQUEUE, StopRequest, end_of_time_s
 from distributed.processes.topology import choose_device, discover, exported, process_group, usable_gpus
 from distributed.processes.watchdog import END, watchdog_of
-from distributed.run.directory import RunDirectory, lock_run, write_json
+from distributed.run.directory import RunDirectory, write_json
 from distributed.run.log import configure_logging
 from distributed.run.wandb import FAILED, FINISHED, STOPPED
 from distributed.sessions.continue_run import (
+    SameRun,
     begin_generation,
     open_checkpoints,
     require_disk_space,
-    require_same_run,
 )
 from distributed.sessions.cooldown import adopt_checkpoint, branch_experiment
 from distributed.sessions.export import write_release
 from distributed.sessions.facts import write_facts
-from distributed.sessions.history import begin_session, keep_precision
+from distributed.sessions.history import begin_session
 from distributed.sessions.session import Session
 from distributed.trainer import Ending, Parts, Trainer
 from distributed.watch.alarms import ALARMS_FOLDER, EXIT_CODE_COLLAPSED
 from pupujepa.errors import UserError
+from pupujepa.front_door import drop_lost_output
 from pupujepa.precision import warn_of_emulation
 
+# errors of a disk or of rights, which a user can mend
+_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+_OF_DISK |= {errno.EMFILE, errno.ENFILE}
 # wandb shows a run that the guard stopped among the failed ones, not among those to continue
 _OUTCOMES: dict[Ending | None, str] = {Ending.FINISHED: FINISHED, Ending.STOPPED: STOPPED}
 
@@ -106,7 +111,6 @@ def run(args: argparse.Namespace) -> int:
     """Trains; returns 0 for a finished run, 85 after a stop request, 87 when the guard stopped the run."""
     ends_s = end_of_time_s(os.environ, time_limit=args.time_limit, now_s=time.time())
     topology = discover(os.environ)
-    die_with_launcher(os.environ)
     configure_logging(rank=topology.rank)
     directory = RunDirectory(args.run_dir or Path("runs") / (Path(args.preset[-1]).stem if args.preset else "run"))
     experiment = compose_experiment(args, directory)
@@ -116,22 +120,21 @@ def run(args: argparse.Namespace) -> int:
         keep_freed_memory(os.environ)
     corpora = read_corpora(experiment.stream)
     experiment = with_corpora(experiment, corpora)
-    # before the ranks meet, so no rank can have written there yet
-    experiment = keep_precision(directory, experiment)
-    require_same_run(directory, experiment, fresh=args.fresh)
+    # a refusal before the slow start; the lock below decides
+    same_run = SameRun(directory, experiment, fresh=args.fresh)
+    experiment = same_run.check()
     if experiment.stream.workers:
         start_server()  # its slow imports overlap with those of DeepSpeed
     prepare_deepspeed(os.environ, device=device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with ExitStack() as stack:
+        stack.callback(drop_lost_output)
         stop = stack.enter_context(StopRequest(ends_s=ends_s))
         stack.enter_context(exported(os.environ, topology))
         timeout_s = experiment.engine.timeout_s
         stack.enter_context(process_group(topology, timeout_s=timeout_s, device=device))
-        if topology.is_first:
-            stack.enter_context(lock_run(directory))
-        dist.barrier()
+        experiment = same_run.lock(stack)
         experiment = with_precision(experiment, agreed_precision(experiment.engine.precision, device))
         if topology.local_rank == 0:
             warn_of_emulation(experiment.engine.precision, device)
@@ -147,6 +150,13 @@ def run(args: argparse.Namespace) -> int:
         except RuntimeError as error:
             watchdog.explain(error)
             raise
+        except OSError as error:
+            if error.errno not in _OF_DISK:
+                raise
+            raise UserError(
+                f"{error.filename or directory.root}: {error.strerror}, so the training ended; free space or repair "
+                f"it, and the same command continues from the newest checkpoint"
+            ) from error
 
 
 def compose_experiment(args: argparse.Namespace, directory: RunDirectory) -> Experiment:
@@ -222,6 +232,8 @@ class SessionEnd(AbstractContextManager["SessionEnd"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._trainer.whereabouts.fail(error)  # the watchdog tells the others while this rank closes its log
         # a superseded process must not write to the run directory
         if error is not None and not isinstance(error, SupersededError):
             _write_failure(self._trainer, self._run_root, error)

@@ -11,6 +11,7 @@ the weights after s steps, before batch s.
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -79,7 +80,11 @@ class Trainer:
 
     def run(self, stop: StopRequest) -> Ending:
         """Trains, saves the finished steps unless the guard stops the run, and returns the ending."""
-        batches: Iterator[Batch] = iter(self.stream)
+        # closed even if an error keeps this frame alive: data workers would outlive it, and the process wait for them
+        with closing(iter(self.stream)) as batches:
+            return self._run(batches, stop)
+
+    def _run(self, batches: Iterator[Batch], stop: StopRequest) -> Ending:
         while self.step < self.total_steps:
             # diagnostics, linear probes and alarms: the watch knows when they are due
             if self.watch.before_step(self.step):

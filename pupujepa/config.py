@@ -25,7 +25,6 @@ from pupujepa.yaml_text import (
     dump_yaml,
     parse_mapping,
     parse_yaml,
-    plain_values,
     read_yaml,
     resolved,
 )
@@ -95,7 +94,9 @@ def _parse_override(schema: type, text: str) -> dict[str, Any]:
     if not equals:
         raise ConfigError(f"override {text!r} has no '='; write it as dotted.key=value, e.g. train.steps=1000")
     simple = {str, int, float, bool} & set(_options(_hint_of(schema, key)))
-    tree = Scalar(value, where=_LINE, value=resolved(value)) if simple else parse_yaml(value, origin=f"{_LINE}: {key}")
+    tree: Any = Scalar(value, where=_LINE, value=resolved(value))
+    if not simple:
+        tree = parse_yaml(value, origin=f"{_LINE}: {key}")
     for name in reversed(key.split(".")):
         tree = {name: tree}
     return tree
@@ -106,8 +107,8 @@ def _hint_of(schema: Any, key: str) -> Any:
     hint = schema
     for name in key.split("."):
         if is_dataclass(hint):
-            hint = _hints(hint).get(name, str)
-        else:
+            hint = _hints(hint).get(name, str)  # type: ignore[arg-type]
+        elif hint is not Any:
             hint = get_args(hint)[1] if get_origin(hint) is dict else str
     return hint
 
@@ -155,13 +156,12 @@ def _typed(value: Any, hint: Any, key: str, where: str) -> Any:
     if NoneType in options and (value is None or (isinstance(value, Scalar) and value.value is None)):
         return None
     kind = options[0]
-    container = get_origin(kind)
-    if container is dict and isinstance(value, Mapping):
-        return {str(name): _typed(inner, get_args(kind)[1], f"{key}.{name}", where) for name, inner in value.items()}
-    if container in (list, tuple) and isinstance(value, list | tuple):
-        kinds = [k for k in get_args(kind) if k is not Ellipsis]
+    container, kinds = get_origin(kind), [k for k in get_args(kind) if k is not Ellipsis] or [Any]
+    if (container is dict or kind is Any) and isinstance(value, Mapping):
+        return {str(name): _typed(inner, kinds[-1], f"{key}.{name}", where) for name, inner in value.items()}
+    if (container in (list, tuple) or kind is Any) and isinstance(value, list | tuple):
         return [_typed(item, kinds[min(i, len(kinds) - 1)], f"{key}[{i}]", where) for i, item in enumerate(value)]
-    return plain_values(value) if kind is Any else _simple(value, kind, key, where)
+    return getattr(value, "value", value) if kind is Any else _simple(value, kind, key, where)
 
 
 def _simple(value: Any, kind: Any, key: str, where: str) -> Any:

@@ -3,9 +3,30 @@
 from collections.abc import Collection
 from pathlib import Path
 
+# a process or a machine is lost; the same command continues, so a scheduler may start it again (slurm/requeue.sh)
+EXIT_CODE_LOST = 86
+
 
 class UserError(ValueError):
-    """A wrong input; the message gives the condition, the consequence and the remedy."""
+    """A wrong input; the message gives the condition, the consequence and the remedy.
+
+    Attributes:
+        exit_code: of the command that it ends.
+    """
+
+    exit_code = 2
+
+
+class UnreadableError(OSError):
+    """A file that cannot be read now (rights, disk, too many open files), which does not make it damaged.
+
+    Its arguments are those of OSError: errno, its text and the name of the file.
+    """
+
+    exit_code = UserError.exit_code
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be read now ({self.strerror}); mend this and run again"
 
 
 def require_known(name: str, value: str, known: Collection[str]) -> None:

@@ -1,13 +1,15 @@
 """Command line of all rooms: `python -m <room> <command> ...`.
 
 Each room's `__main__` lists its commands. Only the module of the chosen command is imported, so `--help` is fast. A
-`UserError` becomes one sentence and exit code 2. A reader that closes the pipe, as `| head` does, ends the command
-quietly with exit code 141. Nothing else is caught: a crash keeps its traceback and never exits 0.
+`UserError` or `UnreadableError` becomes one sentence and its exit code, Ctrl-C one line and 130. A reader that closes
+the pipe, as `| head` does, ends the command quietly with exit code 141. Nothing else is caught: a crash keeps its
+traceback and never exits 0. docs/training_faults.md lists all exit codes.
 """
 
 import argparse
 import errno
 import logging
+import math
 import os
 import select
 import signal
@@ -20,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
-from pupujepa.errors import UserError
+from pupujepa.errors import UnreadableError, UserError
 
 ROOMS = ("pupujepa", "data", "distributed", "sweeps")
 
@@ -46,9 +48,9 @@ def enter(room: str, commands: Mapping[str, Command], *, manual: str, argv: Sequ
             args = _parse(room, commands, manual=manual, argv=sys.argv[1:] if argv is None else argv)
             listen_to_own_rooms()
             return args.run(args)
-        except UserError as error:
+        except (UserError, UnreadableError) as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the sentence is the product
-            return 2
+            return error.exit_code
 
 
 @contextmanager
@@ -57,10 +59,10 @@ def quiet_when_unread() -> Iterator[None]:
 
     A closed pipe ends it with 141, the exit code that a shell reports for SIGPIPE. The signal itself stays ignored: its
     default action would also kill a training run whose store closes a connection. Other broken pipes keep their
-    traceback. Output to a full disk gives one sentence and exit code 2.
+    traceback. Output to a full disk gives one sentence and exit code 2. Ctrl-C gives one line and exit code 130.
 
     Raises:
-        SystemExit: standard output or standard error cannot be written.
+        SystemExit: standard output or standard error cannot be written, or Ctrl-C.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the parent closed it before the start
@@ -78,12 +80,23 @@ def quiet_when_unread() -> Iterator[None]:
             raise
         _discard(unread)
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)  # noqa: T201
+        raise SystemExit(128 + signal.SIGINT) from None
     except OSError as error:
         if error.errno != errno.ENOSPC or _can_write(sys.stdout):  # another disk is full
             raise
         _discard([sys.stdout])
         print("error: standard output goes to a disk that is full; free some of it", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+
+
+def drop_lost_output() -> None:
+    """Discards text that standard output does not take, for a command that has another product."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard([sys.stdout])
 
 
 def _can_write(stream: TextIO) -> bool:
@@ -139,7 +152,13 @@ def _parse(room: str, commands: Mapping[str, Command], *, manual: str, argv: Seq
         if module:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        # float() takes "nan" and "inf", which pass every comparison or none
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                parser.error(f"argument --{name.replace('_', '-')}: {number} is not finite; write a finite number")
+    return args
 
 
 def listen_to_own_rooms() -> None:

@@ -34,7 +34,10 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def finite_row(line: str) -> Any:
-    """Returns the value of a JSON text; ValueError if it holds NaN, Infinity, 1e400 or one name twice in an object."""
+    """Returns the value of a JSON text whose numbers are finite.
+
+    Raises ValueError for NaN, Infinity, 1e400, and a name that appears twice in an object.
+    """
     return json.loads(line, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
 
 

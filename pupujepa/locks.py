@@ -5,12 +5,13 @@ in a folder of results. `open_locked` locks a file of data. Every wait has a lim
 its locks.
 """
 
+import errno
 import fcntl
 import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 # hidden, because readers of a parquet folder take every visible file for data
 LOCK_NAME = ".writer.lock"
 _FIRST_POLL_S, _POLL_S = 0.001, 0.2
+# answers of file systems without locks; any other error says nothing about them
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
 
 class FolderInUseError(UserError):
@@ -69,49 +72,61 @@ def can_lock(handle: int) -> bool:
 
 
 @contextmanager
-def only_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+def only_writer(
+    folder: Path, *, wait_s: float = 0.0, name: str = LOCK_NAME, check: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Reserves a folder for this process, and makes it if it is missing.
 
     On a file system without locks it logs a warning and continues.
 
     Args:
         wait_s: time to wait for another writer, in seconds; 0 refuses at once.
+        name: of the lock file, for a folder with writers of separate files.
+        check: raises if the folder's content forbids this writer; called while it waits, and again with the lock.
+            A check before the lock alone misses what another start writes in between.
 
     Raises:
         FolderInUseError: another process still writes there after `wait_s`; the message names it.
-        UserError: a folder that cannot be made or written to.
+        UserError: a folder that cannot be made, written to or locked now.
     """
-    path = folder / LOCK_NAME
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as error:
         raise UserError(f"the folder {folder} is not writable ({error}); choose another one") from error
-    with _named(path, _acquired_or_unlocked(path, wait_s=wait_s)):
+    with _named(path, _acquired_or_unlocked(path, wait_s=wait_s, check=check)):
+        check()
         yield
 
 
-def _acquired_or_unlocked(path: Path, *, wait_s: float) -> int:
+def _acquired_or_unlocked(path: Path, *, wait_s: float, check: Callable[[], object]) -> int:
     """Returns the lock file of a folder, locked if the file system can; says so if it has to wait."""
     try:
         try:
             return _acquired(path, wait_s=0.0)
         except LockTakenError as error:
+            check()
             if wait_s > 0:
                 logger.warning("waiting up to %.0f s for %s to leave %s", wait_s, error.holder, path.parent)
-            return _acquired(path, wait_s=wait_s)
+            return _acquired(path, wait_s=wait_s, check=check)
     except LockTakenError as error:
         raise FolderInUseError(
             f"{path.parent} is being written by {error.holder}; two writers would mix their files: wait for it, "
             f"end it, or choose another folder"
         ) from error
     except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise UserError(
+                f"{path} cannot be locked now ({error.strerror}, errno {error.errno}), so nothing was written; "
+                f"remedy that and run the same command again"
+            ) from error
         logger.warning("%s cannot be locked (%s): make sure that only one job writes there", path.parent, error)
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
-def _acquired(path: Path, *, wait_s: float) -> int:
-    """Returns the lock file, opened and locked. Raises LockTakenError after `wait_s`."""
+def _acquired(path: Path, *, wait_s: float, check: Callable[[], object] = lambda: None) -> int:
+    """Returns the lock file, opened and locked. Raises LockTakenError after `wait_s`; calls `check` while it waits."""
     deadline, pause_s = time.monotonic() + wait_s, _FIRST_POLL_S
     while True:
         try:
@@ -119,6 +134,7 @@ def _acquired(path: Path, *, wait_s: float) -> int:
         except BlockingIOError as error:
             if time.monotonic() >= deadline:
                 raise LockTakenError(path, _holder(path)) from error
+            check()
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S)
         else:

@@ -3,12 +3,34 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 _EVERY_S = 10.0  # between two lines of a log file
+
+
+class _Messages:
+    """Standard error whose lost output is no error: messages must not end the work.
+
+    Output is lost in a closed pipe, on a full disk, or with a terminal that is gone.
+    """
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+_MESSAGES = _Messages()
 
 
 def follow(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[T]:
@@ -21,7 +43,7 @@ def follow(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator
 
 def write_line(line: str) -> None:
     """Writes a line to stderr, above the bar if there is one."""
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(line, file=_MESSAGES)  # type: ignore[arg-type]
 
 
 class Progress:
@@ -48,8 +70,8 @@ class Progress:
         self._note = ""
         self._clock, self._shown = clock, shown
         self._started_at = self._shown_at = clock()
-        bar = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", disable=not bar, dynamic_ncols=True)
+        shape = {"disable": not (shown and sys.stderr.isatty()), "dynamic_ncols": True}
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", file=_MESSAGES, **shape)
 
     def __enter__(self) -> "Progress":
         return self
@@ -109,8 +131,8 @@ class Progress:
         left_s = self.elapsed_s / max(self.done_now, 1) * (self.total - self.done)
         rest = f", about {_duration(left_s)} left" if self.done < self.total else f" in {_duration(self.elapsed_s)}"
         note = f", {note}" if note else ""
-        sys.stderr.write(f"{self.title}: {self.done}/{self.total} {self.unit}{rest}{note}\n")
-        sys.stderr.flush()
+        _MESSAGES.write(f"{self.title}: {self.done}/{self.total} {self.unit}{rest}{note}\n")
+        _MESSAGES.flush()
 
 
 def _duration(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """YAML 1.2 whose scalars keep their text, so that the declared type of a key decides how to read it.
 
-PyYAML parses, but its values follow YAML 1.1, where 2024_10_01 is a number, `on` a truth value and 1:30 ninety. The
-values here follow the core schema of YAML 1.2, except that a number with a leading zero is text: readers disagree
-whether 010 is eight or ten.
+PyYAML, which comes with OmegaConf, parses, but its values follow YAML 1.1, where 2024_10_01 is a number, `on` a truth
+value and 1:30 ninety. The values here follow the core schema of YAML 1.2, except that a number with a leading zero is
+text: readers disagree whether 010 is eight or ten.
 """
 
 import re
@@ -120,13 +120,12 @@ def plain_values(tree: Any) -> Any:
 
 
 def dump_yaml(tree: Any) -> str:
-    """Returns the YAML text of dicts, lists, tuples and scalars; `parse_yaml` and readers of YAML 1.1 agree on it."""
+    """Returns the YAML text of dicts, lists, tuples and scalars, for `parse_yaml`."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    """The dumper with its own representer of text."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -14,8 +14,8 @@ export PUPUJEPA_MAX_RESTARTS="${PUPUJEPA_MAX_RESTARTS:-20}"
 # a rank that takes longer than this is frozen, and would hold the nodes for ever.
 export PUPUJEPA_WAIT_S="${PUPUJEPA_WAIT_S:-300}"
 
-# Shard cache of each node: fast, local, and as large as you can spare.
-export PUPUJEPA_CACHE_DIR="${PUPUJEPA_CACHE_DIR:-${TMPDIR:-/tmp}/pupujepa-cache-$(id -un)}"
+# Shard cache of each node: fast, local, and as large as you can spare. The default is a private folder below TMPDIR.
+# export PUPUJEPA_CACHE_DIR="${PUPUJEPA_CACHE_DIR:-/local/$(id -un)/pupujepa}"
 
 # Object store: the standard variables or ~/.aws profile. Never write keys into this file.
 # export AWS_ENDPOINT_URL=https://objects.example.org

@@ -1,9 +1,10 @@
 # Runs the command of a job, and asks SLURM to requeue the job where that helps; the jobs source it after env.sh.
 #
 # `run_or_requeue COMMAND...` ends the job. It requeues after 85 (saved before the end of its time). For the first
-# PUPUJEPA_MAX_RESTARTS starts it also requeues after a lost task: 86 (another task is gone or hangs) or more than 128
-# (killed by a signal). All other codes end the job, such as 87 (the guard stopped the run). SLURM itself requeues 85 when
-# slurm.conf has RequeueExit=85; the job also asks for it where it may. After scancel, the signal ends this shell.
+# PUPUJEPA_MAX_RESTARTS starts it also requeues after a lost task: 86 (a task or a data worker is gone or hangs) or more
+# than 128 (killed by a signal). All other codes end the job: 1 (a crash), 2 (something to mend), 87 (the guard stopped the
+# run), 130 (Ctrl-C); docs/training_faults.md lists them. SLURM itself requeues 85 when slurm.conf has RequeueExit=85; the
+# job also asks for it where it may. After scancel, the signal ends this shell.
 
 start=$((${SLURM_RESTART_COUNT:-0} + 1))
 
@@ -14,7 +15,8 @@ run_or_requeue() {
     "$@" || code=$?
     if [ "$code" -eq 85 ]; then
         echo "job $SLURM_JOB_ID: saved before the end of its time, asking to be requeued"
-    elif { [ "$code" -eq 86 ] || [ "$code" -gt 128 ]; } && [ "$start" -lt "$PUPUJEPA_MAX_RESTARTS" ]; then
+    elif [ "$code" -ne 130 ] && { [ "$code" -eq 86 ] || [ "$code" -gt 128 ]; } &&
+        [ "$start" -lt "$PUPUJEPA_MAX_RESTARTS" ]; then
         echo "job $SLURM_JOB_ID: a task was lost (exit code $code), asking to be requeued"
     else
         exit "$code"

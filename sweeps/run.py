@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -99,8 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(describe_sweep(plan, out))  # noqa: T201 - the list is the product
         return 0
-    require_same_sweep(plan, out, resume=args.resume)
-    with lock_run(RunDirectory(out)):
+    with lock_run(RunDirectory(out), check=partial(require_same_sweep, plan, out, resume=args.resume)):
         plan = prepare_sweep(plan, sweep, args, out)
         logger.info("%s", describe_sweep(plan, out))
         code = drive(out, head, cpus=cpus, grace_s=args.grace)
@@ -184,13 +184,14 @@ def sweep_summary(plan: Plan, out: Path) -> str:
 
 
 def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
-    """Runs the driver under a leash, and ends it on SIGINT and SIGTERM; returns the exit code.
+    """Runs the driver under a leash, and ends it on SIGINT, SIGHUP and SIGTERM; returns the exit code.
 
     Args:
         head: the address at which the other nodes join this Ray; None for a sweep of one node.
     """
     asked: list[int] = []
-    previous = {number: signal.signal(number, _remember(asked)) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, _remember(asked)) for number in numbers}
     ray_dir = private_directory()
     command = [sys.executable, "-m", "sweeps.tune.driver", str(out), "--ray-dir", str(ray_dir), "--cpus", str(cpus)]
     if head is None:
@@ -222,5 +223,7 @@ def drive(out: Path, head: Head | None, *, cpus: int, grace_s: float) -> int:
 def _remember(asked: list[int]):
     def handler(number: int, frame: FrameType | None) -> None:
         asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C ends this process at once, and with it the leash
 
     return handler

@@ -2,22 +2,25 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from data.building.config import BuildConfig, input_digest, read_build_record, write_build_record
 from data.building.duplicates import DUPLICATES_NAME, Duplicates, find_duplicates, to_lines, without
 from data.building.features import TrackFacts
 from data.building.packing import PlannedShard, SpooledTrack, pack_shard, plan_shards
-from data.building.shares import Share, read_receipts, write_receipt
-from data.building.spool import Rejections, make_features, spool_id, units
+from data.building.rejections import Rejections, summary_lines, write_notes
+from data.building.shares import Share, only_build, read_receipts, write_receipt
+from data.building.spool import make_features, spool_id, units
 from data.building.tracks import SourceTrack
 from data.pool import map_unordered
 from data.shards.format import index_name
 from data.shards.manifest import MANIFEST_NAME, SPLITS, Manifest, ShardEntry, write_manifest
 from data.store.files import Location
-from data.store.store import LocalStore, open_store
+from data.store.store import LocalStore, Store, open_store
 from pupujepa.audio.log_mel import frontend_digest
 from pupujepa.durable import PART_SUFFIX, remove_unfinished
 from pupujepa.errors import UserError
@@ -43,11 +46,30 @@ class Build:
         self.names = [spool_id(track, config.features) for track in tracks]
         self.digest = input_digest(tracks, self.names, config)
         self.duplicates: list[Duplicates] = []
+        self.summary: list[str] = []
 
     @property
     def spool(self) -> Location:
         """Folder of the parts of tracks until they are packed."""
         return f"{self.work}/spool"
+
+    @contextmanager
+    def reserved(self, *, is_part: bool) -> Iterator[None]:
+        """Keeps other builds out of the corpus and the work folder; parts of this one may come in together.
+
+        Only folders of file systems can be reserved, not those of an object store.
+
+        Raises:
+            FolderInUseError: another build, or a part of one, is at work there.
+        """
+        out, work = (store.root if isinstance(store, LocalStore) else None for store in (self.store, self._work))
+        with ExitStack() as stack:
+            if out is not None:
+                stack.enter_context(only_build(out, digest=self.digest, is_part=is_part))
+            if work is not None and (out is None or not work.resolve().is_relative_to(out.resolve())):
+                stack.callback(_remove_if_empty, work)  # after its lock file is gone
+                stack.enter_context(only_build(work, digest=self.digest, is_part=is_part))
+            yield
 
     def run(self, *, replace: bool = False) -> dict[str, Manifest]:
         """Builds all splits and returns their manifests.
@@ -56,7 +78,8 @@ class Build:
             UserError: too many rejected inputs, no usable audio, no training audio, or OUT has another build.
         """
         self._refuse_other_build(replace=replace)
-        return self._finish(self._make_features(units(self.tracks, self.names), self._rejections()))
+        facts = self._make_features(units(self.tracks, self.names), self._rejections())
+        return self._finish(facts, replace=replace)
 
     def run_share(self, share: Share, *, replace: bool = False) -> dict[str, TrackFacts]:
         """Makes the features of a share, writes its receipt and returns the facts by spool name.
@@ -68,7 +91,7 @@ class Build:
         mine = units(self.tracks, self.names)[share.number - 1 :: share.of]  # strided, so that shares are alike
         rejections = self._rejections(name=f"rejected-{share.number}-of-{share.of}.jsonl")
         facts = self._make_features(mine, rejections)
-        write_receipt(open_store(self.work), share, digest=self.digest, facts=facts)
+        write_receipt(self._work, share, digest=self.digest, facts=facts)
         return facts
 
     def merge(self, parts: int, *, replace: bool = False) -> dict[str, Manifest]:
@@ -78,16 +101,15 @@ class Build:
             UserError: unfinished shares, by name, and the errors of `run`.
         """
         self._refuse_other_build(replace=replace)
-        return self._finish(read_receipts(open_store(self.work), parts, digest=self.digest))
+        return self._finish(read_receipts(self._work, parts, digest=self.digest), replace=replace)
 
     def clean(self) -> None:
         """Removes the intermediate files; a work folder with other files in it stays."""
-        work = open_store(self.work)
+        work = self._work
         if isinstance(work, LocalStore):
             for folder in ("spool", "parts"):
                 shutil.rmtree(work.root / folder, ignore_errors=True)
-            if work.root.is_dir() and not any(work.root.iterdir()):
-                work.root.rmdir()
+            _remove_if_empty(work.root)
             return
         for name in [*work.list("spool/"), *work.list("parts/")]:
             work.remove(name)
@@ -98,6 +120,10 @@ class Build:
         if recorded is None or recorded["digest"] != self.digest:
             return False
         return all(self.store.exists(f"{split}/{MANIFEST_NAME}") for split in recorded["splits"])
+
+    @property
+    def _work(self) -> Store:
+        return open_store(self.work)
 
     def _refuse_other_build(self, *, replace: bool) -> None:
         published = self._published()
@@ -117,8 +143,9 @@ class Build:
     def _make_features(self, pieces: Sequence, rejections: Rejections) -> dict[str, TrackFacts]:
         return make_features(pieces, spool=self.spool, config=self.config, workers=self.workers, rejections=rejections)
 
-    def _finish(self, facts: Mapping[str, TrackFacts]) -> dict[str, Manifest]:
+    def _finish(self, facts: Mapping[str, TrackFacts], *, replace: bool) -> dict[str, Manifest]:
         spooled = self._usable(facts)
+        self._refuse_other_build(replace=replace)  # again: one may have been published during the feature pass
         shards = {split: self._plan(spooled, split) for split in SPLITS}
         self._remove_leftovers()
         # without a manifest, readers do not take the new shards for a complete set
@@ -147,15 +174,16 @@ class Build:
     def _usable(self, facts: Mapping[str, TrackFacts]) -> list[SpooledTrack]:
         """Returns the tracks to pack; writes the lists of rejected and duplicate tracks."""
         done = [SpooledTrack(t, name, facts[name]) for t, name in zip(self.tracks, self.names, strict=True)]
-        rejected = {spooled.track.track: spooled.facts.rejected for spooled in done if spooled.facts.rejected}
+        left_out = {spooled.track.track: spooled.facts for spooled in done if spooled.facts.rejected}
         rejections = self._rejections()
-        rejections.judge(rejected)
-        rejections.write(rejected)
-        spooled = [track for track in done if not track.facts.rejected]
-        self.duplicates, dropping = find_duplicates(spooled), self.config.drop_duplicates
+        rejections.judge(left_out, at_end=True)
+        rejections.write(left_out)
+        write_notes(self.store, {s.track.track: s.facts.note for s in done if s.facts.note})
+        usable = [track for track in done if not track.facts.rejected]
+        self.duplicates, dropping = find_duplicates(usable), self.config.drop_duplicates
         self.store.write(DUPLICATES_NAME, to_lines(self.duplicates, dropped=dropping))
-        if dropping:
-            spooled = without(spooled, self.duplicates)
+        spooled = without(usable, self.duplicates) if dropping else usable
+        self.summary = summary_lines(facts.values(), self.store, dropped=len(usable) - len(spooled))
         if not any(track.track.split == "train" for track in spooled):
             raise UserError("the training split is empty, but every split needs its mean and deviation; add tracks")
         return spooled
@@ -229,6 +257,11 @@ def moments(facts: Sequence[TrackFacts], mel_bands: int) -> tuple[float, float]:
     mean = math.fsum(f.total for f in facts) / count
     # fsum is exact
     return mean, math.sqrt(max(math.fsum(f.total_of_squares for f in facts) / count - mean * mean, 0.0))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _files(shard: PlannedShard) -> tuple[str, str]:

@@ -15,9 +15,13 @@ INPUT is a folder (wav, flac, mp3, ogg, opus, ... of any rate and channels), a l
              line; members are KEY.flac (.mp3, .wav, .ogg, .opus), and optionally KEY.json with labels
 
 OUT gets one folder per split (OUT/train, ...) of shards, their .idx and a manifest.json that is written last, beside
-build.json (how it was built), rejected.jsonl (unusable tracks and why: corrupt, empty, too short, silent, NaN) and
-duplicates.jsonl (tracks of exactly equal audio). A killed build resumes when run again and ends with the same bytes.
-The same input and seed give the same shards for any number of workers and parts.
+build.json (how it was built), rejected.jsonl (tracks that were left out, and why) and duplicates.jsonl (tracks of
+exactly equal audio). A killed build resumes when run again and ends with the same bytes. The same input and seed give
+the same shards for any number of workers and parts.
+
+Links are followed. At the end, a summary accounts for every file: built, too short, silent, damaged (corrupt, empty,
+NaN), missing, or passed over. A file that cannot be read now (rights, a failing disk) ends the build after the others;
+mend it, and the same command finishes the rest.
 
 Many machines: run the same command with --part 1/8 ... --part 8/8, in any order, again after a kill; each makes the
 features of its share. Then run it once with --merge 8, which names unfinished parts. The machines share OUT, or
@@ -25,22 +29,32 @@ features of its share. Then run it once with --merge 8, which names unfinished p
 """
 
 import argparse
+import errno
 import logging
+import os
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+from types import FrameType
 
 from data.building.build import Build
 from data.building.config import BuildConfig
 from data.building.duplicates import DUPLICATES_NAME, duplicates_summary, leak
 from data.building.features import FeatureConfig
 from data.building.inputs import BuildInputError, read_inputs
-from data.building.shares import parse_share
+from data.building.shares import Share, parse_share
+from data.building.tracks import quantity
 from data.pool import available_cores
 from data.shards.format import DTYPES
 from data.shards.manifest import Manifest
 from data.store.files import Location
 from data.store.store import LocalStore
+from pupujepa.audio.find import PassedOver
 from pupujepa.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -59,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard-mib", type=float, default=256.0, help="approximate shard size (default 256)")
     parser.add_argument("--part-frames", type=int, default=3072, help="longest sample, 10 ms each (default 3072)")
     parser.add_argument(
-        "--min-frames", type=int, default=256, help="shorter tracks are rejected (default 256 = 2.56 s)"
+        "--min-frames", type=int, default=256, help="shorter tracks are left out (default 256 = 2.56 s)"
     )
     parser.add_argument(
         "--split-fractions",
@@ -79,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-rejected",
         type=float,
         default=0.01,
-        help="maximum of unusable tracks: a share, or a number >= 1 (default 0.01); more stop the build",
+        help="maximum of damaged or missing tracks: a share, or a number >= 1 (default 0.01); more stop the build",
     )
     parser.add_argument(
         "--drop-duplicates",
@@ -98,31 +112,92 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds, and prints a line per split."""
+    """Builds, and prints a line per split and a summary."""
     _require_positive(args)
     share = parse_share(args.part) if args.part else None
-    build = _build(args, is_shared=share is not None or args.merge is not None)
-    if build.is_complete():
-        if share is None:
-            build.clean()
-        sys.stdout.write(f"{args.out} holds exactly this build already; nothing to do\n")
-        return 0
-    if share is not None:
-        facts = build.run_share(share, replace=args.replace)
-        rejected = sum(bool(found.rejected) for found in facts.values())
-        sys.stdout.write(
-            f"part {share}: {len(facts)} of {len(build.tracks)} tracks, {rejected} rejected; when all parts are done, "
-            f"run --merge {share.of}\n"
-        )
-        return 0
-    manifests = build.run(replace=args.replace) if args.merge is None else build.merge(args.merge, replace=args.replace)
-    for split, manifest in manifests.items():
-        sys.stdout.write(_line(split, manifest))
-    _tell_duplicates(build)
+    passed_over = PassedOver()
+    with _stoppable():
+        build = _build(args, passed_over, is_shared=share is not None or args.merge is not None)
+        with build.reserved(is_part=share is not None):
+            if build.is_complete():
+                if share is None:
+                    build.clean()
+                sys.stdout.write(f"{args.out} holds exactly this build already; nothing to do\n")
+            elif share is not None:
+                _run_share(build, share, replace=args.replace)
+            else:
+                _run_whole(build, args.merge, replace=args.replace)
+                sys.stdout.writelines(f"{line}\n" for line in (*build.summary, *passed_over.lines()))
     return 0
 
 
-def _build(args: argparse.Namespace, *, is_shared: bool) -> Build:
+def _run_whole(build: Build, parts: int | None, *, replace: bool) -> None:
+    with _room_on_disk(build):
+        manifests = build.run(replace=replace) if parts is None else build.merge(parts, replace=replace)
+    sys.stdout.writelines(_line(split, manifest) for split, manifest in manifests.items())
+    _tell_duplicates(build)
+
+
+def _run_share(build: Build, share: Share, *, replace: bool) -> None:
+    with _room_on_disk(build):
+        facts = build.run_share(share, replace=replace)
+    left_out = sum(bool(found.rejected) for found in facts.values())
+    sys.stdout.write(
+        f"part {share}: {len(facts)} of {quantity(len(build.tracks), 'track')}, {left_out} left out; when all parts "
+        f"are done, run --merge {share.of}\n"
+    )
+
+
+@contextmanager
+def _room_on_disk(build: Build) -> Iterator[None]:
+    """Raises UserError if a disk is full, also one that a worker wrote to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"no room for {build.url} or its intermediate files in {build.work} ({error.strerror}); free some, then "
+            "run the same command again, which keeps what is done"
+        ) from error
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ends the build in order on Ctrl-C, SIGTERM and SIGHUP; a second signal ends it at once.
+
+    Raises:
+        SystemExit: with 128 + the number of the signal, as a shell reports it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it alone gets signals
+        yield
+        return
+    # under nohup, SIGHUP is ignored, and stays so
+    signals = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+    earlier = {number: signal.getsignal(number) for number in signals}
+    stopped_by: list[str] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        stopped_by.append(signal.Signals(number).name)
+        raise SystemExit(128 + number)
+
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        if stopped_by:
+            with suppress(OSError):  # after a hang-up the terminal may be gone
+                sys.stderr.write(
+                    f"stopped by {stopped_by[0]}; finished tracks are kept: run the same command to continue\n"
+                )
+
+
+def _build(args: argparse.Namespace, passed_over: PassedOver, *, is_shared: bool) -> Build:
     config = BuildConfig(
         features=FeatureConfig(dtype=args.dtype, part_frames=args.part_frames, min_frames=args.min_frames),
         shard_bytes=round(args.shard_mib * (1 << 20)),
@@ -133,7 +208,12 @@ def _build(args: argparse.Namespace, *, is_shared: bool) -> Build:
         group_by=args.group_by,
     )
     tracks = read_inputs(
-        args.input, seed=args.seed, fractions=args.split_fractions, group_by=args.group_by, workers=args.workers
+        args.input,
+        seed=args.seed,
+        fractions=args.split_fractions,
+        group_by=args.group_by,
+        workers=args.workers,
+        passed_over=passed_over,
     )
     inside = next((t for t in tracks if t.audio.url.startswith(f"{args.out.rstrip('/')}/")), None)
     if inside is not None and inside.audio.member is not None:
@@ -146,15 +226,31 @@ def _build(args: argparse.Namespace, *, is_shared: bool) -> Build:
 
 
 def _work(build: Build, *, is_shared: bool) -> Location:
+    """Returns the folder of intermediate files, the same when the command is run again."""
     if is_shared or isinstance(build.store, LocalStore):
         return build.store.locate(".work")
-    return str(Path(tempfile.gettempdir()) / f"pupujepa-build-{build.digest[:16]}")
+    name = sha256(build.store.url.encode()).hexdigest()[:16]  # one build at a time writes to a url
+    return str(_private(Path(tempfile.gettempdir()) / f"pupujepa-build-{os.getuid()}-{name}"))
+
+
+def _private(folder: Path) -> Path:
+    """Makes a folder that only this user may enter.
+
+    Raises:
+        UserError: it exists already, as a link or of another user, who could read or replace the features.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise UserError(f"{folder} is open to others, who could change the features; remove it or give --work-dir")
+    return folder
 
 
 def _line(split: str, manifest: Manifest) -> str:
     return (
-        f"{split}: {manifest.tracks} tracks, {manifest.audio_hours:.2f} h, {manifest.samples} samples in "
-        f"{len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 1e6:.1f} MB, mean "
+        f"{split}: {quantity(manifest.tracks, 'track')}, {manifest.audio_hours:.2f} h, "
+        f"{quantity(manifest.samples, 'sample')} in {quantity(len(manifest.shards), 'shard')}, "
+        f"{sum(s.bytes for s in manifest.shards) / 1e6:.1f} MB, mean "
         f"{manifest.mean:.4f}, std {manifest.std:.4f}, {manifest.clipped_values} values clipped, digest "
         f"{manifest.digest[:12]}\n"
     )

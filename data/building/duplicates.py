@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.building.packing import SpooledTrack
+from data.building.tracks import quantity
 from pupujepa.json_lines import encode_rows
 
 DUPLICATES_NAME = "duplicates.jsonl"
@@ -64,7 +65,9 @@ def duplicates_summary(duplicates: Sequence[Duplicates], *, dropped: bool, where
         if dropped
         else "kept; --drop-duplicates leaves only the first of each set"
     )
-    return f"{extra} tracks repeat the audio of another exactly ({len(duplicates)} sets, see {where}): {fate}"
+    sets = quantity(len(duplicates), "set")
+    repeat = "repeats" if extra == 1 else "repeat"
+    return f"{quantity(extra, 'track')} {repeat} the audio of another exactly ({sets}, see {where}): {fate}"
 
 
 def leak(duplicates: Sequence[Duplicates], *, dropped: bool) -> str:
@@ -73,9 +76,10 @@ def leak(duplicates: Sequence[Duplicates], *, dropped: bool) -> str:
     if not leaks:
         return ""
     named = ", ".join(f"{t.track.track} ({t.track.split})" for t in leaks[0].tracks)
+    sets = quantity(len(leaks), "set")
     if dropped:
-        return f"{len(leaks)} sets of equal audio were in different splits, e.g. {named}; the first of each is kept"
+        return f"equal audio was in different splits ({sets}), e.g. {named}; the first of each set is kept"
     return (
-        f"LEAKAGE: {len(leaks)} sets of equal audio are in different splits, e.g. {named}: scores on valid and test "
-        "will be too good; build again with --drop-duplicates, or correct the splits"
+        f"LEAKAGE: equal audio is in different splits ({sets}), e.g. {named}: scores on valid and test will be too "
+        "good; build again with --drop-duplicates, or correct the splits"
     )

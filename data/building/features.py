@@ -2,21 +2,22 @@
 
 import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.building.tracks import SourceTrack
+from data.building.tracks import SilentError, SourceTrack, TooShortError
 from data.shards.format import decode_mel, encode_mel, npy_bytes
-from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest, log_mel_slice
-from pupujepa.audio.read import read_audio, resample
+from pupujepa.audio.clip import Clip, log_mel_of_clip, measured_clip, mixed_blocks, resampled
+from pupujepa.audio.log_mel import LOG_FLOOR, FrontendConfig, frontend_digest
+from pupujepa.audio.source import AudioSource
 from pupujepa.errors import UserError
 
 # No audio within [-1, 1] has a log-mel above 2.7091: |X_k| <= max over phi of sum_n w_n |cos(2 pi k n / N + phi)| for
@@ -70,7 +71,9 @@ class TrackFacts:
     """Outcome of a track.
 
     Args:
-        rejected: reason for rejection, or "".
+        rejected: reason for leaving the track out, or "".
+        kind: of the reason, one of those in tracks.py; "" if the track is used.
+        note: remark on a track that is used, such as a length other than announced; or "".
         total, total_of_squares: sums over all decoded values, float64.
         clipped: values above the ceiling.
         audio_sha256: of the decoded audio; "" if rejected.
@@ -82,6 +85,8 @@ class TrackFacts:
     total_of_squares: float = 0.0
     clipped: int = 0
     audio_sha256: str = ""
+    kind: str = ""
+    note: str = ""
 
     @property
     def frames(self) -> int:
@@ -93,57 +98,89 @@ def extract(
     path: Path,
     config: FeatureConfig,
     *,
+    into: BinaryIO,
     start_s: float = 0.0,
     end_s: float | None = None,
     origin: str | None = None,
-) -> tuple[bytes, TrackFacts]:
-    """Returns the concatenated .npy files of all parts, and the facts about them.
+) -> TrackFacts:
+    """Writes the .npy files of all parts, one after the other, and returns the facts about them.
+
+    Its memory does not grow with the length of the audio.
 
     Args:
         start_s, end_s: the stretch of the file that is the track.
         origin: name of the audio in messages; default: the path.
 
     Raises:
-        UserError: the file cannot be decoded, is empty, too short or silent, has NaN, or ends before the stretch.
+        TooShortError, SilentError: whole audio that makes no track.
+        UserError: the file cannot be decoded, is empty, has NaN, or ends before the stretch.
+        UnreadableError: it cannot be read now.
     """
     origin = str(path) if origin is None else origin
     duration_s = None if end_s is None else end_s - start_s
-    audio_S, rate_hz = read_audio(path, start_s=start_s, duration_s=duration_s, origin=origin)
-    if duration_s is not None and len(audio_S) < (duration_s - _END_TOLERANCE_S) * rate_hz:
-        raise UserError(f"{origin}: the file ends at {start_s + len(audio_S) / rate_hz:.2f} s; correct start or end")
-    if float(np.abs(audio_S).max()) < SILENT_PEAK:
-        raise UserError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
-    audio_sha256 = digest_audio(audio_S, rate_hz)  # before resampling
-    audio_S = resample(audio_S, rate_hz, config.frontend.sample_rate_hz)
-    frames = len(audio_S) // config.frontend.hop_samples  # a last part of a hop is dropped
-    if frames < config.min_frames:
-        raise UserError(f"{origin}: too short ({frames} frames, fewer than {config.min_frames})")
-    audio_1S = torch.from_numpy(audio_S)[None]
-    pieces: list[bytes] = []
+    frontend = config.frontend
+    heard = _Heard()
+
+    def decode(source: AudioSource) -> Iterator[NDArray[np.float32]]:
+        nonlocal heard
+        heard = _Heard(source.rate_hz)  # audio of more than five minutes is decoded twice
+        samples = None if duration_s is None else round(duration_s * source.rate_hz)
+        blocks = mixed_blocks(source, first=round(start_s * source.rate_hz), samples=samples)
+        return resampled(heard.listen(blocks), source.rate_hz, frontend.sample_rate_hz)
+
+    clip = measured_clip(path, decode, start_s=start_s, origin=origin)
+    if duration_s is not None and heard.samples < (duration_s - _END_TOLERANCE_S) * heard.rate_hz:
+        end = start_s + heard.samples / heard.rate_hz
+        raise UserError(f"{origin}: the file ends at {end:.2f} s; correct start or end")
+    if heard.peak < SILENT_PEAK:
+        raise SilentError(f"{origin}: silent (peak below {SILENT_PEAK:g} of full scale)")
+    frames = clip.samples // frontend.hop_samples  # a last part of a hop is dropped
+    if frames < config.min_frames or clip.samples <= frontend.padding_samples:
+        per_s = frontend.frames_per_s
+        raise TooShortError(
+            f"{origin}: too short ({frames} frames = {frames / per_s:.2f} s, fewer than {config.min_frames} = "
+            f"{config.min_frames / per_s:.2f} s)"
+        )
+    audio_sha256 = heard.digest.hexdigest()
+    return replace(_write_parts(clip, frames, config, into=into), audio_sha256=audio_sha256, note=clip.note)
+
+
+class _Heard:
+    """Length, peak and digest of audio before its resampling; wav and flac of the same music have equal digests."""
+
+    def __init__(self, rate_hz: int = 0) -> None:
+        self.rate_hz, self.samples, self.peak = rate_hz, 0, 0.0
+        self.digest = sha256(f"{rate_hz} Hz".encode())
+
+    def listen(self, blocks: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """Yields the blocks [S]."""
+        for block_S in blocks:
+            self.samples += len(block_S)
+            self.peak = max(self.peak, float(np.abs(block_S).max()))
+            self.digest.update(block_S.data)
+            yield block_S
+
+
+def _write_parts(clip: Clip, frames: int, config: FeatureConfig, *, into: BinaryIO) -> TrackFacts:
     parts: list[FeaturePart] = []
     total = total_of_squares = 0.0
     clipped = offset = 0
     for start, stop in cut_evenly(frames, config.part_frames):
         with torch.inference_mode():
             # with context of neighbouring parts
-            mel_TF = log_mel_slice(audio_1S, start, num_frames=stop - start, config=config.frontend)[0].numpy()
+            mel_BTF = log_mel_of_clip(clip, start, stop - start, samples=clip.samples, config=config.frontend)
+        mel_TF = mel_BTF[0].numpy()
         clipped += int((mel_TF > config.hi).sum()) if config.dtype == "uint8" else 0
         stored_TF = encode_mel(mel_TF, config.dtype, lo=config.lo, hi=config.hi)
         # moments of what training will read
         decoded_TF = decode_mel(stored_TF, lo=config.lo, hi=config.hi).astype(np.float64)
         total += float(decoded_TF.sum())
         total_of_squares += float(np.square(decoded_TF).sum())
-        pieces.append(npy_bytes(stored_TF))
-        parts.append(FeaturePart(start, stop - start, offset, len(pieces[-1]), zlib.crc32(pieces[-1])))
-        offset += len(pieces[-1])
-    return b"".join(pieces), TrackFacts("", tuple(parts), total, total_of_squares, clipped, audio_sha256)
-
-
-def digest_audio(audio_S: NDArray[np.float32], rate_hz: int) -> str:
-    """Returns a digest of decoded audio, equal for the same music in wav and flac."""
-    digest = sha256(f"{rate_hz} Hz".encode())
-    digest.update(np.ascontiguousarray(audio_S).data)
-    return digest.hexdigest()
+        piece = npy_bytes(stored_TF)
+        into.write(piece)
+        parts.append(FeaturePart(start, stop - start, offset, len(piece), zlib.crc32(piece)))
+        offset += len(piece)
+    return TrackFacts("", tuple(parts), total, total_of_squares, clipped)
 
 
 def cut_evenly(frames: int, part_frames: int) -> list[tuple[int, int]]:

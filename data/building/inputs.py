@@ -5,6 +5,7 @@ artist) decides the split, and a track keeps it when others are added or removed
 """
 
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from data.building.tracks import AudioPlace, ListEntry, SourceTrack
 from data.shards.manifest import SPLITS
 from data.store.files import LocalStore, Location, Store
 from data.store.locations import beside, collection_name, is_remote, object_versions, open_location, split_url
+from pupujepa.audio.find import NOT_UNICODE, PassedOver, audio_among, is_unicode, search_folder
 from pupujepa.audio.read import AUDIO_SUFFIXES
 from pupujepa.errors import UserError
 from pupujepa.randomness import generator
@@ -38,15 +40,18 @@ def read_inputs(
     fractions: Sequence[float] = (1.0, 0.0, 0.0),
     group_by: str | None = None,
     workers: int = 1,
+    passed_over: PassedOver | None = None,
 ) -> list[SourceTrack]:
     """Returns the tracks of an input, sorted by name; `position` is the order of the input.
 
     Args:
         inputs: a folder of audio or of tars, a list (.jsonl, .csv, .tsv) or the folder of a `tracks.*` list, or tars:
-            one, several, a pattern (`*`, `{000..099}`), or a .txt with one a line. Paths, file:// or s3://.
+            one, several, a pattern (`*`, `{000..099}`), or a .txt with one a line. Paths, file:// or s3://. Links are
+            followed.
         seed, fractions: of the split into train, valid and test, for tracks without a split.
         group_by: label whose values replace the groups of the input.
         workers: processes that index tars.
+        passed_over: is filled with what is left out before any audio is read.
 
     Raises:
         BuildInputError: no input, no audio, a repeated track name, a missing label, or a group in two splits.
@@ -57,9 +62,11 @@ def read_inputs(
             f"split fractions {list(fractions)} are not three shares (train, valid, test) that sum to 1"
         )
     given = [str(inputs)] if isinstance(inputs, (str, Path)) else list(inputs)
-    entries = _find(given, workers=workers)
+    entries = _entries(given, workers=workers, passed_over=passed_over or PassedOver())
     if group_by is not None:
         entries = [replace(entry, group=group) for entry, group in _by_label(entries, group_by)]
+    # one name may have two forms in Unicode: a Mac writes an accent as a letter of its own
+    entries = [replace(entry, group=unicodedata.normalize("NFC", entry.group)) for entry in entries]
     tracks = [
         SourceTrack(
             track=entry.track,
@@ -83,22 +90,34 @@ def read_inputs(
     return tracks
 
 
-def _find(given: Sequence[Location], *, workers: int) -> list[ListEntry]:
+def _entries(given: Sequence[Location], *, workers: int, passed_over: PassedOver) -> list[ListEntry]:
+    """Returns the tracks of the input whose names can be stored."""
+    entries = []
+    for entry in _find(given, workers=workers, passed_over=passed_over):
+        if is_unicode(entry.track):
+            entries.append(entry)
+        else:
+            passed_over.add(NOT_UNICODE, entry.audio.name)
+    if not entries:
+        raise BuildInputError(f"no name of the input is valid Unicode, so no track can be stored; rename {given[0]}")
+    return entries
+
+
+def _find(given: Sequence[Location], *, workers: int, passed_over: PassedOver) -> list[ListEntry]:
     if len(given) == 1 and not given[0].endswith(TAR_SUFFIX):
         [url] = given
         store = open_location(url)
         folder, name = split_url(url.rstrip("/"))
         suffix = PurePosixPath(name).suffix.lower()
         if suffix == _TAR_LIST_SUFFIX:
-            lines = open_location(folder).read(name).decode().split()
-            return _tars([beside(url, line) for line in lines], workers=workers)
+            return _tars(_tar_list(open_location(folder).read(name), url), workers=workers)
         if suffix in LIST_SUFFIXES:
             return _listed(url)
         if suffix in AUDIO_SUFFIXES:
             raise BuildInputError(f"{url} is a single audio file; give the folder that holds it, or a list of tracks")
         if isinstance(store, LocalStore) and not store.root.is_dir():
             raise BuildInputError(f"{url} does not exist, so there is nothing to build; give a folder, a list or tars")
-        return _folder(store, workers=workers)
+        return _folder(store, workers=workers, passed_over=passed_over)
     others = [url for url in given if not url.endswith(TAR_SUFFIX)]
     if others:
         raise BuildInputError(
@@ -108,12 +127,27 @@ def _find(given: Sequence[Location], *, workers: int) -> list[ListEntry]:
     return _tars(given, workers=workers)
 
 
-def _folder(store: Store, *, workers: int) -> list[ListEntry]:
-    versions = dict.fromkeys(store.list(), "") if isinstance(store, LocalStore) else store.versions()
+def _tar_list(content: bytes, url: Location) -> list[Location]:
+    """Returns the tars of a list, one a line, without comments."""
+    try:
+        lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise BuildInputError(f"{url} is not a UTF-8 list of tars ({error}); save it as UTF-8") from error
+    tars = [beside(url, line) for line in lines if line and not line.startswith("#")]
+    if not tars:
+        raise BuildInputError(f"{url} names no tar, so there is nothing to build; write one a line")
+    return tars
+
+
+def _folder(store: Store, *, workers: int, passed_over: PassedOver) -> list[ListEntry]:
     for name in LIST_NAMES:
-        if name in versions:
+        if store.exists(name):
             return _listed(store.locate(name))
-    audio = [name for name in versions if PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES]
+    if isinstance(store, LocalStore):
+        versions = dict.fromkeys(sorted(search_folder(store.root, passed_over)), "")
+    else:
+        versions = store.versions()
+    audio = audio_among(versions, passed_over)
     tars = [name for name in versions if name.endswith(TAR_SUFFIX)]
     if audio:
         if tars:
@@ -126,9 +160,10 @@ def _folder(store: Store, *, workers: int) -> list[ListEntry]:
     if tars:
         found = [TarFile(store.url, name, name.removesuffix(TAR_SUFFIX), versions[name]) for name in tars]
         return read_tars(found, workers=workers, source=collection_name(store.url))
+    instead = "".join(f"; {line}" for line in passed_over.lines())
     raise BuildInputError(
         f"{store.url} holds no audio ({', '.join(AUDIO_SUFFIXES)}), no {TAR_SUFFIX} and no list "
-        f"({', '.join(LIST_NAMES)}); give another folder or list"
+        f"({', '.join(LIST_NAMES)}); give another folder or list{instead}"
     )
 
 

@@ -1,20 +1,26 @@
 """Shares of a build: each machine makes the features of every n-th unit, and a merge packs them.
 
 A finished share writes a receipt beside the spool, with the facts of its tracks. The merge computes no features, which
-could take days on one machine; it names unfinished shares.
+could take days on one machine; it names unfinished shares. Shares of one build may run at once; nothing else may.
 """
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from data.building.features import TrackFacts
 from data.building.spool import facts_from_json
 from data.store.files import Store
 from pupujepa.errors import UserError
+from pupujepa.locks import FolderInUseError, only_writer, open_locked
 
 _MAX_NAMED = 8
+# parts come in one after the other, each in milliseconds, hundreds of them at once when a job array starts
+_ENTRY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,56 @@ def read_receipts(store: Store, parts: int, *, digest: str) -> dict[str, TrackFa
             "with other settings; run those parts again with the arguments of the merge"
         )
     return facts
+
+
+@contextmanager
+def only_build(folder: Path, *, digest: str, is_part: bool) -> Iterator[None]:
+    """Reserves a folder for a build. The kernel ends the reservation with the process.
+
+    Args:
+        digest: of the build.
+        is_part: other parts of the same build may come in too.
+
+    Raises:
+        FolderInUseError: another build, or a part of one, is at work in the folder.
+        UserError: a folder that cannot be made or written to.
+    """
+    if not is_part:
+        with only_writer(folder):
+            _refuse_parts_but(None, folder)
+            yield
+        return
+    own, handle = folder / f".parts-{digest[:16]}.lock", None
+    with only_writer(folder, wait_s=_ENTRY_S):
+        _refuse_parts_but(own, folder)
+        with suppress(OSError):  # no locks on this file system: `only_writer` has warned
+            own.touch()
+            handle = open_locked(own, shared=True)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _refuse_parts_but(own: Path | None, folder: Path) -> None:
+    """Removes the locks of parts that have ended.
+
+    Raises:
+        FolderInUseError: parts of another build are at work.
+    """
+    for lock in set(folder.glob(".parts-*.lock")) - {own}:
+        try:
+            handle = open_locked(lock, shared=False)
+        except BlockingIOError as error:
+            raise FolderInUseError(
+                f"parts of a build are being made in {folder}; another build would mix its files with theirs: "
+                "wait for them, end them, or choose another folder"
+            ) from error
+        except OSError:  # no locks on this file system
+            continue
+        lock.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _named(shares: Sequence[Share]) -> str:

@@ -6,10 +6,11 @@ so machines that share only a store can fill one together.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,12 +19,22 @@ from typing import Any
 from data.building.config import BuildConfig
 from data.building.features import FeatureConfig, FeaturePart, TrackFacts, extract
 from data.building.local_audio import local_audio, local_file, require_members
-from data.building.tracks import AudioPlace, SourceTrack
-from data.pool import map_unordered
-from data.store.files import Location, MissingObjectError, Store, StoreError
+from data.building.rejections import Rejections
+from data.building.tracks import (
+    DAMAGED,
+    MISSING,
+    SILENT,
+    TOO_SHORT,
+    UNREADABLE,
+    AudioPlace,
+    SilentError,
+    SourceTrack,
+    TooShortError,
+)
+from data.pool import map_unordered, warm_up
+from data.store.files import Location, MissingObjectError, StoreError, new_file
 from data.store.locations import is_remote, open_location, split_url
-from pupujepa.errors import UserError
-from pupujepa.json_lines import encode_rows
+from pupujepa.errors import UnreadableError, UserError
 from pupujepa.progress import Progress
 
 Unit = Sequence[tuple[SourceTrack, str]]
@@ -44,9 +55,12 @@ def _identity(audio: AudioPlace) -> tuple[str, Any]:
     folder, name = split_url(audio.url)
     path = open_location(folder).local_path(name)
     assert path is not None  # not remote
-    status = path.stat() if path.exists() else None
-    # a missing file is rejected later
-    return str(path.resolve()), (status.st_size, status.st_mtime_ns) if status else (0, 0)
+    real = os.path.realpath(path)  # unlike Path.resolve, it accepts a loop of links
+    try:
+        status = path.stat()
+    except OSError:  # found again, and judged, when the file is decoded
+        return real, (0, 0)
+    return real, (status.st_size, status.st_mtime_ns)
 
 
 def units(tracks: Sequence[SourceTrack], names: Sequence[str]) -> list[Unit]:
@@ -71,8 +85,8 @@ def spooled_facts(spool: Location, names: Iterable[str]) -> dict[str, TrackFacts
     for name in names:
         if f"{name}.json" in present:
             facts = facts_from_json(json.loads(store.read(f"{name}.json")))
-            # an earlier version, without duplicates, wrote facts without a digest of the audio
-            if facts.rejected or (facts.audio_sha256 and f"{name}.parts" in present):
+            # earlier versions wrote facts without a digest of the audio, and rejected files that could not be read
+            if facts.kind or (facts.audio_sha256 and f"{name}.parts" in present):
                 known[name] = facts
     return known
 
@@ -86,7 +100,7 @@ def spool_unit(unit: Unit, *, spool: Location, config: FeatureConfig) -> list[Tr
     """Makes the parts of the tracks, or their reasons for rejection, and writes them to the spool.
 
     Raises:
-        StoreError: an object store cannot be read or written, which does not reject the track.
+        StoreError, UnreadableError: the audio or the spool cannot be read or written now, which rejects no track.
     """
     first = unit[0][0].audio
     with ExitStack() as stack:
@@ -101,19 +115,38 @@ def _spool_track(
     track: SourceTrack, name: str, *, spool: Location, config: FeatureConfig, tar: Path | None
 ) -> TrackFacts:
     store, audio = open_location(spool), track.audio
+    # the next start tries again what is missing or cannot be read: those reasons leave nothing in the spool
     try:
         with local_audio(audio, tar=tar) as file:
-            stored, facts = extract(file, config, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
+            _require_there(file, origin=audio.name)
+            with new_file(store, f"{name}.parts") as parts, parts.open("wb") as into:
+                facts = extract(file, config, into=into, start_s=audio.start_s, end_s=audio.end_s, origin=audio.name)
     except MissingObjectError as error:
-        stored, facts = b"", TrackFacts(rejected=str(error))
+        return TrackFacts(rejected=str(error), kind=MISSING)
     except StoreError:
         raise  # a failing object store says nothing about the track
+    except UnreadableError as error:  # any other OSError is of the spool
+        return TrackFacts(rejected=f"{audio.name}: cannot be read ({error.strerror})", kind=UNREADABLE)
     except UserError as error:
-        stored, facts = b"", TrackFacts(rejected=str(error))
-    if stored:
-        store.write(f"{name}.parts", stored)
+        facts = TrackFacts(rejected=str(error), kind=_kind_of(error))
     store.write(f"{name}.json", json.dumps(asdict(facts)).encode())  # last: it marks the track as done
     return facts
+
+
+def _require_there(file: Path, *, origin: str) -> None:
+    """Tells a missing file from a damaged one, which is not tried again, and from one that cannot be read now."""
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingObjectError(f"{origin}: no such audio file; check the path") from error
+    except OSError as error:
+        raise UnreadableError(error.errno, error.strerror, origin) from error
+
+
+def _kind_of(error: UserError) -> str:
+    if isinstance(error, TooShortError):
+        return TOO_SHORT
+    return SILENT if isinstance(error, SilentError) else DAMAGED
 
 
 def read_part(spool: Location, name: str, part: FeaturePart) -> bytes:
@@ -124,60 +157,24 @@ def read_part(spool: Location, name: str, part: FeaturePart) -> bytes:
     return content
 
 
-REJECTED_NAME = "rejected.jsonl"
-
-
-@dataclass(frozen=True)
-class Rejections:
-    """The limit and the list of unusable tracks.
-
-    Args:
-        total: tracks of the whole input.
-        store: of the corpus.
-        name: of the list in the store.
-    """
-
-    config: BuildConfig
-    total: int
-    store: Store
-    name: str = REJECTED_NAME
-
-    def write(self, rejected: Mapping[str, str]) -> None:
-        """Writes the list of unusable tracks and reasons."""
-        rows = ({"reason": reason, "track": track} for track, reason in sorted(rejected.items()))
-        self.store.write(self.name, encode_rows(rows))
-
-    def judge(self, rejected: Mapping[str, str]) -> None:
-        """Writes the list and raises UserError if there are more than allowed, or all tracks are unusable."""
-        count = len(rejected)
-        if self.config.bears(count, self.total) and count < self.total:
-            return
-        self.write(rejected)
-        where, first = f"see {self.store.locate(self.name)}", next(iter(rejected.values()))
-        if count == self.total:
-            raise UserError(f"none of {self.total} files can be used, the first because: {first}; {where}")
-        raise UserError(
-            f"{count} of {self.total} files cannot be used, more than --max-rejected {self.config.max_rejected:g} "
-            f"allows, the first because: {first}; {where}, then repair or remove them, or raise the limit"
-        )
-
-
 def make_features(
     units: Sequence[Unit], *, spool: Location, config: BuildConfig, workers: int, rejections: Rejections
 ) -> dict[str, TrackFacts]:
     """Makes the parts of all tracks of `units` in the spool; returns their facts by spool name.
 
     Raises:
-        UserError: more unusable tracks than allowed; it stops at the first too many.
+        UserError: too many unusable tracks, at once if they are many more, or tracks that cannot be read now.
     """
     tracks = {name: track for unit in units for track, name in unit}
     known = spooled_facts(spool, tracks)
     todo = [[(track, name) for track, name in unit if name not in known] for unit in units]
-    rejected = {tracks[name].track: facts.rejected for name, facts in known.items() if facts.rejected}
-    rejections.judge(rejected)
+    left_out = {tracks[name].track: facts for name, facts in known.items() if facts.rejected}
+    pieces = list(enumerate(unit for unit in todo if unit))
+    rejections.judge(left_out, at_end=not pieces)
     frames, hours_per_frame = 0, 1 / config.features.frontend.frames_per_s / 3600
     work = partial(spool_unit, spool=spool, config=config.features)
-    pieces = list(enumerate(unit for unit in todo if unit))
+    if pieces:
+        warm_up("data.building.spool")  # its imports would slow the first tracks down, and the rate with them
     with (
         Progress(len(tracks), title="features", unit="tracks") as progress,
         closing(map_unordered(work, pieces, workers=workers, preload="data.building.spool")) as results,
@@ -188,8 +185,10 @@ def make_features(
                 known[name] = facts
                 frames += facts.frames
                 if facts.rejected:
-                    rejected[track.track] = facts.rejected
-            rejections.judge(rejected)
+                    left_out[track.track] = facts
+            is_end = len(known) == len(tracks)
+            if is_end or any(facts.rejected for facts in found):
+                rejections.judge(left_out, at_end=is_end)
             rate = frames * hours_per_frame / (progress.elapsed_s / 60)
-            progress.advance(len(found), note=f"{rate:.2f} h of audio per minute, {len(rejected)} rejected")
+            progress.advance(len(found), note=f"{rate:.2f} h of audio per minute, {len(left_out)} left out")
     return known

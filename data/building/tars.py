@@ -1,8 +1,9 @@
 """WebDataset tars of audio as an input, indexed by their headers alone.
 
-A sample is all members of one key: one or more audio files (`key.flac`), and optionally `key.json`: an object of
-labels, or, with a field `labels`, of all fields of a list's line: track, source, split, group, labels. A track is named
-`<tar>/<key>`, or `<tar>/<key>.<ending>` if the sample has several audio files.
+A sample is all members of one key, the name up to its first dot: one or more audio files (`key.flac`), and optionally
+`key.json`: an object of labels, or, with a field `labels`, of all fields of a list's line: track, source, split, group,
+labels. For names with dots, `key.mix.json` describes `key.mix.flac`. The JSON may come anywhere in the tar. A track is
+named `<tar>/<key>`, or `<tar>/<key>.<ending>` if the sample has several audio files.
 
 Plain tar readers take a cut or overwritten tar for a shorter one. Here a tar without its end mark is refused.
 """
@@ -11,8 +12,8 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -42,11 +43,16 @@ class TarError(UserError):
 
 @dataclass(frozen=True)
 class TarSample:
-    """One sample: its audio files, and the content of its JSON member."""
+    """One sample: its audio files, and the content of the JSON members that describe them.
+
+    infos: by the stem, which a name has between key and suffix: "" for `key.json`, "mix" for `key.mix.json`.
+    strays: names of JSON members that describe no audio.
+    """
 
     key: str
-    audio: tuple[Member, ...]
-    info: dict[str, Any]
+    audio: tuple[Member, ...] = ()
+    infos: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    strays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,14 @@ def read_tars(tars: Sequence[TarFile], *, workers: int, source: str) -> list[Lis
     entries: list[ListEntry] = []
     damaged: list[str] = []
     silent: list[str] = []
+    strays: list[str] = []
     read = map_in_order(_sample_or_reason, list(tars), workers=min(workers, len(tars)), preload="data.building.tars")
     for tar, found in zip(tars, follow(read, total=len(tars), title="index", unit="tars"), strict=True):
         if isinstance(found, str):
             damaged.append(found)
             continue
         silent += [f"{tar.name}/{sample.key}" for sample in found if not sample.audio]
+        strays += [f"{tar.name}/{stray}" for sample in found if sample.audio for stray in sample.strays]
         entries += [entry for sample in found for entry in _entries(tar, sample, source=source)]
     if damaged:
         more = f"; and {len(damaged) - _MAX_NAMED} more" if len(damaged) > _MAX_NAMED else ""
@@ -88,6 +96,12 @@ def read_tars(tars: Sequence[TarFile], *, workers: int, source: str) -> list[Lis
         )
     if silent:
         _LOG.warning("%d samples of the tars hold no audio and are left out, the first is %s", len(silent), silent[0])
+    if strays:
+        _LOG.warning(
+            "%d JSON members of the tars describe no audio, so they label no track; the first is %s",
+            len(strays),
+            strays[0],
+        )
     return entries
 
 
@@ -102,15 +116,36 @@ def index_tar(file: BinaryIO, *, size_bytes: int, name: str) -> list[TarSample]:
         TarError: not a tar, cut, a damaged header, or JSON that is not an object.
     """
     samples: list[TarSample] = []
+    contents: list[dict[str, bytes]] = []  # of the JSON members of each sample, by stem
+    place_of_key: dict[str, int] = {}  # the last sample of each
+    last_key = ""
     for member, content in _members(file, size_bytes=size_bytes, name=name):
-        if not samples or samples[-1].key != member.key:  # members of a sample are adjacent
-            samples.append(TarSample(member.key, (), {}))
-        last = samples[-1]
-        if content is not None:
-            samples[-1] = TarSample(last.key, last.audio, _json_object(content, f"{name}, {member.key}.json"))
-        elif PurePosixPath(f"x.{member.ending}").suffix.lower() in AUDIO_SUFFIXES:
-            samples[-1] = TarSample(last.key, (*last.audio, member), last.info)
-    return samples
+        is_audio = PurePosixPath(f"x.{member.ending}").suffix.lower() in AUDIO_SUFFIXES
+        here = place_of_key.get(member.key, -1)
+        # audio of a key that has some makes another sample, unless the two are adjacent
+        if here < 0 or (is_audio and samples[here].audio and member.key != last_key):
+            here = place_of_key[member.key] = len(samples)
+            samples.append(TarSample(member.key))
+            contents.append({})
+        last_key = member.key
+        if content is not None and contents[here].setdefault(_stem(member), content) is not content:
+            raise TarError(f"{name} holds {member.key}.{member.ending} twice, so labels are in doubt; remove one")
+        if is_audio:
+            samples[here] = replace(samples[here], audio=(*samples[here].audio, member))
+    return [_with_labels(*found, name=name) for found in zip(samples, contents, strict=True)]
+
+
+def _stem(member: Member) -> str:
+    """Returns the part of a member's name between its key and its suffix: "" for `key.wav`."""
+    return member.ending.rpartition(".")[0]
+
+
+def _with_labels(sample: TarSample, contents: Mapping[str, bytes], *, name: str) -> TarSample:
+    """Returns the sample with the JSON members that describe its audio; others are not parsed."""
+    names = {stem: f"{sample.key}.{stem}.json" if stem else f"{sample.key}.json" for stem in contents}
+    described = names.keys() & {"", *map(_stem, sample.audio)}
+    infos = {stem: _json_object(contents[stem], f"{name}, {names[stem]}") for stem in sorted(described)}
+    return replace(sample, infos=infos, strays=tuple(names[stem] for stem in names if stem not in described))
 
 
 def _members(file: BinaryIO, *, size_bytes: int, name: str) -> Iterator[tuple[Member, bytes | None]]:
@@ -122,15 +157,22 @@ def _members(file: BinaryIO, *, size_bytes: int, name: str) -> Iterator[tuple[Me
                 if info.offset_data + info.size > size_bytes:
                     raise TarError(f"{name} is cut inside {info.name}")
                 last = info.name
-                if not info.isreg() or PurePosixPath(info.name).name.startswith("."):
+                if info.isdir() or PurePosixPath(info.name).name.startswith("."):
                     continue
+                if info.issparse():
+                    raise TarError(f"{name} stores {info.name} with holes; make it again without --sparse")
                 folder, _, base = info.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
-                stream = tar.extractfile(info) if ending.lower() == "json" else None
+                if not info.isreg():  # a link holds no bytes: its sample will be named as one without audio
+                    ending = "link"
+                is_json = f".{ending}".lower().endswith(".json")
+                stream = tar.extractfile(info) if is_json else None
                 yield Member(key, ending, info.offset_data, info.size), stream.read() if stream else None
             end = tar.offset
-    except tarfile.TarError as error:
+    except TarError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:  # damaged numbers in headers too
         raise TarError(f"{name} is not a tar or is damaged after {last} ({error})") from error
     file.seek(end)
     # tarfile, and every reader built on it, takes a damaged header for the end
@@ -142,7 +184,8 @@ def _members(file: BinaryIO, *, size_bytes: int, name: str) -> Iterator[tuple[Me
 def _json_object(content: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError as error:
+        json.dumps(found, allow_nan=False)  # NaN and 1e400 could not be written into a shard
+    except (ValueError, RecursionError) as error:
         raise TarError(f"{where} is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise TarError(f"{where} is not an object of labels but {type(found).__name__}")
@@ -162,14 +205,16 @@ def _sample_or_reason(tar: TarFile) -> list[TarSample] | str:
             return index_tar(file, size_bytes=size_bytes, name=where)
     except TarError as error:
         return str(error)
+    except OSError as error:  # says nothing about the tar
+        raise TarError(f"{where} cannot be read now ({error.strerror}); mend this, then run again") from error
 
 
 def _entries(tar: TarFile, sample: TarSample, *, source: str) -> Iterator[ListEntry]:
-    info = sample.info if isinstance(sample.info.get("labels"), dict) else {"labels": sample.info or None}
     for member in sample.audio:
+        given = sample.infos.get(_stem(member)) or sample.infos.get("", {})
+        info = given if isinstance(given.get("labels"), dict) else {"labels": given or None}
         name = f"{tar.name}/{sample.key}"
-        given = info.get("track")
-        track = str(given) if given is not None else name
+        track = str(info["track"]) if info.get("track") is not None else name
         if len(sample.audio) > 1:
             track = f"{track}.{member.ending}"
         yield ListEntry(

@@ -1,10 +1,24 @@
-"""Tracks of a build, and the location of their audio."""
+"""Tracks of a build, the location of their audio, and the kinds of tracks that are left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from data.store.files import Location
+from pupujepa.errors import UserError
+
+# kinds of tracks that are left out; the first two are no damage
+TOO_SHORT, SILENT = "too short", "silent"
+DAMAGED, MISSING = "damaged", "missing"
+UNREADABLE = "unreadable"  # for now: another start tries it again
+
+
+class TooShortError(UserError):
+    """Whole audio that is shorter than the shortest track of the build."""
+
+
+class SilentError(UserError):
+    """Whole audio that is silent throughout."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +91,8 @@ class SourceTrack:
     split: str
     labels: Mapping[str, Any] | None = None
     position: int = field(default=0, compare=False)
+
+
+def quantity(number: int, noun: str) -> str:
+    """Returns "1 track" or "2 tracks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -143,7 +143,7 @@ def choose_pieces(
 def _read_cached(candidate: Candidate, *, corpus: Path, cache: Path, reader: str) -> Piece | dict[str, str]:
     path = cache / f"{candidate.uid}.json"
     stamp = {"format": FORMAT_VERSION, "music21": reader}
-    entry = json.loads(path.read_text()) if path.is_file() else {"stamp": None}
+    entry: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"stamp": None}
     if entry["stamp"] != stamp:
         try:
             piece, reason = piece_to_json(parse_piece(candidate, corpus)), None

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pupujepa.durable import PART_SUFFIX, atomic_file
-from pupujepa.errors import UserError
+from pupujepa.errors import UnreadableError, UserError
 
 Location = str
 # a disk, a server or a limit that fails now
@@ -165,7 +165,8 @@ class LocalStore(Store):
 
     def exists(self, path: str = "") -> bool:
         """Returns True if the file exists."""
-        return self.local_path(path).is_file()
+        with _named(self.locate(path)):
+            return self.local_path(path).is_file()
 
     def size(self, path: str = "") -> int:
         """Returns the length of the file."""
@@ -215,15 +216,30 @@ def local_copy(store: Store, path: str) -> Iterator[Path]:
         yield own
         return
     with tempfile.TemporaryDirectory(prefix="pupujepa-") as folder:
-        copy = Path(folder) / Path(path).name
+        copy = Path(folder) / f"copy{Path(path).suffix}"  # keys may be longer than file names
         store.download(path, copy)
         yield copy
+
+
+@contextmanager
+def new_file(store: Store, path: str) -> Iterator[Path]:
+    """Yields a temporary local file; when the block succeeds, it becomes the object `path`."""
+    own = store.local_path(path)
+    if own is not None:
+        with _named(store.locate(path)), atomic_file(own) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="pupujepa-") as folder:
+        yield Path(folder) / "new"
+        store.upload(Path(folder) / "new", path)
 
 
 @contextmanager
 def _named(location: Location) -> Iterator[None]:
     try:
         yield
+    except UnreadableError:
+        raise  # of another file, read meanwhile
     except FileNotFoundError as error:
         raise MissingObjectError(f"{location} does not exist; correct the path or restore the file") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:

@@ -71,9 +71,14 @@ class StreamConfig:
 
 
 def default_cache_dir() -> Path:
-    """Returns the default cache folder: the site's, or one per user of the node."""
-    site = os.environ.get("PUPUJEPA_CACHE_DIR")  # slurm/env.sh
-    return Path(site) if site else Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
+    """Returns the default cache folder: the site's, or one per user of the node, kept for the next run."""
+    return site_cache_dir() or Path(tempfile.gettempdir()) / f"pupujepa-shards-{os.getuid()}"
+
+
+def site_cache_dir() -> Path | None:
+    """Returns the cache folder that the environment names (slurm/env.sh)."""
+    site = os.environ.get("PUPUJEPA_CACHE_DIR")
+    return Path(site) if site else None
 
 
 def named_corpora(config: StreamConfig) -> dict[str, CorpusConfig]:

@@ -11,9 +11,10 @@ from data.reading.reader import ShardReader
 from data.reading.room import CacheConfig
 from data.reading.tally import Tally
 from data.store.store import open_store
-from data.stream.config import StreamConfig, default_cache_dir
+from data.stream.config import StreamConfig, default_cache_dir, site_cache_dir
 from data.stream.corpora import Corpora, StreamCorpus
 from data.stream.source import ReadPlan
+from pupujepa.durable import private_folder
 
 
 @contextmanager
@@ -60,7 +61,8 @@ def node_cache(config: StreamConfig, corpus: StreamCorpus, *, tally: Tally) -> S
     store = open_store(corpus.url, policy=config.retries)
     if store.local_path() is not None:
         return None
-    directory = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+    chosen = Path(config.cache_dir) if config.cache_dir else site_cache_dir()
+    directory = chosen or private_folder(default_cache_dir())
     namespace = corpus.manifest.digest
     return ShardCache(CacheConfig(directory, config.cache_bytes), store=store, namespace=namespace, tally=tally)
 

@@ -14,7 +14,7 @@ the lanes resumes a checkpoint of any other.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from data.order.layout import Layout, OrderError
@@ -164,7 +164,7 @@ class Stream:
             numbers[f"mix/{corpus.name}/epochs"] = items / (layout.items_per_lane_epoch * layout.lanes)
         return numbers
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Yields batches from the current position; restarts a step that was yielded in part.
 
         Raises:

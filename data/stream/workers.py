@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import webdataset
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, _utils, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.pool import leave_with_parent
@@ -30,10 +30,10 @@ from data.stream.config import StreamConfig
 from data.stream.corpora import Corpora
 from data.stream.open_corpora import open_readers
 from data.stream.source import ReadPlan, SampleSource
-from pupujepa.errors import UserError
+from pupujepa.errors import EXIT_CODE_LOST, UserError
 
 _KEPT_BYTES = 16 * 2**20  # larger than any sample
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ class Handover:
 
     def _codes(self, slot: tuple[int, int], like: Tensor) -> Tensor:
         return self.memory[slot][: like.nbytes].view(like.dtype).view(like.shape)
+
+
+class WorkerLostError(UserError):
+    """A data worker was killed, as by the kernel when memory runs out."""
+
+    exit_code = EXIT_CODE_LOST
 
 
 @dataclass(frozen=True)
@@ -132,29 +138,63 @@ def deliveries_of(recipe: Recipe, *, pin_memory: bool) -> Iterator[Iterator[Deli
     try:
         yield (_taken(delivery, handover, pin_memory=pin_memory) for delivery in _whole_deliveries(deliveries))
     finally:
-        # torch ends workers when the iterator is collected: a traceback delays that, and the cycle collector takes
-        # 5 s per worker; there is no public way
         if isinstance(deliveries, _MultiProcessingDataLoaderIter):
-            deliveries._shutdown_workers()
-            for worker in deliveries._workers:
-                worker.kill()  # some may be stuck in a download; they block SIGTERM
+            _end_workers(deliveries)
+
+
+def _end_workers(deliveries: _MultiProcessingDataLoaderIter) -> None:
+    """Kills the workers; there is no public way.
+
+    torch ends them when the iterator is collected, which a traceback delays. It waits 10 s for each that is stuck, in a
+    download for example, because they block SIGTERM.
+    """
+    if deliveries._worker_pids_set:
+        _utils.signal_handling._remove_worker_pids(id(deliveries))  # their deaths are no errors from here on
+        deliveries._worker_pids_set = False
+    for worker in deliveries._workers:
+        worker.kill()
+    deliveries._shutdown_workers()
 
 
 def _whole_deliveries(deliveries: Iterator[Delivery | Failure]) -> Iterator[Delivery | Failure]:
-    """Yields deliveries; a worker's death during one raises the error of torch for a death before it."""
+    """Yields deliveries.
+
+    Raises:
+        WorkerLostError: a worker died, before it handed over a batch or while it did.
+    """
     while True:
         try:
             delivery = next(deliveries)
         except StopIteration:
             return
-        except (ConnectionError, EOFError, FileNotFoundError) as error:
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
             if "in DataLoader worker process" in str(error):
                 raise  # a worker's own error, with its traceback
-            raise RuntimeError(
-                f"DataLoader worker exited unexpectedly while it handed over a batch ({error!r}); if the kernel's log "
-                "says that it ran out of memory, use fewer workers or request more memory"
+            lost = _lost_workers(deliveries)
+            if not lost and isinstance(error, RuntimeError):
+                raise
+            raise WorkerLostError(
+                f"{lost or 'a data worker ended'}, so no batch follows; run the same command again, with more memory "
+                "or a lower stream.workers if the kernel's log says that it ran out of memory"
             ) from error
         yield delivery
+
+
+def _lost_workers(deliveries: Iterator[Delivery | Failure]) -> str:
+    """Returns the ends of dead workers in words, "" if all live."""
+    if not isinstance(deliveries, _MultiProcessingDataLoaderIter):
+        return ""
+    return " and ".join(
+        f"data worker {number} (process {worker.pid}) {_end_of(worker.exitcode)}"
+        for number, worker in enumerate(deliveries._workers)
+        if not worker.is_alive()
+    )
+
+
+def _end_of(exit_code: int | None) -> str:
+    if exit_code is None or exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    return f"was killed by {signal.Signals(-exit_code).name}"
 
 
 def _taken(delivery: Delivery | Failure, handover: Handover | None, *, pin_memory: bool) -> Delivery | Failure:

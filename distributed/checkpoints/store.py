@@ -33,6 +33,7 @@ from distributed.checkpoints.shared_directory import CheckpointPlace, SharedDire
 from distributed.processes.collectives import SupersededError, TaskOutcome, all_are, from_all, of_first, outcome_of
 from distributed.processes.topology import Topology
 from distributed.run.log import read_metrics
+from pupujepa.durable import sync
 
 _WAIT_S = 0.02  # between two looks at the threads, while training waits
 
@@ -267,6 +268,8 @@ class CheckpointStore:
         manifest = render_manifest(flight.facts, files)
         if self.fence is not None:
             self.fence.require_current()
+        if self._metrics is not None and self._metrics.exists():
+            sync(self._metrics)  # or a power failure could take rows from before the checkpoint
         self.place.commit(flight.step, manifest, names=files)
         there = self.place.steps()
         for step in sorted(set(there) - self._kept(there)):

@@ -72,11 +72,7 @@ def read_driver_gpus() -> list[SmiGpu]:
         listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return parse_driver_gpus(listed)
-
-
-def parse_driver_gpus(listed: str) -> list[SmiGpu]:
-    """Parses nvidia-smi's rows; unknown memory ("[N/A]") is 0."""
+    # unknown memory ("[N/A]") is 0
     rows = [[cell.strip() for cell in row] for row in csv.reader(listed.splitlines()) if len(row) == len(_QUERY)]
     mib = {cell: int(cell) for row in rows for cell in row if cell.isdecimal()}
     return [SmiGpu(name, driver, mib.get(total, 0), mib.get(used, 0)) for name, driver, total, used in rows]

@@ -30,11 +30,11 @@ def store_findings(url: str, *, write: bool, now_s: Callable[[], float] = time.t
     """Connects to a store and judges it; `write` also checks the right to write."""
     with _sentence("store") as failures:
         store = open_store(url, policy=_IMPATIENT)
-        findings = _folder(store, write=write) if isinstance(store, LocalStore) else _server(store, now_s)
+        findings = [_folder(store, write=write)] if isinstance(store, LocalStore) else _server(store, now_s)
     if failures:
         return failures
     findings += _read(store)
-    if write and not isinstance(store, LocalStore):
+    if write:
         findings += _write(store)
     merged: dict[str, Finding] = {}
     for finding in findings:
@@ -73,23 +73,14 @@ def _sentence(name: str) -> Iterator[list[Finding]]:
         failures.append(Finding(name, FAILED, f"no client can be loaded: {error}", "pip install 'pupujepa[data]'"))
 
 
-def _folder(store: LocalStore, *, write: bool) -> list[Finding]:
-    findings = [Finding("store", OK, f"{store.root} is a folder here")]
-    if not store.root.is_dir():
-        # a folder to write may not exist yet; a folder to read must
-        level, remedy = ABSENT if write else FAILED, "python -m data build makes it; or correct --url"
-        findings = [Finding("store", level, f"{store.root} does not exist", remedy)]
-        if store.root.exists():
-            findings = [Finding("store", FAILED, f"{store.root} is a file", "name the folder that holds manifest.json")]
-    if write:
-        # the nearest folder that exists, so that the check makes none
-        place = read_folder("store: write", store.root)
-        finding = Finding(place.name, OK, f"files can be made in {place.folder}")
-        if place.error:
-            found = f"no file can be made in {place.folder}: {place.error}"
-            finding = Finding(place.name, FAILED, found, "correct --url, or mend the folder's rights")
-        findings.append(finding)
-    return findings
+def _folder(store: LocalStore, *, write: bool) -> Finding:
+    if store.root.is_dir():
+        return Finding("store", OK, f"{store.root} is a folder here")
+    if store.root.exists():
+        return Finding("store", FAILED, f"{store.root} is a file", "name the folder that holds manifest.json")
+    # a folder to write may not exist yet; a folder to read must
+    level = ABSENT if write else FAILED
+    return Finding("store", level, f"{store.root} does not exist", "python -m data build makes it; or correct --url")
 
 
 def _server(store: Store, now_s: Callable[[], float]) -> list[Finding]:
@@ -130,7 +121,14 @@ def _read(store: Store) -> list[Finding]:
 
 
 def _write(store: Store) -> list[Finding]:
-    """Writes an object, reads it back, tries to create it again, and removes it."""
+    """Writes an object, reads it back, tries to create it again, and removes it; none in a folder."""
+    if isinstance(store, LocalStore):
+        # the nearest folder that exists, so that the check makes none
+        place = read_folder("store: write", store.root)
+        if not place.error:
+            return [Finding(place.name, OK, f"files can be made in {place.folder}")]
+        found = f"no file can be made in {place.folder}: {place.error}"
+        return [Finding(place.name, FAILED, found, "correct --url, or mend the folder's rights")]
     name, path, content = "store: write", f"doctor-{secrets.token_hex(8)}", secrets.token_bytes(_WRITTEN_BYTES)
     with _sentence(name) as failures:
         began = time.perf_counter()

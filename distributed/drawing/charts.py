@@ -8,7 +8,7 @@ dark and print. The drawing holds its points as JSON, for the crosshair through 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 
@@ -171,13 +171,8 @@ def thin_points(series: Series) -> Series:
         return series
     edges = [round(i * count / MAX_POINTS) for i in range(MAX_POINTS + 1)]
     runs = list(pairwise(edges))
-    return Series(
-        series.label,
-        tuple(sum(series.x[a:b]) / (b - a) for a, b in runs),
-        tuple(sum(series.y[a:b]) / (b - a) for a, b in runs),
-        series.tone,
-        series.dashed,
-    )
+    x, y = (tuple(sum(values[a:b]) / (b - a) for a, b in runs) for values in (series.x, series.y))
+    return replace(series, x=x, y=y)
 
 
 def ticks(lo: float, hi: float, count: int = 4) -> list[float]:

@@ -93,12 +93,12 @@ class Teacher:
                 sums[row] += _squares(piece.sample(piece.values) - old, due, old)
         if not measured:
             return {}
-        made, due, size = self._over_ranks(sums)
-        moved, due = (made / size) ** 0.5, (due / size) ** 0.5
-        if due > _CERTAIN_MOVE and moved < due / 2:
+        *moves, size = self._over_ranks(sums)
+        moved, asked = ((move / size) ** 0.5 for move in moves)
+        if asked > _CERTAIN_MOVE and moved < asked / 2:
             raise FrozenTeacherError(
-                f"the teacher moved by {moved:.2g} of its weights instead of {due:.2g}: it is frozen, so its features "
-                f"would never improve; install the DeepSpeed release of pyproject.toml, or report a bug"
+                f"the teacher moved by {moved:.2g} of its weights instead of {asked:.2g}: it is frozen, so its "
+                f"features would never improve; install the DeepSpeed release of pyproject.toml, or report a bug"
             )
         return {"teacher/moved": moved}
 

@@ -66,8 +66,11 @@ class ShardedBlock:
             whole = self._own.new_empty(self._world_size * self._own.numel())
             self._on_its_way = (dist.all_gather_into_tensor(whole, self._own, async_op=True), whole)
 
-    def take(self) -> None:
-        """Waits for the gathered values and puts them into the parameters; all ranks together."""
+    def take(self, following: "ShardedBlock | None" = None) -> None:
+        """Waits for the gathered values and puts them into the parameters; all ranks together.
+
+        Then starts gathering the following block, if there is one.
+        """
         self.fetch()
         assert self._on_its_way is not None
         work, whole = self._on_its_way
@@ -77,6 +80,8 @@ class ShardedBlock:
         by_rank = whole.view(self._world_size, -1).split(self._per_rank, dim=1)
         for parameter, shape, parts in zip(self._parameters, self._shapes, by_rank, strict=True):
             parameter.data = parts.flatten()[: shape.numel()].view(shape)
+        if following is not None:
+            following.fetch()
 
     def release(self) -> None:
         """Frees the gathered values."""
@@ -103,7 +108,7 @@ def shard_blocks(blocks: Iterable[nn.Module], *, rank: int, world_size: int) -> 
     units = [ShardedBlock(block, rank=rank, world_size=world_size) for block in blocks]
     for number, (block, unit) in enumerate(zip(blocks, units, strict=True)):
         following = units[number + 1] if number + 1 < len(units) else None
-        block.register_forward_pre_hook(_taking(unit, following))
+        block.register_forward_pre_hook(lambda *_, unit=unit, following=following: unit.take(following))
         block.register_forward_hook(lambda *_, unit=unit: unit.release(), always_call=True)
         block.register_state_dict_pre_hook(_refuse_state_dict)
     return units
@@ -133,12 +138,3 @@ def full_numel(parameter: Tensor) -> int:
 def _refuse_state_dict(*_: Any) -> None:
     # it would silently hold empty tensors
     raise AssertionError("the blocks of this stack are sharded over the ranks; call Teacher.state() on all ranks")
-
-
-def _taking(unit: ShardedBlock, following: ShardedBlock | None) -> Any:
-    def hook(*_: Any) -> None:
-        unit.take()
-        if following is not None:
-            following.fetch()
-
-    return hook

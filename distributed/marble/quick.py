@@ -32,7 +32,7 @@ from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.metrics.statistics import central_interval, resample_weights
 from distributed.marble.probes.heads import pool_items
 from distributed.marble.probes.probing import ProbeJob, best_place
-from distributed.marble.results.results import Row, Sampling, merged_rows
+from distributed.marble.results.results import Row, Sampling, merged_rows, only_evaluation
 from distributed.marble.tasks.tasks import Protocol
 from distributed.run.directory import write_atomically
 from pupujepa.errors import UserError
@@ -101,10 +101,10 @@ def check_job(job: ProbeJob, protocol: Protocol, sampling: Sampling) -> list[Row
 
 def write_quick(folder: Path, rows: Sequence[Row]) -> list[Row]:
     """Writes quick.jsonl and quick.md; returns all rows, old and new."""
-    folder.mkdir(parents=True, exist_ok=True)
-    merged = merged_rows(folder / QUICK, rows, _place)
-    write_rows(folder / QUICK, merged)
-    write_atomically(folder / TABLE, quick_table(merged))
+    with only_evaluation(folder):
+        merged = merged_rows(folder / QUICK, rows, _place)
+        write_rows(folder / QUICK, merged)
+        write_atomically(folder / TABLE, quick_table(merged))
     return merged
 
 

@@ -3,10 +3,15 @@
 A thread of the rank writes it. The process group's store cannot hold them: it dies with rank 0. A rank that leaves
 writes its reason, so an old file means that the process was killed, frozen or cut off. Ages are differences of
 modification times, because the file system has one clock and the nodes do not.
+
+A rank that fails also leaves a mark. All ranks look for marks, in one folder that exists only then, so each look is one
+request whatever the number of ranks.
 """
 
 import json
 import os
+import re
+import shutil
 import socket
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +22,8 @@ FOLDER_NAME = "heartbeats"
 _SILENT_PERIODS = 5
 # all ranks together write at most this many files a second, to spare a shared file system
 _FILES_PER_S = 50
+# the folder of the marks of a session, and a mark: its name holds what all ranks must know, as a full disk takes names
+_FAILED, _MARK = "-failed", re.compile(r"rank-(\d+)-exit-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,18 @@ class Sign:
         return f"rank {self.rank} on {self.host} (process {self.pid})"
 
 
+@dataclass(frozen=True)
+class RankFailure:
+    """The end of a rank by an error: the exit code that all ranks take over, and the error in words."""
+
+    rank: int
+    exit_code: int
+    error: str = ""
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} failed first" + (f" ({self.error})" if self.error else "")
+
+
 class Heartbeats:
     """The heartbeat files of one session of a run.
 
@@ -52,6 +71,7 @@ class Heartbeats:
 
     def __init__(self, run_root: Path, session: str, *, rank: int, world_size: int):
         self._folder, self._session = run_root / FOLDER_NAME, session
+        self._failures = self._folder / f"{session}{_FAILED}"
         self._rank, self._world_size = rank, world_size
         self.period_s = max(1.0, world_size / _FILES_PER_S)
         self.silent_after_s = _SILENT_PERIODS * self.period_s
@@ -73,6 +93,22 @@ class Heartbeats:
             return []
         return [sign for rank in range(self._world_size) if rank != self._rank and (sign := self._read(rank, now))]
 
+    def mark_failure(self, failure: RankFailure) -> None:
+        """Leaves the mark of this rank's failure for the other ranks."""
+        self._failures.mkdir(parents=True, exist_ok=True)
+        mark = self._failures / f"rank-{failure.rank:05d}-exit-{failure.exit_code}"
+        mark.touch()
+        mark.write_text(failure.error)
+
+    def first_failure(self) -> RankFailure | None:
+        """Returns the earliest failure of a rank that left a mark."""
+        try:
+            _, mark = min((path.stat().st_mtime_ns, path) for path in self._failures.iterdir())
+            rank, exit_code = _MARK.fullmatch(mark.name).groups()  # type: ignore[union-attr]
+            return RankFailure(int(rank), int(exit_code), mark.read_text(errors="replace"))
+        except (OSError, ValueError):  # none; or a later session has taken the folder
+            return None
+
     def remove(self) -> None:
         """Removes this rank's file when it leaves in order; the last rank removes the folder."""
         self._path(self._rank).unlink(missing_ok=True)
@@ -81,8 +117,12 @@ class Heartbeats:
 
     def remove_of_earlier_sessions(self) -> None:
         """Removes the files of sessions that did not end in order; for rank 0 alone."""
-        for path in self._folder.glob("*-rank-*"):
-            if not path.name.startswith(self._session):
+        for path in self._folder.glob("*-*"):
+            if path.name.startswith(self._session):
+                continue
+            if path.name.endswith(_FAILED):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
 
     def _path(self, rank: int) -> Path:
@@ -91,8 +131,12 @@ class Heartbeats:
     def _read(self, rank: int, now: float) -> Sign | None:
         path = self._path(rank)
         try:
-            written, text = path.stat().st_mtime, path.read_text()
+            written, content = path.stat().st_mtime, path.read_bytes()
         except OSError:
             return None
-        sign, age_s = Sign(**json.loads(text)), max(0.0, now - written)
+        try:
+            sign = Sign(**json.loads(content))
+        except (ValueError, TypeError):  # torn by a crash of the file system; its age still counts
+            sign = Sign(rank, "an unknown host", 0)
+        age_s = max(0.0, now - written)
         return replace(sign, age_s=age_s, silent=not sign.ended and age_s > self.silent_after_s)

@@ -9,24 +9,47 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from types import TracebackType
 from typing import NoReturn
 
 from pupujepa.orphans import die_with_parent
 
 
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Runs `main` and ends the process with its exit code; an uncaught error is shown, and gives 1.
+
+    Interpreter teardown would wait for threads and child processes, which may never end.
+    """
+    with ExitStack() as stack:
+        stack.push(_end_by_error)
+        code = main()
+    end_process(code)
+
+
 def end_process(code: int) -> NoReturn:
     """Runs the exit handlers, flushes the output and ends the process."""
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # lost output does not change how the work ended
+            stream.flush()
     os._exit(code)
+
+
+def _end_by_error(
+    kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+) -> None:
+    if isinstance(error, SystemExit):  # of argparse
+        end_process(int(error.code or 0))
+    if kind is not None and error is not None:
+        sys.excepthook(kind, error, traceback)
+        end_process(1)
 
 
 # from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1
-_INIT = 1  # the process that adopts orphans
 _SET_BY_USER = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -46,11 +69,7 @@ def die_with_launcher(environ: Mapping[str, str]) -> None:
     """Asks Linux to kill this rank when torchrun dies.
 
     torchrun starts ranks in sessions of their own. If it is killed they train on as orphans, and block the run
-    directory and the cores for the next start.
+    directory and the cores for the next start. Call this first, while the parent is still the launcher.
     """
-    if "TORCHELASTIC_RUN_ID" not in environ or not sys.platform.startswith("linux"):
-        return
-    die_with_parent(signal.SIGKILL)
-    if os.getppid() == _INIT:
-        # the launcher died before the request
-        os.kill(os.getpid(), signal.SIGKILL)
+    if "TORCHELASTIC_RUN_ID" in environ:
+        die_with_parent(signal.SIGKILL, parent=os.getppid())

@@ -16,7 +16,9 @@ from pupujepa.errors import UserError
 
 EXIT_CODE_REQUEUE = 85
 # SIGUSR2 comes ahead of the time limit (`#SBATCH --signal=USR2@120`), SIGTERM with preemption; SIGUSR1 is NCCL's
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+# of a terminal; nohup, and a script that starts a job with `&`, ask to ignore them
+_OF_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 # spare time before the end of the job, beyond the measured steps and saves
 NOTICE_S = 60.0
 _END_OF_JOB = "SLURM_JOB_END_TIME"
@@ -60,7 +62,8 @@ def duration_s(text: str) -> float:
 class StopRequest:
     """A context manager in which stop signals, and the end of the time, set a flag.
 
-    The handlers only set the flag, because all ranks can save the same step only between two steps.
+    The handlers only set the flag, because all ranks can save the same step only between two steps. A second Ctrl-C
+    ends the process at once, without saving.
 
     Args:
         ends_s: the end of this process's time, in seconds since 1970.
@@ -77,7 +80,8 @@ class StopRequest:
         return self.received is not None or (self._ends_s is not None and clock() + needed_s + NOTICE_S >= self._ends_s)
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        ignored = {number for number in _OF_TERMINAL if signal.getsignal(number) is signal.SIG_IGN}
+        self._previous = {n: signal.signal(n, self._receive) for n in STOP_SIGNALS if n not in ignored}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -91,3 +95,6 @@ class StopRequest:
             os.kill(os.getpid(), number)
             return
         self.received = signal.Signals(number)
+        if number == signal.SIGINT:
+            # by the kernel: the main thread may be stuck
+            signal.signal(number, signal.SIG_DFL)

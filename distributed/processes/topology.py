@@ -143,11 +143,15 @@ def process_group(topology: Topology, *, timeout_s: float, device: torch.device)
             f"{timeout_s:.0f} s; check that all ranks started, that rank 0 runs on {address}, and that the port is "
             f"free ({str(error).splitlines()[0]})"
         ) from error
+    succeeded = False
     try:
         yield
+        succeeded = True
     finally:
-        # without this, about one launch in three aborts at exit, after the right result
-        dist.destroy_process_group()
+        # without this, about one launch in three aborts at exit, after the right result; after an error, NCCL would
+        # wait for ranks that are still in a collective
+        if succeeded or device.type == "cpu":
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -214,7 +218,7 @@ def _from_torch(environ: Mapping[str, str]) -> Topology:
 
 
 def _is_of_srun(environ: Mapping[str, str], mpi: tuple[str, str, str]) -> bool:
-    """Returns False if mpirun started this process: its daemon is a task of srun and hands its variables down."""
+    """Returns False if mpirun started this process: its daemon, a task of srun, passes its variables on."""
     place = environ.get("SLURM_PROCID"), environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS"))
     return all(environ.get(name, value) == value for name, value in zip(mpi, place, strict=False))
 

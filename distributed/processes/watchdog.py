@@ -3,24 +3,32 @@
 Ranks wait for each other in every collective. So one lost or stalled rank stops all, and their timeouts do not name it.
 A stalled rank prints the stacks of its threads and its position. A rank whose collective failed reads the heartbeats
 and names the lost rank. Both end at once with exit code 86: without all ranks nothing can be saved, and leaving in
-order could hang.
+order could hang. When a rank fails by an error of its own, the others name it and end within seconds with its code.
 """
 
+import ctypes
 import faulthandler
 import logging
+import math
 import os
+import re
 import secrets
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+import torch.distributed as dist
+
 from distributed.processes.collectives import from_first
-from distributed.processes.heartbeats import Heartbeats, Sign
+from distributed.processes.heartbeats import Heartbeats, RankFailure, Sign
 from distributed.processes.topology import Topology
+from pupujepa.errors import EXIT_CODE_LOST
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,7 @@ class StallLimits:
     elsewhere_s: float
 
 
-# a rank is lost or stalled; the same command continues from the newest checkpoint
-EXIT_CODE_LOST = 86
+EXIT_CODE_CRASH = 1
 # in the order of a step: at the same step, the rank in the earlier place is behind
 PLACES = (
     "the start",
@@ -51,27 +58,46 @@ START, DATA, FORWARD, BACKWARD, DIAGNOSTICS, PROBES, CHECKPOINT, END = PLACES
 STEP_PLACES = (DATA, FORWARD, BACKWARD)
 _STDERR = 2
 _SHOWN_RANKS = 8
+# after a failure: the longest wait until the others notice, and the time in which each rank may leave in order
+_LOOK_S, _GRACE_S = 2.0, 5.0
+# gloo has no class of errors for a lost connection
+_OF_CONNECTION = re.compile(r"gloo|nccl|connection|peer|socket|broken pipe|timed? ?out", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
 
 class Whereabouts:
-    """The position of this rank's main thread, for its watchdog."""
+    """The position of this rank's main thread, for its watchdog.
 
-    def __init__(self) -> None:
-        self._now = (START, 0, time.monotonic())
+    Attributes:
+        error: by which this rank fails, if it does.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._not_run_s = clock, 0.0
+        self._now = (START, 0, clock())
         self._first_step: int | None = None
+        self.error: BaseException | None = None
 
     def at(self, place: str, step: int) -> None:
         """Records that the main thread has reached one of PLACES."""
         if self._first_step is None and place == DATA:
             self._first_step = step
-        self._now = (place, step, time.monotonic())
+        self._now = (place, step, self._clock() - self._not_run_s)
 
     def now(self) -> tuple[str, int, float]:
-        """Returns place, step, and the seconds that the main thread has been there."""
+        """Returns place, step, and the seconds of running time that the main thread has been there."""
         place, step, since = self._now
-        return place, step, time.monotonic() - since
+        return place, step, max(0.0, self._clock() - self._not_run_s - since)
+
+    def fail(self, error: BaseException) -> None:
+        """Records the error by which the session fails; that of a connection is the fault of another rank."""
+        if not _is_of_connection(error):
+            self.error = error
+
+    def deduct(self, seconds: float) -> None:
+        """Takes seconds off in which this process did not run, as it was stopped or its machine slept."""
+        self._not_run_s += seconds
 
     def in_later_step(self) -> bool:
         """Returns True in a step after the first of this session; the first may compile."""
@@ -94,9 +120,12 @@ class Watchdog:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._told_of_error = False
+        self._failed: RankFailure | None = None
+        self._last_resort = LastResort(max(limits.step_s, limits.elsewhere_s) + heartbeats.silent_after_s)
 
     def __enter__(self) -> "Watchdog":
         self._beat()
+        self._last_resort.postpone()
         self._thread.start()
         return self
 
@@ -104,75 +133,143 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
+        self._thread.join(_GRACE_S)  # it may be stuck in a write to the run directory
+        self._last_resort.cancel()
         if error is None:
             self._heartbeats.remove()
         else:
-            self._beat(ended=f"{type(error).__name__}: {error}")
+            self._whereabouts.error = error
+            self._mark_own_failure()
+            self._beat(ended=_in_words(error))
 
     def explain(self, error: RuntimeError) -> None:
-        """Checks if another rank caused `error`, as the failure of a collective.
+        """Ends this process if `error` is the failure of a collective, and names the rank that caused it.
 
-        Ends this process if a rank is lost or stalled. A rank that left with its own error is only logged, and the
-        caller raises `error` again.
+        Returns if it is an error of this rank alone.
         """
+        if not _is_of_connection(error):
+            return
+        reason = str(error).partition("\n")[0]
+        beside = f"rank {self._heartbeats.own.rank} cannot continue without it ({reason})"
         # two more periods: the last heartbeat may be from just before the end, and clocks differ
         deadline = time.monotonic() + self._heartbeats.silent_after_s + 2 * self._heartbeats.period_s
         while (others := self._heartbeats.others()) and time.monotonic() < deadline:
-            if gone := [sign for sign in others if sign.silent or sign.stalled]:
-                reason = str(error).partition("\n")[0]
-                self._end(f"{_describe(gone)}: rank {self._heartbeats.own.rank} cannot continue without it ({reason})")
+            if failure := self._heartbeats.first_failure():
+                self._end(f"{failure}: {beside}", failure.exit_code)
                 return
-            if left := [sign for sign in others if sign.ended]:
-                logger.error("ended before this rank: %s", _describe(left))
+            if gone := [sign for sign in others if sign.silent or sign.stalled]:
+                self._end(f"{_describe(gone)}: {beside}", EXIT_CODE_LOST)
                 return
             time.sleep(self._heartbeats.period_s / 4)
+        if others:
+            logger.error("a collective failed, and no rank is known to be lost", exc_info=error)
+            self._end(f"rank {self._heartbeats.own.rank} lost its connection ({reason})", EXIT_CODE_LOST)
 
     def _watch(self) -> None:
-        while not self._over.wait(self._heartbeats.period_s):
-            self._beat()
+        woken, next_beat, failed_at = time.monotonic(), 0.0, math.inf
+        tick_s = min(self._heartbeats.period_s, _LOOK_S)
+        while not self._over.wait(tick_s):
+            now = time.monotonic()
+            self._last_resort.postpone()
+            self._deduct(now - woken - tick_s)
+            woken = now
+            if now >= next_beat:
+                next_beat = now + self._heartbeats.period_s - tick_s / 2
+                self._beat()
+            if failure := self._failure():
+                failed_at = min(failed_at, now)
+                if now > failed_at + _GRACE_S:
+                    self._end(f"{failure}: rank {self._heartbeats.own.rank} cannot continue", failure.exit_code)
+                    return
             place, step, stood_s = self._whereabouts.now()
             limit_s = self._limits.step_s if self._whereabouts.in_later_step() else self._limits.elsewhere_s
             if stood_s > limit_s:
                 self._stalled(place, step, stood_s)
                 return
 
+    def _deduct(self, late_s: float) -> None:
+        """Takes off the time in which this process did not run, when it is longer than a busy machine takes."""
+        if late_s > self._heartbeats.silent_after_s:
+            self._whereabouts.deduct(late_s)
+            rank = self._heartbeats.own.rank
+            logger.warning("rank %d did not run for %.0f s, as it was stopped; it continues", rank, late_s)
+
+    def _failure(self) -> RankFailure | None:
+        self._mark_own_failure()
+        return self._failed or self._heartbeats.first_failure()
+
+    def _mark_own_failure(self) -> None:
+        error = self._whereabouts.error
+        if error is None or self._failed is not None:
+            return
+        code = getattr(error, "exit_code", EXIT_CODE_CRASH)
+        self._failed = RankFailure(self._heartbeats.own.rank, code, _in_words(error))
+        with suppress(OSError):  # the others notice when their collectives fail
+            self._heartbeats.mark_failure(self._failed)
+
     def _beat(self, *, ended: str = "", stalled: bool = False) -> None:
         place, step, stood_s = self._whereabouts.now()
-        sign = replace(
-            self._heartbeats.own, place=place, step=step, stood_s=stood_s, ended=ended[:1000], stalled=stalled
-        )
+        sign = replace(self._heartbeats.own, place=place, step=step, stood_s=stood_s, ended=ended, stalled=stalled)
         try:
             self._heartbeats.write(sign)
         except OSError as error:
             if not self._told_of_error:
                 logger.warning("heartbeats cannot be written (%s), so a lost rank cannot be named", error)
             self._told_of_error = True
-        # a C timer, restarted by every heartbeat: it ends the process if Python cannot run any more
-        timer_s = max(self._limits.step_s, self._limits.elsewhere_s) + self._heartbeats.silent_after_s
-        faulthandler.dump_traceback_later(timer_s, exit=True, file=_STDERR)
 
     def _stalled(self, place: str, step: int, stood_s: float) -> None:
         own = f"has been in {place} (step {step}) for {stood_s:.0f} s"
         others = self._heartbeats.others()
         behind = [s for s in others if s.silent or s.stalled or (s.step, _order(s.place)) < (step, _order(place))]
         waits_for = f"it waits for {_describe(behind)}" if behind else "no rank is behind it"
-        sys.stderr.flush()
-        os.write(_STDERR, f"{self._heartbeats.own}: the stacks of all threads, this one's main thread last\n".encode())
+        with suppress(OSError):  # standard error may be lost
+            sys.stderr.flush()
+            title = f"{self._heartbeats.own}: the stacks of all threads, this one's main thread last\n"
+            os.write(_STDERR, title.encode())
         faulthandler.dump_traceback(_STDERR, all_threads=True)
         self._beat(ended=own, stalled=True)
-        self._end(f"{self._heartbeats.own} {own}; {waits_for}")
+        self._end(f"{self._heartbeats.own} {own}; {waits_for}", EXIT_CODE_LOST)
 
-    def _end(self, sentence: str) -> None:
+    def _end(self, sentence: str, code: int) -> None:
         logger.error(
             "%s. The steps since the last checkpoint are lost; the same command continues from it (exit code %d)",
             sentence,
-            EXIT_CODE_LOST,
+            code,
         )
+        self._last_resort.cancel()
+        with suppress(OSError):
+            sys.stderr.flush()
+        self._leave(code)
+
+
+class LastResort:
+    """Timers that end this process by SIGALRM when Python cannot run for `after_s` seconds.
+
+    The time in which a process is stopped passes for timers too. But several alarms that come meanwhile are delivered
+    as one, so the first one does nothing, and only another one, a quarter of the time later, ends the process.
+    """
+
+    def __init__(self, after_s: float):
+        self._after_s = after_s
+        self._previous = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+        self._libc = ctypes.CDLL(None)
+
+    def postpone(self) -> None:
+        """Starts the time again."""
+        once = getattr(self._libc, "sysv_signal", None)  # of glibc
+        faulthandler.dump_traceback_later(1.1 * self._after_s, exit=once is None, file=_STDERR)
+        if once is not None:
+            # restores the default action, which ends the process, before it calls the function for the first alarm
+            once(signal.SIGALRM, ctypes.cast(self._libc.abs, ctypes.c_void_p))
+            signal.setitimer(signal.ITIMER_REAL, self._after_s, self._after_s / 4)
+
+    def cancel(self) -> None:
+        """Stops the timers, and restores what the alarm did before."""
+        handler, timer = self._previous
         faulthandler.cancel_dump_traceback_later()
-        sys.stderr.flush()
-        self._leave(EXIT_CODE_LOST)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGALRM, handler)
 
 
 def watchdog_of(run_root: Path, topology: Topology, whereabouts: Whereabouts, *, limits: StallLimits) -> Watchdog:
@@ -183,6 +280,15 @@ def watchdog_of(run_root: Path, topology: Topology, whereabouts: Whereabouts, *,
     if topology.is_first:
         heartbeats.remove_of_earlier_sessions()
     return Watchdog(heartbeats, whereabouts, limits=limits)
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    broken = isinstance(error, RuntimeError) and _OF_CONNECTION.search(str(error))
+    return bool(broken) or isinstance(error, dist.DistError)
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:1000]
 
 
 def _order(place: str) -> int:

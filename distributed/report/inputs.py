@@ -111,7 +111,10 @@ def read_run(location: str, results_url: str | None = None) -> RunInputs:
     store = open_store(location)
 
     def read(path: str) -> str | None:
-        return store.read(path).decode() if store.exists(path) else None
+        try:
+            return store.read(path).decode() if store.exists(path) else None
+        except UnicodeDecodeError as error:
+            raise ReportError(f"{path} of the run is not UTF-8 ({error}); restore it") from error
 
     def rows(name: str, text: str | None) -> list[Row]:
         # a run that is writing, or was killed while writing, leaves half a line

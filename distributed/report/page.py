@@ -95,10 +95,8 @@ def build_report(
 
 def visible_sections(inputs: RunInputs, shards: str | None) -> dict[str, Any]:
     """Draws the sections that need shards or weights; a section without its input is a `Missing`."""
-    url, remedy = (
-        shards or inputs.fact("stream", "url"),
-        f"python -m distributed report {inputs.location} --shards SHARDS",
-    )
+    url = shards or inputs.fact("stream", "url")
+    remedy = f"python -m distributed report {inputs.location} --shards SHARDS"
     if url is None or "model" not in inputs.config:
         gap = Missing("the shards of the run" if "model" in inputs.config else "config.yaml of the run", remedy)
         return {"music": gap, "attention": gap, "filled": None}
@@ -110,13 +108,13 @@ def visible_sections(inputs: RunInputs, shards: str | None) -> dict[str, Any]:
         _LOG.warning("no pictures of the music: %s", error)
         gap = Missing(f"the shards, and they could not be read: {error}", remedy)
         return {"music": gap, "attention": gap, "filled": None}
-    music, remedy = music_section(gallery, config, masks=masks), f"python -m distributed export {inputs.location}"
-    if not inputs.has_export:
-        return {"music": music, "attention": Missing("the weights in export/", remedy), "filled": None}
+    music, needed = music_section(gallery, config, masks=masks), "the weights in export/"
     try:
-        model = load_export(inputs.location)
+        model = load_export(inputs.location) if inputs.has_export else None
     except WeightsError as error:
-        gap = Missing(f"the weights in export/, and they could not be read: {error}", remedy)
+        model, needed = None, f"{needed}, and they could not be read: {error}"
+    if model is None:
+        gap = Missing(needed, f"python -m distributed export {inputs.location}")
         return {"music": music, "attention": gap, "filled": None}
     mels = [normalise(torch.from_numpy(c.mel_TF), model.config.mel_mean, model.config.mel_std) for c in gallery.crops]
     objective, canvas = compose(ObjectiveConfig, presets=[inputs.config.get("objective") or {}]), music["canvases"][0]

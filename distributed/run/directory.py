@@ -1,6 +1,8 @@
 """The run directory: its paths, atomic writes, and the lock of its only writer."""
 
 import json
+import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from pupujepa.durable import atomic_file
 from pupujepa.errors import UserError
 
 WRITER_WAIT_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class RunDirectoryError(UserError):
@@ -77,18 +81,25 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def lock_run(run: RunDirectory) -> AbstractContextManager[None]:
+def lock_run(run: RunDirectory, *, check: Callable[[], object] = lambda: None) -> AbstractContextManager[None]:
     """Locks the run directory for this process; waits if it is locked.
 
     The ranks of a killed launcher end a little later.
 
+    Args:
+        check: as for `only_writer`.
+
     Raises:
         FolderInUseError: another process still writes there after WRITER_WAIT_S.
     """
-    return locks.only_writer(run.root, wait_s=WRITER_WAIT_S)
+    return locks.only_writer(run.root, wait_s=WRITER_WAIT_S, check=check)
 
 
 def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
-    """Reads the records of a run's sessions, oldest first."""
+    """Reads the records of a run's sessions, oldest first; none, with a warning, if the file is damaged."""
     path: Path = directory.history
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return list(json.loads(path.read_bytes())) if path.exists() else []
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is damaged (%s): the records of earlier sessions cannot be read", path, error)
+        return []

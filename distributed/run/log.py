@@ -3,13 +3,17 @@
 Only rank 0 writes. On resume the log is cut back to the checkpoint, so it equals the log of an uninterrupted run.
 """
 
+import json
 import logging
 import math
 import netrc
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -142,10 +146,14 @@ class MetricsLog:
 
     Args:
         resume_step: drop rows from this step on; they will be trained again.
+        begun: first step of the run.
+        every: steps between training rows.
     """
 
-    def __init__(self, path: Path, *, resume_step: int):
-        write_rows(path, [row for row in read_metrics(path) if row["step"] < resume_step])
+    def __init__(self, path: Path, *, resume_step: int, begun: int = 0, every: int = 1):
+        rows = [row for row in readable_rows(path, keep_damaged=True) if row["step"] < resume_step]
+        _warn_of_lost_rows(path, [row["step"] for row in rows if "lr" in row], range(begun, resume_step, every))
+        write_rows(path, rows)
         self._file = path.open("ab")
 
     def write(self, row: Row) -> None:
@@ -155,12 +163,53 @@ class MetricsLog:
 
     def close(self, outcome: str = FINISHED) -> None:
         """Closes the file."""
-        self._file.close()
+        with suppress(OSError):  # every row was flushed, or its error was raised
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Reads the rows of a metrics.jsonl, except a last line that a kill has cut."""
     return read_rows(path, growing=True)
+
+
+def readable_rows(path: Path, *, keep_damaged: bool = False) -> list[dict[str, Any]]:
+    """Reads the whole rows of a metrics.jsonl and warns of others, as a crash of the machine leaves them.
+
+    Args:
+        keep_damaged: copy a damaged file beside itself.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # the last one was cut by a kill
+    rows = [_row_of(line) for line in lines]
+    broken = [number for number, row in enumerate(rows, start=1) if row is None]
+    if broken:
+        logger.warning("%s is damaged: %d lines cannot be read, the first is line %d", path, len(broken), broken[0])
+    if broken and keep_damaged:
+        copy = path.with_name(f"{path.name}.damaged-{time.time():.0f}")
+        shutil.copyfile(path, copy)
+        logger.warning("a copy of the damaged file is in %s", copy)
+    return [row for row in rows if row is not None]
+
+
+def _row_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.strip(b"\0"))  # a crash may leave zeros before rows that were written later
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+def _warn_of_lost_rows(path: Path, there: Sequence[int], expected: range) -> None:
+    """Warns if the last training rows before a checkpoint are missing."""
+    gap = max([expected.step, *(after - before for before, after in pairwise(there))])  # it may have been larger before
+    first_lost = there[-1] + gap if there else expected.start
+    if first_lost < expected.stop:
+        logger.warning(
+            "%s has no rows of steps %d to %d, although the checkpoint is of step %d: they are lost",
+            path,
+            first_lost,
+            expected.stop - 1,
+            expected.stop,
+        )
 
 
 class ProgressSink:
@@ -189,16 +238,16 @@ class ProgressSink:
 
 
 def open_sinks(
-    run: RunDirectory, config: TelemetryConfig, *, steps: tuple[int, int], settings: Mapping[str, Any]
+    run: RunDirectory, config: TelemetryConfig, *, steps: tuple[int, int, int], settings: Mapping[str, Any]
 ) -> list[Sink]:
     """Opens the sinks of rank 0.
 
     Args:
-        steps: first step of this session, and number of steps of the run.
+        steps: first step of the run, first step of this session, and number of steps of the run.
         settings: the resolved configuration, for wandb.
     """
-    first_step, total_steps = steps
-    sinks: list[Sink] = [MetricsLog(run.metrics, resume_step=first_step)]
+    begun, first_step, total_steps = steps
+    sinks: list[Sink] = [MetricsLog(run.metrics, resume_step=first_step, begun=begun, every=config.log_every)]
     mode = wandb_mode(config.wandb, os.environ)
     if mode != "disabled":
         project, name = config.wandb_project, config.name

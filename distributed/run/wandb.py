@@ -6,8 +6,10 @@ logged once. The numbers stay in metrics.jsonl and in offline files; `wandb sync
 """
 
 import logging
+import re
 import secrets
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,7 +20,6 @@ ID_NAME = "wandb-id.txt"
 REMOVED = "(removed)"
 # words of secret keys, such as aws_secret_access_key
 _SECRET_WORDS = frozenset(("secret", "secrets", "password", "passwd", "token", "credentials", "apikey"))
-_SECRET_ENDS = ("api_key", "access_key", "access_key_id")
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 # exit codes for wandb, which shows a run with another code than 0 as crashed or preempted
 _EXIT_CODES = {FINISHED: 0, STOPPED: 85, FAILED: 1}
@@ -100,12 +101,24 @@ def scrubbed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Secrets may be values of suspicious keys, or users and queries of URLs.
     """
-    kept = {}
-    for key, value in settings.items():
-        name = key.lower()
-        is_secret = name.endswith(_SECRET_ENDS) or not _SECRET_WORDS.isdisjoint(name.split("_"))
-        kept[key] = REMOVED if is_secret else _scrubbed_value(value)
-    return kept
+    return {key: REMOVED if _is_secret(key) else _scrubbed_value(value) for key, value in settings.items()}
+
+
+def scrubbed_command(words: Sequence[str]) -> str:
+    """Returns a command line for a shell, without possible secrets.
+
+    Secrets may be in KEY=VALUE, --key=VALUE, --key VALUE, or URLs.
+    """
+    kept = []
+    for before, word in zip(["", *words], words):
+        key, equals, value = word.partition("=")
+        if before.startswith("--") and "=" not in before and _is_secret(before):
+            kept.append(REMOVED)
+        elif equals and "://" not in key:
+            kept.append(f"{key}={REMOVED if _is_secret(key) else _scrubbed_value(value)}")
+        else:
+            kept.append(_scrubbed_value(word))
+    return shlex.join(kept)
 
 
 def _scrubbed_value(value: Any) -> Any:
@@ -118,3 +131,8 @@ def _scrubbed_value(value: Any) -> Any:
         # without user and password, and without the query, which may sign a request
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     return value
+
+
+def _is_secret(key: str) -> bool:
+    words = re.split(r"[_.-]", key.lower())
+    return words[-1] == "key" or words[-2:] == ["key", "id"] or not _SECRET_WORDS.isdisjoint(words)

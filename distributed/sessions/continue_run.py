@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from distributed.checkpoints.store import CheckpointStore
 from distributed.engine.teacher_shards import full_numel
 from distributed.experiment import Experiment, experiment_differences, with_precision
 from distributed.processes.collectives import of_first
-from distributed.run.directory import RunDirectory, RunDirectoryError
-from distributed.run.log import read_metrics
+from distributed.run.directory import RunDirectory, RunDirectoryError, lock_run
+from distributed.run.log import readable_rows
+from distributed.sessions.history import keep_precision
 from distributed.sessions.session import Session
 from pupujepa.config import from_yaml
 from pupujepa.errors import UserError
@@ -103,14 +105,53 @@ def _expected_bytes(step: TrainingStep) -> int:
     return _BYTES_PER_PARAMETER * numbers + _BYTES_PER_TEACHER_PARAMETER * of_teacher + _MIB
 
 
-def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: bool) -> None:
-    """Refuses another experiment in the directory of a run, and a run that has lost its checkpoints.
+class SameRun:
+    """Keeps another experiment out of the directory of a run.
 
-    Every rank reads the same files; call it before any of them is written.
+    It is checked before the slow start and again with the lock, because another start may write config.yaml in between.
+    Only a changed file is read again, which takes a second.
 
-    Raises:
-        RunDirectoryError: with the first differences, or the missing files.
+    Args:
+        fresh: refuse any run in the directory.
     """
+
+    def __init__(self, directory: RunDirectory, experiment: Experiment, *, fresh: bool):
+        self._directory, self._asked, self._fresh = directory, experiment, fresh
+        self._experiment = experiment
+        self._seen: bytes | None = b"unread"
+
+    def check(self) -> Experiment:
+        """Returns the experiment with the precision of the run; every rank reads the same files.
+
+        Raises:
+            RunDirectoryError: another run, with the first differences, or a run that has lost its checkpoints.
+        """
+        config = self._directory.config
+        content = config.read_bytes() if config.exists() else None
+        if content != self._seen:
+            self._experiment = keep_precision(self._directory, self._asked)
+            _require_same_run(self._directory, self._experiment, fresh=self._fresh)
+            self._seen = content
+        return self._experiment
+
+    def lock(self, stack: ExitStack) -> Experiment:
+        """Locks the directory for rank 0 until the stack closes, and returns as `check`; all ranks together.
+
+        Raises:
+            RunDirectoryError: as `check`, or another process writes there.
+        """
+
+        def lock_and_check() -> dict[str, Experiment]:
+            stack.enter_context(lock_run(self._directory, check=self.check))
+            return {"experiment": self._experiment}
+
+        locked = of_first(lock_and_check)
+        if locked.error:
+            raise RunDirectoryError(locked.error)
+        return locked.result["experiment"]
+
+
+def _require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: bool) -> None:
     place = checkpoint_place(directory, experiment.checkpoint.url)
     holds_checkpoints = bool(place.steps())
     if fresh and (directory.config.exists() or holds_checkpoints):
@@ -141,7 +182,7 @@ def require_same_run(directory: RunDirectory, experiment: Experiment, *, fresh: 
 
 
 def _require_none_was_made(directory: RunDirectory, experiment: Experiment, place: CheckpointPlace) -> None:
-    rows = read_metrics(directory.metrics)
+    rows = readable_rows(directory.metrics)
     trained = rows[-1]["step"] if rows else 0
     begun = experiment.branch.step
     if place.latest() is not None or trained > begun + experiment.checkpoint.every:

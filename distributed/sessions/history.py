@@ -12,6 +12,7 @@ from distributed.checkpoints.manifest import Checkpoint
 from distributed.engine.engine import EngineConfig
 from distributed.experiment import Experiment, with_precision
 from distributed.run.directory import RunDirectory, read_sessions, write_atomically, write_json
+from distributed.run.wandb import scrubbed_command
 from distributed.sessions.session import Session
 from pupujepa.config import from_yaml, to_yaml
 from pupujepa.precision import AUTO, ChosenPrecision
@@ -47,13 +48,15 @@ def begin_session(session: Session, found: Checkpoint | None, *, refused: Sequen
     """
     directory, experiment = session.directory, session.experiment
     sessions = read_sessions(directory)
+    if not sessions and directory.history.exists():  # damaged
+        directory.history.rename(f"{directory.history}.damaged-{time.time():.0f}")
     write_atomically(directory.config, to_yaml(experiment))
     started: dict[str, Any] = {
         "step": found.step if found else 0,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ranks": session.topology.world_size,
         "zero_stage": experiment.engine.zero_stage,
-        "command": " ".join(sys.argv[1:]),
+        "command": scrubbed_command(sys.argv[1:]),
     }
     if refused:
         started["refused"] = list(refused)

@@ -8,6 +8,7 @@ Shapes: B crops, C clips, Q crops of a clip, T frames, F mel bands, K context pa
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,9 @@ class FixedCrops:
 
     def to(self, device: torch.device) -> "FixedCrops":
         """Returns the crops on a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
 

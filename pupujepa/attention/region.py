@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from pupujepa.audio.log_mel import FrontendConfig, log_mel, mel_filter_bank, normalise
-from pupujepa.audio.read import AudioError, read_audio, resample
+from pupujepa.audio.read import AudioError, resample
+from pupujepa.audio.source import read_audio
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA
 

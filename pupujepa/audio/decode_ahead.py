@@ -1,8 +1,8 @@
 """Decoding ahead: threads decode and resample audio files before the encoder needs them.
 
-Threads suffice, because libsndfile and torch's resampling release the interpreter's lock, and blocks need no copy. The
-queue per file is bounded, so memory grows with the number of threads and not with the length of the audio. Each file is
-decoded by the same pure function, so the result does not depend on the number of threads.
+Threads suffice, because libsndfile and torch's resampling release the interpreter's lock, and blocks need no copy. A
+thread holds at most five minutes and its queue, so memory grows with the number of threads and not with the length of
+the audio. Each file is decoded by the same pure function, so the result does not depend on the number of threads.
 """
 
 import threading
@@ -28,8 +28,8 @@ class PendingClip:
     def __init__(self, path: Path, to_hz: int) -> None:
         self.path = path
         self._to_hz = to_hz
-        # the length in samples, then the blocks, then None
-        self._queue: Queue[int | NDArray[np.float32] | None] = Queue(_BLOCKS_AHEAD + 1)
+        # the length in samples with its note, then the blocks, then None
+        self._queue: Queue[tuple[int, str] | NDArray[np.float32] | None] = Queue(_BLOCKS_AHEAD + 1)
         self._abandoned = threading.Event()
         self._work: Future[None] | None = None
 
@@ -41,13 +41,14 @@ class PendingClip:
         """Returns the clip as soon as its length is known; call it once.
 
         Raises:
-            AudioError: here or while reading the clip: the error of the decoding thread.
+            AudioError, UnreadableError: here or while reading the clip: the error of the decoding thread.
         """
-        samples = self._queue.get()
-        if not isinstance(samples, int):
+        facts = self._queue.get()
+        if not isinstance(facts, tuple):
             self._raise_error()
-        assert isinstance(samples, int), "a decoder without a length has raised"
-        return Clip(self._blocks(), samples, origin=str(self.path))
+        assert isinstance(facts, tuple), "a decoder without a length has raised"
+        samples, note = facts
+        return Clip(self._blocks(), samples, origin=str(self.path), note=note)
 
     def abandon(self) -> None:
         """Ends the decoding early, so that the thread is free."""
@@ -55,7 +56,7 @@ class PendingClip:
 
     def _blocks(self) -> Iterator[NDArray[np.float32]]:
         while (block := self._queue.get()) is not None:
-            assert not isinstance(block, int)
+            assert not isinstance(block, tuple)
             yield block
         self._raise_error()
 
@@ -66,7 +67,7 @@ class PendingClip:
     def _decode(self) -> None:
         try:
             clip = clip_of_file(self.path, self._to_hz)
-            going = self._put(clip.samples)
+            going = self._put((clip.samples, clip.note))
             size = _BLOCK_S * self._to_hz
             for start in range(0, clip.samples, size):
                 if not going:
@@ -75,7 +76,7 @@ class PendingClip:
         finally:
             self._put(None)  # after an error too: the reader must not wait for ever
 
-    def _put(self, item: int | NDArray[np.float32] | None) -> bool:
+    def _put(self, item: tuple[int, str] | NDArray[np.float32] | None) -> bool:
         while not self._abandoned.is_set():  # a plain put could block for ever after the reader left
             try:
                 self._queue.put(item, timeout=_GIVE_UP_CHECK_S)

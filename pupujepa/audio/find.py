@@ -1,12 +1,24 @@
-"""Search for audio files in files and folders: a list in a fixed order, with unique names."""
+"""Search for audio files in files and folders: a list in a fixed order, with unique names.
 
+Links to files and folders are followed. Whatever a search leaves out is counted, and named where a user may miss it.
+"""
+
+import errno
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from pathlib import Path, PurePosixPath
 
 from pupujepa.audio.read import AUDIO_SUFFIXES
 from pupujepa.errors import UserError
+
+NOT_UNICODE = "names that are not valid Unicode, rename them"
+# settings that macOS writes beside every file on a foreign disk; they keep the suffix of that file
+_SIDECAR = "._"
+_LEADS_NOWHERE = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -30,25 +42,49 @@ class AudioFile:
     state: FileState
 
 
-def find_audio(inputs: Iterable[Path]) -> tuple[list[AudioFile], Counter[str]]:
+@dataclass(frozen=True)
+class PassedOver:
+    """Everything that a search left out, for its summary.
+
+    suffixes: number of files that are no audio by their suffix.
+    named: names of other files and links, by the reason.
+    """
+
+    suffixes: Counter[str] = field(default_factory=Counter)
+    named: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, *names: str) -> None:
+        """Notes files or links that were left out for a reason."""
+        self.named.setdefault(reason, []).extend(names)
+
+    def lines(self) -> list[str]:
+        """Returns a summary: the number of files by suffix, the most frequent first, then names."""
+        commonest = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
+        kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in commonest)
+        lines = [f"passed over, no audio by their suffix: {kinds}"] if kinds else []
+        for reason, names in self.named.items():
+            first = ", ".join(names[:_MAX_NAMED]).encode(errors="backslashreplace").decode()
+            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+            lines.append(f"passed over, {reason}: {len(names)} ({first}{more})")
+        return lines
+
+
+def find_audio(inputs: Iterable[Path]) -> tuple[list[AudioFile], PassedOver]:
     """Lists audio files in the order of the inputs, and by path within a folder.
 
     Folders are searched for `AUDIO_SUFFIXES` in any case; a file given directly may have any name.
 
     Returns:
-        The files, and the number of other files in the folders by suffix.
+        The files, and what was passed over in the folders.
 
     Raises:
-        UserError: a missing input, a folder without audio, two files of one name, or a name that is not Unicode.
+        UserError: a missing input, a folder that cannot be read or has no audio, two files of one name, or a file given
+            directly whose name is not Unicode.
     """
     found: dict[str, AudioFile] = {}
-    passed_over: Counter[str] = Counter()
+    passed_over = PassedOver()
     for given in inputs:
         for file in _files_of(given, passed_over):
-            if any("\udc80" <= letter <= "\udcff" for letter in file.name):  # what Python makes of undecodable bytes
-                raise UserError(
-                    f"{file.name!a}: the name is not valid Unicode, so it cannot be stored; rename the file"
-                )
             earlier = found.setdefault(file.name, file)
             if earlier is not file and earlier.path != file.path:  # the same file given twice is fine
                 raise UserError(
@@ -57,33 +93,112 @@ def find_audio(inputs: Iterable[Path]) -> tuple[list[AudioFile], Counter[str]]:
     return list(found.values()), passed_over
 
 
-def told_passed_over(passed_over: Counter[str]) -> str:
-    """Returns a sentence with the number of files passed over by suffix, the most frequent first."""
-    commonest = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
-    kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in commonest)
-    return f"passed over, no audio by their suffix: {kinds}"
+def search_folder(folder: Path, passed_over: PassedOver) -> list[str]:
+    """Returns all files below a folder: relative paths with forward slashes, sorted by parts.
+
+    Every folder is searched once: a loop of links ends, and a folder keeps its own name, not that of a link to it.
+
+    Raises:
+        UserError: a folder or the target of a link cannot be read, so that its files would be missing.
+    """
+    found: list[str] = []
+    searched: set[str] = set()
+    folders, linked = [""], list[str]()
+    while folders or linked:
+        name = folders.pop() if folders else heappop(linked)  # links last
+        real = os.path.realpath(folder / name)
+        # a link up would take in the neighbours of the searched folder too
+        is_above = bool(name) and os.path.realpath((folder / name).parent).startswith(f"{real.rstrip('/')}/")
+        if real in searched or is_above:
+            passed_over.add("links to a folder that is searched already", name)
+            continue
+        searched.add(real)
+        for entry in _entries(folder / name):
+            below = f"{name}/{entry.name}" if name else entry.name
+            match _kind(entry):
+                case "file":
+                    found.append(below)
+                case "folder" if entry.is_symlink():
+                    heappush(linked, below)
+                case "folder":
+                    folders.append(below)
+                case reason:
+                    passed_over.add(reason, below)
+    return sorted(found, key=lambda name: name.split("/"))
 
 
-def _files_of(given: Path, passed_over: Counter[str]) -> Iterator[AudioFile]:
-    """Yields the audio files of a folder, or the file itself; counts other files in `passed_over`."""
-    if given.is_file():
+def audio_among(names: Iterable[str], passed_over: PassedOver) -> list[str]:
+    """Returns the names that are audio by their suffix, in their order."""
+    audio = []
+    for name in names:
+        path = PurePosixPath(name)
+        if path.name.startswith(_SIDECAR):
+            passed_over.add(f"{_SIDECAR} files of macOS", name)
+        elif path.suffix.lower() not in AUDIO_SUFFIXES:
+            passed_over.suffixes[path.suffix.lower()] += 1
+        elif not is_unicode(name):
+            passed_over.add(NOT_UNICODE, name)
+        else:
+            audio.append(name)
+    return audio
+
+
+def is_unicode(name: str) -> bool:
+    """Returns False for a name with surrogates, which Python makes of bytes that are not UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _files_of(given: Path, passed_over: PassedOver) -> Iterator[AudioFile]:
+    """Yields the audio files of a folder, or the file itself."""
+    if os.path.isfile(given):  # noqa: PTH113 - Path.is_file raises where a folder above may not be entered
+        if not is_unicode(given.name):
+            raise UserError(f"{given.name!a}: the name is not valid Unicode, so it cannot be stored; rename the file")
         yield AudioFile(given.name, given, _state(given))
         return
-    if not given.is_dir():
+    if not os.path.isdir(given):  # noqa: PTH112 - as above
         raise UserError(f"{given}: no such file or folder; check the path")
-    paths = sorted(path for path in given.rglob("*") if not path.is_dir())
-    others = Counter(path.suffix.lower() for path in paths if path.suffix.lower() not in AUDIO_SUFFIXES)
-    if others.total() == len(paths):
-        instead = f"; {told_passed_over(others)}" if others else ""
+    here = PassedOver()
+    names = audio_among(search_folder(given, here), here)
+    if not names:
+        instead = "".join(f"; {line}" for line in here.lines())
         raise UserError(f"{given} holds no audio files ({', '.join(AUDIO_SUFFIXES)}){instead}")
-    passed_over += others
-    for path in paths:
-        if path.suffix.lower() in AUDIO_SUFFIXES:
-            yield AudioFile(path.relative_to(given).as_posix(), path, _state(path))
+    passed_over.suffixes.update(here.suffixes)
+    for reason, left_out in here.named.items():
+        passed_over.add(reason, *left_out)
+    for name in names:
+        yield AudioFile(name, given / name, _state(given / name))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Returns "file", "folder", or the reason why the entry is neither."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError as error:  # of the target of a link
+        if error.errno not in _LEADS_NOWHERE:
+            raise _unreadable(entry.path, error) from error
+    return "links that lead nowhere" if entry.is_symlink() else "neither files nor folders"
+
+
+def _unreadable(path: Path | str, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be read ({error.strerror}), so its files would be missing; mend it or leave it out"
+    )
 
 
 def _state(path: Path) -> FileState:
-    if not path.is_file():  # such as a dangling link; decoding it will raise a better error
+    try:
+        status = path.stat()
+    except OSError:  # decoding it will raise a better error
         return FileState(0, 0)
-    status = path.stat()
     return FileState(status.st_size, status.st_mtime_ns)

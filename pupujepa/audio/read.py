@@ -1,16 +1,13 @@
-"""Audio input: decoding of files to float32 mono, resampling, and errors for unusable audio.
+"""Waveforms: float32 mono from samples of any type, resampling, and errors for unusable audio.
 
-libsndfile decodes the files (wav, flac, ogg, mp3, aiff, ...). NaN or empty audio is an error here, before it can become
-a row of a corpus or an embedding.
+NaN or empty audio is an error here, before it can become a row of a corpus or an embedding.
 
 Shapes: S samples, C channels.
 """
 
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 
@@ -18,60 +15,18 @@ from pupujepa.audio.resampling import resample_by_ratio
 from pupujepa.errors import UserError
 
 # in lower case: usual containers of music that libsndfile decodes
-AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
+_SUFFIXES = ".aif .aifc .aiff .au .bwf .caf .flac .mp2 .mp3 .mpga .oga .ogg .opus .rf64 .snd .w64 .wave .wav"
+AUDIO_SUFFIXES = tuple(_SUFFIXES.split())
 
 _LARGEST_TERM = 4000
+# from below the slowest telephone to above the fastest converter of music
+_LOWEST_HZ, _HIGHEST_HZ = 1_000, 1_000_000
 # numpy sums fewer values than these one after the other, but more in another order
 _CHANNELS_IN_PAIRS = 8
 
 
 class AudioError(UserError):
     """An audio file or array that cannot be used."""
-
-
-def read_audio(
-    path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, origin: str | None = None
-) -> tuple[NDArray[np.float32], int]:
-    """Decodes a stretch of an audio file.
-
-    Args:
-        duration_s: None reads to the end; a file that ends sooner gives less.
-        origin: name of the audio in messages, if the file is only a copy.
-
-    Returns:
-        Mono audio [S] (mean over the channels) and its sample rate in Hz.
-
-    Raises:
-        AudioError: missing, unreadable or empty file, a stretch beyond its end, or samples that are not finite.
-    """
-    path = Path(path)
-    origin = str(path) if origin is None else origin
-    require_file(path, origin=origin)
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            frames = -1 if duration_s is None else round(duration_s * rate)
-            file.seek(min(round(start_s * rate), file.frames))
-            audio_SC = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError(
-            f"{origin}: cannot be decoded as audio ({error}); convert it to wav, flac, ogg or mp3"
-        ) from error
-    if not len(audio_SC):
-        raise AudioError(f"{origin}: holds no audio from {start_s:g} s on; remove it or choose an earlier start")
-    return mono(audio_SC.T, origin=origin), rate
-
-
-def require_file(path: Path, *, origin: str) -> None:
-    """Checks that a file exists.
-
-    Raises:
-        AudioError: it does not, or is a folder.
-    """
-    if path.is_dir():
-        raise AudioError(f"{origin}: is a folder and not an audio file; name a file in it")
-    if not path.is_file():
-        raise AudioError(f"{origin}: no such audio file; check the path")
 
 
 def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:
@@ -97,7 +52,21 @@ def as_channels(audio: NDArray, *, origin: str = "audio") -> NDArray:
         raise AudioError(f"{origin}: shape {audio.shape} has more channels than samples; transpose to [channels, S]")
     if audio.dtype.kind not in "fi":
         raise AudioError(f"{origin}: samples of type {audio.dtype} are not audio; use floats or signed integers")
-    return np.atleast_2d(audio)
+    return np.atleast_2d(_narrowed(audio) if audio.dtype in (np.int32, np.int64) else audio)
+
+
+def _narrowed(audio: NDArray) -> NDArray:
+    """Returns integers in the type of their audio: 16 bits if all fit.
+
+    numpy makes int64 of a list of 16-bit samples; scaled by 2^63 they would be silence. As int32 they would be below
+    -96 dB, which no recording is. An int64 also holds samples of 24 or 32 bits.
+    """
+    most = max(int(audio.max()), ~int(audio.min()))
+    if most < 1 << 15:
+        return audio.astype(np.int16)
+    if audio.dtype == np.int64 and most < 1 << 23:
+        return audio.astype(np.int32) << 8
+    return audio.astype(np.int32) if most < 1 << 31 else audio
 
 
 def mix_down(audio_CS: NDArray, *, origin: str, first_sample: int = 0) -> NDArray[np.float32]:
@@ -144,6 +113,20 @@ def whole_rate_hz(rate_hz: float) -> int:
     if not rate_hz > 0 or rate_hz != rate_hz // 1:
         raise AudioError(f"sample rates must be positive whole numbers of Hz, not {rate_hz}")
     return int(rate_hz)
+
+
+def plausible_rate_hz(rate_hz: float, *, origin: str) -> int:
+    """Returns a sample rate as an integer.
+
+    Raises:
+        AudioError: a rate that audio cannot have: damage, or an array with the wrong rate.
+    """
+    rate_hz = whole_rate_hz(rate_hz)
+    if not _LOWEST_HZ <= rate_hz <= _HIGHEST_HZ:
+        raise AudioError(
+            f"{origin}: a sample rate of {rate_hz} Hz is not audio's ({_LOWEST_HZ} to {_HIGHEST_HZ} Hz); correct it"
+        )
+    return rate_hz
 
 
 def resample(audio_S: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:

@@ -5,8 +5,8 @@
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --readout mean --format parquet
   python -m pupujepa embed runs/demo/export songs/ --out vectors/ --workers 8 --skip-broken
 
-Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and w64 files of any rate, mono or stereo,
-40 ms to hours; the number of other files is shown.
+Folders, linked ones too, are searched for wav, flac, mp3, ogg, opus, aiff, au, caf and w64 files of any rate, mono or
+stereo, 40 ms to hours; the files and links that are passed over are counted or named.
 
   --format npz      an .npz per file, with arrays values, times_s, layers, readout, name, settings and more
   --format parquet  part-00000.parquet and so on, a row per file; needs pip install 'pupujepa[parquet]'
@@ -14,14 +14,17 @@ Folders are searched for wav, flac, mp3, ogg, oga, opus, aif, aiff, au, caf and 
 Run the same command again to continue after an interruption: finished files are kept, and files with another size or
 time of change are embedded again. Rows of other weights, readout or layers are an error. The result does not depend on
 the number of workers or on interruptions. Files that cannot be embedded are listed at the end, with exit code 1; with
---skip-broken the exit code is 0, and OUT/broken.jsonl lists them with the reasons.
+--skip-broken the exit code is 0, and OUT/broken.jsonl lists them with the reasons. Files that cannot be read now
+(rights, disk) are not broken: they are listed with exit code 1, and tried again by the next run. All audio that a file
+holds is embedded, whatever length it announces; files that announce another one are listed.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -30,12 +33,12 @@ import numpy as np
 import torch
 
 from pupujepa.audio.decode_ahead import PendingClip, decode_ahead
-from pupujepa.audio.find import AudioFile, find_audio, told_passed_over
+from pupujepa.audio.find import AudioFile, find_audio
 from pupujepa.durable import remove_unfinished
 from pupujepa.embedding.encoder import Embedding, Encoder
 from pupujepa.embedding.readout import parse_readout
 from pupujepa.embedding.stores import NpzFolder, VectorStore
-from pupujepa.errors import UserError
+from pupujepa.errors import UnreadableError, UserError
 from pupujepa.json_lines import write_rows
 from pupujepa.locks import only_writer
 from pupujepa.model.model import PupuJEPA, resolve_layers
@@ -124,51 +127,71 @@ def run(args: argparse.Namespace) -> int:
         remove_unfinished(args.out)  # safe: no other writer is at work here now
         stock = store.take_stock(files)
         todo = [file for file in files if file.name not in stock.finished]
-        if passed_over:
-            sys.stderr.write(f"{told_passed_over(passed_over)}\n")
+        sys.stderr.writelines(f"{line}\n" for line in passed_over.lines())
         again = f", {len(stock.changed)} of them again because they were changed" if stock.changed else ""
         sys.stderr.write(f"{len(files)} files: {len(stock.finished)} already embedded, {len(todo)} to do{again}\n")
-        broken = embed(todo, encoder, store, settings=settings, workers=args.workers)
+        outcome = embed(todo, encoder, store, settings=settings, workers=args.workers)
         store.close()
-        if args.skip_broken and broken:
-            write_rows(args.out / BROKEN_NAME, broken)
+        if args.skip_broken and outcome.broken:
+            write_rows(args.out / BROKEN_NAME, outcome.broken)
         elif args.skip_broken:
             (args.out / BROKEN_NAME).unlink(missing_ok=True)  # of an earlier run, repaired since
-    sys.stderr.write(f"{len(todo) - len(broken)} files embedded into {args.out}\n")
-    for record in broken:
-        sys.stderr.write(f"{'skipped' if args.skip_broken else 'failed'}: {record['reason']}\n")
-    return 1 if broken and not args.skip_broken else 0
+    sys.stderr.writelines(f"{line}\n" for line in outcome.lines(len(todo), args.out, skipping=args.skip_broken))
+    return 1 if outcome.unreadable or (outcome.broken and not args.skip_broken) else 0
+
+
+@dataclass(frozen=True)
+class EmbedOutcome:
+    """Files to report.
+
+    broken: damaged or unusable: name, path and reason.
+    unreadable: sentences on files that cannot be read now; the next run tries them again.
+    notes: sentences on files that were embedded, but have another length than they announce.
+    """
+
+    broken: list[dict[str, str]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self, files: int, out: Path, *, skipping: bool) -> Iterator[str]:
+        """Yields the summary of a run over `files` files."""
+        yield f"{files - len(self.broken) - len(self.unreadable)} files embedded into {out}"
+        if self.notes:
+            yield f"{len(self.notes)} of them have another length than they announce:"
+            yield from self.notes
+        yield from (f"{'skipped' if skipping else 'failed'}: {record['reason']}" for record in self.broken)
+        yield from (f"unreadable: {reason}" for reason in self.unreadable)
 
 
 def embed(
     files: Sequence[AudioFile], encoder: Encoder, store: VectorStore, *, settings: Mapping[str, Any], workers: int
-) -> list[dict[str, str]]:
+) -> EmbedOutcome:
     """Adds the row of every file to a store.
 
     Args:
         settings: readout, layers and encoder, already checked against the model.
         workers: files to decode at the same time.
-
-    Returns:
-        The files that could not be embedded: name, path and reason.
     """
-    broken = []
+    outcome = EmbedOutcome()
     rate_hz = encoder.frontend.sample_rate_hz
     with (
         closing(decode_ahead([file.path for file in files], rate_hz, threads=workers)) as clips,
         _Pace(files) as pace,
     ):
         for file, clip in zip(files, clips, strict=True):
+            audio_s = 0.0
             try:
-                embedding, audio_s = _embed_clip(clip, encoder, settings)
+                embedding, audio_s, note = _embed_clip(clip, encoder, settings)
+            except UnreadableError as error:
+                outcome.unreadable.append(str(error))
             except UserError as error:  # the settings were checked, so the clip is at fault
                 reason = str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
-                broken.append({"name": file.name, "path": str(file.path), "reason": reason})
-                audio_s = 0.0
+                outcome.broken.append({"name": file.name, "path": str(file.path), "reason": reason})
             else:
                 store.add(file, embedding)
+                outcome.notes.extend([note] if note else [])
             pace.advance(file, audio_s)
-    return broken
+    return outcome
 
 
 def model_fingerprint(model: PupuJEPA) -> str:
@@ -209,17 +232,17 @@ def _layers(words: Sequence[str]) -> list[int] | None:
         raise UserError(f"--layers {' '.join(words)}: give numbers or the single word all") from error
 
 
-def _embed_clip(pending: PendingClip, encoder: Encoder, settings: Mapping[str, Any]) -> tuple[Embedding, float]:
-    """Returns the embedding and the seconds of audio.
+def _embed_clip(pending: PendingClip, encoder: Encoder, settings: Mapping[str, Any]) -> tuple[Embedding, float, str]:
+    """Returns the embedding, the seconds of audio, and the clip's note.
 
     Raises:
-        UserError: the clip cannot be decoded or embedded.
+        UserError: the clip cannot be decoded or embedded. UnreadableError: it cannot be read now.
     """
     clip = pending.open()
     embedding = encoder.encode(clip, readout=settings["readout"], layers=settings["layers"], which=settings["encoder"])
     if not np.isfinite(embedding.values).all():
         raise UserError("the embedding is not finite; embed the file without --bf16, or repair the weights")
-    return embedding, clip.samples / encoder.frontend.sample_rate_hz
+    return embedding, clip.samples / encoder.frontend.sample_rate_hz, clip.note
 
 
 class _Pace:

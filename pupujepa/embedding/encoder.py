@@ -14,23 +14,19 @@ patches), D width, L layers.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from pupujepa.audio.clip import Clip, clip_of_file, clip_of_samples
-from pupujepa.audio.log_mel import FrontendConfig, frame_span, log_mel_of_span, normalise
+from pupujepa.audio.clip import Audio, Clip, clip_of, log_mel_of_clip
+from pupujepa.audio.log_mel import FrontendConfig, normalise
 from pupujepa.audio.read import AudioError
 from pupujepa.embedding.readout import Readout, RunningReadout, block_edges, layout, parse_readout
 from pupujepa.errors import UserError
 from pupujepa.model.model import PupuJEPA, resolve_layers
 from pupujepa.precision import usable_device
-
-Audio = str | Path | NDArray | Tensor | Clip
 
 # a clip of exactly one patch may lose a sample to the rounding of its rate
 _SHORTEST_TOLERANCE = 0.995
@@ -104,8 +100,9 @@ class Encoder:
         """Encodes one clip.
 
         Args:
-            audio: a file, samples [S] or [channels, S] of full scale 1, or a clip at the front end's rate.
-            sample_rate_hz: of the samples; not needed for a file or a clip.
+            audio: a path or an open binary file, samples [S] or [channels, S] of full scale 1, a pair (samples, rate),
+                a dict {"array", "sampling_rate"}, or a clip at the front end's rate.
+            sample_rate_hz: of samples that come without their rate.
             readout: "frames", "mean" or ("region", f, t); see readout.py.
             layers: None gives the last one without a leading axis.
             which: "teacher" or "student".
@@ -189,14 +186,7 @@ class Encoder:
 
     def _open(self, audio: Audio, sample_rate_hz: float | None) -> Clip:
         """Returns mono audio at the front end's rate."""
-        if isinstance(audio, Clip):
-            clip = audio
-        elif isinstance(audio, (str, Path)):
-            clip = clip_of_file(Path(audio), self.frontend.sample_rate_hz, declared_hz=sample_rate_hz)
-        elif sample_rate_hz is None:
-            raise UserError("sample_rate_hz is missing; give it with audio samples")
-        else:
-            clip = clip_of_samples(_as_array(audio), sample_rate_hz, self.frontend.sample_rate_hz)
+        clip = clip_of(audio, sample_rate_hz, to_hz=self.frontend.sample_rate_hz)
         if clip.samples < self._samples_per_step * _SHORTEST_TOLERANCE:
             raise AudioError(
                 f"{clip.origin}: {1000 * clip.samples / self.frontend.sample_rate_hz:.1f} ms of audio is shorter than "
@@ -221,12 +211,11 @@ class Encoder:
     def _mel(self, clip: Clip, start_step: int, window_steps: int, steps: int) -> Tensor:
         """Returns the normalised spectrogram [1, T, F] of one window; silence fills the clip up to `steps`."""
         config, frames = self.model.config, self.model.config.patch_frames
-        start, stop = frame_span(start_step * frames, window_steps * frames, self.frontend)
         samples = steps * self._samples_per_step
-        first = max(start, 0)  # a frame's window may begin before the clip; reflection fills it
-        audio_BS = clip.read(first, min(stop, samples))[None]
-        span_BS = functional.pad(audio_BS, (first - start, max(stop - samples, 0)), mode="reflect")
-        return normalise(log_mel_of_span(span_BS, self.frontend), config.mel_mean, config.mel_std)
+        mel_BTF = log_mel_of_clip(
+            clip, start_step * frames, window_steps * frames, samples=samples, config=self.frontend
+        )
+        return normalise(mel_BTF, config.mel_mean, config.mel_std)
 
 
 def window_starts(steps: int, window_steps: int) -> list[int]:
@@ -262,10 +251,3 @@ class CrossFade:
         final = len(self._weights) if last else self._starts[self._taken] - start
         self._sum, self._weight_sum = total[:, final:], weight[final:]
         return total[:, :final] / weight[:final, None, None]
-
-
-def _as_array(audio: NDArray | Tensor) -> NDArray:
-    if isinstance(audio, Tensor):
-        audio = audio.detach().cpu()
-        return (audio.float() if audio.is_floating_point() else audio).numpy()  # numpy has no bfloat16
-    return audio

@@ -5,10 +5,12 @@ command loses at most the current file.
 """
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,6 +21,10 @@ from pupujepa.audio.find import AudioFile, FileState
 from pupujepa.durable import atomic_file
 from pupujepa.embedding.encoder import Embedding
 from pupujepa.errors import UserError
+
+# of one component of a path, on all common file systems
+_LONGEST_NAME_BYTES = 255
+_KEPT_NAME_BYTES = 200
 
 Settings = Mapping[str, Any]
 
@@ -174,4 +180,9 @@ class NpzFolder(VectorStore):
         write_row(self._path(file), Row(RowHead(file.name, file.state, self.settings), embedding))
 
     def _path(self, file: AudioFile) -> Path:
-        return self.folder / f"{file.name}.npz"
+        path = self.folder / f"{file.name}.npz"
+        name = os.fsencode(path.name)
+        if len(name) <= _LONGEST_NAME_BYTES:
+            return path
+        digest = blake2b(name, digest_size=8).hexdigest()  # the row itself holds the full name
+        return path.with_name(f"{name[:_KEPT_NAME_BYTES].decode(errors='ignore')}~{digest}.npz")

@@ -102,8 +102,12 @@ def explained_variance(
         return _ratio(error_BM.sum(), _squares_around_mean(target_BMD.float().flatten(0, 1)))
     if baseline != POSITION or target_index_BM is None:
         raise UserError(f'baseline={baseline!r}: choose "constant", or "position" together with target_index_BM')
-    groups, counts = _group(target_index_BM)
-    spread_n = _squares_around_group_means(target_BMD.float().flatten(0, 1), groups, counts)
+    # the group of each target by its position, and the size of each group
+    _, groups, counts = target_index_BM.flatten().unique(return_inverse=True, return_counts=True)
+    target_nD = target_BMD.float().flatten(0, 1)
+    sums = target_nD.new_zeros(len(counts), target_nD.shape[-1]).index_add_(0, groups, target_nD)
+    squares_n = (target_nD - (sums / counts[:, None])[groups]).square().sum(-1)
+    spread_n = target_nD.new_zeros(len(counts)).index_add_(0, groups, squares_n)  # around each position's mean
     counted = counts >= 2  # a single target equals its position's mean, so its baseline error is 0
     unbiased = spread_n * counts / (counts - 1).clamp_min(1)
     return _ratio(error_BM.flatten()[counted[groups]].sum(), unbiased[counted].sum())
@@ -185,15 +189,3 @@ def _ratio(error: Tensor, baseline_error: Tensor) -> Tensor:
 
 def _squares_around_mean(x_nD: Tensor) -> Tensor:
     return (x_nD - x_nD.mean(0)).square().sum() if len(x_nD) else x_nD.new_zeros(())
-
-
-def _group(index_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the group number of each flattened entry, and the size of each group."""
-    _, groups, counts = index_BM.flatten().unique(return_inverse=True, return_counts=True)
-    return groups, counts
-
-
-def _squares_around_group_means(x_nD: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
-    sums = x_nD.new_zeros(len(counts), x_nD.shape[-1]).index_add_(0, groups, x_nD)
-    squares_n = (x_nD - (sums / counts[:, None])[groups]).square().sum(-1)
-    return x_nD.new_zeros(len(counts)).index_add_(0, groups, squares_n)

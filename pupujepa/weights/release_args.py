@@ -106,21 +106,15 @@ def described_model(
     preprocess, model = args["preprocess"], args["model"]
     found = _found(model, tensors, origin=origin)
     try:
-        (crop_frames, mel_bands), (patch_frames, patch_bands) = model["image_size"], model["patch_size"]
-        config = ModelConfig(
-            crop_frames=crop_frames,
-            mel_bands=mel_bands,
-            patch_frames=patch_frames,
-            patch_bands=patch_bands,
-            **{name: _whole(found, key) for name, key in _ARCHITECTURE.items()},
-            **{name: found[name] for name in _OWN_MODEL if name in found},
-            **{name: float(preprocess[name]) for name in _STATISTICS if name in preprocess},
-        )
-        frontend = FrontendConfig(
-            **{name: _whole(preprocess, key) if of is int else of(preprocess[key]) for name, key, of in _FRONTEND},
-            **{name: float(preprocess[name]) for name in _OWN_FRONTEND if name in preprocess},
-        )
-        return config, frontend
+        ours: dict[str, Any] = dict(zip(_SIZES, (*model["image_size"], *model["patch_size"]), strict=True))
+        ours |= {name: _whole(found, key) for name, key in _ARCHITECTURE.items()}
+        ours |= {name: found[name] for name in _OWN_MODEL if name in found}
+        ours |= {name: float(preprocess[name]) for name in _STATISTICS if name in preprocess}
+        heard: dict[str, Any] = {
+            name: _whole(preprocess, key) if kind is int else kind(preprocess[key]) for name, key, kind in _FRONTEND
+        }
+        heard |= {name: float(preprocess[name]) for name in _OWN_FRONTEND if name in preprocess}
+        return ModelConfig(**ours), FrontendConfig(**heard)
     except UserError as error:
         raise WeightsError(f"{origin}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -102,7 +103,8 @@ def main(argv: Sequence[str]) -> int:
         args.command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
+        # the command gets SIGTERM if the leash is killed
+        preexec_fn=partial(die_with_parent, signal.SIGTERM, parent=os.getpid()),  # noqa: PLW1509 - one thread
     )
     while child.poll() is None and not asked and not owner_is_gone(POLL_S):
         pass
@@ -179,11 +181,6 @@ def _signal_each(pids: Sequence[int], number: int) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue  # it ended by itself
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel, in the child, to send SIGTERM to the command if the leash is killed."""
-    die_with_parent(signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from distributed.processes.watchdog import EXIT_CODE_LOST
-from pupujepa.errors import UserError
+from pupujepa.errors import EXIT_CODE_LOST, UserError
 from sweeps.plan.plan import Plan, read_plan
 from sweeps.trials.record import read_record
 
 OBJECT_STORE_BYTES = 80 * 2**20  # trials exchange files, not objects; Ray's default takes 30 % of the memory
-EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
+EXIT_FAILED, EXIT_STOPPED = 1, 130
 TOKEN_NAME = "RAY_AUTH_TOKEN"
 MEET_S = 300.0  # Ray gives a node 30 s to join, after its import; a slower node tries again
 POLL_S = 0.5
@@ -36,6 +35,8 @@ LONGEST_RAY_DIR = 36
 
 class MissingNodeError(UserError):
     """A node of the sweep did not join its Ray."""
+
+    exit_code = EXIT_CODE_LOST
 
 
 def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None = None) -> dict[str, str]:
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         stopped = _run(read_plan(args.out), args, lost)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
-        return EXIT_CODE_LOST if isinstance(error, MissingNodeError) else EXIT_INPUT
+        return error.exit_code
     if lost.is_set():
         return EXIT_CODE_LOST
     # read again: a search adds trials to the plan

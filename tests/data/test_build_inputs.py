@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,9 +77,17 @@ def test_a_stretch_beyond_the_end_is_rejected(tmp_path: Path):
     """A stretch beyond the end of the file is rejected, not shortened."""
     write_song(tmp_path / "a.wav", 5.0)
     with pytest.raises(UserError, match=r"a.wav from 3 s to 9 s: the file ends at 5.00 s; correct start or end"):
-        extract(tmp_path / "a.wav", CONFIG.features, start_s=3.0, end_s=9.0, origin="a.wav from 3 s to 9 s")
-    stored, facts = extract(tmp_path / "a.wav", CONFIG.features, start_s=3.0, end_s=5.04)
-    assert stored
+        extract(
+            tmp_path / "a.wav",
+            CONFIG.features,
+            into=io.BytesIO(),
+            start_s=3.0,
+            end_s=9.0,
+            origin="a.wav from 3 s to 9 s",
+        )
+    stored = io.BytesIO()
+    facts = extract(tmp_path / "a.wav", CONFIG.features, into=stored, start_s=3.0, end_s=5.04)
+    assert stored.getvalue()
     assert facts.frames == 200
 
 
@@ -119,6 +128,28 @@ def test_given_splits_must_not_tear_a_group(tmp_path: Path):
         read_inputs(tmp_path / "list.csv", seed=0, group_by="artist")
 
 
+def test_an_artist_is_one_in_both_forms_of_unicode(tmp_path: Path):
+    """Composed and decomposed accents are one name: for --group-by, for groups of a list, and for folders of a Mac."""
+    forms = {form: [unicodedata.normalize(form, f"Beyonc\u00e9 {n}") for n in range(30)] for form in ("NFC", "NFD")}
+    lines = [
+        json.dumps({"path": f"{form}{n}.wav", "group": a, "labels": {"artist": a}})
+        for form in forms
+        for n, a in enumerate(forms[form])
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    fractions = (0.4, 0.3, 0.3)
+    for group_by in ("artist", None):
+        tracks = read_inputs(tmp_path / "list.jsonl", seed=0, fractions=fractions, group_by=group_by)
+        splits = {track.track: track.split for track in tracks}
+        assert [splits[f"NFC{n}"] for n in range(30)] == [splits[f"NFD{n}"] for n in range(30)]
+        assert set(splits.values()) == {"train", "valid", "test"}
+    (tmp_path / "list.csv").write_text(
+        f"path,split,artist\na.wav,train,{forms['NFC'][0]}\nb.wav,test,{forms['NFD'][0]}\n"
+    )
+    with pytest.raises(BuildInputError, match=r"are in train and, as b, in test"):
+        read_inputs(tmp_path / "list.csv", seed=0, group_by="artist")
+
+
 def test_stretches_of_a_file_stay_together(tmp_path: Path):
     """Without any label, neither stretches nor two names of one file are in two splits."""
     rows = ["track,path,start,end"]
@@ -154,7 +185,7 @@ def test_tars_of_audio_are_an_input(tars: Path, tmp_path: Path):
     expected = read_inputs(tars, seed=0)
     assert [t.track for t in sorted(expected, key=lambda t: t.position)] == names
     assert expected[0].labels == {"artist": "a", "bpm": 100}
-    (tmp_path / "list.txt").write_text("tars/audio-000.tar\n\ntars/audio-001.tar\n")
+    (tmp_path / "list.txt").write_text("\ufeff# two tars\r\ntars/audio-000.tar\n\n  # the other\ntars/audio-001.tar")
     for inputs in (
         [f"{tars}/audio-*.tar"],
         [f"{tars}/audio-{{000..001}}.tar"],
@@ -164,6 +195,20 @@ def test_tars_of_audio_are_an_input(tars: Path, tmp_path: Path):
         assert [replace(t, source="") for t in read_inputs(inputs, seed=0)] == [replace(t, source="") for t in expected]
     (tmp_path / "b.wav").write_bytes(song_bytes("wav", seed=10 + ord("b")))
     np.testing.assert_array_equal(found["audio-001/sub/b1"], _mel(tmp_path / "b.wav"))
+
+
+def test_a_list_of_tars_has_one_a_line(tars: Path, tmp_path: Path):
+    """A blank in a name is part of it; a list of no tar, or of other bytes than text, is named."""
+    (tars / "audio-000.tar").rename(tars / "my songs 1.tar")
+    listed = tmp_path / "list.txt"
+    listed.write_text("tars/my songs 1.tar\n")
+    assert [track.track for track in read_inputs(listed, seed=0)] == [f"my songs 1/sub/{key}0" for key in "abc"]
+    listed.write_text("# tars/audio-000.tar\n")
+    with pytest.raises(BuildInputError, match=r"list.txt names no tar, so there is nothing to build; write one a line"):
+        read_inputs(listed, seed=0)
+    listed.write_bytes(b"caf\xe9.tar\n")
+    with pytest.raises(BuildInputError, match=r"list.txt is not a UTF-8 list of tars .*; save it as UTF-8"):
+        read_inputs(listed, seed=0)
 
 
 def test_what_lies_in_a_bucket_builds_the_same_samples(tars: Path, tmp_path: Path, bucket: str):

@@ -78,7 +78,8 @@ def test_the_deadline_is_not_spent_twice(site: Site, caplog: pytest.LogCaptureFi
 
 def test_the_page_tells_of_every_case():
     """docs/faults.md has a row for each, with its outcome, its counter, and a message that this test accepts too."""
-    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    measured = PAGE.read_text().partition("<!-- end of table -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in measured.splitlines() if line.startswith("| ")][1:]
     assert [row[0] for row in rows] == [case.fault for case in CASES]
     for case, (_, outcome, said, counter, seconds) in zip(CASES, rows, strict=True):
         assert outcome == (STOPS if case.error else EXACT)

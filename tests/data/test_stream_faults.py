@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -24,8 +25,10 @@ from data.shards.manifest import Manifest, read_manifest, write_manifest
 from data.store.files import MissingObjectError, StoreError
 from data.store.store import open_store
 from data.stream.batches import CropStage
+from data.stream.corpora import StreamCorpus
+from data.stream.open_corpora import node_cache
 from data.stream.stream import Stream, StreamConfig, StreamError
-from data.stream.workers import _whole_deliveries
+from data.stream.workers import WorkerLostError, _whole_deliveries
 from pupujepa.errors import UserError
 from pupujepa.training.masks import MaskConfig
 from tests.data.shardsets import build_shard_set, make_entry
@@ -259,8 +262,11 @@ def test_a_killed_worker_is_an_error_not_a_hang(local_set):
     url, manifest = local_set
     config = StreamConfig(url=url, crop_frames=32, global_batch=8, lanes=4, workers=1)
     stream = Stream(config, manifest=manifest, rank=0, world_size=1, micro_batch=8)
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed by signal|exited unexpectedly)"):
+    with pytest.raises(
+        WorkerLostError, match=r"data worker 0 \(process \d+\) was killed by SIGKILL, so no batch"
+    ) as lost:
         list(islice(with_crop_stage(stream, Dying), 20))
+    assert lost.value.exit_code == 86, "slurm/requeue.sh starts the job again"
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError("socket")])
@@ -273,7 +279,7 @@ def test_a_worker_killed_while_it_hands_over_a_batch_is_the_same_error(error):
 
     deliveries = _whole_deliveries(broken())
     assert next(deliveries) == "first"
-    with pytest.raises(RuntimeError, match=r"DataLoader worker exited unexpectedly.*kernel's log"):
+    with pytest.raises(WorkerLostError, match=r"a data worker ended, so no batch follows.*kernel's log"):
         next(deliveries)
 
 
@@ -483,3 +489,17 @@ def test_a_disk_that_fails_now_gives_no_stand_in(local_set: tuple[str, Manifest]
     with pytest.raises(UserError, match=r"shard-\d+\.tar cannot be read now \(Input/output error, errno 5\)"):
         list(stream)
     assert stream.counters()["stand_ins"] == 0
+
+
+def test_the_default_cache_is_private(bucket, tmp_path, monkeypatch):
+    """Below the folder of temporary files anybody may have made a folder of its name, which is refused."""
+    manifest = build_shard_set(bucket, (3,))
+    monkeypatch.delenv("PUPUJEPA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"pupujepa-shards-{os.getuid()}"
+    corpus = StreamCorpus("", bucket, manifest)
+    node_cache(StreamConfig(url=bucket), corpus, tally=Tally()).open(manifest.shards[0]).close()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(UserError, match=f"{folder} is a link, belongs to another user or is open to others"):
+        node_cache(StreamConfig(url=bucket), corpus, tally=Tally())

@@ -76,6 +76,9 @@ def world(ranks: int, entry: str, *arguments: Any, logs: Path) -> list[dict[str,
 def become(rank: dict[str, Any]) -> int:
     """Turns a fork of this process into a rank; returns its exit code."""
     die_with_launcher({"TORCHELASTIC_RUN_ID": "this server"})
+    # as on a terminal, even if these tests run where both are ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(rank["environ"])
     log = os.open(rank["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -125,7 +128,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from distributed.processes.process import end_process
+    from distributed.processes.process import end_with
 
     # a fork inherits threads' objects without the threads, which the ordinary end would trip over
-    end_process(main())
+    end_with(main)

@@ -5,7 +5,7 @@ import sys
 import time
 
 from distributed.__main__ import COMMANDS
-from distributed.processes.process import end_process
+from distributed.processes.process import die_with_launcher, end_with
 from distributed.run import log as telemetry
 from pupujepa.front_door import enter
 
@@ -22,5 +22,6 @@ class SlowLog(telemetry.MetricsLog):
 
 
 if __name__ == "__main__":
+    die_with_launcher(os.environ)
     telemetry.MetricsLog = SlowLog
-    end_process(enter("distributed", COMMANDS, manual="", argv=sys.argv[1:]))
+    end_with(lambda: enter("distributed", COMMANDS, manual="", argv=sys.argv[1:]))

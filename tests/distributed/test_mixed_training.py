@@ -84,5 +84,5 @@ def test_a_mix_that_cannot_be_read_is_refused_before_anything_starts(overrides, 
 
 def test_a_misspelt_key_of_a_corpus_is_refused():
     """With the nearest name."""
-    with pytest.raises(ConfigError, match=r"'wight' not in 'CorpusConfig'.*weight"):
+    with pytest.raises(ConfigError, match=r"unknown key stream\.mix\.small\.wight; did you mean .*\.weight\?"):
         load_experiment(["demo"], overrides=[*MIX, "stream.mix.small.wight=2"])

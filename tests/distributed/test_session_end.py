@@ -9,6 +9,7 @@ import torch
 from data.store.files import MissingObjectError
 from data.store.store import open_store
 from data.stream.stream import Stream, StreamConfig
+from distributed.processes.watchdog import Whereabouts
 from distributed.run.speed import StreamCounts
 from distributed.train import SessionEnd
 from distributed.trainer import Ending
@@ -29,7 +30,7 @@ class Log:
 def trainer_at(step, *, counts=None):
     log = Log(counts or {})
     topology = SimpleNamespace(rank=3)
-    return SimpleNamespace(step=step, topology=topology, log=log), log
+    return SimpleNamespace(step=step, topology=topology, log=log, whereabouts=Whereabouts()), log
 
 
 @pytest.mark.parametrize(("ending", "outcome"), [(Ending.FINISHED, "finished"), (Ending.STOPPED, "stopped")])
@@ -56,6 +57,7 @@ def test_a_failure_leaves_a_record(tmp_path):
     with pytest.raises(ZeroDivisionError), SessionEnd(trainer, tmp_path):
         _ = 1 / 0
     assert log.outcome == "failed"
+    assert isinstance(trainer.whereabouts.error, ZeroDivisionError), "the watchdog tells the other ranks"
     record = json.loads((tmp_path / "failed-step-0000007-rank-3.json").read_text())
     assert record == {"step": 7, "rank": 3, "error": "ZeroDivisionError: division by zero", "data/retries": 4.0}
 

@@ -226,6 +226,24 @@ def test_what_a_user_gets_wrong_is_one_sentence(front_door, straight, shards, wo
     assert sentence in said
 
 
+def test_two_experiments_started_at_once_into_one_directory(tmp_path, shards):
+    """One trains, the other exits with 2 and the keys that differ; every file is of the one that trained."""
+    run_dir, seeds = tmp_path / "run", ("3", "5")
+    steps = ("train.steps=4", "checkpoint.every=2")
+    commands = [train_command(run_dir, shards, *steps, f"train.seed={s}", f"schedule.peak_lr=1e-{s}") for s in seeds]
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(c, env=environment(), cwd=ROOT, **pipes) for c in commands]
+    said = [process.communicate(timeout=TIMEOUT_S)[1] for process in started]
+    codes = [process.returncode for process in started]
+    assert sorted(codes) == [0, 2], said
+    winner, refused = seeds[codes.index(0)], said[codes.index(2)]
+    assert f"train.seed: {winner} -> " in refused
+    assert "schedule.peak_lr: " in refused
+    assert f"seed: {winner}\n" in (run_dir / "config.yaml").read_text()
+    assert len(losses(run_dir)) == 4
+    assert len(json.loads((run_dir / "history.json").read_text())) == 1
+
+
 def test_a_run_that_lost_its_checkpoints_does_not_begin_again(front_door, tmp_path, shards, straight):
     """Deleted checkpoints are an error, not step 0 over the log of a run."""
     run_dir = tmp_path / "run"

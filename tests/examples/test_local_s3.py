@@ -14,7 +14,13 @@ from pupujepa.errors import UserError
 
 
 def test_objects_outlive_a_killed_server(tmp_path: Path, bare_aws_environment: pytest.MonkeyPatch):
-    """A server that was killed comes back on the same directory with every object it had confirmed."""
+    """A server that was killed comes back on the same directory with every object it had confirmed.
+
+    Nothing of it stays in the folder for temporary files, logs included.
+    """
+    (tmp_path / "temporary").mkdir()
+    bare_aws_environment.setenv("TMPDIR", str(tmp_path / "temporary"))
+    logs_before = set(Path("/tmp").glob("weed.*"))
     server = LocalS3(tmp_path / "store", buckets=["kept"])
     server.start()
     _use(server, bare_aws_environment)
@@ -25,6 +31,8 @@ def test_objects_outlive_a_killed_server(tmp_path: Path, bare_aws_environment: p
     with LocalS3(tmp_path / "store", buckets=["kept"]) as again:
         _use(again, bare_aws_environment)
         assert open_store("s3://kept").read("a/b") == b"content"
+    assert not [*(tmp_path / "temporary").iterdir()]
+    assert not set(Path("/tmp").glob("weed.*")) - logs_before
 
 
 def test_the_listening_sockets_are_loopback_only(s3: LocalS3):

@@ -6,10 +6,10 @@ import threading
 
 from distributed.__main__ import COMMANDS
 from distributed.marble.features import features
-from distributed.processes.process import end_process
+from distributed.processes.process import end_with
 from pupujepa.front_door import enter
 
 if __name__ == "__main__":
     if os.environ["SLURM_PROCID"] == "1":
         features._FeaturePass.part = lambda *_: threading.Event().wait()
-    end_process(enter("distributed", COMMANDS, manual="", argv=sys.argv[1:]))
+    end_with(lambda: enter("distributed", COMMANDS, manual="", argv=sys.argv[1:]))

@@ -165,6 +165,7 @@ def test_a_key_of_any_type_follows_yaml_1_2(text, value):
         ("text=${oc.${maybe}:HOME}", "text calls a resolver"),
         ("texts=['${oc.decode:x}']", "texts.* calls a resolver"),
         ("corpora={a: {width: '${oc.env:HOME}'}}", "a.width calls a resolver"),
+        ("anything={a: [{b: '${oc.env:HOME}'}]}", r"anything\.a\[0\]\.b calls a resolver"),
         ("text=\\${oc.env:HOME}", "text calls a resolver"),
     ],
 )
@@ -172,6 +173,12 @@ def test_a_value_of_another_kind_is_refused_with_its_key(override, message):
     """Numbers are finite and decimal, and no value is taken from the environment, whose secrets would be saved."""
     with pytest.raises(ConfigError, match=message):
         compose(Typed, overrides=[override])
+
+
+def test_a_key_below_one_of_any_type_is_yaml():
+    """Settings that are passed on to DeepSpeed have no declared types."""
+    overrides = ["anything.a.b=[1, 2e3]", "anything.a.c=010", "anything.a.d=5"]
+    assert compose(Typed, overrides=overrides).anything == {"a": {"b": [1, 2000.0], "c": "010", "d": 5}}
 
 
 def test_a_value_may_refer_to_another_key():
@@ -218,6 +225,15 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, content, message):
     with pytest.raises(ConfigError, match=message) as caught:
         compose(Typed, file=file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_saved_configuration_is_named_too(tmp_path):
+    """The config.yaml of a run, when it is resumed, exported or listed."""
+    (tmp_path / "config.yaml").write_bytes(b"inner:\n  width: 010\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml:2: '010' is not an integer \(key 'inner\.width'\)"):
+        from_yaml(Outer, tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"cannot be read now .*mend that"):
+        from_yaml(Outer, tmp_path)
 
 
 def test_an_empty_section_changes_nothing():

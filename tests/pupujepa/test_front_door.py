@@ -19,9 +19,12 @@ def fake_command(tmp_path, monkeypatch):
         '"""Adds one.\n\nExample: add 3"""\n'
         "from pupujepa.errors import UserError\n"
         "def add_arguments(parser):\n    parser.add_argument('number', type=int)\n"
+        "    parser.add_argument('--peak', type=float)\n"
+        "    parser.add_argument('--from-to', type=float, nargs=2)\n"
         "def run(args):\n"
         "    if args.number < 0:\n        raise UserError('number -1 is negative; give one that is not')\n"
         "    if args.number == 0:\n        raise ZeroDivisionError\n"
+        "    if args.number == 130:\n        raise KeyboardInterrupt\n"
         "    return args.number\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -45,6 +48,23 @@ def test_a_user_error_is_one_sentence(fake_command, capsys):
     """UserError: one line on stderr, exit code 2, no traceback."""
     assert enter("pupujepa", fake_command, manual="m", argv=["add", "-1"]) == 2
     assert capsys.readouterr().err == "error: number -1 is negative; give one that is not\n"
+
+
+@pytest.mark.parametrize("words", [["--peak", "nan"], ["--from-to", "1", "inf"], ["--peak", "1e400"]])
+def test_numbers_are_finite(fake_command, capsys, words):
+    """A NaN would pass every check of a range; the sentence names the option."""
+    with pytest.raises(SystemExit, match="2"):
+        enter("pupujepa", fake_command, manual="m", argv=["add", "3", *words])
+    assert f"error: argument {words[0]}: " in capsys.readouterr().err
+    assert enter("pupujepa", fake_command, manual="m", argv=["add", "3", "--from-to", "1", "2"]) == 3
+
+
+def test_ctrl_c_is_one_line(fake_command, capsys):
+    """A command with nothing to save says so and ends with 130, as a shell reports SIGINT; no traceback."""
+    with pytest.raises(SystemExit) as stop:
+        enter("pupujepa", fake_command, manual="m", argv=["add", "130"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
 def test_a_crash_is_not_swallowed(fake_command):

@@ -1,5 +1,7 @@
 """The lock of a folder: it names its one holder, is free again however that one ends, and leaves no file."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -79,6 +81,45 @@ def test_many_writers_take_turns(tmp_path):
     for writer in writers:
         writer.join(PATIENCE_S)
     assert most == [1] * (3 * rounds)
+
+
+def test_a_check_is_made_while_waiting_and_again_with_the_lock(holder, tmp_path):
+    """What another writer leaves between the first look and the lock is seen; a refusal frees the folder."""
+    looks = []
+
+    def look():
+        looks.append(None)
+        if len(looks) == 2:
+            holder.kill()
+            holder.wait()
+        if len(looks) > 2:
+            raise UserError("it holds something else")
+
+    with (
+        pytest.raises(UserError, match="it holds something else"),
+        only_writer(tmp_path / "run", wait_s=PATIENCE_S, check=look),
+    ):
+        pytest.fail("the check was not made")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_writers_of_separate_files_may_share_a_folder(tmp_path):
+    """Locks of two names exclude nobody from each other."""
+    with only_writer(tmp_path), only_writer(tmp_path, name=".results.lock"):
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_lock_that_cannot_be_taken_now_is_not_done_without(tmp_path, monkeypatch, code):
+    """A failing disk, a stale handle and too many open files do not mean a file system without locks."""
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("pupujepa.locks.fcntl.flock", fail)
+    message = rf"cannot be locked now \({os.strerror(code)}, errno {code}\), so nothing was written"
+    with pytest.raises(UserError, match=message), only_writer(tmp_path):
+        pytest.fail("it wrote without a lock")
 
 
 def test_an_error_inside_frees_the_folder(tmp_path):

@@ -1,5 +1,6 @@
 """Sweeps as a user meets them, on real Ray: end to end, with failures, killed and run again."""
 
+import argparse
 import json
 import os
 import signal
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from distributed.run.directory import lock_run
+from pupujepa.errors import UserError
+from sweeps.plan.plan import Launch, Plan, commands_for, read_plan, write_plan
 from sweeps.report import write_report
+from sweeps.run import add_arguments
 from sweeps.tune.driver import LONGEST_RAY_DIR, private_directory, ray_environment
 from sweeps.tune.search import PlanningSearch
 from tests.processes import is_running
@@ -215,6 +220,31 @@ def test_a_dry_run_starts_nothing(sweep_command, tmp_path):
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: axis 'ratio', value '0.6': ")
     assert "did you mean masks.ratio?" in wrong.stderr
+
+
+def test_two_sweeps_at_once_do_not_share_a_directory(sweep_command, tmp_path, monkeypatch):
+    """Another sweep that comes first writes its plan before this one has the lock, so this one is refused."""
+    from sweeps import run as module
+
+    out = tmp_path / "out"
+    launch = Launch("small", "shards", "corpus", (), commands_for(1))
+
+    def overtaken(run, *, check):
+        write_plan(Plan("other", "", launch, (), {}), out)
+        return lock_run(run, check=check)
+
+    monkeypatch.setattr(module, "lock_run", overtaken)
+    monkeypatch.setattr(module, "configure_logging", lambda rank: None)
+    argv = sweep_command()
+    with pytest.raises(UserError, match=r"out holds a sweep of other trials \(0 of its 0 are not in this one, 1 are"):
+        module.run(arguments(argv[argv.index("run") + 1 :]))
+    assert read_plan(out).name == "other"
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words)
 
 
 def test_a_private_ray_can_be_joined_by_nobody_else():

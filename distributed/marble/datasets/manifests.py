@@ -2,7 +2,7 @@
 
 DIR is MARBLE's checkout or its data folder. A row has `audio_path` (relative to the checkout), `label`, `sample_rate`,
 `num_samples` and `channels`, and for some tasks `ori_uid`. Protocol marble trusts these facts, as upstream does; clean
-reads the file's header. docs/marble.md explains the labels.
+takes the file's. docs/marble.md explains the labels.
 """
 
 import logging
@@ -13,12 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from distributed.marble.datasets.corpus import SPLITS, LabelledCorpus, LabelledTrack, audio_digest, audio_fingerprint
 from distributed.marble.tasks.chords import ChordSegment, majmin_class
 from distributed.marble.tasks.marble_tasks import SECTION_ALIASES, SECTIONS
 from distributed.marble.tasks.tasks import LabelRule, Task, TaskSource
+from pupujepa.audio.read import AudioError
+from pupujepa.audio.source import measure_audio
 from pupujepa.errors import UserError
 from pupujepa.track_rows import list_rows, list_text
 
@@ -147,18 +147,15 @@ def _track(line: ManifestLine, root: Path, split: str, source: TaskSource, seen:
 
 def _with_header_facts(track: LabelledTrack) -> LabelledTrack:
     try:
-        info = soundfile.info(track.path)
-    except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{track.path}: cannot be decoded as audio ({error}), so the {track.split} split would lack a track; "
-            "fetch the file again"
-        ) from error
+        facts = measure_audio(track.path)
+    except AudioError as error:
+        raise UserError(f"{error}: the {track.split} split would lack a track") from error
     return replace(
         track,
-        rate_hz=info.samplerate,
-        num_samples=info.frames,
-        num_channels=info.channels,
-        duration_s=info.frames / info.samplerate,
+        rate_hz=facts.rate_hz,
+        num_samples=facts.samples,
+        num_channels=facts.channels,
+        duration_s=facts.samples / facts.rate_hz,
     )
 
 

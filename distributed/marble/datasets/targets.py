@@ -155,9 +155,9 @@ def _is_labelled(task: Task, track: LabelledTrack) -> bool:
 
 def _refuse_wrong_kind(task: Task, uid: str, name: str, label: Any) -> None:
     """Raises UserError unless a label is of the task's kind, before hours of computing features."""
-    is_text = task.target in ("multiclass", "multilabel")
-    kind, expected = (str if is_text else Real), "text" if is_text else "a number"
     several = task.target in ("multilabel", "frames")
+    is_text = task.target in ("multiclass", "multilabel")
+    kind, expected = (str, "text") if is_text else (Real, "numbers" if several else "a number")
     values = label if several and isinstance(label, list | tuple) else [label]
     is_right = all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
     if task.target == "frame_classes" or (is_right and (values is label or not several)):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from data.store.files import Location
 from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack, Slice
-from distributed.marble.datasets.slice_audio import load_slice
+from distributed.marble.datasets.slice_audio import load_slice, tell_wrong_lengths
 from distributed.marble.encoders.hidden_states import FRAME_DTYPE, SliceFeatures, spread_layers
 from distributed.marble.encoders.resolve import FrozenEncoder
 from distributed.marble.features.store import PartStore
@@ -148,6 +148,7 @@ def compute_features(
             if computed:
                 store.save(number, _part(encoder, plan, number, tracks, readers), slices)
             on_slices(len(slices), computed)  # `computed`: now, not by an earlier evaluation
+    tell_wrong_lengths()
     return store
 
 

@@ -1,16 +1,22 @@
 """Storage for the part files of a feature pass: a shared folder, or a prefix of an object store.
 
-A part appears under its name only when it is complete. Nodes copy parts of an object store to their disk (below TMPDIR,
-shared by their ranks, safe to delete), because probes read rows in random order and objects are read whole. The name of
-a copy contains its object's version, so a replaced object is fetched again.
+A part appears under its name only when it is complete. Nodes copy parts of an object store to a private folder below
+TMPDIR, because probes read rows in random order and objects are read whole. The ranks of a node share the copies, and
+the last one that leaves removes them. The name of a copy contains its object's version, so a replaced object is fetched
+again.
 
 Legend: see features.py.
 """
 
 import json
 import logging
+import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -20,12 +26,14 @@ from torch import Tensor
 
 from data.store.store import Location, open_store
 from distributed.marble.datasets.corpus import Slice
-from pupujepa.durable import atomic_file
+from pupujepa.durable import atomic_file, private_folder
 from pupujepa.errors import UserError, require_readable
+from pupujepa.locks import LockTakenError, held, open_locked
 
 log = logging.getLogger(__name__)
 
 _PREFIX, _SUFFIX = "part-", ".safetensors"
+_PATIENCE_S = 60.0
 
 
 class PartStore:
@@ -38,7 +46,6 @@ class PartStore:
     def __init__(self, cache: Location | Path, key: str):
         self.key = key
         self._store = open_store(f"{str(cache).rstrip('/')}/{key}")
-        self._copies = Path(tempfile.gettempdir()) / "pupujepa-features" / key
         self._versions: dict[int, str] = {}
         self._known: set[int] = set()
 
@@ -110,12 +117,38 @@ class PartStore:
             self._known.add(number)  # check each part once
         return path
 
+    @cached_property
+    def _copies(self) -> Path:
+        """The folder of copies, in use until this store is garbage."""
+        root = private_folder(Path(tempfile.gettempdir()) / f"pupujepa-features-{os.getuid()}")
+        _remove_unused(root)  # of processes that were killed
+        folder = root / self.key
+        with held(root / ".lock", wait_s=_PATIENCE_S):
+            folder.mkdir(exist_ok=True)
+            used = open_locked(folder, shared=True)
+        weakref.finalize(self, _leave, root, used)
+        return folder
+
     def _copy(self, number: int) -> Path:
         version = blake2b(self._versions[number].encode(), digest_size=8).hexdigest()
         path = self._copies / f"{version}-{_name(number)}"
         if not path.is_file():
             self._store.download(_name(number), path)
         return path
+
+
+def _leave(root: Path, used: int) -> None:
+    os.close(used)
+    _remove_unused(root)
+
+
+def _remove_unused(root: Path) -> None:
+    """Removes the copies that no process uses."""
+    with suppress(LockTakenError, FileNotFoundError), held(root / ".lock", wait_s=_PATIENCE_S):
+        for folder in root.glob("[!.]*"):
+            with suppress(BlockingIOError):
+                os.close(open_locked(folder, shared=False))  # raises if it is in use; nobody enters meanwhile
+                shutil.rmtree(folder)
 
 
 def _name(number: int) -> str:

@@ -8,6 +8,7 @@ Legend: R resamples, N test items, M metrics of a task.
 
 import json
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,10 +26,15 @@ from distributed.marble.tasks.marble_tasks import ALL_TASKS
 from distributed.marble.tasks.tasks import Protocol
 from distributed.run.directory import write_atomically
 from pupujepa.durable import atomic_file
+from pupujepa.errors import require_readable
 from pupujepa.json_lines import read_rows, write_rows
+from pupujepa.locks import only_writer
 
 RESULTS, RESAMPLES = "results.jsonl", "resamples.safetensors"
 TABLE_MARKDOWN, TABLE_HTML = "results.md", "results.html"
+_LOCK_NAME = ".results.lock"
+# another evaluation merges its rows within seconds
+_PATIENCE_S = 600.0
 
 Row = dict[str, Any]
 # [M, R] by digest; a row has its digest in bootstrap.values
@@ -98,9 +104,19 @@ def make_rows(
 def write_results(folder: Path, rows: Sequence[Row], resamples: Resamples) -> list[Row]:
     """Writes the results and returns all rows, old and new.
 
-    The files are results.jsonl, resamples.safetensors, results.md and results.html.
+    The files are results.jsonl, resamples.safetensors, results.md and results.html. Evaluations into one folder take
+    turns.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with only_evaluation(folder):
+        return _write_merged(folder, rows, resamples)
+
+
+def only_evaluation(folder: Path) -> AbstractContextManager[None]:
+    """Reserves the results of a folder, which may also hold a training; waits for its turn."""
+    return only_writer(folder, wait_s=_PATIENCE_S, name=_LOCK_NAME)
+
+
+def _write_merged(folder: Path, rows: Sequence[Row], resamples: Resamples) -> list[Row]:
     merged = merged_rows(folder / RESULTS, rows, lambda r: (r["task"], r["encoder"], r["protocol"]))
     all_resamples = read_resamples(folder) | resamples
     # keep only resamples of rows that stay, or the file would grow with every evaluation
@@ -148,7 +164,10 @@ def read_results(folder: Path) -> list[Row]:
 def read_resamples(folder: Path) -> Resamples:
     """Returns the resampled values of a folder by digest; {} without any."""
     path = folder / RESAMPLES
-    return load_file(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    require_readable(path)
+    return load_file(path)
 
 
 def _value(name: str, seeds: Sequence[Statistics], weights_RN: np.ndarray) -> np.ndarray:

@@ -29,7 +29,8 @@ from data.shards.format import decode_mel, index_name, read_index, read_sample
 from data.shards.manifest import read_manifest
 from data.store.store import open_store
 from pupujepa.audio.log_mel import frontend_digest, log_mel
-from pupujepa.audio.read import read_audio, resample
+from pupujepa.audio.read import resample
+from pupujepa.audio.source import read_audio
 from pupujepa.errors import UserError
 from pupujepa.front_door import enter
 from tests.data.dying import ROOT, run_and_die
@@ -243,7 +244,7 @@ def test_replacing_leaves_nothing_of_the_old(album: Path, tmp_path: Path):
 
 
 def test_unusable_files_are_listed_with_their_reason(tmp_path: Path):
-    """Corrupt, empty, short, silent and NaN files are left out and named; above the limit the build stops."""
+    """Corrupt, empty, short, silent and NaN files are left out and named; only damage counts against the limit."""
     folder = tmp_path / "in"
     write_song(folder / "good.wav", 4.0)
     (folder / "corrupt.flac").write_bytes(b"fLaC" + bytes(range(256)) * 20)
@@ -251,16 +252,22 @@ def test_unusable_files_are_listed_with_their_reason(tmp_path: Path):
     write_song(folder / "short.wav", 0.3)
     _write_samples(folder / "silent.wav", np.full(72_000, 3e-5))
     _write_samples(folder / "nan.wav", np.where(np.arange(72_000) == 50_000, np.nan, 0.1))
-    config = replace(CONFIG, max_rejected=4, split_fractions=(1.0, 0.0, 0.0))
-    with pytest.raises(UserError, match=r"5 of 6 files cannot be used, more than --max-rejected 4 allows, the first "):
+    config = replace(CONFIG, max_rejected=2, split_fractions=(1.0, 0.0, 0.0))
+    with pytest.raises(UserError, match=r"3 of 6 files cannot be used, more than --max-rejected 2 allows, the first "):
         make(folder, str(tmp_path / "out"), config=config)
     assert not (tmp_path / "out" / "train").exists()
-    build = make(folder, str(tmp_path / "out"), config=replace(config, max_rejected=5))
+    build = make(folder, str(tmp_path / "out"), config=replace(config, max_rejected=3))
     rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     reasons = {row["track"]: row["reason"] for row in rows}
     assert list(reasons) == ["corrupt", "empty", "nan", "short", "silent"]
+    assert [row["kind"] for row in rows] == ["damaged", "damaged", "damaged", "too short", "silent"]
     for name, part in (("corrupt", "cannot be decoded"), ("short", "too short (30 frames"), ("silent", "silent (peak")):
         assert part in reasons[name]
+    assert "short.wav: too short (30 frames = 0.30 s, fewer than 100 = 1.00 s)" in reasons["short"]
+    where = tmp_path / "out" / "rejected.jsonl"
+    assert build.summary == [
+        f"6 tracks in the input: 1 built, 3 damaged, 1 too short, 1 silent; see {where}",
+    ]
     assert "sample 50000 is not finite" in reasons["nan"]
     assert read_manifest(str(tmp_path / "out" / "train")).tracks == 1
     record = read_build_record(open_store(str(tmp_path / "out")))
@@ -341,7 +348,7 @@ def test_folders_are_never_split(album: Path, tmp_path: Path):
     ("line", "message"),
     [
         ("{", r"tracks\.jsonl:1: not JSON .*; write"),
-        ('{"track": "a"}', r"tracks\.jsonl:1 is not a track \(KeyError\('path'\)\)"),
+        ('{"track": "a"}', r"tracks\.jsonl:1 is not a track \(path is None, not text\)"),
         (
             '{"track": "a", "path": "a.wav", "split": "dev"}',
             "tracks.jsonl:1: split 'dev' is not one of train, valid, test",
@@ -364,7 +371,7 @@ def test_mistakes_on_the_command_line_are_one_sentence(album: Path, tmp_path: Pa
     wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
     cases: list[tuple[str, str, dict[str, str], str]] = [
         (f"{tmp_path}/empty", f"{tmp_path}/1", {}, "holds no audio"),
-        (f"{tmp_path}/corrupt", f"{tmp_path}/2", {}, "none of 1 files can be used, the first because: "),
+        (f"{tmp_path}/corrupt", f"{tmp_path}/2", {}, "none of 1 file can be used, the first because: "),
         (str(album), "s3://no-such-bucket/x", {}, "bucket 'no-such-bucket' does not exist"),
         (str(album), "s3://test-bucket/x", wrong, "refuses these credentials (403 "),
     ]

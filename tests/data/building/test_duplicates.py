@@ -60,9 +60,9 @@ def test_they_are_reported_and_leaks_are_shouted(
     assert [track["split"] for track in row["tracks"]] == ["train", "train", "test"]
     assert row["splits"] == ["test", "train"]
     out = capsys.readouterr().out
-    assert "2 tracks repeat the audio of another exactly (1 sets, see " in out
+    assert "2 tracks repeat the audio of another exactly (1 set, see " in out
     assert "kept; --drop-duplicates leaves only the first of each set" in out
-    assert "LEAKAGE: 1 sets of equal audio are in different splits, e.g. z-first (train), " in caplog.text
+    assert "LEAKAGE: equal audio is in different splits (1 set), e.g. z-first (train), " in caplog.text
     assert tracks_of(tmp_path / "out", "train") == {"other", "z-first", "b-copy", "c-one-sample-differs"}
     assert tracks_of(tmp_path / "out", "test") == {"a-flac"}
 
@@ -76,7 +76,7 @@ def test_dropping_keeps_the_first_of_the_input(
     assert not (tmp_path / "out" / "test").exists()
     out = capsys.readouterr().out
     assert "dropped, except the first of each set, such as z-first" in out
-    assert "were in different splits, e.g. z-first (train)" in caplog.text
+    assert "equal audio was in different splits (1 set), e.g. z-first (train)" in caplog.text
     assert "LEAKAGE" not in caplog.text
     [row] = [json.loads(line) for line in (tmp_path / "out" / "duplicates.jsonl").read_text().splitlines()]
     assert row["kept"] == ["z-first"]

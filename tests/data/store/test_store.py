@@ -383,6 +383,10 @@ def test_an_atomic_file_appears_whole_or_not_at_all(tmp_path: Path):
         raise RuntimeError("midway")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    longest = tmp_path / ("\u97f3" * 85)  # 255 bytes, so that a temporary name cannot hold them
+    with atomic_file(longest) as temporary:
+        temporary.write_text("whole")
+    assert longest.read_text() == "whole"
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])

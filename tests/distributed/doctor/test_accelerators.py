@@ -2,7 +2,7 @@
 
 import pytest
 
-from distributed.doctor.accelerators import SmiGpu, accelerator_findings, compiler_finding, parse_driver_gpus
+from distributed.doctor.accelerators import SmiGpu, accelerator_findings, compiler_finding, read_driver_gpus
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING
 from distributed.doctor.trial import ImportTrial
 
@@ -110,10 +110,15 @@ def test_emulated_bf16_says_how_slow_it_is():
     assert "auto" in bf16.remedy
 
 
-def test_rows_of_nvidia_smi():
-    """Rows as the driver prints them; unknown memory is 0, and what is no row is left out."""
-    listed = "NVIDIA H100, 580.95.05, 81559, 4\nNVIDIA GB10, 580.95.05, [N/A], [N/A]\nNo devices were found\n"
-    assert parse_driver_gpus(listed) == [IN_DRIVER, SmiGpu("NVIDIA GB10", "580.95.05", 0, 0)]
+def test_rows_of_nvidia_smi(tmp_path, monkeypatch):
+    """Rows as the driver prints them; unknown memory is 0, and what is no row is left out; no program, no GPUs."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_driver_gpus() == []
+    program = tmp_path / "nvidia-smi"
+    rows = ("NVIDIA H100, 580.95.05, 81559, 4", "NVIDIA GB10, 580.95.05, [N/A], [N/A]", "No devices were found")
+    program.write_text("#!/bin/sh\n" + "".join(f'echo "{row}"\n' for row in rows))
+    program.chmod(0o755)
+    assert read_driver_gpus() == [IN_DRIVER, SmiGpu("NVIDIA GB10", "580.95.05", 0, 0)]
 
 
 def test_a_compiler_is_only_for_inductor(tmp_path):

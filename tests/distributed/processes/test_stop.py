@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -18,6 +20,7 @@ def test_the_code_that_slurm_requeues():
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_stop_signal_only_sets_a_flag(number):
     """The process goes on after the signal, which it remembers; outside the block the old handler is back."""
+    inherited = signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert stop.received is None
@@ -25,6 +28,38 @@ def test_a_stop_signal_only_sets_a_flag(number):
         wait_until(lambda: stop.received)
         assert stop.received is number
     assert signal.getsignal(number) is before
+    signal.signal(number, inherited)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_nohup_ignores_stays_ignored(number):
+    """A terminal that closes must not stop a training that was started to outlive it."""
+    inherited = signal.signal(number, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    assert stop.received is None
+    signal.signal(number, inherited)
+
+
+STOPPED_TWICE = """
+import os, signal, time
+from distributed.processes.stop import StopRequest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(stop.received.name, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    """By the kernel, without a traceback: whoever presses twice does not want to wait for a checkpoint."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_TWICE], check=False, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "SIGINT\n", "")
 
 
 def wait_until(condition) -> None:

@@ -7,6 +7,13 @@ import pytest
 from distributed.report.inputs import ReportError, column, latest_of_each_step, read_run
 
 
+def test_a_file_of_another_encoding_is_named(tmp_path):
+    """A byte of latin-1 in config.yaml, edited by hand, is one sentence."""
+    (tmp_path / "config.yaml").write_bytes(b"stream: {url: caf\xe9}\n")
+    with pytest.raises(ReportError, match=r"config\.yaml of the run is not UTF-8 .*restore it"):
+        read_run(str(tmp_path))
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     """The message says what was looked for."""
     with pytest.raises(ReportError, match=r"is not a run directory: it has no config\.yaml"):

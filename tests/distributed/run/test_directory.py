@@ -4,7 +4,14 @@ import threading
 
 import pytest
 
-from distributed.run.directory import RunDirectory, RunDirectoryError, lock_run, write_atomically, write_json
+from distributed.run.directory import (
+    RunDirectory,
+    RunDirectoryError,
+    lock_run,
+    read_sessions,
+    write_atomically,
+    write_json,
+)
 from pupujepa.errors import UserError
 
 
@@ -45,6 +52,17 @@ def test_json_round_trips(tmp_path):
     value = {"loss": 0.1 + 0.2, "steps": [1, 2]}
     write_json(tmp_path / "a.json", value)
     assert json.loads((tmp_path / "a.json").read_text()) == value
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b'[{"step": 0', b"7"])
+def test_a_damaged_history_is_named(tmp_path, caplog, content):
+    """A crash of the machine may leave it empty: the run and its report do without it."""
+    run = RunDirectory(tmp_path)
+    assert read_sessions(run) == []
+    assert not caplog.records
+    run.history.write_bytes(content)
+    assert read_sessions(run) == []
+    assert f"{run.history} is damaged" in caplog.text
 
 
 def test_a_second_writer_is_refused(tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import pty
+import subprocess
+import sys
 import termios
 from contextlib import suppress
 
@@ -39,6 +41,73 @@ def test_a_torn_last_line_is_no_row(tmp_path):
     path.write_text('{"step": 0}\n{"step": 1')
     assert read_metrics(path) == [{"step": 0}]
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 1, "lr": 0.1, "lo\n', b"\0" * 90 + b"\n", b"[]\n", b'{"lr": 0.1}\n', b"\xff\xfe\n"]
+)
+def test_a_damaged_log_is_cut_back_to_what_can_be_read(tmp_path, caplog, damage):
+    """A crash of the machine leaves zeros or torn lines: file and line are named, the file is kept, rows stay."""
+    path = tmp_path / "m.jsonl"
+    content = row_line(0) + damage + b"\0" * 7 + row_line(2) + row_line(3)
+    path.write_bytes(content)
+    MetricsLog(path, resume_step=3).close()
+    assert [row["step"] for row in read_metrics(path)] == [0, 2]
+    assert f"{path} is damaged: 1 lines cannot be read, the first is line 2" in caplog.text
+    (copy,) = tmp_path.glob("m.jsonl.damaged-*")
+    assert copy.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("there", "resume_step", "begun", "lost"),
+    [
+        ((), 7, 0, "0 to 6"),  # the file is gone
+        ((0, 1, 2), 7, 0, "3 to 6"),  # it ends too early
+        ((), 9, 5, "5 to 8"),  # of a branch, whose first row is later
+        ((0, 1, 2), 3, 0, ""),
+        ((), 5, 5, ""),
+        ((0, 10, 20), 26, 0, ""),  # with a row for every tenth step
+    ],
+)
+def test_rows_that_are_missing_are_said_aloud(tmp_path, caplog, there, resume_step, begun, lost):
+    """No silent hole between the log and the checkpoint."""
+    path = tmp_path / "m.jsonl"
+    if there:
+        path.write_bytes(b"".join(map(row_line, there)))
+    MetricsLog(path, resume_step=resume_step, begun=begun).close()
+    expected = f"{path} has no rows of steps {lost}, although the checkpoint is of step {resume_step}: they are lost"
+    assert [record.getMessage() for record in caplog.records] == ([expected] if lost else [])
+
+
+def row_line(step: int) -> bytes:
+    return json.dumps({"step": step, "lr": 0.1, "loss": 1.0}).encode() + b"\n"
+
+
+@pytest.mark.parametrize("gone", ["full", "unread"])
+def test_lost_messages_do_not_end_the_work(gone):
+    """Log lines and bars to a full disk, or to a pipe that nobody reads, are dropped."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run([sys.executable, "-c", TALKING], check=False, stderr=full if gone == "full" else writer)
+    os.close(full)
+    os.close(writer)
+    assert done.returncode == 85
+
+
+TALKING = """
+import logging
+from distributed.processes.process import end_process
+from distributed.run.log import ProgressSink, configure_logging
+configure_logging(rank=0)
+sink = ProgressSink(total_steps=2, first_step=0)
+for step in range(2):
+    logging.getLogger("distributed").info("x" * 5000)
+    sink.write({"step": step, "loss": 1.0, "crops_per_s": 1.0, "lr": 1.0, "data_wait_s": 0.0, "step_s": 1.0})
+sink._progress._line("note")
+sink.close()
+end_process(85)
+"""
 
 
 def test_what_is_no_number_is_null(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import wandb
 
 from distributed.run.directory import RunDirectory
-from distributed.run.wandb import REMOVED, WandbSink, scrubbed
+from distributed.run.wandb import REMOVED, WandbSink, scrubbed, scrubbed_command
 from pupujepa.errors import UserError
 from tests.distributed.launch import environment
 from tests.distributed.wandb_records import records
@@ -99,6 +99,22 @@ def test_configurations_are_scrubbed():
         "lr": 1e-3,
         "none": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["train", "stream.url=a b/#1"], "train 'stream.url=a b/#1'"),
+        (["stream.url=s3://me:pw@host/x?X-Amz-Signature=1"], "stream.url=s3://host/x"),
+        (["s3://me:pw@host/x?sig=1"], "s3://host/x"),
+        (["telemetry.api_key=1", "--token=2"], f"'telemetry.api_key={REMOVED}' '--token={REMOVED}'"),
+        (["--api-key", "3", "x"], f"--api-key '{REMOVED}' x"),
+        (["--run-dir", "runs/my key", "train.steps=3"], "--run-dir 'runs/my key' train.steps=3"),
+    ],
+)  # fmt: skip
+def test_a_command_is_kept_without_secrets(words, kept):
+    """In the words of a shell, so that it can be run again."""
+    assert scrubbed_command(words) == kept
 
 
 class BrokenRun:

@@ -2,19 +2,23 @@
 
 import shutil
 from collections import namedtuple
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 
 from distributed.checkpoints.config import CheckpointConfig
 from distributed.checkpoints.manifest import CheckpointError
+from distributed.experiment import load_experiment
 from distributed.processes.topology import Topology
-from distributed.run.directory import RunDirectory
+from distributed.run.directory import RunDirectory, RunDirectoryError
 from distributed.sessions import continue_run as module
-from distributed.sessions.continue_run import begin_generation, open_checkpoints, require_disk_space
+from distributed.sessions.continue_run import SameRun, begin_generation, open_checkpoints, require_disk_space
+from pupujepa.config import to_yaml
 from pupujepa.errors import UserError
 from pupujepa.model.model import ModelConfig, PupuJEPA
 from pupujepa.training.objective import ObjectiveConfig, TrainingStep
+from tests.distributed.launch import PRESET
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -94,3 +98,71 @@ def test_nothing_is_left_of_the_look(session, step):
     require_disk_space(here, open_checkpoints(here), step)
     assert list(here.directory.checkpoints.iterdir()) == []
     shutil.rmtree(here.directory.root)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A start of a run in `tmp_path / "run"`, and its experiment."""
+
+    def make(*overrides, fresh=False):
+        experiment = load_experiment([str(PRESET)], overrides=["stream.url=/shards", *overrides])
+        return SameRun(RunDirectory(tmp_path / "run"), experiment, fresh=fresh), experiment
+
+    return make
+
+
+def written_by(experiment, run):
+    """What another start has written by now."""
+    run.root.mkdir(exist_ok=True)
+    run.config.write_text(to_yaml(experiment))
+
+
+OTHER = ("train.seed=5", "schedule.peak_lr=0.001")
+DIFFERENCES = r"run holds another run: schedule\.peak_lr: 0\.002 -> 0\.001; train\.seed: 0 -> 5; continuing would mix"
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_two_starts_at_once_do_not_mix_two_experiments(start, tmp_path, running):
+    """Both saw an empty directory; the second is refused with the keys, whether the first runs or has ended."""
+    run = RunDirectory(tmp_path / "run")
+    (first, experiment), (second, _) = start(), start(*OTHER)
+    first.check()
+    second.check()
+    with ExitStack() as of_first, ExitStack() as of_second:
+        if running:
+            first.lock(of_first)
+        written_by(experiment, run)
+        with pytest.raises(RunDirectoryError, match=DIFFERENCES):
+            second.lock(of_second)
+    assert [path.name for path in run.root.iterdir()] == ["config.yaml"]
+
+
+def test_two_fresh_starts_at_once_are_one(start, tmp_path):
+    """--fresh is asked again with the lock: the second start does not continue the run of the first."""
+    (first, experiment), (second, _) = start(fresh=True), start(fresh=True)
+    with ExitStack() as stack:
+        first.lock(stack)
+        second.check()
+    written_by(experiment, RunDirectory(tmp_path / "run"))
+    with ExitStack() as stack, pytest.raises(RunDirectoryError, match="--fresh was asked for, but"):
+        second.lock(stack)
+
+
+def test_the_second_of_two_equal_starts_continues_with_the_precision_of_the_first(start, tmp_path):
+    """Neither "auto" nor a free key is a difference; what the first start chose is kept."""
+    (second, _), (_, chosen) = start("engine.precision=auto"), start("engine.precision=bf16", "checkpoint.every=3")
+    assert second.check().engine.precision == "auto"
+    written_by(chosen, RunDirectory(tmp_path / "run"))
+    with ExitStack() as stack:
+        assert second.lock(stack).engine.precision == "bf16"
+
+
+def test_a_running_writer_is_named(start, tmp_path, monkeypatch):
+    """The same experiment, still running: the second start waits its time, and says who writes."""
+    monkeypatch.setattr("distributed.run.directory.WRITER_WAIT_S", 0.0)
+    (first, _), (second, _) = start(), start()
+    refused = pytest.raises(RunDirectoryError, match=r"run is being written by process \d+ on ")
+    with ExitStack() as stack:
+        first.lock(stack)
+        with refused:
+            second.lock(stack)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pupujepa.audio.read import AUDIO_SUFFIXES, AudioError, mono, read_audio, resample
+from pupujepa.audio.read import AUDIO_SUFFIXES, AudioError, mono, resample
+from pupujepa.audio.source import read_audio
 
 
 def sine(hz: float, rate: int, seconds: float) -> np.ndarray:
@@ -22,7 +23,8 @@ def test_reads_stereo_as_mean(tmp_path, suffix):
 
 
 # libsndfile's name of the container and of its coding, where the suffix alone does not say it
-CONTAINERS = {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".w64": "W64"}
+CONTAINERS = {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".aifc": "AIFF", ".w64": "W64", ".wave": "WAV"}
+CONTAINERS |= {".bwf": "WAV", ".snd": "AU", ".mp2": "MP3", ".mpga": "MP3"}
 
 
 @pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)

@@ -108,6 +108,20 @@ def test_an_npz_lies_where_its_file_lay(weights, songs, tmp_path, capsys):
     assert "passed over, no audio by their suffix: 1 .txt\n" in told
 
 
+def test_a_name_as_long_as_file_systems_allow_is_embedded(weights, tmp_path, capsys):
+    """83 letters of three bytes and .wav leave no room for .npz: the row is there all the same, and found again."""
+    names = ["\u97f3" * 83 + ".wav", "\u97f3" * 82 + "\u697d.wav"]
+    for name in names:
+        (tmp_path / "songs").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "songs" / "x.wav", tone(0.5), 24_000)
+        (tmp_path / "songs" / "x.wav").rename(tmp_path / "songs" / name)
+    words = ("embed", weights, tmp_path / "songs", "--out", tmp_path / "out", "--readout", "mean", "--device", "cpu")
+    assert run(*words) == 0
+    assert sorted(rows_of(tmp_path / "out", "npz")) == sorted(names)
+    assert run(*words) == 0
+    assert "2 files: 2 already embedded, 0 to do" in capsys.readouterr().err
+
+
 def test_all_layers_can_be_asked_for(weights, songs, tmp_path, capsys):
     """--layers all writes the patch embedding and every block; other words are errors."""
     words = ("embed", weights, songs / "a.wav", "--out", tmp_path / "out", "--readout", "mean", "--device", "cpu")
@@ -245,7 +259,7 @@ def test_a_file_that_broke_loses_its_row(weights, songs, tmp_path, form):
 def test_a_file_changed_while_a_killed_run_had_it_staged(weights, songs, tmp_path, capsys, monkeypatch, form):
     """Staged rows of a killed command are checked like packed ones."""
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--format", form, "--device", "cpu")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr("pupujepa.embedding.stores.VectorStore.close", interrupted)
         patch.setattr("pupujepa.embedding.parquet.ParquetFolder.close", interrupted)
         run(*words)

@@ -123,8 +123,8 @@ def test_tracks_that_are_too_short_are_named():
         ("collection", {"collection": 1}, "t1: the label collection=1 is not text"),
         ("instruments", {"instruments": "piano"}, "instruments=piano is not a list of text"),
         ("instruments", {"instruments": ["piano", 3]}, r"instruments=\['piano', 3\] is not a list of text"),
-        ("beats", {"beats": [0.5, "1"], "downbeats": []}, r"beats=\[0.5, '1'\] is not a list of a number"),
-        ("beats", {"beats": 3, "downbeats": []}, "beats=3 is not a list of a number"),
+        ("beats", {"beats": [0.5, "1"], "downbeats": []}, r"beats=\[0.5, '1'\] is not a list of numbers"),
+        ("beats", {"beats": 3, "downbeats": []}, "beats=3 is not a list of numbers"),
     ],
 )
 def test_a_label_of_another_kind_is_refused_before_anything_is_computed(task: str, label: dict, message: str):

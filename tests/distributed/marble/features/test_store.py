@@ -1,3 +1,4 @@
+import os
 import tempfile
 import tracemalloc
 from dataclasses import replace
@@ -62,6 +63,26 @@ def test_a_copy_of_an_object_that_was_replaced_is_not_used(
     store.save(0, {"pooled": torch.full((8, 2, 3), 9.0)}, plan.slices)
     again = PartStore(bucket, "key")
     assert places(plan, again, [plan.slices[3]]) == [9]
+
+
+def test_the_last_process_of_a_node_removes_the_copies(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They stay while any store uses them, in a private folder; those of a killed process go with the next store."""
+    plan = plan_of(8)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    root = tmp_path / f"pupujepa-features-{os.getuid()}"
+    stores = [PartStore(bucket, "key") for _ in range(2)]
+    fill(stores[0], plan)
+    for store in stores:
+        assert places(plan, store, [plan.slices[3]]) == [3]
+    del store
+    (root / "left by a killed process").mkdir()
+    stores.pop()
+    assert [path.name for path in root.iterdir()] == ["key"] and len([*(root / "key").iterdir()]) == 1
+    stores.pop()
+    assert not [*root.iterdir()]
+    root.chmod(0o777)
+    with pytest.raises(UserError, match="open to others, who could change its files"):
+        places(plan, PartStore(bucket, "key"), [plan.slices[3]])
 
 
 def test_a_part_that_was_damaged_later_is_named(tmp_path: Path):

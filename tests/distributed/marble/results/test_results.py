@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +112,24 @@ def test_results_of_other_protocols_stay_and_old_ones_are_replaced(tmp_path: Pat
     assert [r["value"] for r in rows] == [pytest.approx(0.7)]
     assert list(read_resamples(tmp_path)) == [rows[0]["bootstrap"]["values"]]
     assert read_results(tmp_path) == rows
+
+
+def test_evaluations_at_once_lose_no_rows(tmp_path: Path):
+    """Three evaluations add three encoders each to one folder at the same time: nine rows, with their resamples."""
+    each = [[made(outcome(f"encoder{i}-{n}", 0.5, seed=3 * i + n)) for n in range(3)] for i in range(3)]
+    start = threading.Barrier(3)
+
+    def evaluate(mine: list[tuple[list[Row], Resamples]]) -> None:
+        start.wait()
+        for one in mine:
+            write_results(tmp_path, *one)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(evaluate, each))
+    rows = read_results(tmp_path)
+    assert {r["encoder"] for r in rows} == {f"encoder{i}-{n}" for i in range(3) for n in range(3)}
+    assert {r["bootstrap"]["values"] for r in rows} == set(read_resamples(tmp_path))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_resampled_values_lie_beside_the_rows(tmp_path: Path):
