@@ -1,7 +1,7 @@
 """Runs benchmarks: `python -m benchmarks [NAME ...]`; without a name, all of them. Prints Markdown.
 
-Long ones (step, memory, stream, build, simulate, cache, codes, diagnostics, engine, faults,
-training_faults, feature_store, probe, gpu) run only when named. Options after a name belong to that benchmark, such
+Long ones (step, memory, stream, build, simulate, cache, codes, diagnostics, engine, faults, training_faults, endings,
+feature_store, probe, gpu) run only when named. Options after a name belong to that benchmark, such
 as --models large of step.
 """
 

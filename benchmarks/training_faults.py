@@ -69,6 +69,6 @@ def row_of(case: Case, outcome: Outcome, *, lost_s: float) -> str:
         said = "".join(text[-2000:] for text in outcome.said)
         raise RuntimeError(f"{case.fault}: exit codes {outcome.codes[0]} for {case.codes}; no {case.said!r} in: {said}")
     said = re.sub(r"^\d\d:\d\d:\d\d (rank \d: )?", "", lines[0])
-    said = re.sub(r"127\.0\.0\.1(\]?:)\d+", "HOST", re.sub(r"/\S*/run/", "RUN/", said)).replace("|", "/")
+    said = re.sub(r"127\.0\.0\.1(\]?:)\d+", "HOST", re.sub(r"/\S*/run(?=[/:])", "RUN", said)).replace("|", "/")
     codes = " and ".join(str(code) for code in outcome.codes[0])
     return f"| {case.fault} | {case.outcome} | {codes} | {said} | {len(outcome.codes)} | {max(lost_s, 0.0):.0f} |\n"

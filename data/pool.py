@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,7 +19,7 @@ from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-_LEAVE_S = 10.0  # for workers to remove their temporary files
+_LEAVE_S = 10.0  # for workers in a long call of a library
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -47,12 +48,14 @@ def map_unordered(
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
+    has_ended = False
+    temporary = tempfile.TemporaryDirectory(prefix="pupujepa-")
     # the server keeps the environment of its start, which may lack the store's credentials
+    prepared = (dict(os.environ), temporary.name)
     with _hang_up_blocked():
         executor = ProcessPoolExecutor(
-            min(workers, len(items)), mp_context=context, initializer=_prepare_worker, initargs=(dict(os.environ),)
+            min(workers, len(items)), mp_context=context, initializer=_prepare_worker, initargs=prepared
         )
-    has_ended = False
     try:
         pending: dict[Future[Result], int] = {}
         rest = iter(items)
@@ -66,14 +69,11 @@ def map_unordered(
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
-    except KeyboardInterrupt:
-        for process in executor._processes.values():
-            process.kill()  # the item at hand may take minutes, and nobody waits for it
-        raise
     finally:
         executor.shutdown(wait=has_ended, cancel_futures=True)
         if not has_ended:
             _give_up(set(multiprocessing.active_children()) - others)
+        temporary.cleanup()
 
 
 @contextmanager
@@ -111,21 +111,21 @@ def map_in_order(
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:
-    """Calls the function; SIGTERM ends the call alone, so that it removes its temporary files."""
-    signal.signal(signal.SIGTERM, _leave_call)
+    """Calls the function; SIGTERM ends the worker within the call only."""
+    signal.signal(signal.SIGTERM, _leave)
     try:
         return function(item)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sending a result must not be cut short
 
 
-def _leave_call(number: int, _frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # the next one must not interrupt the removal of temporary files
-    raise SystemExit(128 + number)
+def _leave(number: int, _frame: object) -> None:
+    # an exception would be lost in a callback of a decoder, which would take it for the end of the audio
+    os._exit(128 + number)
 
 
 def _give_up(workers: set[BaseProcess]) -> None:
-    """Ends the calls of workers, those that were queued too, and kills workers that do not end."""
+    """Ends workers in their calls, those that were queued too, and kills workers that do not end."""
     deadline = time.monotonic() + _LEAVE_S
     while any(worker.is_alive() for worker in workers):
         for worker in workers:
@@ -135,16 +135,15 @@ def _give_up(workers: set[BaseProcess]) -> None:
         worker.join()
 
 
-def _prepare_worker(environment: dict[str, str]) -> None:
+def _prepare_worker(environment: dict[str, str], temporary: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = temporary  # whatever a worker leaves there goes with the pool
     os.environ["OMP_NUM_THREADS"] = "1"  # for a later import of torch
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # a terminal or SLURM signals the caller too
         signal.signal(number, signal.SIG_IGN)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    # Ctrl-C reaches all processes of a terminal; this one ends with its parent, which says so once
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a killed build must not leave workers that keep writing
     leave_with_parent()
 

@@ -33,7 +33,8 @@ import errno
 import logging
 import os
 import time
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -71,7 +72,6 @@ from pupujepa.errors import UserError
 from pupujepa.front_door import drop_lost_output
 from pupujepa.precision import warn_of_emulation
 
-# errors of a disk or of rights, which a user can mend
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 _OF_DISK |= {errno.EMFILE, errno.ENFILE}
 # wandb shows a run that the guard stopped among the failed ones, not among those to continue
@@ -146,17 +146,25 @@ def run(args: argparse.Namespace) -> int:
         # every rank has written its first heartbeat
         dist.barrier()
         try:
-            return train(session, stop)
+            with disk_errors_in_words(directory):
+                return train(session, stop)
         except RuntimeError as error:
             watchdog.explain(error)
             raise
-        except OSError as error:
-            if error.errno not in _OF_DISK:
-                raise
-            raise UserError(
-                f"{error.filename or directory.root}: {error.strerror}, so the training ended; free space or repair "
-                f"it, and the same command continues from the newest checkpoint"
-            ) from error
+
+
+@contextmanager
+def disk_errors_in_words(directory: RunDirectory) -> Iterator[None]:
+    """Raises UserError for an OSError of a disk or of rights, which a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_DISK:
+            raise
+        raise UserError(
+            f"{error.filename or directory.root}: {error.strerror}, so the training ended; free space or repair it, "
+            f"and the same command continues from the newest checkpoint"
+        ) from error
 
 
 def compose_experiment(args: argparse.Namespace, directory: RunDirectory) -> Experiment:
@@ -191,7 +199,7 @@ def train(session: Session, stop: StopRequest) -> int:
     parts = build_parts(session, store, found)
     require_disk_space(session, store, parts.step)
     trainer = Trainer(experiment, parts, first_step=first_step)
-    with SessionEnd(trainer, directory.root) as end:
+    with SessionEnd(trainer, directory.root) as end, disk_errors_in_words(directory):
         end.ending = ending = trainer.run(stop)
         session.whereabouts.at(END, trainer.step)
         if ending is Ending.FINISHED:

@@ -5,14 +5,14 @@
   python -m sweeps run ABLATION.yaml --shards s3://music/shards/train --corpus D --ranks 2 --gpus-per-trial 2
 
 A sweep file names a base, the axes that vary it, seeds, tasks and a budget; sweeps/plan/sweep_file.py describes it. As
-many trials run at once as cores and GPUs hold, on a Ray of this sweep alone. Ctrl-C, SIGTERM or the death of this
-process end all processes of the sweep. The nodes of a SLURM job share one Ray (slurm/sweep.sbatch).
+many trials run at once as cores and GPUs hold, on a Ray of this sweep alone. Ctrl-C, SIGTERM, SIGHUP or the death of
+this process end all processes of the sweep. The nodes of a SLURM job share one Ray (slurm/sweep.sbatch).
 
 The same command resumes a sweep: it keeps finished trials, continues interrupted ones from their checkpoints, and tries
 crashed ones again. If the sweep file has changed, --resume confirms it: equal trials are kept.
 
 Exit code: 0 when every trial has its results, 1 when one diverged, collapsed or crashed, 2 for a wrong input, 130 when
-stopped, 86 when a node was lost. Then: python -m sweeps report runs/sweep
+stopped by Ctrl-C, 86 when a node was lost. Then: python -m sweeps report runs/sweep
 """
 
 import argparse

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 DEADLINE_S = 300.0
 
 
@@ -40,3 +42,11 @@ def wait_until_gone(pids: Iterable[int]) -> None:
     while left := [pid for pid in left if is_running(pid)]:
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.02)
+
+
+def listening(pids: Iterable[int]) -> set[str]:
+    """Returns the addresses, HOST:PORT, at which the processes take TCP connections."""
+    asked = set(pids)
+    sockets = [socket for socket in psutil.net_connections("tcp") if socket.pid in asked and socket.status == "LISTEN"]
+    # IPv4 addresses of sockets of IPv6 have a prefix
+    return {f"{socket.laddr.ip.removeprefix('::ffff:')}:{socket.laddr.port}" for socket in sockets}

@@ -26,6 +26,7 @@ from pupujepa.errors import UserError
 LOG_CEILING = 2.71
 # -80 dB of full scale: digital silence and dither
 SILENT_PEAK = 1e-4
+_FRAMES_AT_ONCE = 1024
 # lists round the ends of stretches; a file that ends earlier is the wrong file
 _END_TOLERANCE_S = 0.1
 
@@ -167,9 +168,14 @@ def _write_parts(clip: Clip, frames: int, config: FeatureConfig, *, into: Binary
     clipped = offset = 0
     for start, stop in cut_evenly(frames, config.part_frames):
         with torch.inference_mode():
-            # with context of neighbouring parts
-            mel_BTF = log_mel_of_clip(clip, start, stop - start, samples=clip.samples, config=config.frontend)
-        mel_TF = mel_BTF[0].numpy()
+            # with context of neighbouring parts; in pieces, because a part's spectrum alone takes 50 MB
+            pieces = [
+                log_mel_of_clip(clip, start + first, last - first, samples=clip.samples, config=config.frontend)[0]
+                for first, last in cut_evenly(stop - start, _FRAMES_AT_ONCE)
+            ]
+        mel_TF = torch.cat(pieces).numpy()
+        if not np.isfinite(mel_TF).all():
+            raise UserError(f"{clip.origin}: samples far beyond full scale, whose spectrum is not finite; repair it")
         clipped += int((mel_TF > config.hi).sum()) if config.dtype == "uint8" else 0
         stored_TF = encode_mel(mel_TF, config.dtype, lo=config.lo, hi=config.hi)
         # moments of what training will read

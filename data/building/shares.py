@@ -16,7 +16,7 @@ from data.building.features import TrackFacts
 from data.building.spool import facts_from_json
 from data.store.files import Store
 from pupujepa.errors import UserError
-from pupujepa.locks import FolderInUseError, only_writer, open_locked
+from pupujepa.locks import FolderInUseError, LockTakenError, held, only_writer, open_locked
 
 _MAX_NAMED = 8
 # parts come in one after the other, each in milliseconds, hundreds of them at once when a job array starts
@@ -125,16 +125,13 @@ def _refuse_parts_but(own: Path | None, folder: Path) -> None:
     """
     for lock in set(folder.glob(".parts-*.lock")) - {own}:
         try:
-            handle = open_locked(lock, shared=False)
-        except BlockingIOError as error:
+            with suppress(OSError), held(lock):  # which removes it
+                pass
+        except LockTakenError as error:
             raise FolderInUseError(
-                f"parts of a build are being made in {folder}; another build would mix its files with theirs: "
-                "wait for them, end them, or choose another folder"
+                f"parts of a build are being made in {folder}; another build would mix its files with theirs: wait for "
+                "them, end them, or choose another folder"
             ) from error
-        except OSError:  # no locks on this file system
-            continue
-        lock.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def _named(shares: Sequence[Share]) -> str:

@@ -174,8 +174,8 @@ def _whole_deliveries(deliveries: Iterator[Delivery | Failure]) -> Iterator[Deli
             if not lost and isinstance(error, RuntimeError):
                 raise
             raise WorkerLostError(
-                f"{lost or 'a data worker ended'}, so no batch follows; run the same command again, with more memory "
-                "or a lower stream.workers if the kernel's log says that it ran out of memory"
+                f"{lost or 'a data worker ended'}, so no batch follows; if the kernel's log says out of memory, lower "
+                "stream.workers, and run again"
             ) from error
         yield delivery
 

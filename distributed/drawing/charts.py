@@ -122,28 +122,27 @@ def line_chart(
         *(_line(s, x, y) for s in [*thinned, *marks]),
         svg_line("crosshair", (0, 0), (TOP, HEIGHT - BOTTOM)),
     ]
-    points = {
-        "x0": x.lo,
-        "x1": x.hi,
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "series": [
-            {
-                "x": [round(v, 2) for v in s.x],
-                "y": [significant(v, 4) if math.isfinite(v) else EN_DASH for v in s.y],
-            }
-            for s in thinned
-        ],
-    }
-    data = escape(json.dumps(points, separators=(",", ":"), ensure_ascii=False), quote=True)
     legend = tuple((s.tone, s.label, significant(last_finite(s.y))) for s in series)
     summary = "; ".join(f"{label} ends at {value}" for _, label, value in legend)
     spoken = escape(f"{title}. {sentence} {summary}.", quote=True)
     svg = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{spoken}"'
-        f' data-points="{data}">{"".join(body)}</svg>'
+        f' data-points="{_points(x, thinned)}">{"".join(body)}</svg>'
     )
     return Chart(title, sentence, svg, legend)
+
+
+def _points(x: Axis, series: Sequence[Series]) -> str:
+    """Returns the drawn points as JSON for the page's script, which shows the values at a step."""
+    rows = [
+        {
+            "x": [round(v, 2) for v in s.x],
+            "y": [significant(v, 4) if math.isfinite(v) else EN_DASH for v in s.y],
+        }
+        for s in series
+    ]
+    points = {"x0": x.lo, "x1": x.hi, "left": LEFT, "right": WIDTH - RIGHT, "series": rows}
+    return escape(json.dumps(points, separators=(",", ":"), ensure_ascii=False), quote=True)
 
 
 def svg_line(kind: str, x: tuple[float, float], y: tuple[float, float]) -> str:

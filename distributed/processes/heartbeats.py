@@ -10,7 +10,6 @@ request whatever the number of ranks.
 
 import json
 import os
-import re
 import shutil
 import socket
 from contextlib import suppress
@@ -22,8 +21,8 @@ FOLDER_NAME = "heartbeats"
 _SILENT_PERIODS = 5
 # all ranks together write at most this many files a second, to spare a shared file system
 _FILES_PER_S = 50
-# the folder of the marks of a session, and a mark: its name holds what all ranks must know, as a full disk takes names
-_FAILED, _MARK = "-failed", re.compile(r"rank-(\d+)-exit-(\d+)")
+# the folder of the marks of a session; their names hold what all ranks must know, as a full disk still takes names
+_FAILED = "-failed"
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,8 @@ class Heartbeats:
     def first_failure(self) -> RankFailure | None:
         """Returns the earliest failure of a rank that left a mark."""
         try:
-            _, mark = min((path.stat().st_mtime_ns, path) for path in self._failures.iterdir())
-            rank, exit_code = _MARK.fullmatch(mark.name).groups()  # type: ignore[union-attr]
+            _, mark = min((path.stat().st_mtime_ns, path) for path in self._failures.glob("rank-*-exit-*"))
+            _, rank, _, exit_code = mark.name.split("-")
             return RankFailure(int(rank), int(exit_code), mark.read_text(errors="replace"))
         except (OSError, ValueError):  # none; or a later session has taken the folder
             return None

@@ -23,7 +23,7 @@ from distributed.run.log import readable_rows
 from distributed.sessions.history import keep_precision
 from distributed.sessions.session import Session
 from pupujepa.config import from_yaml
-from pupujepa.errors import UserError
+from pupujepa.errors import UserError, unreadable
 from pupujepa.precision import ChosenPrecision
 from pupujepa.training.objective import TrainingStep
 
@@ -125,9 +125,15 @@ class SameRun:
 
         Raises:
             RunDirectoryError: another run, with the first differences, or a run that has lost its checkpoints.
+            UserError: the files of the run cannot be read now.
         """
         config = self._directory.config
-        content = config.read_bytes() if config.exists() else None
+        try:
+            content = config.read_bytes()
+        except FileNotFoundError:
+            content = None
+        except OSError as error:
+            raise unreadable(config, error) from error
         if content != self._seen:
             self._experiment = keep_precision(self._directory, self._asked)
             _require_same_run(self._directory, self._experiment, fresh=self._fresh)

@@ -22,9 +22,15 @@ _TAIL_BYTES = 128  # where libmpg123 looks for a tag
 # libmpg123 guesses the length of an mp3 without a Xing header from its bytes: for so many, the guess is never too short
 _ENDLESS_BYTES = 1 << 40
 _ENDLESS_FRAMES = b"\xff\xff\xff\xfe"
-# libsndfile knows an mp3 by a frame at its start; libmpg123 skips junk before the first frame
-FRAME_HEADER = b"\xff\xfb\x90\x64"
 _SYNC = re.compile(rb"\xff[\xe0-\xff]")
+# by MPEG version as a frame's header codes it; layer III
+_KBPS = {
+    3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_KBPS[0] = _KBPS[2]
+_MOST_FRAMES = 8  # to look at
+_RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 # distance of the Xing header from its frame: stereo and mono of MPEG-1, then of MPEG-2
 _XING_PLACES = (36, 21, 13)
 _FLAC_START = b"fLaC\0\0\0\x22"
@@ -130,17 +136,34 @@ def streams(file: BinaryIO) -> Iterator[ByteView]:
         start = _find(file, _FLAC_START, start + max(at + 26, view.position - _HEAD_BYTES))
 
 
-def mpeg_stream(file: BinaryIO, patches: Mapping[int, bytes]) -> tuple[ByteView, int]:
-    """Returns an mp3 as if it were endless, and the frames that its Xing header announces, 0 without one."""
-    size, start = file.seek(0, io.SEEK_END), _behind_tags(file, 0)
-    head = _bytes_at(file, start, _HEAD_BYTES)
+def mpeg_stream(file: BinaryIO, start: int) -> tuple[ByteView, int]:
+    """Returns the mp3 from `start` on as if it were endless, and the frames that its Xing header announces, or 0."""
+    size, first = file.seek(0, io.SEEK_END), _behind_tags(file, start)
+    head = _bytes_at(file, first, _HEAD_BYTES)
     for found in re.finditer(b"Xing|Info", head):
         at = found.start()
         counts_frames = head[at + 7 : at + 8] and head[at + 7] & 1
         if counts_frames and any(_SYNC.match(head, at - place) for place in _XING_PLACES if place <= at):
-            patches = {**patches, start + at + 8: _ENDLESS_FRAMES}
-            return ByteView(file, 0, size, patches=patches), int.from_bytes(head[at + 8 : at + 12], "big")
-    return ByteView(file, 0, size, patches=patches, claimed=_ENDLESS_BYTES), 0
+            patches = {first - start + at + 8: _ENDLESS_FRAMES}
+            return ByteView(file, start, size, patches=patches), int.from_bytes(head[at + 8 : at + 12], "big")
+    return ByteView(file, start, size, patches={}, claimed=_ENDLESS_BYTES), 0
+
+
+def next_mpeg_frame(file: BinaryIO, at: int, *, like: int | None = None, followers: int = 1) -> int | None:
+    """Returns the position of the next layer III frame that others of its kind follow, or None.
+
+    Args:
+        like: position of a frame whose rate and channels it must have.
+        followers: number of frames that must follow.
+    """
+    kind = None if like is None else _frame(file, like)[1]
+    while piece := _bytes_at(file, at, _HEAD_BYTES):
+        for found in _SYNC.finditer(piece):
+            place = at + found.start()
+            if _frames_of_kind(file, place, kind) > followers:
+                return place
+        at += max(len(piece) - 1, 1)  # a pattern may lie across two pieces
+    return None
 
 
 @contextmanager
@@ -181,6 +204,29 @@ class _CStandardError:
         with self._lock:
             self._muted += change
             self._stream.value = self._null if self._muted else self._true
+
+
+def _frame(file: BinaryIO, at: int) -> tuple[int, tuple[int, ...]]:
+    """Returns the bytes of the layer III frame at a position, or 0, and its version, rate and channels."""
+    header = _bytes_at(file, at, 4)
+    if len(header) < 4 or not _SYNC.match(header) or header[1] & 6 != 2:
+        return 0, ()
+    version, bitrate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
+    if version == 1 or bitrate in (0, 15) or rate == 3:
+        return 0, ()
+    rate_hz, is_mono = _RATES_HZ[version][rate], header[3] >> 6 == 3
+    length = (144_000 if version == 3 else 72_000) * _KBPS[version][bitrate] // rate_hz + (header[2] >> 1 & 1)
+    return length, (version, rate_hz, is_mono)
+
+
+def _frames_of_kind(file: BinaryIO, at: int, kind: tuple[int, ...] | None) -> int:
+    """Returns the number of consecutive frames of one kind, the given one or any."""
+    for count in range(_MOST_FRAMES):
+        length, own = _frame(file, at)
+        if not length or kind not in (None, own):
+            return count
+        at, kind = at + length, own
+    return _MOST_FRAMES
 
 
 def _behind_tags(file: BinaryIO, at: int) -> int:

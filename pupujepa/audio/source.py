@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from pupujepa.audio.containers import FRAME_HEADER, ByteView, mpeg_stream, silent_libmpg123, streams
+from pupujepa.audio.containers import ByteView, mpeg_stream, next_mpeg_frame, silent_libmpg123, streams
 from pupujepa.audio.read import AudioError, mono, plausible_rate_hz
 from pupujepa.errors import UnreadableError
 
@@ -32,6 +32,8 @@ _NOTE_S = 0.1
 # libmpg123's guess from the size of a file and its first frame
 _GUESS_TOLERANCE = 0.01
 _MPEG_SUFFIXES = (".mp3", ".mpga")
+_MOST_PADDING = 2 * 4095  # the header has twelve bits each for delay and padding
+_FRAMES_OF_MUSIC = 4  # so many in a row are no coincidence
 _NEW_FORMAT = 3  # libsndfile's error code when the rate or the channels of an mp3 change
 # in the log of libsndfile: a chunk's announced length, and the one that fits into the file
 _CUT_CHUNK = re.compile(r": (\d+) \(should be (\d+)\)")
@@ -96,28 +98,32 @@ class AudioSource:
         self._position, self._has_ended = 0, False
         self._held = np.zeros((0, 1), np.float32)  # decoded, but not asked for yet
         self._streams = streams(self._file)
-        patches: dict[int, bytes] = {}
         with named_unreadable(self.origin):
             self._view = next(self._streams)
+            self._first_frame = 0
         try:
             self._sound = self._open(self._view)
         except AudioError:
-            if self._suffix not in _MPEG_SUFFIXES or not self._view.length:
+            # libsndfile knows an mp3 by its start, which may be junk or a part of a frame
+            with named_unreadable(self.origin):
+                start = next_mpeg_frame(self._file, 0) if self._suffix in _MPEG_SUFFIXES else None
+            if start is None:
                 raise
-            patches = {0: FRAME_HEADER}
-            self._sound = self._open(ByteView(self._file, 0, self._view.length, patches=patches))
+            self._first_frame = start
+            self._sound = self._open(ByteView(self._file, start, self._view.length, patches={}))
         if self._sound.format == "MP3":
-            self._open_mpeg(patches)
+            self._open_mpeg()
         else:
             self.announced = self._view.announced or _announced(self._sound)
 
-    def _open_mpeg(self, patches: dict[int, bytes]) -> None:
+    def _open_mpeg(self) -> None:
         self.announced = self._sound.frames
         with named_unreadable(self.origin):
-            self._view, frames = mpeg_stream(self._file, patches)
+            self._view, frames = mpeg_stream(self._file, self._first_frame)
+            self._first_frame = next_mpeg_frame(self._file, self._first_frame) or self._first_frame
         self._sound = self._open(self._view)
         samples_per_frame = 1152 if self._sound.samplerate >= 32_000 else 576
-        self._padding = max(frames * samples_per_frame - self.announced, 0)
+        self._padding = min(max(frames * samples_per_frame - self.announced, 0), _MOST_PADDING)
         self._tolerance = 0.0 if frames else _GUESS_TOLERANCE
 
     def _open(self, view: ByteView) -> _ForwardFile:
@@ -138,8 +144,9 @@ class AudioSource:
             view.raise_error()
 
     def _skip_to(self, first: int) -> None:
-        # also to sample 0: libmpg123 rounds otherwise after a seek, and corpora keep their bytes
-        if first < self.announced and not self._seek(first):
+        # an mp3 also to sample 0: libmpg123 rounds otherwise after a seek, and corpora keep their bytes
+        is_sought = first < self.announced and (first or self._sound.format == "MP3")
+        if is_sought and not self._seek(first):
             self._start()
         while self._position < first:
             if not len(self._next(min(first - self._position, _BLOCK_VALUES // self.channels + 1))):
@@ -177,27 +184,20 @@ class AudioSource:
 
     def _read(self, samples: int) -> NDArray[np.float32]:
         """Returns what libsndfile decodes, which after an error is what it had written so far."""
-        while True:
-            block_SC = np.full((samples, self._sound.channels), np.nan, np.float32)
-            before = self._view.position
-            try:
-                with silent_libmpg123():
-                    read_SC = self._sound.read(out=block_SC)
-            except soundfile.LibsndfileError as error:
-                self._raise_error(self._view)
-                read_SC = block_SC[: np.flatnonzero([*np.isnan(block_SC).all(1), True])[0]]
-                if not len(read_SC) and self._may_pass(error, before):
-                    continue
-                self._judge(error, len(read_SC))
+        block_SC = np.full((samples, self._sound.channels), np.nan, np.float32)
+        try:
+            with silent_libmpg123():
+                read_SC = self._sound.read(out=block_SC)
+        except soundfile.LibsndfileError as error:
             self._raise_error(self._view)
-            return read_SC
-
-    def _may_pass(self, error: soundfile.LibsndfileError, before: int) -> bool:
-        """Returns True for junk in an mp3, which libmpg123 skips a kilobyte at a time."""
-        return self._sound.format == "MP3" and error.code != _NEW_FORMAT and self._view.position > before
+            unwritten_S = np.append(np.isnan(block_SC).all(1), True)
+            read_SC = block_SC[: int(unwritten_S.argmax())]
+            self._judge(error, len(read_SC))
+        self._raise_error(self._view)
+        return read_SC
 
     def _judge(self, error: soundfile.LibsndfileError, got: int) -> None:
-        """Raises AudioError unless the error only says that the audio has ended: at its last byte, or before a tag."""
+        """Raises AudioError unless the audio only ended: at its last byte, before a tag, or, of an mp3, before junk."""
         at = self._position + got
         is_end = self._view.is_spent or 0 < self.announced <= at
         if self._sound.format == "MP3":
@@ -210,19 +210,32 @@ class AudioSource:
 
     def _open_next_stream(self) -> bool:
         with named_unreadable(self.origin):
-            view = next(self._streams, None)
+            view = self._next_mpeg_stream() if self._sound.format == "MP3" else next(self._streams, None)
         if view is None:
             return False
         sound = self._open(view)
         if (sound.samplerate, sound.channels) != (self.rate_hz, self.channels):
-            raise AudioError(
-                f"{self.origin}: its streams have several rates or channels, so only a part could be read; convert it "
-                "to one stream"
-            )
+            raise self._several_rates()
         if sound.format == "OGG":
             self.announced = 0  # a chained ogg announces no total
         self._view, self._sound = view, sound
         return True
+
+    def _next_mpeg_stream(self) -> ByteView | None:
+        """Returns the rest of an mp3 in which libmpg123 stopped at junk. Raises AudioError if it has another rate."""
+        at = self._view.start + max(self._view.position, 1)
+        start = next_mpeg_frame(self._file, at, like=self._first_frame)
+        if start is not None:
+            return mpeg_stream(self._file, start)[0]
+        if next_mpeg_frame(self._file, at, followers=_FRAMES_OF_MUSIC) is not None:
+            raise self._several_rates()
+        return None
+
+    def _several_rates(self) -> AudioError:
+        return AudioError(
+            f"{self.origin}: its streams have several rates or channels, so only a part could be read; convert it to "
+            "one stream"
+        )
 
 
 @contextmanager
@@ -300,7 +313,10 @@ def measure_audio(path: Path) -> AudioFacts:
         if last >= 0 and sum(map(len, source.blocks(last, 2))) == 1:
             return AudioFacts(rate_hz, channels, last + 1)
     with open_audio(path) as source:
-        return AudioFacts(rate_hz, channels, sum(map(len, source.blocks())))
+        samples = sum(map(len, source.blocks()))
+    if not samples:
+        raise AudioError(f"{source.origin}: holds no audio; remove it")
+    return AudioFacts(rate_hz, channels, samples)
 
 
 @contextmanager

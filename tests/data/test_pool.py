@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -88,35 +89,30 @@ def test_workers_see_the_caller_s_environment(monkeypatch):
     assert seen == ["later", "1"]
 
 
-def work_for_long(folder: Path) -> int:
-    """Holds a temporary file for a minute; the second and third call of a worker are as long."""
-    file = folder / f"{os.getpid()}.tmp"
-    file.touch()
-    try:
-        time.sleep(60)
-    finally:
-        file.unlink()
-    return 1
-
-
-def report(folder: Path | None) -> int:
-    """Returns the worker's process id, at once or after a minute in a file."""
-    return os.getpid() if folder is None else work_for_long(folder)
+def report(folder: Path | None) -> tuple[int, str]:
+    """Returns the worker's process id and its folder of temporary files; after a minute if it shall leave a sign."""
+    if folder is not None:
+        with tempfile.NamedTemporaryFile():
+            (folder / str(os.getpid())).touch()
+            time.sleep(60)
+    return os.getpid(), tempfile.gettempdir()
 
 
 def test_work_that_nobody_waits_for_is_given_up(tmp_path: Path):
-    """After an error of the caller, workers leave long calls within seconds, also queued ones, and tidy up."""
+    """After an error of the caller, workers leave long calls, also queued ones, and no temporary file stays."""
     items = [(0, None), *((i, tmp_path) for i in range(1, 9))]
     results = map_unordered(report, items, workers=2, preload=__name__)
-    _, worker = next(results)
+    _, (worker, temporary) = next(results)
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.01)
+    assert len(list(Path(temporary).iterdir())) == 2
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         results.throw(KeyboardInterrupt)
     assert time.monotonic() - began < 30  # one call alone would last for sixty
     wait_until_gone([worker])
-    assert list(tmp_path.iterdir()) == []
+    assert not Path(temporary).exists()
+    assert temporary != tempfile.gettempdir()
 
 
 def signal_myself(number: int) -> int:

@@ -6,12 +6,13 @@ writes the table of docs/training_faults.md. Ranks are started as srun starts th
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from distributed.run.directory import RunDirectory
@@ -106,10 +107,10 @@ def straight(site: Site) -> Outcome:
 def _played(site: Site, fault: dict[str, Any] | None, *words: str, **changes: str) -> Outcome:
     """Starts the ranks with a fault, and then without until they are through; what diverged is not tried again."""
     started = time.monotonic()
-    starts = [_start(site, fault, words, changes)]
+    starts = [start_ranks(site, fault, words, changes)]
     while site.to_the_end and any(starts[-1][0]) and 2 not in starts[-1][0]:
         assert len(starts) < 5, starts[-1][1]
-        starts.append(_start(site, None, (), changes))
+        starts.append(start_ranks(site, None, (), changes))
     rows = read_metrics(RunDirectory(site.run_dir).metrics)
     counters = ("data/retries", "data/wait_s")
     return Outcome(
@@ -122,8 +123,8 @@ def _played(site: Site, fault: dict[str, Any] | None, *words: str, **changes: st
     )
 
 
-def _start(
-    site: Site, fault: dict[str, Any] | None, words: Sequence[str], changes: dict[str, str]
+def start_ranks(
+    site: Site, fault: dict[str, Any] | None, words: Sequence[str], changes: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Starts two ranks, waits for them, and returns their exit codes and what they said."""
     site.folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +142,10 @@ def start_anew(ranks: Sequence[dict[str, Any]]) -> list[int]:
         return server.start(ranks)
 
 
-def struck(what: str, *steps: int, rank: int = 1) -> Callable[[Site], Outcome]:
-    """Strikes one rank at certain steps; `what` as in faulty.strike."""
-    return partial(_played, fault={"rank": rank, "steps": steps or (STRUCK_STEP,), "what": what})
+def struck(what: str, *steps: int, rank: int = 1, words: Sequence[str] = ()) -> Callable[[Site], Outcome]:
+    """Strikes one rank at certain steps; `what` as in faulty.strike; `words` are of the command line."""
+    fault = {"rank": rank, "steps": steps or (STRUCK_STEP,), "what": what}
+    return lambda site: _played(site, fault, *words)
 
 
 def _out_of_time(site: Site) -> Outcome:
@@ -186,12 +188,13 @@ def _store_killed(site: Site) -> Outcome:
 
 
 _SAVED = rf"asked to stop \(1 of 2 ranks\): saving step {STRUCK_STEP + 1}"
+_WORKER = ("stream.workers=1",)
 _GONE = r"rank 1 on \S+ \(process \d+\), silent for \d+ s, last seen in .*: rank 0 cannot continue"
 
 CASES: tuple[Case, ...] = (
     *(
         Case(f"{name} on one rank", "both save the same step", struck(name), (85, 85), _SAVED, in_suite=False)
-        for name in ("SIGTERM", "SIGUSR2")
+        for name in ("SIGTERM", "SIGUSR2", "SIGINT", "SIGHUP")
     ),
     Case(
         "time limit",
@@ -216,6 +219,27 @@ CASES: tuple[Case, ...] = (
         struck("hang"),
         (86, 86),
         rf"rank 1 on \S+ .*has been in the wait for data \(step {STRUCK_STEP}\)",
+    ),
+    Case(
+        "out of memory on one rank",
+        "both end at once, and the other names it",
+        struck("out of memory", words=_WORKER),
+        (1, 1),
+        r"rank 1 failed first \(OutOfMemoryError: CUDA out of memory\. .*\): rank 0 cannot continue",
+    ),
+    Case(
+        "a data worker is killed",
+        "both end and name it",
+        struck("killed worker", words=_WORKER),
+        (86, 86),
+        r"data worker 0 \(process \d+\) was killed by SIGKILL",
+    ),
+    Case(
+        "the disk of the run directory is full",
+        "both end, with one sentence",
+        struck("full disk", rank=0),
+        (2, 2),
+        r"error: \S+: No space left on device, so the training ended",
     ),
     Case(
         "a rank is frozen (SIGSTOP)",

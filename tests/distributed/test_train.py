@@ -120,17 +120,27 @@ def test_killed_at_any_moment_and_run_again(tmp_path, shards, straight_on_two):
     assert not list(run_dir.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_asked_to_stop_it_saves_and_exits_with_85(tmp_path, shards, straight, number):
-    """SLURM's signals, sent to every process of the step as SLURM does: the run saves, exits with 85 and continues."""
+    """Signals to every process, as SLURM and a terminal send them: the run saves, exits with 85 and continues."""
     run_dir = tmp_path / "run"
     command = train_command(run_dir, shards, "train.steps=60", "checkpoint.every=1000", "stream.workers=1")
     words, environ = slowed(command, from_step=10)
-    process = subprocess.Popen(words, env=environ, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        env=environ,
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # as on a terminal, even if these tests run where it is ignored
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - no other thread
+    )
     wait_for_step(run_dir, 10, process)
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 85, said
+    assert "Traceback" not in said
     assert "the same command continues from there (exit code 85)" in said
     (step,) = CheckpointStore(run_dir / "checkpoints", Topology(), keep=9).steps()
     assert 10 < step < 60
@@ -139,6 +149,19 @@ def test_asked_to_stop_it_saves_and_exits_with_85(tmp_path, shards, straight, nu
         assert done.returncode == 0, done.stderr
         assert f"continuing {run_dir} from step-{step:07d}" in done.stderr
         assert losses(run_dir) == losses(straight)
+
+
+@pytest.mark.parametrize("gone", ["full", "unread"])
+def test_a_lost_output_does_not_end_a_training(tmp_path, shards, gone):
+    """The log goes to a full disk, or to a pipe that nobody reads any more: all steps are trained, exit code 0."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = train_command(tmp_path / "run", shards, "train.steps=3", "telemetry.log_every=1")
+    with os.fdopen(writer, "w") as unread, Path("/dev/full").open("w") as full:
+        output = full if gone == "full" else unread
+        done = subprocess.run(command, check=False, env=environment(), cwd=ROOT, stdout=output, stderr=output)
+    assert done.returncode == 0
+    assert len(losses(tmp_path / "run")) == 3
 
 
 def test_a_flipped_bit_falls_back_and_the_log_is_the_same(tmp_path, shards, straight):

@@ -6,7 +6,7 @@ from queue import Queue
 
 import pytest
 
-from tests.distributed.fault_cases import CASES, STEPS, STRUCK_STEP, Case, Site, build_shards, straight
+from tests.distributed.fault_cases import CASES, STEPS, STRUCK_STEP, Case, Site, build_shards, start_ranks, straight
 from tests.distributed.rank_server import RankServer
 
 IN_SUITE = [case for case in CASES if case.in_suite]
@@ -62,6 +62,15 @@ def test_a_step_left_out_leaves_the_others_theirs(outcomes):
     assert sorted(outcome.losses) == [step for step in range(STEPS) if step != STRUCK_STEP]
     assert re.search(rf"rank 1: step {STRUCK_STEP}: no finite loss of (track\d+-0000 ?){{4}}\n", outcome.said[1])
     assert "no finite loss" not in outcome.said[0]
+
+
+def test_a_bug_on_one_rank_ends_the_other_that_waits_for_it(tmp_path, shards, rank_server):
+    """In the thread that writes a checkpoint, before the ranks gather what they have written."""
+    site = Site(tmp_path, shards, rank_server.start)
+    codes, said = start_ranks(site, {"rank": 1, "steps": [STRUCK_STEP], "what": "broken checkpoint"}, ())
+    assert codes == (1, 1), said
+    assert "KeyError: 'a bug'" in said[1]
+    assert re.search(r"rank 1 failed first \(KeyError: 'a bug'\): rank 0 cannot continue", said[0])
 
 
 def test_the_store_was_missed(outcomes):

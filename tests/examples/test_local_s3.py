@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from data.store.store import open_store
 from examples.local_s3 import LocalS3
 from pupujepa.errors import UserError
+from tests.processes import listening
 
 
 def test_objects_outlive_a_killed_server(tmp_path: Path, bare_aws_environment: pytest.MonkeyPatch):
@@ -37,16 +37,10 @@ def test_objects_outlive_a_killed_server(tmp_path: Path, bare_aws_environment: p
 
 def test_the_listening_sockets_are_loopback_only(s3: LocalS3):
     """No port of the server is open to other machines."""
-    sockets = set()
-    for link in Path(f"/proc/{s3.pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # a connection that has ended meanwhile
-            sockets.add(link.readlink().name)
-    # a kernel without IPv6 has no second table
-    tables = [path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
-    rows = [row.split() for path in tables for row in path.read_text().splitlines()[1:]]
-    listening = {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
-    assert f"0100007F:{s3.port:04X}" in listening
-    assert {address.split(":")[0] for address in listening} == {"0100007F"}
+    assert s3.pid is not None
+    addresses = listening([s3.pid])
+    assert f"127.0.0.1:{s3.port}" in addresses
+    assert {address.rpartition(":")[0] for address in addresses} == {"127.0.0.1"}
 
 
 def test_a_missing_program_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -53,7 +53,9 @@ def user_errors(path: Path) -> set[str]:
 
 def private_functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
     """Returns the private functions and methods, which may hold the checks of documented ones."""
-    return {f.name: f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name.startswith("_")}
+    functions = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef))
+    # `super().__init__()` calls no constructor of the same file
+    return {f.name: f for f in functions if f.name.startswith("_") and not f.name.startswith("__")}
 
 
 def raises_user_error(node: ast.AST, private: dict[str, ast.FunctionDef], errors: set[str]) -> bool:

@@ -1,8 +1,10 @@
 """Before training starts: the generation is taken, and the checkpoints will fit and may be written."""
 
+import errno
 import shutil
 from collections import namedtuple
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -155,6 +157,20 @@ def test_the_second_of_two_equal_starts_continues_with_the_precision_of_the_firs
     written_by(chosen, RunDirectory(tmp_path / "run"))
     with ExitStack() as stack:
         assert second.lock(stack).engine.precision == "bf16"
+
+
+def test_a_configuration_that_cannot_be_read_now_is_no_new_run(start, tmp_path, monkeypatch):
+    """A stale handle of config.yaml stops the start, with the errno; nothing is begun over the run."""
+    run = RunDirectory(tmp_path / "run")
+    first, experiment = start()
+    written_by(experiment, run)
+
+    def fail(self):
+        raise OSError(errno.ESTALE, "Stale file handle", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read now \(Stale file handle, errno 116\)"):
+        first.check()
 
 
 def test_a_running_writer_is_named(start, tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
+import io
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 import pupujepa.audio.clip
-from pupujepa.audio.clip import Clip, clip_of_file, clip_of_samples
+from pupujepa.audio.clip import Clip, clip_of, clip_of_file, clip_of_samples, resampled
 from pupujepa.audio.read import AudioError, mono, resample, resampling_ratio
 from pupujepa.audio.source import read_audio
 
@@ -127,3 +129,63 @@ def test_a_file_of_another_rate_than_declared_is_refused(tmp_path):
     assert clip_of_file(tmp_path / "a.wav", 24_000, declared_hz=44_100).samples == 2400
     with pytest.raises(AudioError, match=r"a\.wav: the file is at 44100 Hz, not at 24000 Hz as given"):
         clip_of_file(tmp_path / "a.wav", 24_000, declared_hz=24_000)
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000, 96_000])
+def test_blocks_have_the_bits_of_the_whole(rate):
+    """On one thread, as in a build: corpora keep their bytes, whatever the blocks."""
+    audio = noise(round(20.3 * rate))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = resample(audio, rate, 24_000)
+        pieces = resampled(iter(np.array_split(audio, 11)), rate, 24_000)
+        np.testing.assert_array_equal(np.concatenate(list(pieces)), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_audio_of_every_kind_is_taken(tmp_path):
+    """An open file, a pair in either order, a dict, a list and a tensor are the same clip as path and array."""
+    audio = noise(24_000)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, audio, 24_000, subtype="FLOAT")
+    expected = clip_of(path, None, to_hz=24_000).read(0, 24_000)
+    for given, rate_hz in (
+        (str(path), None),
+        (io.BytesIO(path.read_bytes()), None),
+        ((audio, 24_000), None),
+        ((24_000, audio), None),
+        ({"array": audio, "sampling_rate": 24_000, "path": None}, None),
+        (audio.tolist(), 24_000),
+        (torch.from_numpy(audio), 24_000.0),
+    ):
+        assert torch.equal(clip_of(given, rate_hz, to_hz=24_000).read(0, 24_000), expected)
+    with path.open("rb") as file:
+        assert torch.equal(clip_of(file, None, to_hz=24_000).read(0, 24_000), expected)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ("https://example.org/a.mp3", "https://example.org/a.mp3 is a url, and audio is read from local files only"),
+        ({"path": "a.wav"}, "a dict of audio needs array and sampling_rate, and has path"),
+        ((np.zeros(9), np.zeros(9)), r"a tuple of audio must be a pair \(samples, rate\)"),
+        (io.StringIO("a"), "audio: must be an open binary file that can seek"),
+        (np.zeros(9), "sample_rate_hz is missing"),
+        ((np.zeros(9), 1), "audio: a sample rate of 1 Hz is not audio's"),
+    ],
+)
+def test_audio_that_cannot_be_taken_gets_a_sentence(audio, message):
+    """What the caller can mend is said, before anything is decoded."""
+    with pytest.raises(AudioError, match=message):
+        clip_of(audio, None, to_hz=24_000)
+
+
+def test_integers_are_scaled_by_the_range_of_their_audio():
+    """numpy makes int64 of a list: 16-bit samples keep their loudness there, and so do 24 and 32 bits."""
+    samples = np.array([-32_768, 0, 16_384])
+    for dtype, factor in ((np.int16, 1), (np.int32, 1), (np.int64, 1), (np.int64, 256), (np.int32, 2**16)):
+        np.testing.assert_array_equal(mono((samples * factor).astype(dtype)), [-1, 0, 0.5])
+    np.testing.assert_array_equal(mono(samples * 2**16), [-1, 0, 0.5])
+    np.testing.assert_array_equal(mono(np.zeros(4, np.int64)), np.zeros(4))
