@@ -21,7 +21,7 @@ import torch
 from benchmarks import arguments_of
 from benchmarks.alternate import machine
 from distributed.marble.datasets.corpus import LabelledCorpus, Slice
-from distributed.marble.encoders.baselines import Chroma
+from distributed.marble.encoders.resolve import Chroma
 from distributed.marble.features.features import feature_key, gather_features, plan_features
 from distributed.marble.features.store import PartStore
 from distributed.marble.tasks.tasks import Clips

@@ -28,11 +28,12 @@ from benchmarks.probe_alone import Place, Probe, Slices, outputs_of, train_alone
 from distributed.marble.datasets.corpus import LabelledCorpus, read_labelled_corpus
 from distributed.marble.datasets.slice_audio import load_slice
 from distributed.marble.datasets.targets import Targets, TaskData, item_targets, prepare_targets, slice_targets
-from distributed.marble.encoders.pupujepa import FrozenPupuJEPA, HowToEncode
+from distributed.marble.encoders.hidden_states import HowToEncode
+from distributed.marble.encoders.pupujepa import FrozenPupuJEPA
 from distributed.marble.features.features import compute_features, gather_features, plan_features
 from distributed.marble.metrics.metrics import METRICS
 from distributed.marble.probes.bank import Training
-from distributed.marble.probes.probing import Subject, probe
+from distributed.marble.probes.probing import ProbeJob, probe
 from distributed.marble.tasks.tasks import KEYS, ProbeFit, Task, select_tasks
 from distributed.processes.topology import Topology
 from distributed.watch.probes import probing_corpus
@@ -152,8 +153,8 @@ def bank_of_all(grid: Grid) -> Chosen:
     plan = plan_features(grid.data.task.clips, every, with_frames=(), frame_layers=0)
     with tempfile.TemporaryDirectory() as cache:
         folder = compute_features(grid.encoder, grid.corpus, plan, cache=Path(cache), topology=Topology())
-        subject = Subject("untrained", gather_features(folder, plan), None)
-        outcome = probe(grid.data, subject, protocol="clean", device=torch.device("cpu"))
+        job = ProbeJob(grid.data, "untrained", gather_features(folder, plan))
+        outcome = probe(job, protocol="clean", device=torch.device("cpu"))
     metric, choice = METRICS[grid.data.task.metric], outcome.choice
     test = float(np.mean([metric.exact(s) for s in outcome.statistics[metric.name]]))
     return Chosen(choice.layer, choice.rate, choice.score, test)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distributed.marble.probes.bank import Training
-from distributed.marble.probes.draws import dropout_masks, order
-from distributed.marble.probes.heads import new_heads
+from distributed.marble.probes.heads import dropout_masks, new_heads, order
 from distributed.marble.tasks.tasks import Readout, TargetKind
 
 

@@ -130,8 +130,8 @@ def names_used_twice(sources):
         for node in ast.parse(source).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 owners.setdefault(node.name, []).append(name)
-    # every command has the first two, every script the third, every plug-in of an encoder the last
-    shared = {"add_arguments", "run", "main", "open_encoder"}
+    # every command has the first two, every script the third
+    shared = {"add_arguments", "run", "main"}
     return {name: where for name, where in owners.items() if len(where) > 1 and name not in shared}
 
 
@@ -150,8 +150,7 @@ def test_rooms_are_rooms():
     arrows = imports_between({name: path.read_text() for name, path in (product() | readers).items()})
     importers = Counter(name for found in arrows.values() for name in found)
     short = {name for name, count in lines.items() if count < 60 and not name.endswith(("__init__", "__main__"))}
-    # plug-ins are loaded by name
-    assert {name for name in short if importers[name] < 2 and ".adapters." not in name} == set()
+    assert {name for name in short if importers[name] < 2} == set()
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -38,11 +38,10 @@ import torch
 
 from distributed.drawing.tables import to_markdown
 from distributed.marble.datasets.inventory import measurable, take_inventory
-from distributed.marble.encoders.resolve import BASELINES
 from distributed.marble.evaluation import Evaluation, evaluate
-from distributed.marble.quick.quick import quick_table
+from distributed.marble.quick import quick_table
 from distributed.marble.results.results import Sampling
-from distributed.marble.results.tables import result_tables
+from distributed.marble.results.tables import BASELINES, result_tables
 from distributed.marble.tasks.marble_tasks import choose_tasks
 from distributed.marble.tasks.tasks import Protocol, Task
 from distributed.processes.collectives import agreed_precision
@@ -67,26 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run directories, folders with released weights, NAME:ARGUMENT of an adapter, FILE.py, or baselines "
         f"({', '.join(BASELINES)}); docs/encoders.md",
     )
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help="tasks by name, or groups: all, offline, marble (default: those found in DIR)",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="corpus with tracks.jsonl and its audio, MARBLE's checkout or data folder, or both in one",
-    )
+    tasks = "tasks by name, or groups: all, offline, marble (default: those found in DIR)"
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=tasks)
+    data = "corpus with tracks.jsonl and its audio, MARBLE's checkout or data folder, or both in one"
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=data)
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder for results.jsonl and the tables")
     parser.add_argument("--check", action="store_true", help="report what each task has and lacks, and exit")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="train nothing: nearest neighbours, a few labels and spectra of the features, into OUT/quick.md",
-    )
+    quick = "train nothing: nearest neighbours, a few labels and spectra of the features, into OUT/quick.md"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument(
         "--protocol",
         choices=("clean", "marble", "both"),
@@ -123,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         return 0 if all(f.is_complete for f in findings) else 1
     for finding in findings:
         # without --tasks, do not list every task of which nothing is there
-        if args.tasks or not finding.is_absent:
+        if args.tasks or finding.tracks:
             log.info("%s", finding.text)
     evaluation = _evaluation(args, measurable(findings, args.tasks or [], args.data))
     if topology.world_size > 1:

@@ -23,8 +23,7 @@ from pathlib import Path
 from distributed.drawing.tables import Cell, Group, Table, texts, to_latex, to_markdown, to_page
 from distributed.drawing.wording import fixed
 from distributed.marble.metrics.metrics import METRICS
-from distributed.marble.results.board import difference_cell, leaderboard
-from distributed.marble.results.paired import PairedEntry, read_entries
+from distributed.marble.results.board import PAIRED_NOTE, PairedEntry, difference_cell, leaderboard, read_entries
 from distributed.marble.results.results import RESULTS
 from distributed.marble.tasks.marble_tasks import task_title
 from distributed.run.directory import write_atomically
@@ -39,18 +38,13 @@ LEAD = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument(
-        "results", nargs="+", type=Path, metavar="DIR", help=f"folders with {RESULTS}: the --out of evaluate"
-    )
+    results = f"folders with {RESULTS}: the --out of evaluate"
+    parser.add_argument("results", nargs="+", type=Path, metavar="DIR", help=results)
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: the first DIR)")
-    parser.add_argument(
-        "--reference",
-        metavar="ENCODER",
-        help=f"encoder to compare the others with (default: {DEFAULT_REFERENCE}, if it was measured)",
-    )
-    parser.add_argument(
-        "--compare", nargs=2, metavar=("A", "B"), help="print A - B for every task and metric that both have, and exit"
-    )
+    reference = f"encoder to compare the others with (default: {DEFAULT_REFERENCE}, if it was measured)"
+    parser.add_argument("--reference", metavar="ENCODER", help=reference)
+    compare = "print A - B for every task and metric that both have, and exit"
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help=compare)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         print(to_markdown([comparison_of(entries, *args.compare)]))  # noqa: T201 - the table is the product
         return 0
-    reference = _known(entries, args.reference) if args.reference else _default_reference(entries)
-    markdown = write_leaderboard(args.out or folders[0], entries, reference=reference)
-    print(markdown)  # noqa: T201 - the table is the product
+    measured = any(e.label == DEFAULT_REFERENCE for e in entries)
+    reference = _known(entries, args.reference) if args.reference else DEFAULT_REFERENCE if measured else None
+    print(write_leaderboard(args.out or folders[0], entries, reference=reference))  # noqa: T201 - the table is the product
     return 0
 
 
@@ -85,39 +79,21 @@ def comparison_of(entries: Sequence[PairedEntry], one: str, other: str) -> Table
     """
     one, other = _known(entries, one), _known(entries, other)
     of_other = {(e.row["task"], e.row["protocol"]): e for e in entries if e.label == other}
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for entry in (e for e in entries if e.label == one):
-        reference = of_other.get((entry.row["task"], entry.row["protocol"]))
-        if reference:
-            rows += [_line(entry, reference, name) for name in _metrics(entry)]
+        row = entry.row
+        if reference := of_other.get((row["task"], row["protocol"])):
+            for name in (row["metric"], *(n for n in METRICS if n in row["extra"])):
+                values = [fixed(100 * e.scored(name)["value"], 1) for e in (entry, reference)]
+                about = texts(task_title(row["task"]), row["protocol"], METRICS[name].title, *values)
+                rows.append((*about, difference_cell(entry, reference, name)))
     if not rows:
         raise UserError(
             f"{one} and {other} share no task under one protocol, so there is nothing to compare; evaluate both: "
             "python -m distributed evaluate --encoders ... --tasks ..."
         )
-    notes = (
-        "Paired bootstrap over the items of the test split (pieces or files); both encoders are scored on the same "
-        "resamples. Bold: the 95 % interval excludes zero; one such difference in twenty does so by chance.",
-    )
     head = texts("task", "protocol", "metric", one, other, "difference in points")
-    return Table(f"{one} minus {other}", head, (Group("", tuple(rows)),), notes)
-
-
-def _line(entry: PairedEntry, reference: PairedEntry, name: str) -> tuple[Cell, ...]:
-    values = [fixed(100 * e.scored(name)["value"], 1) for e in (entry, reference)]
-    return (
-        *texts(task_title(entry.row["task"]), entry.row["protocol"], METRICS[name].title, *values),
-        difference_cell(entry, reference, name),
-    )
-
-
-def _metrics(entry: PairedEntry) -> list[str]:
-    return [entry.row["metric"], *(name for name in METRICS if name in entry.row["extra"])]
-
-
-def _default_reference(entries: Sequence[PairedEntry]) -> str | None:
-    labels = dict.fromkeys(e.label for e in entries)
-    return DEFAULT_REFERENCE if DEFAULT_REFERENCE in labels else None
+    return Table(f"{one} minus {other}", head, (Group("", tuple(rows)),), (PAIRED_NOTE,))
 
 
 def _known(entries: Sequence[PairedEntry], name: str) -> str:

@@ -16,7 +16,7 @@ from distributed.drawing.wording import (
     percent,
     significant,
 )
-from distributed.marble.results.layer_profiles import BASELINES
+from distributed.marble.results.tables import BASELINES
 from distributed.report.collapse import Verdict, judge
 from distributed.report.inputs import RunInputs, column
 from distributed.report.probes import REFERENCE, difference_to

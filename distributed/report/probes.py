@@ -11,8 +11,14 @@ from typing import Any
 from distributed.drawing.forest import Difference, forest_column, forest_plot
 from distributed.drawing.tables import ABSENT, Cell, Group, Table
 from distributed.drawing.wording import MINUS, count_of, fixed, interval, listed, scientific
-from distributed.marble.results.layer_profiles import BASELINES, encoder_label, layer_profiles, ordered_encoders
-from distributed.marble.results.tables import metric_title, score_cell
+from distributed.marble.results.tables import (
+    BASELINES,
+    encoder_label,
+    layer_profiles,
+    metric_title,
+    ordered_encoders,
+    score_cell,
+)
 from distributed.marble.tasks.marble_tasks import task_title
 from distributed.marble.tasks.tasks import READOUT_TITLES
 from distributed.report.inputs import Missing, Row, RunInputs

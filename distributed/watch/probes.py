@@ -24,10 +24,11 @@ import torch.distributed as dist
 from distributed.engine.gather import whole_model
 from distributed.marble.datasets.corpus import LabelledCorpus, read_labelled_corpus, thin_tracks
 from distributed.marble.datasets.targets import prepare_targets
-from distributed.marble.encoders.pupujepa import FrozenPupuJEPA, HowToEncode
+from distributed.marble.encoders.hidden_states import HowToEncode
+from distributed.marble.encoders.pupujepa import FrozenPupuJEPA
 from distributed.marble.evaluation import Evaluation, measure_encoders
 from distributed.marble.metrics.metrics import METRICS
-from distributed.marble.tasks.tasks import select_tasks
+from distributed.marble.tasks.tasks import TRACKS, select_tasks
 from distributed.processes.topology import Topology
 from distributed.watch.config import PROBE_MEAN, ProbeConfig
 from pupujepa.model.model import PupuJEPA
@@ -58,11 +59,9 @@ class InLoopProbe:
         self._cache = run_root / FEATURES_FOLDER
         data = Path(config.data)
         tasks = tuple(task.under("clean") for task in select_tasks(list(OFFLINE_TASKS)))
-        lists = {task.list_name: task.manifest for task in tasks}
-        self._corpora = {
-            name: probing_corpus(read_labelled_corpus(data, file), config.tracks) for name, file in lists.items()
-        }
-        self._prepared = [prepare_targets(task, self._corpora[task.list_name]) for task in tasks]
+        corpus = probing_corpus(read_labelled_corpus(data), config.tracks)
+        self._corpora = {TRACKS: corpus}
+        self._prepared = [prepare_targets(task, corpus) for task in tasks]
         self._evaluation = Evaluation((), tasks, data=data, out=run_root, cache=self._cache, precision=precision)
 
     def measure(self, step: TrainingStep, model: PupuJEPA, *, at: int) -> dict[str, float]:
@@ -83,10 +82,10 @@ class InLoopProbe:
         dist.barrier()  # all ranks have read the features
         self._clear()
         row, own = {}, []
-        for number, job in enumerate(jobs):
+        for job, outcome in zip(jobs, outcomes, strict=True):
             task = job.data.task
             for name in (task.metric, *task.extra_metrics):
-                seeds = outcomes[number].statistics[name]
+                seeds = outcome.statistics[name]
                 row[f"probe/{task.name}/{name}"] = fmean(METRICS[name].exact(seed) for seed in seeds)
             own.append(row[f"probe/{task.name}/{task.metric}"])
         row[PROBE_MEAN] = fmean(own)

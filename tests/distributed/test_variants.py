@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from distributed.marble.encoders.pupujepa import HowToEncode, load_frozen
+from distributed.marble.encoders.hidden_states import HowToEncode
+from distributed.marble.encoders.pupujepa import load_frozen
 from distributed.report.page import build_report
 from distributed.run.log import read_metrics
 from pupujepa.weights.weights import load

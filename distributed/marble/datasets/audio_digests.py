@@ -7,7 +7,7 @@ means equal bytes. Files changed in the last seconds are not stored, because clo
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import file_digest, sha256
@@ -23,16 +23,9 @@ LIST = "audio-digests.json"
 _SETTLED_NS = 10 * 10**9
 _READERS = 4
 
-# (mark, digest) by path
-Known = dict[str, tuple[str, str]]
-
 
 def with_audio_digests(corpus: LabelledCorpus, *, cache: Location | Path, topology: Topology) -> LabelledCorpus:
-    """Returns the corpus with digests that depend on every byte of its audio; all ranks call it together.
-
-    Args:
-        cache: path or url of the folder for features, which also holds the list.
-    """
+    """Returns the corpus with digests that depend on every byte of its audio; all ranks call it together."""
     digests = audio_digests([t.path for t in corpus.tracks], cache=cache, topology=topology)
     own = {t.uid: digests[str(t.path)] for t in corpus.tracks}
     fingerprints = {uid: f"{print_}/{own[uid]}" for uid, print_ in corpus.fingerprints.items() if uid in own}
@@ -49,7 +42,10 @@ def audio_digests(
 ) -> dict[str, str]:
     """Returns the sha256 of each file by path; all ranks call it together and each reads a share."""
     store = open_store(str(cache))
-    known = _read_list(store.read, LIST)
+    try:
+        known: dict[str, tuple[str, str]] = json.loads(store.read(LIST))  # (mark, digest) by path
+    except MissingObjectError:
+        known = {}
     mine = sorted({str(p) for p in paths})[topology.rank :: topology.world_size]  # every world_size-th file
     marks = {path: _mark(Path(path)) for path in mine}
     digests = {path: known[path][1] for path in mine if path in known and known[path][0] == marks[path]}
@@ -68,14 +64,6 @@ def audio_digests(
     if topology.is_first and learned:
         store.write(LIST, json.dumps(known | learned).encode())
     return {path: digest for share, _ in shares for path, digest in share.items()}
-
-
-def _read_list(read: Callable[[str], bytes], name: str) -> Known:
-    try:
-        listed: Mapping[str, list[str]] = json.loads(read(name))
-    except MissingObjectError:
-        return {}
-    return {path: (mark, digest) for path, (mark, digest) in listed.items()}
 
 
 def _mark(path: Path) -> str:

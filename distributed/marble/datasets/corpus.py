@@ -7,7 +7,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
-from distributed.marble.tasks.tasks import Clips
+from distributed.marble.tasks.tasks import TRACKS, Clips
 from distributed.processes.collectives import gather
 from distributed.processes.topology import Topology
 from pupujepa.errors import UserError
@@ -20,25 +20,18 @@ _REMEDY = "write an object with track, path, split, duration_s and labels"
 
 @dataclass(frozen=True)
 class LabelledTrack:
-    """One line of the list.
-
-    Attributes:
-        group: the piece that this is a take of; pieces, not takes, are independent.
-        rate_hz: sample rate of the file if windows are counted in samples; None counts them in seconds.
-        num_samples: length of the file at that rate.
-        item: the item that its slices belong to; "" for the track itself.
-    """
+    """One line of the list."""
 
     uid: str
     path: Path
     split: str
-    group: str
+    group: str  # the piece that this is a take of; pieces, not takes, are independent
     duration_s: float
     labels: Mapping[str, Any]
-    rate_hz: int | None = None
-    num_samples: int = 0
+    rate_hz: int | None = None  # sample rate of the file if windows are counted in samples; None counts them in seconds
+    num_samples: int = 0  # length of the file at that rate
     num_channels: int = 1
-    item: str = ""
+    item: str = ""  # the item that its slices belong to; "" for the track itself
 
     def window_samples(self, seconds: float) -> int:
         """Returns the length of a window in samples at the file's own rate, rounded down."""
@@ -53,14 +46,11 @@ class LabelledTrack:
 
 @dataclass(frozen=True)
 class LabelledCorpus:
-    """The tracks of a list, with a digest of the list and its audio.
-
-    Attributes:
-        fingerprints: of the tracks' audio, by uid; empty if `digest` alone identifies the audio.
-    """
+    """The tracks of a list, with a digest of the list and its audio."""
 
     tracks: tuple[LabelledTrack, ...]
     digest: str
+    # of the tracks' audio, by uid; empty if `digest` alone identifies the audio
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def of_split(self, split: str) -> tuple[LabelledTrack, ...]:
@@ -70,15 +60,11 @@ class LabelledCorpus:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Slice:
-    """The `index`-th window of a track; (uid, index) identifies it everywhere.
-
-    Attributes:
-        channel: "mix" is the mean of all channels, "0", "1", ... one of them.
-    """
+    """The `index`-th window of a track; (uid, index) identifies it everywhere."""
 
     uid: str
     index: int
-    channel: str = "mix"
+    channel: str = "mix"  # "mix" is the mean of all channels, "0", "1", ... one of them.
 
     @property
     def name(self) -> list[str | int]:
@@ -86,16 +72,16 @@ class Slice:
         return [self.uid, self.index] if self.channel == "mix" else [self.uid, self.index, self.channel]
 
 
-def read_labelled_corpus(folder: Path, manifest: str = "tracks.jsonl") -> LabelledCorpus:
+def read_labelled_corpus(folder: Path) -> LabelledCorpus:
     """Reads a track list.
 
     Raises:
         UserError: no list, one that is not UTF-8, an invalid line, a repeated id, or a missing audio file.
     """
-    path = folder / manifest
+    path = folder / TRACKS
     if not path.is_file():
         raise UserError(
-            f"no {manifest} in {folder}, so there is nothing to evaluate on; "
+            f"no {TRACKS} in {folder}, so there is nothing to evaluate on; "
             f"make a labelled corpus with `python -m data scores {folder}`"
         )
     content = path.read_bytes()
@@ -193,10 +179,7 @@ def audio_fingerprint(path: Path) -> bytes:
 
 
 def agreed(corpus: LabelledCorpus, topology: Topology) -> LabelledCorpus:
-    """Returns the corpus; raises UserError if ranks read different ones.
-
-    Their features must not be mixed.
-    """
+    """Returns the corpus; raises UserError if ranks read different ones: features must not be mixed."""
     digests = gather(corpus.digest, topology)
     if len(set(digests)) > 1:
         raise UserError(

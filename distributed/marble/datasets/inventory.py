@@ -20,32 +20,19 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class InventoryFinding:
-    """Files of one task, present and missing.
-
-    Attributes:
-        tracks: number of tracks in the list of each split.
-        missing_lists: expected paths of absent lists.
-        missing_audio: absent files that the lists name.
-        files: number of files that the lists name.
-        remark: warning about the labels, or "".
-    """
+    """Files of one task, present and missing."""
 
     task: Task
-    tracks: dict[str, int]
-    missing_lists: tuple[Path, ...]
-    missing_audio: tuple[Path, ...]
-    files: int
-    remark: str = ""
+    tracks: dict[str, int]  # number of tracks in the list of each split; empty if no list was found
+    missing_lists: tuple[Path, ...]  # expected paths of absent lists
+    missing_audio: tuple[Path, ...]  # absent files that the lists name
+    files: int  # number of files that the lists name
+    remark: str = ""  # warning about the labels, or ""
 
     @property
     def is_complete(self) -> bool:
         """True if the task can be measured."""
         return not self.missing_lists and not self.missing_audio
-
-    @property
-    def is_absent(self) -> bool:
-        """True if no list of the task was found."""
-        return not self.tracks
 
     @property
     def text(self) -> str:
@@ -54,14 +41,13 @@ class InventoryFinding:
         found = f"{self.task.list_name}: {sizes} tracks{self.remark}"
         if self.is_complete:
             return f"{self.task.name}: found {found}; all {self.files} audio files are there"
+        shown = ", ".join(map(str, self.missing_audio[:_SHOWN])) + ", ..." * (len(self.missing_audio) > _SHOWN)
+        absent = f"found {found}, but {len(self.missing_audio)} of {self.files} audio files are missing: {shown}"
         if self.missing_lists:
-            return f"{self.task.name}: missing {', '.join(map(str, self.missing_lists))}; {_whence(self.task)}"
-        shown = ", ".join(str(p) for p in self.missing_audio[:_SHOWN])
-        more = ", ..." if len(self.missing_audio) > _SHOWN else ""
-        return (
-            f"{self.task.name}: found {found}, but {len(self.missing_audio)} of {self.files} audio files are missing: "
-            f"{shown}{more}; {_whence(self.task)}"
-        )
+            absent = f"missing {', '.join(map(str, self.missing_lists))}"
+        source = self.task.source
+        remedy = where_from(source) if source else "`python -m data scores DIR` makes it in DIR"
+        return f"{self.task.name}: {absent}; {remedy}"
 
 
 def take_inventory(tasks: Sequence[Task], root: Path) -> tuple[InventoryFinding, ...]:
@@ -84,7 +70,7 @@ def measurable(findings: Sequence[InventoryFinding], names: Sequence[str], root:
     Raises:
         UserError: such a task is incomplete, or no task is left.
     """
-    broken = [f for f in findings if not f.is_complete and (not f.is_absent or f.task.name in names)]
+    broken = [f for f in findings if not f.is_complete and (f.tracks or f.task.name in names)]
     if broken:
         raise UserError("nothing was computed: " + "\n".join(f.text for f in broken))
     complete = tuple(f.task for f in findings if f.is_complete)
@@ -97,49 +83,30 @@ def measurable(findings: Sequence[InventoryFinding], names: Sequence[str], root:
 
 
 def _look(task: Task, root: Path) -> InventoryFinding:
-    lists = _lists(task, root)
-    tracks: dict[str, int] = {}
+    source = task.source
+    # our list has all splits
+    lists = {split: manifest_path(root, source, split) for split in SPLITS} if source else {"": root / task.list_name}
+    there = {split: path for split, path in lists.items() if path.is_file()}
+    tracks = dict.fromkeys(filter(None, there), 0)
     audio: dict[Path, None] = {}  # an ordered set: many lines can name one file
     classes: set[str] = set()
-    for path, split in lists:
-        if not path.is_file():
-            continue
-        if split is not None:
-            tracks[split] = 0
+    for split, path in there.items():
         for line in read_manifest_lines(path):
             own = split or str(line.row.get("split"))
             tracks[own] = tracks.get(own, 0) + 1
-            written = str(line.field("audio_path" if task.source else "path"))
-            audio[audio_path(root, written) if task.source else root / written] = None
+            audio[audio_path(root, str(line.field("audio_path"))) if source else root / str(line.field("path"))] = None
             if task.name in MTG_CLASSES and own == "train":
                 classes.update(line.row.get("label") or ())
     with ThreadPoolExecutor(_LOOKERS) as lookers:
-        there = list(lookers.map(Path.is_file, audio))
+        found = list(lookers.map(Path.is_file, audio))
+    expected, remark = MTG_CLASSES.get(task.name), ""
+    if classes and len(classes) != expected:
+        remark = f" (of {len(classes)} classes; MARBLE's training split has {expected}, so scores are not comparable)"
     return InventoryFinding(
         task=task,
         tracks=tracks,
-        missing_lists=tuple(path for path, _ in lists if not path.is_file()),
-        missing_audio=tuple(path for path, is_there in zip(audio, there) if not is_there),
+        missing_lists=tuple(path for split, path in lists.items() if split not in there),
+        missing_audio=tuple(path for path, is_there in zip(audio, found) if not is_there),
         files=len(audio),
-        remark=_remark(task, len(classes)),
+        remark=remark,
     )
-
-
-def _lists(task: Task, root: Path) -> list[tuple[Path, str | None]]:
-    """Returns the paths of a task's lists with their splits; None for our list, which has all splits."""
-    if task.source is None:
-        return [(root / task.manifest, None)]
-    return [(manifest_path(root, task.source, split), split) for split in SPLITS]
-
-
-def _remark(task: Task, classes: int) -> str:
-    expected = MTG_CLASSES.get(task.name)
-    if not classes or classes == expected:
-        return ""
-    return f" (of {classes} classes; MARBLE's training split has {expected}, so scores are not comparable)"
-
-
-def _whence(task: Task) -> str:
-    if task.source is None:
-        return "`python -m data scores DIR` makes it in DIR"
-    return where_from(task.source)

@@ -53,10 +53,7 @@ def manifest_path(root: Path, source: TaskSource, split: str) -> Path:
 
 
 def audio_path(root: Path, written: str) -> Path:
-    """Returns root/data/x for data/x, or root/x if root is the data folder itself.
-
-    Other paths are below root.
-    """
+    """Returns root/data/x for data/x, or root/x if root is the data folder; others are below root."""
     parts = Path(written).parts
     if parts[:1] == ("data",) and not (root / "data").is_dir():
         return root.joinpath(*parts[1:])
@@ -167,10 +164,7 @@ def _fingerprint(track: LabelledTrack) -> str:
 
 
 def _without_leaks(task: str, tracks: Sequence[LabelledTrack]) -> list[LabelledTrack]:
-    """Returns the tracks whose group is in no later split.
-
-    So no test recording was trained or chosen on.
-    """
+    """Returns the tracks whose group is in no later split: no test recording is trained or chosen on."""
     # later splits overwrite earlier ones
     last = {track.group: track.split for split in SPLITS for track in tracks if track.split == split}
     kept = [track for track in tracks if last[track.group] == track.split]

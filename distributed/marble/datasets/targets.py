@@ -5,51 +5,47 @@ Class lists, and mean and scale of regression targets, are fitted on the trainin
 Legend: N items or slices, C classes or outputs, T frames.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from distributed.marble.datasets.corpus import SPLITS, LabelledCorpus, LabelledTrack, Slice, cut, thin_tracks
-from distributed.marble.datasets.frame_targets import FrameGrid, chord_classes, event_times, frame_activations
-from distributed.marble.tasks.tasks import ChannelMode, Frames, Protocol, Task
+from distributed.marble.metrics.beats import BEATS_BPM
+from distributed.marble.tasks.chords import exact_frames, upstream_frames
+from distributed.marble.tasks.tasks import ChannelMode, Protocol, Task
 from pupujepa.errors import UserError
 
-log = logging.getLogger(__name__)
+BEAT_NEIGHBOURS = 2  # frames on each side of an event with targets 1/2 and 1/4
+BARS_BPM = (18.0, 72.0)
+# protocol clean interpolates beats and bars to about these rates before decoding, so that no tempo is between two
+# intervals; bars are long enough at 25 frames/s
+DECODE_RATES_HZ = (50.0, 25.0)
+Placed = Sequence[tuple[LabelledTrack, Slice]]
 
 
 @dataclass(frozen=True)
 class Events:
-    """Reference times of frame tasks.
+    """Reference times of frame tasks."""
 
-    Attributes:
-        times_s: for each item and channel, seconds from the slice's start.
-        bpm_ranges: tempo range of the decoder, for each channel.
-        decode_rates_hz: interpolate each channel's activations to about this rate before decoding; None does not.
-        on_grid: round references to the frame grid before matching, as upstream does.
-        track_of_item: number of each item's track; None if no metric needs it.
-    """
-
-    times_s: tuple[tuple[np.ndarray, ...], ...]
+    times_s: tuple[tuple[np.ndarray, ...], ...]  # for each item and channel, seconds from the slice's start
     frame_rate_hz: float
-    bpm_ranges: tuple[tuple[float, float], ...]
+    bpm_ranges: tuple[tuple[float, float], ...]  # tempo range of the decoder, for each channel
+    # interpolate each channel's activations to about this rate before decoding; None does not
     decode_rates_hz: tuple[float, ...] | None
-    on_grid: bool
-    track_of_item: np.ndarray | None = None
+    on_grid: bool  # round references to the frame grid before matching, as upstream does
+    track_of_item: np.ndarray | None = None  # number of each item's track; None if no metric needs it
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of slices or of items.
+    """Targets of slices or of items."""
 
-    Attributes:
-        values: class numbers [N], 0/1 [N, C], standardised outputs [N, C], activations in [0, 1] [N, T, C], or class
-            numbers of frames [N, T], -1 for ignored frames.
-    """
-
+    # class numbers [N], 0/1 [N, C], standardised outputs [N, C], activations in [0, 1] [N, T, C], or class numbers of
+    # frames [N, T], -1 for ignored frames
     values: np.ndarray
     classes: tuple[str, ...] = ()
     events: Events | None = None
@@ -74,23 +70,16 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class Split:
-    """Slices of one split that a task uses, grouped into items.
-
-    Attributes:
-        item_of_slice: item number of each slice; items are numbered in order of appearance.
-        units: for each item, the unit that the bootstrap resamples.
-        left_out: number of tracks without a usable label.
-        too_short: number of tracks too short for a single slice.
-        variants: for each slice, the same window of equally likely channels; training draws one every epoch. Empty if
-            there is one channel each.
-    """
+    """Slices of one split that a task uses, grouped into items."""
 
     tracks: tuple[LabelledTrack, ...]
     slices: tuple[Slice, ...]
-    item_of_slice: np.ndarray
-    units: tuple[str, ...]
-    left_out: int
-    too_short: int
+    item_of_slice: np.ndarray  # item number of each slice; items are numbered in order of appearance
+    units: tuple[str, ...]  # for each item, the unit that the bootstrap resamples
+    left_out: int  # number of tracks without a usable label
+    too_short: int  # number of tracks too short for a single slice
+    # for each slice, the same window of equally likely channels; training draws one every epoch. Empty if there is one
+    # channel each.
     variants: tuple[tuple[Slice, ...], ...] = ()
 
     @property
@@ -128,25 +117,24 @@ def prepare_targets(task: Task, corpus: LabelledCorpus) -> TaskData:
     return TaskData(task, space, splits)
 
 
-def slice_targets(data: TaskData, split: Split, *, protocol: Protocol, frames: tuple[int, float] | None) -> Targets:
-    """Returns the targets of every slice of a split.
-
-    Args:
-        frames: (frames per slice, frames per second) of the encoder; frame tasks only.
-    """
+def slice_targets(
+    data: TaskData,
+    split: Split,
+    *,
+    protocol: Protocol,
+    frames: tuple[int, float] | None,  # per slice and per second, of the encoder; frame tasks only
+) -> Targets:
+    """Returns the targets of every slice of a split."""
     tracks = {t.uid: t for t in split.tracks}
     rows = [(tracks[s.uid], s) for s in split.slices]
     task = data.task
-    if task.frames is not None:
-        if frames is None:
-            raise ValueError(f"task {task.name!r} needs an encoder with frames")
-        grid = FrameGrid(*frames)
-        if task.target == "frame_classes":
-            return Targets(chord_classes(task, rows, grid, protocol=protocol), data.space.classes)
-        times = event_times(task, rows)
-        events = _events(task.frames, times, rows, protocol=protocol, rate_hz=grid.rate_hz)
-        return Targets(frame_activations(times, task.frames, grid), task.labels, events)
-    return Targets(np.stack([_encode(task, data.space, track) for track, _ in rows]), data.space.classes)
+    if task.frames is None:
+        return Targets(np.stack([_encode(task, data.space, track) for track, _ in rows]), data.space.classes)
+    if frames is None:
+        raise ValueError(f"task {task.name!r} needs an encoder with frames")
+    if task.target == "frame_classes":
+        return Targets(_chord_classes(task, rows, frames, protocol=protocol), data.space.classes)
+    return _event_targets(task, rows, frames, protocol=protocol)
 
 
 def item_targets(of_slices: Targets, split: Split) -> Targets:
@@ -213,7 +201,9 @@ def _refuse_constant_labels(task: Task, space: LabelSpace, split: Split, name: s
 
 
 def _select(task: Task, space: LabelSpace, tracks: Sequence[LabelledTrack], name: str) -> Split:
-    usable = [t for t in tracks if _is_labelled(task, t) and _is_in_space(task, space, t)]
+    usable = [t for t in tracks if _is_labelled(task, t)]
+    if task.target == "multiclass":  # classes that training lacks cannot be learned
+        usable = [t for t in usable if t.labels[task.labels[0]] in space.classes]
     long_enough = [t for t in usable if cut(t, task.clips)]
     kept = long_enough
     # frames of all layers are large: training and validation use some tracks, the test split always all
@@ -223,10 +213,10 @@ def _select(task: Task, space: LabelSpace, tracks: Sequence[LabelledTrack], name
     mode = task.channels[0 if training else 1]
     variants = [tuple(replace(s, channel=c) for c in _channels(t, mode)) for t in kept for s in cut(t, task.clips)]
     slices = [v[0] for v in variants]  # the first variant names the slice; see `_channels`
-    unit_of = {t.uid: t.group if task.unit == "group" else t.uid for t in kept}
+    unit_of = {t.uid: t.group for t in kept}  # the bootstrap draws pieces
     item_of = {t.uid: t.item or t.uid for t in kept}
     # an item is a track (or the tracks of one `item`), or a single slice
-    names = [(item_of[s.uid], 0) if task.aggregate == "track" else (s.uid, s.index) for s in slices]
+    names = [(s.uid, s.index) if task.by_frame else (item_of[s.uid], 0) for s in slices]
     numbers = {item: i for i, item in enumerate(dict.fromkeys(names))}  # in order of appearance
     unit_of_item = {numbers[n]: unit_of[s.uid] for n, s in zip(names, slices, strict=True)}
     return Split(
@@ -252,10 +242,6 @@ def _channels(track: LabelledTrack, mode: ChannelMode) -> tuple[str, ...]:
     return (*("mix",) * len(single), *single)  # random_half_mix
 
 
-def _is_in_space(task: Task, space: LabelSpace, track: LabelledTrack) -> bool:
-    return task.target != "multiclass" or track.labels[task.labels[0]] in space.classes
-
-
 def _encode(task: Task, space: LabelSpace, track: LabelledTrack) -> np.ndarray:
     if task.target == "multiclass":
         return np.array(space.classes.index(track.labels[task.labels[0]]), dtype=np.int64)
@@ -275,21 +261,52 @@ def _outputs(task: Task, track: LabelledTrack) -> np.ndarray:
     return np.array([np.log(v) if kind == "log" else v for v, kind in zip(values, task.transforms, strict=True)])
 
 
-def _events(
-    rule: Frames,
-    times: tuple[tuple[np.ndarray, ...], ...],
-    rows: Sequence[tuple[LabelledTrack, Slice]],
-    *,
-    protocol: Protocol,
-    rate_hz: float,
-) -> Events:
-    upstream = protocol == "marble"
+def _event_targets(task: Task, rows: Placed, frames: tuple[int, float], *, protocol: Protocol) -> Targets:
+    """Returns activations [N, T, C], and the events behind them, in seconds from each slice's start."""
+    upstream, seconds, (num_frames, rate_hz) = protocol == "marble", task.clips.seconds, frames
+    times = tuple(
+        tuple(_within(track.labels[name], track.start_s(s.index, seconds), seconds) for name in task.labels)
+        for track, s in rows
+    )
+    widen = partial(widened, frames=num_frames, frame_rate_hz=rate_hz, neighbours=BEAT_NEIGHBOURS)
     numbers = {uid: n for n, uid in enumerate(dict.fromkeys(t.uid for t, _ in rows))}
-    return Events(
+    events = Events(
         times,
         rate_hz,
-        bpm_ranges=rule.marble_bpm_ranges if upstream else rule.bpm_ranges,
-        decode_rates_hz=None if upstream else rule.decode_rates_hz,
+        bpm_ranges=(BEATS_BPM, BEATS_BPM) if upstream else (BEATS_BPM, BARS_BPM),  # upstream decodes bars like beats
+        decode_rates_hz=None if upstream else DECODE_RATES_HZ,
         on_grid=upstream,
         track_of_item=np.array([numbers[t.uid] for t, _ in rows]),
     )
+    values_NTC = np.stack([np.stack([widen(t) for t in channels], axis=1) for channels in times])
+    return Targets(values_NTC, task.labels, events)
+
+
+def widened(times_s: np.ndarray, *, frames: int, frame_rate_hz: float, neighbours: int) -> np.ndarray:
+    """Returns activations [T]: 1 at an event's frame, halved per frame, 0 beyond `neighbours` frames."""
+    activation_T = np.zeros(frames, dtype=np.float32)
+    centres = np.round(np.asarray(times_s) * frame_rate_hz).astype(np.int64)
+    for offset in range(-neighbours, neighbours + 1):
+        at = centres + offset
+        at = at[(at >= 0) & (at < frames)]
+        # the nearest of two close events counts; `at` may repeat a frame, which plain indexing would drop
+        np.maximum.at(activation_T, at, np.float32(0.5 ** abs(offset)))
+    return activation_T
+
+
+def _chord_classes(task: Task, rows: Placed, frames: tuple[int, float], *, protocol: Protocol) -> np.ndarray:
+    """Returns the class of every frame, [N, T]; -1 for frames that are ignored."""
+    [name], (num_frames, rate_hz) = task.labels, frames
+    rule = upstream_frames if protocol == "marble" else exact_frames
+    values_NT = np.empty((len(rows), num_frames), dtype=np.int64)
+    for row, (track, s) in enumerate(rows):
+        start_s = track.start_s(s.index, task.clips.seconds)
+        values_NT[row] = rule(track.labels[name], start_s=start_s, frames=num_frames, frame_rate_hz=rate_hz)
+        if protocol == "clean":  # ignores the padding after the end of a track; upstream gives it the last chord
+            values_NT[row, max(0, int(np.ceil((track.duration_s - start_s) * rate_hz))) :] = -1
+    return values_NT
+
+
+def _within(times_s: Sequence[float], start_s: float, duration_s: float) -> np.ndarray:
+    relative = np.asarray(times_s, dtype=np.float64) - start_s
+    return relative[(relative >= 0) & (relative < duration_s)]

@@ -1,10 +1,10 @@
-"""Encoders built from a function from waveforms to the states of its layers, such as most adapters.
+"""Output of an encoder, how to run one, and encoders made of a function from waveforms to states.
 
-Legend: B slices, S samples, L layers, T frames, D width.
+Legend: B slices, S samples, L layers, M layers kept as frames, T frames, D width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from importlib import import_module
@@ -14,27 +14,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distributed.marble.encoders.pupujepa import HowToEncode
-from distributed.marble.encoders.readout import SliceFeatures, pool_states
 from distributed.run.installed import torchaudio_functional
 from pupujepa.errors import UserError
+
+FRAME_DTYPE = torch.float16
+
+
+@dataclass(frozen=True)
+class SliceFeatures:
+    """Features of a batch of slices."""
+
+    pooled_BLD: Tensor  # clip-level features, float32
+    frames_BMTD: Tensor | None = None  # frames of some layers, or None
+
+
+@dataclass(frozen=True)
+class HowToEncode:
+    """Settings for running an encoder."""
+
+    which: str = "teacher"  # teacher or student
+    # "bf16" runs the blocks under autocast, as MARBLE does, with weights and features in float32
+    precision: str = "fp32"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    # readout of a PupuJEPA: "frames", "mean" or "region:FxT". A region with several blocks in time is one vector per
+    # slice, without frames.
+    readout: str = "frames"
+    rope: str = ""  # layout of a PupuJEPA's rotary positions; "" for that of training
+    window_frames: int = 0  # frames that a PupuJEPA sees at once; 0 for a training crop
+
+    @property
+    def positions(self) -> list[str]:
+        """Options that differ from the positions of training, as parts of an encoder's name."""
+        rope = [f"rope={self.rope}"] if self.rope else []
+        return [*rope, f"window={self.window_frames}"] if self.window_frames else rope
 
 
 @dataclass(frozen=True)
 class Description:
-    """Facts about an encoder; see FrozenEncoder in distributed/marble/encoders/resolve.py.
-
-    Attributes:
-        digest: function that returns a digest of the weights and of everything else that changes the features, except
-            front end and precision, which are added.
-        frame_rate_hz: rate of the states; None for an encoder with one vector per slice.
-    """
+    """Facts about an encoder; see FrozenEncoder in distributed/marble/encoders/resolve.py."""
 
     name: str
+    # function that returns a digest of the weights and of everything else that changes the features, except front end
+    # and precision, which are added
     digest: Callable[[], str]
     front_end: str
     sample_rate_hz: int
-    frame_rate_hz: float | None
+    frame_rate_hz: float | None  # rate of the states; None for an encoder with one vector per slice
     layer_names: tuple[str, ...]
 
 
@@ -126,3 +151,19 @@ def need_transformers_4(*, encoder: str) -> Any:
             "in a separate environment, run `pip install 'transformers>=4.48,<5'`"
         )
     return transformers
+
+
+def pool_states(states_LBTD: Sequence[Tensor], frame_layers: Sequence[int]) -> SliceFeatures:
+    """Returns the time mean of every layer and the frames of some."""
+    pooled_BLD = torch.stack([s.float().mean(dim=1) for s in states_LBTD], dim=1)
+    frames = torch.stack([states_LBTD[i] for i in frame_layers], dim=1) if frame_layers else None
+    return SliceFeatures(pooled_BLD, frames)
+
+
+def spread_layers(num_layers: int, most: int | None) -> tuple[int, ...]:
+    """Returns at most `most` layers (None: all), evenly spread: the last and, from two on, the first."""
+    if most is None or most >= num_layers:
+        return tuple(range(num_layers))
+    if most == 1:
+        return (num_layers - 1,)
+    return tuple(round(i * (num_layers - 1) / (most - 1)) for i in range(most))

@@ -9,7 +9,7 @@ Legend: B slices, S samples, W windows of a slice, T frames, F mel bands.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from hashlib import file_digest, sha256
 from json import dumps
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distributed.marble.encoders.readout import SliceFeatures, pool_states
+from distributed.marble.encoders.hidden_states import HowToEncode, SliceFeatures, pool_states
 from pupujepa.audio.log_mel import frontend_digest, log_mel, normalise
 from pupujepa.embedding.encoder import Encoder
 from pupujepa.embedding.readout import parse_readout, pool_region
@@ -29,33 +29,6 @@ from pupujepa.weights.weights import load, locate_weights
 
 CROPS_PER_PASS = 8
 EXPORT = "export"
-
-
-@dataclass(frozen=True)
-class HowToEncode:
-    """Settings for running an encoder.
-
-    Attributes:
-        which: teacher or student.
-        precision: "bf16" runs the blocks under autocast, as MARBLE does, with weights and features in float32.
-        readout: readout of a PupuJEPA: "frames", "mean" or "region:FxT". A region with several blocks in time is one
-            vector per slice, without frames.
-        rope: layout of a PupuJEPA's rotary positions; "" for that of training.
-        window_frames: frames that a PupuJEPA sees at once; 0 for a training crop.
-    """
-
-    which: str = "teacher"
-    precision: str = "fp32"
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    readout: str = "frames"
-    rope: str = ""
-    window_frames: int = 0
-
-    @property
-    def positions(self) -> list[str]:
-        """Options that differ from the positions of training, as parts of an encoder's name."""
-        rope = [f"rope={self.rope}"] if self.rope else []
-        return [*rope, f"window={self.window_frames}"] if self.window_frames else rope
 
 
 class FrozenPupuJEPA:
@@ -71,7 +44,7 @@ class FrozenPupuJEPA:
 
     only_tasks: frozenset[str] | None = None
 
-    def __init__(self, model: PupuJEPA, how: "HowToEncode", *, name: str, digest: str | Callable[[], str]):
+    def __init__(self, model: PupuJEPA, how: HowToEncode, *, name: str, digest: str | Callable[[], str]):
         if how.rope:
             model.config = replace(model.config, rope=how.rope)
         self._window_frames = how.window_frames or model.config.crop_frames
@@ -83,9 +56,8 @@ class FrozenPupuJEPA:
         # the blocks only; the log-mel front end is always float32
         autocast_dtype = torch.bfloat16 if how.precision == "bf16" else None
         self._encoder = Encoder(model, device=how.device, autocast_dtype=autocast_dtype, batch_size=CROPS_PER_PASS)
-        self._which = how.which
+        self._how = how
         self._readout = parse_readout(how.readout, bands=model.config.grid_bands)
-        self._device = how.device
         self.model = model
         self.name = name
         frontend = self._encoder.frontend
@@ -110,12 +82,9 @@ class FrozenPupuJEPA:
 
     @torch.no_grad()
     def embed(self, audio_BS: Tensor, *, frame_layers: Sequence[int]) -> SliceFeatures:
-        """Returns [B, L, bands * D] and the frames [B, M, T / patch_frames, bands * D] of `frame_layers`.
-
-        The width of other readouts is their number of blocks times D.
-        """
+        """Returns [B, L, bands * D] and the frames [B, M, T / patch_frames, bands * D] of `frame_layers`."""
         config, window = self.model.config, self._window_frames
-        mel_BTF = log_mel(audio_BS.to(self._device), self._encoder.frontend)
+        mel_BTF = log_mel(audio_BS.to(self._how.device), self._encoder.frontend)
         mel_BTF = normalise(mel_BTF, config.mel_mean, config.mel_std)
         # whole windows, then a shorter rest of whole patches
         whole = mel_BTF.shape[1] // window * window
@@ -123,16 +92,16 @@ class FrozenPupuJEPA:
         parts: list[list[Tensor]] = []
         if whole:
             crops = mel_BTF[:, :whole].reshape(-1, window, mel_BTF.shape[2])  # [B * W, window, F]
-            states = self._encoder.encode_mel(crops, which=self._which)
+            states = self._encoder.encode_mel(crops, which=self._how.which)
             parts.append([s.reshape(len(mel_BTF), -1, s.shape[-1]) for s in states])
         if rest:
-            parts.append(self._encoder.encode_mel(mel_BTF[:, whole : whole + rest], which=self._which))
+            parts.append(self._encoder.encode_mel(mel_BTF[:, whole : whole + rest], which=self._how.which))
         return self._read_out([torch.cat(pieces, dim=1).cpu() for pieces in zip(*parts, strict=True)], frame_layers)
 
     def _read_out(self, states_LBTD: list[Tensor], frame_layers: Sequence[int]) -> SliceFeatures:
         if self._readout.name == "frames":
             return pool_states(states_LBTD, frame_layers)
-        if self._readout.time_blocks == 1:
+        if self._readout.time_blocks == 1:  # bands pooled to blocks: as many times D wide
             steps = states_LBTD[0].shape[1]
             return pool_states([self._blocks(s, steps).transpose(1, 2).flatten(2) for s in states_LBTD], frame_layers)
         pooled = [self._blocks(s, self._readout.time_blocks).flatten(1) for s in states_LBTD]
@@ -148,9 +117,7 @@ class FrozenPupuJEPA:
 
 
 def load_frozen(source: Path | str, how: HowToEncode) -> FrozenPupuJEPA:
-    """Loads a run directory, an export, a release or a step of one, model.safetensors, or a hub id.
-
-    Of a run directory it loads the export.
+    """Loads a run's export, an export, a release or a step of one, model.safetensors, or a hub id.
 
     Raises:
         UserError: the source has no weights.

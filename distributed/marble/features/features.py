@@ -9,7 +9,7 @@ Legend: L layers, M layers kept as frames, N slices, T frames, D width.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -25,7 +25,7 @@ from torch import Tensor
 from data.store.files import Location
 from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack, Slice
 from distributed.marble.datasets.slice_audio import load_slice, tell_wrong_lengths
-from distributed.marble.encoders.readout import FRAME_DTYPE, SliceFeatures, spread_layers
+from distributed.marble.encoders.hidden_states import FRAME_DTYPE, SliceFeatures, spread_layers
 from distributed.marble.encoders.resolve import FrozenEncoder
 from distributed.marble.features.store import PartStore
 from distributed.marble.tasks.tasks import Clips
@@ -44,18 +44,12 @@ FeatureKind = Literal["pooled", "frames"]
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """Slices of one feature pass, for all tasks that cut tracks alike.
-
-    Attributes:
-        slices: all slices; those with frames come first.
-        with_frames: number of slices with frames.
-        frame_layers: maximum number of layers kept as frames; None for all.
-    """
+    """Slices of one feature pass, for all tasks that cut tracks alike."""
 
     clips: Clips
-    slices: tuple[Slice, ...]
-    with_frames: int
-    frame_layers: int | None
+    slices: tuple[Slice, ...]  # all slices; those with frames come first
+    with_frames: int  # number of slices with frames
+    frame_layers: int | None  # maximum number of layers kept as frames; None for all
 
     @property
     def slices_per_part(self) -> int:
@@ -82,11 +76,6 @@ class FeatureSet:
     plan: FeaturePlan
     place: dict[Slice, int] = field(repr=False)
 
-    @property
-    def key(self) -> str:
-        """Digest of everything that the features depend on."""
-        return self.store.key
-
     def shape(self, kind: FeatureKind) -> tuple[int, int, int]:
         """Returns layers, frames (1 for time means) and width of every slice."""
         # slices with frames come first
@@ -96,21 +85,16 @@ class FeatureSet:
 
     def read(self, slices: Sequence[Slice], kind: FeatureKind, *, layers: range | None = None) -> Tensor:
         """Returns time means [L, N, 1, D] or frames [M, N, T, D] of slices, for a range of layers or all."""
-        wanted_layers = slice(None) if layers is None else slice(layers.start, layers.stop)
-        values = self._gather(slices, kind, wanted_layers).transpose(0, 1)
-        return values.unsqueeze(2) if kind == "pooled" else values
-
-    def _gather(self, slices: Sequence[Slice], kind: FeatureKind, layers: slice) -> Tensor:
         wanted: dict[int, list[tuple[int, int]]] = {}  # part -> (row of the result, row of the part)
-        size = self.plan.slices_per_part
         for position, wanted_slice in enumerate(slices):
-            part, row = divmod(self.place[wanted_slice], size)
+            part, row = divmod(self.place[wanted_slice], self.plan.slices_per_part)
             wanted.setdefault(part, []).append((position, row))
+        own = slice(None) if layers is None else slice(layers.start, layers.stop)
         out: Tensor | None = None
         for part, rows in sorted(wanted.items()):
             with safe_open(self._path(part), framework="pt") as file:
                 # a view of the mapped file: only the rows copied below are read from disk
-                values = file.get_tensor(kind)[:, layers]
+                values = file.get_tensor(kind)[:, own]
             # the first part gives dtype and shape
             if out is None:
                 out = values.new_empty(len(slices), *values.shape[1:])
@@ -118,7 +102,8 @@ class FeatureSet:
             out[list(positions)] = values[list(sources)]
         if out is None:
             raise ValueError("no slices were asked for")
-        return out
+        by_layer = out.transpose(0, 1)
+        return by_layer.unsqueeze(2) if kind == "pooled" else by_layer
 
     def _path(self, part: int) -> Path:
         return self.store.path(part, self.plan.part(part))
@@ -134,12 +119,8 @@ def plan_features(
 
 
 def feature_key(encoder: FrozenEncoder, corpus: LabelledCorpus, plan: FeaturePlan, *, digest: str | None = None) -> str:
-    """Returns the name of the stored features, a digest of everything that could change them.
-
-    Args:
-        digest: the encoder's digest if ranks have agreed on one; None computes it.
-    """
-    fields = _key_fields(digest or encoder.digest, encoder, corpus, plan)
+    """Returns the name of the stored features, a digest of everything that could change them."""
+    fields = _key_fields(digest or encoder.digest, encoder, corpus, plan)  # the digest that ranks agreed on, if any
     return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -153,26 +134,20 @@ def compute_features(
     digest: str | None = None,
     on_slices: Callable[[int, bool], None] = lambda count, computed: None,
 ) -> PartStore:
-    """Computes this rank's missing parts and returns the store; a barrier of all ranks must follow.
-
-    Args:
-        cache: path or url of the folder for features.
-        digest: as for `feature_key`.
-        on_slices: called for each part with its number of slices, and whether it was computed now.
-    """
+    """Computes this rank's missing parts and returns the store; a barrier of all ranks must follow."""
     digest = digest or encoder.digest
     store = PartStore(cache, feature_key(encoder, corpus, plan, digest=digest))
     if topology.is_first:
         store.describe(_key_fields(digest, encoder, corpus, plan))
-    feature_pass = _FeaturePass(encoder, plan, {t.uid: t for t in corpus.tracks})
+    tracks = {t.uid: t for t in corpus.tracks}
     there = store.numbers()
     with ThreadPoolExecutor(max_workers=2) as readers:  # decoding overlaps with the encoder
         for number in range(topology.rank, plan.num_parts, topology.world_size):
             slices = plan.part(number)
             computed = number not in there or not store.is_whole(number, slices)
             if computed:
-                store.save(number, feature_pass.part(number, readers), slices)
-            on_slices(len(slices), computed)
+                store.save(number, _part(encoder, plan, number, tracks, readers), slices)
+            on_slices(len(slices), computed)  # `computed`: now, not by an earlier evaluation
     tell_wrong_lengths()
     return store
 
@@ -198,39 +173,38 @@ def gather_features(store: PartStore, plan: FeaturePlan) -> FeatureSet:
     return FeatureSet(store, plan, {s: position for position, s in enumerate(plan.slices)})
 
 
-@dataclass(frozen=True)
-class _FeaturePass:
-    encoder: FrozenEncoder
-    plan: FeaturePlan
-    tracks: dict[str, LabelledTrack]
+def _part(
+    encoder: FrozenEncoder,
+    plan: FeaturePlan,
+    number: int,
+    tracks: Mapping[str, LabelledTrack],
+    readers: ThreadPoolExecutor,
+) -> dict[str, Tensor]:
+    """Returns the tensors of one part file; readers load audio a few batches ahead of the encoder."""
 
-    def part(self, number: int, readers: ThreadPoolExecutor) -> dict[str, Tensor]:
-        """Returns the tensors of one part file; readers load audio a few batches ahead of the encoder."""
-        layers = spread_layers(len(self.encoder.layer_names), self.plan.frame_layers)
-        slices = self.plan.part(number)
-        batches = [slices[i : i + SLICES_PER_BATCH] for i in range(0, len(slices), SLICES_PER_BATCH)]
-        loads = [self._submit(batch, readers) for batch in batches[:_BATCHES_AHEAD]]
-        # slices with frames come first in the plan: count those left for this part
-        framed_left = max(0, self.plan.with_frames - number * self.plan.slices_per_part)
-        pooled: list[Tensor] = []
-        frames: list[Tensor] = []
-        for position, batch in enumerate(batches):
-            audio_BS = torch.from_numpy(np.stack([load.result() for load in loads.pop(0)]))
-            loads += [self._submit(b, readers) for b in batches[position + _BATCHES_AHEAD :][:1]]
-            num_framed = min(framed_left, len(batch))
-            framed_left -= num_framed
-            features = self.encoder.embed(audio_BS, frame_layers=layers if num_framed else ())
-            _refuse_overflow(self.encoder, features, batch)
-            pooled.append(features.pooled_BLD.float().cpu())
-            if num_framed and features.frames_BMTD is not None:
-                frames.append(features.frames_BMTD[:num_framed].to(FRAME_DTYPE).cpu())
-        return {"pooled": torch.cat(pooled)} | ({"frames": torch.cat(frames)} if frames else {})
+    def load(batch: Sequence[Slice]) -> list[Future[np.ndarray]]:
+        rate_hz = encoder.sample_rate_hz
+        return [readers.submit(load_slice, tracks[s.uid], s, plan.clips, rate_hz=rate_hz) for s in batch]
 
-    def _submit(self, batch: Sequence[Slice], readers: ThreadPoolExecutor) -> list[Future[np.ndarray]]:
-        return [readers.submit(self._load, which) for which in batch]
-
-    def _load(self, which: Slice) -> np.ndarray:
-        return load_slice(self.tracks[which.uid], which, self.plan.clips, rate_hz=self.encoder.sample_rate_hz)
+    layers = spread_layers(len(encoder.layer_names), plan.frame_layers)
+    slices = plan.part(number)
+    batches = [slices[i : i + SLICES_PER_BATCH] for i in range(0, len(slices), SLICES_PER_BATCH)]
+    loads = [load(batch) for batch in batches[:_BATCHES_AHEAD]]
+    # slices with frames come first in the plan: count those left for this part
+    framed_left = max(0, plan.with_frames - number * plan.slices_per_part)
+    pooled: list[Tensor] = []
+    frames: list[Tensor] = []
+    for position, batch in enumerate(batches):
+        audio_BS = torch.from_numpy(np.stack([audio.result() for audio in loads.pop(0)]))
+        loads += [load(b) for b in batches[position + _BATCHES_AHEAD :][:1]]
+        num_framed = min(framed_left, len(batch))
+        framed_left -= num_framed
+        features = encoder.embed(audio_BS, frame_layers=layers if num_framed else ())
+        _refuse_overflow(encoder, features, batch)
+        pooled.append(features.pooled_BLD.float().cpu())
+        if num_framed and features.frames_BMTD is not None:
+            frames.append(features.frames_BMTD[:num_framed].to(FRAME_DTYPE).cpu())
+    return {"pooled": torch.cat(pooled)} | ({"frames": torch.cat(frames)} if frames else {})
 
 
 def _refuse_overflow(encoder: FrozenEncoder, features: SliceFeatures, batch: Sequence[Slice]) -> None:
@@ -250,11 +224,7 @@ def _key_fields(digest: str, encoder: FrozenEncoder, corpus: LabelledCorpus, pla
         "front_end": encoder.front_end,
         "corpus": corpus.digest,
         # the list of slices covers the other fields of clips
-        "clips": {
-            "seconds": plan.clips.seconds,
-            "max_slices": plan.clips.max_slices,
-            "min_ratio": plan.clips.min_ratio,
-        },
+        "clips": {name: getattr(plan.clips, name) for name in ("seconds", "max_slices", "min_ratio")},
         "slices": sha256(names.encode()).hexdigest(),
         "with_frames": plan.with_frames,
         "readout": f"time mean; frames of {'all' if plan.frame_layers is None else plan.frame_layers} layers",

@@ -39,13 +39,9 @@ class Features:
         """Device of the returned rows."""
         return self.values_LNTD.device
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Returns the slices of an index of any shape, [L, *index, T, D]."""
+    def rows(self, index: Tensor | slice) -> Tensor:
+        """Returns a range of slices, or those of an index of any shape, [L, *index, T, D]."""
         return self.values_LNTD[:, index]
-
-    def span(self, start: int, stop: int) -> Tensor:
-        """Returns a range of slices, [L, stop - start, T, D]."""
-        return self.values_LNTD[:, start:stop]
 
     def layers(self, start: int, stop: int) -> "Features":
         """Returns a range of layers."""
@@ -58,20 +54,14 @@ class Features:
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Features of some slices in the store, with the methods of `Features`.
-
-    Attributes:
-        kind: "pooled" for time means of every layer, or "frames".
-        of_layers: range of layers to read.
-        statistics: mean and scale [L, D] of these layers; None leaves values as stored.
-    """
+    """Features of some slices in the store, with the methods of `Features`."""
 
     store: FeatureSet
     slices: Sequence[Slice]
-    kind: FeatureKind
-    of_layers: range
+    kind: FeatureKind  # "pooled" for time means of every layer, or "frames"
+    of_layers: range  # range of layers to read
     device: torch.device
-    statistics: tuple[Tensor, Tensor] | None = None
+    statistics: tuple[Tensor, Tensor] | None = None  # mean and scale [L, D] of these layers; None: values as stored
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -79,16 +69,14 @@ class StoredFeatures:
         _, frames, width = self.store.shape(self.kind)
         return len(self.of_layers), len(self.slices), frames, width
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Returns the slices of an index of any shape, [L, *index, T, D]."""
+    def rows(self, index: Tensor | slice) -> Tensor:
+        """Returns a range of slices, or those of an index of any shape, [L, *index, T, D]."""
+        if isinstance(index, slice):
+            return self._read(self.slices[index])
         # seeds draw in different orders: read a slice once, even if several seeds want it
         wanted, position = index.cpu().unique(return_inverse=True)
         values_LNTD = self._read([self.slices[i] for i in wanted.tolist()])
         return values_LNTD[:, position.to(self.device)]
-
-    def span(self, start: int, stop: int) -> Tensor:
-        """Returns a range of slices, [L, stop - start, T, D]."""
-        return self._read(self.slices[start:stop])
 
     def layers(self, start: int, stop: int) -> "StoredFeatures":
         """Returns a range of layers."""
@@ -110,25 +98,16 @@ FrozenFeatures = Features | StoredFeatures
 def open_features(
     store: FeatureSet, slices: Sequence[Slice], *, framed: bool, layers: range | None, device: torch.device
 ) -> FrozenFeatures:
-    """Returns the features of some slices, in memory if they fit as float32 (see `resident_bytes`).
-
-    Args:
-        layers: layers to read; None for all in the store.
-    """
+    """Returns features of some slices and layers (None: all), in memory if they fit as float32."""
     kind: FeatureKind = "frames" if framed else "pooled"
     wanted = range(store.shape(kind)[0]) if layers is None else layers
     stored = StoredFeatures(store, slices, kind, wanted, device)
     count, num_slices, frames, width = stored.shape
-    if 4 * count * num_slices * frames * width > resident_bytes(device):  # bytes of float32
+    on_gpu = device.type == "cuda"
+    most = GPU_RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] if on_gpu else CPU_RESIDENT_BYTES
+    if 4 * count * num_slices * frames * width > int(most):  # bytes of float32
         return stored
-    return Features(stored.span(0, num_slices).contiguous())
-
-
-def resident_bytes(device: torch.device) -> int:
-    """Returns the memory allowed for the float32 features of one split."""
-    if device.type == "cuda":
-        return int(GPU_RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
-    return CPU_RESIDENT_BYTES
+    return Features(stored.rows(slice(None)).contiguous())
 
 
 def spans(features: FrozenFeatures) -> Iterator[Tensor]:
@@ -136,7 +115,7 @@ def spans(features: FrozenFeatures) -> Iterator[Tensor]:
     _, slices, frames, _ = features.shape
     step = max(1, FRAMES_AT_ONCE // frames)  # slices per chunk
     for start in range(0, slices, step):
-        yield features.span(start, min(start + step, slices))
+        yield features.rows(slice(start, start + step))
 
 
 def statistics_of(features: FrozenFeatures) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-MIN_BPM = 55.0
-MAX_BPM = 215.0
+BEATS_BPM = (55.0, 215.0)
 TRANSITION_LAMBDA = 100.0
 OBSERVATION_LAMBDA = 16
 CLIPS_PER_PASS = 512
@@ -25,25 +24,17 @@ _SMALLEST_PROBABILITY = 1e-7
 
 @dataclass(frozen=True)
 class BeatSpace:
-    """States in order of interval, then position.
+    """States in order of interval, then position."""
 
-    Attributes:
-        intervals_I: frames in a beat.
-        first_I: first state of each interval.
-        last_I: last state of each interval.
-        is_beat_S: True in the part of an interval with an observed beat.
-        log_transition_II: from the last state of interval i to the first of interval j.
-    """
-
-    intervals_I: np.ndarray
-    first_I: np.ndarray
-    last_I: np.ndarray
-    is_beat_S: np.ndarray
-    log_transition_II: np.ndarray
+    intervals_I: np.ndarray  # frames in a beat
+    first_I: np.ndarray  # first state of each interval
+    last_I: np.ndarray  # last state of each interval
+    is_beat_S: np.ndarray  # True in the part of an interval with an observed beat
+    log_transition_II: np.ndarray  # from the last state of interval i to the first of interval j
 
 
 @lru_cache(maxsize=16)
-def beat_space(frame_rate_hz: float, min_bpm: float = MIN_BPM, max_bpm: float = MAX_BPM) -> BeatSpace:
+def beat_space(frame_rate_hz: float, min_bpm: float = BEATS_BPM[0], max_bpm: float = BEATS_BPM[1]) -> BeatSpace:
     """Returns the state space for all whole-frame intervals between `max_bpm` and `min_bpm`.
 
     Raises:
@@ -72,7 +63,7 @@ def decode_beats(
     activation_BT: np.ndarray,
     frame_rate_hz: float,
     *,
-    bpm_range: tuple[float, float] = (MIN_BPM, MAX_BPM),
+    bpm_range: tuple[float, float] = BEATS_BPM,
     decode_rate_hz: float | None = None,
 ) -> list[np.ndarray]:
     """Returns the beat times in seconds of every clip.
@@ -97,13 +88,11 @@ def decode_beats(
 
 
 def viterbi(activation_BT: np.ndarray, space: BeatSpace) -> np.ndarray:
-    """Returns the most likely state of every frame, [B, T].
-
-    All states are equally likely in the first frame.
-    """
+    """Returns the most likely state of every frame, [B, T]."""
     clips, frames = activation_BT.shape
-    beat_BT, other_BT = _log_observation(activation_BT)
-    score_BS = np.where(space.is_beat_S, beat_BT[:, :1], other_BT[:, :1])
+    safe_BT = np.clip(activation_BT, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+    beat_BT, other_BT = np.log(safe_BT), np.log((1 - safe_BT) / (OBSERVATION_LAMBDA - 1))
+    score_BS = np.where(space.is_beat_S, beat_BT[:, :1], other_BT[:, :1])  # all states are equally likely at first
     # only starts of intervals have a choice of predecessor; elsewhere it is the state before
     came_from_TBI = np.zeros((frames, clips, len(space.intervals_I)), dtype=np.int16)
     for t in range(1, frames):
@@ -148,11 +137,6 @@ def _log_transition(intervals_I: np.ndarray) -> np.ndarray:
     probability_II /= probability_II.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
         return np.log(probability_II)
-
-
-def _log_observation(activation_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    safe_BT = np.clip(activation_BT, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
-    return np.log(safe_BT), np.log((1 - safe_BT) / (OBSERVATION_LAMBDA - 1))
 
 
 def _pick_peaks(activation_T: np.ndarray, in_beat_T: np.ndarray) -> np.ndarray:

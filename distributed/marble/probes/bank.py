@@ -18,33 +18,35 @@ import torch
 from torch import Tensor
 
 from distributed.marble.features.reading import FrozenFeatures, spans, standardise_features, statistics_of
-from distributed.marble.probes.draws import Variants, dropout_masks, order
-from distributed.marble.probes.heads import Heads, new_heads, numbers_of
-from distributed.marble.probes.outputs import as_outputs, loss_of_heads, pool_items
-from distributed.marble.probes.stopping import StoppingRule
+from distributed.marble.probes.heads import (
+    Heads,
+    Variants,
+    as_outputs,
+    dropout_masks,
+    loss_of_heads,
+    new_heads,
+    order,
+    pool_items,
+)
 from distributed.marble.tasks.tasks import ProbeFit, Protocol, Readout, TargetKind
 
 # maximum count of numbers in one pass: weights, hidden units of a batch, outputs of the validation split
 MAX_NUMBERS = 250_000_000
+_PLATEAU_THRESHOLD = 1e-4
+# torch's `eps` of a plateau: smaller changes of the rate are skipped
+_LEAST_FALL = 1e-8
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features with their targets.
-
-    Attributes:
-        targets: class numbers [N] or [N, T], or float targets [N, C] or [N, T, C].
-        item_of_slice: item number of every slice, 0 ... items - 1.
-        item_targets: targets of the items.
-        variants: rows of the equally likely features of a slice; None if each slice has one row.
-    """
+    """Features with their targets."""
 
     features: FrozenFeatures
-    targets: Tensor
-    item_of_slice: Tensor
-    item_targets: Tensor
-    variants: Variants | None = None
+    targets: Tensor  # class numbers [N] or [N, T], or float targets [N, C] or [N, T, C]
+    item_of_slice: Tensor  # item number of every slice, 0 ... items - 1.
+    item_targets: Tensor  # targets of the items
+    variants: Variants | None = None  # rows of the equally likely features of a slice; None if each slice has one row
 
 
 # slice logits [R, S, K, N, T, C] -> a number for each head [R, S, K]; larger is better
@@ -53,23 +55,13 @@ Monitor = Callable[[Tensor], np.ndarray]
 
 @dataclass(frozen=True)
 class Bank:
-    """Trained probes.
+    """Trained probes."""
 
-    Attributes:
-        heads: heads in row order: the layers, then the other readouts.
-        mean_LD: subtracted from the features.
-        scale_LD: divisor of the features.
-        best_monitor: best monitor [R, S, K].
-        kept_epoch: epoch that each probe's weights are from, [R, S, K], counted from 0.
-        epochs: number of epochs until the last probe stopped.
-    """
-
-    heads: tuple[Heads, ...]
-    mean_LD: Tensor
-    scale_LD: Tensor
-    best_monitor: np.ndarray
-    kept_epoch: np.ndarray
-    epochs: int
+    heads: tuple[Heads, ...]  # heads in row order: the layers, then the other readouts
+    mean_LD: Tensor  # subtracted from the features
+    scale_LD: Tensor  # divisor of the features
+    kept_epoch: np.ndarray  # epoch that each probe's weights are from, [R, S, K], counted from 0
+    epochs: int  # number of epochs until the last probe stopped
     bf16: bool = False
 
     @property
@@ -94,14 +86,12 @@ class Bank:
             within -= heads.rows
         chosen = heads.only(within, rate)
         layers = self._own(chosen.of_layers)
-        rows, columns = slice(row, row + 1), slice(rate, rate + 1)
         return replace(
             self,
             heads=(chosen,),
             mean_LD=self.mean_LD[layers],
             scale_LD=self.scale_LD[layers],
-            best_monitor=self.best_monitor[rows, :, columns],
-            kept_epoch=self.kept_epoch[rows, :, columns],
+            kept_epoch=self.kept_epoch[row : row + 1, :, rate : rate + 1],
         )
 
     def _own(self, layers: range) -> slice:
@@ -111,30 +101,19 @@ class Bank:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of a bank's training, without the data.
-
-    Attributes:
-        outputs: C.
-        name: key of the random draws, so that two tasks do not share initial weights.
-        monitor: called on validation logits after every epoch; None is minus the loss of the items.
-        bf16: run forward and backward under bf16 autocast, with weights and optimiser in float32.
-    """
+    """Settings of a bank's training, without the data."""
 
     fit: ProbeFit
     kind: TargetKind
-    outputs: int
+    outputs: int  # C
     protocol: Protocol
-    name: str
-    monitor: Monitor | None = None
-    bf16: bool = False
+    name: str  # key of the random draws, so that two tasks do not share initial weights
+    monitor: Monitor | None = None  # called on validation logits after every epoch; None is minus the loss of the items
+    bf16: bool = False  # run forward and backward under bf16 autocast, with weights and optimiser in float32
 
 
 def train_bank(training: Training, train: Labelled, valid: Labelled, *, on_epoch: Callable[[int], None]) -> Bank:
-    """Trains every probe of a task, in several passes if they do not fit into memory together.
-
-    Args:
-        on_epoch: called with the number of every finished epoch.
-    """
+    """Trains every probe of a task, in several passes if they do not fit into memory together."""
     layers, _, _, width = train.features.shape
     sizes = (width, training.outputs)
     if training.fit.standardise and training.protocol == "clean":
@@ -152,28 +131,24 @@ def train_bank(training: Training, train: Labelled, valid: Labelled, *, on_epoch
         fresh = [new_heads(training.name, training.fit, r, of_layers=of_layers, sizes=sizes) for r in readouts]
         passes.append(_train_pass(training, fresh, *data, on_epoch=on_epoch))
     return Bank(
-        heads=tuple(h for p in passes for h in p.heads),
+        heads=tuple(h for heads, _, _ in passes for h in heads),
         mean_LD=mean_LD,
         scale_LD=scale_LD,
-        best_monitor=np.concatenate([p.rule.best for p in passes]),
-        kept_epoch=np.concatenate([p.rule.kept_epoch for p in passes]),
-        epochs=max(p.epochs for p in passes),
+        kept_epoch=np.concatenate([of_heads for _, of_heads, _ in passes]),
+        epochs=max(epochs for _, _, epochs in passes),
         bf16=training.bf16,
     )
 
 
 def _passes(training: Training, train: Labelled, valid: Labelled) -> list[tuple[tuple[Readout, ...], range]]:
-    """Returns the readouts and layers of every pass.
-
-    It is one pass if memory allows, else one or more per readout.
-    """
+    """Returns the passes as (readouts, layers): one if memory allows, else one or more per readout."""
     fit, outputs = training.fit, training.outputs
     layers, _, frames, width = train.features.shape
-    heads = len(fit.seeds) * len(fit.learning_rates)
-    # numbers of a row of heads besides its weights
-    row_numbers = heads * frames * (fit.loader_batch * (fit.hidden or outputs) + valid.features.shape[1] * outputs)
+    heads, units = len(fit.seeds) * len(fit.learning_rates), fit.hidden or outputs
     readouts = fit.readouts_of(layers)
-    numbers = {r: numbers_of(fit, r, layers=layers, sizes=(width, outputs)) + row_numbers for r in readouts}
+    # of a head: its first matrix, which has nearly all weights, hidden units of a batch, outputs of validation
+    own = units * width + frames * (fit.loader_batch * units + valid.features.shape[1] * outputs)
+    numbers = {r: heads * (own + (layers * width**2 if r == "reduced" else 0)) for r in readouts}
     if sum(n * (layers if r == "layers" else 1) for r, n in numbers.items()) <= MAX_NUMBERS:
         return [(readouts, range(layers))]
     passes: list[tuple[tuple[Readout, ...], range]] = []
@@ -183,46 +158,38 @@ def _passes(training: Training, train: Labelled, valid: Labelled) -> list[tuple[
     return passes
 
 
-@dataclass(frozen=True)
-class _Trained:
-    heads: list[Heads]
-    rule: StoppingRule
-    epochs: int
-
-
 def _train_pass(
     training: Training, fresh: Sequence[Heads], train: Labelled, valid: Labelled, *, on_epoch: Callable[[int], None]
-) -> _Trained:
+) -> tuple[list[Heads], np.ndarray, int]:
+    """Returns the kept weights, the epoch of each, and the epochs until the last probe stopped."""
     fit, device = training.fit, train.features.device
     heads = [replace(h, weights=tuple(w.to(device).requires_grad_() for w in h.weights)) for h in fresh]
     kept = [replace(h, weights=tuple(w.detach().clone() for w in h.weights)) for h in heads]
     optimisers = [StackedAdam(h.weights) for h in heads]
     rates = torch.tensor(fit.learning_rates, dtype=torch.float32, device=device)  # [K]
-    shape = (sum(h.rows for h in heads), len(fit.seeds), len(fit.learning_rates))  # [R, S, K]
+    rows = [h.rows for h in heads]
+    shape = (sum(rows), len(fit.seeds), len(fit.learning_rates))  # [R, S, K]
     rule = StoppingRule(shape, fit=fit, protocol=training.protocol)
     epoch = 0
     while rule.running.any() and epoch < fit.max_epochs:
         # the rule lowers the rate of each head at its own plateaus
-        rate_heads = _by_readout(rates * torch.from_numpy(rule.rate.astype(np.float32)).to(device), heads)
+        rate_heads = (rates * torch.from_numpy(rule.rate.astype(np.float32)).to(device)).split(rows)
         for gradients in _steps(training, heads, train, epoch=epoch):
             for optimiser, gradient, rate in zip(optimisers, gradients, rate_heads, strict=True):
                 optimiser.step(gradient, rate)
         keep = torch.from_numpy(rule.update(epoch, _monitor(training, heads, valid))).to(device)
-        for stored, current, mask in zip(kept, heads, _by_readout(keep, heads), strict=True):
+        for stored, current, mask in zip(kept, heads, keep.split(rows), strict=True):
             for old, new in zip(stored.weights, current.weights, strict=True):
                 old[mask] = new.detach()[mask]  # each head keeps its own epoch
         on_epoch(epoch)
         epoch += 1
-    return _Trained(kept, rule, epoch)
+    return kept, rule.kept_epoch, epoch
 
 
 def _steps(
     training: Training, heads: Sequence[Heads], train: Labelled, *, epoch: int
 ) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Yields the gradients of each step of an epoch, one tuple per readout.
-
-    The caller updates the weights between steps.
-    """
+    """Yields the gradients of each step, one tuple per readout; the caller then updates the weights."""
     fit, name, slices = training.fit, training.name, len(train.targets)
     device = train.targets.device
     order_SN = torch.stack([order(name, seed, epoch, slices) for seed in fit.seeds]).to(device)
@@ -254,10 +221,6 @@ def _gradients(
     return torch.autograd.grad(loss / training.fit.accumulate, heads.weights)
 
 
-def _by_readout(values_RSK: Tensor, heads: Sequence[Heads]) -> tuple[Tensor, ...]:
-    return values_RSK.split([h.rows for h in heads])
-
-
 def _all_logits(
     heads: Sequence[Heads], features: FrozenFeatures, statistics: tuple[Tensor, Tensor] | None, *, bf16: bool
 ) -> list[Tensor]:
@@ -272,24 +235,63 @@ def _all_logits(
 
 
 def _monitor(training: Training, heads: Sequence[Heads], valid: Labelled) -> np.ndarray:
-    watch = training.monitor or _minus_loss(training, valid)
-    return np.concatenate([watch(x) for x in _all_logits(heads, valid.features, None, bf16=training.bf16)])
-
-
-def _minus_loss(training: Training, valid: Labelled) -> Monitor:
-    def watch(logits: Tensor) -> np.ndarray:
+    def minus_loss(logits: Tensor) -> np.ndarray:
         items = pool_items(logits, valid.item_of_slice, len(valid.item_targets))
         return -loss_of_heads(as_outputs(items, training.kind), valid.item_targets, training.kind).cpu().numpy()
 
-    return watch
+    watch = training.monitor or minus_loss
+    return np.concatenate([watch(x) for x in _all_logits(heads, valid.features, None, bf16=training.bf16)])
+
+
+class StoppingRule:
+    """Early stopping and the epoch that a probe keeps, for all heads; a larger monitor is better.
+
+    Protocol clean keeps the epoch with the best monitor. Protocol marble follows MARBLE v2: its checkpoint callback has
+    no monitor, so it tests the weights of the last epoch before the early stop. A plateau of the monitor lowers the
+    learning rate (torch's ReduceLROnPlateau, mode max, relative threshold 1e-4).
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, fit: ProbeFit, protocol: Protocol):
+        self._fit = fit
+        self._protocol = protocol
+        # each has the shape of the heads, whose last dimension is the learning rates
+        self.rate = np.ones(shape)  # factor on the learning rate
+        self.running = np.ones(shape, dtype=bool)  # heads that still train
+        self.best = np.full(shape, -np.inf)  # the best monitor so far
+        self.kept_epoch = np.zeros(shape, dtype=np.int64)  # epoch whose weights a head keeps, counted from 0
+        self._waited = np.zeros(shape, dtype=np.int64)
+        self._plateau_best = np.full(shape, -np.inf)
+        self._plateau_waited = np.zeros(shape, dtype=np.int64)
+
+    def update(self, epoch: int, monitor: np.ndarray) -> np.ndarray:
+        """Takes the monitors of an epoch and returns a mask of the heads whose current weights to keep."""
+        was_running = self.running.copy()
+        improved = was_running & (monitor > self.best)
+        self.best = np.where(improved, monitor, self.best)
+        self._waited = np.where(improved, 0, self._waited + 1)
+        keep = was_running if self._protocol == "marble" else improved
+        self.kept_epoch[keep] = epoch
+        if self._protocol == "marble":
+            self._lower_rates(monitor)
+        self.running = was_running & (self._waited < self._fit.patience) & np.isfinite(monitor)
+        return keep
+
+    def _lower_rates(self, monitor: np.ndarray) -> None:
+        improved = monitor > self._plateau_best * (1 + _PLATEAU_THRESHOLD)
+        self._plateau_best = np.where(improved, monitor, self._plateau_best)
+        self._plateau_waited = np.where(improved, 0, self._plateau_waited + 1)
+        tired = self._plateau_waited > self._fit.plateau_patience  # strictly more, as in torch
+        factor = self._fit.plateau_factor
+        fall = self.rate * self._fit.learning_rates * (1 - factor)
+        self.rate[tired & (fall > _LEAST_FALL)] *= factor
+        self._plateau_waited[tired] = 0
 
 
 class StackedAdam:
-    """Adam (Kingma and Ba 2015) without weight decay, with a learning rate per head.
+    """Adam (Kingma and Ba 2015) without weight decay, with a learning rate per head."""
 
-    Adam is elementwise, so stacked heads do not affect each other. `torch.optim.Adam` would need one parameter group,
-    and one small kernel, per head.
-    """
+    # Adam is elementwise, so stacked heads do not affect each other. `torch.optim.Adam` would need one parameter group,
+    # and one small kernel, per head.
 
     def __init__(self, parameters: Sequence[Tensor]):
         self._parameters = list(parameters)
@@ -299,12 +301,7 @@ class StackedAdam:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rate_heads: Tensor) -> None:
-        """Updates the parameters in place.
-
-        Args:
-            gradients: one for each parameter.
-            rate_heads: learning rates, in the leading shape of every parameter.
-        """
+        """Updates the parameters in place; `rate_heads` has their leading shape."""
         self._steps += 1
         correction1, correction2 = 1 - _BETA1**self._steps, 1 - _BETA2**self._steps
         torch._foreach_lerp_(self._first, list(gradients), 1 - _BETA1)

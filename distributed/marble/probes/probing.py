@@ -6,8 +6,8 @@ the test split, for the chosen layer (or readout of all layers) and learning rat
 Legend: L layers, R layers and readouts of all of them, S seeds, K learning rates, N items.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,122 +19,91 @@ from distributed.marble.features.features import FeatureSet
 from distributed.marble.features.reading import open_features
 from distributed.marble.metrics.metrics import METRICS, Statistics
 from distributed.marble.probes.bank import Bank, Labelled, Monitor, Training, train_bank
-from distributed.marble.probes.draws import Variants
-from distributed.marble.probes.outputs import as_outputs, item_outputs
+from distributed.marble.probes.heads import Variants, as_outputs, item_outputs
 from distributed.marble.tasks.tasks import Protocol
 from pupujepa.errors import UserError
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The probe to test, chosen on validation alone.
+    """The probe to test, chosen on validation alone."""
 
-    Attributes:
-        layer: index into the probed layers followed by the readouts of all layers.
-        rate: index into the task's learning rates.
-        score: validation score of the choice, mean over seeds.
-        layer_profile: best validation score of each layer and readout.
-        kept_epochs: kept epochs of the chosen probes, one per seed, counted from 1.
-    """
-
-    layer: int
-    rate: int
-    score: float
-    layer_profile: tuple[float, ...]
-    kept_epochs: tuple[int, ...]
+    layer: int  # index into the probed layers followed by the readouts of all layers
+    rate: int  # index into the task's learning rates
+    score: float  # validation score of the choice, mean over seeds
+    layer_profile: tuple[float, ...]  # best validation score of each layer and readout
+    kept_epochs: tuple[int, ...]  # kept epochs of the chosen probes, one per seed, counted from 1
     epochs: int
 
 
 @dataclass(frozen=True)
-class ProbeOutcome:
-    """Choice and test results of one task on one encoder.
+class ProbeJob:
+    """One task on one encoder, with computed features."""
 
-    Attributes:
-        statistics: for every metric, per-item statistics of each seed.
-        units: bootstrap unit of each test item.
-        validation: validation statistics of the selection metric, for each seed of the chosen probe.
-        validation_units: bootstrap unit of each validation item.
-        width: width of the features.
-        train_items: number of items of the training split.
-    """
-
-    task: str
+    data: TaskData
     encoder: str
-    choice: Choice
-    statistics: dict[str, tuple[Statistics, ...]]
-    units: tuple[str, ...]
-    validation: tuple[Statistics, ...]
-    validation_units: tuple[str, ...]
-    classes: tuple[str, ...]
-    width: int
-    train_items: int
+    features: FeatureSet
+    frame_rate_hz: float | None = None  # None when the encoder has no frames
+    # numbers of the probed layers within the encoder, then the readouts of all layers
+    layers: tuple[int | str, ...] = ()
+    layer_names: tuple[str, ...] = ()  # their names
+    digests: Mapping[str, str] = field(default_factory=dict)  # of checkpoint, corpus and features
+    cost: float = 1.0  # relative work of its probes
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The features of one encoder.
+class ProbeOutcome:
+    """Choice and test results of a job."""
 
-    Attributes:
-        frame_rate_hz: None when the encoder has no frames.
-    """
-
-    name: str
-    features: FeatureSet
-    frame_rate_hz: float | None
+    choice: Choice
+    statistics: dict[str, tuple[Statistics, ...]]  # for every metric, per-item statistics of each seed
+    # validation statistics of the selection metric, for each seed of the chosen probe
+    validation: tuple[Statistics, ...]
+    width: int  # width of the features
 
 
 def probe(
-    data: TaskData,
-    subject: Subject,
-    *,
-    protocol: Protocol,
-    device: torch.device,
-    on_epoch: Callable[[int], None] = lambda epoch: None,
+    job: ProbeJob, *, protocol: Protocol, device: torch.device, on_epoch: Callable[[int], None] = lambda epoch: None
 ) -> ProbeOutcome:
     """Trains probes of one task on one encoder and tests the one chosen on validation."""
-    reader = _Reader(data, subject, protocol, device)
-    train, _, _ = reader.read("train")
-    valid, of_slices, of_items = reader.read("valid")
-    monitor = _upstream_monitor(data, of_slices, of_items, valid) if protocol == "marble" else None
+    data, task = job.data, job.data.task
+    train, _, _ = _read(job, "train", protocol, device)
+    valid, of_slices, of_items = _read(job, "valid", protocol, device)
     training = Training(
-        fit=data.task.fit,
-        kind=data.task.target,
+        fit=task.fit,
+        kind=task.target,
         outputs=len(of_slices.classes),
         protocol=protocol,
-        name=data.task.name,
-        monitor=monitor,
+        name=task.name,
+        monitor=_upstream_monitor(data, of_slices, of_items, valid) if protocol == "marble" else None,
         bf16=protocol == "marble",
     )
     bank = train_bank(training, train, valid, on_epoch=on_epoch)
     choice = choose(data, bank, valid, of_items)
     chosen = bank.only(choice.layer, choice.rate)
-    kept = valid.features.layers(chosen.of_layers.start, chosen.of_layers.stop)
-    validation = _statistics_of_seeds(data, chosen, replace(valid, features=kept), of_items, (data.task.selection,))
-    return _test(data, reader, chosen, choice, validation[data.task.selection])
+    kept = replace(valid, features=valid.features.layers(chosen.of_layers.start, chosen.of_layers.stop))
+    # from here on the test split is read, once, for the chosen layer alone
+    test, _, of_test_items = _read(job, "test", protocol, device, layers=chosen.of_layers)
+    names = (task.metric, *task.extra_metrics)
+    return ProbeOutcome(
+        choice=choice,
+        statistics=_statistics_of_seeds(data, chosen, test, of_test_items, names),
+        validation=_statistics_of_seeds(data, chosen, kept, of_items, names[:1])[task.metric],
+        width=test.features.shape[-1],
+    )
 
 
 def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Choice:
-    """Returns the row and learning rate with the best mean validation score over seeds.
-
-    The first of equals is chosen.
-
-    Raises:
-        UserError: no probe has a score, e.g. because validation has a single class.
-    """
+    """Returns the row and learning rate with the best mean validation score over seeds."""
     scores_RSK = [
-        _per_head(_item_logits(data, logits, valid), lambda x: METRICS[data.task.selection].score(x, of_items))
+        _per_head(_item_logits(data, logits, valid), lambda x: METRICS[data.task.metric].score(x, of_items))
         for logits in bank.logits(valid.features)
     ]
     scores_RK = np.concatenate(scores_RSK).mean(axis=1)
-    if np.isnan(scores_RK).all():
-        raise UserError(
-            f"task {data.task.name!r}: {data.task.selection} is not defined on the validation split "
-            f"({len(of_items.values)} items), so no layer can be chosen; use a corpus with more pieces"
-        )
-    layer, rate = np.unravel_index(np.nanargmax(scores_RK), scores_RK.shape)
+    layer, rate = best_place(scores_RK, data)
     return Choice(
-        layer=int(layer),
-        rate=int(rate),
+        layer=layer,
+        rate=rate,
         score=float(scores_RK[layer, rate]),
         layer_profile=tuple(float(v) for v in np.nanmax(scores_RK, axis=1)),
         kept_epochs=tuple(int(e) + 1 for e in bank.kept_epoch[layer, :, rate]),
@@ -142,24 +111,19 @@ def choose(data: TaskData, bank: Bank, valid: Labelled, of_items: Targets) -> Ch
     )
 
 
-def _test(
-    data: TaskData, reader: "_Reader", chosen: Bank, choice: Choice, validation: tuple[Statistics, ...]
-) -> ProbeOutcome:
-    """Tests the chosen probe; the only function that reads the test split."""
-    test, _, of_items = reader.read("test", layers=chosen.of_layers)
-    names = (data.task.metric, *data.task.extra_metrics)
-    return ProbeOutcome(
-        task=data.task.name,
-        encoder=reader.subject.name,
-        choice=choice,
-        statistics=_statistics_of_seeds(data, chosen, test, of_items, names),
-        units=data.splits["test"].units,
-        validation=validation,
-        validation_units=data.splits["valid"].units,
-        classes=of_items.classes,
-        width=test.features.shape[-1],
-        train_items=len(data.splits["train"].units),
-    )
+def best_place(scores_LK: np.ndarray, data: TaskData) -> tuple[int, int]:
+    """Returns the layer and the option with the best validation score, the first of equals.
+
+    Raises:
+        UserError: no score is defined, e.g. because validation has a single class.
+    """
+    if np.isnan(scores_LK).all():
+        raise UserError(
+            f"task {data.task.name!r}: {data.task.metric} is not defined on the validation split "
+            f"({len(data.splits['valid'].units)} items), so no layer can be chosen; use a corpus with more pieces"
+        )
+    layer, option = np.unravel_index(np.nanargmax(scores_LK), scores_LK.shape)
+    return int(layer), int(option)
 
 
 def _statistics_of_seeds(
@@ -172,34 +136,24 @@ def _statistics_of_seeds(
     return {n: tuple(METRICS[n].statistics(x, of_items) for x in per_seed_SN) for n in names}
 
 
-@dataclass(frozen=True)
-class _Reader:
-    data: TaskData
-    subject: Subject
-    protocol: Protocol
-    device: torch.device
-
-    def read(self, name: str, layers: range | None = None) -> tuple[Labelled, Targets, Targets]:
-        """Returns a split with its targets of slices and items, and features of `layers` (None: all)."""
-        split = self.data.splits[name]
-        slices = split.every_slice if split.variants else split.slices
-        framed = self.data.task.by_frame
-        features = open_features(self.subject.features, slices, framed=framed, layers=layers, device=self.device)
-        of_slices = self._targets(split, features.shape[2])
-        of_items = item_targets(of_slices, split)
-        labelled = Labelled(
-            features,
-            torch.from_numpy(of_slices.values).to(self.device),
-            torch.from_numpy(split.item_of_slice).to(self.device),
-            torch.from_numpy(of_items.values).to(self.device),
-            _variants(split, slices, self.device),
-        )
-        return labelled, of_slices, of_items
-
-    def _targets(self, split: Split, num_frames: int) -> Targets:
-        rate_hz = self.subject.frame_rate_hz
-        frames = None if rate_hz is None else (num_frames, rate_hz)
-        return slice_targets(self.data, split, protocol=self.protocol, frames=frames)
+def _read(
+    job: ProbeJob, name: str, protocol: Protocol, device: torch.device, *, layers: range | None = None
+) -> tuple[Labelled, Targets, Targets]:
+    """Returns a split with its targets of slices and items, and features of `layers` (None: all)."""
+    data, split = job.data, job.data.splits[name]
+    slices = split.every_slice if split.variants else split.slices
+    features = open_features(job.features, slices, framed=data.task.by_frame, layers=layers, device=device)
+    frames = None if job.frame_rate_hz is None else (features.shape[2], job.frame_rate_hz)
+    of_slices = slice_targets(data, split, protocol=protocol, frames=frames)
+    of_items = item_targets(of_slices, split)
+    labelled = Labelled(
+        features,
+        torch.from_numpy(of_slices.values).to(device),
+        torch.from_numpy(split.item_of_slice).to(device),
+        torch.from_numpy(of_items.values).to(device),
+        _variants(split, slices, device),
+    )
+    return labelled, of_slices, of_items
 
 
 def _variants(split: Split, slices: Sequence[Slice], device: torch.device) -> Variants | None:
@@ -214,7 +168,7 @@ def _variants(split: Split, slices: Sequence[Slice], device: torch.device) -> Va
 
 def _upstream_monitor(data: TaskData, of_slices: Targets, of_items: Targets, valid: Labelled) -> Monitor:
     """Returns MARBLE's monitor: the metric, for most tasks averaged over batches of slices."""
-    fit, name = data.task.fit, data.task.selection
+    fit, name = data.task.fit, data.task.metric
     batch = fit.loader_batch
 
     def of_batches(logits: np.ndarray) -> float:

@@ -31,17 +31,12 @@ TEST_ITEMS = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a leaderboard.
-
-    Attributes:
-        metrics: possible names in a row of results; protocols differ.
-        published: column of published.csv; "" if unpublished.
-    """
+    """A column of a leaderboard."""
 
     task: str
     title: str
-    metrics: tuple[str, ...]
-    published: str = ""
+    metrics: tuple[str, ...]  # possible names in a row of results; protocols differ
+    published: str = ""  # column of published.csv; "" if unpublished
 
 
 _TAGS = (("ROC-AUC", ("roc_auc_all", "roc_auc"), "roc"), ("AP", ("average_precision_all", "average_precision"), "ap"))
@@ -65,20 +60,15 @@ MARBLE_COLUMNS = (
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One row of a published table.
-
-    Attributes:
-        parameters_m: millions of parameters.
-        layer_policy, rate_policy: the source's choice of layer and learning rate, if stated.
-        scores: per cent as printed, by column of published.csv.
-    """
+    """One row of a published table."""
 
     name: str
-    parameters_m: int
+    parameters_m: int  # millions of parameters
     source: str
+    # the source's choice of layer and learning rate, if stated
     layer_policy: str
     rate_policy: str
-    scores: Mapping[str, str]
+    scores: Mapping[str, str]  # per cent as printed, by column of published.csv
 
 
 @lru_cache(maxsize=1)
@@ -86,25 +76,22 @@ def published_models() -> tuple[PublishedModel, ...]:
     """Returns all rows of published.csv."""
     with PATH.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    facts = ("model", "params_m", "source", "layer_policy", "rate_policy")
     return tuple(
         PublishedModel(
-            row["model"],
-            int(row["params_m"]),
-            row["source"],
-            row["layer_policy"],
-            row["rate_policy"],
-            {name: text for name, text in row.items() if name not in facts and text},
+            name=row.pop("model"),
+            parameters_m=int(row.pop("params_m")),
+            source=row.pop("source"),
+            layer_policy=row.pop("layer_policy"),
+            rate_policy=row.pop("rate_policy"),
+            scores={name: text for name, text in row.items() if text},
         )
         for row in rows
     )
 
 
 def caveats(row: Mapping[str, Any]) -> list[str]:
-    """Returns the known reasons why a row of results is not comparable with published numbers.
-
-    The published tables claim protocol marble and the data of MARBLE's manifests.
-    """
+    """Returns the known reasons why a row of results is not comparable with published numbers."""
+    # the published tables claim protocol marble and the data of MARBLE's manifests
     reasons = [] if row["protocol"] == "marble" else [f"protocol {row['protocol']}"]
     task = next((t for t in ALL_TASKS if t.name == row["task"]), None)
     expected = TEST_ITEMS.get(row["task"], row["test_items"])

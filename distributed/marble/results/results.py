@@ -7,7 +7,7 @@ Legend: R resamples, N test items, M metrics of a task.
 """
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,12 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 from distributed.drawing.tables import Drawings, to_markdown, to_page
 from distributed.marble.metrics.metrics import METRICS, Statistics
-from distributed.marble.metrics.resampling import central_interval, resample_weights
-from distributed.marble.probes.probing import ProbeOutcome
-from distributed.marble.results.layer_profiles import layer_profiles
-from distributed.marble.results.tables import result_tables
+from distributed.marble.metrics.statistics import central_interval, resample_weights
+from distributed.marble.probes.probing import ProbeJob, ProbeOutcome
+from distributed.marble.results.tables import BASELINES, layer_profiles, result_tables
 from distributed.marble.tasks.marble_tasks import ALL_TASKS
-from distributed.marble.tasks.tasks import Protocol, Task
+from distributed.marble.tasks.tasks import Protocol
 from distributed.run.directory import write_atomically
 from pupujepa.durable import atomic_file
 from pupujepa.errors import require_readable
@@ -50,61 +49,53 @@ class Sampling:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Origin of a row's features.
-
-    Attributes:
-        layer_names: names of the layers that the task probed, then of the readouts of all layers.
-        layers: layer numbers within the encoder, then the readouts.
-        digests: of checkpoint, corpus and features.
-    """
-
-    layer_names: tuple[str, ...]
-    layers: tuple[int | str, ...]
-    digests: Mapping[str, str]
-
-
 def make_rows(
-    task: Task,
-    outcomes: Sequence[ProbeOutcome],
-    provenance: Mapping[str, Provenance],
-    *,
-    protocol: Protocol,
-    baselines: Sequence[str],
-    sampling: Sampling,
+    jobs: Sequence[ProbeJob], outcomes: Sequence[ProbeOutcome], *, protocol: Protocol, sampling: Sampling
 ) -> tuple[list[Row], Resamples]:
-    """Returns one row per encoder of a task, and their resampled values by digest.
-
-    Differences to the baselines are paired over the same resamples.
-    """
-    units = outcomes[0].units
-    weights_RN = resample_weights(units, resamples=sampling.resamples, seed=sampling.seed)
-    names = (task.metric, *task.extra_metrics)
-    values = {o.encoder: {n: _value(n, o.statistics[n], weights_RN) for n in names} for o in outcomes}
+    """Returns a row for each job of one task and its outcome, and their resampled values by digest."""
+    task, splits = jobs[0].data.task, jobs[0].data.splits
+    names, units = (task.metric, *task.extra_metrics), splits["test"].units
+    weights = {
+        name: resample_weights(splits[name].units, resamples=sampling.resamples, seed=sampling.seed)
+        for name in ("valid", "test")
+    }
     drawn = {"resamples": sampling.resamples, "seed": sampling.seed, "units": _digest(json.dumps(units).encode())}
+    values = {
+        job.encoder: {n: _value(n, outcome.statistics[n], weights["test"]) for n in names}
+        for job, outcome in zip(jobs, outcomes, strict=True)
+    }
     rows: list[Row] = []
     resamples: Resamples = {}
-    for outcome in outcomes:
-        own = values[outcome.encoder]
-        values_MR = np.stack([own[n][1] for n in names])
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        own = values[job.encoder]
+        values_MR = np.stack([own[n][1:] for n in names])
         digest = _digest(values_MR.tobytes())  # equal values are stored once
         resamples[digest] = values_MR
+        validation = _value(task.metric, outcome.validation, weights["valid"])
+        # all encoders have the same resamples, so the differences are paired
+        others = [b for b in BASELINES if b in values and b != job.encoder]
         rows.append(
             {
                 "task": task.name,
-                "encoder": outcome.encoder,
+                "encoder": job.encoder,
                 "protocol": protocol,
                 "metric": task.metric,
-                **_with_interval(*own[task.metric]),
-                **_choice_fields(task, outcome, provenance[outcome.encoder], sampling),
-                "bootstrap": {**drawn, "metrics": list(names), "values": digest},
-                "extra": _extra(task, outcome, own, provenance[outcome.encoder]),
-                "difference_to": {
-                    b: _difference(own[task.metric], values[b][task.metric])
-                    for b in baselines
-                    if b in values and b != outcome.encoder
+                **_with_interval(own[task.metric]),
+                "layer": job.layers[outcome.choice.layer],
+                "learning_rate": task.fit.learning_rates[outcome.choice.rate],
+                "seeds": list(task.fit.seeds),
+                "test_items": len(units),
+                "selection": {
+                    "split": "valid",
+                    "metric": task.metric,
+                    **_with_interval(validation),
+                    "value": outcome.choice.score,
+                    "items": len(splits["valid"].units),
                 },
+                "digests": dict(job.digests),
+                "bootstrap": {**drawn, "metrics": list(names), "values": digest},
+                "extra": _extra(job, outcome) | {n: _with_interval(own[n]) for n in task.extra_metrics},
+                "difference_to": {b: _with_interval(own[task.metric] - values[b][task.metric]) for b in others},
             }
         )
     return rows, resamples
@@ -134,8 +125,13 @@ def _write_merged(folder: Path, rows: Sequence[Row], resamples: Resamples) -> li
         save_file({name: all_resamples[name] for name in sorted(named & set(all_resamples))}, temporary)
     write_rows(folder / RESULTS, merged)
     tables = result_tables(merged)
+    charts = {
+        p: layer_profiles([r for r in merged if r["protocol"] == p])
+        for p in dict.fromkeys(r["protocol"] for r in merged)
+    }
+    drawings = [Drawings(f"Layers, protocol {protocol}", drawn) for protocol, drawn in charts.items() if drawn]
     write_atomically(folder / TABLE_MARKDOWN, to_markdown(tables))
-    write_atomically(folder / TABLE_HTML, to_page(tables, title="Probe scores", drawings=_profiles(merged)))
+    write_atomically(folder / TABLE_HTML, to_page(tables, title="Probe scores", drawings=drawings))
     return merged
 
 
@@ -144,9 +140,6 @@ def merged_rows(path: Path, rows: Sequence[Row], place: Callable[[Row], Hashable
 
     New rows replace old rows of the same `place`. Other old rows stay if they have the same corpus or another track
     list; rows of another corpus are dropped, because a table must not mix test sets.
-
-    Args:
-        place: key of a row.
     """
     new = {place(r) for r in rows}
     lists = {t.name: t.list_name for t in ALL_TASKS}
@@ -177,72 +170,34 @@ def read_resamples(folder: Path) -> Resamples:
     return load_file(path)
 
 
-def _profiles(rows: Sequence[Row]) -> list[Drawings]:
-    """Returns the charts of layer scores, per protocol."""
-    drawn = {
-        p: layer_profiles([r for r in rows if r["protocol"] == p]) for p in dict.fromkeys(r["protocol"] for r in rows)
-    }
-    return [Drawings(f"Layers, protocol {protocol}", charts) for protocol, charts in drawn.items() if charts]
-
-
-def _value(name: str, seeds: Sequence[Statistics], weights_RN: np.ndarray) -> tuple[float, np.ndarray]:
-    """Returns the metric and its resampled values [R], both averaged over seeds."""
+def _value(name: str, seeds: Sequence[Statistics], weights_RN: np.ndarray) -> np.ndarray:
+    """Returns the metric, then its resampled values, [1 + R], all averaged over seeds."""
     metric = METRICS[name]
-    exact = float(np.mean([metric.exact(s) for s in seeds]))
-    return exact, np.mean([metric.resampled(s, weights_RN) for s in seeds], axis=0)
+    return np.mean([[metric.exact(s), *metric.resampled(s, weights_RN)] for s in seeds], axis=0)
 
 
 def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()[:16]
 
 
-def _with_interval(value: float, values_R: np.ndarray) -> Row:
-    return {"value": value, "interval": list(central_interval(values_R))}
+def _with_interval(values: np.ndarray) -> Row:
+    return {"value": float(values[0]), "interval": list(central_interval(values[1:]))}
 
 
-def _difference(own: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> Row:
-    return _with_interval(own[0] - other[0], own[1] - other[1])
-
-
-def _choice_fields(task: Task, outcome: ProbeOutcome, provenance: Provenance, sampling: Sampling) -> Row:
-    choice = outcome.choice
-    weights_RN = resample_weights(outcome.validation_units, resamples=sampling.resamples, seed=sampling.seed)
-    _, validation_R = _value(task.selection, outcome.validation, weights_RN)
+def _extra(job: ProbeJob, outcome: ProbeOutcome) -> Row:
+    task, choice = job.data.task, outcome.choice
     return {
-        "layer": provenance.layers[choice.layer],
-        "learning_rate": task.fit.learning_rates[choice.rate],
-        "seeds": list(task.fit.seeds),
-        "test_items": len(outcome.units),
-        "selection": {
-            "split": "valid",
-            "metric": task.selection,
-            "value": choice.score,
-            "interval": list(central_interval(validation_R)),
-            "items": len(outcome.validation_units),
-        },
-        "digests": dict(provenance.digests),
-    }
-
-
-def _extra(
-    task: Task, outcome: ProbeOutcome, values: Mapping[str, tuple[float, np.ndarray]], provenance: Provenance
-) -> dict[str, Any]:
-    extra: dict[str, Any] = {
         "head": task.fit.head,
-        "follows": task.follows,
+        "follows": task.follows or task.name,
         "width": outcome.width,
-        "train_items": outcome.train_items,
-        "test_units": len(set(outcome.units)),
-        "classes": len(outcome.classes),
-        "layer_name": provenance.layer_names[outcome.choice.layer],
-        "layers": list(provenance.layers),
-        "layer_profile": list(outcome.choice.layer_profile),
+        "train_items": len(job.data.splits["train"].units),
+        "test_units": len(set(job.data.splits["test"].units)),
+        "classes": len(job.data.space.classes),
+        "layer_name": job.layer_names[choice.layer],
+        "layers": list(job.layers),
+        "layer_profile": list(choice.layer_profile),
         "learning_rates": list(task.fit.learning_rates),
-        "kept_epochs": list(outcome.choice.kept_epochs),
-        "epochs": outcome.choice.epochs,
+        "kept_epochs": list(choice.kept_epochs),
+        "epochs": choice.epochs,
+        **({"outputs": list(job.data.space.classes)} if task.target == "regression" else {}),
     }
-    if task.target == "regression":
-        extra["outputs"] = list(outcome.classes)
-    for name in task.extra_metrics:
-        extra[name] = _with_interval(*values[name])
-    return extra

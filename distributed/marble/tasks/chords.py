@@ -7,7 +7,6 @@ chord" becomes the chord before it, except at the start of the slice.
 Legend: T frames.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -59,27 +58,18 @@ def majmin_class(label: str, *, origin: str = "chord") -> int:
 def upstream_frames(
     segments: Sequence[ChordSegment], *, start_s: float, frames: int, frame_rate_hz: float
 ) -> np.ndarray:
-    """Returns the classes [T] that MARBLE v2 gives the frames of a slice.
-
-    Args:
-        segments: chords of the whole track, by start.
-        start_s: start of the slice.
-    """
-    starts = [s.start_s for s in segments]
+    """Returns the classes [T] that MARBLE v2 gives the frames of a slice."""
     times_T = start_s + np.arange(frames) / frame_rate_hz
-    end_s = start_s + frames / frame_rate_hz
-    inside = [i for i, t in enumerate(starts) if start_s <= t < end_s]
-    before = [i for i, t in enumerate(starts) if t < start_s]
-    own: list[tuple[float, int]] = [(starts[i], majmin_class(segments[i].label)) for i in inside]
+    starts = [s.start_s for s in segments]  # of the whole track, in order
+    first, stop = np.searchsorted(starts, (start_s, start_s + frames / frame_rate_hz))  # chords that begin in the slice
+    own = [(s.start_s, majmin_class(s.label)) for s in segments[first:stop]]
     if not own or own[0][0] > start_s:
         # the last chord before the slice continues, even if its annotated end has passed
-        own.insert(0, (start_s, majmin_class(segments[before[-1]].label) if before else NO_CHORD))
+        own.insert(0, (start_s, majmin_class(segments[first - 1].label) if first else NO_CHORD))
+    begins, classes = zip(*own, strict=True)
     # upstream replaces N by the label before it, which may itself be N: one step back, not repeated
-    classes = [own[0][1]]
-    for (_, previous), (_, current) in pairwise(own):
-        classes.append(previous if current == NO_CHORD else current)
-    begins = [t for t, _ in own]
-    return np.array([classes[bisect_right(begins, t) - 1] for t in times_T], dtype=np.int64)
+    shown = [classes[0], *(previous if c == NO_CHORD else c for previous, c in pairwise(classes))]
+    return np.array(shown, dtype=np.int64)[np.searchsorted(begins, times_T, side="right") - 1]
 
 
 def exact_frames(segments: Sequence[ChordSegment], *, start_s: float, frames: int, frame_rate_hz: float) -> np.ndarray:

@@ -6,7 +6,7 @@ Settings that upstream has per encoder are those of its MERT-v1-95M configs, exc
 layers), which is chosen on validation here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,215 +51,128 @@ _KEY_FIT = replace(_FIT, plateau_factor=0.1)
 _TAG_FIT = replace(_FIT, batch_size=128, accumulate=1, plateau_patience=3, batch_mean_monitor=False)
 
 
-def _clean(fit: ProbeFit, clips: Clips, **changes: Any) -> dict[str, Any]:
-    """Returns the fields that protocol clean changes in every row, and `changes` of one row."""
-    return {
-        "fit": replace(fit, learning_rates=LEARNING_RATES, readouts=READOUTS, accumulate=1),
-        "clips": replace(clips, keep_short=True),
+_TAG_METRICS = ("average_precision", "f1_macro", "f1_micro")
+
+
+def _row(name: str, title: str, source: TaskSource, *, clean: Mapping[str, Any] | None = None, **fields: Any) -> Task:
+    """Returns a row; `clean` has its own changes under protocol clean, beside those of every row."""
+    task = Task(name=name, title=title, source=source, **{"fit": _FIT, "channels": ("first", "first"), **fields})
+    changes = {
+        "fit": replace(task.fit, learning_rates=LEARNING_RATES, readouts=READOUTS, accumulate=1),
+        "clips": replace(task.clips, keep_short=True),
         "channels": ("mix", "mix"),
         "pooling": "logits",
         "header_facts": True,
         "drop_leaks": True,
-        **changes,
     }
+    return replace(task, clean={**changes, **(clean or {})})
 
 
-def _tagging(name: str, title: str, source: TaskSource, *, classes: tuple[str, ...] = (), fit: ProbeFit) -> Task:
-    """Returns a multi-label row, scored by macro ROC-AUC and average precision.
-
-    Scores are of each file's mean logits.
-    """
-    clips = Clips(seconds=30.0, max_slices=None, min_ratio=0.8)
-    return Task(
-        name=name,
-        title=title,
-        follows=name,
+def _tagging(name: str, title: str, folder: str, *, classes: tuple[str, ...] = (), fit: ProbeFit) -> Task:
+    """Returns a multi-label row, scored by macro ROC-AUC and average precision of mean logits."""
+    return _row(
+        name,
+        title,
+        TaskSource(folder, name, "tags"),
         target="multilabel",
         labels=("tags",),
         classes=classes,
         class_order="first_seen",
         metric="roc_auc_all",
-        selection="roc_auc_all",
-        extra_metrics=("average_precision_all", "f1_macro", "f1_micro"),
-        clips=clips,
+        extra_metrics=("average_precision_all", *_TAG_METRICS[1:]),
+        clips=Clips(seconds=30.0, max_slices=None, min_ratio=0.8),
+        channels=("mix", "mix"),
         pooling="logits_bf16",
         fit=fit,
-        source=source,
-        clean=_clean(
-            fit,
-            clips,
-            metric="roc_auc",
-            selection="roc_auc",
-            extra_metrics=("average_precision", "f1_macro", "f1_micro"),
-        ),
+        clean={"metric": "roc_auc", "extra_metrics": _TAG_METRICS},
     )
 
 
-def _emo() -> Task:
-    clips, fit = Clips(15.0, None, 0.8), replace(_FIT, max_epochs=100, accumulate=4, patience=20)
-    return Task(
-        name="EMO",
-        title="EMO: arousal and valence",
-        follows="EMO",
+_HOOKTHEORY_KEY = TaskSource("HookTheory", "HookTheoryKey", "key", item_key="ori_uid", gated=True)
+_EVERY_FRAME = Frames(train_tracks=None, valid_tracks=None, layers=None)
+MARBLE_TASKS: tuple[Task, ...] = (
+    _row(
+        "EMO",
+        "EMO: arousal and valence",
+        TaskSource("EMO", "EMO", "arousal_valence"),
         target="regression",
         labels=("arousal", "valence"),
         transforms=("raw", "raw"),
         metric="r2",
-        selection="r2",
         extra_metrics=("r2_arousal", "r2_valence"),
-        clips=clips,
-        fit=fit,
-        source=TaskSource("EMO", "EMO", "arousal_valence"),
-        channels=("first", "first"),
-        clean=_clean(fit, clips),
-    )
-
-
-def _gs() -> Task:
-    clips, fit = Clips(30.0, None, 0.8), replace(_KEY_FIT, accumulate=4, patience=20)
-    return Task(
-        name="GS",
-        title="GiantSteps: key",
-        follows="GS",
+        clips=Clips(15.0, None, 0.8),
+        fit=replace(_FIT, max_epochs=100, accumulate=4, patience=20),
+    ),
+    _row(
+        "GS",
+        "GiantSteps: key",
+        TaskSource("GS", "GS", "key", item_key="ori_uid"),
         target="multiclass",
         labels=("key",),
         classes=KEYS,
         metric="key_weighted",
-        selection="key_weighted",
         extra_metrics=("accuracy",),
-        clips=clips,
+        clips=Clips(30.0, None, 0.8),
         pooling="logits_bf16",
-        fit=fit,
-        source=TaskSource("GS", "GS", "key", item_key="ori_uid"),
-        channels=("first", "first"),
-        clean=_clean(fit, clips),
-    )
-
-
-def _gtzan_genre() -> Task:
-    clips = Clips(30.2, None, 0.8)
-    fit = replace(_FIT, learning_rates=(5e-3,), max_epochs=100, patience=20, plateau_patience=6)
-    return Task(
-        name="GTZANGenre",
-        title="GTZAN: genre",
-        follows="GTZANGenre",
+        fit=replace(_KEY_FIT, accumulate=4, patience=20),
+    ),
+    _row(
+        "GTZANGenre",
+        "GTZAN: genre",
+        TaskSource("GTZAN", "GTZANGenre", "genre"),
         target="multiclass",
         labels=("genre",),
         classes=GENRES,
         metric="accuracy",
-        selection="accuracy",
-        clips=clips,
+        clips=Clips(30.2, None, 0.8),
         pooling="probabilities",
-        fit=fit,
-        source=TaskSource("GTZAN", "GTZANGenre", "genre"),
-        channels=("first", "first"),
-        clean=_clean(fit, clips, pooling="probabilities"),
-    )
-
-
-def _gtzan_beats() -> Task:
-    clips = Clips(10.0, None, 0.8)
-    return Task(
-        name="GTZANBeatTracking",
-        title="GTZAN: beats",
-        follows="GTZANBeatTracking",
+        fit=replace(_FIT, learning_rates=(5e-3,), max_epochs=100, patience=20, plateau_patience=6),
+        clean={"pooling": "probabilities"},
+    ),
+    _row(
+        "GTZANBeatTracking",
+        "GTZAN: beats",
+        TaskSource("GTZAN", "GTZANBeatTracking", "beats"),
         target="frames",
         labels=("beats", "downbeats"),
         metric="beat_f1",
-        selection="beat_f1",
         extra_metrics=("downbeat_f1",),
-        clips=clips,
-        frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
-        aggregate="slice",
-        fit=_FIT,
-        source=TaskSource("GTZAN", "GTZANBeatTracking", "beats"),
-        channels=("first", "first"),
-        clean=_clean(
-            _FIT,
-            clips,
-            metric="beat_f1_tracks",
-            selection="beat_f1_tracks",
-            extra_metrics=("downbeat_f1_tracks", "beat_f1", "downbeat_f1"),
-        ),
-    )
-
-
-def _hooktheory_key() -> Task:
-    clips = Clips(15.0, None, 0.8)
-    source = TaskSource("HookTheory", "HookTheoryKey", "key", item_key="ori_uid", gated=True)
-    return Task(
-        name="HookTheoryKey",
-        title="HookTheory: key",
-        follows="HookTheoryKey",
+        clips=Clips(10.0, None, 0.8),
+        frames=_EVERY_FRAME,
+        clean={"metric": "beat_f1_tracks", "extra_metrics": ("downbeat_f1_tracks", "beat_f1", "downbeat_f1")},
+    ),
+    _row(
+        "HookTheoryKey",
+        "HookTheory: key",
+        _HOOKTHEORY_KEY,
         target="multiclass",
         labels=("key",),
         classes=KEYS,
         metric="key_weighted",
-        selection="key_weighted",
         extra_metrics=("accuracy",),
-        clips=clips,
+        clips=Clips(15.0, None, 0.8),
         pooling="logits_bf16",
         fit=_KEY_FIT,
-        source=source,
         channels=("random", "mix"),
-        clean=_clean(_KEY_FIT, clips, source=replace(source, item_key="audio_path")),
-    )
-
-
-def _hooktheory_structure() -> Task:
-    clips, fit = Clips(15.0, None, 0.1), replace(_KEY_FIT, accumulate=4)
-    return Task(
-        name="HookTheoryStructure",
-        title="HookTheory: structure",
-        follows="HookTheoryStructure",
+        clean={"source": replace(_HOOKTHEORY_KEY, item_key="audio_path")},
+    ),
+    _row(
+        "HookTheoryStructure",
+        "HookTheory: structure",
+        TaskSource("HookTheory", "HookTheoryStructure", "section", gated=True),
         target="multiclass",
         labels=("section",),
         classes=SECTIONS,
         metric="accuracy",
-        selection="accuracy",
         extra_metrics=("balanced_accuracy",),
-        clips=clips,
+        clips=Clips(15.0, None, 0.1),
         pooling="logits_bf16",
-        fit=fit,
-        source=TaskSource("HookTheory", "HookTheoryStructure", "section", gated=True),
+        fit=replace(_KEY_FIT, accumulate=4),
         channels=("random", "mix"),
-        clean=_clean(fit, clips),
-    )
-
-
-def _chords() -> Task:
-    clips = Clips(15.0, None, 0.1)
-    return Task(
-        name="Chords1217",
-        title="Chords1217: major and minor chords",
-        follows="Chords1217",
-        target="frame_classes",
-        labels=("chords",),
-        classes=CHORD_CLASSES,
-        metric="frame_accuracy_batches",
-        selection="frame_accuracy_batches",
-        extra_metrics=("frame_accuracy",),
-        clips=clips,
-        frames=Frames(train_tracks=None, valid_tracks=None, layers=None),
-        aggregate="slice",
-        fit=_FIT,
-        source=TaskSource("Chords1217", "Chords1217", "chords", gated=True),
-        channels=("random_half_mix", "mix"),
-        clean=_clean(_FIT, clips, metric="frame_accuracy", selection="frame_accuracy", extra_metrics=()),
-    )
-
-
-MARBLE_TASKS: tuple[Task, ...] = (
-    _emo(),
-    _gs(),
-    _gtzan_genre(),
-    _gtzan_beats(),
-    _hooktheory_key(),
-    _hooktheory_structure(),
-    _tagging("MTT", "MagnaTagATune: tags", TaskSource("MTT", "MTT", "tags"), classes=MTT_TAGS, fit=_TAG_FIT),
+    ),
+    _tagging("MTT", "MagnaTagATune: tags", "MTT", classes=MTT_TAGS, fit=_TAG_FIT),
     *(
-        _tagging(f"MTG{kind}", f"MTG-Jamendo: {what}", TaskSource("MTG", f"MTG{kind}", "tags"), fit=fit)
-        for fit in (replace(_TAG_FIT, max_epochs=20),)
+        _tagging(f"MTG{kind}", f"MTG-Jamendo: {what}", "MTG", fit=replace(_TAG_FIT, max_epochs=20))
         for kind, what in (
             ("Genre", "genres"),
             ("Instrument", "instruments"),
@@ -267,7 +180,20 @@ MARBLE_TASKS: tuple[Task, ...] = (
             ("Top50", "top 50 tags"),
         )
     ),
-    _chords(),
+    _row(
+        "Chords1217",
+        "Chords1217: major and minor chords",
+        TaskSource("Chords1217", "Chords1217", "chords", gated=True),
+        target="frame_classes",
+        labels=("chords",),
+        classes=CHORD_CLASSES,
+        metric="frame_accuracy_batches",
+        extra_metrics=("frame_accuracy",),
+        clips=Clips(15.0, None, 0.1),
+        frames=_EVERY_FRAME,
+        channels=("random_half_mix", "mix"),
+        clean={"metric": "frame_accuracy", "extra_metrics": ()},
+    ),
 )
 ALL_TASKS: tuple[Task, ...] = (*TASKS, *MARBLE_TASKS)
 # number of classes in MARBLE's manifests, for tasks with classes from the training split

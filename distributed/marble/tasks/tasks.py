@@ -13,12 +13,14 @@ from typing import Any, Literal
 from pupujepa.errors import UserError
 
 TargetKind = Literal["multiclass", "multilabel", "regression", "frames", "frame_classes"]
-Transform = Literal["identity", "log", "raw"]
+Transform = Literal["log", "raw"]
 Protocol = Literal["clean", "marble"]
 Readout = Literal["layers", "mean", "weighted", "reduced"]
 ChannelMode = Literal["first", "mix", "random", "random_half_mix"]
 LabelRule = Literal["arousal_valence", "key", "genre", "beats", "section", "tags", "chords"]
 
+# the list of the offline corpus; see datasets/corpus.py
+TRACKS = "tracks.jsonl"
 READOUT_TITLES: dict[str, str] = {
     "mean": "mean of layers",
     "weighted": "weighted sum of layers",
@@ -30,38 +32,23 @@ KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in _TONI
 
 @dataclass(frozen=True)
 class Clips:
-    """Rule for cutting a track into slices.
+    """Rule for cutting a track into slices."""
 
-    Attributes:
-        seconds: length of a slice; slices do not overlap.
-        max_slices: slices kept per track, spread evenly over it (one: the middle); None keeps all.
-        min_ratio: keep a last, partial slice, zero-padded, from this share of a whole one.
-        keep_short: keep one zero-padded slice of a track that would have none.
-    """
-
-    seconds: float = 5.12
-    max_slices: int | None = 1
-    min_ratio: float = 0.8
-    keep_short: bool = False
+    seconds: float = 5.12  # length of a slice; slices do not overlap
+    max_slices: int | None = 1  # slices kept per track, spread evenly over it (one: the middle); None keeps all
+    min_ratio: float = 0.8  # keep a last, partial slice, zero-padded, from this share of a whole one
+    keep_short: bool = False  # keep one zero-padded slice of a track that would have none
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Manifests of a MARBLE task: their paths and fields.
+    """Manifests of a MARBLE task: their paths and fields."""
 
-    Attributes:
-        folder: folder below MARBLE's data folder.
-        stem: start of the manifests' names: STEM.train.jsonl, STEM.val.jsonl, STEM.test.jsonl.
-        label: reader of the field `label`.
-        item_key: field that rows of one item share.
-        gated: True if the publisher grants access on request only.
-    """
-
-    folder: str
-    stem: str
-    label: LabelRule
-    item_key: Literal["audio_path", "ori_uid"] = "audio_path"
-    gated: bool = False
+    folder: str  # folder below MARBLE's data folder
+    stem: str  # start of the manifests' names: STEM.train.jsonl, STEM.val.jsonl, STEM.test.jsonl
+    label: LabelRule  # reader of the field `label`
+    item_key: Literal["audio_path", "ori_uid"] = "audio_path"  # field that rows of one item share
+    gated: bool = False  # True if the publisher grants access on request only
 
     @property
     def name(self) -> str:
@@ -75,60 +62,37 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class Frames:
-    """Rules for frame targets and for decoding frame outputs to times.
+    """Amount of frame features that a task of frames keeps."""
 
-    Attributes:
-        neighbours: frames on each side of an event with targets 1/2, 1/4, ...
-        bpm_ranges: protocol clean: tempo range of the decoder for each channel; the second is for bars.
-        decode_rates_hz: protocol clean: interpolate each channel's activations to about this rate before decoding, so
-            that no tempo is between two intervals. Bars are long enough at 25 frames/s.
-        marble_bpm_ranges: protocol marble, which decodes downbeats like beats, at the encoder's rate.
-        train_tracks: tracks used for training, drawn by a hash of their id, to save storage; None keeps all.
-        valid_tracks: the same for validation; the test split keeps all.
-        layers: number of layers probed, evenly spread from the first to the last; None for all.
-    """
-
-    neighbours: int = 2
-    bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (18.0, 72.0))
-    decode_rates_hz: tuple[float, ...] = (50.0, 25.0)
-    marble_bpm_ranges: tuple[tuple[float, float], ...] = ((55.0, 215.0), (55.0, 215.0))
+    # tracks used for training, drawn by a hash of their id, to save storage; None keeps all
     train_tracks: int | None = 150
-    valid_tracks: int | None = 50
-    layers: int | None = 3
+    valid_tracks: int | None = 50  # the same for validation; the test split keeps all
+    layers: int | None = 3  # number of layers probed, evenly spread from the first to the last; None for all
 
 
 @dataclass(frozen=True)
 class ProbeFit:
-    """Training settings of a task's probes.
+    """Training settings of a task's probes."""
 
-    Attributes:
-        hidden: hidden units; 0 for a linear head, 512 for MARBLE's Linear-ReLU-Dropout-Linear.
-        readouts: inputs to probe: every layer alone, and combinations of all layers (heads.py).
-        learning_rates: one probe each, for every layer or readout and seed.
-        batch_size: slices per step.
-        accumulate: loader batches per step; their gradients are divided by this number and summed, also in the last,
-            smaller group of an epoch. Upstream's monitors are means over loader batches.
-        patience: epochs without a better monitor before a probe stops.
-        plateau_factor: protocol marble: factor on the rate at a plateau.
-        plateau_patience: protocol marble: epochs without a better monitor before that.
-        batch_mean_monitor: protocol marble: the monitor is the metric's mean over batches of slices, as upstream logs
-            it, not the metric of all items.
-        standardise: protocol clean: centre and scale features per dimension with statistics of the training split, so
-            that the same learning rates suit encoders of any scale. Protocol marble never does.
-    """
-
-    hidden: int = 0
+    hidden: int = 0  # hidden units; 0 for a linear head, 512 for MARBLE's Linear-ReLU-Dropout-Linear
     dropout: float = 0.0
+    # inputs to probe: every layer alone, and combinations of all layers (heads.py)
     readouts: tuple[Readout, ...] = ("layers",)
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)  # one probe each, for every layer or readout and seed
     seeds: tuple[int, ...] = (0, 1)
     max_epochs: int = 100
-    batch_size: int = 64
+    batch_size: int = 64  # slices per step
+    # loader batches per step; their gradients are divided by this number and summed, also in the last, smaller group of
+    # an epoch. Upstream's monitors are means over loader batches.
     accumulate: int = 1
-    patience: int = 8
-    plateau_factor: float = 0.5
-    plateau_patience: int = 5
+    patience: int = 8  # epochs without a better monitor before a probe stops
+    plateau_factor: float = 0.5  # protocol marble: factor on the rate at a plateau
+    plateau_patience: int = 5  # protocol marble: epochs without a better monitor before that
+    # protocol marble: the monitor is the metric's mean over batches of slices, as upstream logs it, not the metric of
+    # all items
     batch_mean_monitor: bool = True
+    # protocol clean: centre and scale features per dimension with statistics of the training split, so that the same
+    # learning rates suit encoders of any scale. Protocol marble never does.
     standardise: bool = True
 
     def __post_init__(self) -> None:
@@ -155,57 +119,40 @@ class ProbeFit:
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the benchmark.
-
-    Attributes:
-        title: name in tables.
-        follows: the MARBLE task with the same metric.
-        manifest: file name of the track list in the corpus folder.
-        labels: keys of a track's labels; tracks without all of them are left out.
-        transforms: transform of each label, regression only; "log" for ratios and long tails. "log" and "identity" are
-            standardised on the training split, "raw" is not.
-        classes: classes in order; empty for those of the training split.
-        class_order: order of classes from the training split: sorted, or by first appearance.
-        metric: reported metric. All metrics are in `metrics.py`, and larger is better.
-        selection: validation metric that chooses layer and learning rate.
-        aggregate: "track" averages the outputs of a track's slices into one item; frame tasks score slices alone.
-        pooling: average of logits, of logits rounded to bf16 (as is the mean), or of softmax probabilities.
-        unit: unit of the bootstrap: pieces (groups), or tracks if no two share a piece.
-        source: MARBLE's manifests; None for our track list.
-        channels: channels of multi-channel files, in training and elsewhere.
-        header_facts: take sample rate, length and channels from the files, not from the manifest.
-        drop_leaks: keep a group that is in several splits only in the last of train, valid, test.
-        clean: fields that protocol clean changes; the row itself is protocol marble.
-    """
+    """One row of the benchmark."""
 
     name: str
-    title: str
-    follows: str
+    title: str  # name in tables
     target: TargetKind
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # keys of a track's labels; tracks without all of them are left out
+    # reported metric, which on validation chooses layer and learning rate. All metrics are in `metrics.py`, and larger
+    # is better.
     metric: str
-    selection: str
     extra_metrics: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
+    follows: str = ""  # the MARBLE task with the same metric; "" for one of MARBLE's own
+    classes: tuple[str, ...] = ()  # classes in order; empty for those of the training split
+    # order of classes from the training split: sorted, or by first appearance
     class_order: Literal["sorted", "first_seen"] = "sorted"
+    # transform of each label, regression only; "log", for ratios and long tails, is standardised on the training split,
+    # "raw" is not
     transforms: tuple[Transform, ...] = ()
-    manifest: str = "tracks.jsonl"
     clips: Clips = field(default_factory=Clips)
     frames: Frames | None = None
-    aggregate: Literal["track", "slice"] = "track"
+    # average of logits, of logits rounded to bf16 (as is the mean), or of softmax probabilities
     pooling: Literal["logits", "logits_bf16", "probabilities"] = "logits"
-    unit: Literal["group", "track"] = "group"
     fit: ProbeFit = field(default_factory=ProbeFit)
-    source: TaskSource | None = None
+    source: TaskSource | None = None  # MARBLE's manifests; None for our track list
+    # channels of multi-channel files, in training and elsewhere
     channels: tuple[ChannelMode, ChannelMode] = ("mix", "mix")
-    header_facts: bool = False
-    drop_leaks: bool = False
+    header_facts: bool = False  # take sample rate, length and channels from the files, not from the manifest
+    drop_leaks: bool = False  # keep a group that is in several splits only in the last of train, valid, test
+    # fields that protocol clean changes; the row itself is protocol marble
     clean: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def list_name(self) -> str:
         """Name of its track list, unique in an evaluation."""
-        return self.manifest if self.source is None else self.source.name
+        return TRACKS if self.source is None else self.source.name
 
     def under(self, protocol: Protocol) -> "Task":
         """Returns the row under a protocol."""
@@ -213,7 +160,7 @@ class Task:
 
     @property
     def by_frame(self) -> bool:
-        """True for a local task, with an output for every frame; False for a global one, with one a slice."""
+        """True for a local task: an output for every frame, slices scored alone; False for a global one."""
         return self.frames is not None
 
 
@@ -226,7 +173,6 @@ TASKS: tuple[Task, ...] = (
         labels=("key",),
         classes=KEYS,
         metric="key_weighted",
-        selection="key_weighted",
         extra_metrics=("accuracy",),
     ),
     Task(
@@ -236,11 +182,9 @@ TASKS: tuple[Task, ...] = (
         target="frames",
         labels=("beats", "downbeats"),
         metric="beat_f1",
-        selection="beat_f1",
         extra_metrics=("downbeat_f1",),
         clips=Clips(seconds=10.24),
         frames=Frames(),
-        aggregate="slice",
         fit=ProbeFit(learning_rates=(3e-3, 1e-2, 3e-2), seeds=(0,), max_epochs=30, batch_size=8, patience=5),
     ),
     Task(
@@ -250,7 +194,6 @@ TASKS: tuple[Task, ...] = (
         target="multilabel",
         labels=("instruments",),
         metric="roc_auc",
-        selection="roc_auc",
         extra_metrics=("average_precision",),
         fit=ProbeFit(plateau_patience=3, batch_mean_monitor=False),
     ),
@@ -262,7 +205,6 @@ TASKS: tuple[Task, ...] = (
         labels=("tempo_bpm", "note_density_hz"),
         transforms=("log", "log"),
         metric="r2",
-        selection="r2",
         extra_metrics=("r2_first", "r2_second"),
     ),
     Task(
@@ -272,7 +214,6 @@ TASKS: tuple[Task, ...] = (
         target="multiclass",
         labels=("collection",),
         metric="accuracy",
-        selection="accuracy",
         extra_metrics=("balanced_accuracy",),
     ),
 )

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from distributed.marble.evaluate import add_arguments, run
-from distributed.marble.evaluation import Evaluation, evaluate
+from distributed.marble.evaluation import Evaluation, deal_jobs, evaluate
 from distributed.marble.features.features import FeatureSet
-from distributed.marble.jobs import deal_jobs
 from distributed.marble.probes import probing
 from distributed.marble.tasks.tasks import select_tasks
 from distributed.processes.collectives import all_or_none

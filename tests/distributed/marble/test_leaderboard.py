@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distributed.marble.leaderboard import add_arguments, run
-from distributed.marble.metrics.resampling import central_interval, resample_weights
+from distributed.marble.metrics.statistics import central_interval, resample_weights
 from distributed.marble.results.results import Resamples, Row, read_results, write_results
 from distributed.marble.tasks.marble_tasks import ALL_TASKS, MARBLE_TASKS
 from distributed.marble.tasks.tasks import Task

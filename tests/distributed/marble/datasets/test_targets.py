@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from distributed.marble.datasets.corpus import LabelledCorpus, LabelledTrack
-from distributed.marble.datasets.frame_targets import widened
-from distributed.marble.datasets.targets import item_targets, prepare_targets, slice_targets
+from distributed.marble.datasets.targets import item_targets, prepare_targets, slice_targets, widened
 from distributed.marble.tasks.tasks import TASKS, Clips, Task
 from pupujepa.errors import UserError
 

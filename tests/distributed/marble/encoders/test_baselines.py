@@ -2,7 +2,7 @@ import librosa
 import numpy as np
 import torch
 
-from distributed.marble.encoders.baselines import CHROMA_FFT, CHROMA_HOP, Chroma, LogMel, pitch_classes
+from distributed.marble.encoders.resolve import CHROMA_FFT, CHROMA_HOP, Chroma, LogMel, pitch_classes
 from pupujepa.audio.log_mel import FrontendConfig, log_mel
 
 RATE_HZ = 24_000

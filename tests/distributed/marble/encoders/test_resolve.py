@@ -5,9 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distributed.marble.encoders.hidden_states import Description, HiddenStates
-from distributed.marble.encoders.pupujepa import HowToEncode
-from distributed.marble.encoders.readout import spread_layers
+from distributed.marble.encoders.hidden_states import Description, HiddenStates, HowToEncode, spread_layers
 from distributed.marble.encoders.resolve import resolve_encoders, supports
 from distributed.marble.tasks.tasks import TASKS
 from pupujepa.audio.log_mel import log_mel, normalise

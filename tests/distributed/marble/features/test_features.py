@@ -13,8 +13,8 @@ from torch import Tensor
 
 from distributed.marble.datasets.audio_digests import with_audio_digests
 from distributed.marble.datasets.corpus import LabelledCorpus, Slice, read_labelled_corpus
-from distributed.marble.encoders.pupujepa import HowToEncode, load_frozen
-from distributed.marble.encoders.readout import SliceFeatures
+from distributed.marble.encoders.hidden_states import HowToEncode, SliceFeatures
+from distributed.marble.encoders.pupujepa import load_frozen
 from distributed.marble.features.features import (
     FeaturePlan,
     FeatureSet,

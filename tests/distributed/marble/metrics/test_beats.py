@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distributed.marble.metrics.beats import beat_space, decode_beats, viterbi
-from distributed.marble.metrics.events import match_counts
+from distributed.marble.metrics.statistics import match_counts
 
 RATE_HZ = 25.0
 

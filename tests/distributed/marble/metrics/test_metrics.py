@@ -4,8 +4,8 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from distributed.marble.datasets.targets import Events, Targets
-from distributed.marble.metrics.events import match_counts
 from distributed.marble.metrics.metrics import METRICS, key_score_table
+from distributed.marble.metrics.statistics import match_counts
 from distributed.marble.tasks.tasks import KEYS
 
 ITEMS = 60

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from distributed.marble.probes.outputs import item_outputs, loss_of_heads, pool_items
+from distributed.marble.probes.heads import item_outputs, loss_of_heads, pool_items
 from distributed.marble.tasks.marble_tasks import MARBLE_TASKS
 
 ROWS = {t.name: t for t in MARBLE_TASKS}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distributed.marble.probes.stopping import StoppingRule
+from distributed.marble.probes.bank import StoppingRule
 from distributed.marble.tasks.marble_tasks import MARBLE_TASKS
 from distributed.marble.tasks.tasks import ProbeFit
 

@@ -1,14 +1,16 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from distributed.drawing.tables import ABSENT, to_markdown, to_page
-from distributed.marble.probes.probing import Choice, ProbeOutcome
+from distributed.marble.datasets.corpus import SPLITS
+from distributed.marble.datasets.targets import LabelSpace, Split, TaskData
+from distributed.marble.probes.probing import Choice, ProbeJob, ProbeOutcome
 from distributed.marble.results.results import (
-    Provenance,
     Resamples,
     Row,
     Sampling,
@@ -24,8 +26,11 @@ COLLECTION = next(t for t in TASKS if t.name == "collection")
 UNITS = tuple(f"piece{i // 2}" for i in range(80))
 
 
-def outcome(encoder: str, accuracy: float, *, seed: int) -> ProbeOutcome:
-    """A classifier with a share of 80 items correct, for two seeds."""
+Measured = tuple[str, ProbeOutcome]
+
+
+def outcome(encoder: str, accuracy: float, *, seed: int) -> Measured:
+    """An encoder, and a classifier on it with a share of 80 items correct, for two seeds."""
     rng = np.random.default_rng(seed)
     target = rng.integers(0, 3, 80)
     statistics = []
@@ -33,36 +38,29 @@ def outcome(encoder: str, accuracy: float, *, seed: int) -> ProbeOutcome:
         predicted = np.where(rng.permutation(80) < round(80 * accuracy), target, (target + 1) % 3)
         statistics.append({"predicted": predicted, "target": target})
     both = tuple(statistics)
-    return ProbeOutcome(
-        task="collection",
-        encoder=encoder,
-        choice=Choice(1, 2, 0.7, (0.5, 0.7), (3, 5), 9),
-        statistics={"accuracy": both, "balanced_accuracy": both},
-        units=UNITS,
-        validation=both[:1],
-        validation_units=UNITS,
-        classes=("a", "b", "c"),
-        width=8,
-        train_items=100,
-    )
+    choice = Choice(1, 2, 0.7, (0.5, 0.7), (3, 5), 9)
+    return encoder, ProbeOutcome(choice, {"accuracy": both, "balanced_accuracy": both}, both[:1], width=8)
 
 
-def made(*outcomes: ProbeOutcome, corpus: str = "c1", protocol: str = "clean") -> tuple[list[Row], Resamples]:
-    provenance = {
-        o.encoder: Provenance(("first", "last"), (0, 4), {"checkpoint": o.encoder, "corpus": corpus, "features": "f"})
-        for o in outcomes
-    }
-    return make_rows(
-        COLLECTION,
-        outcomes,
-        provenance,
-        protocol=protocol,
-        baselines=("random_init", "log_mel"),
-        sampling=Sampling(resamples=400, seed=0),
-    )
+def made(*outcomes: Measured, corpus: str = "c1", protocol: str = "clean") -> tuple[list[Row], Resamples]:
+    split = Split((), (), np.arange(80), UNITS, 0, 0)
+    data = TaskData(COLLECTION, LabelSpace(("a", "b", "c")), dict.fromkeys(SPLITS, split))
+    jobs = [
+        ProbeJob(
+            data=data,
+            encoder=encoder,
+            features=None,  # type: ignore[arg-type]  # rows are of outcomes, not of features
+            layers=(0, 4),
+            layer_names=("first", "last"),
+            digests={"checkpoint": encoder, "corpus": corpus, "features": "f"},
+        )
+        for encoder, _ in outcomes
+    ]
+    sampling = Sampling(resamples=400, seed=0)
+    return make_rows(jobs, [o for _, o in outcomes], protocol=protocol, sampling=sampling)
 
 
-def rows_of(*outcomes: ProbeOutcome) -> list[Row]:
+def rows_of(*outcomes: Measured) -> list[Row]:
     return made(*outcomes)[0]
 
 
@@ -88,15 +86,13 @@ def test_differences_are_paired_over_the_same_pieces():
     """The difference of two encoders with the same errors has a narrower interval than either value."""
     base = outcome("random_init", 0.6, seed=0)
     better = []
-    for statistics in base.statistics["accuracy"]:
+    for statistics in base[1].statistics["accuracy"]:
         wrong = np.flatnonzero(statistics["predicted"] != statistics["target"])[:8]
         predicted = statistics["predicted"].copy()
         predicted[wrong] = statistics["target"][wrong]
         better.append({"predicted": predicted, "target": statistics["target"]})
-    mine = ProbeOutcome(
-        **{**vars(base), "encoder": "mine", "statistics": dict.fromkeys(base.statistics, tuple(better))}
-    )
-    row = rows_of(base, mine)[1]
+    mine = replace(base[1], statistics=dict.fromkeys(base[1].statistics, tuple(better)))
+    row = rows_of(base, ("mine", mine))[1]
     difference = row["difference_to"]["random_init"]
     assert difference["value"] == pytest.approx(0.1)
     low, high = difference["interval"]

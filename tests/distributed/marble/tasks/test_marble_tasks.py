@@ -44,7 +44,7 @@ def test_both_protocols_of_a_row_are_whole(task):
     """Metrics exist, only frame tasks have frames, and protocols share slicing, head and labels."""
     marble, clean = task.under("marble"), task.under("clean")
     for row in (marble, clean):
-        assert {row.metric, row.selection, *row.extra_metrics} <= set(METRICS)
+        assert {row.metric, *row.extra_metrics} <= set(METRICS)
         assert (row.frames is not None) == (row.target in ("frames", "frame_classes"))
         assert row.under("clean") == row.under("marble") == row
     assert (clean.header_facts, clean.drop_leaks, clean.clips.keep_short, clean.channels) == (

@@ -9,7 +9,7 @@ def test_the_five_offline_rows_are_there_and_consistent():
     """Metrics of every row exist, exactly the frame tasks have frames, and each output has one transform."""
     assert [t.name for t in TASKS] == ["key", "beats", "instruments", "tempo", "collection"]
     for task in TASKS:
-        assert {task.metric, task.selection, *task.extra_metrics} <= set(METRICS)
+        assert {task.metric, *task.extra_metrics} <= set(METRICS)
         assert (task.frames is not None) == (task.target == "frames")
         assert task.target != "regression" or len(task.transforms) == len(task.labels)
 

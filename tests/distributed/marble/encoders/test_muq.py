@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distributed.marble.encoders.adapters import muq
-from distributed.marble.encoders.pupujepa import HowToEncode
+from distributed.marble.encoders import adapters
+from distributed.marble.encoders.hidden_states import HowToEncode
 from pupujepa.errors import UserError
 
 FP32 = HowToEncode(precision="fp32")
@@ -42,14 +42,14 @@ def install(monkeypatch: pytest.MonkeyPatch, *, transformers: str) -> None:
     package = ModuleType("muq")
     package.MuQ = MuQ  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "muq", package)
-    monkeypatch.setattr(muq, "version", lambda name: "0.1.0")
+    monkeypatch.setattr(adapters, "version", lambda name: "0.1.0")
     monkeypatch.setattr("distributed.marble.encoders.hidden_states.version", lambda name: transformers)
 
 
 def test_states_are_what_enters_the_conformer_and_each_layer(monkeypatch: pytest.MonkeyPatch):
     """24 kHz in, 25 frames a second out, one state more than layers."""
     install(monkeypatch, transformers="4.57.6")
-    encoder = muq.open_encoder("OpenMuQ/MuQ-large-msd-iter", FP32)
+    encoder = adapters.open_muq("OpenMuQ/MuQ-large-msd-iter", FP32)
     audio = torch.randn(2, 24_000, generator=torch.Generator().manual_seed(0))
     features = encoder.embed(audio, frame_layers=(0, 2))
     assert features.frames_BMTD is not None
@@ -63,17 +63,14 @@ def test_states_are_what_enters_the_conformer_and_each_layer(monkeypatch: pytest
 def test_a_transformers_that_it_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch):
     install(monkeypatch, transformers="5.23.0")
     with pytest.raises(UserError, match=r"transformers 5.23.0 no longer supports.*'transformers>=4.48,<5'"):
-        muq.open_encoder("", FP32)
+        adapters.open_muq("", FP32)
 
 
 @pytest.mark.parametrize("name", ["muq", "mert", "dasheng"])
 def test_a_missing_package_names_the_command(name: str, monkeypatch: pytest.MonkeyPatch):
-    from importlib import import_module
-
     package = {"mert": "transformers"}.get(name, name)
     monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
-    adapter = import_module(f"distributed.marble.encoders.adapters.{name}")
     with pytest.raises(
         UserError, match=rf"needs the package {package}, which is not installed.*pip install {package}`"
     ):
-        adapter.open_encoder("", FP32)
+        adapters.ADAPTERS[name]("", FP32)

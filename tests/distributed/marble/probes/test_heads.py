@@ -2,7 +2,7 @@ import torch
 
 from distributed.marble.features.reading import Features
 from distributed.marble.probes.bank import Labelled, Training, train_bank
-from distributed.marble.probes.draws import Variants
+from distributed.marble.probes.heads import Variants
 from distributed.marble.tasks.tasks import ProbeFit
 
 

@@ -1,11 +1,114 @@
 import mir_eval
 import numpy as np
 import pytest
+from sklearn import metrics as sklearn_metrics
 
 from distributed.marble.datasets.targets import Events, Targets
 from distributed.marble.metrics.beats import decode_beats
-from distributed.marble.metrics.events import CHORD_BATCH
 from distributed.marble.metrics.metrics import METRICS
+from distributed.marble.metrics.statistics import CHORD_BATCH, central_interval, resample_weights
+
+
+def test_items_of_one_unit_are_drawn_together():
+    """Two takes of one piece have the same weight in every resample, and whole units are drawn."""
+    weights_RN = resample_weights(["a", "a", "b", "c"], resamples=50, seed=0)
+    np.testing.assert_array_equal(weights_RN[:, 0], weights_RN[:, 1])
+    np.testing.assert_array_equal(weights_RN[:, 1:].sum(axis=1), 3)
+
+
+def test_the_seed_alone_decides():
+    """Equal seeds give equal resamples; different seeds differ."""
+    draw = {s: resample_weights(list("abcdef"), resamples=20, seed=s) for s in (0, 1)}
+    np.testing.assert_array_equal(draw[0], resample_weights(list("abcdef"), resamples=20, seed=0))
+    assert not np.array_equal(draw[0], draw[1])
+
+
+def test_the_interval_covers_a_known_mean_as_often_as_it_says():
+    """Over many samples of 40 independent values, about 95 % of intervals contain the true mean."""
+    rng = np.random.default_rng(3)
+    units = [str(i) for i in range(40)]
+    weights_RN = resample_weights(units, resamples=400, seed=4)
+    hits = []
+    for _ in range(300):
+        values_N = rng.standard_normal(40)
+        low, high = central_interval(weights_RN @ values_N / 40)
+        hits.append(low <= 0 <= high)
+    assert 0.9 <= np.mean(hits) <= 0.985
+
+
+def test_takes_of_one_piece_widen_the_interval():
+    """Four copies of each piece give the interval of one copy: they are no additional evidence."""
+    values_U = np.random.default_rng(5).standard_normal(30)
+    values_N = np.repeat(values_U, 4)
+    widths = []
+    for units in ([str(i) for i in range(120)], [str(i // 4) for i in range(120)]):
+        weights_RN = resample_weights(units, resamples=2000, seed=6)
+        low, high = central_interval((weights_RN @ values_N) / weights_RN.sum(axis=1))
+        widths.append(high - low)
+    assert 1.7 < widths[1] / widths[0] < 2.3
+
+
+ITEMS, CLASSES = 50, 6
+EMPTY, FULL = 4, 5  # a class that no item has and one that every item has
+
+
+def example(seed: int) -> tuple[np.ndarray, Targets]:
+    """Logits with ties; class 4 has no positive items, class 5 no negative ones."""
+    rng = np.random.default_rng(seed)
+    logits = np.round(rng.standard_normal((ITEMS, CLASSES)), 1)
+    values = (logits + rng.standard_normal((ITEMS, CLASSES)) > 0.3).astype(np.float32)
+    values[:, EMPTY], values[:, FULL] = 0, 1
+    return logits, Targets(values, tuple("abcdef"))
+
+
+def value(name: str, logits: np.ndarray, targets: Targets) -> float:
+    return METRICS[name].exact(METRICS[name].statistics(logits, targets))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_quirk_upstream_counts_classes_without_a_curve_as_zero(seed: int):
+    """ROC-AUC is 0 for a class without positives or negatives; AP is 0 without positives and 1 without negatives.
+
+    Protocol clean takes the mean over the classes that have a curve.
+    """
+    logits, targets = example(seed)
+    auc = [sklearn_metrics.roc_auc_score(targets.values[:, c], logits[:, c]) for c in range(4)]
+    ap = [sklearn_metrics.average_precision_score(targets.values[:, c], logits[:, c]) for c in range(4)]
+    assert value("roc_auc_all", logits, targets) == pytest.approx(sum(auc) / CLASSES)
+    assert value("average_precision_all", logits, targets) == pytest.approx((sum(ap) + 0 + 1) / CLASSES)
+    assert value("roc_auc", logits, targets) == pytest.approx(np.mean(auc))
+    assert value("average_precision", logits, targets) == pytest.approx(np.mean(ap))
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_f1_is_scikit_learns_at_a_probability_of_one_half(average: str):
+    """Weighted items agree with scikit-learn's `sample_weight`; an empty class counts as 0 in the macro mean."""
+    logits, targets = example(7)
+    name = f"f1_{average}"
+    statistics = METRICS[name].statistics(logits, targets)
+
+    def reference(weights: np.ndarray) -> float:
+        decided = logits > 0
+        return sklearn_metrics.f1_score(
+            targets.values > 0, decided, average=average, zero_division=0, sample_weight=weights
+        )
+
+    weights_RN = np.random.default_rng(1).integers(0, 4, (8, ITEMS)).astype(np.float64)
+    np.testing.assert_allclose(METRICS[name].resampled(statistics, weights_RN), [reference(w) for w in weights_RN])
+    assert METRICS[name].exact(statistics) == pytest.approx(reference(np.ones(ITEMS)))
+
+
+@pytest.mark.parametrize("name", ["roc_auc_all", "average_precision_all"])
+def test_drawing_an_item_twice_is_having_it_twice(name: str):
+    """The resampled value is the exact value of the resampled items, even if a class loses its last positive."""
+    logits, targets = example(5)
+    weights_RN = np.random.default_rng(2).integers(0, 3, (6, ITEMS)).astype(np.float64)
+    weights_RN[0, targets.values[:, 0] > 0] = 0
+    resampled = METRICS[name].resampled(METRICS[name].statistics(logits, targets), weights_RN)
+    for weights_N, found in zip(weights_RN, resampled, strict=True):
+        rows = np.repeat(np.arange(ITEMS), weights_N.astype(int))
+        assert found == pytest.approx(value(name, logits[rows], targets.take(rows)))
+
 
 RATE_HZ = 50.0
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from dasheng.pretrained.pretrained import Dasheng
 
-from distributed.marble.encoders.adapters.dasheng import SAMPLE_RATE_HZ, open_encoder
-from distributed.marble.encoders.pupujepa import HowToEncode
+from distributed.marble.encoders.adapters import DASHENG_RATE_HZ, open_dasheng
+from distributed.marble.encoders.hidden_states import HowToEncode
 from pupujepa.errors import UserError
 
 FP32 = HowToEncode(precision="fp32")
@@ -19,8 +19,8 @@ def test_its_last_layer_comes_in_frames_of_40_ms(tmp_path: Path):
     torch.manual_seed(0)
     model = Dasheng(**SMALL).eval()
     torch.save({"model": model.state_dict(), "config": SMALL}, tmp_path / "small.pt")
-    encoder = open_encoder(str(tmp_path / "small.pt"), FP32)
-    audio = 0.1 * torch.randn(2, 12 * SAMPLE_RATE_HZ, generator=torch.Generator().manual_seed(0))
+    encoder = open_dasheng(str(tmp_path / "small.pt"), FP32)
+    audio = 0.1 * torch.randn(2, 12 * DASHENG_RATE_HZ, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(audio)
     features = encoder.embed(audio, frame_layers=(0,))
@@ -30,9 +30,9 @@ def test_its_last_layer_comes_in_frames_of_40_ms(tmp_path: Path):
     assert features.frames_BMTD.shape == (2, 1, 300, 16)
     assert (encoder.name, encoder.sample_rate_hz, encoder.frame_rate_hz) == ("small", 16_000, 25.0)
     assert encoder.layer_names == ("last layer, normed",)
-    assert encoder.digest == open_encoder(str(tmp_path / "small.pt"), FP32).digest
+    assert encoder.digest == open_dasheng(str(tmp_path / "small.pt"), FP32).digest
 
 
 def test_what_is_neither_a_size_nor_a_file_is_refused():
     with pytest.raises(UserError, match="dasheng:giant is neither a file nor one of the sizes base, 06B, 12B"):
-        open_encoder("giant", FP32)
+        open_dasheng("giant", FP32)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from distributed.marble.encoders.adapters.mert import SAMPLE_RATE_HZ, normalised, open_encoder
-from distributed.marble.encoders.pupujepa import HowToEncode
+from distributed.marble.encoders.adapters import MERT_RATE_HZ, normalised, open_mert
+from distributed.marble.encoders.hidden_states import HowToEncode
 from pupujepa.errors import UserError
 
 FP32 = HowToEncode(precision="fp32")
@@ -17,7 +17,7 @@ RENAMED = {"parametrizations.weight.original0": "weight_g", "parametrizations.we
 
 
 def audio(seconds: float) -> torch.Tensor:
-    return 0.1 * torch.randn(2, int(seconds * SAMPLE_RATE_HZ), generator=torch.Generator().manual_seed(0)) + 0.05
+    return 0.1 * torch.randn(2, int(seconds * MERT_RATE_HZ), generator=torch.Generator().manual_seed(0)) + 0.05
 
 
 def publish(folder: Path, *, stable: bool = False, without: str = "", **options: object) -> HubertModel:
@@ -50,7 +50,7 @@ def publish(folder: Path, *, stable: bool = False, without: str = "", **options:
 def test_states_are_what_enters_the_transformer_and_each_layer(tmp_path: Path, stable: bool):
     """There is one state more than layers, at 75 Hz (749 frames in ten seconds); the last is the output."""
     model = publish(tmp_path / "MERT-v1-small", stable=stable)
-    encoder = open_encoder(str(tmp_path / "MERT-v1-small"), FP32)
+    encoder = open_mert(str(tmp_path / "MERT-v1-small"), FP32)
     entering: list[torch.Tensor] = []
     for layer in model.encoder.layers:
         layer.register_forward_pre_hook(
@@ -71,9 +71,9 @@ def test_states_are_what_enters_the_transformer_and_each_layer(tmp_path: Path, s
 def test_input_is_normalised_as_its_feature_extractor_does():
     """A slice gets zero mean and unit variance, its zero padding included."""
     slices = audio(1)
-    slices[:, SAMPLE_RATE_HZ // 2 :] = 0
-    extractor = Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE_HZ, do_normalize=True)
-    theirs = extractor([s.numpy() for s in slices], sampling_rate=SAMPLE_RATE_HZ, return_tensors="np")["input_values"]
+    slices[:, MERT_RATE_HZ // 2 :] = 0
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=MERT_RATE_HZ, do_normalize=True)
+    theirs = extractor([s.numpy() for s in slices], sampling_rate=MERT_RATE_HZ, return_tensors="np")["input_values"]
     np.testing.assert_allclose(normalised(slices).numpy(), theirs, atol=1e-5)
 
 
@@ -82,19 +82,19 @@ def test_weights_tell_digests_apart(tmp_path: Path):
     publish(tmp_path / "a")
     publish(tmp_path / "b")
     publish(tmp_path / "c", stable=True)
-    digests = [open_encoder(str(tmp_path / name), FP32).digest for name in "abc"]
+    digests = [open_mert(str(tmp_path / name), FP32).digest for name in "abc"]
     assert digests[0] == digests[1] != digests[2]
-    assert open_encoder(str(tmp_path / "a"), HowToEncode(precision="bf16")).digest != digests[0]
+    assert open_mert(str(tmp_path / "a"), HowToEncode(precision="bf16")).digest != digests[0]
 
 
 def test_what_hubert_cannot_run_is_refused(tmp_path: Path):
     """A constant-Q branch, a missing weight and a missing folder are refused."""
     publish(tmp_path / "cqt", feature_extractor_cqt=True)
     with pytest.raises(UserError, match=r"is not HuBERT with MERT's weights .*feature_extractor_cqt"):
-        open_encoder(str(tmp_path / "cqt"), FP32)
+        open_mert(str(tmp_path / "cqt"), FP32)
     publish(tmp_path / "less", without="encoder.layer_norm.weight")
     with pytest.raises(UserError, match=r"encoder.layer_norm.weight.*features would be wrong"):
-        open_encoder(str(tmp_path / "less"), FP32)
+        open_mert(str(tmp_path / "less"), FP32)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="cannot be loaded"):
-        open_encoder(str(tmp_path / "empty"), FP32)
+        open_mert(str(tmp_path / "empty"), FP32)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.marble.encoders.adapters.musicfm import open_encoder
-from distributed.marble.encoders.pupujepa import HowToEncode
+from distributed.marble.encoders.adapters import open_musicfm
+from distributed.marble.encoders.hidden_states import HowToEncode
 from pupujepa.errors import UserError
 
 FP32 = HowToEncode(precision="fp32")
@@ -57,7 +57,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_states_are_what_enters_the_conformer_and_each_layer(checkout: Path):
     """24 kHz in, 25 frames a second out; weights and statistics are those of data/."""
     path = list(sys.path)
-    encoder = open_encoder(str(checkout), FP32)
+    encoder = open_musicfm(str(checkout), FP32)
     assert sys.path == path
     audio = torch.randn(2, 24_000, generator=torch.Generator().manual_seed(0))
     features = encoder.embed(audio, frame_layers=(0, 2))
@@ -69,16 +69,16 @@ def test_states_are_what_enters_the_conformer_and_each_layer(checkout: Path):
     assert encoder.layer_names == ("before the transformer", "layer 1", "layer 2")
     before = encoder.digest
     (checkout / "data" / "msd_stats.json").write_text('{"mean": 0.25}')
-    assert open_encoder(str(checkout), FP32).digest != before
+    assert open_musicfm(str(checkout), FP32).digest != before
 
 
 def test_a_checkout_that_lacks_files_says_which(checkout: Path):
     (checkout / "data" / "pretrained_msd.pt").unlink()
     with pytest.raises(UserError, match=r"clone of github.com/minzwon/musicfm.*missing: data/pretrained_msd.pt"):
-        open_encoder(str(checkout), FP32)
+        open_musicfm(str(checkout), FP32)
 
 
 def test_a_checkout_of_another_name_is_refused(checkout: Path):
     """A clone of another name is refused: its modules import each other by that name."""
     with pytest.raises(UserError, match="missing: nothing, but it has another name"):
-        open_encoder(str(checkout.rename(checkout.parent / "MusicFM-main")), FP32)
+        open_musicfm(str(checkout.rename(checkout.parent / "MusicFM-main")), FP32)

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from distributed.marble.evaluate import add_arguments, run
-from distributed.marble.quick.neighbours import DRAWS, SHOTS, neighbour_counts
-from distributed.marble.quick.quick import QUICK, quick_table
+from distributed.marble.quick import DRAWS, QUICK, SHOTS, neighbour_counts, quick_table
 from pupujepa.errors import UserError
 from pupujepa.json_lines import read_rows
 from tests.distributed.marble.corpora import Recipe, make_corpus

@@ -1,1 +1,0 @@
-"""Quick checks of features without training probes."""
