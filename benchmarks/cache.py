@@ -97,7 +97,7 @@ def measure(folder: Path, shards: int, *, room: int) -> Iterator[str]:
             started = time.process_time()
             cache.open(ShardEntry(**{**vars(entry), "name": f"shard-{number:07d}.tar"})).close()
             seconds.append(time.process_time() - started)
-            if number % MEASURED == 0:
+            if number % MEASURED == 0 or number == shards:
                 if str(number).strip("0") == "1" or number == shards:
                     yield _row(number, min(number, room), seconds, sum(listed), folder)
                 seconds.clear()
@@ -140,4 +140,4 @@ def counted_listings() -> Iterator[list[int]]:
 def _row(number: int, kept: int, seconds: Sequence[float], listed: int, folder: Path) -> str:
     median_ms, most_ms = 1e3 * statistics.median(seconds), 1e3 * np.quantile(seconds, 0.9)
     files = sum(len(names) for _, _, names in os.walk(folder))
-    return f"| {number:,} | {kept:,} | {median_ms:.2f} ({most_ms:.2f}) | {listed / MEASURED:.1f} | {files:,} |"
+    return f"| {number:,} | {kept:,} | {median_ms:.2f} ({most_ms:.2f}) | {listed / len(seconds):.1f} | {files:,} |"

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import arguments_of
-from data.store.retries import RetryPolicy
+from data.store.files import RetryPolicy
 from examples.local_s3 import LocalS3
 from tests.data.fault_cases import CASES, EXACT, Case, healthy
 from tests.data.fault_site import SAMPLES_PER_SHARD, Outcome, Site, environment

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from benchmarks import arguments_of
 from benchmarks.alternate import machine
+from data.order.layout import lanes_of_rank
 from data.order.mix import MixOrder
-from data.order.ranks import lanes_of_rank
 from data.shards.manifest import Manifest, ShardEntry, write_manifest
 from data.stream.config import StreamConfig
 from data.stream.corpora import read_corpora

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pupujepa
-from data.order.ranks import lanes_of_rank
+from data.order.layout import lanes_of_rank
 from data.stream.config import StreamConfig, named_corpora
 from data.stream.corpora import Corpora
 from distributed.checkpoints.config import CheckpointConfig

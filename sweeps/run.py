@@ -31,10 +31,9 @@ from distributed.marble.tasks.tasks import select_tasks
 from distributed.run.directory import RunDirectory, lock_run, write_atomically
 from distributed.run.log import configure_logging
 from pupujepa.errors import UserError
-from sweeps.plan.compose import plan_sweep
+from sweeps.plan.compose import plan_sweep, write_part
 from sweeps.plan.corpus_subset import write_subset
 from sweeps.plan.plan import PLAN_NAME, SWEEP_NAME, Commands, Launch, Plan, commands_for, read_plan, write_plan
-from sweeps.plan.shard_parts import write_part
 from sweeps.plan.sweep_file import OPTUNA, SweepConfig, read_sweep
 from sweeps.trials.leash import Leash
 from sweeps.trials.record import is_finished, read_record

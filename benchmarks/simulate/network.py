@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 
-from data.store.retries import RetryPolicy
+from data.store.files import RetryPolicy
 from pupujepa.randomness import generator
 
 FOREVER = math.inf

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.order.epoch import EpochOrder, EpochOrders
-from data.order.layout import Layout
-from data.order.ranks import lanes_of_rank, micro_batches_per_step
+from data.order.layout import Layout, lanes_of_rank, micro_batches_per_step
 from data.reading.prefetch import upcoming_shards, within_depth
 
 

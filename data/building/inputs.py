@@ -17,7 +17,7 @@ from data.building.track_lists import LIST_SUFFIXES, read_list
 from data.building.tracks import AudioPlace, ListEntry, SourceTrack
 from data.shards.manifest import SPLITS
 from data.store.files import LocalStore, Location, Store
-from data.store.locations import beside, collection_name, is_remote, object_versions, open_location, split_url
+from data.store.store import beside, collection_name, is_remote, object_versions, open_location, split_url
 from pupujepa.audio.find import NOT_UNICODE, PassedOver, audio_among, is_unicode, search_folder
 from pupujepa.audio.read import AUDIO_SUFFIXES
 from pupujepa.errors import UserError

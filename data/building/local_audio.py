@@ -8,7 +8,7 @@ from pathlib import Path
 from data.building.tars import TarError, index_tar
 from data.building.tracks import AudioPlace, Member
 from data.store.files import Location, StoreError, local_copy
-from data.store.locations import open_location, split_url
+from data.store.store import open_location, split_url
 
 _COPY_BYTES = 1 << 20
 

@@ -18,7 +18,7 @@ from data.building.tracks import SourceTrack
 from data.shards.format import Sample, index_name, sample_uid, write_index, write_shard
 from data.shards.manifest import ShardEntry
 from data.store.files import LocalStore, Location
-from data.store.locations import open_location
+from data.store.store import open_location
 from pupujepa.durable import atomic_file
 from pupujepa.randomness import generator
 

@@ -33,7 +33,7 @@ from data.building.tracks import (
 )
 from data.pool import map_unordered, warm_up
 from data.store.files import Location, MissingObjectError, StoreError, new_file
-from data.store.locations import is_remote, open_location, split_url
+from data.store.store import is_remote, open_location, split_url
 from pupujepa.errors import UnreadableError, UserError
 from pupujepa.progress import Progress
 

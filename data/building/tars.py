@@ -24,8 +24,7 @@ from data.building.track_lists import check_split
 from data.building.tracks import AudioPlace, ListEntry, Member
 from data.pool import map_in_order
 from data.store.files import Location, Store
-from data.store.locations import common_folder, is_remote, object_versions, open_location, split_url
-from data.store.store import open_store
+from data.store.store import common_folder, is_remote, object_versions, open_location, open_store, split_url
 from pupujepa.audio.read import AUDIO_SUFFIXES
 from pupujepa.errors import UserError
 from pupujepa.progress import follow

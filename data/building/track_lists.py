@@ -19,7 +19,7 @@ from typing import Any
 from data.building.tracks import AudioPlace, ListEntry
 from data.shards.manifest import SPLITS
 from data.store.files import Location
-from data.store.locations import beside
+from data.store.store import beside
 from pupujepa.track_rows import ListError, ListRow, list_rows, list_text
 
 LIST_SUFFIXES = (".jsonl", ".csv", ".tsv")

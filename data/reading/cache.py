@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from data.reading.fetching import fetch_index, fetch_shard
+from data.reading.fetching import Tally, fetch_index, fetch_shard
 from data.reading.room import (
     UNREAD_GRACE_S,
     CacheConfig,
@@ -26,7 +26,6 @@ from data.reading.room import (
     mark_unread,
     mark_used,
 )
-from data.reading.tally import Tally
 from data.shards.format import ShardError, ShardIndex, index_name, read_index
 from data.shards.manifest import ShardEntry
 from data.store.files import Store, StoreError

@@ -1,6 +1,8 @@
-"""Downloads of shards and indices, checked against the manifest; a mismatch is fetched once more."""
+"""Downloads of shards and indices, checked against the manifest and counted; a mismatch is fetched once more."""
 
 import logging
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -8,12 +10,37 @@ from itertools import chain, repeat
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
-from data.reading.tally import Tally
 from data.shards.format import ShardError, ShardIndex, check_member, index_name, read_index
 from data.shards.manifest import ShardEntry
 from data.store.files import Store
 
 _LOG = logging.getLogger(__name__)
+
+
+COUNTED = ("bytes_read", "retries", "cache_hits", "cache_misses", "evictions", "stand_ins", "padded")
+"""bytes_read: from the store or local shards. cache_hits, cache_misses: shards opened without and with a download.
+evictions: shards removed from the cache. stand_ins: draws whose damaged sample was replaced. padded: samples shorter
+than the crop."""
+
+
+class Tally:
+    """Named counts that the reading and prefetching threads share."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Adds to one of COUNTED."""
+        assert name in COUNTED, name
+        with self._lock:
+            self._counts[name] += amount
+
+    def take(self) -> Counter[str]:
+        """Returns the counts since the last `take`."""
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return taken
 
 
 def fetch_index(store: Store, entry: ShardEntry, *, tally: Tally) -> tuple[bytes, ShardIndex]:

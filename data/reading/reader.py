@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.reading.cache import CacheBusyError, CachedShard, ShardCache
-from data.reading.fetching import counted_retries, fetch_index, wrong_length
-from data.reading.tally import Tally
+from data.reading.fetching import Tally, counted_retries, fetch_index, wrong_length
 from data.shards.format import ShardError, ShardIndex, check_member, decode_mel, read_npy
 from data.shards.manifest import Manifest, ShardEntry
 from data.store.files import MissingObjectError, Store

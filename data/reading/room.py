@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
 
-from data.reading.tally import Tally
+from data.reading.fetching import Tally
 from data.shards.format import index_name
 from pupujepa.locks import LockTakenError, held, open_locked
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from data.store.files import ExistingObjectError, Location, MissingObjectError, Store, StoreError
-from data.store.retries import RetryPolicy
+from data.store.files import ExistingObjectError, Location, MissingObjectError, RetryPolicy, Store, StoreError
 from data.store.s3_bodies import BodyProgress, read_body, write_body
 from data.store.s3_errors import (
     EXPIRED_CODES,

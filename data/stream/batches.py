@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.reading.tally import Tally
+from data.reading.fetching import Tally
 from data.shards.format import decode, encode_mel, scale_and_offset
 from pupujepa.audio.log_mel import LOG_FLOOR
 from pupujepa.randomness import generator

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from data.store.retries import RetryPolicy
+from data.store.files import RetryPolicy
 from pupujepa.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from data.order.mix import Mix
 from data.reading.cache import ShardCache
+from data.reading.fetching import Tally
 from data.reading.prefetch import Prefetcher
 from data.reading.reader import ShardReader
 from data.reading.room import CacheConfig
-from data.reading.tally import Tally
 from data.store.store import open_store
 from data.stream.config import StreamConfig, default_cache_dir, site_cache_dir
 from data.stream.corpora import Corpora, StreamCorpus

@@ -17,10 +17,9 @@ from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-from data.order.layout import Layout, OrderError
+from data.order.layout import Layout, OrderError, lanes_of_rank, micro_batches_per_step
 from data.order.mix import Mix
-from data.order.ranks import lanes_of_rank, micro_batches_per_step
-from data.reading.tally import COUNTED
+from data.reading.fetching import COUNTED
 from data.shards.manifest import Manifest
 from data.store.store import open_store
 from data.stream.batches import Batch, CropStage, MaskStage
@@ -144,7 +143,7 @@ class Stream:
         self._iteration += 1
 
     def counters(self) -> dict[str, float]:
-        """Returns totals since the stream was made: `data.reading.tally.COUNTED`, `wait_s` and `left_out`.
+        """Returns totals since the stream was made: `data.reading.fetching.COUNTED`, `wait_s` and `left_out`.
 
         wait_s: seconds that training waited for batches. left_out: draws of finished epochs in no batch, of all ranks.
         """

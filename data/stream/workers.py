@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, _utils, get_worker_inf
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.pool import leave_with_parent
-from data.reading.tally import Tally
+from data.reading.fetching import Tally
 from data.store.s3 import answered_hosts, remember_hosts
 from data.stream.batches import Batch, CropStage, MaskStage, stack_batches
 from data.stream.config import StreamConfig

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from data.shards.manifest import MANIFEST_NAME, SPLITS, ManifestError, from_json
-from data.store.files import LocalStore, MissingObjectError, Store, StoreError
-from data.store.retries import RetryPolicy
+from data.store.files import LocalStore, MissingObjectError, RetryPolicy, Store, StoreError
 from data.store.s3 import S3Store
 from data.store.store import open_store
 from distributed.doctor.findings import ABSENT, FAILED, OK, WARNING, Finding, failure

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from data.building.features import FeatureConfig
-from data.order.ranks import lanes_of_rank
+from data.order.layout import lanes_of_rank
 from distributed.engine.engine import MAX_ZERO_STAGE, BatchSizes, batch_sizes, deepspeed_json, parameter_groups
 from distributed.experiment import Experiment, load_experiment, preset_names
 from distributed.run.speed import PEAK_BF16_TFLOPS

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.reading.tally import COUNTED
+from data.reading.fetching import COUNTED
 from data.stream.stream import Stream
 from pupujepa.audio.log_mel import FrontendConfig
 from pupujepa.cost.cost import training_cost

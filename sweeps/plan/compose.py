@@ -1,11 +1,18 @@
-"""Planning of a sweep: composes every trial into a full experiment before any trial starts."""
+"""Planning of a sweep: composes every trial into a full experiment before any trial starts.
+
+An axis over the amount of data trains on a part of a shard set: its first shards, which are a random draw of the
+corpus because the build shuffles samples over all shards. The part is a folder of links. It keeps the mean and
+deviation of the whole, so that all trials normalise alike.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.shards.manifest import read_manifest
+from data.shards.format import index_name
+from data.shards.manifest import Manifest, read_manifest, write_manifest
+from data.store.store import is_remote
 from distributed.experiment import Experiment, check, load_experiment
 from distributed.marble.datasets.corpus import read_labelled_corpus
 from pupujepa.config import ConfigError
@@ -13,7 +20,6 @@ from pupujepa.cost.cost import training_cost
 from pupujepa.errors import UserError
 from sweeps.plan.plan import Launch, Plan, PlannedTrial, Schedule, Search, digest_of, flatten
 from sweeps.plan.points import FLOPS, STEPS, TOKENS, Trial, expand
-from sweeps.plan.shard_parts import part_of, part_url
 from sweeps.plan.sweep_file import NO_SCHEDULER, OPTUNA, SweepConfig, override
 
 # settings that do not change a trial's result: locations of the same data, and what the run writes
@@ -194,3 +200,45 @@ def _compose(trial: Trial, launch: Launch) -> Experiment:
             f"each trial keeps its own in the sweep's directory"
         )
     return experiment
+
+
+def part_of(manifest: Manifest, share: float) -> Manifest:
+    """Returns the manifest of the first shards, at least one, that hold about `share` of them.
+
+    Hours and tracks are in proportion to the frames, as the manifest does not list the tracks of a shard.
+    """
+    shards = manifest.shards[: max(1, round(share * len(manifest.shards)))]
+    frames = sum(shard.frames for shard in shards) / manifest.frames
+    return replace(
+        manifest,
+        shards=shards,
+        audio_hours=manifest.audio_hours * frames,
+        tracks=max(1, round(manifest.tracks * frames)),
+    )
+
+
+def part_url(shards: str, parts: str, share: float) -> str:
+    """Returns the folder of a part of `shards`.
+
+    Raises:
+        UserError: the shards are in an object store, which has no links.
+    """
+    if is_remote(shards):
+        raise UserError(
+            f"data.share links to shards, and {shards} is in an object store without links; build smaller sets and "
+            f"vary stream.url, or give --shards a folder"
+        )
+    return str(Path(parts) / f"{share:g}")
+
+
+def write_part(shards: str, parts: str, share: float) -> None:
+    """Writes the folder of a part; the manifest comes last."""
+    folder, source = Path(part_url(shards, parts, share)), Path(shards.removeprefix("file://")).resolve()
+    manifest = part_of(read_manifest(shards), share)
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in manifest.shards:
+        for name in (shard.name, index_name(shard.name)):
+            link = folder / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(source / name)
+    write_manifest(str(folder), manifest)

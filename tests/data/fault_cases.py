@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data.shards.manifest import Manifest
-from data.store.retries import RetryPolicy
+from data.store.files import RetryPolicy
 from data.store.store import open_store
 from examples.local_s3 import LocalS3
 from tests.data.fault_site import Outcome, Site, environment, fresh_cache, read_stream, through

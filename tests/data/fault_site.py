@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.shards.manifest import Manifest
-from data.store.retries import RetryPolicy
+from data.store.files import RetryPolicy
 from data.stream.config import StreamConfig
 from data.stream.stream import Stream
 from examples.local_s3 import LocalS3

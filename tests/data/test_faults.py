@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.faults import PAGE, STOPS
 from data.shards.manifest import Manifest
-from data.store.retries import RetryPolicy
+from data.store.files import RetryPolicy
 from examples.local_s3 import LocalS3
 from tests.data.fault_cases import CASES, EXACT, SHARD, Case, for_good
 from tests.data.fault_site import SAMPLES_PER_SHARD, STEPS, Row, Site, environment, read_stream

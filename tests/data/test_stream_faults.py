@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from data.reading.cache import ShardCache
+from data.reading.fetching import Tally
 from data.reading.reader import ShardReader
 from data.reading.room import CacheConfig, fetch_lock
-from data.reading.tally import Tally
 from data.shards.format import ShardError, index_name, read_index, write_index, write_shard
 from data.shards.manifest import Manifest, read_manifest, write_manifest
 from data.store.files import MissingObjectError, StoreError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.reading.tally import COUNTED
+from data.reading.fetching import COUNTED
 from distributed.checkpoints.manifest import CheckpointError
 from distributed.checkpoints.reading import committed
 from distributed.sessions.export import model_of

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from data.reading.tally import COUNTED
+from data.reading.fetching import COUNTED
 from distributed.run.speed import StreamCounts
 
 

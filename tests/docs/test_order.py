@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from data.order.epoch import EpochOrder
-from data.order.layout import Layout
+from data.order.layout import Layout, lanes_of_rank
 from data.order.mix import Mix, MixOrder
-from data.order.ranks import lanes_of_rank
 
 TEXT = (Path(__file__).parents[2] / "docs" / "order.md").read_text()
 

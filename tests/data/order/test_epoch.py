@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.order.epoch import EpochOrder, Items, concatenate, permutation
-from data.order.layout import Layout, OrderError
+from data.order.layout import Layout, OrderError, lanes_of_rank, micro_batches_per_step
 from data.order.mix import Mix, MixOrder
-from data.order.ranks import lanes_of_rank, micro_batches_per_step
 from data.stream.source import ReadPlan
 
 EXAMPLES = settings(max_examples=60, deadline=None)

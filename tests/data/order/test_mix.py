@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.order.epoch import EpochOrder
-from data.order.layout import Layout, OrderError
+from data.order.layout import Layout, OrderError, lanes_of_rank
 from data.order.mix import Draw, Mix, MixOrder
-from data.order.ranks import lanes_of_rank
 from data.stream.config import whole_parts
 
 EXAMPLES = settings(max_examples=40, deadline=None)

@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 
 from data.reading.cache import CacheBusyError, CachedShard, CacheError, ShardCache
+from data.reading.fetching import Tally
 from data.reading.room import CacheConfig
-from data.reading.tally import Tally
 from data.shards.format import ShardError
 from data.shards.manifest import Manifest, ShardEntry
 from data.store.files import LocalStore, MissingObjectError

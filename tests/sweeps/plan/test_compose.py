@@ -10,10 +10,9 @@ from data.shards.manifest import read_manifest
 from distributed.experiment import load_experiment
 from pupujepa.config import ConfigError
 from pupujepa.errors import UserError
-from sweeps.plan.compose import plan_sweep
+from sweeps.plan.compose import part_url, plan_sweep, write_part
 from sweeps.plan.plan import Launch, commands_for, read_plan, write_plan
 from sweeps.plan.points import expand
-from sweeps.plan.shard_parts import part_url, write_part
 from sweeps.plan.sweep_file import read_sweep
 from tests.data.shardsets import build_shard_set
 from tests.pupujepa.twins import match
