@@ -33,7 +33,7 @@ from pupujepa.audio.containers import silent_libmpg123
 from pupujepa.audio.source import measure_audio, open_audio
 from pupujepa.errors import UserError
 
-MOST_BYTES = 200 << 20
+MOST_BYTES = 700 << 20  # at an odd rate near 24 kHz, a filter of 64 MB and several times as much to design it
 MOST_S = 60
 SECONDS = 2.6
 _VARIABLE = {"bitrate_mode": "VARIABLE", "compression_level": 0.4}
