@@ -42,34 +42,26 @@ class MissingNodeError(UserError):
 def ray_environment(environ: Mapping[str, str], *, root: Path, token: str | None = None) -> dict[str, str]:
     """Returns the environment of a private Ray, which nobody else can join; it sends no statistics.
 
-    Ray runs any code of a client with its token, so each sweep draws a token, which only its processes see. The Ray of
-    one node listens on the loopback address alone. That of several listens on all addresses of a node and cannot be
-    told otherwise; there the token alone protects it. Tune's console output and log files are off: metrics.jsonl and
-    the records hold more.
+    Ray runs any code of a client with its token, so each sweep draws a token, which only its processes see. Tune's
+    console output and log files are off: metrics.jsonl and the records hold more.
 
     Args:
-        token: shared by the nodes of a sweep; None draws one for a sweep of one node.
+        token: shared by the nodes of a sweep; None draws one.
     """
     outer = {name: value for name, value in environ.items() if not name.startswith("RAY_")}
-    # the only switch that takes the loopback address; on Linux it changes nothing else
-    loopback = {} if token else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    return (
-        outer
-        | loopback
-        | {
-            "PYTHONPATH": str(root),
-            "RAY_AUTH_MODE": "token",
-            TOKEN_NAME: token or secrets.token_hex(32),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # a worker that loses its node would kill the leash, which alone ends the trial's processes
-            "RAY_kill_child_processes_on_worker_exit": "0",
-            "RAY_AIR_NEW_OUTPUT": "0",
-            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-            "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-            # rows between two probes have no quality to compare
-            "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        }
-    )
+    return outer | {
+        "PYTHONPATH": str(root),
+        "RAY_AUTH_MODE": "token",
+        TOKEN_NAME: token or secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # a worker that loses its node would kill the leash, which alone ends the trial's processes
+        "RAY_kill_child_processes_on_worker_exit": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        # rows between two probes have no quality to compare
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    }
 
 
 def private_directory() -> Path:

@@ -16,10 +16,9 @@ from pupujepa.errors import UserError
 from sweeps.plan.plan import Launch, Plan, commands_for, read_plan, write_plan
 from sweeps.report import write_report
 from sweeps.run import add_arguments
-from sweeps.trials.leash import descendants
 from sweeps.tune.driver import LONGEST_RAY_DIR, private_directory, ray_environment
 from sweeps.tune.search import PlanningSearch
-from tests.processes import is_running, listening
+from tests.processes import is_running
 from tests.sweeps.trials.test_leash import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -192,10 +191,7 @@ def test_a_search_that_ends_what_is_behind(sweep_command, stand_in_commands, tmp
 
 
 def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):
-    """A scheduler's SIGTERM: trials are ended, Ray is stopped, the exit code says that it was stopped.
-
-    While it ran, no process of the sweep listened to other machines.
-    """
+    """A scheduler's SIGTERM: trials are ended, Ray is stopped, the exit code says that it was stopped."""
     out = tmp_path / "out"
     command = sweep_command(axes={"ratio": RATIO | {"values": [0.7]}}, commands=stand_in_commands)
     # a place of its own, as other sweeps of this machine have theirs in the usual one; short, for the sake of sockets
@@ -203,7 +199,6 @@ def test_sigterm_ends_everything(sweep_command, stand_in_commands, tmp_path):
         sweep = started(command, tmp_path / "said", TMPDIR=temporary)
         wait_until(lambda: [*out.glob("trials/*/pids")] or sweep.poll() is not None, timeout_s=500)
         assert [*Path(temporary).glob("sweep-*")], "Ray's directory is not where this test looks for it"
-        assert {address.rpartition(":")[0] for address in listening(descendants(sweep.pid))} == {"127.0.0.1"}
         sweep.send_signal(signal.SIGTERM)
         code = sweep.wait(timeout=300)
         assert code == 128 + signal.SIGTERM, (tmp_path / "said").read_text()
