@@ -1,4 +1,4 @@
-"""Files that last: a file gets its name only when it is complete and on disk; folders of this user alone."""
+"""Files that are named only when complete and on disk; folders of this user alone."""
 
 import os
 import secrets

@@ -126,7 +126,11 @@ def _acquired_or_unlocked(path: Path, *, wait_s: float, check: Callable[[], obje
 
 
 def _acquired(path: Path, *, wait_s: float, check: Callable[[], object] = lambda: None) -> int:
-    """Returns the lock file, opened and locked. Raises LockTakenError after `wait_s`; calls `check` while it waits."""
+    """Returns the lock file, opened and locked; calls `check` while it waits.
+
+    Raises:
+        LockTakenError: another process still holds it after `wait_s`.
+    """
     deadline, pause_s = time.monotonic() + wait_s, _FIRST_POLL_S
     while True:
         try:

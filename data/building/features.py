@@ -147,7 +147,7 @@ def extract(
 
 
 class _Heard:
-    """Length, peak and digest of audio before its resampling; wav and flac of the same music have equal digests."""
+    """Length, peak and digest of audio before its resampling; digests of wav and flac are equal."""
 
     def __init__(self, rate_hz: int = 0) -> None:
         self.rate_hz, self.samples, self.peak = rate_hz, 0, 0.0

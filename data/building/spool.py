@@ -134,7 +134,7 @@ def _spool_track(
 
 
 def _require_there(file: Path, *, origin: str) -> None:
-    """Tells a missing file from a damaged one, which is not tried again, and from one that cannot be read now."""
+    """Raises MissingObjectError, or UnreadableError, for what decoders would call damaged."""
     try:
         file.stat()
     except (FileNotFoundError, NotADirectoryError) as error:

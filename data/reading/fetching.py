@@ -1,4 +1,4 @@
-"""Downloads of shards and indices, checked against the manifest and counted; a mismatch is fetched once more."""
+"""Downloads of shards and indices, checked against the manifest; a mismatch is fetched again."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""Stores of plain paths, `file://` and `s3://` urls, opened by one function; locations of single objects."""
+"""Stores of plain paths, `file://` and `s3://` urls, and locations of single objects."""
 
 import random
 import re

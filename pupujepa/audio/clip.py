@@ -2,7 +2,7 @@
 
 Each block is resampled with context on both sides, so their concatenation equals the resampled whole.
 
-Shapes: S samples of audio, C channels.
+Shapes: B batch, S samples of audio, C channels, T frames, F mel bands.
 """
 
 import math
@@ -133,7 +133,7 @@ def _as_array(audio: Any) -> NDArray:
 
 
 def clip_of_file(audio: Path | BinaryIO, to_hz: int, *, declared_hz: float | None = None) -> Clip:
-    """Opens an audio file as a clip at `to_hz`. It is decoded to its end, because no header is believed.
+    """Opens an audio file as a clip at `to_hz`. It is decoded to its end, because headers may be wrong.
 
     Args:
         audio: a path, or a seekable binary file object.
@@ -162,7 +162,7 @@ def measured_clip(
     start_s: float = 0.0,
     origin: str | None = None,
 ) -> Clip:
-    """Returns the blocks that `decode` makes of a file as a clip of their true length.
+    """Returns the blocks [S] that `decode` makes of a file as a clip of their true length.
 
     Args:
         decode: called a second time if the clip is too long to be held in memory.
@@ -170,7 +170,8 @@ def measured_clip(
         origin: name in messages; default: the path.
 
     Raises:
-        AudioError, UnreadableError: as `open_audio` does; also if the file has no sample.
+        AudioError: as `open_audio` says; also if the file has no sample.
+        UnreadableError: the file cannot be read now.
     """
     held: list[NDArray[np.float32]] = []
     samples = 0
@@ -245,7 +246,7 @@ def resampled(blocks: Iterator[NDArray[np.float32]], from_hz: int, to_hz: int) -
 
 
 def log_mel_of_clip(clip: Clip, first_frame: int, num_frames: int, *, samples: int, config: FrontendConfig) -> Tensor:
-    """Computes frames of the log-mel spectrogram [1, T, F] of a clip, as `log_mel_slice` does of the whole audio.
+    """Computes frames of a clip's log-mel spectrogram [1, T, F], equal to those of `log_mel_slice`.
 
     Args:
         samples: length at whose end the audio is reflected; silence fills the clip up to it.

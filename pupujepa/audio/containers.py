@@ -1,4 +1,4 @@
-"""Containers of audio as libsndfile must see them to read all of the music, and not what a header announces.
+"""Containers of audio, shown to libsndfile so that it reads all of the music.
 
 libsndfile stops at the announced length, and of a chained ogg it reads the first stream only. So it gets views of the
 bytes: each stream of a chain by itself, and headers whose length is unknown. The file itself is never changed.
@@ -111,7 +111,7 @@ class ByteView:
 
 
 def streams(file: BinaryIO) -> Iterator[ByteView]:
-    """Yields the streams of a file in turn: those of a chained ogg, or of joined flac files, else the whole file.
+    """Yields the streams of a file: of a chained ogg, of joined flac files, or the whole file.
 
     The length of a flac is made unknown, and its successor is searched when it has been read.
     """
@@ -137,7 +137,7 @@ def streams(file: BinaryIO) -> Iterator[ByteView]:
 
 
 def mpeg_stream(file: BinaryIO, start: int) -> tuple[ByteView, int]:
-    """Returns the mp3 from `start` on as if it were endless, and the frames that its Xing header announces, or 0."""
+    """Returns an mp3 as an endless stream from `start` on, and the frames of its Xing header or 0."""
     size, first = file.seek(0, io.SEEK_END), _behind_tags(file, start)
     head = _bytes_at(file, first, _HEAD_BYTES)
     for found in re.finditer(b"Xing|Info", head):
@@ -168,7 +168,7 @@ def next_mpeg_frame(file: BinaryIO, at: int, *, like: int | None = None, followe
 
 @contextmanager
 def silent_libmpg123() -> Iterator[None]:
-    """Discards what C code writes to `stderr`: notes of libmpg123, which name no file and which no flag turns off.
+    """Discards notes of libmpg123 on `stderr`, which name no file and which no flag turns off.
 
     Python's own standard error is not affected. Only glibc's `stderr` can be replaced.
     """
@@ -238,7 +238,7 @@ def _behind_tags(file: BinaryIO, at: int) -> int:
 
 
 def _chained(file: BinaryIO) -> Iterator[int]:
-    """Yields the positions of all streams of an ogg file but the first; streams that run side by side are one."""
+    """Yields the positions of the later streams of an ogg file; parallel streams are one."""
     at: int | None = 0
     was_first = True
     while at is not None:

@@ -53,6 +53,10 @@ class AudioSource:
         rate_hz, channels: of the file.
         origin: name in messages.
         announced: samples that the file announces; 0 if it does not say.
+
+    Raises:
+        AudioError: no audio, or an implausible sample rate.
+        UnreadableError: the file cannot be read now.
     """
 
     def __init__(self, file: BinaryIO, *, origin: str, suffix: str = "") -> None:
@@ -66,7 +70,7 @@ class AudioSource:
         self.channels: int = self._sound.channels
 
     def blocks(self, first: int = 0, samples: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """Yields consecutive stretches [S, C] of float32 from sample `first` on, without any that is not there.
+        """Yields consecutive stretches [S, C], float32, of the samples that are there, from `first` on.
 
         Args:
             samples: the most to yield; None reads to the end.
@@ -197,7 +201,7 @@ class AudioSource:
         return read_SC
 
     def _judge(self, error: soundfile.LibsndfileError, got: int) -> None:
-        """Raises AudioError unless the audio only ended: at its last byte, before a tag, or, of an mp3, before junk."""
+        """Raises AudioError unless the audio only ended: at its last byte, a tag, or junk of an mp3."""
         at = self._position + got
         is_end = self._view.is_spent or 0 < self.announced <= at
         if self._sound.format == "MP3":
@@ -222,7 +226,7 @@ class AudioSource:
         return True
 
     def _next_mpeg_stream(self) -> ByteView | None:
-        """Returns the rest of an mp3 in which libmpg123 stopped at junk. Raises AudioError if it has another rate."""
+        """Returns the rest of an mp3 after junk. Raises AudioError if it has another rate."""
         at = self._view.start + max(self._view.position, 1)
         start = next_mpeg_frame(self._file, at, like=self._first_frame)
         if start is not None:
@@ -268,13 +272,12 @@ def open_audio(audio: Path | BinaryIO, *, origin: str | None = None) -> Iterator
 
 
 def read_audio(
-    path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, origin: str | None = None
+    path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None
 ) -> tuple[NDArray[np.float32], int]:
     """Decodes a stretch of an audio file.
 
     Args:
         duration_s: None reads to the end; a file that ends sooner gives less.
-        origin: name of the audio in messages, if the file is only a copy.
 
     Returns:
         Mono audio [S] (mean over the channels) and its sample rate in Hz.
@@ -283,7 +286,7 @@ def read_audio(
         AudioError: missing, damaged or empty file, a stretch beyond its end, or samples that are not finite.
         UnreadableError: the file cannot be read now.
     """
-    with open_audio(Path(path), origin=origin) as source:
+    with open_audio(Path(path)) as source:
         samples = None if duration_s is None else round(duration_s * source.rate_hz)
         blocks = list(source.blocks(round(start_s * source.rate_hz), samples))
         if not blocks:
@@ -306,7 +309,8 @@ def measure_audio(path: Path) -> AudioFacts:
     """Returns the facts of a file without decoding it all, if it ends where it announces.
 
     Raises:
-        AudioError, UnreadableError: as `open_audio` and `AudioSource.blocks` do.
+        AudioError: as `open_audio` and `AudioSource.blocks` say.
+        UnreadableError: the file cannot be read now.
     """
     with open_audio(path) as source:
         last, rate_hz, channels = source.announced - 1, source.rate_hz, source.channels
@@ -321,7 +325,12 @@ def measure_audio(path: Path) -> AudioFacts:
 
 @contextmanager
 def named_unreadable(origin: str) -> Iterator[None]:
-    """Names the file in an error of the system: AudioError if there is none, else UnreadableError."""
+    """Names the file in an error of the system.
+
+    Raises:
+        AudioError: there is no such file.
+        UnreadableError: any other error of the system.
+    """
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
