@@ -268,13 +268,12 @@ def open_audio(audio: Path | BinaryIO, *, origin: str | None = None) -> Iterator
 
 
 def read_audio(
-    path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, origin: str | None = None
+    path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None
 ) -> tuple[NDArray[np.float32], int]:
     """Decodes a stretch of an audio file.
 
     Args:
         duration_s: None reads to the end; a file that ends sooner gives less.
-        origin: name of the audio in messages, if the file is only a copy.
 
     Returns:
         Mono audio [S] (mean over the channels) and its sample rate in Hz.
@@ -283,7 +282,7 @@ def read_audio(
         AudioError: missing, damaged or empty file, a stretch beyond its end, or samples that are not finite.
         UnreadableError: the file cannot be read now.
     """
-    with open_audio(Path(path), origin=origin) as source:
+    with open_audio(Path(path)) as source:
         samples = None if duration_s is None else round(duration_s * source.rate_hz)
         blocks = list(source.blocks(round(start_s * source.rate_hz), samples))
         if not blocks:
