@@ -313,9 +313,9 @@ def measure_audio(path: Path) -> AudioFacts:
         UnreadableError: the file cannot be read now.
     """
     with open_audio(path) as source:
-        last, rate_hz, channels = source.announced - 1, source.rate_hz, source.channels
-        if last >= 0 and sum(map(len, source.blocks(last, 2))) == 1:
-            return AudioFacts(rate_hz, channels, last + 1)
+        announced, rate_hz, channels = source.announced, source.rate_hz, source.channels
+        if announced and sum(map(len, source.blocks(announced - 1, 2))) == 1:
+            return AudioFacts(rate_hz, channels, announced)
     with open_audio(path) as source:
         samples = sum(map(len, source.blocks()))
     if not samples:
@@ -342,11 +342,8 @@ def named_unreadable(origin: str) -> Iterator[None]:
 def _announced(sound: soundfile.SoundFile) -> int:
     """Returns the samples that a header announces, also if the file was cut, or 0 if it does not say."""
     cut = _CUT_CHUNK.findall(sound.extra_info)
-    if sound.frames >= _UNKNOWN_SAMPLES:
-        return 0
-    if not cut:
-        return sound.frames
+    if sound.frames >= _UNKNOWN_SAMPLES or not cut:
+        return sound.frames if sound.frames < _UNKNOWN_SAMPLES else 0
     announced_bytes, fitting_bytes = map(int, cut[-1])
-    if announced_bytes >= _UNKNOWN_BYTES:
-        return 0
-    return max(sound.frames, round(sound.frames * announced_bytes / max(fitting_bytes, 1)))
+    whole = round(sound.frames * announced_bytes / max(fitting_bytes, 1))
+    return 0 if announced_bytes >= _UNKNOWN_BYTES else max(sound.frames, whole)
