@@ -36,7 +36,9 @@ class Events:
     bpm_ranges: tuple[tuple[float, float], ...]  # tempo range of the decoder, for each channel
     # interpolate each channel's activations to about this rate before decoding; None does not
     decode_rates_hz: tuple[float, ...] | None
-    on_grid: bool  # round references to the frame grid before matching, as upstream does
+    # protocol marble: upstream's frames of a slice, to which references are rounded; those beyond are lost. None uses
+    # the times as annotated
+    label_frames: int | None = None
     track_of_item: np.ndarray | None = None  # number of each item's track; None if no metric needs it
 
 
@@ -269,16 +271,21 @@ def _event_targets(task: Task, rows: Placed, frames: tuple[int, float], *, proto
         for track, s in rows
     )
     widen = partial(widened, frames=num_frames, frame_rate_hz=rate_hz, neighbours=BEAT_NEIGHBOURS)
+    # an encoder may give one frame less than upstream's labels have, such as MERT 749 of 750
+    label_frames = int(rate_hz * seconds) if upstream else None
     numbers = {uid: n for n, uid in enumerate(dict.fromkeys(t.uid for t, _ in rows))}
     events = Events(
         times,
         rate_hz,
         bpm_ranges=(BEATS_BPM, BEATS_BPM) if upstream else (BEATS_BPM, BARS_BPM),  # upstream decodes bars like beats
         decode_rates_hz=None if upstream else DECODE_RATES_HZ,
-        on_grid=upstream,
+        label_frames=label_frames,
         track_of_item=np.array([numbers[t.uid] for t, _ in rows]),
     )
-    values_NTC = np.stack([np.stack([widen(t) for t in channels], axis=1) for channels in times])
+    marked = times
+    if label_frames is not None:  # upstream drops an event that rounds past the end, neighbours included
+        marked = tuple(tuple(t[np.round(t * rate_hz) < label_frames] for t in channels) for channels in times)
+    values_NTC = np.stack([np.stack([widen(t) for t in channels], axis=1) for channels in marked])
     return Targets(values_NTC, task.labels, events)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import mir_eval
 import numpy as np
+import torch
 
 from distributed.marble.datasets.targets import Events, Targets
 from distributed.marble.metrics.beats import decode_beats
@@ -141,13 +142,15 @@ def event_statistics(logits_NTC: np.ndarray, targets: Targets, channel: int) -> 
     if events is None:
         raise ValueError("event metrics need targets with event times")
     activation_NT = 1 / (1 + np.exp(-logits_NTC[:, :, channel].astype(np.float64)))
+    if events.label_frames is not None:  # upstream decodes the bf16 probabilities of its autocast
+        activation_NT = torch.from_numpy(activation_NT).bfloat16().double().numpy()
     estimates = decode_beats(
         activation_NT,
         events.frame_rate_hz,
         bpm_range=events.bpm_ranges[channel],
         decode_rate_hz=events.decode_rates_hz[channel] if events.decode_rates_hz else None,
     )
-    counts = match_counts(_references(events, channel, frames=logits_NTC.shape[1]), estimates)
+    counts = match_counts(_references(events, channel), estimates)
     return counts if events.track_of_item is None else counts | {"track": events.track_of_item}
 
 
@@ -164,13 +167,13 @@ def match_counts(references: list[np.ndarray], estimates: list[np.ndarray]) -> S
     }
 
 
-def _references(events: Events, channel: int, *, frames: int) -> list[np.ndarray]:
+def _references(events: Events, channel: int) -> list[np.ndarray]:
     times = [np.asarray(item[channel], dtype=np.float64) for item in events.times_s]
-    if events.on_grid:
-        # upstream loses an event that rounds past the last frame, and merges two events in one frame
-        on_grid = [np.unique(np.round(t * events.frame_rate_hz)) for t in times]
-        return [grid[grid < frames] / events.frame_rate_hz for grid in on_grid]
-    return times
+    if events.label_frames is None:
+        return times
+    # upstream loses an event that rounds past the last frame, and merges two events in one frame
+    on_grid = [np.unique(np.round(t * events.frame_rate_hz)) for t in times]
+    return [grid[grid < events.label_frames] / events.frame_rate_hz for grid in on_grid]
 
 
 def pooled_f1(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
@@ -203,13 +206,11 @@ def frame_accuracy(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
 def batch_frame_accuracy(s: Statistics, weights_RN: np.ndarray) -> np.ndarray:
     """Returns upstream's value, the mean accuracy of batches of weighted slices in manifest order, [R].
 
-    Batches are those of the whole split and weighted by slices, not by counted frames; those without counted frames are
-    excluded.
+    Batches are those of the whole split and weighted by slices, not by counted frames; one without counted frames is 0.
     """
     starts = np.arange(0, len(s["frames"]), CHORD_BATCH)
     right_RB = np.add.reduceat(weights_RN * s["right"], starts, axis=1)
     frames_RB = np.add.reduceat(weights_RN * s["frames"], starts, axis=1)
     slices_RB = np.add.reduceat(weights_RN, starts, axis=1)
-    accuracy_RB = divide(right_RB, frames_RB)
-    defined_RB = ~np.isnan(accuracy_RB)
-    return divide((np.nan_to_num(accuracy_RB) * slices_RB).sum(axis=1), (slices_RB * defined_RB).sum(axis=1))
+    accuracy_RB = np.nan_to_num(divide(right_RB, frames_RB))
+    return divide((accuracy_RB * slices_RB).sum(axis=1), slices_RB.sum(axis=1))

@@ -139,6 +139,7 @@ MARBLE_TASKS: tuple[Task, ...] = (
         extra_metrics=("downbeat_f1",),
         clips=Clips(10.0, None, 0.8),
         frames=_EVERY_FRAME,
+        fit=replace(_FIT, batch_mean_monitor=False),  # its metric pools the events of the whole split
         clean={"metric": "beat_f1_tracks", "extra_metrics": ("downbeat_f1_tracks", "beat_f1", "downbeat_f1")},
     ),
     _row(

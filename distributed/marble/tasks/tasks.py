@@ -185,7 +185,14 @@ TASKS: tuple[Task, ...] = (
         extra_metrics=("downbeat_f1",),
         clips=Clips(seconds=10.24),
         frames=Frames(),
-        fit=ProbeFit(learning_rates=(3e-3, 1e-2, 3e-2), seeds=(0,), max_epochs=30, batch_size=8, patience=5),
+        fit=ProbeFit(
+            learning_rates=(3e-3, 1e-2, 3e-2),
+            seeds=(0,),
+            max_epochs=30,
+            batch_size=8,
+            patience=5,
+            batch_mean_monitor=False,
+        ),
     ),
     Task(
         name="instruments",

@@ -77,7 +77,20 @@ def test_events_are_those_of_the_slice():
     assert clean.values.shape == (2, 250, 2)
     upstream = slice_targets(data, test, protocol="marble", frames=(250, 25.0)).events
     assert upstream is not None
-    assert (upstream.on_grid, upstream.decode_rates_hz, upstream.bpm_ranges[1]) == (True, None, (55.0, 215.0))
+    assert (upstream.label_frames, upstream.decode_rates_hz, upstream.bpm_ranges[1]) == (250, None, (55.0, 215.0))
+
+
+def test_quirk_a_beat_that_rounds_past_the_end_has_no_neighbours_upstream():
+    """A beat at 9.99 s rounds to frame 250 of 0 ... 249: upstream forgets it, clean marks the frames before it."""
+    task = sliced(ROWS["beats"], Clips(seconds=10.0, max_slices=None, min_ratio=0.1))
+    labels = [{"beats": [1.0 + i, 9.99], "downbeats": [1.0]} for i in range(3)]
+    data = prepare_targets(task, corpus_of(labels, "tve", duration_s=10.0))
+    ends = {
+        protocol: slice_targets(data, data.splits["test"], protocol=protocol, frames=(250, 25.0)).values[0, -2:, 0]
+        for protocol in ("clean", "marble")
+    }
+    assert ends["clean"].tolist() == [0.25, 0.5]
+    assert ends["marble"].tolist() == [0.0, 0.0]
 
 
 def test_slices_of_one_track_are_one_item():

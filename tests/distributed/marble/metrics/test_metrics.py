@@ -89,12 +89,12 @@ def test_references_lie_on_the_grid_only_under_the_upstream_protocol():
     logits[0, 10::12, 0] = 9.0
     times = ((np.arange(10, 250, 12) / 25 + 0.061,),)
     scores = {}
-    for on_grid in (False, True):
-        events = Events(times, 25.0, ((55.0, 215.0),), decode_rates_hz=None, on_grid=on_grid)
+    for label_frames in (None, 250):
+        events = Events(times, 25.0, ((55.0, 215.0),), decode_rates_hz=None, label_frames=label_frames)
         targets = Targets(np.zeros((1, 250, 1), dtype=np.float32), ("beats",), events)
-        scores[on_grid] = METRICS["beat_f1"].exact(METRICS["beat_f1"].statistics(logits, targets))
-    assert scores[False] > 0.9
-    assert scores[True] < 0.1
+        scores[label_frames] = METRICS["beat_f1"].exact(METRICS["beat_f1"].statistics(logits, targets))
+    assert scores[None] > 0.9
+    assert scores[250] < 0.1
 
 
 def test_arousal_and_valence_have_an_r2_each():

@@ -1,6 +1,10 @@
+import math
+from dataclasses import replace
+
 import mir_eval
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as sklearn_metrics
 
 from distributed.marble.datasets.targets import Events, Targets
@@ -128,13 +132,13 @@ def logits_of(beats: list[np.ndarray], frames: int = 500) -> np.ndarray:
     return values
 
 
-def targets_of(beats: list[np.ndarray], tracks: list[int], *, on_grid: bool = False) -> Targets:
+def targets_of(beats: list[np.ndarray], tracks: list[int], *, label_frames: int | None = None) -> Targets:
     events = Events(
         tuple((b,) for b in beats),
         RATE_HZ,
         ((55.0, 215.0),),
         decode_rates_hz=None,
-        on_grid=on_grid,
+        label_frames=label_frames,
         track_of_item=np.array(tracks),
     )
     return Targets(np.zeros((len(beats), 500, 1), dtype=np.float32), ("beats",), events)
@@ -171,9 +175,35 @@ def test_quirk_upstream_pools_counts_and_clean_takes_the_mean_of_tracks():
 def test_quirk_events_that_round_beyond_the_last_frame_are_lost_upstream():
     """A beat at 9.995 s rounds to frame 500 of 0 ... 499: upstream loses it, clean counts it."""
     beats = np.array([0.5, 9.995])
-    for on_grid, expected in ((True, 1.0), (False, 2.0)):
-        statistics = METRICS["beat_f1"].statistics(logits_of([beats]), targets_of([beats], [0], on_grid=on_grid))
+    for label_frames, expected in ((500, 1.0), (None, 2.0)):
+        targets = targets_of([beats], [0], label_frames=label_frames)
+        statistics = METRICS["beat_f1"].statistics(logits_of([beats]), targets)
         assert statistics["reference"].tolist() == [expected]
+
+
+def test_quirk_upstream_counts_a_beat_in_the_label_frame_that_the_encoder_lacks():
+    """MERT gives 749 frames for 750 labels: a beat at frame 749 is a reference that no estimate can be at."""
+    beats = np.array([0.5, 749 / 75])
+    targets = replace(targets_of([beats], [0], label_frames=750), values=np.zeros((1, 749, 1), dtype=np.float32))
+    assert targets.events is not None
+    targets = replace(targets, events=replace(targets.events, frame_rate_hz=75.0))
+    statistics = METRICS["beat_f1"].statistics(np.full((1, 749, 1), -4.0), targets)
+    assert statistics["reference"].tolist() == [2.0]
+
+
+def test_quirk_upstream_decodes_probabilities_of_bf16(monkeypatch: pytest.MonkeyPatch):
+    """Its autocast leaves 8 bits of a probability; clean decodes all of it."""
+    seen = []
+    monkeypatch.setattr(
+        "distributed.marble.metrics.statistics.decode_beats",
+        lambda activation_NT, *_, **__: (seen.append(activation_NT), [np.zeros(0)])[1],
+    )
+    logits = np.full((1, 500, 1), 0.3)
+    for label_frames in (500, None):
+        METRICS["beat_f1"].statistics(logits, targets_of([np.array([1.0])], [0], label_frames=label_frames))
+    probability = 1 / (1 + math.exp(-0.3))
+    assert seen[0][0, 0] == torch.tensor(probability).bfloat16().item() != probability
+    assert seen[1][0, 0] == pytest.approx(probability, abs=1e-15)
 
 
 def chord_example(seed: int) -> tuple[np.ndarray, Targets]:
@@ -196,12 +226,14 @@ def test_frame_accuracy_is_the_share_of_all_frames_that_count():
 
 
 def test_quirk_upstreams_chord_accuracy_is_a_mean_of_batches():
-    """Batches of 8 slices are weighted by slices, not by frames, so the value differs from the share."""
+    """Batches of 8 slices are weighted by slices, not by frames; one without a frame that counts is 0."""
     logits, targets = chord_example(1)
+    targets.values[8:16] = -1
     statistics = METRICS["frame_accuracy_batches"].statistics(logits, targets)
     right, counted = logits.argmax(-1) == targets.values, targets.values >= 0
-    batches = [slice(s, s + CHORD_BATCH) for s in (0, 8, 16)]
-    expected = np.average([right[b][counted[b]].mean() for b in batches], weights=[8, 8, 3])
+    first, last = slice(0, CHORD_BATCH), slice(16, 19)
+    accuracies = [right[first][counted[first]].mean(), 0.0, right[last][counted[last]].mean()]
+    expected = np.average(accuracies, weights=[8, 8, 3])
     assert METRICS["frame_accuracy_batches"].exact(statistics) == pytest.approx(expected)
     assert expected != pytest.approx(METRICS["frame_accuracy"].exact(statistics), abs=1e-6)
 
