@@ -26,7 +26,10 @@ class UnreadableError(OSError):
     exit_code = UserError.exit_code
 
     def __str__(self) -> str:
-        return f"{self.filename}: cannot be read now ({self.strerror}); mend this and run again"
+        return (
+            f"{self.filename} cannot be read now ({self.strerror}, errno {self.errno}), so nothing was changed; make "
+            "it readable and run the same command again"
+        )
 
 
 def require_known(name: str, value: str, known: Collection[str]) -> None:
@@ -40,10 +43,7 @@ def unreadable(path: object, error: OSError) -> UserError:
 
     It may be whole, so it is never rejected or replaced.
     """
-    return UserError(
-        f"{path} cannot be read now ({error.strerror}, errno {error.errno}), so nothing was changed; make it readable "
-        f"and run the same command again"
-    )
+    return UserError(str(UnreadableError(error.errno, error.strerror, str(path))))
 
 
 def require_readable(path: Path) -> None:

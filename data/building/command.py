@@ -55,6 +55,7 @@ from data.shards.manifest import Manifest
 from data.store.files import Location
 from data.store.store import LocalStore
 from pupujepa.audio.find import PassedOver
+from pupujepa.durable import private_folder
 from pupujepa.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -230,20 +231,7 @@ def _work(build: Build, *, is_shared: bool) -> Location:
     if is_shared or isinstance(build.store, LocalStore):
         return build.store.locate(".work")
     name = sha256(build.store.url.encode()).hexdigest()[:16]  # one build at a time writes to a url
-    return str(_private(Path(tempfile.gettempdir()) / f"pupujepa-build-{os.getuid()}-{name}"))
-
-
-def _private(folder: Path) -> Path:
-    """Makes a folder that only this user may enter.
-
-    Raises:
-        UserError: it exists already, as a link or of another user, who could read or replace the features.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise UserError(f"{folder} is open to others, who could change the features; remove it or give --work-dir")
-    return folder
+    return str(private_folder(Path(tempfile.gettempdir()) / f"pupujepa-build-{os.getuid()}-{name}"))
 
 
 def _line(split: str, manifest: Manifest) -> str:

@@ -85,7 +85,7 @@ def test_a_wrong_length_is_a_note_of_the_track(tmp_path: Path):
 
 def test_a_track_that_cannot_be_read_now_is_not_rejected():
     """An error of the disk is no reason for rejection, and leaves no facts that a next start would believe."""
-    with pytest.raises(UnreadableError, match="/proc/self/mem: cannot be read now"):
+    with pytest.raises(UnreadableError, match="/proc/self/mem cannot be read now"):
         extract(Path("/proc/self/mem"), FeatureConfig(), into=io.BytesIO())
 
 

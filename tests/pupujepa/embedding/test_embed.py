@@ -339,7 +339,9 @@ def test_a_file_that_cannot_be_read_now_is_not_broken(weights, songs, tmp_path, 
     words = ("embed", weights, songs, "--out", tmp_path / "out", "--device", "cpu", "--skip-broken")
     assert run(*words) == 1
     told = capfd.readouterr().err
-    assert re.search(r"unreadable: \S*failing\.wav: cannot be read now \(.*\); mend this and run again", told)
+    assert re.search(
+        r"unreadable: \S*failing\.wav cannot be read now \(.*\), so nothing was changed; make it readable", told
+    )
     assert "3 files embedded" in told
     assert not (tmp_path / "out" / "broken.jsonl").exists()
     (songs / "failing.wav").unlink()
