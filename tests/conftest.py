@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from tests.faultproxy import FaultProxy
 # The servers of the tests are on this machine; a proxy that the developer's network needs knows nothing of them.
 for _name in ("NO_PROXY", "no_proxy"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))
+
+# A suite started by nohup or a shell's `&` ignores these signals, and so would all processes that tests stop by them.
+for _signal in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
 # The same examples each time, and none fails for being slow on a busy machine. HYPOTHESIS_PROFILE=search looks for new
 # ones: the place to find a counterexample is a developer's machine, not somebody's first `make test`.
