@@ -199,7 +199,8 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     np.lib.format.read_magic(stream)
     try:
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (SyntaxError, TokenError, TypeError, RecursionError, MemoryError) as error:
+    # SystemError: Python 3.13 raises it for a header with a null byte
+    except (SyntaxError, SystemError, TokenError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"the header of the array is damaged ({error})") from error
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded when allow_pickle=False")

@@ -242,11 +242,15 @@ class Watchdog:
         self._leave(code)
 
 
+_LEAST_WAKE_S = 5.0  # a process that was woken on a busy machine needs a while to say so
+
+
 class LastResort:
     """Timers that end this process by SIGALRM when Python cannot run for `after_s` seconds.
 
     The time in which a process is stopped passes for timers too. But several alarms that come meanwhile are delivered
-    as one, so the first one does nothing, and only another one, a quarter of the time later, ends the process.
+    as one, so the first one does nothing, and only another one, a quarter of the time and at least five seconds later,
+    ends the process.
     """
 
     def __init__(self, after_s: float):
@@ -261,7 +265,7 @@ class LastResort:
         if once is not None:
             # restores the default action, which ends the process, before it calls the function for the first alarm
             once(signal.SIGALRM, ctypes.cast(self._libc.abs, ctypes.c_void_p))
-            signal.setitimer(signal.ITIMER_REAL, self._after_s, self._after_s / 4)
+            signal.setitimer(signal.ITIMER_REAL, self._after_s, max(self._after_s / 4, _LEAST_WAKE_S))
 
     def cancel(self) -> None:
         """Stops the timers, and restores what the alarm did before."""

@@ -257,7 +257,7 @@ def _rotation(config: ModelConfig, steps: int, head_dim: int, device: torch.devi
         return None
     if config.is_sequence:
         return sequence_rotation(
-            _places(config, steps),
+            _places(config, steps, device),
             head_dim=head_dim,
             reference_length=config.num_patches,
             mode=config.rope,
@@ -273,9 +273,9 @@ def _rotation(config: ModelConfig, steps: int, head_dim: int, device: torch.devi
     )
 
 
-def _places(config: ModelConfig, steps: int) -> Tensor:
+def _places(config: ModelConfig, steps: int, device: torch.device) -> Tensor:
     """Returns the place of each patch [N] in the sequence; tokens are always stored step by step."""
-    places = torch.arange(steps * config.grid_bands)
+    places = torch.arange(steps * config.grid_bands, device=device)
     if config.structure == FLAT_BY_BAND:
         return places.unflatten(0, (config.grid_bands, steps)).T.flatten()
     return places

@@ -8,7 +8,7 @@ import yaml
 
 from distributed.experiment import load_experiment
 from distributed.run.directory import RunDirectory
-from distributed.sessions.continue_run import require_same_run
+from distributed.sessions.continue_run import SameRun
 from distributed.sessions.history import keep_precision
 from tests.distributed.launch import ROOT, TIMEOUT_S, environment, interrupted_copy, launch, losses, train_command
 
@@ -92,7 +92,7 @@ def test_a_config_that_leaves_the_choice_open_is_this_run(begun, tmp_path):
     directory = RunDirectory(tmp_path)
     text = RunDirectory(parent).config.read_text()
     directory.config.write_text(text.replace("precision: fp32", "precision: auto"))
-    require_same_run(directory, experiment, fresh=False)
+    SameRun(directory, experiment, fresh=False).check()
 
 
 def test_bf16_by_name_is_kept_and_warned_of_where_it_is_emulated(shards, tmp_path):

@@ -233,7 +233,7 @@ def test_a_finished_run_has_nothing_to_do(straight, shards):
     [
         (["train.stepz=3"], "error: command line: unknown key train.stepz; did you mean train.steps?"),
         (["model=lage"], "error: there is no model 'lage'; choose one of base"),
-        (["--preset", "dem"], "error: there is no preset 'dem'; choose one of a_jepa, control_frames"),
+        (["--preset", "dem"], "error: there is no preset 'dem'; choose one of a_jepa, control_flat"),
         (["stream.url=/nowhere/shards"], "/nowhere/shards"),
         (["stream.global_batch=7", "engine.micro_batch=2"], "error: engine.micro_batch=2 does not divide the 7 crops"),
         (["train.seed=5"], "holds another run: train.seed: 0 -> 5; continuing would mix the two"),
