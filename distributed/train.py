@@ -200,7 +200,10 @@ def train(session: Session, stop: StopRequest) -> int:
     require_disk_space(session, store, parts.step)
     trainer = Trainer(experiment, parts, first_step=first_step)
     with SessionEnd(trainer, directory.root) as end, disk_errors_in_words(directory):
-        end.ending = ending = trainer.run(stop)
+        try:
+            end.ending = ending = trainer.run(stop)
+        except SystemExit as error:  # exit code 0 would say that the run is finished
+            raise RuntimeError(f"a library ended the training with exit code {error.code!r}") from error
         session.whereabouts.at(END, trainer.step)
         if ending is Ending.FINISHED:
             export_weights(session, parts)

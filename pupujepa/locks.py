@@ -156,8 +156,9 @@ def _named(path: Path, lock: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if _is_at(path, lock):  # never remove the lock file of a later holder
-            path.unlink()
+        with suppress(OSError):  # a folder that became read-only must not hide the error that ended the block
+            if _is_at(path, lock):  # never remove the lock file of a later holder
+                path.unlink()
         os.close(lock)
 
 

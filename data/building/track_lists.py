@@ -87,6 +87,8 @@ def _cell_value(cell: str, where: str) -> Any:
 def _entry(row: ListRow, *, url: Location, source: str) -> tuple[str, ListEntry]:
     """Returns the path as in the list, and the track; its group is "" if the list has none."""
     path, start_s, end_s = row.text("path"), row.seconds("start"), row.seconds("end")
+    if "\0" in path or not PurePosixPath(path).name:
+        raise ListError(f"{row.where}: {path!r} is not the path of a file; write one")
     if not (0 <= (start_s or 0.0) < (math.inf if end_s is None else end_s)):
         raise ListError(
             f"{row.where}: the stretch from {start_s or 0.0:g} to {end_s} s of {path} holds no audio; write start and "

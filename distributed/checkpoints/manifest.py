@@ -82,7 +82,9 @@ def parse_manifest(content: bytes, where: str) -> CheckpointManifest:
         facts = {key: value for key, value in manifest.items() if key not in ("files", "manifest_sha256")}
         facts["step"] = int(facts["step"])
         names = list(files.keys())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if any(type(files[name]["bytes"]) is not int or not isinstance(files[name]["sha256"], str) for name in names):
+            raise ValueError("a file without size and digest")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedError(f"checkpoint {where} has no readable {MANIFEST_NAME} ({error})") from error
     told = {key: value for key, value in facts.items() if key != "format_version"}
     as_written = render_manifest(told, files)

@@ -40,8 +40,8 @@ def end_process(code: int) -> NoReturn:
 def _end_by_error(
     kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
 ) -> None:
-    if isinstance(error, SystemExit):  # of argparse
-        end_process(int(error.code or 0))
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):  # of argparse
+        end_process(error.code or 0)
     if kind is not None and error is not None:
         sys.excepthook(kind, error, traceback)
         end_process(1)

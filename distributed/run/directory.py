@@ -99,7 +99,11 @@ def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
     """Reads the records of a run's sessions, oldest first; none, with a warning, if the file is damaged."""
     path: Path = directory.history
     try:
-        return list(json.loads(path.read_bytes())) if path.exists() else []
-    except (ValueError, TypeError) as error:
+        sessions = json.loads(path.read_bytes()) if path.exists() else []
+        records = sessions if isinstance(sessions, list) else [None]
+        if not all(isinstance(record, dict) and {"step", "time"} <= record.keys() for record in records):
+            raise ValueError("it holds no list of sessions")
+        return sessions
+    except (ValueError, RecursionError) as error:
         logger.warning("%s is damaged (%s): the records of earlier sessions cannot be read", path, error)
         return []

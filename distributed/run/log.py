@@ -193,9 +193,9 @@ def readable_rows(path: Path, *, keep_damaged: bool = False) -> list[dict[str, A
 def _row_of(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line.strip(b"\0"))  # a crash may leave zeros before rows that were written later
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def _warn_of_lost_rows(path: Path, there: Sequence[int], expected: range) -> None:

@@ -184,7 +184,8 @@ def measured_clip(
                 held.clear()
         origin, note = source.origin, source.note
     if not samples:
-        raise AudioError(f"{origin}: holds no audio from {start_s:g} s on; remove it or choose an earlier start")
+        where = f" from {start_s:g} s on; choose an earlier start" if start_s else "; remove it"
+        raise AudioError(f"{origin}: holds no audio{where}")
     blocks = iter(held) if samples <= _HELD_SAMPLES else _decoded_again(audio, decode, origin)
     return Clip(blocks, samples, origin=origin, note=note)
 

@@ -46,7 +46,7 @@ class AudioFile:
 class PassedOver:
     """Everything that a search left out, for its summary.
 
-    suffixes: number of files that are no audio by their suffix.
+    suffixes: number of files whose suffix is not that of audio that can be read.
     named: names of other files and links, by the reason.
     """
 
@@ -61,7 +61,9 @@ class PassedOver:
         """Returns a summary: the number of files by suffix, the most frequent first, then names."""
         commonest = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
         kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in commonest)
-        lines = [f"passed over, no audio by their suffix: {kinds}"] if kinds else []
+        lines = (
+            [f"passed over, not audio that is read (convert music to wav, flac, ogg or mp3): {kinds}"] if kinds else []
+        )
         for reason, names in self.named.items():
             first = ", ".join(names[:_MAX_NAMED]).encode(errors="backslashreplace").decode()
             more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""

@@ -290,9 +290,8 @@ def read_audio(
         samples = None if duration_s is None else round(duration_s * source.rate_hz)
         blocks = list(source.blocks(round(start_s * source.rate_hz), samples))
         if not blocks:
-            raise AudioError(
-                f"{source.origin}: holds no audio from {start_s:g} s on; remove it or choose an earlier start"
-            )
+            where = f" from {start_s:g} s on; choose an earlier start" if start_s else "; remove it"
+            raise AudioError(f"{source.origin}: holds no audio{where}")
         return mono(np.concatenate(blocks).T, origin=source.origin), source.rate_hz
 
 

@@ -131,6 +131,17 @@ def test_an_error_inside_frees_the_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_becomes_read_only_does_not_hide_the_error(tmp_path, monkeypatch):
+    """The caller sees what ended its work, not that the lock file could not be removed."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ZeroDivisionError), only_writer(tmp_path):
+        raise ZeroDivisionError
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     """On a file system without locks there is one warning, and the work continues."""
 

@@ -291,7 +291,7 @@ def test_too_many_unusable_files_stop_at_once(tmp_path: Path):
     make(folder, str(out), config=replace(CONFIG, max_rejected=31, split_fractions=(1.0, 0.0, 0.0)))
     rows = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert [row["track"] for row in rows] == [*(f"{number:02d}" for number in range(30)), "no-samples"]
-    assert "no-samples.wav: holds no audio from 0 s on" in rows[-1]["reason"]
+    assert "no-samples.wav: holds no audio; remove it" in rows[-1]["reason"]
 
 
 def test_overshoot_is_cut_and_counted(tmp_path: Path):
@@ -349,6 +349,8 @@ def test_folders_are_never_split(album: Path, tmp_path: Path):
     [
         ("{", r"tracks\.jsonl:1: not JSON .*; write"),
         ('{"track": "a"}', r"tracks\.jsonl:1 is not a track \(path is None, not text\)"),
+        ('{"path": "."}', r"tracks\.jsonl:1: '\.' is not the path of a file; write one"),
+        ('{"path": "a\\u0000.wav"}', r"tracks\.jsonl:1: 'a\\x00\.wav' is not the path of a file; write one"),
         (
             '{"track": "a", "path": "a.wav", "split": "dev"}',
             "tracks.jsonl:1: split 'dev' is not one of train, valid, test",

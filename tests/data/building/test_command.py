@@ -49,7 +49,7 @@ def test_every_file_of_a_person_s_folder_is_accounted_for(tmp_path: Path, capsys
     assert lines[0].startswith("train: 5 tracks, 0.00 h, 5 samples in 1 shard, ")
     assert lines[1:] == [
         f"6 tracks in the input: 5 built, 1 too short; see {tmp_path}/out/rejected.jsonl",
-        "passed over, no audio by their suffix: 2 .m4a, 1 .jpg",
+        "passed over, not audio that is read (convert music to wav, flac, ogg or mp3): 2 .m4a, 1 .jpg",
         "passed over, links that lead nowhere: 1 (gone.wav)",
         "passed over, links to a folder that is searched already: 1 (linked/loop)",
         "passed over, ._ files of macOS: 1 (._door.wav)",

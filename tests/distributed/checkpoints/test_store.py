@@ -208,6 +208,18 @@ def test_no_bit_of_a_manifest_can_be_flipped(store):
             parse_manifest(bytes(flipped), "step-0000005")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b'{"format_version": 2, "step": Infinity, "files": {}}']
+    + [b'{"format_version": 1, "step": 5, "files": {"a": %s}}' % entry for entry in (b"5", b'{"bytes": 1}')],
+    ids=range(4),
+)
+def test_a_manifest_of_other_types_is_damage(content):
+    """An older checkpoint takes over; no traceback."""
+    with pytest.raises(DamagedError, match="has no readable manifest"):
+        parse_manifest(content, "step-0000005")
+
+
 def test_checkpoints_of_the_first_format_are_read(store):
     """A manifest without a digest of its own, as earlier versions wrote it, is still a manifest."""
     saved = store.save(5, writer(), {"world_size": 1})

@@ -34,7 +34,12 @@ end_with(main)
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"), [("KeyError('a bug')", 1, "KeyError: 'a bug'\n"), ("SystemExit(141)", 141, "")]
+    ("error", "code", "said"),
+    [
+        ("KeyError('a bug')", 1, "KeyError: 'a bug'\n"),
+        ("SystemExit(141)", 141, ""),
+        ("SystemExit('no room')", 1, "SystemExit: no room\n"),
+    ],
 )
 def test_an_uncaught_error_ends_the_process(error, code, said):
     """With its traceback, at once: threads and data workers that never end are not waited for."""

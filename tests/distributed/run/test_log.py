@@ -44,7 +44,17 @@ def test_a_torn_last_line_is_no_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [b'{"step": 1, "lr": 0.1, "lo\n', b"\0" * 90 + b"\n", b"[]\n", b'{"lr": 0.1}\n', b"\xff\xfe\n"]
+    "damage",
+    [
+        b'{"step": 1, "lr": 0.1, "lo\n',
+        b"\0" * 90 + b"\n",
+        b"[]\n",
+        b'{"lr": 0.1}\n',
+        b"\xff\xfe\n",
+        b'{"step": null}\n',
+        b"[" * 100_000 + b"\n",
+    ],
+    ids=range(7),
 )
 def test_a_damaged_log_is_cut_back_to_what_can_be_read(tmp_path, caplog, damage):
     """A crash of the machine leaves zeros or torn lines: file and line are named, the file is kept, rows stay."""

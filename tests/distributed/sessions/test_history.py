@@ -35,11 +35,12 @@ def test_a_session_keeps_its_command_without_secrets(session, monkeypatch):
     assert commands == ["train --run-dir 'my runs' stream.url=s3://host/x"] * 2
 
 
-def test_a_damaged_history_is_kept_aside(session, caplog):
+@pytest.mark.parametrize("damage", [b'[{"step": 0', b"[1, 2]", b'{"a": 1}', b"[" * 100_000], ids=range(4))
+def test_a_damaged_history_is_kept_aside(session, caplog, damage):
     """The session is recorded, and what was in the file is beside it."""
-    session.directory.history.write_bytes(b'[{"step": 0')
+    session.directory.history.write_bytes(damage)
     begin_session(session, None)
     assert f"{session.directory.history} is damaged" in caplog.text
     assert len(json.loads(session.directory.history.read_text())) == 1
     (aside,) = session.directory.root.glob("history.json.damaged-*")
-    assert aside.read_bytes() == b'[{"step": 0'
+    assert aside.read_bytes() == damage

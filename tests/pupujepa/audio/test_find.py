@@ -35,7 +35,8 @@ def test_what_is_passed_over_is_counted_by_suffix(tmp_path):
     files, passed_over = find_audio([tmp_path])
     assert [file.name for file in files] == ["a.wav"]
     assert passed_over == PassedOver(Counter({".m4a": 2, ".jpg": 1, "": 2}))
-    told = "passed over, no audio by their suffix: 2 without one, 2 .m4a, 1 .jpg"
+    told = "passed over, not audio that is read (convert music to wav, flac, ogg or mp3): "
+    told += "2 without one, 2 .m4a, 1 .jpg"
     assert passed_over.lines() == [told]
     files, passed_over = find_audio([tmp_path / "b.m4a"])
     assert [file.name for file in files] == ["b.m4a"]

@@ -105,7 +105,7 @@ def test_an_npz_lies_where_its_file_lay(weights, songs, tmp_path, capsys):
     assert sorted(contents(tmp_path / "out")) == ["a.flac.npz", "a.wav.npz", "live/b.ogg.npz"]
     told = capsys.readouterr().err
     assert "3 files embedded" in told
-    assert "passed over, no audio by their suffix: 1 .txt\n" in told
+    assert "wav, flac, ogg or mp3): 1 .txt\n" in told
 
 
 def test_a_name_as_long_as_file_systems_allow_is_embedded(weights, tmp_path, capsys):
