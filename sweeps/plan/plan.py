@@ -218,12 +218,24 @@ def read_plan(out: Path) -> Plan:
     """Reads what `write_plan` wrote.
 
     Raises:
-        UserError: `out` has no plan, a plan of another version, or one with trials outside of `out`.
+        UserError: `out` has no plan, a damaged one, one of another version, or one with trials outside of `out`.
     """
     path = out / PLAN_NAME
     if not path.is_file():
         raise UserError(f"{out} holds no sweep (no plan.json); start one: python -m sweeps run SWEEP.yaml --out {out}")
-    raw = json.loads(path.read_text())
+    try:
+        return _parsed_plan(path.read_bytes(), path)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}), so the sweep cannot go on; restore it, or run the sweep again with "
+            "another --out"
+        ) from error
+
+
+def _parsed_plan(content: bytes, path: Path) -> Plan:
+    raw = json.loads(content)
     if raw.pop("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{path} was written by another version of this program; run the sweep again with another --out"

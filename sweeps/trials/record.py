@@ -1,6 +1,7 @@
 """The record of a trial, trial.json; a failed trial leaves its reason and the tail of its log there."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from sweeps.plan.plan import PlannedTrial
 
 Status = Literal["waiting", "running", "stopped", "finished", "diverged", "collapsed", "crashed", "pruned"]
 LOG_TAIL_LINES = 25
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,17 @@ class Record:
 
 
 def read_record(planned: PlannedTrial, out: Path) -> Record:
-    """Returns the record of a trial, with status "waiting" if it never started."""
+    """Returns the record of a trial; "waiting" if it never started or, with a warning, if it is damaged."""
     path = out / planned.directory / "trial.json"
     if not path.is_file():
         return Record(planned.digest)
-    raw = json.loads(path.read_text())
-    return Record(**{**raw, "log_tail": tuple(raw["log_tail"])})
+    try:
+        raw = json.loads(path.read_bytes())
+        return Record(**{**raw, "log_tail": tuple(raw["log_tail"])})
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        # the trial continues from its checkpoints, which its own run directory checks
+        logger.warning("%s is damaged (%s): the trial counts as waiting", path, error)
+        return Record(planned.digest)
 
 
 def write_record(record: Record, planned: PlannedTrial, out: Path) -> Record:

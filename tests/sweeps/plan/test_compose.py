@@ -214,3 +214,15 @@ def test_a_foreign_plan_names_no_folder_outside_of_its_own(plan_of, tmp_path):
     path.write_text(path.read_text().replace('"base-seed0"', '"../../../base-seed0"'))
     with pytest.raises(UserError, match=r"plan\.json names the file 'trials/\.\./\.\./.*', which is not a plain"):
         read_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 40, b"null", b"{}", b'{"format_version": 1', b"[" * 100_000], ids=range(6)
+)
+def test_a_damaged_plan_is_one_sentence(tmp_path, content):
+    """A crash of the machine may leave plan.json empty or torn: the file and the remedy are named."""
+    (tmp_path / "plan.json").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"plan\.json is damaged .*restore it, or run the sweep again with another --out"
+    ):
+        read_plan(tmp_path)

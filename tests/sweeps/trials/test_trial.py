@@ -193,6 +193,17 @@ def test_no_process_outlives_a_trial_whose_report_fails(trial_of, tmp_path):
     assert read_record(plan.trials[0], tmp_path).status == "running"  # interrupted: the next session goes on
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"null", b"{}", b'{"status": "fin'], ids=range(5))
+def test_a_damaged_record_counts_as_waiting(trial_of, tmp_path, caplog, content):
+    """The trial is started again, and continues from its checkpoints; the file is named."""
+    planned = trial_of(0.7).trials[0]
+    path = tmp_path / planned.directory / "trial.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    assert read_record(planned, tmp_path).status == "waiting"
+    assert f"{path} is damaged" in caplog.text
+
+
 def test_a_trial_is_a_world_of_its_own(trial_of):
     """Nothing of a launcher around the sweep reaches its ranks; cores are shared among them."""
     outer = {"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "3", "TORCHELASTIC_RUN_ID": "x", "AWS_PROFILE": "music"}
