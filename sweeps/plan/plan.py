@@ -229,7 +229,7 @@ def read_plan(out: Path) -> Plan:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged ({error!r}), so the sweep cannot go on; restore it, or run the sweep again with "
+            f"{path} is damaged ({error!r}), so the sweep cannot continue; restore it, or run the sweep again with "
             "another --out"
         ) from error
 
