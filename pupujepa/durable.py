@@ -1,5 +1,6 @@
 """Files that are named only when complete and on disk; folders of this user alone."""
 
+import errno
 import os
 import secrets
 import stat
@@ -10,6 +11,8 @@ from pathlib import Path
 from pupujepa.errors import UserError
 
 PART_SUFFIX = ".part"
+# the disk, or the user's share of it, is full
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MAX_NAME_BYTES = 200  # file systems allow 255, for the rest of a temporary name too
 
 

@@ -29,7 +29,6 @@ features of its share. Then run it once with --merge 8, which names unfinished p
 """
 
 import argparse
-import errno
 import logging
 import os
 import signal
@@ -55,7 +54,7 @@ from data.shards.manifest import Manifest
 from data.store.files import Location
 from data.store.store import LocalStore
 from pupujepa.audio.find import PassedOver
-from pupujepa.durable import private_folder
+from pupujepa.durable import FULL_DISK, private_folder
 from pupujepa.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ def _room_on_disk(build: Build) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL_DISK:
             raise
         raise UserError(
             f"no room for {build.url} or its intermediate files in {build.work} ({error.strerror}); free some, then "

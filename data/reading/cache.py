@@ -7,7 +7,6 @@ the shards that it has seen. A shard appears under its name only after its lengt
 checked. `data.reading.room` keeps the budget.
 """
 
-import errno
 import logging
 import os
 import shutil
@@ -29,12 +28,11 @@ from data.reading.room import (
 from data.shards.format import ShardError, ShardIndex, index_name, read_index
 from data.shards.manifest import ShardEntry
 from data.store.files import Store, StoreError
-from pupujepa.durable import atomic_file
+from pupujepa.durable import FULL_DISK, atomic_file
 from pupujepa.errors import UserError
 from pupujepa.locks import LockTakenError, held, open_locked
 
 _LOG = logging.getLogger(__name__)
-_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class CacheError(UserError):
@@ -273,7 +271,7 @@ class ShardCache:
                 f"{entry.name} cannot be kept; continue or end that process"
             ) from error
         except OSError as error:
-            if error.errno in _FULL_DISK:
+            if error.errno in FULL_DISK:
                 raise CacheError(self._no_room(entry, f"the disk is full ({error.strerror})")) from error
             raise CacheError(
                 f"cache_dir {self.config.directory} cannot keep shard {entry.name} ({error.strerror or error}), so it "

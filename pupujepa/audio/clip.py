@@ -21,6 +21,7 @@ from pupujepa.audio.read import (
     AudioError,
     as_channels,
     mix_down,
+    no_audio,
     plausible_rate_hz,
     resample,
     resampling_ratio,
@@ -184,8 +185,7 @@ def measured_clip(
                 held.clear()
         origin, note = source.origin, source.note
     if not samples:
-        where = f" from {start_s:g} s on; choose an earlier start" if start_s else "; remove it"
-        raise AudioError(f"{origin}: holds no audio{where}")
+        raise no_audio(origin, start_s)
     blocks = iter(held) if samples <= _HELD_SAMPLES else _decoded_again(audio, decode, origin)
     return Clip(blocks, samples, origin=origin, note=note)
 

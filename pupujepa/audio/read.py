@@ -29,6 +29,13 @@ class AudioError(UserError):
     """An audio file or array that cannot be used."""
 
 
+def no_audio(origin: str, start_s: float = 0.0) -> AudioError:
+    """Returns the error for a file that holds no sample from `start_s` on."""
+    return AudioError(
+        f"{origin}: holds no audio" + (f" from {start_s:g} s on; choose an earlier start" if start_s else "; remove it")
+    )
+
+
 def mono(audio_CS: NDArray, *, origin: str = "audio") -> NDArray[np.float32]:
     """Averages channels [C, S] (or [S]) to float32 [S]; integer samples are scaled to full scale 1.
 

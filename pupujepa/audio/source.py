@@ -20,7 +20,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from pupujepa.audio.containers import ByteView, mpeg_stream, next_mpeg_frame, silent_libmpg123, streams
-from pupujepa.audio.read import AudioError, mono, plausible_rate_hz
+from pupujepa.audio.read import AudioError, mono, no_audio, plausible_rate_hz
 from pupujepa.errors import UnreadableError
 
 BLOCK_S = 30
@@ -290,8 +290,7 @@ def read_audio(
         samples = None if duration_s is None else round(duration_s * source.rate_hz)
         blocks = list(source.blocks(round(start_s * source.rate_hz), samples))
         if not blocks:
-            where = f" from {start_s:g} s on; choose an earlier start" if start_s else "; remove it"
-            raise AudioError(f"{source.origin}: holds no audio{where}")
+            raise no_audio(source.origin, start_s)
         return mono(np.concatenate(blocks).T, origin=source.origin), source.rate_hz
 
 
@@ -318,7 +317,7 @@ def measure_audio(path: Path) -> AudioFacts:
     with open_audio(path) as source:
         samples = sum(map(len, source.blocks()))
     if not samples:
-        raise AudioError(f"{source.origin}: holds no audio; remove it")
+        raise no_audio(source.origin)
     return AudioFacts(rate_hz, channels, samples)
 
 

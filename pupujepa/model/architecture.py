@@ -95,7 +95,7 @@ class ModelConfig:
     @property
     def is_sequence(self) -> bool:
         """True if positions and masks have one axis: the place in a sequence."""
-        return self.structure != TWO_DIMENSIONAL
+        return is_sequence(self.structure)
 
     @property
     def patch_values(self) -> int:
@@ -106,6 +106,11 @@ class ModelConfig:
     def predictor_outputs(self) -> int:
         """Outputs of the predictor per target token."""
         return self.patch_values if self.predictor_objective == MAE else self.width
+
+
+def is_sequence(structure: str) -> bool:
+    """Returns True for the structures whose positions and masks have one axis."""
+    return structure != TWO_DIMENSIONAL
 
 
 def _check_names(config: ModelConfig) -> None:

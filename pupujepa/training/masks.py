@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pupujepa.errors import UserError, require_known
-from pupujepa.model.architecture import FLAT_BY_BAND, STRUCTURES, TWO_DIMENSIONAL
+from pupujepa.model.architecture import FLAT_BY_BAND, STRUCTURES, TWO_DIMENSIONAL, is_sequence
 from pupujepa.training.mask_shapes import Grid, blocks, stripes
 
 STRATEGIES = ("random", "block", "time_frequency")
@@ -153,8 +153,8 @@ def draw_mask(
         strategy = draw_strategy(rng, config, progress=progress)
     num_patches = steps * bands
     num_masked = num_patches - num_context(config, num_patches)
-    is_line = config.structure != TWO_DIMENSIONAL
-    grid = Grid(num_patches, 1, torus=config.balanced) if is_line else Grid(steps, bands, torus=config.balanced)
+    shape = (num_patches, 1) if is_sequence(config.structure) else (steps, bands)
+    grid = Grid(*shape, torus=config.balanced)
     if strategy == BLOCK:
         masked = blocks(rng, grid, num_masked)
     elif strategy == TIME_FREQUENCY:

@@ -67,7 +67,7 @@ def test_a_small_build_names_all_damage_at_its_end(tmp_path: Path):
 
 
 def test_what_cannot_be_read_now_stops_the_build_at_its_end(tmp_path: Path):
-    """One unreadable file is not borne by any limit, and no file is worth 1,000 more errors of a failing disk."""
+    """No limit allows an unreadable file; a failing disk stops the build at the 21st, not after 1,000."""
     rejections(tmp_path, 50, limit=0.5).judge(left_out(unreadable=1), at_end=False)
     said = (
         r"^1 of 50 files cannot be read now, the first because: unreadable 0.wav: because; mend this or leave them out"

@@ -1,4 +1,4 @@
-"""Audio is read to its true end: no header is believed, all streams are read, wrong lengths are named."""
+"""Audio is read to its true end, whatever the header says; all streams are read, wrong lengths are named."""
 
 import io
 import os
